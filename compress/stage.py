@@ -1,0 +1,113 @@
+"""What a method is: a validated config with `run(model, ctx) -> model`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trainers.config import Config, TrainConfig
+from trainers.data import Data, DataInfo, eval_batches
+from trainers.fit import FitResult, Hook, Objective, fit
+from trainers.models import Arch, ModelState
+
+Phase = Literal["init", "train", "prune", "quantize"]
+
+
+class Stage(Config, ABC):
+    """One method applied to a model. Subclasses are frozen configs; unknown keys are rejected."""
+
+    phase: ClassVar[Phase]
+    version: ClassVar[int]
+    """Raised whenever the same config would give another result: it is part of the cache key."""
+    paper: ClassVar[str] = ""
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """Names that `ctx.report` gives, so that objectives can name them."""
+
+    def check(self, arch: Arch, data: DataInfo) -> Arch:
+        """The architecture that `run` will return for this input, found without any work.
+
+        Raises:
+            ValueError: this stage cannot take such a model; names the rule and both values.
+        """
+        return arch
+
+    def teachers(self) -> list[tuple[str, Path | None]]:
+        """Arguments of every `ctx.teacher` call that `run` makes: their contents enter the cache key."""
+        return []
+
+    @abstractmethod
+    def run(self, model: ModelState, ctx: "Context") -> ModelState:
+        """Apply the method. `model` is not changed. Code between fits is deterministic in `ctx.seed`."""
+
+
+@dataclass
+class Context:
+    """What a stage may use besides its model.
+
+    Attributes:
+        data: the data set, split.
+        device: where modules run.
+        seed: this stage's seed; set torch's global generator from it, nothing else is random.
+        workdir: private to this stage and configuration; survives a killed trial.
+        find_teacher: resolves a teacher's name to a model (the pipeline gives it).
+        on_epoch: receives one row an epoch.
+        reported: what `report` gathered.
+        restored_seconds: seconds of fits that an earlier, killed process had spent.
+    """
+
+    data: Data
+    device: torch.device
+    seed: int
+    workdir: Path
+    find_teacher: Callable[[str, Path | None], ModelState]
+    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None
+    reported: dict[str, Any] = field(default_factory=dict)
+    restored_seconds: float = 0.0
+
+    def fit(
+        self,
+        module: nn.Module,
+        objective: Objective,
+        config: TrainConfig,
+        *,
+        hooks: Sequence[Hook] = (),
+        name: str = "fit",
+    ) -> FitResult:
+        """Train `module` in place to the end of `config`.
+
+        A fit that a killed trial left unfinished goes on from its checkpoint; one that it finished
+        returns at once with the same weights. `name` tells the fits of one stage apart.
+        """
+        result = fit(
+            module, self.data, objective, config, hooks=hooks, seed=self.seed, device=self.device,
+            workdir=self.workdir / name, name=name, on_epoch=self.on_epoch,
+        )  # fmt: skip
+        self.restored_seconds += result.seconds_restored
+        return result
+
+    def teacher(self, name: str, checkpoint: Path | None = None) -> nn.Module:
+        """A frozen teacher in eval mode on `device`; see `DistillConfig.teacher` for names.
+
+        Raises:
+            ValueError: no such teacher, or one with another number of classes than the data.
+        """
+        state = self.find_teacher(name, checkpoint)
+        classes = state.arch.args.get("num_classes")
+        if classes != self.data.info.num_classes:
+            raise ValueError(f"teacher {name!r} has {classes} classes, the data has {self.data.info.num_classes}")
+        return state.build().to(self.device).requires_grad_(False)
+
+    def batches(self, n: int, batch_size: int = 128) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first `n` batches of the training part, in order, as at evaluation (no augmentation)."""
+        for i, batch in enumerate(eval_batches(self.data, "train", batch_size, self.device)):
+            if i >= n:
+                return
+            yield batch
+
+    def report(self, **metrics: float | int | str) -> None:
+        """Put metrics of this stage into the trial's record."""
+        self.reported.update(metrics)

@@ -1,0 +1,1 @@
+"""The search: spec, space, Optuna under Ray Tune, records."""

@@ -1,0 +1,152 @@
+"""What the system says about itself: stages, presets, the spec's schema, a checked spec."""
+
+import math
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from compress.pipeline import STAGES
+from compress.stage import Stage
+from sweeps.check import METRICS, Checked
+from sweeps.progress import short
+from sweeps.space import Dimension
+from sweeps.spec import Spec, preset_text
+
+
+def stage_table(stage: type[Stage]) -> Table:
+    """Parameters of a stage: name, type, default, meaning; nested configs as dotted names."""
+    table = Table("parameter", "type", "default", "meaning", box=None, pad_edge=False, header_style="dim")
+    for name, field, kind in _parameters(stage):
+        default = "[red]required[/]" if field.is_required() else escape(_default(field))
+        table.add_row(f"  {name}", f"[cyan]{escape(kind)}[/]", default, escape(field.description or ""))
+    return table
+
+
+def _parameters(model: type[BaseModel], prefix: str = "") -> list[tuple[str, FieldInfo, str]]:
+    rows = []
+    for name, field in model.model_fields.items():
+        kind = _type_name(field.annotation)
+        nested = [
+            a
+            for a in (field.annotation, *getattr(field.annotation, "__args__", ()))
+            if isinstance(a, type) and issubclass(a, BaseModel)
+        ]
+        rows.append((prefix + name, field, kind))
+        if nested:
+            rows += _parameters(nested[0], f"{prefix}{name}.")
+    return rows
+
+
+def _type_name(annotation: Any) -> str:
+    text = (
+        annotation.__name__
+        if isinstance(annotation, type) and not getattr(annotation, "__args__", ())
+        else str(annotation)
+    )
+    for noise in ("typing.", "pathlib.", "trainers.config.", "NoneType", "Literal"):
+        text = text.replace(noise, "None" if noise == "NoneType" else "")
+    return text.replace("_local.", "")
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        return ""
+    return "null" if value is None else str(value)
+
+
+def preset_comment(name: str) -> str:
+    """The first paragraph of a preset's comment."""
+    lines = []
+    for line in preset_text(name).splitlines():
+        if not line.startswith("#") or line.strip() == "#":
+            break
+        lines.append(line.lstrip("# ").rstrip())
+    return " ".join(lines)
+
+
+def spec_schema() -> dict[str, Any]:
+    """JSON schema of a spec; stages by their kind."""
+    schema = Spec.model_json_schema()
+    definitions = schema.setdefault("$defs", {})
+    branches, named = [], {}
+    for kind, stage in STAGES.items():
+        own = stage.model_json_schema()
+        definitions |= own.pop("$defs", {})
+        own["properties"] = {"stage": {"const": kind}, **own["properties"]}
+        own.pop("required", None)  # a required parameter may come from search.space
+        definitions[f"stage_{kind}"] = own
+        named[kind] = {"anyOf": [{"$ref": f"#/$defs/stage_{kind}"}, {"$ref": "#/$defs/stage"}]}
+        branches.append(
+            {
+                "if": {"properties": {"stage": {"const": kind}}, "required": ["stage"]},
+                "then": {"$ref": f"#/$defs/stage_{kind}"},
+            }
+        )
+    definitions["stage"] = {"type": "object", "properties": {"stage": {"enum": list(STAGES)}}, "allOf": branches}
+    slot = {
+        "type": "object", "required": ["one_of"], "additionalProperties": False,
+        "properties": {"one_of": {"type": "object", "additionalProperties": {"anyOf": [{"$ref": "#/$defs/stage"}, {"type": "null"}]}}},
+    }  # fmt: skip
+    definitions["slot"] = slot
+    stages = schema["properties"]["stages"]
+    stages["properties"] = named
+    stages["additionalProperties"] = {"anyOf": [{"$ref": "#/$defs/slot"}, {"$ref": "#/$defs/stage"}]}
+    objective = definitions["Objective"]["properties"]["metric"]
+    objective["anyOf"] = [{"enum": sorted(METRICS)}, {"type": "string"}]
+    objective.pop("type", None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def print_checked(checked: Checked, console: Console) -> None:
+    """The resolved pipeline, the space, and how much work it is."""
+    spec, search = checked.spec, checked.spec.search
+    console.print(f"[bold]{escape(spec.name)}[/]  is valid", highlight=False)
+    console.print(
+        f"source     {escape(str(spec.source.model or spec.source.checkpoint))}   data {spec.data.dataset}",
+        highlight=False,
+    )
+    counts = dict(checked.distinct_stages())
+    table = Table(
+        "stage", "kind", "phase", "model after it", "computed at most", box=None, pad_edge=False, header_style="dim"
+    )
+    for stage, arch in zip(checked.example, checked.example_archs, strict=True):
+        n = counts.get(stage.name, 0)
+        args = " ".join(f"{k}={short(v)}" for k, v in arch.args.items())
+        table.add_row(
+            stage.name,
+            stage.kind,
+            stage.config.phase,
+            escape(f"{arch.name} {args}"),
+            "once" if n == 1 else f"{n} times",
+        )
+    console.print(table)
+    space = Table("dimension", "values", "when", box=None, pad_edge=False, header_style="dim")
+    for dimension in checked.space.dimensions:
+        when = f"{dimension.slot} in {', '.join(sorted(dimension.alternatives))}" if dimension.slot else ""
+        space.add_row(dimension.path, escape(_values(dimension)), escape(when))
+    if checked.space.dimensions:
+        console.print(space)
+    size = checked.space.size()
+    trials = checked.num_configurations * search.replicates
+    goals = ", ".join(
+        f"{o.mode} {o.metric}" + (f" (bound {o.bound:g})" if o.bound is not None else "") for o in spec.objectives
+    )
+    console.print(
+        f"objectives {goals}\nspace      {'a continuum' if size is None else f'{size:,} configurations'}, searched by {search.sampler}\n"
+        f"trials     {trials} = {checked.num_configurations} configurations × {search.replicates} seeds\n"
+        f"run folder {spec.run_folder}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _values(dimension: Dimension) -> str:
+    if dimension.choices is not None:
+        return ", ".join(map(str, dimension.choices))
+    step = f", step {dimension.step:g}" if dimension.step else ""
+    low, high = (f"{x:g}" if math.isfinite(x) else str(x) for x in (dimension.low, dimension.high))
+    return f"{dimension.kind} {low} to {high}{step}{', log' if dimension.log else ''}"

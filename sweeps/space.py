@@ -1,0 +1,394 @@
+"""The search space: dotted parameters, slots with alternatives, and what an assignment resolves to.
+
+A slot is an entry of `stages` of the form `{one_of: {alternative: config or null}}`; it is a dimension by
+itself. Under a slot a path names the alternative (`stages.init.random.args`), or all of them with `*`
+(`stages.init.*.args`); a dimension is active only where the chosen alternative is one that it names.
+"""
+
+import copy
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal
+
+import optuna
+
+from compress.pipeline import NamedStage
+from sweeps.spec import Spec, build_stage, validated
+from sweeps.yaml_file import SpecError
+from trainers.config import DataConfig
+from trainers.source import SourceConfig
+
+ROOTS = ("stages", "source", "data")
+"""Sections that a dimension may name."""
+
+Assignment = Mapping[str, Any]
+"""Dimension path → label (categorical) or number."""
+
+
+def is_slot(entry: Any) -> bool:
+    return isinstance(entry, dict) and "one_of" in entry
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One searched parameter or slot.
+
+    Attributes:
+        path: dotted name, as in the spec.
+        kind: how it is drawn.
+        low, high, step, log: of numbers; both ends belong to the range.
+        choices: label → value of a categorical one, in order.
+        slot: the slot that decides whether it is active, or None.
+        alternatives: those of the slot under which it is active.
+        is_slot: whether it chooses an alternative.
+    """
+
+    path: str
+    kind: Literal["float", "int", "categorical"]
+    low: float = 0
+    high: float = 0
+    step: float | None = None
+    log: bool = False
+    choices: Mapping[Any, Any] | None = None
+    slot: str | None = None
+    alternatives: frozenset[str] = frozenset()
+    is_slot: bool = False
+
+    @property
+    def section(self) -> str:
+        """The stage, or the other section, that it belongs to."""
+        parts = self.path.split(".")
+        return parts[1] if parts[0] == "stages" else parts[0]
+
+    def active(self, chosen: Assignment) -> bool:
+        """Whether it applies, given the slots chosen so far."""
+        return self.slot is None or chosen.get(self.slot, None) in self.alternatives
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Any:
+        """Draw by an Optuna trial."""
+        if self.kind == "categorical":
+            assert self.choices is not None
+            return trial.suggest_categorical(self.path, list(self.choices))
+        if self.kind == "int":
+            return trial.suggest_int(self.path, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
+        return trial.suggest_float(self.path, self.low, self.high, step=self.step, log=self.log)
+
+    def value(self, drawn: Any) -> Any:
+        """What goes into the spec for a drawn label or number."""
+        return copy.deepcopy(self.choices[drawn]) if self.choices is not None else drawn
+
+    def grid(self) -> list[Any] | None:
+        """All that can be drawn, or None where that is a continuum."""
+        if self.choices is not None:
+            return list(self.choices)
+        if self.kind == "int" and not self.log:
+            return list(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
+        if self.kind == "int":
+            return list(range(int(self.low), int(self.high) + 1))
+        if self.step is None:
+            return [self.low] if self.low == self.high else None
+        return [self.low + i * self.step for i in range(math.floor((self.high - self.low) / self.step + 1e-9) + 1)]
+
+    def samples(self) -> list[Any]:
+        """Draws that stand for all: every label, or both ends."""
+        return list(self.choices) if self.choices is not None else [self.low, self.high]
+
+    def coerced(self, value: Any) -> Any:
+        """A point's value as this dimension draws it.
+
+        Raises:
+            SpecError: not one of the choices, or outside the range.
+        """
+        if self.choices is not None:
+            for label, choice in self.choices.items():
+                if (value == label and type(value) is type(label)) or value == choice:
+                    return label
+            raise SpecError(
+                f"search.points: {self.path}: {value!r} is no choice; valid: {', '.join(map(str, self.choices))}"
+            )
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not self.low <= value <= self.high or (self.kind == "int" and value != int(value)):
+            raise SpecError(f"search.points: {self.path}: {value!r} is not in {self.kind} [{self.low}, {self.high}]")
+        return int(value) if self.kind == "int" else float(value)
+
+
+class Space:
+    """All dimensions of a spec, slots first, and the way from an assignment to a pipeline.
+
+    Raises:
+        SpecError: a path that names nothing, or a dimension that is none.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.dimensions: list[Dimension] = list(self._slots())
+        for path, given in spec.search.space.items():
+            if any(d.path == path for d in self.dimensions):
+                raise SpecError(
+                    f"search.space.{path}: a slot is searched by itself; leave it out, or fix it with {path}=ALTERNATIVE"
+                )
+            slot, alternatives = self._condition(path)
+            self.dimensions.append(parse_dimension(path, given, slot, alternatives))
+
+    def _slots(self) -> Iterator[Dimension]:
+        for name, entry in self.spec.stages.items():
+            if not is_slot(entry):
+                continue
+            place, options = f"stages.{name}", entry["one_of"]
+            if set(entry) != {"one_of"} or not isinstance(options, dict) or not options:
+                raise SpecError(
+                    f"{place}: a slot is {{one_of: {{alternative: config or null, ...}}}} and nothing beside it"
+                )
+            if "*" in options or not all(isinstance(option, str) for option in options):
+                raise SpecError(f"{place}.one_of: alternatives are named by text other than '*'; got {list(options)}")
+            yield Dimension(place, "categorical", choices={o: o for o in options}, is_slot=True)
+
+    def _condition(self, path: str) -> tuple[str | None, frozenset[str]]:
+        parts = path.split(".") if isinstance(path, str) else []
+        if len(parts) < 2 or parts[0] not in ROOTS or not all(parts):
+            raise SpecError(
+                f"search.space.{path}: a dimension is named SECTION.PARAMETER with a section of {', '.join(ROOTS)}"
+            )
+        if parts[0] != "stages":
+            return None, frozenset()
+        if parts[1] not in self.spec.stages:
+            raise SpecError(f"search.space.{path}: no stage {parts[1]!r}; the stages are {', '.join(self.spec.stages)}")
+        entry = self.spec.stages[parts[1]]
+        if not is_slot(entry):
+            if len(parts) < 3:
+                raise SpecError(f"search.space.{path}: names a stage that is no slot; name one of its parameters")
+            return None, frozenset()
+        options = entry["one_of"]
+        wanted = parts[2] if len(parts) > 2 else ""
+        if wanted == "*":
+            filled = frozenset(name for name, config in options.items() if config is not None)
+        else:
+            filled = frozenset({wanted} if options.get(wanted) is not None else ())
+        if not filled or len(parts) < 4:
+            raise SpecError(
+                f"search.space.{path}: stages.{parts[1]} is a slot; write stages.{parts[1]}.ALTERNATIVE.PARAMETER "
+                f"with an alternative of {', '.join(options)}, or * for all"
+            )
+        return f"stages.{parts[1]}", filled
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
+        """A valid assignment: slots first, then what is active under them."""
+        drawn: dict[str, Any] = {}
+        for dimension in self.dimensions:
+            if dimension.active(drawn):
+                drawn[dimension.path] = dimension.suggest(trial)
+        return drawn
+
+    def resolve(self, assignment: Assignment) -> dict[str, Any]:
+        """The raw spec with values in place and slots replaced by what was chosen.
+
+        Raises:
+            SpecError: a path leads through something that is no mapping.
+        """
+        raw = copy.deepcopy(self.spec.raw)
+        for dimension in self.dimensions:
+            if dimension.is_slot or dimension.path not in assignment:
+                continue
+            parts = dimension.path.split(".")
+            if dimension.slot is not None:
+                alternative = assignment[dimension.slot]
+                parts = [*parts[:2], "one_of", alternative, *parts[3:]]
+            set_path(raw, parts, dimension.value(assignment[dimension.path]), dimension.path)
+        stages: dict[str, Any] = {}
+        for name, entry in raw["stages"].items():
+            if is_slot(entry):
+                alternative = assignment[f"stages.{name}"]
+                config = entry["one_of"][alternative]
+                if config is not None:
+                    stages[name] = {"stage": alternative, **config} if isinstance(config, dict) else config
+            else:
+                stages[name] = entry
+        raw["stages"] = stages
+        return raw
+
+    def grid(self) -> list[dict[str, Any]] | None:
+        """Every assignment, or None where a dimension is a continuum."""
+        slots = [d for d in self.dimensions if d.is_slot]
+        points: list[dict[str, Any]] = []
+        for labels in product(*[d.samples() for d in slots]):
+            chosen = {d.path: label for d, label in zip(slots, labels, strict=True)}
+            free = [d for d in self.dimensions if not d.is_slot and d.active(chosen)]
+            axes = [d.grid() for d in free]
+            if any(axis is None for axis in axes):
+                return None
+            for values in product(*[axis for axis in axes if axis is not None]):
+                points.append(chosen | {d.path: v for d, v in zip(free, values, strict=True)})
+        return points
+
+    def size(self, stages: Sequence[str] | None = None) -> int | None:
+        """Number of assignments (of what concerns the named stages, source and data); None is a continuum."""
+        mine = [d for d in self.dimensions if stages is None or d.section in (*stages, "source", "data")]
+        slots = [d for d in mine if d.is_slot]
+        total = 0
+        for labels in product(*[d.samples() for d in slots]):
+            chosen = {d.path: label for d, label in zip(slots, labels, strict=True)}
+            axes = [d.grid() for d in mine if not d.is_slot and d.active(chosen)]
+            if any(axis is None for axis in axes):
+                return None
+            total += math.prod(len(axis) for axis in axes if axis is not None)
+        return total
+
+    def probes(self) -> Iterator[dict[str, Any]]:
+        """Assignments that between them use every alternative and every dimension's samples."""
+        slots = [d for d in self.dimensions if d.is_slot]
+        for labels in product(*[d.samples() for d in slots]):
+            chosen = {d.path: label for d, label in zip(slots, labels, strict=True)}
+            free = [d for d in self.dimensions if not d.is_slot and d.active(chosen)]
+            base = chosen | {d.path: d.samples()[0] for d in free}
+            yield base
+            for dimension in free:
+                for sample in dimension.samples()[1:]:
+                    yield base | {dimension.path: sample}
+
+    def point(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """A user's point with labels for values.
+
+        Raises:
+            SpecError: a name that is no dimension, or a value outside it.
+        """
+        known = {d.path: d for d in self.dimensions}
+        for path in given:
+            if path not in known:
+                raise SpecError(f"search.points: {path!r} is no dimension; valid: {', '.join(known) or 'none'}")
+        return {path: known[path].coerced(value) for path, value in given.items()}
+
+
+def set_path(raw: dict[str, Any], parts: Sequence[str], value: Any, shown: str) -> None:
+    """Set a nested value, making the mappings on the way.
+
+    Raises:
+        SpecError: the way leads through a plain value.
+    """
+    node: Any = raw
+    for i, part in enumerate(parts[:-1]):
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+        if not isinstance(node, dict):
+            raise SpecError(f"{shown}: {'.'.join(parts[: i + 1])} is {node!r}, not a mapping with parameters")
+    node[parts[-1]] = value
+
+
+def _label(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool | None) else json.dumps(value, separators=(",", ":"))
+
+
+def parse_dimension(
+    path: str, given: Any, slot: str | None = None, alternatives: frozenset[str] = frozenset()
+) -> Dimension:
+    """A dimension from its spec form: a list, {low, high, log, step, type}, {choices}, or one fixed value.
+
+    Raises:
+        SpecError: none of these forms, or a range that is none.
+    """
+    place = f"search.space.{path}"
+    where = {"slot": slot, "alternatives": alternatives}
+    if isinstance(given, dict) and set(given) == {"choices"}:
+        given = given["choices"]
+        if not isinstance(given, dict | list):
+            raise SpecError(f"{place}.choices: a list or a mapping label → value; got {given!r}")
+        if isinstance(given, dict):
+            given = {str(label): value for label, value in given.items()}
+    elif isinstance(given, dict):
+        return _number_dimension(path, place, given, where)
+    if not isinstance(given, dict | list):
+        given = [given]
+    choices = given if isinstance(given, dict) else {_label(value): value for value in given}
+    if not choices:
+        raise SpecError(f"{place}: needs at least one choice")
+    if len(choices) < len(given):
+        raise SpecError(f"{place}: the choices {given!r} are not distinct")
+    return Dimension(path, "categorical", choices=choices, **where)  # type: ignore[arg-type]
+
+
+def _number_dimension(path: str, place: str, given: dict[str, Any], where: dict[str, Any]) -> Dimension:
+    unknown = set(given) - {"low", "high", "log", "step", "type"}
+    if unknown or not {"low", "high"} <= set(given):
+        raise SpecError(
+            f"{place}: a range is {{low, high}} with optional log, step, type (float or int); got keys {', '.join(map(str, given))}"
+        )
+    low, high, step, log = given["low"], given["high"], given.get("step"), given.get("log", False)
+    for name, number in (("low", low), ("high", high), ("step", step if step is not None else 1)):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise SpecError(f"{place}.{name}: must be a finite number; got {number!r}")
+    both_int = all(isinstance(n, int) for n in (low, high, step if step is not None else 1))
+    kind = given.get("type", "int" if both_int else "float")
+    if kind not in ("int", "float") or (kind == "int" and not both_int):
+        raise SpecError(f"{place}.type: int (with whole low, high and step) or float; got {kind!r}")
+    if not isinstance(log, bool):
+        raise SpecError(f"{place}.log: true or false; got {log!r}")
+    if low > high or (log and low <= 0) or (step is not None and (step <= 0 or log)):
+        raise SpecError(f"{place}: needs low <= high, low > 0 with log, step > 0 and not with log; got {given}")
+    if kind == "float":
+        low, high, step = float(low), float(high), None if step is None else float(step)
+    return Dimension(path, kind, low, high, step, log, **where)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A trial's part of the spec, validated: source, data, stages, and the flat config for its record."""
+
+    source: SourceConfig
+    data: DataConfig
+    stages: tuple[NamedStage, ...]
+    config: dict[str, Any]
+
+
+def resolved_trial(space: Space, assignment: Assignment) -> Resolved:
+    """Validate what an assignment resolves to.
+
+    Raises:
+        SpecError: with the place in the spec.
+    """
+    raw = space.resolve(assignment)
+    source = validated(SourceConfig, raw["source"], "source")
+    data = validated(DataConfig, raw["data"], "data")
+    stages: list[NamedStage] = []
+    for name, entry in raw["stages"].items():
+        if not isinstance(entry, dict):
+            raise SpecError(f"stages.{name}: a stage is a mapping of its parameters; got {entry!r}")
+        kind = entry.get("stage", name)
+        place = f"stages.{name}"
+        if not isinstance(kind, str):
+            raise SpecError(f"{place}.stage: the name of a stage; got {kind!r}")
+        config = {key: value for key, value in entry.items() if key != "stage"}
+        stages.append(NamedStage(name, kind, build_stage(kind, config, place)))
+    return Resolved(source, data, tuple(stages), _flat_config(space, assignment, source, data, stages))
+
+
+def _flat_config(
+    space: Space, assignment: Assignment, source: SourceConfig, data: DataConfig, stages: Sequence[NamedStage]
+) -> dict[str, Any]:
+    flat: dict[str, Any] = {d.path.removeprefix("stages."): assignment[d.path] for d in space.dimensions if d.is_slot}
+    sections = {"source": source, "data": data, **{stage.name: stage.config for stage in stages}}
+    for name, section in sections.items():
+        flat |= dict(_leaves(name, section.model_dump(mode="json")))
+    return flat
+
+
+def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(f"{prefix}.{key}", inner)
+    else:
+        yield prefix, value
+
+
+def config_keys(dimension: Dimension) -> list[str]:
+    """The keys of the flat config that a dimension sets."""
+    parts = dimension.path.split(".")
+    if dimension.slot is not None:
+        del parts[2]
+    base = ".".join(parts[1:] if parts[0] == "stages" else parts)
+    values = list(dimension.choices.values()) if dimension.choices is not None else []
+    if not any(isinstance(value, dict) for value in values):
+        return [base]
+    return list(dict.fromkeys(key for value in values for key, _ in _leaves(base, value)))

@@ -1,0 +1,163 @@
+"""Model descriptions that rebuild anywhere, and their weights, without pickle."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trainers.files import write_atomic
+from trainers.resnet_cifar import RESNET_CIFAR, resnet_cifar
+
+
+@dataclass(frozen=True)
+class Arch:
+    """A JSON-able model description.
+
+    Attributes:
+        builder: a key of `BUILDERS`.
+        name: the model's name for that builder.
+        args: keyword arguments, among them `num_classes`.
+        dims: per-layer dimensions for builders whose layers differ; empty otherwise.
+    """
+
+    builder: str
+    name: str
+    args: dict[str, Any] = field(default_factory=dict)
+    dims: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """A freshly initialised module (torch's global generator decides the values)."""
+        return BUILDERS[self.builder](self)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"builder": self.builder, "name": self.name, "args": self.args, "dims": self.dims}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Arch":
+        if value["builder"] not in BUILDERS:
+            raise ValueError(f"unknown model builder {value['builder']!r}; valid: {', '.join(BUILDERS)}")
+        return cls(**value)
+
+
+def _build_timm(arch: Arch) -> nn.Module:
+    return timm.create_model(arch.name, pretrained=False, **arch.args)
+
+
+def _build_resnet_cifar(arch: Arch) -> nn.Module:
+    return resnet_cifar(arch.name, **arch.args)
+
+
+BUILDERS: dict[str, Callable[[Arch], nn.Module]] = {"timm": _build_timm, "resnet_cifar": _build_resnet_cifar}
+
+
+def make_arch(name: str, *, num_classes: int, image_size: int, args: dict[str, Any] | None = None) -> Arch:
+    """The `Arch` of a timm model or a CIFAR ResNet for this data.
+
+    `img_size` is filled in for models that take it (ViTs), unless `args` gives it.
+
+    Raises:
+        ValueError: no such model, or arguments that it does not take.
+    """
+    args = dict(args or {})
+    if name in RESNET_CIFAR:
+        return Arch("resnet_cifar", name, {"num_classes": num_classes, **args})
+    base = name.split(".")[0]
+    if not timm.is_model(base):
+        near = timm.list_models(f"*{base.split('_')[0]}*")[:8]
+        hint = f"; similar: {', '.join(near)}" if near else ""
+        raise ValueError(
+            f"unknown model {name!r}; valid: {', '.join(RESNET_CIFAR)} or any name of timm.list_models(){hint}"
+        )
+    arch = Arch("timm", name, {"num_classes": num_classes, **args})
+    if "img_size" not in args:
+        sized = replace(arch, args={**arch.args, "img_size": image_size})
+        try:
+            with torch.device("meta"):
+                sized.build()
+            return sized
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise ValueError(f"model {name!r} with {args}: {error}") from error
+    try:
+        with torch.device("meta"):
+            arch.build()
+    except TypeError as error:
+        raise ValueError(f"model {name!r} with {args}: {error}") from error
+    return arch
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """A model between stages: description, weights on the CPU, and what methods note about it.
+
+    Attributes:
+        arch: how to build it.
+        weights: parameters and buffers by name, contiguous CPU tensors. Never changed in place.
+        meta: JSON-able notes (a codebook, a layer map, the label set).
+    """
+
+    arch: Arch
+    weights: dict[str, Tensor]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_module(cls, arch: Arch, module: nn.Module, meta: dict[str, Any] | None = None) -> "ModelState":
+        """Copy a module's state dict to the CPU."""
+        weights = {k: v.detach().cpu().clone().contiguous() for k, v in module.state_dict().items()}
+        return cls(arch, weights, dict(meta or {}))
+
+    @classmethod
+    def initialised(cls, arch: Arch, seed: int) -> "ModelState":
+        """Random weights by the model's own initialiser, from `seed`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls.from_module(arch, arch.build())
+
+    def build(self) -> nn.Module:
+        """The module with these weights (a copy), in eval mode, on the CPU."""
+        with torch.random.fork_rng(devices=[]):
+            module = self.arch.build()
+        module.load_state_dict(self.weights)
+        return module.eval()
+
+    def hash(self) -> str:
+        """SHA-256 over description, names, shapes, types and bytes."""
+        digest = hashlib.sha256(json.dumps([self.arch.to_json(), self.meta], sort_keys=True).encode())
+        for name in sorted(self.weights):
+            tensor = self.weights[name].contiguous()
+            digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}".encode())
+            if tensor.numel():
+                digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write `model.safetensors` and `model.json` into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        # safetensors refuses tensors that share memory (tied weights): store independent copies
+        save_file({k: v.clone() for k, v in self.weights.items()}, folder / "model.safetensors")
+        text = json.dumps({"arch": self.arch.to_json(), "meta": self.meta, "hash": self.hash()}, indent=1)
+        write_atomic(folder / "model.json", text.encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> "ModelState":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: a file is missing, damaged, or its content differs from the stored hash.
+        """
+        try:
+            note = json.loads((folder / "model.json").read_text())
+            state = cls(Arch.from_json(note["arch"]), load_file(folder / "model.safetensors"), note["meta"])
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise ValueError(f"{folder}: not a saved model ({error})") from error
+        if state.hash() != note["hash"]:
+            raise ValueError(f"{folder}: the model's content differs from its stored hash; delete the folder")
+        return state
