@@ -1,0 +1,210 @@
+/* The page's state, colours and formats. The other scripts draw; all of them read D, the data of plots.page_data. */
+"use strict";
+const D = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+const COLUMN = new Map(D.columns.map((column) => [column.key, column]));
+const FRONT = new Set(D.front);
+const ELIGIBLE = new Set(D.eligible);
+const ROW = new Map(D.ids.map((id, row) => [id, row]));
+const OBJECTIVES = D.objectives.map((o) => ({ ...o, key: "metric/" + o.metric }));
+
+/* Okabe and Ito's colours, which people with colour-blindness tell apart, lightened on dark and darkened on light. */
+const PALETTE = {
+  light: ["#0b6bb0", "#d2600a", "#07916a", "#b3569b", "#c98a00", "#3f9fd8", "#5b4bb5", "#6b6f75"],
+  dark: ["#5fb2ee", "#f58f4a", "#3fcf9e", "#e59bd0", "#f0c04a", "#a5dbfa", "#a99cf5", "#b3b8be"],
+};
+const RAMP = { light: ["#23407c", "#56748c", "#959a6c", "#dfc23a"], dark: ["#4c74c9", "#7f9bb0", "#bfb981", "#fde05e"] };
+const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star", "triangle-down", "hexagon"];
+const state = { row: null, hidden: new Set(), colour: D.colour, painters: [] };
+
+const isDark = () => document.documentElement.dataset.theme === "dark";
+const token = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
+
+/* Elements are made, never parsed, so that text from the run stays text. */
+function el(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== false) node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+function svg(tag, attributes = {}, text = null) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  if (text !== null) node.textContent = text;
+  return node;
+}
+
+/* Plotly reads a few tags in text: nothing from the run may be one. */
+const inert = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const clip = (text, n = 28) => (text.length > n ? text.slice(0, n - 1) + "…" : text);
+
+function number(value) {
+  if (value === null) return "–";
+  const size = Math.abs(value);
+  if (value !== 0 && (size < 1e-3 || size >= 1e9)) return value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e");
+  if (Number.isInteger(value)) return value.toLocaleString("en").replace(/,/g, "\u202f");
+  return size >= 1000 ? value.toLocaleString("en", { maximumFractionDigits: 1 }).replace(/,/g, "\u202f")
+    : String(Number(value.toPrecision(4)));
+}
+/* A value of a column as text. */
+const formatted = (column, value) => (value !== null && column.unit === "fraction" ? (100 * value).toFixed(2) + " %" : number(value));
+function show(column, row) {
+  const value = column.values[row];
+  if (column.kind === "cat") return column.levels[value];
+  if (column.key === "seconds") return value === null ? "–" : number(Number(value.toPrecision(3)));
+  return formatted(column, value);
+}
+const title = (column) => column.label + (column.unit && !["fraction", "1", "10^9"].includes(column.unit) ? ` (${column.unit})` : "");
+/* A trial in lines, for hovering; as Plotly's text it is made once. */
+const described = new Map();
+function describe(row, breaks) {
+  if (breaks === "\n") return describeAs(row, breaks);
+  if (!described.has(row)) described.set(row, describeAs(row, breaks));
+  return described.get(row);
+}
+function describeAs(row, breaks) {
+  const lines = [`Trial ${D.ids[row]} · ${D.status[row]}${FRONT.has(row) ? " · on the front" : ""}`];
+  for (const column of D.columns) {
+    const text = column.role === "time" ? "–" : show(column, row);
+    if (text !== "–" && (column.role !== "metric" || column.label === "test_accuracy")) lines.push(`${column.label}  ${clip(text, 40)}`);
+  }
+  return breaks === "\n" ? lines.join("\n") : lines.map(inert).map((l, i) => (i ? l : `<b>${l}</b>`)).join(breaks);
+}
+
+/* What colours the trials: groups of a column with few values, or a ramp over a numeric one. */
+function colouring() {
+  const dark = isDark() ? "dark" : "light";
+  const column = COLUMN.get(state.colour);
+  const distinct = column && column.kind === "num" ? [...new Set(column.values.filter((v) => v !== null))] : [];
+  if (column && column.kind === "num" && distinct.length > 6) {
+    const ends = [Math.min(...distinct), Math.max(...distinct)];
+    const place = (v) => (column.log ? Math.log(v / ends[0]) / Math.log(ends[1] / ends[0]) : (v - ends[0]) / (ends[1] - ends[0] || 1));
+    const of = (row) => (column.values[row] === null ? token("muted") : mix(RAMP[dark], place(column.values[row])));
+    return { column, ends, groups: [{ name: "", rows: D.ids.map((_, row) => row), symbol: "circle" }], of };
+  }
+  let names, codes;
+  if (!column) {
+    names = [...new Set(D.status)];
+    codes = D.status.map((s) => names.indexOf(s));
+  } else if (column.kind === "cat") {
+    names = column.levels;
+    codes = column.values;
+  } else {
+    const order = distinct.sort((a, b) => a - b);
+    names = [...order.map(number), "–"];
+    codes = column.values.map((v) => (v === null ? order.length : order.indexOf(v)));
+  }
+  const colour = (code) => (names[code] === "–" ? token("muted") : PALETTE[dark][code % 8]);
+  const groups = names.map((name, code) => ({
+    name, colour: colour(code), symbol: SYMBOLS[(code + (code >> 3)) % 8], rows: [],
+  }));
+  codes.forEach((code, row) => groups[code].rows.push(row));
+  return { column, groups: groups.filter((g) => g.rows.length), of: (row) => colour(codes[row]) };
+}
+function mix(stops, share) {
+  const at = Math.min(Math.max(share, 0), 1) * (stops.length - 1);
+  const low = Math.min(Math.floor(at), stops.length - 2);
+  const parts = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+  const [a, b] = [parts(stops[low]), parts(stops[low + 1])];
+  return `rgb(${a.map((v, i) => Math.round(v + (b[i] - v) * (at - low))).join(",")})`;
+}
+const visible = (colours) => colours.groups.filter((group) => !state.hidden.has(group.name));
+
+const SHAPES = {
+  circle: "M7 2a5 5 0 1 0 .01 0z", square: "M2.5 2.5h9v9h-9z", diamond: "M7 1l6 6-6 6-6-6z", "triangle-up": "M7 1.5l6 10.5H1z",
+  cross: "M5 1.5h4V5h3.5v4H9v3.5H5V9H1.5V5H5z", star: "M7 1l1.8 4 4.2.5-3.1 2.9.9 4.2L7 10.5l-3.8 2.1.9-4.2L1 5.500 5.200 5z",
+  "triangle-down": "M7 12.500L1 2h12z", hexagon: "M7 1l5.200 3v6L7 13l-5.200-3V4z",
+};
+function drawLegends() {
+  const colours = colouring();
+  for (const node of document.querySelectorAll(".legend")) {
+    node.replaceChildren(el("span", { class: "by" }, colours.column ? colours.column.label : "status"));
+    if (colours.ends) {
+      const ramp = el("span", { class: "ramp" });
+      ramp.style.background = `linear-gradient(90deg, ${RAMP[isDark() ? "dark" : "light"].join(",")})`;
+      node.append(el("span", {}, number(colours.ends[0])), ramp, el("span", {}, number(colours.ends[1])));
+      continue;
+    }
+    for (const group of colours.groups) {
+      const mark = svg("svg", { width: 14, height: 14, "aria-hidden": "true" });
+      mark.append(svg("path", { d: SHAPES[group.symbol], fill: group.colour }));
+      const pressed = String(!state.hidden.has(group.name));
+      const flip = () => {
+        state.hidden.has(group.name) ? state.hidden.delete(group.name) : state.hidden.add(group.name);
+        repaint();
+      };
+      node.append(el("button", { type: "button", "aria-pressed": pressed, title: "Show or hide", onclick: flip },
+        mark, clip(group.name === "–" ? "not set" : group.name, 40)));
+    }
+  }
+}
+
+/* Choose a trial everywhere. */
+function select(row, scroll = false) {
+  state.row = state.row === row && !scroll ? null : row;
+  document.dispatchEvent(new CustomEvent("chosen", { detail: { scroll } }));
+}
+function repaint() {
+  drawLegends();
+  for (const paint of state.painters) paint();
+}
+function chooser(label, keys, value, change) {
+  const options = keys.map(([key, text]) => el("option", { value: key, selected: key === value }, clip(text, 40)));
+  return el("label", {}, label, el("select", { onchange: (event) => change(event.target.value) }, ...options));
+}
+function hide(id) {
+  $(id).remove();
+}
+
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+}
+function startTheme() {
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  let chosen = null;
+  try { chosen = localStorage.getItem("sweep-report-theme"); } catch { /* a browser may refuse storage to files */ }
+  const wanted = () => chosen || (system.matches ? "dark" : "light");
+  setTheme(wanted());
+  system.addEventListener("change", () => { setTheme(wanted()); repaint(); });
+  $("theme").addEventListener("click", () => {
+    chosen = isDark() ? "light" : "dark";
+    try { localStorage.setItem("sweep-report-theme", chosen); } catch { /* as above */ }
+    setTheme(chosen);
+    repaint();
+  });
+  addEventListener("beforeprint", () => { setTheme("light"); repaint(); });
+  addEventListener("afterprint", () => { setTheme(wanted()); repaint(); });
+}
+function startNav() {
+  const links = new Map();
+  for (const section of document.querySelectorAll("main > section")) {
+    const text = section.dataset.nav || section.querySelector("h2").textContent;
+    links.set(section, $("nav").appendChild(el("a", { href: "#" + section.id }, text)));
+  }
+  const watch = () => {
+    let here = null;
+    for (const section of links.keys()) if (here === null || section.getBoundingClientRect().top < 140) here = section;
+    for (const [section, link] of links) link.classList.toggle("here", section === here);
+  };
+  addEventListener("scroll", watch, { passive: true });
+  watch();
+}
+startTheme();
+/* After the other scripts have been read. */
+addEventListener("DOMContentLoaded", () => {
+  const steps = [startFront, drawLegends, startTable, startParallel, startCurves, startProgress, startEffects, startNav];
+  for (const button of document.querySelectorAll("button[data-trial]")) {
+    button.addEventListener("click", () => select(ROW.get(button.dataset.trial), true));
+  }
+  /* One step a frame: the front shows while the rest is drawn. */
+  const next = () => {
+    const step = steps.shift();
+    if (!step) { document.documentElement.dataset.ready = String(Math.round(performance.now())); return; }
+    step();
+    setTimeout(next, 0);
+  };
+  next();
+});

@@ -1,0 +1,224 @@
+"""Loading run folders, whole and damaged, and Parquet there and back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+import analysis
+from analysis import summary
+
+
+def test_all_trials_have_a_row(make_run):
+    run = analysis.load(make_run())
+    assert len(run.trials) == 40
+    assert run.problems == []
+    assert run.name == "demo"
+    assert run.trials["status"].value_counts().to_dict() == {
+        **{"complete": 31, "pruned": 4, "failed": 3, "interrupted": 1, "running": 1}
+    }
+    failed = run.trials[run.trials["status"] == "failed"]
+    assert failed["error"].str.startswith("ValueError: stage nvit").all()
+    assert failed["error_traceback"].str.contains("Traceback").all()
+    assert run.trials["started"].dtype == "datetime64[us, UTC]"
+    assert set(run.epochs["trial_id"]) <= set(run.trials["trial_id"])
+    assert {"metric/accuracy", "cached", "seconds_full"} <= set(run.stages.columns)
+
+
+def test_front_holds_complete_trials_within_bounds(make_run):
+    run = analysis.load(make_run())
+    front = run.front()
+    done = run.complete()
+    for _, row in front.iterrows():
+        better = (done["metric/accuracy"] > row["metric/accuracy"]) & (done["metric/gmacs"] <= row["metric/gmacs"])
+        assert not better.any()
+    assert (front["status"] == "complete").all()
+    bounded = [{"metric": "accuracy", "mode": "max", "bound": None}, {"metric": "gmacs", "mode": "min", "bound": 0.6}]
+    limited = analysis.load(make_run("bounded", header={"objectives": bounded})).front()
+    assert (limited["metric/gmacs"] <= 0.6).all()
+    assert set(limited["trial_id"]) == set(front[front["metric/gmacs"] <= 0.6]["trial_id"])
+
+
+def test_picks_and_hypervolume(make_run):
+    run = analysis.load(make_run())
+    best = run.best()
+    assert list(best.index) == ["best accuracy", "best gmacs", "knee"]
+    assert best.loc["best accuracy", "metric/accuracy"] == run.complete()["metric/accuracy"].max()
+    assert best.loc["best gmacs", "metric/gmacs"] == run.complete()["metric/gmacs"].min()
+    assert run.hypervolume() == run.hypervolume(run.reference()) > 0
+    assert run.hypervolume([0.0, 2.0]) == run.hypervolume({"gmacs": 2.0, "accuracy": 0.0}) > run.hypervolume()
+    with pytest.raises(ValueError, match="reference point"):
+        run.hypervolume([0.0])
+
+
+def test_one_objective(make_run):
+    run = analysis.load(make_run(header={"objectives": [{"metric": "accuracy", "mode": "max", "bound": None}]}))
+    assert list(run.best().index) == ["best accuracy"]
+    assert len(run.front()) == 1
+    assert run.hypervolume([0.0]) == pytest.approx(run.complete()["metric/accuracy"].max())
+
+
+def test_not_finite_metrics_are_loaded_and_never_on_a_front(make_run):
+    def change(record):
+        if record["number"] == 0:
+            record["metrics"] |= {"accuracy": float("inf"), "gmacs": 0.0}
+        if record["number"] == 1:
+            record["metrics"] |= {"accuracy": 2.0, "gmacs": float("nan")}
+
+    run = analysis.load(make_run(change=change))
+    assert np.isposinf(run.trials.loc[0, "metric/accuracy"])
+    assert not {"00000", "00001"} & set(run.front()["trial_id"])
+    assert np.isfinite(run.hypervolume())
+
+
+def test_damaged_files_are_named_and_the_rest_loads(make_run):
+    path = make_run()
+    trials = path / "trials"
+    (trials / "00000" / "record.json").write_text('{"schema": 1, "trial_id": "000')
+    (trials / "00001" / "record.json").write_text('{"other": "software"}')
+    (trials / "00002" / "record.json").write_bytes(b"\xff\xfe\x00")
+    (trials / "00003" / "record.json").write_text("[" * 100_000)
+    shutil.copytree(trials / "00005", trials / "00005 (copy)")
+    (trials / "notes.txt").write_text("hello")
+    (trials / "empty").mkdir()
+    record = json.loads((trials / "00007" / "record.json").read_text())
+    record |= {"seed": "seven", "started": "yesterday", "stages": {"a": 1}, "attempts": 10**30}
+    (trials / "00007" / "record.json").write_text(
+        json.dumps(record | {"metrics": {"accuracy": "high", "gmacs": 10**400}})
+    )
+    with (trials / "00008" / "epochs.jsonl").open("a") as file:
+        file.write('[1]\n{"stage": "wfn", "epo')
+
+    run = analysis.load(path)
+
+    text = "\n".join(run.problems)
+    for part in ("00000/record.json", "00001/record.json", "00002/record.json", "00003/record.json", "notes.txt"):
+        assert f"trials/{part}" in text
+    for part in ("00005 (copy)/record.json: trial_id", "empty: no record", "seed 'seven'", "started 'yesterday'"):
+        assert part in text
+    for part in ("stages must be", "attempts", "objective 'accuracy' is 'high'", "00008/epochs.jsonl: line 14"):
+        assert part in text
+    assert len(run.trials) == 36
+    assert len(run.epochs[run.epochs["trial_id"] == "00008"]) == len(
+        analysis.load(make_run("whole")).epochs.query("trial_id == '00008'")
+    )
+    analysis.gather(path)
+    assert analysis.write_report(path).stat().st_size > 1e6
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"schema": 99}', '{"schema": 1, "objectives": [{"metric": 3}], "params": "x"}']
+)
+def test_damaged_run_json(make_run, content):
+    path = make_run()
+    (path / "run.json").write_text(content)
+    run = analysis.load(path)
+    assert any("run.json" in problem for problem in run.problems)
+    assert len(run.trials) == 40
+    assert run.front().empty
+    assert run.best().empty
+    assert run.hypervolume() == 0.0
+    analysis.write_report(path)
+
+
+def test_parquet_there_and_back(make_run):
+    path = make_run()
+    run = analysis.gather(path)
+    shutil.rmtree(path / "trials")
+    (path / "run.json").unlink()
+    stored = analysis.load(path)
+    assert stored.problems == []
+    assert (stored.name, stored.objectives, stored.params) == (run.name, run.objectives, run.params)
+    assert (stored.seed, stored.command, stored.spec) == (run.seed, run.command, run.spec)
+    for name in ("trials", "epochs", "stages"):
+        pd.testing.assert_frame_equal(getattr(stored, name), getattr(run, name))
+    assert sorted(p.name for p in (path / "parquet").iterdir()) == [
+        "epochs.parquet",
+        "stages.parquet",
+        "trials.parquet",
+    ]
+
+
+def test_parquet_states_schema_and_units(make_run):
+    path = make_run()
+    analysis.gather(path)
+    schema = pq.read_schema(path / "parquet" / "trials.parquet")
+    meta = json.loads(schema.metadata[b"sweeps"])
+    assert (meta["schema"], meta["table"], meta["run"]["name"]) == (1, "trials", "demo")
+    assert meta["columns"]["metric/latency_ms"]["unit"] == "ms"
+    assert schema.field("seconds").metadata[b"unit"] == b"s"
+    assert set(meta["columns"]) == set(schema.names)
+
+
+def test_damaged_parquet_is_named(make_run):
+    path = make_run()
+    run = analysis.gather(path)
+    shutil.rmtree(path / "trials")
+    (path / "parquet" / "epochs.parquet").write_bytes(b"PAR1 not really")
+    pd.DataFrame({"a": [1]}).to_parquet(path / "parquet" / "stages.parquet")
+    stored = analysis.load(path)
+    assert [p.partition(":")[0] for p in stored.problems] == ["parquet/epochs.parquet", "parquet/stages.parquet"]
+    pd.testing.assert_frame_equal(stored.trials, run.trials)
+    assert stored.epochs.empty
+
+
+def test_mixed_types_become_text(make_run):
+    odd = [1, "a", 0.5, True, None, [1, 2], {"b": "\ud800"}]
+
+    def change(record):
+        record["config"]["odd"] = odd[record["number"] % len(odd)]
+        record["config"]["flag"] = record["number"] % 2 == 0
+        record["config"]["huge"] = 2**70
+        record["metrics"]["note"] = "fine" if record["number"] else 3
+
+    path = make_run(change=change, trials=8)
+    run = analysis.gather(path)
+    assert run.trials["config/odd"].tolist() == ["1", "a", "0.5", "true", pd.NA, "[1, 2]", '{"b": "?"}', "1"]
+    assert run.trials["config/flag"].dtype == "boolean"
+    assert run.trials["config/huge"].tolist() == [2.0**70] * 8
+    shutil.rmtree(path / "trials")
+    pd.testing.assert_frame_equal(analysis.load(path).trials, run.trials)
+    analysis.write_report(path)
+
+
+def test_no_trials_yet(make_run):
+    path = make_run(trials=0)
+    run = analysis.gather(path)
+    assert run.trials.empty
+    assert {"metric/accuracy", "config/init", "trial_id"} <= set(run.trials.columns)
+    assert run.front().empty
+    pd.testing.assert_frame_equal(analysis.load(path).trials, run.trials)
+    assert "No trial has been recorded yet" in analysis.write_report(path).read_text()
+
+
+def test_not_a_run_folder(tmp_path):
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(ValueError, match="not a run folder"):
+            analysis.load(path)
+
+
+def test_summary(make_run):
+    run = analysis.load(make_run())
+    table = summary.front_table(run)
+    assert list(table.columns[:4]) == ["trial_id", "accuracy", "gmacs", "init"]
+    assert len(table) == len(run.front())
+    total = summary.totals(run)
+    assert total["seconds_saved"] == pytest.approx((run.trials["seconds_full"] - run.trials["seconds"]).sum())
+    stages = summary.stage_table(run).set_index("name")
+    assert stages.loc["finetune", "runs"] == 40
+    assert stages.loc["finetune", "hits"] == 9
+    assert stages.loc["finetune", "saved"] == pytest.approx(9 * (30 - 0.02))
+    assert len(summary.failures(run)) == 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.42, "0.4 s"), (59.6, "1 min"), (130, "2 min 10 s"), (3600, "1 h"), (11100, "3 h 5 min"), (187200, "2 d 4 h")],
+)
+def test_duration(seconds, text):
+    assert summary.duration(seconds) == text
