@@ -123,17 +123,19 @@ def _common(checked: Checked, run: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def start_ray(cpus: int | None = None) -> None:
+    """A private Ray on this machine, quiet, with `cpus` cores (default: all)."""
+    for key, value in _RAY_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR", configure_logging=True)
+
+
 @contextlib.contextmanager
 def _local_ray(checked: Checked) -> Iterator[int]:
     """A Ray of this machine for the sweep; one that is there already is used and left. Yields its cores."""
     started = not ray.is_initialized()
     if started:
-        for key, value in _RAY_ENVIRONMENT.items():
-            os.environ.setdefault(key, value)
-        ray.init(
-            num_cpus=checked.spec.resources.cpus, include_dashboard=False, log_to_driver=False,
-            logging_level="ERROR", configure_logging=True,
-        )  # fmt: skip
+        start_ray(checked.spec.resources.cpus)
     try:
         yield int(ray.cluster_resources().get("CPU", 1))
     finally:

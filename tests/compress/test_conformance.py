@@ -1,0 +1,130 @@
+"""What every stage promises, over all of STAGES, on a convolutional and a transformer model.
+
+A new stage adds its smallest config to `CASES`; nothing else here names a method.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compress.cache import StageCache
+from compress.pipeline import STAGES, NamedStage, Pipeline, run_pipeline
+from compress.stage import Context
+from trainers import fit as fit_module
+from trainers.config import DataConfig
+from trainers.data import Data
+from trainers.models import Arch, ModelState, make_arch
+from trainers.seeding import seed_everything
+from trainers.source import SourceConfig
+
+CPU = torch.device("cpu")
+SOURCES = {
+    "vit": SourceConfig(model="vit_tiny_patch16_224", args={"patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}),
+    "resnet": SourceConfig(model="resnet20_cifar", args={"width": 8}),
+}
+TRAIN = {"epochs": 2, "batch_size": 40, "lr": 1e-3, "warmup": 0, "augment": "flip"}
+CASES: dict[str, dict[str, dict[str, Any]]] = {
+    "finetune": {"vit": TRAIN, "resnet": TRAIN},
+    "random_init": {"vit": {"args": {"embed_dim": 16}}, "resnet": {"args": {"width": 4}}},
+    "weight_selection": {"vit": {"args": {"embed_dim": 16, "depth": 1}}, "resnet": {"args": {"width": 4}}},
+}
+"""Stage → source → config, or a text that its refusal must hold."""
+
+
+def test_every_stage_has_cases() -> None:
+    assert set(CASES) == set(STAGES)
+    assert all(set(case) == set(SOURCES) for case in CASES.values())
+
+
+def source_state(source: str, data: Data) -> ModelState:
+    config = SOURCES[source]
+    assert config.model is not None
+    arch = make_arch(config.model, num_classes=data.info.num_classes, image_size=data.info.image_size, args=config.args)
+    return ModelState.initialised(arch, 7)
+
+
+def context(data: Data, workdir: Path, teacher: ModelState, seed: int = 11) -> Context:
+    return Context(data, CPU, seed, workdir, lambda name, checkpoint: teacher)
+
+
+@pytest.fixture(params=[(kind, source) for kind in STAGES for source in SOURCES], ids=lambda p: f"{p[0]}-{p[1]}")
+def case(request: pytest.FixtureRequest, digits: Data) -> tuple[Any, ModelState]:
+    """(stage, model) for each pair; a stage that refuses a source shows its message and is done."""
+    kind, source = request.param
+    model, config = source_state(source, digits), CASES[kind][source]
+    if isinstance(config, str):
+        with pytest.raises(ValueError, match=config):
+            STAGES[kind]().check(model.arch, digits.info)
+        pytest.skip("refuses this model, with a message")
+    return STAGES[kind].model_validate(config), model
+
+
+def test_deterministic_and_pure(case: tuple[Any, ModelState], digits: Data, tmp_path: Path) -> None:
+    stage, model = case
+    before = model.hash()
+    results = []
+    for i in range(2):
+        seed_everything(i)  # the surroundings must not matter
+        results.append(stage.run(model, context(digits, tmp_path / str(i), model)))
+    assert results[0].hash() == results[1].hash()
+    assert model.hash() == before
+    mine, theirs = results[0].weights, model.weights
+    shared = {t.data_ptr() for t in theirs.values() if t.numel()} & {t.data_ptr() for t in mine.values() if t.numel()}
+    assert not shared, "the result shares memory with the input"
+
+
+def test_predicted_arch_and_round_trip(case: tuple[Any, ModelState], digits: Data, tmp_path: Path) -> None:
+    stage, model = case
+    result = stage.run(model, context(digits, tmp_path / "work", model))
+    assert stage.check(model.arch, digits.info) == result.arch
+    assert Arch.from_json(result.arch.to_json()) == result.arch
+    result.save(tmp_path / "saved")
+    loaded = ModelState.load(tmp_path / "saved")
+    assert loaded.hash() == result.hash()
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(loaded.build()(images), result.build()(images))
+
+
+def test_config_survives_json(case: tuple[Any, ModelState]) -> None:
+    stage, _ = case
+    assert type(stage).model_validate(stage.model_dump(mode="json")) == stage
+    assert type(stage).model_validate_json(stage.model_dump_json()) == stage
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("kind", STAGES)
+def test_killed_and_resumed(
+    kind: str, source: str, digits_config: DataConfig, data_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the first epoch's checkpoint and run again: the model of an uninterrupted run."""
+    config = CASES[kind][source]
+    if isinstance(config, str):
+        pytest.skip("refuses this model, with a message")
+    pipeline = Pipeline(SOURCES[source], digits_config, (NamedStage("it", kind, STAGES[kind].model_validate(config)),), 0)
+
+    def go(folder: Path, **more: Any) -> str:
+        return run_pipeline(pipeline, cache=StageCache(folder), data_cache=data_cache, device=CPU, **more).model.hash()
+
+    expected = go(tmp_path / "whole")
+    epochs = 0
+    train_epoch = fit_module._Fit.train_epoch
+
+    def counted(self: Any) -> dict[str, Any]:
+        nonlocal epochs
+        epochs += 1
+        return train_epoch(self)
+
+    monkeypatch.setattr(fit_module._Fit, "train_epoch", counted)
+
+    def die(row: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        go(tmp_path / "killed", on_epoch=die)
+    except KeyboardInterrupt:
+        assert epochs == 1
+    assert go(tmp_path / "killed") == expected
+    assert epochs in (0, 2), "a finished epoch ran again"

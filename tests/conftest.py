@@ -1,0 +1,50 @@
+"""Fixtures that all tests share: a data cache of this session, tiny configs, one Ray."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainers.config import AugmentConfig, DataConfig, TrainConfig
+from trainers.data import Data, load_data
+
+torch.set_num_threads(1)  # bits depend on the number of threads
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Decoded images of this session; Ray's workers find it by the environment."""
+    folder = tmp_path_factory.mktemp("data-cache")
+    os.environ["SWEEPS_DATA_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits_config() -> DataConfig:
+    return DataConfig(dataset="digits", limit=160, limit_test=60, val_fraction=0.25)
+
+
+@pytest.fixture(scope="session")
+def digits(digits_config: DataConfig, data_cache: Path) -> Data:
+    """120 training, 40 validation and 60 test images of 32 px."""
+    return load_data(digits_config, data_cache)
+
+
+@pytest.fixture
+def quick_train() -> TrainConfig:
+    """Three epochs of three steps, dropout-free augmentation on, no warm-up."""
+    return TrainConfig(epochs=3, batch_size=40, lr=1e-3, lr_scaling="unscaled", warmup=0, augment=AugmentConfig(preset="flip"))
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One two-core Ray for the whole session."""
+    from sweeps.driver import start_ray
+
+    import ray
+
+    start_ray(2)
+    yield
+    ray.shutdown()

@@ -1,0 +1,58 @@
+"""Promises of the design: layers, file sizes, no pickle, nothing heavy before it is needed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {
+    "sweeps": {"sweeps", "compress", "trainers", "analysis"},
+    "compress": {"compress", "trainers"},
+    "trainers": {"trainers"},
+    "analysis": {"analysis"},
+}
+RAY_FILES = {"trainers/ray_train.py", "sweeps/search.py", "sweeps/driver.py"}
+SOURCES = [p for top in ALLOWED for p in sorted((ROOT / top).rglob("*.py"))]
+
+
+def imported(tree: ast.AST) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_layers_and_size(path: Path) -> None:
+    place = path.relative_to(ROOT).as_posix()
+    top = place.split("/")[0]
+    text = path.read_text()
+    names = imported(ast.parse(text))
+    assert names & set(ALLOWED) <= ALLOWED[top]
+    if place not in RAY_FILES:
+        assert "ray" not in names
+    if top == "analysis":
+        assert not names & {"torch", "timm"}
+    assert not names & {"pickle"} or place == "trainers/checkpoint.py" or place == "trainers/source.py"
+    assert text.count("\n") <= 400, "split the file"
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import sweeps.cli", {"torch", "timm", "ray", "pandas", "plotly"}),
+        ("import compress.pipeline", {"ray", "optuna", "pandas"}),
+        ("import analysis", {"torch", "ray", "plotly"}),
+        ("import sweeps.check", {"ray"}),
+    ],
+)
+def test_imports_stay_light(code: str, absent: set[str]) -> None:
+    check = f"{code}\nimport sys\nprint(sorted(set(sys.modules) & {absent!r}))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,57 @@
+"""Objectives against formulas written out in NumPy."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainers.config import DistillConfig
+from trainers.losses import DistillObjective, cross_entropy, hard_distillation, soft_distillation
+
+RNG = np.random.default_rng(0)
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max(1, keepdims=True)
+    return x - np.log(np.exp(x).sum(1, keepdims=True))
+
+
+@pytest.mark.parametrize("tau", [1.0, 3.0])
+def test_soft_distillation_is_deits_mean_over_batch_and_classes(tau: float) -> None:
+    student, teacher = RNG.normal(size=(7, 5)), RNG.normal(size=(7, 5))
+    log_t, log_s = log_softmax(teacher / tau), log_softmax(student / tau)
+    expected = tau**2 * (np.exp(log_t) * (log_t - log_s)).sum() / (7 * 5)
+    assert soft_distillation(torch.tensor(student), torch.tensor(teacher), tau).item() == pytest.approx(expected)
+
+
+def test_hard_distillation_uses_the_teachers_argmax() -> None:
+    student, teacher = RNG.normal(size=(6, 4)), RNG.normal(size=(6, 4))
+    expected = -log_softmax(student)[np.arange(6), teacher.argmax(1)].mean()
+    assert hard_distillation(torch.tensor(student), torch.tensor(teacher)).item() == pytest.approx(expected)
+
+
+def test_smoothing_acts_alike_on_labels_and_soft_targets() -> None:
+    logits, labels = torch.tensor(RNG.normal(size=(6, 4))), torch.tensor([0, 1, 2, 3, 0, 1])
+    target = 0.9 * np.eye(4)[labels] + 0.1 / 4
+    expected = -(target * log_softmax(logits.numpy())).sum(1).mean()
+    assert cross_entropy(logits, labels, 0.1).item() == pytest.approx(expected)
+    assert cross_entropy(logits, torch.eye(4, dtype=torch.float64)[labels], 0.1).item() == pytest.approx(expected)
+
+
+class Fixed(nn.Module):
+    """Returns what it was given at construction."""
+
+    def __init__(self, output: Tensor | tuple[Tensor, Tensor]) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return self.output
+
+
+def test_two_heads_split_task_and_distillation() -> None:
+    heads = torch.tensor(RNG.normal(size=(3, 4))), torch.tensor(RNG.normal(size=(3, 4)))
+    teacher, labels = torch.tensor(RNG.normal(size=(3, 4))), torch.tensor([1, 0, 3])
+    objective = DistillObjective(Fixed(teacher), DistillConfig(teacher="source", kind="hard", alpha=0.3), 0.0)
+    expected = 0.7 * nn.functional.cross_entropy(heads[0], labels) + 0.3 * nn.functional.cross_entropy(heads[1], teacher.argmax(1))
+    assert objective(Fixed(heads), torch.zeros(3), labels).item() == pytest.approx(expected.item())
