@@ -23,7 +23,7 @@ from trainers.data import DataInfo, load_data
 from trainers.files import sha256_file
 from trainers.models import Arch, ModelState
 from trainers.seeding import derive_seed
-from trainers.source import SourceConfig, load_source
+from trainers.source_model import SourceConfig, load_source
 
 STAGES: dict[str, type[Stage]] = {
     "finetune": Finetune,

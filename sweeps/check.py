@@ -20,7 +20,7 @@ from sweeps.yaml_file import SpecError
 from trainers.config import DataConfig
 from trainers.data import DataInfo, data_info
 from trainers.models import Arch
-from trainers.source import SourceConfig, source_arch
+from trainers.source_model import SourceConfig, source_arch
 
 VALIDATED = {
     "accuracy": "top-1 on the validation part, a fraction",

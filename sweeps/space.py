@@ -19,7 +19,7 @@ from compress.pipeline import NamedStage
 from sweeps.spec import Spec, build_stage, validated
 from sweeps.yaml_file import SpecError
 from trainers.config import DataConfig
-from trainers.source import SourceConfig
+from trainers.source_model import SourceConfig
 
 ROOTS = ("stages", "source", "data")
 """Sections that a dimension may name."""

@@ -13,7 +13,7 @@ from compress.pipeline import STAGES
 from compress.stage import Stage
 from sweeps.yaml_file import SpecError, parse_yaml, read_text
 from trainers.config import Config, DataConfig
-from trainers.source import SourceConfig
+from trainers.source_model import SourceConfig
 
 RunName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]
 
@@ -76,9 +76,7 @@ class Spec(Config):
     storage: Path = Field(Path("runs"), description="the run folder is storage/name; the stage cache is storage/_cache")
     source: SourceConfig
     data: DataConfig = DataConfig()
-    stages: dict[str, Any] = Field(
-        min_length=1, description="name → stage config, or a slot {one_of: {alternative: config or null}}"
-    )
+    stages: dict[str, Any] = Field(description="name → stage config, or a slot {one_of: {alternative: config or null}}")
     objectives: list[Objective] = Field(min_length=1)
     search: Search = Search()
     resources: Resources = Resources()

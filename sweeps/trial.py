@@ -20,7 +20,7 @@ from trainers.data import load_data
 from trainers.evaluate import evaluate
 from trainers.fit import NonFiniteLossError
 from trainers.models import ModelState
-from trainers.source import SourceConfig
+from trainers.source_model import SourceConfig
 
 Plan = dict[str, Any]
 """JSON-able: trial_id, number, replicate, seed, source, data, stages, measure, config, params, run, cache,

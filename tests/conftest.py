@@ -35,15 +35,17 @@ def digits(digits_config: DataConfig, data_cache: Path) -> Data:
 @pytest.fixture
 def quick_train() -> TrainConfig:
     """Three epochs of three steps, dropout-free augmentation on, no warm-up."""
-    return TrainConfig(epochs=3, batch_size=40, lr=1e-3, lr_scaling="unscaled", warmup=0, augment=AugmentConfig(preset="flip"))
+    return TrainConfig(
+        epochs=3, batch_size=40, lr=1e-3, lr_scaling="unscaled", warmup=0, augment=AugmentConfig(preset="flip")
+    )
 
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One two-core Ray for the whole session."""
-    from sweeps.driver import start_ray
-
     import ray
+
+    from sweeps.driver import start_ray
 
     start_ray(2)
     yield

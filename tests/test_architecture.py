@@ -39,7 +39,7 @@ def test_layers_and_size(path: Path) -> None:
         assert "ray" not in names
     if top == "analysis":
         assert not names & {"torch", "timm"}
-    assert not names & {"pickle"} or place == "trainers/checkpoint.py" or place == "trainers/source.py"
+    assert not names & {"pickle"} or place == "trainers/checkpoint.py" or place == "trainers/source_model.py"
     assert text.count("\n") <= 400, "split the file"
 
 

@@ -1,9 +1,10 @@
 """Model descriptions that rebuild anywhere, and their weights, without pickle."""
 
+import difflib
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,31 +67,39 @@ def make_arch(name: str, *, num_classes: int, image_size: int, args: dict[str, A
     Raises:
         ValueError: no such model, or arguments that it does not take.
     """
-    args = dict(args or {})
+    given = dict(args or {})
+    if "num_classes" in given:
+        raise ValueError(f"model {name!r}: num_classes comes from the data; remove it from args")
+    args = {"num_classes": num_classes, **given}
     if name in RESNET_CIFAR:
-        return Arch("resnet_cifar", name, {"num_classes": num_classes, **args})
+        return _buildable(Arch("resnet_cifar", name, args))
     base = name.split(".")[0]
     if not timm.is_model(base):
-        near = timm.list_models(f"*{base.split('_')[0]}*")[:8]
+        near = difflib.get_close_matches(base, timm.list_models(), 5)
         hint = f"; similar: {', '.join(near)}" if near else ""
         raise ValueError(
             f"unknown model {name!r}; valid: {', '.join(RESNET_CIFAR)} or any name of timm.list_models(){hint}"
         )
-    arch = Arch("timm", name, {"num_classes": num_classes, **args})
-    if "img_size" not in args:
-        sized = replace(arch, args={**arch.args, "img_size": image_size})
+    if "img_size" not in given:
         try:
-            with torch.device("meta"):
-                sized.build()
-            return sized
-        except TypeError as error:
-            if "img_size" not in str(error):
-                raise ValueError(f"model {name!r} with {args}: {error}") from error
+            return _buildable(Arch("timm", name, {**args, "img_size": image_size}))
+        except ValueError as error:
+            if "unexpected keyword argument 'img_size'" not in str(error):
+                raise
+    return _buildable(Arch("timm", name, args))
+
+
+def _buildable(arch: Arch) -> Arch:
+    """`arch`, once it has been built without memory."""
     try:
         with torch.device("meta"):
-            arch.build()
-    except TypeError as error:
-        raise ValueError(f"model {name!r} with {args}: {error}") from error
+            grid = getattr(getattr(arch.build(), "patch_embed", None), "grid_size", None)
+        if grid is not None and 0 in tuple(grid):
+            raise ValueError("the patch is larger than the image; lower patch_size or raise data.image_size")
+    except (TypeError, AssertionError, ValueError, RuntimeError, KeyError) as error:
+        shown = {k: v for k, v in arch.args.items() if k != "num_classes"}
+        reason = str(error) or f"{type(error).__name__} while building"
+        raise ValueError(f"model {arch.name!r} does not take {shown}: {reason}") from error
     return arch
 
 

@@ -55,7 +55,9 @@ def test_damage_is_noticed_and_rebuilt(tmp_path: Path, file: str, damage: str) -
     path = tmp_path / KEY / file
     content = bytearray(path.read_bytes())
     if damage == "flip":
-        digit = next(i for i in range(len(content) - 40, 0, -1) if file.endswith("safetensors") or chr(content[i]).isdigit())
+        digit = next(
+            i for i in range(len(content) - 40, 0, -1) if file.endswith("safetensors") or chr(content[i]).isdigit()
+        )
         content[digit] = content[digit] ^ 1
         path.write_bytes(content)
     elif damage == "cut":

@@ -17,11 +17,13 @@ from trainers.config import DataConfig
 from trainers.data import Data
 from trainers.models import Arch, ModelState, make_arch
 from trainers.seeding import seed_everything
-from trainers.source import SourceConfig
+from trainers.source_model import SourceConfig
 
 CPU = torch.device("cpu")
 SOURCES = {
-    "vit": SourceConfig(model="vit_tiny_patch16_224", args={"patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}),
+    "vit": SourceConfig(
+        model="vit_tiny_patch16_224", args={"patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    ),
     "resnet": SourceConfig(model="resnet20_cifar", args={"width": 8}),
 }
 TRAIN = {"epochs": 2, "batch_size": 40, "lr": 1e-3, "warmup": 0, "augment": "flip"}
@@ -103,7 +105,9 @@ def test_killed_and_resumed(
     config = CASES[kind][source]
     if isinstance(config, str):
         pytest.skip("refuses this model, with a message")
-    pipeline = Pipeline(SOURCES[source], digits_config, (NamedStage("it", kind, STAGES[kind].model_validate(config)),), 0)
+    pipeline = Pipeline(
+        SOURCES[source], digits_config, (NamedStage("it", kind, STAGES[kind].model_validate(config)),), 0
+    )
 
     def go(folder: Path, **more: Any) -> str:
         return run_pipeline(pipeline, cache=StageCache(folder), data_cache=data_cache, device=CPU, **more).model.hash()

@@ -14,7 +14,7 @@ from compress.stage import Context, Phase, Stage
 from trainers.config import DataConfig
 from trainers.data import data_info
 from trainers.models import ModelState
-from trainers.source import SourceConfig, source_arch
+from trainers.source_model import SourceConfig, source_arch
 
 VIT = SourceConfig(model="vit_tiny_patch16_224", args={"patch_size": 16, "embed_dim": 32, "depth": 3, "num_heads": 2})
 TRAIN: dict[str, Any] = {"epochs": 1, "batch_size": 40, "lr": 1e-3, "warmup": 0, "augment": "none"}
@@ -24,7 +24,9 @@ def named(name: str, kind: str, **config: Any) -> NamedStage:
     return NamedStage(name, kind, pipeline_module.STAGES[kind].model_validate(config))
 
 
-def go(tmp_path: Path, data: DataConfig, data_cache: Path, *stages: NamedStage, seed: int = 0, **more: Any) -> PipelineResult:
+def go(
+    tmp_path: Path, data: DataConfig, data_cache: Path, *stages: NamedStage, seed: int = 0, **more: Any
+) -> PipelineResult:
     pipeline = Pipeline(more.pop("source", VIT), data, stages, seed)
     return run_pipeline(pipeline, cache=StageCache(tmp_path), data_cache=data_cache, device=torch.device("cpu"), **more)
 
@@ -38,7 +40,13 @@ def test_students_share_the_teacher(tmp_path: Path, digits_config: DataConfig, d
     rows: list[dict[str, Any]] = []
     first = go(tmp_path, digits_config, data_cache, teacher, student(), named("finetune", "finetune", **TRAIN))
     second = go(
-        tmp_path, digits_config, data_cache, teacher, student(depth=1), named("finetune", "finetune", **TRAIN), on_epoch=rows.append
+        tmp_path,
+        digits_config,
+        data_cache,
+        teacher,
+        student(depth=1),
+        named("finetune", "finetune", **TRAIN),
+        on_epoch=rows.append,
     )
     assert [s.cached for s in first.stages] == [False, False, False]
     assert [s.cached for s in second.stages] == [True, False, False]
@@ -75,7 +83,9 @@ def test_checkpoints_count_by_content_not_by_path(tmp_path: Path, digits_config:
     state.save(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     keys = [
-        go(tmp_path / "cache", digits_config, data_cache, student(), source=SourceConfig(checkpoint=tmp_path / name)).stages[0].key
+        go(tmp_path / "cache", digits_config, data_cache, student(), source=SourceConfig(checkpoint=tmp_path / name))
+        .stages[0]
+        .key
         for name in ("a", "b")
     ]
     assert keys[0] == keys[1]
@@ -90,7 +100,9 @@ def test_distillation_from_an_earlier_stage(tmp_path: Path, digits_config: DataC
     other = (named("first", "finetune", **TRAIN), named("teacher", "finetune", **TRAIN))
     text_alike = (named("teacher", "finetune", **TRAIN), named("first", "finetune", **TRAIN))
     keys = [
-        go(tmp_path, digits_config, data_cache, *two, named("last", "finetune", **TRAIN, distill=distill)).stages[-1].key
+        go(tmp_path, digits_config, data_cache, *two, named("last", "finetune", **TRAIN, distill=distill))
+        .stages[-1]
+        .key
         for two in (other, text_alike)
     ]
     assert keys[0] != keys[1]  # the same words, another teacher
@@ -100,7 +112,9 @@ def test_teacher_must_exist_and_fit(digits_config: DataConfig) -> None:
     info = data_info(digits_config)
     arch = source_arch(VIT, info.num_classes, info.image_size)
     distill = {"teacher": "stage:nobody"}
-    with pytest.raises(ValueError, match=r"stages\.last: teacher 'stage:nobody' is no earlier stage; earlier ones: first"):
+    with pytest.raises(
+        ValueError, match=r"stages\.last: teacher 'stage:nobody' is no earlier stage; earlier ones: first"
+    ):
         check_pipeline(arch, [named("first", "finetune"), named("last", "finetune", distill=distill)], info)
 
 

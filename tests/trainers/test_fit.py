@@ -55,7 +55,10 @@ class StopAfter(Hook):
         self.steps = state["steps"]
 
 
-@pytest.mark.parametrize("extra", [{}, {"ema": EmaConfig(decay=0.9, use=True)}, {"schedule": "plateau"}, {"optimizer": "momentum", "eps": None}])
+@pytest.mark.parametrize(
+    "extra",
+    [{}, {"ema": EmaConfig(decay=0.9, use=True)}, {"schedule": "plateau"}, {"optimizer": "momentum", "eps": None}],
+)
 def test_killed_and_resumed_is_bitwise_uninterrupted(digits: Data, tmp_path: Path, extra: dict[str, Any]) -> None:
     augment = AugmentConfig()  # DeiT's whole augmentation: every random number must come back
     config = TrainConfig(epochs=4, batch_size=40, lr=1e-3, warmup="2 steps", augment=augment, **extra)
@@ -109,7 +112,10 @@ def test_accumulation_keeps_the_global_batch(digits: Data, tmp_path: Path) -> No
         torch.testing.assert_close(value, modules[1][name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize(("batch", "limit", "world", "expected"), [(512, None, 8, (64, 1)), (4096, 128, 8, (128, 4)), (512, 100, 2, (64, 4)), (6, 4, 1, (3, 2))])
+@pytest.mark.parametrize(
+    ("batch", "limit", "world", "expected"),
+    [(512, None, 8, (64, 1)), (4096, 128, 8, (128, 4)), (512, 100, 2, (64, 4)), (6, 4, 1, (3, 2))],
+)
 def test_accumulation_is_derived(batch: int, limit: int | None, world: int, expected: tuple[int, int]) -> None:
     config = TrainConfig(batch_size=batch, max_batch_per_worker=limit)
     micro, steps = config.accumulation(world)
@@ -173,7 +179,16 @@ def test_training_learns(digits: Data, tmp_path: Path) -> None:
 
 def test_cosine_schedule_against_its_formula() -> None:
     module = nn.Linear(2, 2)
-    config = TrainConfig(epochs=10, batch_size=256, lr=1e-3, min_lr=1e-5, warmup_lr=1e-6, warmup=2, weight_decay=0.1, weight_decay_end=0.02)
+    config = TrainConfig(
+        epochs=10,
+        batch_size=256,
+        lr=1e-3,
+        min_lr=1e-5,
+        warmup_lr=1e-6,
+        warmup=2,
+        weight_decay=0.1,
+        weight_decay_end=0.02,
+    )
     schedule = Schedule(make_optimizer(module, config), config, steps_per_epoch=10)
     for step in range(100):
         if step < 20:
@@ -235,7 +250,9 @@ def test_checkpoints_never_run_code(tmp_path: Path) -> None:
 
 
 def test_bf16_and_channels_last_train(digits: Data, tmp_path: Path) -> None:
-    module = ModelState.initialised(make_arch("resnet20_cifar", num_classes=10, image_size=32, args={"width": 4}), 0).build()
+    module = ModelState.initialised(
+        make_arch("resnet20_cifar", num_classes=10, image_size=32, args={"width": 4}), 0
+    ).build()
     config = TrainConfig(epochs=1, batch_size=60, warmup=0, augment="flip", amp="bf16", channels_last=True)
     result = run(module, digits, config, tmp_path)
     assert math.isfinite(result.rows[0]["train_loss"])

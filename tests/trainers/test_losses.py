@@ -53,5 +53,7 @@ def test_two_heads_split_task_and_distillation() -> None:
     heads = torch.tensor(RNG.normal(size=(3, 4))), torch.tensor(RNG.normal(size=(3, 4)))
     teacher, labels = torch.tensor(RNG.normal(size=(3, 4))), torch.tensor([1, 0, 3])
     objective = DistillObjective(Fixed(teacher), DistillConfig(teacher="source", kind="hard", alpha=0.3), 0.0)
-    expected = 0.7 * nn.functional.cross_entropy(heads[0], labels) + 0.3 * nn.functional.cross_entropy(heads[1], teacher.argmax(1))
+    expected = 0.7 * nn.functional.cross_entropy(heads[0], labels) + 0.3 * nn.functional.cross_entropy(
+        heads[1], teacher.argmax(1)
+    )
     assert objective(Fixed(heads), torch.zeros(3), labels).item() == pytest.approx(expected.item())

@@ -151,6 +151,8 @@ def _fitted(fresh: ModelState, weights: dict[str, Tensor], origin: str, head_sca
             theirs = _resampled(theirs, module)
         if theirs is not None and theirs.shape == own.shape:
             result[name] = theirs.to(own.dtype).contiguous()
+        elif theirs is None and name.endswith(".num_batches_tracked"):
+            continue  # a counter that older checkpoints lack
         elif in_head:
             result[name] = own * head_scale if head_scale is not None else own
         elif theirs is None:

@@ -1,0 +1,47 @@
+"""What initialisers of a named student share: its name, its builder's arguments, its architecture."""
+
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from compress.stage import Stage
+from trainers.data import DataInfo
+from trainers.models import Arch, make_arch
+
+
+class StudentStage(Stage):
+    """A stage that returns a model of another (or the same) named architecture.
+
+    The student's classes and image size are those of the data.
+    """
+
+    model: str | None = Field(
+        None, description="timm name or CIFAR ResNet of the student; default: the incoming model's name"
+    )
+    args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="arguments of the student's builder; without `model`, over those of the incoming model",
+    )
+
+    @field_validator("args")
+    @classmethod
+    def _classes_come_from_data(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "num_classes" in value:
+            raise ValueError("args: num_classes comes from the data; remove it")
+        return value
+
+    def check(self, arch: Arch, data: DataInfo) -> Arch:
+        """The student's architecture.
+
+        Raises:
+            ValueError: no such model, or arguments that it does not take.
+        """
+        inherited: dict[str, Any] = {}
+        if self.model is None:
+            inherited = {k: v for k, v in arch.args.items() if k not in ("num_classes", "img_size")}
+        return make_arch(
+            self.model or arch.name,
+            num_classes=data.num_classes,
+            image_size=data.image_size,
+            args={**inherited, **self.args},
+        )
