@@ -12,6 +12,7 @@ from trainers.config import DistillConfig, TrainConfig
 from trainers.data import DataInfo
 from trainers.losses import DistillObjective, Objective, TaskObjective
 from trainers.models import Arch, ModelState
+from trainers.optim import check_train_config
 
 
 class Finetune(Stage, TrainConfig):
@@ -29,6 +30,7 @@ class Finetune(Stage, TrainConfig):
         return [(self.distill.teacher, self.distill.teacher_checkpoint)] if self.distill else []
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
+        check_train_config(self, data.num_train)
         with torch.device("meta"):
             self._trainable_arch(arch).build()
         return arch

@@ -15,7 +15,7 @@ from compress.pipeline import STAGES, NamedStage, check_pipeline
 from sweeps.overrides import apply_overrides, set_override
 from sweeps.samplers import make_sampler
 from sweeps.space import Space, resolved_trial
-from sweeps.spec import Spec, read_spec, validated
+from sweeps.spec import Spec, read_spec, spec_from
 from sweeps.yaml_file import SpecError
 from trainers.config import DataConfig
 from trainers.data import DataInfo, data_info
@@ -80,7 +80,7 @@ def load_spec(source: str, overrides: Sequence[str] = (), *, tiny: bool = False)
         raise SpecError(f"{source}: has no tiny variant (a second YAML document with overrides)")
     for path, value in (tiny_overrides if tiny else {}).items():
         set_override(raw, path, value)
-    return check_spec(validated(Spec, apply_overrides(raw, overrides), ""))
+    return check_spec(spec_from(apply_overrides(raw, overrides)))
 
 
 def check_spec(spec: Spec) -> Checked:
@@ -133,18 +133,19 @@ def _check_pipelines(spec: Spec, space: Space) -> tuple[tuple[NamedStage, ...], 
             info = _info(trial.data)
             archs = check_pipeline(_source(trial.source, info), trial.stages, info)
         except (ValueError, TypeError) as error:
-            raise SpecError(_with_choice(str(error), assignment)) from error
+            raise SpecError(_with_choice(str(error), space, assignment)) from error
         _check_objectives(spec, trial.stages, trial.data)
         example = example or (trial.stages, archs)
     assert example is not None
     return example
 
 
-def _with_choice(message: str, assignment: dict[str, Any]) -> str:
-    if not assignment:
-        return message
-    chosen = ", ".join(f"{path}={value}" for path, value in assignment.items())
-    return f"{message} (with {chosen})"
+def _with_choice(message: str, space: Space, assignment: dict[str, Any]) -> str:
+    """`message` with the choices that can have led to it: those of the section that it names."""
+    section = message.split(":")[0].split(".")
+    named = section[1] if section[0] == "stages" and len(section) > 1 else section[0]
+    paths = [d.path for d in space.dimensions if d.section in (named, "source", "data") and d.path in assignment]
+    return f"{message} (with {', '.join(f'{p}={assignment[p]}' for p in paths)})" if paths else message
 
 
 @lru_cache(maxsize=32)

@@ -180,8 +180,8 @@ def _print_front(run: Path) -> None:
     table = Table(
         *names, title=f"front of {loaded.name}", title_justify="left", box=None, header_style="bold", pad_edge=False
     )
-    for values in rows.itertuples(index=False):
-        table.add_row(*[escape(short(v)) if v is not None and v == v else "" for v in values])
+    for values in rows.astype(object).where(rows.notna(), "").itertuples(index=False):
+        table.add_row(*[escape(short(v)) for v in values])
     console.print(table)
 
 

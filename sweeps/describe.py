@@ -73,29 +73,33 @@ def spec_schema() -> dict[str, Any]:
     """JSON schema of a spec; stages by their kind."""
     schema = Spec.model_json_schema()
     definitions = schema.setdefault("$defs", {})
-    branches, named = [], {}
+    branches, by_name = [], {}
     for kind, stage in STAGES.items():
         own = stage.model_json_schema()
         definitions |= own.pop("$defs", {})
         own["properties"] = {"stage": {"const": kind}, **own["properties"]}
         own.pop("required", None)  # a required parameter may come from search.space
         definitions[f"stage_{kind}"] = own
-        named[kind] = {"anyOf": [{"$ref": f"#/$defs/stage_{kind}"}, {"$ref": "#/$defs/stage"}]}
-        branches.append(
-            {
-                "if": {"properties": {"stage": {"const": kind}}, "required": ["stage"]},
-                "then": {"$ref": f"#/$defs/stage_{kind}"},
-            }
-        )
-    definitions["stage"] = {"type": "object", "properties": {"stage": {"enum": list(STAGES)}}, "allOf": branches}
-    slot = {
-        "type": "object", "required": ["one_of"], "additionalProperties": False,
-        "properties": {"one_of": {"type": "object", "additionalProperties": {"anyOf": [{"$ref": "#/$defs/stage"}, {"type": "null"}]}}},
-    }  # fmt: skip
-    definitions["slot"] = slot
-    stages = schema["properties"]["stages"]
-    stages["properties"] = named
-    stages["additionalProperties"] = {"anyOf": [{"$ref": "#/$defs/slot"}, {"$ref": "#/$defs/stage"}]}
+        is_kind = {"properties": {"stage": {"const": kind}}, "required": ["stage"]}
+        branches.append({"if": is_kind, "then": {"$ref": f"#/$defs/stage_{kind}"}})
+        # an entry named like a stage is one, unless it says otherwise
+        other = {"anyOf": [{"required": ["stage"]}, {"required": ["one_of"]}]}
+        by_name[kind] = {"if": other, "then": {"$ref": "#/$defs/entry"}, "else": {"$ref": f"#/$defs/stage_{kind}"}}
+    kinds = {"properties": {"stage": {"enum": list(STAGES)}}, "required": ["stage"]}
+    definitions["stage"] = {"type": "object", **kinds, "allOf": branches}
+    options = {
+        "type": "object",
+        "properties": by_name,
+        "additionalProperties": {"anyOf": [{"$ref": "#/$defs/stage"}, {"type": "null"}]},
+    }
+    definitions["slot"] = {
+        "type": "object",
+        "required": ["one_of"],
+        "additionalProperties": False,
+        "properties": {"one_of": options},
+    }
+    definitions["entry"] = {"anyOf": [{"$ref": "#/$defs/slot"}, {"$ref": "#/$defs/stage"}]}
+    schema["properties"]["stages"] |= {"properties": by_name, "additionalProperties": {"$ref": "#/$defs/entry"}}
     objective = definitions["Objective"]["properties"]["metric"]
     objective["anyOf"] = [{"enum": sorted(METRICS)}, {"type": "string"}]
     objective.pop("type", None)

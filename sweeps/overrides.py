@@ -74,7 +74,7 @@ def _alternatives(options: dict[str, Any], wanted: str, path: str) -> Iterator[s
 def _choose(stages: dict[str, Any], space: Any, slot: str, alternative: Any) -> None:
     options = stages[slot]["one_of"]
     name = "none" if alternative is None and "none" in options else alternative
-    if name not in options:
+    if not isinstance(name, str) or name not in options:
         raise SpecError(f"override stages.{slot}: no alternative {name!r}; valid: {', '.join(map(str, options))}")
     config = options[name]
     if config is None:

@@ -53,6 +53,7 @@ class _Configuration:
     assignment: dict[str, Any]
     waiting: set[str] = field(default_factory=set)
     values: list[list[float]] = field(default_factory=list)
+    abandoned: bool = False
 
 
 def trial_id(number: int, replicate: int, replicates: int) -> str:
@@ -169,9 +170,11 @@ class StudySearch(Searcher):
         configuration.waiting.discard(identity)
         # the record, not Tune's result: it is what a resumed search will see too
         record = TrialRecord.read(trial_folder(self.run, identity))
+        if record is not None and record.status == "interrupted":
+            configuration.abandoned = True  # a continued search runs it and tells it
         if record is not None and record.status == "complete":
             self._note(configuration, record.content["metrics"])
-        if not configuration.waiting:
+        if not configuration.waiting and not configuration.abandoned:
             self._tell(configuration)
 
     def _note(self, configuration: _Configuration, metrics: dict[str, Any]) -> None:

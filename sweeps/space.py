@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import product
 from typing import Any, Literal
 
@@ -90,7 +91,7 @@ class Dimension:
             return list(range(int(self.low), int(self.high) + 1))
         if self.step is None:
             return [self.low] if self.low == self.high else None
-        return [self.low + i * self.step for i in range(math.floor((self.high - self.low) / self.step + 1e-9) + 1)]
+        return [self.low + i * self.step for i in range(round((self.high - self.low) / self.step) + 1)]
 
     def samples(self) -> list[Any]:
         """Draws that stand for all: every label, or both ends."""
@@ -329,6 +330,10 @@ def _number_dimension(path: str, place: str, given: dict[str, Any], where: dict[
         raise SpecError(f"{place}: needs low <= high, low > 0 with log, step > 0 and not with log; got {given}")
     if kind == "float":
         low, high, step = float(low), float(high), None if step is None else float(step)
+    if step is not None:
+        start, unit = Decimal(str(low)), Decimal(str(step))  # exact, as Optuna counts steps
+        last = start + (Decimal(str(high)) - start) // unit * unit  # the last that can be drawn
+        high = int(last) if kind == "int" else float(last)
     return Dimension(path, kind, low, high, step, log, **where)
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError, model
 
 from compress.pipeline import STAGES
 from compress.stage import Stage
-from sweeps.yaml_file import SpecError, parse_yaml, read_text
+from sweeps.yaml_file import SpecError, parse_yaml, plain, read_text
 from trainers.config import Config, DataConfig
 from trainers.source_model import SourceConfig
 
@@ -106,6 +106,16 @@ class Spec(Config):
         return self.storage / "_cache"
 
 
+def spec_from(raw: dict[str, Any]) -> Spec:
+    """A valid spec from plain values.
+
+    Raises:
+        SpecError: one line per mistake.
+    """
+    spec: Spec = validated(Spec, plain(raw, ""), "")
+    return spec
+
+
 def validated(model: type[BaseModel], value: Any, place: str) -> Any:
     """`model` from `value`, with mistakes told in the spec's terms.
 
@@ -132,7 +142,7 @@ def _explain(model: type[BaseModel], detail: Any, place: str) -> str:
     if detail["type"] == "missing":
         return f"{where}: required, but not given"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    message = message[:1].lower() + message[1:] if message.startswith(("Input", "Unable")) else message
+    message = message[:1].lower() + message[1:]
     return f"{where}: {message}" if shown in message or len(location) == 0 else f"{where}: {message}; got {shown}"
 
 
@@ -197,7 +207,4 @@ def read_spec(source: str) -> tuple[dict[str, Any], dict[str, Any]]:
         raise SpecError(f"{source}: no such file or preset; {hint}presets: {', '.join(presets)}")
     if not documents or len(documents) > 2 or not all(isinstance(d, dict) for d in documents):
         raise SpecError(f"{source}: a spec is one mapping (and, after ---, one mapping of overrides for --tiny)")
-    bad = [key for d in documents for key in d if not isinstance(key, str)]
-    if bad:
-        raise SpecError(f"{source}: keys must be text; got {bad[0]!r}")
     return documents[0], documents[1] if len(documents) == 2 else {}

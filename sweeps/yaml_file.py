@@ -1,5 +1,6 @@
 """YAML as people expect it: 1e-3 is a number, a key given twice is an error."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ class _Loader(yaml.SafeLoader):
     """Safe loader with YAML 1.2 floats and unique keys."""
 
 
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]  # dates stay text
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
@@ -53,6 +57,29 @@ def parse_yaml(text: str, origin: str) -> list[Any]:
         raise SpecError(
             f"{origin}: not valid YAML: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error
+
+
+def plain(value: Any, place: str) -> Any:
+    """`value` if it is made of JSON's values only, text as keys and finite numbers.
+
+    Raises:
+        SpecError: names the place of what is not.
+    """
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise SpecError(f"{place or 'spec'}: keys must be text; got {key!r} (put it in quotes)")
+            plain(inner, f"{place}.{key}" if place else key)
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            plain(inner, f"{place}.{i}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise SpecError(f"{place}: must be a finite number; got {value}")
+    elif not isinstance(value, str | int | float | bool | None):
+        raise SpecError(f"{place}: must be text, a number, true, false, null, a list or a mapping; got {value!r}")
+    elif isinstance(value, int) and abs(value) > 2**63:
+        raise SpecError(f"{place}: must be a number of at most 64 bits; got {value}")
+    return value
 
 
 def read_text(path: Path) -> str:

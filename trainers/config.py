@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -135,6 +135,17 @@ class AugmentConfig(Config):
         )
 
 
+def _augment_by_name(value: Any) -> Any:
+    return {"preset": value} if isinstance(value, str) else value
+
+
+Augment = Annotated[
+    AugmentConfig,
+    BeforeValidator(_augment_by_name, json_schema_input_type=AugmentConfig | Literal["deit", "flip", "none"]),
+]
+"""An `AugmentConfig`, or just the name of its preset."""
+
+
 class DistillConfig(Config):
     """Knowledge distillation as in DeiT (Touvron et al. 2021, section 4)."""
 
@@ -192,7 +203,7 @@ class TrainConfig(Config):
     drop_path: float | None = Field(None, ge=0, lt=1, description="default: as the model was built (DeiT: 0.1)")
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     ema: EmaConfig | None = None
-    augment: AugmentConfig = AugmentConfig()
+    augment: Augment = AugmentConfig()
 
     amp: Literal["none", "bf16", "fp16"] = Field("none", description="autocast; fp16 with a gradient scaler")
     channels_last: bool = False
@@ -220,10 +231,3 @@ class TrainConfig(Config):
         while per_worker % steps:
             steps += 1
         return per_worker // steps, steps
-
-    @model_validator(mode="before")
-    @classmethod
-    def _augment_by_name(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("augment"), str):
-            values = {**values, "augment": {"preset": values["augment"]}}
-        return values

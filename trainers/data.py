@@ -37,7 +37,7 @@ class DataInfo:
     Attributes:
         num_classes: classes.
         image_size: side of the square that the model sees, px.
-        num_train: training images after `limit`, before the validation split (unreadable ones included).
+        num_train: images to train on, after `limit` and the validation split (unreadable ones included).
     """
 
     num_classes: int
@@ -288,7 +288,23 @@ def _info(config: DataConfig, source: Source) -> DataInfo:
     if size is None:
         width, height = source.train.first_size() or (0, 1)
         size = width if width == height and width <= IN_MEMORY_PX else LARGE_PX
-    return DataInfo(len(source.class_names), size, min(total, config.limit or total))
+    total = min(total, config.limit or total)
+    return DataInfo(len(source.class_names), size, total - _num_val(total, config))
+
+
+def _num_val(total: int, config: DataConfig) -> int:
+    """Images of the validation part.
+
+    Raises:
+        ValueError: none would be left to train on.
+    """
+    num_val = max(1, round(total * config.val_fraction)) if config.val_fraction > 0 else 0
+    if num_val >= total:
+        raise ValueError(
+            f"{total} training images with val_fraction {config.val_fraction} leave none to train on; "
+            "raise data.limit or lower data.val_fraction"
+        )
+    return num_val
 
 
 def _stores(
@@ -319,12 +335,7 @@ def _stores(
 def _split(labels: Labels, config: DataConfig) -> tuple[Labels, Labels]:
     """(train rows, val rows) of the source's training part after `limit`: seeded, stratified, disjoint."""
     order = stratified_order(labels, config.split_seed)[: config.limit]
-    num_val = max(1, round(len(order) * config.val_fraction)) if config.val_fraction > 0 else 0
-    if num_val >= len(order):
-        raise ValueError(
-            f"{len(order)} training images with val_fraction {config.val_fraction} leave none to train on; "
-            "raise data.limit or lower data.val_fraction"
-        )
+    num_val = _num_val(len(order), config)
     return order[num_val:], order[:num_val]
 
 

@@ -75,10 +75,10 @@ def make_arch(name: str, *, num_classes: int, image_size: int, args: dict[str, A
         return _buildable(Arch("resnet_cifar", name, args))
     base = name.split(".")[0]
     if not timm.is_model(base):
-        near = difflib.get_close_matches(base, timm.list_models(), 5)
-        hint = f"; similar: {', '.join(near)}" if near else ""
+        near = sorted(timm.list_models(), key=lambda n: -difflib.SequenceMatcher(None, base, n[: len(base)]).ratio())
         raise ValueError(
-            f"unknown model {name!r}; valid: {', '.join(RESNET_CIFAR)} or any name of timm.list_models(){hint}"
+            f"unknown model {name!r}; valid: {', '.join(RESNET_CIFAR)} or any name of timm.list_models(); "
+            f"similar: {', '.join(near[:5])}"
         )
     if "img_size" not in given:
         try:

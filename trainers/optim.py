@@ -32,6 +32,24 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
         raise ValueError(f"optimizer {config.optimizer!r}: {error} (see timm.optim.list_optimizers())") from error
 
 
+def check_train_config(config: TrainConfig, num_train: int) -> None:
+    """Find what a fit on `num_train` images would refuse, before it starts.
+
+    Raises:
+        ValueError: batch size, warm-up or optimiser do not fit.
+    """
+    if config.epochs == 0:
+        return
+    if config.batch_size > num_train:
+        raise ValueError(
+            f"batch_size {config.batch_size} is more than the {num_train} images to train on; lower batch_size"
+        )
+    module = nn.Linear(1, 1)
+    Schedule(
+        make_optimizer(module, config.model_copy(update={"layer_decay": None})), config, num_train // config.batch_size
+    )
+
+
 class Schedule:
     """Learning rate and weight decay as a function of optimiser steps taken."""
 

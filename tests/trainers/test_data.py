@@ -74,7 +74,7 @@ def config_of(root: Path, **options: Any) -> DataConfig:
 
 def test_info_and_sizes(digits: Data) -> None:
     assert digits.info == data_info(digits.config)
-    assert (digits.info.num_classes, digits.info.image_size, digits.info.num_train) == (10, 32, 400)
+    assert (digits.info.num_classes, digits.info.image_size, digits.info.num_train) == (10, 32, 360)
     assert (digits.size("train"), digits.size("val"), digits.size("test")) == (360, 40, 359)
     assert len(digits.class_names) == 10
 

@@ -213,7 +213,7 @@ def test_other_schedules(schedule: str, expected: list[float]) -> None:
 
 
 def test_warmup_longer_than_the_fit_is_refused(digits: Data, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="warmup .* must be shorter than the fit"):
+    with pytest.raises(ValueError, match=r"warmup .* must be shorter than the fit"):
         run(tiny_vit(), digits, TrainConfig(epochs=3, batch_size=40, warmup=5), tmp_path)
 
 

@@ -1,0 +1,160 @@
+"""The searcher without Ray: what the study is told, budgets, replicates, going on."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from sweeps.check import check_spec
+from sweeps.records import TrialRecord, trial_folder, trial_records
+from sweeps.search import StudySearch
+from sweeps.spec import preset_names, spec_from
+from sweeps.trial import run_trial
+
+COMMON = {"run": "", "cache": "", "data_cache": "", "measure": {}, "device": "cpu", "threads": 1, "max_failures": 0}
+
+
+def searcher(raw: dict[str, Any], run: Path, **search: Any) -> StudySearch:
+    checked = check_spec(spec_from(raw | {"search": raw["search"] | search}))
+    run.mkdir(parents=True, exist_ok=True)
+    return StudySearch(checked, run, COMMON | {"run": str(run)})
+
+
+def finish(search: StudySearch, run: Path, tune_id: str, status: Any = "complete", **metrics: float) -> dict[str, Any]:
+    """Suggest, and pretend that the trial ended like this."""
+    suggestion = search.suggest(tune_id)
+    assert isinstance(suggestion, dict)
+    plan: dict[str, Any] = suggestion["plan"]
+    record = TrialRecord.begin(trial_folder(run, plan["trial_id"]), plan)
+    record.finish(status, metrics=metrics)
+    search.on_trial_complete(tune_id, {"status": status})
+    return plan
+
+
+def states(search: StudySearch) -> list[TrialState]:
+    return [t.state for t in search.study.get_trials()]
+
+
+def test_optuna_hears_finite_values_or_fail(raw: dict[str, Any], tmp_path: Path) -> None:
+    search = searcher(raw, tmp_path, trials=5)
+    finish(search, tmp_path, "a", accuracy=0.5, gmacs=1.0)
+    finish(search, tmp_path, "b", accuracy=math.nan, gmacs=1.0)
+    finish(search, tmp_path, "c", gmacs=1.0)
+    finish(search, tmp_path, "d", "failed")
+    search.suggest("e")
+    search.on_trial_complete("e", None, error=True)  # its process died: no record at all
+    assert states(search) == [TrialState.COMPLETE] + [TrialState.FAIL] * 4
+    assert search.study.get_trials()[0].values == [0.5, 1.0]
+    assert search.suggest("f") == Searcher.FINISHED
+
+
+def test_replicates_are_told_as_their_mean(raw: dict[str, Any], tmp_path: Path) -> None:
+    search = searcher(raw, tmp_path, trials=2, replicates=3)
+    assert search.num_trials == 6
+    plans = [finish(search, tmp_path, f"t{i}", accuracy=0.1 * i, gmacs=2.0) for i in range(3)]
+    assert [p["trial_id"] for p in plans] == ["00000-r0", "00000-r1", "00000-r2"]
+    assert [p["seed"] for p in plans] == [0, 1, 2]
+    assert len({repr(p["stages"]) for p in plans}) == 1
+    assert search.study.get_trials()[0].values == pytest.approx([0.1, 2.0])
+    finish(search, tmp_path, "x", "failed")
+    finish(search, tmp_path, "y", accuracy=0.4, gmacs=2.0)
+    finish(search, tmp_path, "z", accuracy=0.6, gmacs=2.0)
+    assert search.study.get_trials()[1].values == pytest.approx([0.5, 2.0])  # of those that there are
+
+
+def test_going_on_keeps_what_is_complete(raw: dict[str, Any], tmp_path: Path) -> None:
+    first = searcher(raw, tmp_path, trials=4, replicates=2)
+    for i in range(3):
+        finish(first, tmp_path, f"a{i}", accuracy=0.5, gmacs=1.0)
+    lost = finish(first, tmp_path, "a3", "interrupted")
+    dead = first.suggest("a4")["plan"]  # type: ignore[index]  # the driver dies here
+    TrialRecord.begin(trial_folder(tmp_path, dead["trial_id"]), dead).finish("interrupted")
+    second = searcher(raw, tmp_path, trials=4, replicates=2)
+    assert second.num_trials == 8 - 3
+    plans = [finish(second, tmp_path, f"b{i}", accuracy=0.7, gmacs=1.0) for i in range(5)]
+    assert second.suggest("end") == Searcher.FINISHED
+    assert plans[0]["trial_id"] == lost["trial_id"] == "00001-r1"
+    assert plans[0]["params"] == lost["params"]
+    assert [p["trial_id"] for p in plans[1:3]] == ["00002-r0", "00002-r1"]
+    assert plans[1]["params"] == dead["params"]
+    records = list(trial_records(tmp_path))
+    assert len(records) == 8
+    assert all(r.status == "complete" for r in records)
+    told = [t for t in second.study.get_trials() if t.state == TrialState.COMPLETE]
+    assert sorted(t.user_attrs["number"] for t in told) == [0, 1, 2, 3]
+    assert TrialState.RUNNING not in states(second)
+    assert searcher(raw, tmp_path, trials=4, replicates=2).num_trials == 0
+    assert searcher(raw, tmp_path, trials=6, replicates=2).num_trials == 4  # the budget may grow
+
+
+def test_a_continued_random_search_draws_new_points(raw: dict[str, Any], tmp_path: Path) -> None:
+    first = searcher(raw, tmp_path, trials=3)
+    early = [
+        finish(first, tmp_path, f"a{i}", accuracy=0.5, gmacs=1.0)["params"]["stages.finetune.lr"] for i in range(3)
+    ]
+    second = searcher(raw, tmp_path, trials=6)
+    late = [
+        finish(second, tmp_path, f"b{i}", accuracy=0.5, gmacs=1.0)["params"]["stages.finetune.lr"] for i in range(3)
+    ]
+    assert not set(early) & set(late)
+
+
+def test_same_seed_same_suggestions(raw: dict[str, Any], tmp_path: Path) -> None:
+    runs = []
+    for name in ("a", "b"):
+        search = searcher(raw, tmp_path / name, sampler="tpe", trials=14)
+        runs.append([finish(search, tmp_path / name, str(i), accuracy=i / 14, gmacs=1.0)["params"] for i in range(14)])
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "gp"])
+def test_every_sampler_fills_its_budget(raw: dict[str, Any], tmp_path: Path, sampler: str) -> None:
+    search = searcher(raw, tmp_path, sampler=sampler, trials=13)
+    for i in range(13):
+        finish(search, tmp_path, str(i), accuracy=i / 13, gmacs=1.0 + i % 3)
+    assert search.suggest("end") == Searcher.FINISHED
+    assert states(search) == [TrialState.COMPLETE] * 13
+
+
+def test_grid_tries_each_point_once(raw: dict[str, Any], tmp_path: Path) -> None:
+    search = searcher(raw, tmp_path, sampler="grid", trials=100, space={"stages.init.*.args.embed_dim": [16, 32]})
+    assert search.num_trials == 5
+    plans = [finish(search, tmp_path, str(i), accuracy=0.5, gmacs=1.0) for i in range(5)]
+    assert len({repr(sorted(p["params"].items())) for p in plans}) == 5
+
+
+def test_bounds_become_constraints(raw: dict[str, Any], tmp_path: Path) -> None:
+    bounded = raw | {
+        "objectives": [{"metric": "accuracy", "mode": "max", "bound": 0.6}, {"metric": "gmacs", "mode": "min"}]
+    }
+    search = searcher(bounded, tmp_path)
+    finish(search, tmp_path, "a", accuracy=0.5, gmacs=1.0)
+    finish(search, tmp_path, "b", accuracy=0.7, gmacs=2.0)
+    assert [t.values[0] for t in search.study.best_trials] == [0.7]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_tiny_presets_run(name: str, tmp_path: Path, data_cache: Path) -> None:
+    """Every alternative of every shipped preset, for real, at its tiny size; no preset is dead text."""
+    from sweeps.check import load_spec
+
+    checked = load_spec(name, [f"storage={tmp_path}"], tiny=True)
+    run = tmp_path / name
+    run.mkdir()
+    common = COMMON | {
+        "run": str(run), "cache": str(tmp_path / "_cache"), "data_cache": str(data_cache),
+        "measure": checked.spec.measure.model_copy(update={"repeats": 3, "batch_size": 2}).model_dump(),
+    }  # fmt: skip
+    search = StudySearch(checked, run, common)
+    for i in range(search.num_trials):
+        suggestion = search.suggest(str(i))
+        assert isinstance(suggestion, dict)
+        run_trial(suggestion["plan"])
+        search.on_trial_complete(str(i), {})
+    for record in trial_records(run):
+        assert record.status == "complete", record.content["error"]
+        assert {"accuracy", "test_accuracy", "gmacs", "latency_ms", "entropy_bits"} <= set(record.content["metrics"])
+    assert set(states(search)) == {TrialState.COMPLETE}

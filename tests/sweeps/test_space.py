@@ -1,0 +1,115 @@
+"""The space: every assignment valid, conditions hold, grids and sizes agree, points resolve."""
+
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sweeps.space import Space, config_keys, parse_dimension, resolved_trial
+from sweeps.spec import spec_from
+from sweeps.yaml_file import SpecError
+
+
+def space_of(raw: dict[str, Any], **search: Any) -> Space:
+    return Space(spec_from(raw | {"search": raw["search"] | search}))
+
+
+def test_suggestions_are_valid_and_conditional(raw: dict[str, Any]) -> None:
+    space = space_of(raw)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = set()
+    for _ in range(60):
+        assignment = space.suggest(study.ask())
+        trial = resolved_trial(space, assignment)
+        kinds = {s.name: s.kind for s in trial.stages}
+        choice = assignment["stages.init"]
+        seen.add(choice)
+        assert ("stages.init.*.args.embed_dim" in assignment) == (choice != "none")
+        assert ("stages.init.weight_selection.element_rule" in assignment) == (choice == "weight_selection")
+        assert trial.config["init"] == choice
+        if choice == "none":
+            assert "init" not in kinds
+            assert not any(key.startswith("init.") for key in trial.config)
+        else:
+            assert kinds["init"] == choice
+            assert trial.config["init.args.embed_dim"] == assignment["stages.init.*.args.embed_dim"]
+        assert trial.config["finetune.lr"] == assignment["stages.finetune.lr"]
+        assert list(kinds)[-1] == "finetune"
+    assert seen == {"weight_selection", "random_init", "none"}
+
+
+def test_grid_enumerates_each_valid_point_once(raw: dict[str, Any]) -> None:
+    finite = raw["search"]["space"] | {"stages.finetune.lr": {"low": 0.001, "high": 0.003, "step": 0.001}}
+    space = space_of(raw, space=finite)
+    grid = space.grid()
+    assert grid is not None
+    # 2 widths × 2 rules × 3 rates, 2 widths × 3 rates, 3 rates
+    assert len(grid) == 12 + 6 + 3 == space.size()
+    assert len({tuple(sorted(point.items())) for point in grid}) == 21
+    for point in grid:
+        resolved_trial(space, point)
+    assert space.size(["teacher"]) == 1
+    assert space.size(["teacher", "init"]) == 4 + 2 + 1
+
+
+def test_named_choices_set_mappings(raw: dict[str, Any]) -> None:
+    sizes = {"choices": {"S": {"embed_dim": 16, "depth": 1}, "M": {"embed_dim": 32, "depth": 2}}}
+    space = space_of(raw, space={"stages.init.*.args": sizes})
+    trial = resolved_trial(space, {"stages.init": "random_init", "stages.init.*.args": "S"})
+    assert trial.stages[1].config.args == {"embed_dim": 16, "depth": 1}  # type: ignore[attr-defined]
+    assert config_keys(space.dimensions[1]) == ["init.args.embed_dim", "init.args.depth"]
+    assert space.point({"stages.init.*.args": {"embed_dim": 32, "depth": 2}}) == {"stages.init.*.args": "M"}
+
+
+def test_source_and_data_can_be_searched(raw: dict[str, Any]) -> None:
+    space = space_of(raw, space={"source.args.depth": {"low": 1, "high": 3}, "data.image_size": [16, 32]})
+    trial = resolved_trial(space, {"stages.init": "none", "source.args.depth": 3, "data.image_size": 16})
+    assert trial.source.args["depth"] == 3
+    assert trial.data.image_size == 16
+    assert config_keys(space.dimensions[1]) == ["source.args.depth"]
+
+
+def test_resolving_leaves_the_spec_alone(raw: dict[str, Any]) -> None:
+    space = space_of(raw)
+    before = repr(space.spec.raw)
+    first = space.resolve(
+        {"stages.init": "random_init", "stages.init.*.args.embed_dim": 16, "stages.finetune.lr": 0.01}
+    )
+    first["stages"]["init"]["args"]["embed_dim"] = 99
+    assert repr(space.spec.raw) == before
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    low=st.integers(1, 50) | st.floats(0.01, 50), width=st.integers(0, 50) | st.floats(0, 50),
+    step=st.none() | st.integers(1, 9) | st.floats(0.1, 9), log=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_ranges_hold(low: float, width: float, step: float | None, log: bool, seed: int) -> None:
+    given = {"low": low, "high": low + width, "step": step, "log": log}
+    try:
+        dimension = parse_dimension("stages.x.y", {k: v for k, v in given.items() if v is not None})
+    except SpecError:
+        assert step is not None
+        assert log
+        return
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    drawn = dimension.suggest(study.ask())
+    assert low <= drawn <= low + width
+    integral = all(isinstance(v, int) for v in (low, low + width, 1 if step is None else step))
+    assert isinstance(drawn, int if integral else float)
+    grid = dimension.grid()
+    if grid is not None:
+        assert any(abs(drawn - g) < 1e-9 * max(1, abs(g)) for g in grid)
+    assert dimension.coerced(drawn) == drawn
+
+
+def test_points_first_draw_what_they_say(raw: dict[str, Any]) -> None:
+    point = {"stages.init": "weight_selection", "stages.init.weight_selection.element_rule": "consecutive"}
+    space = space_of(raw)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.enqueue_trial(space.point(point))
+    assert point.items() <= space.suggest(study.ask()).items()
+    with pytest.raises(SpecError, match="is no choice"):
+        space.point({"stages.init": "magic"})
