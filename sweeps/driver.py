@@ -143,15 +143,16 @@ def _local_ray(checked: Checked) -> Iterator[int]:
             ray.shutdown()
 
 
-class _TrialCallable:
+def _trainable(trial: TrialFunction) -> Callable[[dict[str, Any]], None]:
     """The Tune function: one plan in, one report out."""
 
-    def __init__(self, trial: TrialFunction) -> None:
-        self.trial = trial
+    # nested, so that it is pickled by value: a trial's process need not import the driver
+    def trainable(config: dict[str, Any]) -> None:
+        from ray import tune
 
-    def __call__(self, config: dict[str, Any]) -> None:
-        outcome = self.trial(config["plan"])
-        ray.tune.report({"status": outcome["status"]})  # the record has the rest
+        tune.report({"status": trial(config["plan"])["status"]})  # the record has the rest
+
+    return trainable
 
 
 class _Watch(ray.tune.Callback):
@@ -189,9 +190,7 @@ def _tune(
     fit_at_once = max(1, cpus // wanted.cpus_per_trial)
     concurrent = min(wanted.concurrent or fit_at_once, fit_at_once)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    trainable = ray.tune.with_resources(
-        _TrialCallable(trial).__call__, {"cpu": wanted.cpus_per_trial, "gpu": wanted.gpus_per_trial}
-    )
+    trainable = ray.tune.with_resources(_trainable(trial), {"cpu": wanted.cpus_per_trial, "gpu": wanted.gpus_per_trial})
     interrupt = _Interrupt()
     tuner = ray.tune.Tuner(
         trainable,

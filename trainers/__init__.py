@@ -1,5 +1,5 @@
 """Models, data and the one training loop. Runs without Ray."""
 
-from trainers._torchvision import import_torchvision
+from trainers._torchvision import mend_on_import
 
-import_torchvision()  # before anything here imports timm
+mend_on_import()  # before anything here imports timm

@@ -178,7 +178,7 @@ class TrainConfig(Config):
     )
     min_lr: float = Field(1e-5, ge=0)
     warmup_lr: float = Field(1e-6, ge=0)
-    warmup: Duration = Field(5, description="epochs, or 'N steps', 'N%'")
+    warmup: Duration = Field(5.0, description="epochs, or 'N steps', 'N%'")
     schedule: Literal["cosine", "step", "plateau", "constant"] = "cosine"
     decay_rate: float = Field(0.1, gt=0, le=1, description="step and plateau")
     decay_epochs: float = Field(30, gt=0, description="step")
