@@ -127,6 +127,8 @@ def colour_param(run: Run) -> str:
     names = [p for p in compared_params(run) if not is_numeric(run.trials[f"config/{p}"])] or compared_params(run)
     if not names or not run.objectives:
         return f"config/{names[0]}" if names else "status"
+    # what only some trials have (the parameter of one alternative) would only repeat which alternative it was
+    names = [p for p in names if done[f"config/{p}"].notna().all()] or names
     values = run.values(done)
 
     def score(param: str) -> float:

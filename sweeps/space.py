@@ -263,7 +263,7 @@ class Space:
 
 
 def set_path(raw: dict[str, Any], parts: Sequence[str], value: Any, shown: str) -> None:
-    """Set a nested value, making the mappings on the way.
+    """Set a nested value, making the mappings on the way; a mapping is laid over the one that stands there.
 
     Raises:
         SpecError: the way leads through a plain value.
@@ -275,7 +275,8 @@ def set_path(raw: dict[str, Any], parts: Sequence[str], value: Any, shown: str) 
         node = node[part]
         if not isinstance(node, dict):
             raise SpecError(f"{shown}: {'.'.join(parts[: i + 1])} is {node!r}, not a mapping with parameters")
-    node[parts[-1]] = value
+    before = node.get(parts[-1])
+    node[parts[-1]] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
 
 
 def _label(value: Any) -> Any:

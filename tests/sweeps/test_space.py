@@ -56,9 +56,10 @@ def test_grid_enumerates_each_valid_point_once(raw: dict[str, Any]) -> None:
 
 def test_named_choices_set_mappings(raw: dict[str, Any]) -> None:
     sizes = {"choices": {"S": {"embed_dim": 16, "depth": 1}, "M": {"embed_dim": 32, "depth": 2}}}
+    raw["stages"]["init"]["one_of"]["random_init"] = {"args": {"num_heads": 1, "depth": 9}}
     space = space_of(raw, space={"stages.init.*.args": sizes})
     trial = resolved_trial(space, {"stages.init": "random_init", "stages.init.*.args": "S"})
-    assert trial.stages[1].config.args == {"embed_dim": 16, "depth": 1}  # type: ignore[attr-defined]
+    assert trial.stages[1].config.args == {"num_heads": 1, "embed_dim": 16, "depth": 1}  # type: ignore[attr-defined]
     assert config_keys(space.dimensions[1]) == ["init.args.embed_dim", "init.args.depth"]
     assert space.point({"stages.init.*.args": {"embed_dim": 32, "depth": 2}}) == {"stages.init.*.args": "M"}
 
