@@ -38,7 +38,7 @@ def test_the_example_spec_holds(tmp_path: Path) -> None:
         f"storage={tmp_path}",
     ]
     checked = check_spec(spec_from(apply_overrides(raw, overrides)))
-    assert [d.path for d in checked.space.dimensions][0] == "stages.init"
+    assert checked.space.dimensions[0].path == "stages.init"
     assert checked.num_configurations == 40
 
 

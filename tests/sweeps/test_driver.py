@@ -51,7 +51,7 @@ def test_end_to_end(raw: dict[str, Any], ray_session: None) -> None:
     more = sweep(raw | {"search": raw["search"] | {"trials": 5}})
     assert len(records(more.folder)) == 5
     assert before.items() <= {k: v["ended"] for k, v in records(run).items()}.items()
-    with pytest.raises(SpecError, match="holds another sweep.*--overwrite"):
+    with pytest.raises(SpecError, match=r"holds another sweep.*--overwrite"):
         sweep(raw | {"seed": 1})
     replaced = sweep(raw | {"seed": 1, "search": raw["search"] | {"trials": 1}}, overwrite=True)
     assert len(records(replaced.folder)) == 1
