@@ -115,7 +115,7 @@ def test_teacher_must_exist_and_fit(digits_config: DataConfig) -> None:
     with pytest.raises(
         ValueError, match=r"stages\.last: teacher 'stage:nobody' is no earlier stage; earlier ones: first"
     ):
-        check_pipeline(arch, [named("first", "finetune"), named("last", "finetune", distill=distill)], info)
+        check_pipeline(arch, [named("first", "finetune", **TRAIN), named("last", "finetune", **TRAIN, distill=distill)], info)
 
 
 class Fake(Stage):
@@ -156,7 +156,7 @@ def test_order(phases: list[Phase], fine: bool) -> None:
 def test_dimensions_are_checked_without_work(digits_config: DataConfig) -> None:
     info = data_info(digits_config)
     arch = source_arch(VIT, info.num_classes, info.image_size)
-    archs = check_pipeline(arch, [student(), named("finetune", "finetune")], info)
+    archs = check_pipeline(arch, [student(), named("finetune", "finetune", **TRAIN)], info)
     assert archs[-1].args["embed_dim"] == 16
     with pytest.raises(ValueError, match=r"stages\.init: .*\(10, 64\)|stages\.init: .*64.*32"):
         check_pipeline(arch, [student(embed_dim=64)], info)
