@@ -13,11 +13,13 @@ import numpy
 import timm
 import torch
 
+from compress.baseline_quant import KmeansQuant, UniformQuant
 from compress.cache import Artifact, StageCache, content_key
 from compress.finetune import Finetune
 from compress.random_init import RandomInit
 from compress.stage import Context, Stage
 from compress.weight_selection import WeightSelection
+from compress.wfn import Wfn
 from trainers.config import DataConfig
 from trainers.data import DataInfo, load_data
 from trainers.files import sha256_file
@@ -29,6 +31,9 @@ STAGES: dict[str, type[Stage]] = {
     "finetune": Finetune,
     "random_init": RandomInit,
     "weight_selection": WeightSelection,
+    "wfn": Wfn,
+    "uniform_quant": UniformQuant,
+    "kmeans_quant": KmeansQuant,
 }
 """Every method by its name in a spec."""
 

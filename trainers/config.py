@@ -166,10 +166,9 @@ class EmaConfig(Config):
     use: bool = Field(False, description="evaluate and return the averaged weights")
 
 
-class TrainConfig(Config):
-    """One fit: schedule, optimiser, regularisation, augmentation, precision."""
+class FitOptions(Config):
+    """All options of a fit but its length: schedule, optimiser, regularisation, augmentation, precision."""
 
-    epochs: int = Field(300, ge=0)
     batch_size: int = Field(512, ge=1, description="global, over all workers and accumulation steps")
     max_batch_per_worker: int | None = Field(None, ge=1, description="memory limit; accumulation is derived from it")
     lr: float = Field(5e-4, gt=0, description="at a global batch of 512")
@@ -231,3 +230,9 @@ class TrainConfig(Config):
         while per_worker % steps:
             steps += 1
         return per_worker // steps, steps
+
+
+class TrainConfig(FitOptions):
+    """One fit."""
+
+    epochs: int = Field(300, ge=0)

@@ -27,10 +27,15 @@ SOURCES = {
     "resnet": SourceConfig(model="resnet20_cifar", args={"width": 8}),
 }
 TRAIN = {"epochs": 2, "batch_size": 40, "lr": 1e-3, "warmup": 0, "augment": "flip"}
+WFN = {"percentages": [0.5, 1.0], "first_epoch": 1, "fixing_epochs": 1, "batch_size": 40, "lr": 1e-3, "augment": "flip",
+       "distance_allowed": 0.1}  # fmt: skip
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "finetune": {"vit": TRAIN, "resnet": TRAIN},
     "random_init": {"vit": {"args": {"embed_dim": 16}}, "resnet": {"args": {"width": 4}}},
     "weight_selection": {"vit": {"args": {"embed_dim": 16, "depth": 1}}, "resnet": {"args": {"width": 4}}},
+    "wfn": {"vit": WFN, "resnet": WFN},
+    "uniform_quant": {"vit": {"bits": 4}, "resnet": {"bits": 4}},
+    "kmeans_quant": {"vit": {"clusters": 8}, "resnet": {"clusters": 8, "scope": "network"}},
 }
 """Stage → source → config, or a text that its refusal must hold."""
 

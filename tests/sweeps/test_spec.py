@@ -33,7 +33,7 @@ MISTAKES = [
     ("search.sampler_options.foo=1", r"search\.sampler_options\.foo: random has no such option; valid: none"),
     (
         "stages.finetune.learning_rate=1",
-        r"stages\.finetune\.learning_rate: unknown key; .*valid keys: epochs, batch_size",
+        r"stages\.finetune\.learning_rate: unknown key; .*valid keys: batch_size",
     ),
     ("stages.finetune.augment.mixupp=1", r"stages\.finetune\.augment.*mixupp"),
     ("stages.finetune.lr=-1", r"stages\.finetune\.lr: input should be greater than 0; got -1"),
