@@ -46,17 +46,22 @@ def _checked(spec: str, overrides: list[str] | None, tiny: bool) -> Any:
 
 
 @app.command()
-def methods() -> None:
+def methods(name: Annotated[str | None, typer.Argument(metavar="[METHOD]", help="only this one")] = None) -> None:
     """The stages, their parameters, defaults and papers."""
     from compress.pipeline import STAGES
     from sweeps.describe import stage_table
 
-    for name, stage in STAGES.items():
-        console.print(
-            f"\n[bold]{name}[/] [dim]({stage.phase})[/]  {escape((stage.__doc__ or '').strip().splitlines()[0])}"
-        )
+    if name is not None and name not in STAGES:
+        raise fail(f"{name}: no such method; valid: {', '.join(STAGES)}")
+    for kind, stage in STAGES.items():
+        if name not in (None, kind):
+            continue
+        headline = escape((stage.__doc__ or "").strip().splitlines()[0])
+        console.print(f"\n[bold]{kind}[/] [dim]({stage.phase})[/]  {headline}")
         if stage.paper:
             console.print(f"[dim]{escape(stage.paper)}[/]", soft_wrap=True)
+        if stage.metrics:
+            console.print(f"[dim]reports {', '.join(stage.metrics)}[/]", soft_wrap=True)
         console.print(stage_table(stage))
 
 

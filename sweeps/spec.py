@@ -43,7 +43,9 @@ class Search(Config):
         default_factory=list, description="points to try first: dotted parameter → value or label"
     )
     max_failures: int = Field(
-        1, ge=0, description="times that a failed trial is run again before it is recorded as failed"
+        1,
+        ge=0,
+        description="times that a failed trial is run again before it is recorded as failed (not what would fail the same way: a refused value, a non-finite loss)",
     )
 
 

@@ -117,7 +117,7 @@ class AugmentConfig(Config):
     erase_mode: Literal["const", "rand", "pixel"] = "pixel"
     erase_count: int = Field(1, ge=1)
     erase_resplit: bool = Field(False, description="leave the first of the repeated copies clean of erasing")
-    repeats: int = Field(1, ge=1, description="repeated augmentation: copies of an image in an epoch's order (DeiT: 3)")
+    repeats: int = Field(3, ge=1, description="repeated augmentation: copies of an image in an epoch's order; 1 is off")
     mixup: float = Field(0.8, ge=0, description="alpha; 0 is off")
     cutmix: float = Field(1.0, ge=0, description="alpha; 0 is off")
     cutmix_minmax: tuple[float, float] | None = None
