@@ -37,7 +37,13 @@ STATIC = {
     "model_bytes": "parameters and buffers as stored",
 }
 LATENCY = {"latency_ms": "median forward pass on the trial's device, milliseconds per batch"}
-METRICS = VALIDATED | STATIC | LATENCY
+CODED = {
+    "coded_bytes": "the coded model file, whole (after a quantize stage)",
+    "coded_ratio": "model_bytes / coded_bytes",
+    "coded_bits_per_weight": "entropy-coded bits of a quantised weight, without the codebook",
+    "coded_to_entropy": "coded_bits_per_weight / entropy_bits: below 1 where the coder finds more than a histogram tells",
+}
+METRICS = VALIDATED | STATIC | LATENCY | CODED
 """What every trial measures, beside what its stages report."""
 
 
@@ -174,6 +180,8 @@ def _check_objectives(spec: Spec, stages: Sequence[NamedStage], data: DataConfig
         available -= set(LATENCY)
     if data.val_fraction == 0:
         available -= set(VALIDATED)
+    if not any(stage.config.phase == "quantize" for stage in stages):
+        available -= set(CODED)
     for i, objective in enumerate(spec.objectives):
         place = f"objectives.{i}.metric"
         if objective.metric.startswith("test_"):

@@ -158,6 +158,40 @@ def report(
     console.print(str(analysis.write_report(run, out)), highlight=False, soft_wrap=True)
 
 
+@app.command()
+def pack(
+    run: RunArgument,
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="a trial's id, for example 00007")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="the coded file, for example model.wfn")],
+) -> None:
+    """Write a trial's model as an entropy-coded file."""
+    from sweeps.artifacts import pack as write
+
+    try:
+        size = write(run, trial, out)
+    except (ValueError, OSError) as error:
+        raise fail(str(error)) from None
+    parts = f"indices {size.index_bytes:,}, codebook {size.codebook_bytes:,}, other tensors {size.tensor_bytes:,}"
+    console.print(
+        f"{out}  {size.total_bytes:,} bytes ({parts}, header {size.header_bytes:,})", highlight=False, soft_wrap=True
+    )
+
+
+@app.command()
+def unpack(
+    coded: Annotated[Path, typer.Argument(metavar="FILE", help="a coded file")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="the safetensors file")],
+) -> None:
+    """Write a coded file's weights as safetensors, bit for bit."""
+    from sweeps.artifacts import unpack as write
+
+    try:
+        state = write(coded, out)
+    except (ValueError, OSError) as error:
+        raise fail(str(error)) from None
+    console.print(f"{out}  {state.arch.name}, {len(state.weights)} tensors", highlight=False, soft_wrap=True)
+
+
 def _load(run: Path) -> Any:
     import analysis
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from compress.cache import StageCache
+from compress.codec import encode
 from compress.measure import measure_latency, measure_static
 from compress.pipeline import NamedStage, Pipeline, PipelineResult, StageRun, library_versions, run_pipeline
 from sweeps.records import TrialRecord, trial_folder
@@ -124,6 +125,8 @@ def _measured(pipeline: Pipeline, result: PipelineResult, plan: Plan, device: to
     if data.size("test"):
         metrics |= {f"test_{name}": value for name, value in evaluate(module, data, "test", device).items()}
     metrics |= measure_static(model, data.info.image_size)
+    if any(stage.config.phase == "quantize" for stage in pipeline.stages):
+        metrics |= _coded(model, metrics)
     wanted = validated(Measure, plan["measure"], "measure")
     if wanted.latency:
         latency = measure_latency(
@@ -135,3 +138,15 @@ def _measured(pipeline: Pipeline, result: PipelineResult, plan: Plan, device: to
             "latency_batch_size": latency.batch_size, "latency_repeats": latency.repeats, "latency_dtype": latency.dtype,
         }  # fmt: skip
     return metrics
+
+
+def _coded(model: ModelState, metrics: dict[str, Any]) -> dict[str, Any]:
+    """What the coded model file takes; the last two only where weights share values."""
+    size = encode(model).size
+    coded: dict[str, Any] = {
+        "coded_bytes": size.total_bytes, "coded_ratio": metrics["model_bytes"] / size.total_bytes,
+    }  # fmt: skip
+    if size.coded_weights and metrics["entropy_bits"]:
+        bits = 8 * size.index_bytes / size.coded_weights
+        coded |= {"coded_bits_per_weight": bits, "coded_to_entropy": bits / metrics["entropy_bits"]}
+    return coded

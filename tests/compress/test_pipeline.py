@@ -115,7 +115,9 @@ def test_teacher_must_exist_and_fit(digits_config: DataConfig) -> None:
     with pytest.raises(
         ValueError, match=r"stages\.last: teacher 'stage:nobody' is no earlier stage; earlier ones: first"
     ):
-        check_pipeline(arch, [named("first", "finetune", **TRAIN), named("last", "finetune", **TRAIN, distill=distill)], info)
+        check_pipeline(
+            arch, [named("first", "finetune", **TRAIN), named("last", "finetune", **TRAIN, distill=distill)], info
+        )
 
 
 class Fake(Stage):
