@@ -12,8 +12,8 @@ from rich.table import Table
 from compress.pipeline import STAGES
 from compress.stage import Stage
 from sweeps.check import METRICS, Checked
+from sweeps.dimension import Dimension
 from sweeps.progress import short
-from sweeps.space import Dimension
 from sweeps.spec import Spec, preset_text
 
 

@@ -16,6 +16,7 @@ import yaml
 
 import analysis
 from sweeps.check import Checked, default_data_cache
+from sweeps.dimension import config_keys
 from sweeps.progress import Progress
 from sweeps.records import SCHEMA, TrialRecord, now, read_json, to_json, trial_folder, trial_records
 from sweeps.search import StudySearch
@@ -69,7 +70,6 @@ def run_sweep(
     _mark_interrupted(run)
     with _local_ray(checked) as cpus:
         search = StudySearch(checked, run, _common(checked, run))
-        _write_params(run, search)
         interrupted = False
         if search.num_trials > 0:
             interrupted = _tune(checked, run, search, trial, progress or Progress(checked), cpus)
@@ -81,19 +81,19 @@ def run_sweep(
 def _prepare(checked: Checked, run: Path, overwrite: bool, command: Sequence[str]) -> None:
     spec = checked.spec
     earlier = read_json(run / "run.json")
-    if overwrite and run.exists():
+    if earlier is None and run.exists() and any(run.iterdir()):
+        raise SpecError(f"storage/name: {run} exists and is not a run; choose another name")
+    if overwrite and earlier is not None:
         shutil.rmtree(run)
         earlier = None
-    if run.exists() and earlier is None and any(run.iterdir()):
-        raise SpecError(f"storage/name: {run} exists and is not a run; choose another name")
     if earlier is not None and _meaning(earlier.get("spec", {})) != _meaning(spec.raw):
         raise SpecError(
-            f"{run} holds another sweep (its spec differs in more than search.trials and resources); "
+            f"{run} holds another sweep (its spec differs in more than its budget); "
             "choose another name, or give --overwrite"
         )
     note = {
         "schema": SCHEMA, "name": spec.name, "created": (earlier or {}).get("created", now()), "seed": spec.seed,
-        "objectives": [o.model_dump() for o in spec.objectives], "params": [],
+        "objectives": [o.model_dump() for o in spec.objectives], "params": list(dict.fromkeys(k for d in checked.space.dimensions for k in config_keys(d))),
         "command": " ".join(command), "spec": spec.raw,
     }  # fmt: skip
     write_atomic(run / "run.json", to_json(note))
@@ -101,15 +101,10 @@ def _prepare(checked: Checked, run: Path, overwrite: bool, command: Sequence[str
 
 
 def _meaning(raw: dict[str, Any]) -> dict[str, Any]:
-    """What of a spec decides what its trials mean."""
-    search = {k: v for k, v in raw.get("search", {}).items() if k not in ("trials", "max_failures")}
-    return {k: v for k, v in raw.items() if k not in ("resources", "storage")} | {"search": search}
-
-
-def _write_params(run: Path, search: StudySearch) -> None:
-    note = read_json(run / "run.json")
-    assert note is not None
-    write_atomic(run / "run.json", to_json(note | {"params": search.searched_keys()}))
+    """What of a spec decides what its trials mean: all but budgets, places and how many run at a time."""
+    free = {"search": {"trials", "max_failures"}, "resources": {"concurrent", "cpus"}}
+    parts = {k: v for k, v in raw.items() if k != "storage"}
+    return parts | {name: {k: v for k, v in raw.get(name, {}).items() if k not in drop} for name, drop in free.items()}
 
 
 def _common(checked: Checked, run: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from sweeps.check import Checked
 from sweeps.records import TrialRecord, trial_folder, trial_records
 from sweeps.samplers import make_sampler
-from sweeps.space import config_keys, resolved_trial
+from sweeps.space import resolved_trial
 from sweeps.spec import Spec
 from trainers.seeding import derive_seed
 
@@ -192,10 +192,6 @@ class StudySearch(Searcher):
                 excess = mean - objective.bound if objective.mode == "min" else objective.bound - mean
                 configuration.trial.set_constraint(f"bound.{objective.metric}", excess)
         self.study.tell(configuration.trial, means)
-
-    def searched_keys(self) -> list[str]:
-        """Keys of the flat config that vary over trials."""
-        return list(dict.fromkeys(k for d in self.checked.space.dimensions for k in config_keys(d)))
 
     def on_trial_result(self, tune_id: str, result: dict[str, Any]) -> None:
         """Nothing: only ends count here."""

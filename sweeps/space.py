@@ -6,17 +6,16 @@ itself. Under a slot a path names the alternative (`stages.init.random.args`), o
 """
 
 import copy
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 
 from compress.pipeline import NamedStage
+from sweeps.dimension import Assignment, Dimension, leaves, parse_dimension
 from sweeps.spec import Spec, build_stage, validated
 from sweeps.yaml_file import SpecError
 from trainers.config import DataConfig
@@ -25,95 +24,9 @@ from trainers.source_model import SourceConfig
 ROOTS = ("stages", "source", "data")
 """Sections that a dimension may name."""
 
-Assignment = Mapping[str, Any]
-"""Dimension path → label (categorical) or number."""
-
 
 def is_slot(entry: Any) -> bool:
     return isinstance(entry, dict) and "one_of" in entry
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """One searched parameter or slot.
-
-    Attributes:
-        path: dotted name, as in the spec.
-        kind: how it is drawn.
-        low, high, step, log: of numbers; both ends belong to the range.
-        choices: label → value of a categorical one, in order.
-        slot: the slot that decides whether it is active, or None.
-        alternatives: those of the slot under which it is active.
-        is_slot: whether it chooses an alternative.
-    """
-
-    path: str
-    kind: Literal["float", "int", "categorical"]
-    low: float = 0
-    high: float = 0
-    step: float | None = None
-    log: bool = False
-    choices: Mapping[Any, Any] | None = None
-    slot: str | None = None
-    alternatives: frozenset[str] = frozenset()
-    is_slot: bool = False
-
-    @property
-    def section(self) -> str:
-        """The stage, or the other section, that it belongs to."""
-        parts = self.path.split(".")
-        return parts[1] if parts[0] == "stages" else parts[0]
-
-    def active(self, chosen: Assignment) -> bool:
-        """Whether it applies, given the slots chosen so far."""
-        return self.slot is None or chosen.get(self.slot, None) in self.alternatives
-
-    def suggest(self, trial: optuna.trial.BaseTrial) -> Any:
-        """Draw by an Optuna trial."""
-        if self.kind == "categorical":
-            assert self.choices is not None
-            return trial.suggest_categorical(self.path, list(self.choices))
-        if self.kind == "int":
-            return trial.suggest_int(self.path, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
-        return trial.suggest_float(self.path, self.low, self.high, step=self.step, log=self.log)
-
-    def value(self, drawn: Any) -> Any:
-        """What goes into the spec for a drawn label or number."""
-        return copy.deepcopy(self.choices[drawn]) if self.choices is not None else drawn
-
-    def grid(self) -> list[Any] | None:
-        """All that can be drawn, or None where that is a continuum."""
-        if self.choices is not None:
-            return list(self.choices)
-        if self.kind == "int" and not self.log:
-            return list(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
-        if self.kind == "int":
-            return list(range(int(self.low), int(self.high) + 1))
-        if self.step is None:
-            return [self.low] if self.low == self.high else None
-        return [self.low + i * self.step for i in range(round((self.high - self.low) / self.step) + 1)]
-
-    def samples(self) -> list[Any]:
-        """Draws that stand for all: every label, or both ends."""
-        return list(self.choices) if self.choices is not None else [self.low, self.high]
-
-    def coerced(self, value: Any) -> Any:
-        """A point's value as this dimension draws it.
-
-        Raises:
-            SpecError: not one of the choices, or outside the range.
-        """
-        if self.choices is not None:
-            for label, choice in self.choices.items():
-                if (value == label and type(value) is type(label)) or value == choice:
-                    return label
-            raise SpecError(
-                f"search.points: {self.path}: {value!r} is no choice; valid: {', '.join(map(str, self.choices))}"
-            )
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not self.low <= value <= self.high or (self.kind == "int" and value != int(value)):
-            raise SpecError(f"search.points: {self.path}: {value!r} is not in {self.kind} [{self.low}, {self.high}]")
-        return int(value) if self.kind == "int" else float(value)
 
 
 class Space:
@@ -279,65 +192,6 @@ def set_path(raw: dict[str, Any], parts: Sequence[str], value: Any, shown: str) 
     node[parts[-1]] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
 
 
-def _label(value: Any) -> Any:
-    return value if isinstance(value, str | int | float | bool | None) else json.dumps(value, separators=(",", ":"))
-
-
-def parse_dimension(
-    path: str, given: Any, slot: str | None = None, alternatives: frozenset[str] = frozenset()
-) -> Dimension:
-    """A dimension from its spec form: a list, {low, high, log, step, type}, {choices}, or one fixed value.
-
-    Raises:
-        SpecError: none of these forms, or a range that is none.
-    """
-    place = f"search.space.{path}"
-    where = {"slot": slot, "alternatives": alternatives}
-    if isinstance(given, dict) and set(given) == {"choices"}:
-        given = given["choices"]
-        if not isinstance(given, dict | list):
-            raise SpecError(f"{place}.choices: a list or a mapping label → value; got {given!r}")
-        if isinstance(given, dict):
-            given = {str(label): value for label, value in given.items()}
-    elif isinstance(given, dict):
-        return _number_dimension(path, place, given, where)
-    if not isinstance(given, dict | list):
-        given = [given]
-    choices = given if isinstance(given, dict) else {_label(value): value for value in given}
-    if not choices:
-        raise SpecError(f"{place}: needs at least one choice")
-    if len(choices) < len(given):
-        raise SpecError(f"{place}: the choices {given!r} are not distinct")
-    return Dimension(path, "categorical", choices=choices, **where)  # type: ignore[arg-type]
-
-
-def _number_dimension(path: str, place: str, given: dict[str, Any], where: dict[str, Any]) -> Dimension:
-    unknown = set(given) - {"low", "high", "log", "step", "type"}
-    if unknown or not {"low", "high"} <= set(given):
-        raise SpecError(
-            f"{place}: a range is {{low, high}} with optional log, step, type (float or int); got keys {', '.join(map(str, given))}"
-        )
-    low, high, step, log = given["low"], given["high"], given.get("step"), given.get("log", False)
-    for name, number in (("low", low), ("high", high), ("step", step if step is not None else 1)):
-        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-            raise SpecError(f"{place}.{name}: must be a finite number; got {number!r}")
-    both_int = all(isinstance(n, int) for n in (low, high, step if step is not None else 1))
-    kind = given.get("type", "int" if both_int else "float")
-    if kind not in ("int", "float") or (kind == "int" and not both_int):
-        raise SpecError(f"{place}.type: int (with whole low, high and step) or float; got {kind!r}")
-    if not isinstance(log, bool):
-        raise SpecError(f"{place}.log: true or false; got {log!r}")
-    if low > high or (log and low <= 0) or (step is not None and (step <= 0 or log)):
-        raise SpecError(f"{place}: needs low <= high, low > 0 with log, step > 0 and not with log; got {given}")
-    if kind == "float":
-        low, high, step = float(low), float(high), None if step is None else float(step)
-    if step is not None:
-        start, unit = Decimal(str(low)), Decimal(str(step))  # exact, as Optuna counts steps
-        last = start + (Decimal(str(high)) - start) // unit * unit  # the last that can be drawn
-        high = int(last) if kind == "int" else float(last)
-    return Dimension(path, kind, low, high, step, log, **where)
-
-
 @dataclass(frozen=True)
 class Resolved:
     """A trial's part of the spec, validated: source, data, stages, and the flat config for its record."""
@@ -376,25 +230,5 @@ def _flat_config(
     flat: dict[str, Any] = {d.path.removeprefix("stages."): assignment[d.path] for d in space.dimensions if d.is_slot}
     sections = {"source": source, "data": data, **{stage.name: stage.config for stage in stages}}
     for name, section in sections.items():
-        flat |= dict(_leaves(name, section.model_dump(mode="json")))
+        flat |= dict(leaves(name, section.model_dump(mode="json")))
     return flat
-
-
-def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _leaves(f"{prefix}.{key}", inner)
-    else:
-        yield prefix, value
-
-
-def config_keys(dimension: Dimension) -> list[str]:
-    """The keys of the flat config that a dimension sets."""
-    parts = dimension.path.split(".")
-    if dimension.slot is not None:
-        del parts[2]
-    base = ".".join(parts[1:] if parts[0] == "stages" else parts)
-    values = list(dimension.choices.values()) if dimension.choices is not None else []
-    if not any(isinstance(value, dict) for value in values):
-        return [base]
-    return list(dict.fromkeys(key for value in values for key, _ in _leaves(base, value)))

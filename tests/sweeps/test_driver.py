@@ -158,8 +158,9 @@ def test_a_foreign_folder_is_not_touched(raw: dict[str, Any], tmp_path: Path, ra
     folder = Path(raw["storage"]) / "small"
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("mine")
-    with pytest.raises(SpecError, match="exists and is not a run; choose another name"):
-        sweep(raw)
+    for overwrite in (False, True):
+        with pytest.raises(SpecError, match="exists and is not a run; choose another name"):
+            sweep(raw, overwrite=overwrite)
     assert [p.name for p in folder.iterdir()] == ["thesis.txt"]
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sweeps.space import Space, config_keys, parse_dimension, resolved_trial
+from sweeps.dimension import config_keys, parse_dimension
+from sweeps.space import Space, resolved_trial
 from sweeps.spec import spec_from
 from sweeps.yaml_file import SpecError
 
