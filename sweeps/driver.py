@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,6 +227,7 @@ class _Interrupt:
         if self.seen:
             raise KeyboardInterrupt
         self.seen = True
+        print("\nstopping the running trials (again: at once)", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own handler for it ends the experiment cleanly
 
     def _too_early(self, number: int, frame: Any) -> None:
