@@ -163,9 +163,6 @@ class _Watch(ray.tune.Callback):
     def _folder(self, trial: Any) -> Path:
         return trial_folder(self.run, trial.config["plan"]["trial_id"])
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.progress.started(trial.config["plan"])
-
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.progress.ended(TrialRecord.read(self._folder(trial)))
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,7 +32,6 @@ class Progress:
         self.objectives = checked.spec.objectives
         self.params = [d.path for d in checked.space.dimensions]
         self.console = console or Console()
-        self.counts: Counter[str] = Counter()
         self.best: dict[str, float] = {}
         self._bar: Bar | None = None
 
@@ -52,15 +50,11 @@ class Progress:
             yield
         self._bar = None
 
-    def started(self, plan: dict[str, Any]) -> None:
-        self.counts["started"] += 1
-
     def ended(self, record: TrialRecord | None) -> None:
         """Print a trial's line."""
         if record is None:
             return
         content = record.content
-        self.counts[record.status] += 1
         self.console.print(self._line(content, record.status), highlight=False, soft_wrap=True)
         if self._bar is not None:
             best = "  ".join(f"best {name} {short(value)}" for name, value in self.best.items())

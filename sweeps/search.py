@@ -44,6 +44,10 @@ def open_study(checked: Checked, run: Path) -> optuna.Study:
     return study
 
 
+ENDED = ("complete", "failed", "pruned")
+"""States of trials that are not run again."""
+
+
 @dataclass
 class _Configuration:
     """One asked-for point and the values of its replicates so far."""
@@ -72,55 +76,62 @@ class StudySearch(Searcher):
         self.checked, self.run, self.common = checked, run, common
         self.spec: Spec = checked.spec
         self.study = open_study(checked, run)
-        self._pending: deque[dict[str, Any]] = deque()
+        self._pending: deque[tuple[_Configuration, dict[str, Any]]] = deque()
         self._running: dict[str, tuple[_Configuration, str]] = {}
         self._continue_study()
 
     def _continue_study(self) -> None:
         """Fail what nobody runs, count what is done, enqueue what is not and the points to try first."""
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self.study.tell(trial.number, state=TrialState.FAIL)
-        records = list(trial_records(self.run))
-        finished = {r.content["trial_id"] for r in records if r.status in ("complete", "failed", "pruned")}
-        self.next_number = 1 + max((r.content["number"] for r in records), default=-1)
-        self.remaining = self.checked.num_configurations - self.next_number
-        replicates = range(self.spec.search.replicates)
-        by_number = {r.content["number"]: r for r in records}
-        open_numbers = [
-            n for n in by_number if any(trial_id(n, k, len(replicates)) not in finished for k in replicates)
-        ]
+        unfinished = self._abandoned_points()
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        records = {r.content["number"]: r for r in trial_records(self.run)}
+        for number, record in records.items():
+            if not all(self._ended(number, k) for k in range(self.spec.search.replicates)):
+                unfinished[number] = record.content["params"]
+        self.next_number = 1 + max([*records, *unfinished], default=-1)
+        self.remaining = self.checked.num_configurations - self.next_number
         taken = {t.user_attrs.get("number") for t in waiting}
-        for number in open_numbers:
+        for number, point in sorted(unfinished.items()):
             if number not in taken:
-                self.study.enqueue_trial(by_number[number].content["params"], user_attrs={"number": number})
-        self.reopened = deque(open_numbers)
-        if not records and not waiting:
+                self.study.enqueue_trial(point, user_attrs={"number": number})
+        self.reopened = deque(sorted(unfinished))
+        if not records and not unfinished and not self.study.get_trials(deepcopy=False):
             points = self.checked.points
             if self.spec.search.sampler == "grid" or not self.checked.space.dimensions:
                 points = points + [p for p in self.checked.space.grid() or [] if p not in points]
             for point in points:
                 self.study.enqueue_trial(point)
 
+    def _abandoned_points(self) -> dict[int, dict[str, Any]]:
+        """Number → point of what a driver that died had asked for; without this a grid would lose points."""
+        points: dict[int, dict[str, Any]] = {}
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            point = trial.system_attrs.get("fixed_params", {}) | trial.params
+            if "number" in trial.user_attrs:
+                points[trial.user_attrs["number"]] = point
+            elif point:  # it died between asking and numbering
+                self.study.enqueue_trial(point)
+        return points
+
+    def _ended(self, number: int, replicate: int) -> TrialRecord | None:
+        """The record of a trial that is not to run again, or None."""
+        identity = trial_id(number, replicate, self.spec.search.replicates)
+        record = TrialRecord.read(trial_folder(self.run, identity))
+        return record if record is not None and record.status in ENDED else None
+
     @property
     def num_trials(self) -> int:
         """Trials that this searcher will still suggest, replicates counted."""
         replicates = self.spec.search.replicates
-        done = sum(
-            (folder := TrialRecord.read(trial_folder(self.run, trial_id(n, k, replicates)))) is not None
-            and folder.status in ("complete", "failed", "pruned")
-            for n in self.reopened
-            for k in range(replicates)
-        )
+        done = sum(self._ended(n, k) is not None for n in self.reopened for k in range(replicates))
         return (max(0, self.remaining) + len(self.reopened)) * replicates - done
 
     def suggest(self, tune_id: str) -> dict[str, Any] | str | None:
         """A plan under the key `plan`, or FINISHED."""
         if not self._pending and not self._ask():
             return Searcher.FINISHED
-        entry = self._pending.popleft()
-        configuration: _Configuration = entry["configuration"]
-        plan = entry["plan"]
+        configuration, plan = self._pending.popleft()
         self._running[tune_id] = (configuration, plan["trial_id"])
         return {"plan": plan}
 
@@ -129,7 +140,6 @@ class StudySearch(Searcher):
         if not self.reopened and self.remaining <= 0:
             return False
         trial = self.study.ask()
-        assignment = self.checked.space.suggest(trial)
         number = trial.user_attrs.get("number")
         if number is not None and number in self.reopened:
             self.reopened.remove(number)
@@ -137,6 +147,7 @@ class StudySearch(Searcher):
             number, self.next_number = self.next_number, self.next_number + 1
             self.remaining -= 1
             trial.set_user_attr("number", number)
+        assignment = self.checked.space.suggest(trial)
         configuration = _Configuration(trial, number, assignment)
         for replicate in range(self.spec.search.replicates):
             self._queue(configuration, replicate)
@@ -148,9 +159,9 @@ class StudySearch(Searcher):
     def _queue(self, configuration: _Configuration, replicate: int) -> None:
         spec, number = self.spec, configuration.number
         identity = trial_id(number, replicate, spec.search.replicates)
-        earlier = TrialRecord.read(trial_folder(self.run, identity))
-        if earlier is not None and earlier.status == "complete":
-            self._note(configuration, earlier.content["metrics"])
+        if (earlier := self._ended(number, replicate)) is not None:
+            if earlier.status == "complete":
+                self._note(configuration, earlier.content["metrics"])
             return
         resolved = resolved_trial(self.checked.space, configuration.assignment)
         plan = self.common | {
@@ -162,7 +173,7 @@ class StudySearch(Searcher):
             "config": resolved.config, "params": configuration.assignment,
         }  # fmt: skip
         configuration.waiting.add(identity)
-        self._pending.append({"configuration": configuration, "plan": plan})
+        self._pending.append((configuration, plan))
 
     def on_trial_complete(self, tune_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take one replicate's end; tell the study when it was the last."""

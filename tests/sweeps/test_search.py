@@ -126,6 +126,32 @@ def test_grid_tries_each_point_once(raw: dict[str, Any], tmp_path: Path) -> None
     assert len({repr(sorted(p["params"].items())) for p in plans}) == 5
 
 
+def test_a_killed_driver_loses_no_point_of_a_grid(raw: dict[str, Any], tmp_path: Path) -> None:
+    """Points that were asked for, but whose trials never began, are tried by the next driver."""
+    grid = {"sampler": "grid", "trials": 100, "space": {"stages.init.*.args.embed_dim": [16, 32]}}
+    first = searcher(raw, tmp_path, **grid)
+    done = [finish(first, tmp_path, "a", accuracy=0.5, gmacs=1.0)["params"]]
+    for i in range(2):
+        first.suggest(f"lost{i}")
+    second = searcher(raw, tmp_path, **grid)
+    assert second.num_trials == 4
+    plans = [finish(second, tmp_path, str(i), accuracy=0.5, gmacs=1.0) for i in range(4)]
+    assert second.suggest("end") == Searcher.FINISHED
+    assert len({repr(sorted(p.items())) for p in done + [p["params"] for p in plans]}) == 5
+    assert sorted(p["number"] for p in plans) == [1, 2, 3, 4]
+
+
+def test_a_failed_replicate_is_not_run_again(raw: dict[str, Any], tmp_path: Path) -> None:
+    first = searcher(raw, tmp_path, trials=2, replicates=2)
+    finish(first, tmp_path, "a", "failed")
+    first.suggest("b")  # the driver dies here
+    second = searcher(raw, tmp_path, trials=2, replicates=2)
+    assert second.num_trials == 3
+    plans = [finish(second, tmp_path, f"c{i}", accuracy=0.5, gmacs=1.0) for i in range(3)]
+    assert [p["trial_id"] for p in plans] == ["00000-r1", "00001-r0", "00001-r1"]
+    assert second.suggest("end") == Searcher.FINISHED
+
+
 def test_bounds_become_constraints(raw: dict[str, Any], tmp_path: Path) -> None:
     bounded = raw | {
         "objectives": [{"metric": "accuracy", "mode": "max", "bound": 0.6}, {"metric": "gmacs", "mode": "min"}]
