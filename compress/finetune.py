@@ -19,7 +19,7 @@ class Finetune(Stage, TrainConfig):
     """Train every weight of the model; a randomly initialised source makes it training from scratch."""
 
     phase: ClassVar[Phase] = "train"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = (
         "recipe and distillation: Touvron et al., Training data-efficient image transformers, ICML 2021"
     )

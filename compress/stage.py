@@ -13,6 +13,7 @@ from trainers.config import Config, TrainConfig
 from trainers.data import Data, DataInfo, eval_batches
 from trainers.fit import FitResult, Hook, Objective, fit
 from trainers.models import Arch, ModelState
+from trainers.seeding import derive_seed
 
 Phase = Literal["init", "train", "prune", "quantize"]
 
@@ -80,10 +81,11 @@ class Context:
         """Train `module` in place to the end of `config`.
 
         A fit that a killed trial left unfinished goes on from its checkpoint; one that it finished
-        returns at once with the same weights. `name` tells the fits of one stage apart.
+        returns at once with the same weights. `name` tells the fits of one stage apart,
+        and gives each its own order of images and augmentation.
         """
         result = fit(
-            module, self.data, objective, config, hooks=hooks, seed=self.seed, device=self.device,
+            module, self.data, objective, config, hooks=hooks, seed=derive_seed(self.seed, name), device=self.device,
             workdir=self.workdir / name, name=name, on_epoch=self.on_epoch,
         )  # fmt: skip
         self.restored_seconds += result.seconds_restored

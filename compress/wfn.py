@@ -87,7 +87,7 @@ class Wfn(Stage, FitOptions):
     """Fix all weights on a few hundred shared values at low entropy, training what is not fixed yet."""
 
     phase: ClassVar[Phase] = "quantize"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "Subia-Waud and Dasmahapatra, Weight Fixing Networks, ECCV 2022"
     metrics: ClassVar[tuple[str, ...]] = ("mean_relative_change", "max_relative_change", "codebook_size")
 

@@ -170,6 +170,9 @@ class FitOptions(Config):
     """All options of a fit but its length: schedule, optimiser, regularisation, augmentation, precision."""
 
     batch_size: int = Field(512, ge=1, description="global, over all workers and accumulation steps")
+    images_per_epoch: int | None = Field(
+        None, ge=1, description="length of an epoch, drawn anew for each; default: every training image once"
+    )
     max_batch_per_worker: int | None = Field(None, ge=1, description="memory limit; accumulation is derived from it")
     lr: float = Field(5e-4, gt=0, description="at a global batch of 512")
     lr_scaling: Literal["linear", "unscaled"] = Field(

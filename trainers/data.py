@@ -141,17 +141,19 @@ def load_data(config: DataConfig, cache_dir: Path) -> Data:
     )
 
 
-def epoch_order(n: int, batch_size: int, seed: int, epoch: int, repeats: int = 1) -> tuple[Tensor, Tensor]:
-    """Which image comes when in an epoch: the same on all workers.
+def epoch_order(
+    n: int, batch_size: int, seed: int, epoch: int, repeats: int = 1, length: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Which image comes when in an epoch: the same on all workers. `length` (default n) images make an epoch.
 
     Repeated augmentation as in DeiT's RASampler: a permutation with every image `repeats` times in a
-    row, cut to n. So a global batch holds the copies of batch_size / repeats images; within it the
+    row, cut to `length`. So a global batch holds the copies of batch_size / repeats images; within it the
     first copies come first, so that the copies of one image go to different workers and micro-batches.
 
     Returns:
-        (positions in the split, number of the copy from 0), int64 (n // batch_size * batch_size,) each.
+        (positions in the split, number of the copy from 0), int64 (length // batch_size * batch_size,) each.
     """
-    used = n // batch_size * batch_size
+    used = min(length or n, n) // batch_size * batch_size
     permutation = np.random.default_rng([seed, epoch]).permutation(n)
     ticket = np.arange(used)
     copy = ticket % repeats
@@ -165,6 +167,7 @@ class TrainBatches:
 
     Args:
         batch_size: global: over all workers and accumulation steps.
+        images_per_epoch: length of an epoch where it is shorter than the training part.
         accumulation: micro-batches of one optimiser step on one worker.
         seed: of order and augmentation; torch's, NumPy's and Python's global generators are neither
             read nor moved.
@@ -180,6 +183,7 @@ class TrainBatches:
         augment: AugmentConfig,
         *,
         batch_size: int,
+        images_per_epoch: int | None = None,
         accumulation: int = 1,
         seed: int,
         device: torch.device,
@@ -195,7 +199,8 @@ class TrainBatches:
             raise ValueError(
                 f"batch_size {batch_size} must divide by {world_size} workers x {accumulation} accumulation steps"
             )
-        self.steps_per_epoch = data.size("train") // batch_size
+        self._length = min(images_per_epoch or data.size("train"), data.size("train"))
+        self.steps_per_epoch = self._length // batch_size
         self._data, self._config, self._device = data, augment, device
         self._batch_size, self._accumulation = batch_size, accumulation
         self._seed, self._rank, self._world_size = seed, rank, world_size
@@ -220,7 +225,7 @@ class TrainBatches:
         """
         config, images = self._config, self._data.train
         repeats = config.repeats if config.preset == "deit" else 1
-        order, copies = epoch_order(len(images.rows), self._batch_size, self._seed, epoch, repeats)
+        order, copies = epoch_order(len(images.rows), self._batch_size, self._seed, epoch, repeats, self._length)
         rng = np.random.default_rng([self._seed, epoch, self._rank, 1])
         noise = torch.Generator(self._device).manual_seed(int(rng.integers(2**62)))
         resplit = config.erase_resplit and repeats > 1

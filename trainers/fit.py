@@ -118,8 +118,8 @@ class _Fit:
         world = distributed.world_size()
         _, self.accumulation = config.accumulation(world)
         self.batches = TrainBatches(
-            data, config.augment, batch_size=config.batch_size, accumulation=self.accumulation,
-            seed=derive_seed(seed, "batches"), device=device, rank=distributed.rank(), world_size=world,
+            data, config.augment, batch_size=config.batch_size, images_per_epoch=config.images_per_epoch,
+            accumulation=self.accumulation, seed=derive_seed(seed, "batches"), device=device, rank=distributed.rank(), world_size=world,
         )  # fmt: skip
         self.optimizer = make_optimizer(module, config)
         self.schedule = Schedule(self.optimizer, config, self.batches.steps_per_epoch)

@@ -40,13 +40,13 @@ def check_train_config(config: TrainConfig, num_train: int) -> None:
     """
     if config.epochs == 0:
         return
-    if config.batch_size > num_train:
-        raise ValueError(
-            f"batch_size {config.batch_size} is more than the {num_train} images to train on; lower batch_size"
-        )
+    images = min(config.images_per_epoch or num_train, num_train)
+    if config.batch_size > images:
+        what = f"{num_train} images to train on" if images == num_train else f"{images} images of images_per_epoch"
+        raise ValueError(f"batch_size {config.batch_size} is more than the {what}; lower batch_size")
     module = nn.Linear(1, 1)
     Schedule(
-        make_optimizer(module, config.model_copy(update={"layer_decay": None})), config, num_train // config.batch_size
+        make_optimizer(module, config.model_copy(update={"layer_decay": None})), config, images // config.batch_size
     )
 
 

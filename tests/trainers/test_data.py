@@ -188,6 +188,16 @@ def test_order_is_one_permutation() -> None:
     assert len(epoch_order(105, 10, seed=3, epoch=1)[0]) == 100
 
 
+def test_a_shorter_epoch_takes_other_images_each_time(digits: Data) -> None:
+    first, _ = epoch_order(100, 10, seed=3, epoch=0, length=37)
+    assert len(set(first.tolist())) == len(first) == 30
+    assert torch.equal(first, epoch_order(100, 10, seed=3, epoch=0)[0][:30])
+    seen = {i for epoch in range(20) for i in epoch_order(100, 10, seed=3, epoch=epoch, length=37)[0].tolist()}
+    assert seen == set(range(100))
+    batches = TrainBatches(digits, PLAIN, batch_size=10, images_per_epoch=37, seed=0, device=CPU)
+    assert batches.steps_per_epoch == 3 == len(list(batches.epoch(0)))
+
+
 @pytest.mark.parametrize("batch_size", [12, 10])
 def test_repeated_augmentation_keeps_copies_in_one_step(batch_size: int) -> None:
     """As DeiT's sampler: the permutation with each image three times in a row, cut to n, B at a time."""
