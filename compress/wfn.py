@@ -10,10 +10,10 @@ Each iteration trains with the fixed weights held, then clusters. Held means hel
 their values put back after every update, so that neither momentum nor decay moves a bit of them.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -89,7 +89,12 @@ class Wfn(Stage, FitOptions):
     phase: ClassVar[Phase] = "quantize"
     version: ClassVar[int] = 2
     paper: ClassVar[str] = "Subia-Waud and Dasmahapatra, Weight Fixing Networks, ECCV 2022"
-    metrics: ClassVar[tuple[str, ...]] = ("mean_relative_change", "max_relative_change", "codebook_size")
+    metrics: ClassVar[tuple[str, ...]] = (
+        "mean_relative_change",
+        "max_relative_change",
+        "codebook_size",
+        "fixed_fraction",
+    )
 
     distance_allowed: float = Field(0.01, gt=0, description="delta: allowed mean relative distance to a centroid")
     percentages: tuple[float, ...] = Field(PERCENTAGES, min_length=1, description="fixed fraction after each iteration")
@@ -97,6 +102,10 @@ class Wfn(Stage, FitOptions):
     fixing_epochs: int = Field(5, ge=0, description="epochs before each later clustering (the paper: 3)")
     zero_distance: float = Field(2**-7, gt=0, lt=1, description="gamma_0: smaller weights may become zero")
     regularisation_ratio: float = Field(0.4, ge=0, description="rho; 0 switches the pull off")
+    first_iteration: int = Field(
+        0, ge=0, description="resume: the incoming model has this many iterations behind it, the last of a like stage"
+    )
+    last_iteration: int | None = Field(None, ge=1, description="end after this many iterations; default: all")
     include_norm: bool = Field(False, description="fix norm parameters too (the paper's bn_inc)")
     calculation_type: Literal["relative", "euclidean"] = Field("relative", description="distance to a centroid")
 
@@ -110,6 +119,16 @@ class Wfn(Stage, FitOptions):
     clip_grad: float | None = Field(0.5, gt=0, description="gradient norm")
     batch_size: int = Field(128, ge=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _iterations(self) -> "Wfn":
+        total, last = len(self.percentages), self.last_iteration
+        if not self.first_iteration < (last or total) <= total:
+            raise ValueError(
+                f"first_iteration {self.first_iteration} and last_iteration {last} must lie in this order within the "
+                f"{total} percentages"
+            )
+        return self
 
     @field_validator("percentages")
     @classmethod
@@ -132,21 +151,28 @@ class Wfn(Stage, FitOptions):
         module = model.build().to(ctx.device)
         parameters = fixable_parameters(module, self.include_norm)
         before, clustering = flat(parameters), None
-        for t, fraction in enumerate(self.percentages):
+        if self.first_iteration:
+            # what is fixed lies on centroids, so the same call finds it again
+            clustering = self._cluster(parameters, self.first_iteration - 1)
+        for t in range(self.first_iteration, self.last_iteration or len(self.percentages)):
             epochs = self.first_epoch if t == 0 else self.fixing_epochs
             if epochs:
                 hook = self._hook(parameters, clustering)
                 objective = TaskObjective(self.label_smoothing)
                 ctx.fit(module, objective, self._fit_config(epochs), hooks=[hook], name=f"iteration-{t:02d}")
-            allowed = self.distance_allowed * max(1, len(self.percentages) - t)
-            clustering = cluster(
-                flat(parameters), fraction, allowed, zero_distance=self.zero_distance, distance=self.calculation_type
-            )
+            clustering = self._cluster(parameters, t)
             _assign(parameters, clustering.values)
         assert clustering is not None
-        ctx.report(**_changes(before, clustering))
-        notes: dict[str, Any] = {"orders": {str(k): v for k, v in clustering.orders.items()}}
-        return ModelState.from_module(model.arch, module, model.meta | {"wfn": notes})
+        orders = {f"order_{order}": count for order, count in clustering.orders.items()}
+        ctx.report(**_changes(before, clustering), fixed_fraction=float(clustering.fixed.double().mean()), **orders)
+        return ModelState.from_module(model.arch, module, model.meta)
+
+    def _cluster(self, parameters: dict[str, nn.Parameter], t: int) -> Clustering:
+        allowed = self.distance_allowed * max(1, len(self.percentages) - t)
+        return cluster(
+            flat(parameters), self.percentages[t], allowed,
+            zero_distance=self.zero_distance, distance=self.calculation_type,
+        )  # fmt: skip
 
     def _hook(self, parameters: dict[str, nn.Parameter], clustering: Clustering | None) -> HoldFixed:
         if clustering is None:

@@ -1,7 +1,7 @@
 """Records of a run: one folder a trial, written from its start and finalised by every outcome.
 
 `<run>/run.json` says what the sweep is, `<run>/trials/<id>/record.json` what a trial is and became,
-`<run>/trials/<id>/epochs.jsonl` its epochs. Only this module writes them.
+`<run>/trials/<id>/epochs.jsonl` its epochs, `<run>/trials/<id>/layers.json` the layers of its model. Only this module writes them.
 """
 
 import json
@@ -54,6 +54,7 @@ class TrialRecord:
         record = cls(folder, content)
         record.save()
         (folder / "epochs.jsonl").write_text("")
+        (folder / "layers.json").unlink(missing_ok=True)
         return record
 
     @classmethod
@@ -75,6 +76,10 @@ class TrialRecord:
     def add_stage(self, row: dict[str, Any]) -> None:
         self.content["stages"].append(row)
         self.save()
+
+    def set_layers(self, rows: list[dict[str, Any]]) -> None:
+        """The layers of the trial's model (`compress.measure_layers`)."""
+        write_atomic(self.folder / "layers.json", to_json({"schema": SCHEMA, "layers": rows}))
 
     def finish(self, status: Status, *, error: BaseException | str | None = None, **facts: Any) -> None:
         """Finalise; epochs reach the disk first."""

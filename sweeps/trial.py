@@ -13,6 +13,7 @@ import torch
 from compress.cache import StageCache
 from compress.codec import encode
 from compress.measure import measure_latency, measure_static
+from compress.measure_layers import measure_layers
 from compress.pipeline import NamedStage, Pipeline, PipelineResult, StageRun, library_versions, run_pipeline
 from sweeps.records import TrialRecord, trial_folder
 from sweeps.spec import Measure, build_stage, validated
@@ -108,6 +109,7 @@ def _attempt(plan: Plan, record: TrialRecord) -> dict[str, Any]:
         device=device, on_epoch=record.add_epoch, on_stage=note_stage,
     )  # fmt: skip
     metrics = _measured(pipeline, result, plan, device)
+    record.set_layers(measure_layers(result.model))
     seconds = time.perf_counter() - begun
     saved = sum(s.seconds_full - s.seconds for s in result.stages if s.cached)
     record.finish("complete", metrics=metrics, seconds=seconds, seconds_full=seconds + max(0.0, saved))

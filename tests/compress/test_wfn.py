@@ -139,7 +139,23 @@ def test_schedule(model: ModelState, digits: Data, tmp_path: Path, monkeypatch: 
     assert set(result.weights) == set(model.weights)
     norms = [n for n in model.weights if ".bn" in n or n.startswith("bn")]
     assert all(torch.equal(result.weights[n], model.weights[n]) for n in norms)
-    assert sum(result.meta["wfn"]["orders"].values()) == values.numel()
+    orders = {k: v for k, v in ctx.reported.items() if k.startswith("order_")}
+    assert sum(orders.values()) == values.numel()
+    assert ctx.reported["fixed_fraction"] == 1.0
+
+
+def test_resumed_at_any_iteration_it_is_the_same(model: ModelState, digits: Data, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "percentages": (0.4, 0.8, 1.0), "fixing_epochs": 1, "distance_allowed": 0.05, "lr": 1e-3, "batch_size": 40,
+        "augment": {"preset": "none"},
+    }  # fmt: skip
+    whole = Wfn(**options).run(model, context(digits, tmp_path / "whole"))
+    for k in (1, 2):
+        first = Wfn(**options, last_iteration=k).run(model, context(digits, tmp_path / f"first-{k}"))
+        rest = Wfn(**options, first_iteration=k).run(first, context(digits, tmp_path / f"rest-{k}"))
+        assert rest.hash() == whole.hash()
+    with pytest.raises(ValueError, match="first_iteration 2 and last_iteration 2"):
+        Wfn(**options, first_iteration=2, last_iteration=2)
 
 
 def test_include_norm_fixes_them_too(model: ModelState, digits: Data, tmp_path: Path) -> None:
