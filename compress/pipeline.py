@@ -20,6 +20,7 @@ from compress.random_init import RandomInit
 from compress.stage import Context, Stage
 from compress.weight_selection import WeightSelection
 from compress.wfn import Wfn
+from trainers import distributed
 from trainers.config import DataConfig
 from trainers.data import DataInfo, load_data
 from trainers.files import sha256_file
@@ -174,6 +175,8 @@ class _Run:
             seed=derive_seed(pipeline.seed, "source"),
         )  # fmt: skip
         compute = {"device": device.type, "threads": torch.get_num_threads() if device.type == "cpu" else 0}
+        if distributed.world_size() > 1:
+            compute["workers"] = distributed.world_size()
         self.key = content_key(self.source.hash(), self.data.fingerprint, pipeline.seed, compute, library_versions())
         self.model = self.source
         self.models: dict[str, ModelState] = {}
@@ -215,7 +218,7 @@ class _Run:
             return Artifact(model, seconds, ctx.reported, rows)
 
         begun = time.perf_counter()
-        artifact, cached = self.cache.get_or_build(self.key, build)
+        artifact, cached = self._shared(build) if distributed.active() else self.cache.get_or_build(self.key, build)
         if cached:
             for row in artifact.rows:
                 self.on_epoch({"stage": stage.name, "cached": True} | row)
@@ -227,6 +230,24 @@ class _Run:
         )  # fmt: skip
 
 
+    def _shared(self, build: Callable[[Path], Artifact]) -> tuple[Artifact, bool]:
+        """Rank 0 asks the cache, and calls the others where the stage is to be computed; all get rank 0's artifact."""
+        if distributed.rank() == 0:
+
+            def call_all(workdir: Path) -> Artifact:
+                distributed.from_rank_0(str(workdir))
+                return build(workdir)
+
+            artifact, cached = self.cache.get_or_build(self.key, call_all)
+            if cached:
+                distributed.from_rank_0("")
+            return distributed.from_rank_0((artifact, cached))
+        workdir: str = distributed.from_rank_0(None)
+        if workdir:
+            build(Path(workdir))
+        return distributed.from_rank_0(None)
+
+
 def run_pipeline(
     pipeline: Pipeline,
     *,
@@ -236,7 +257,10 @@ def run_pipeline(
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
     on_stage: Callable[[StageRun], None] = lambda run: None,
 ) -> PipelineResult:
-    """Run every stage, or take it from the cache. `on_epoch` sees every epoch row, cached ones too."""
+    """Run every stage, or take it from the cache. `on_epoch` sees every epoch row, cached ones too.
+
+    In a process group every rank calls this with the same pipeline, and gets the same model.
+    """
     run = _Run(pipeline, cache, data_cache, device, on_epoch)
     done: list[StageRun] = []
     for index, stage in enumerate(pipeline.stages):

@@ -170,7 +170,8 @@ class _Fit:
                 if self._update():
                     self.ended = True
                     break
-        train_loss = meter.mean()
+        distributed.same_buffers(self.module)
+        train_loss = distributed.mean_over_ranks(meter.mean(), self.device)
         seconds = time.perf_counter() - start
         steps = self.result.steps - steps_before
         return {
@@ -243,6 +244,8 @@ def fit(
 
     Same arguments, same bits on the CPU with the same thread count, killed and resumed or not: every
     random number comes from (seed, epoch, rank). A finished fit called again only loads its weights.
+    In a process group every rank calls this, with `on_epoch` too; rank 0 writes the checkpoints, and all
+    ranks end with the same weights and buffers.
 
     Raises:
         NonFiniteLossError: the loss is NaN or infinite.
@@ -251,7 +254,8 @@ def fit(
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
     run = _Fit(module, data, objective, config, hooks, seed, device)
     checkpoints = CheckpointFolder(workdir, config.keep_checkpoints)
-    if (state := checkpoints.load()) is not None:
+    (state,) = distributed.from_rank_0((checkpoints.load(),) if distributed.rank() == 0 else None)
+    if state is not None:
         run.load_state_dict(state)
         for row in run.result.rows:
             on_epoch(row)
