@@ -22,8 +22,10 @@ from typing import Any
 
 from trainers.files import write_atomic
 from trainers.models import ModelState
+from trainers.remote import Remote
 
 _log = logging.getLogger(__name__)
+_LAST = "stage.json"  # an artifact with this file is whole
 
 
 def content_key(*parts: Any) -> str:
@@ -43,7 +45,7 @@ class Artifact:
     def save(self, folder: Path) -> None:
         self.model.save(folder)
         note = {"seconds": self.seconds, "metrics": self.metrics, "rows": self.rows}
-        write_atomic(folder / "stage.json", json.dumps({"note": note, "hash": content_key(note)}).encode())
+        write_atomic(folder / _LAST, json.dumps({"note": note, "hash": content_key(note)}).encode())
 
     @classmethod
     def load(cls, folder: Path) -> "Artifact":
@@ -71,10 +73,12 @@ class _Owner:
 
 
 class StageCache:
-    """Artifacts under `root`, a folder that all trials of a sweep see."""
+    """Artifacts under `root`, a folder that all trials of a sweep see, or this node's copy of `remote`."""
 
-    def __init__(self, root: Path, *, beat_seconds: float = 2.0, stale_seconds: float = 30.0) -> None:
-        self.root, self.beat_seconds, self.stale_seconds = root, beat_seconds, stale_seconds
+    def __init__(
+        self, root: Path, *, remote: Remote | None = None, beat_seconds: float = 2.0, stale_seconds: float = 30.0
+    ) -> None:
+        self.root, self.remote, self.beat_seconds, self.stale_seconds = root, remote, beat_seconds, stale_seconds
 
     def workdir(self, key: str) -> Path:
         """Where the stage of this key keeps its checkpoints until it is published."""
@@ -83,7 +87,7 @@ class StageCache:
     def load(self, key: str) -> Artifact | None:
         """The artifact, or None. A damaged one is named in a warning and removed."""
         folder = self.root / key
-        if not folder.exists():
+        if not folder.exists() and not self._fetch(key):
             return None
         try:
             return Artifact.load(folder)
@@ -96,6 +100,17 @@ class StageCache:
                 folder.rename(aside)
             shutil.rmtree(aside, ignore_errors=True)
             return None
+
+    def _fetch(self, key: str) -> bool:
+        """Copy an artifact that another node published; whether it is here now."""
+        if self.remote is None or not self.remote.exists(f"{key}/{_LAST}"):
+            return False
+        beside = self.root / f".new-{uuid.uuid4().hex}"
+        self.remote.download_missing(key, beside)
+        with contextlib.suppress(OSError):  # another process of this node was quicker
+            beside.rename(self.root / key)
+        shutil.rmtree(beside, ignore_errors=True)
+        return (self.root / key).exists()
 
     def publish(self, key: str, artifact: Artifact) -> None:
         """Make the artifact visible at once and whole; keeps the one that is already there."""
@@ -110,6 +125,8 @@ class StageCache:
             if not (self.root / key).exists():
                 raise
             shutil.rmtree(beside, ignore_errors=True)
+        if self.remote is not None:
+            self.remote.upload_folder(self.root / key, key, last=_LAST)
 
     def get_or_build(self, key: str, build: Callable[[Path], Artifact]) -> tuple[Artifact, bool]:
         """(artifact, whether it was there). `build` gets the work folder; a failure leaves nothing published."""

@@ -1,0 +1,105 @@
+"""Files of a run in object storage: `s3://`, `gs://`, `abfs://`, `hdfs://`, `file://`, or any scheme of fsspec.
+
+Object stores have no rename and no lock, so work happens in a local folder and whole files are copied. A folder is
+complete when the file that was copied last is there.
+"""
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+from pyarrow import fs
+
+
+def is_uri(place: str) -> bool:
+    """Whether `place` names remote storage rather than a folder."""
+    return "://" in place
+
+
+class Remote:
+    """A tree of files under one URI. Credentials come from the environment, as the store's own tools take them."""
+
+    def __init__(self, uri: str) -> None:
+        """Raises ValueError: no such scheme, or a malformed URI."""
+        self.uri = uri.rstrip("/")
+        try:
+            self._fs, self._root = fs.FileSystem.from_uri(self.uri)
+        except pa.ArrowInvalid as refusal:
+            self._fs, self._root = _by_fsspec(self.uri, refusal)
+
+    def _at(self, relative: str) -> str:
+        return str(PurePosixPath(self._root) / relative)
+
+    def check_writable(self) -> None:
+        """Write and remove a small file.
+
+        Raises:
+            ValueError: the store refuses; says what it said.
+        """
+        probe = self._at(f".probe-{uuid.uuid4().hex}")
+        try:
+            self._fs.create_dir(self._root, recursive=True)
+            with self._fs.open_output_stream(probe) as stream:
+                stream.write(b"probe")
+            self._fs.delete_file(probe)
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"storage: {self.uri} cannot be written to: {error}; check address and rights") from error
+
+    def files(self, relative: str = "") -> list[str]:
+        """Paths of all files below `relative`, relative to the URI; none where there is no such folder."""
+        selector = fs.FileSelector(self._at(relative), recursive=True, allow_not_found=True)
+        found = [info.path for info in self._fs.get_file_info(selector) if info.type == fs.FileType.File]
+        return sorted(str(PurePosixPath(path).relative_to(PurePosixPath(self._root))) for path in found)
+
+    def exists(self, relative: str) -> bool:
+        """Whether there is a file of that name."""
+        return self._fs.get_file_info(self._at(relative)).type == fs.FileType.File
+
+    def upload(self, path: Path, relative: str) -> None:
+        """Copy a file; on stores that have folders a reader may see a part of it."""
+        target = self._at(relative)
+        self._fs.create_dir(str(PurePosixPath(target).parent), recursive=True)
+        fs.copy_files(
+            str(path.absolute()), target, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self._fs
+        )
+
+    def upload_folder(self, folder: Path, relative: str, last: str = "") -> None:
+        """Copy the files below a folder, the one named `last` after all others."""
+        paths = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+        for path in sorted(paths, key=lambda p: p.name == last):
+            self.upload(path, f"{relative}/{path.relative_to(folder).as_posix()}")
+
+    def download(self, relative: str, path: Path) -> None:
+        """Copy a file here; it appears whole."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            fs.copy_files(
+                self._at(relative), str(beside.absolute()),
+                source_filesystem=self._fs, destination_filesystem=fs.LocalFileSystem(),
+            )  # fmt: skip
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def download_missing(self, relative: str, folder: Path, skip: Sequence[str] = ()) -> int:
+        """Copy here what `folder` lacks of the files below `relative`, but for names in `skip`; how many."""
+        count = 0
+        for name in self.files(relative):
+            inner = PurePosixPath(name).relative_to(relative) if relative else PurePosixPath(name)
+            path = folder / inner
+            if not path.exists() and inner.name not in skip:
+                self.download(name, path)
+                count += 1
+        return count
+
+
+def _by_fsspec(uri: str, refusal: Exception) -> tuple[fs.FileSystem, str]:
+    try:
+        import fsspec
+
+        found, root = fsspec.core.url_to_fs(uri)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"storage: {uri} is no storage that can be reached: {refusal}; {error}") from error
+    return fs.PyFileSystem(fs.FSSpecHandler(found)), root
