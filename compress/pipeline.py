@@ -229,7 +229,6 @@ class _Run:
             time.perf_counter() - begun, artifact.seconds, artifact.metrics,
         )  # fmt: skip
 
-
     def _shared(self, build: Callable[[Path], Artifact]) -> tuple[Artifact, bool]:
         """Rank 0 asks the cache, and calls the others where the stage is to be computed; all get rank 0's artifact."""
         if distributed.rank() == 0:
