@@ -1,25 +1,39 @@
 """Results of a sweep: load a run folder, gather it into Parquet, read its front, write its report.
 
 >>> run = analysis.load("runs/demo")       # doctest: +SKIP
->>> run.front()[["trial_id", "metric/accuracy"]]   # doctest: +SKIP
+>>> run.front("accuracy>=0.9")[["trial_id", "metric/gmacs"]]   # doctest: +SKIP
 >>> analysis.write_report("runs/demo")     # doctest: +SKIP
 """
 
-from analysis.load import Run, gather, load
+from analysis.compare import Comparison, Group, compare, merge
+from analysis.figures import write_figures
+from analysis.load import gather, load
+from analysis.markdown import write_markdown
 from analysis.pareto import Objective
+from analysis.query import query
 from analysis.report import write_report
-from analysis.summary import duration, failures, front_table, quantity, stage_table, totals
+from analysis.run import Run
+from analysis.summary import advice, command, duration, failures, front_table, quantity, stage_table, totals
 
 __all__ = [
+    "Comparison",
+    "Group",
     "Objective",
     "Run",
+    "advice",
+    "command",
+    "compare",
     "duration",
     "failures",
     "front_table",
     "gather",
     "load",
+    "merge",
     "quantity",
+    "query",
     "stage_table",
     "totals",
+    "write_figures",
+    "write_markdown",
     "write_report",
 ]

@@ -76,6 +76,67 @@ def _nondominated(costs: Floats) -> Bools:
     return np.asarray(moocore.is_nondominated(costs, keep_weakly=True), dtype=bool)
 
 
+def noisy_front_mask(values: Floats, objectives: Sequence[Objective], column: int, low: Floats, high: Floats) -> Bools:
+    """(n,) a front that ignores differences of objective `column` inside its measured noise.
+
+    `low` and `high` (n,) bound that objective's measurements in its unit; NaN where it was not measured (its value
+    counts). Trial a beats b where it is not worse in any other objective, b's interval does not lie entirely on the
+    better side of a's, and a is better in another objective or its interval lies entirely on the better side of b's.
+    The front is the one set in which no trial beats another and every eligible trial outside is beaten by one inside;
+    it exists and is unique, since with one noisy objective the relation has no cycles.
+    """
+    keep = np.flatnonzero(eligible(values, objectives))
+    costs = to_costs(values, objectives)[keep]
+    sign, own = objectives[column].sign, costs[:, column]
+    ends = sign * np.stack([low, high])[:, keep] if len(keep) else np.empty((2, 0))
+    ends = np.where(np.isnan(ends), own, ends)
+    best, worst = np.minimum(ends.min(axis=0), own), np.maximum(ends.max(axis=0), own)
+    exact = np.delete(costs, column, axis=1)
+    inside: list[int] = []
+    left = np.lexsort((worst, *exact.T[::-1]))  # whoever beats a trial comes before it
+    while len(left):
+        i, left = left[0], left[1:]
+        inside.append(int(i))
+        not_worse = (exact[i] <= exact[left]).all(axis=1) & (best[i] <= worst[left])
+        better = (exact[i] < exact[left]).any(axis=1) | (worst[i] < best[left])
+        left = left[~(not_worse & better)]
+    mask = np.zeros(len(values), dtype=bool)
+    mask[keep[inside]] = True
+    return mask
+
+
+def attainment(
+    values: Floats, sets: Sequence[int], objectives: Sequence[Objective], levels: Sequence[float] = (0, 50, 100)
+) -> dict[float, Floats]:
+    """Attainment surfaces over seeds: for each level, in percent, the points that bound what so many sets attain.
+
+    Args:
+        values: (n, k) the trials of all sets, k 2 or 3.
+        sets: (n,) which set (root seed) each trial belongs to.
+        levels: 0 is attained by the best set alone, 50 by half of them, 100 by all.
+
+    Returns:
+        level → (m, k) points in the metrics' units, best first objective first. Raises ValueError for k not 2 or 3.
+    """
+    if len(objectives) not in (2, 3):
+        raise ValueError(f"attainment surfaces are drawn of 2 or 3 objectives, got {len(objectives)}")
+    keep = eligible(values, objectives)
+    if not keep.any():
+        return {level: np.empty((0, len(objectives))) for level in levels}
+    import moocore
+
+    costs = to_costs(values, objectives)[keep]
+    codes = np.unique(np.asarray(sets)[keep], return_inverse=True)[1] + 1
+    order = np.argsort(codes, kind="stable")
+    surfaces = moocore.eaf(costs[order], sets=codes[order], percentiles=list(levels))
+    signs = np.array([objective.sign for objective in objectives])
+    found = {}
+    for level in levels:
+        points = surfaces[surfaces[:, -1] == level][:, :-1]
+        found[level] = points[np.lexsort(points.T[::-1])] * signs
+    return found
+
+
 def reference_point(values: Floats, objectives: Sequence[Objective], margin: float = 0.1) -> Floats:
     """(k,) the worst value of the eligible trials, `margin` of their range further out, in the metrics' units.
 

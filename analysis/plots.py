@@ -1,6 +1,7 @@
 """What the report's plots and its trials table show, as plain JSON data for Plotly; untrusted text stays text.
 
-Rows are positions in `Run.trials`. Numbers keep six significant digits, so that a thousand trials stay small.
+Rows are positions in `Run.trials`; a point is known by the row of the trial that stands for it. Numbers keep six
+significant digits, so that a thousand trials stay small.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ import numpy as np
 import pandas as pd
 
 from analysis import pareto
-from analysis.load import Run
-from analysis.schema import metric_unit
+from analysis.compare import Comparison
+from analysis.importance import importance
+from analysis.layers import layer_data
+from analysis.points import noise_of
+from analysis.run import Run
+from analysis.schema import metric_unit, well_known
 
 MAX_LEVELS = 8
 """A categorical parameter with more values than this is not offered as a default colour, nor compared by value."""
@@ -21,6 +26,10 @@ FEW_VALUES = 6
 """A numeric parameter with at most so many values is compared by value too."""
 MAX_METRICS = 24
 """Metrics beside the objectives that the report carries."""
+MAX_CURVES = 1000
+"""Trials whose learning curves the report carries."""
+MAX_CURVE_VALUES = 60_000
+"""Epochs of learning curves that the report carries, those of the front first."""
 NOT_SET = "–"
 """Shown for a parameter that a trial does not have, as the one of an alternative it did not choose."""
 
@@ -38,6 +47,23 @@ def compact(value: Any) -> Any:
         return int(number)
     short = float(f"{number:.6g}")
     return int(short) if short.is_integer() and abs(short) < 1e6 else short
+
+
+def compact_all(series: pd.Series) -> list[float | int | None]:
+    """`compact` of every value of a numeric column, many at a time."""
+    values = series.to_numpy(dtype=np.float64, na_value=np.nan)
+    known = np.isfinite(values)
+    digits = np.zeros(len(values))
+    sized = known & (values != 0)
+    digits[sized] = 5 - np.floor(np.log10(np.abs(values[sized])))
+    up, down = 10.0 ** np.clip(digits, 0, 300), 10.0 ** np.clip(-digits, 0, 300)
+    with np.errstate(over="ignore", invalid="ignore"):
+        short = np.where(digits >= 0, np.round(values * up) / up, np.round(values / down) * down)
+    exact = values == np.floor(values)
+    return [
+        (int(v) if e and abs(v) < 2**53 else s) if k else None
+        for v, s, e, k in zip(values.tolist(), short.tolist(), exact, known, strict=True)
+    ]
 
 
 def is_numeric(series: pd.Series) -> bool:
@@ -58,7 +84,8 @@ def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _spans_decades(values: np.ndarray) -> bool:
+def spans_decades(values: np.ndarray) -> bool:
+    """Whether finite positive values span so much that a log scale shows them better."""
     values = values[np.isfinite(values)]
     return bool(len(values) and values.min() > 0 and values.max() / values.min() >= 30)
 
@@ -70,8 +97,8 @@ def column_data(run: Run, name: str, role: str) -> dict[str, Any]:
     unit = metric_unit(label) if role in ("objective", "metric") else "s" if label.startswith("seconds") else ""
     data: dict[str, Any] = {"key": name, "label": label, "role": role, "unit": unit}
     if is_numeric(series):
-        log = _spans_decades(series.to_numpy(dtype="float64", na_value=np.nan))
-        return data | {"kind": "num", "log": log, "values": [compact(v) for v in series]}
+        log = spans_decades(series.to_numpy(dtype="float64", na_value=np.nan))
+        return data | {"kind": "num", "log": log, "values": compact_all(series)}
     names, codes = levels(series)
     return data | {"kind": "cat", "levels": names, "values": codes}
 
@@ -85,7 +112,8 @@ def columns(run: Run) -> list[dict[str, Any]]:
         for c in map(str, run.trials)
         if c.startswith("metric/") and c not in objectives and run.trials[c].notna().any()
     ]
-    others.sort(key=lambda name: name != "metric/test_accuracy")
+    # what every trial measures first, then what its stages report
+    others.sort(key=lambda name: (name != "metric/test_accuracy", not well_known(name.partition("/")[2])))
     chosen: list[tuple[list[str], str]] = [
         (objectives, "objective"),
         (params, "param"),
@@ -149,22 +177,35 @@ def curves(run: Run) -> dict[str, Any]:
     first = [n for n in ("accuracy", "loss", "train_loss", "lr") if n in names]
     names = first + [n for n in names if n not in first]
     rows = {trial: row for row, trial in enumerate(run.trials["trial_id"])}
+    first_ones = [trial for ids in run.front()["trial_ids"] for trial in ids]
+    sizes = epochs.groupby("trial_id", sort=False).size()
+    order = [t for t in dict.fromkeys([*first_ones, *sizes.index]) if t in sizes.index]
+    total = sizes[order].cumsum()
+    chosen = set(total.index[(total <= MAX_CURVE_VALUES) & (np.arange(len(total)) < MAX_CURVES)]) & set(rows)
+    kept = epochs[epochs["trial_id"].isin(chosen)]
+    values = [compact_all(kept[name]) for name in names]
+    stages = [None if pd.isna(stage) else str(stage) for stage in kept["stage"]]
+    keys = list(zip(kept["fit"].astype("string").fillna(""), kept["epoch"].fillna(-1), strict=True))
+    places: dict[str, list[int]] = {}
+    for place, trial in enumerate(kept["trial_id"]):
+        places.setdefault(trial, []).append(place)
     found = []
-    for trial, group in epochs.groupby("trial_id", sort=False):
-        stage = group["stage"].iloc[-1]
-        last = group if pd.isna(stage) else group[group["stage"] == stage]
-        last = last.drop_duplicates(["fit", "epoch"], keep="last")
-        values = [[compact(v) for v in last[name]] for name in names]
-        found.append({"row": rows[trial], "stage": None if pd.isna(stage) else str(stage), "values": values})
-    return {"metrics": [{"name": n, "unit": metric_unit(n)} for n in names], "trials": found}
+    for trial, mine in places.items():
+        last = {keys[i]: i for i in mine if stages[i] == stages[mine[-1]]}
+        found.append({
+            "row": rows[trial], "stage": stages[mine[-1]],
+            "values": [[column[i] for i in sorted(last.values())] for column in values],
+        })  # fmt: skip
+    shown = [{"name": n, "unit": metric_unit(n)} for n in names]
+    return {"metrics": shown, "trials": found, "of": len(sizes)}
 
 
 def progress(run: Run) -> dict[str, Any]:
-    """Hypervolume after each complete trial in the order they ended, as a share of the box that the best values span.
+    """Hypervolume after each point in the order they ended, as a share of the box that the best values span.
 
     Empty where no trial is eligible.
     """
-    done = run.complete().sort_values(["ended", "trial_id"], kind="stable")
+    done = run.points().sort_values(["ended", "trial_id"], kind="stable")
     values = run.values(done)
     keep = pareto.eligible(values, run.objectives)
     if not run.objectives or not keep.any():
@@ -179,8 +220,8 @@ def progress(run: Run) -> dict[str, Any]:
 
 
 def effects(run: Run) -> list[dict[str, Any]]:
-    """For each comparable parameter and value: complete trials, and mean and standard deviation of every objective."""
-    done = run.complete()
+    """For each comparable parameter and value: points, and mean and standard deviation of every objective."""
+    done = run.points()
     values = run.values(done)
     found = []
     for param in compared_params(run):
@@ -198,11 +239,54 @@ def effects(run: Run) -> list[dict[str, Any]]:
     return found
 
 
-def page_data(run: Run) -> dict[str, Any]:
-    """Everything that the page's script draws, as JSON data."""
-    trials, front = run.trials, run.front()
+def importances(run: Run) -> list[dict[str, Any]]:
+    """Parameter importance for the page; see `analysis.importance`."""
+    return [
+        {"param": i.param, "shares": [compact(v) for v in i.shares], "count": i.count, "conditional": i.conditional}
+        for i in importance(run)
+    ]
+
+
+def comparison(found: Comparison | None) -> dict[str, Any] | None:
+    """Groups for the page; see `analysis.compare`."""
+    if found is None:
+        return None
+    groups = [
+        {
+            "name": g.name,
+            "curves": {axis: [[compact(v) for v in x], [compact(v) for v in y]] for axis, (x, y) in g.curves.items()},
+        }
+        for g in found.groups
+    ]
+    return {"by": found.by, "groups": groups, "budget": found.budget, "time": compact(found.time)}
+
+
+def surfaces(run: Run) -> list[dict[str, Any]]:
+    """Attainment surfaces over seeds, level and points, of two objectives and two seeds or more; else none."""
     done = run.complete()
-    keep = pareto.eligible(run.values(done), run.objectives) if run.objectives else np.zeros(len(done), dtype=bool)
+    if len(run.objectives) != 2 or done["replicate"].nunique() < 2 or run.members:
+        return []
+    done = done[done["replicate"].notna()]
+    found = pareto.attainment(run.values(done), [int(v) for v in done["replicate"]], run.objectives)
+    return [{"level": level, "points": [[compact(v) for v in p] for p in points]} for level, points in found.items()]
+
+
+def noise(run: Run) -> dict[str, Any] | None:
+    """The objective with measured quartiles and the front that ignores differences inside them, or None."""
+    found = noise_of(run.points(), run.objectives)
+    if found is None:
+        return None
+    metric = run.objectives[found[0]].metric
+    low, high = ({str(i): compact(v) for i, v in zip(run.points().index, ends, strict=True)} for ends in found[1:])
+    return {"metric": metric, "low": low, "high": high, "front": [int(row) for row in run.front(noise=True).index]}
+
+
+def page_data(run: Run, compared: Comparison | None = None) -> dict[str, Any]:
+    """Everything that the page's script draws, as JSON data."""
+    trials, front, points = run.trials, run.front(), run.points()
+    keep = pareto.eligible(run.values(points), run.objectives) if run.objectives else np.zeros(len(points), dtype=bool)
+    row_of = {trial: row for row, trial in enumerate(trials["trial_id"])}
+    members = [[row_of[trial] for trial in ids] for ids in points["trial_ids"]]
     texts = [None if pd.isna(v) else str(v) for v in trials["error"]]
     traces = [None if pd.isna(v) else str(v) for v in trials["error_traceback"]]
     unique = list(dict.fromkeys(t for t in traces if t))
@@ -215,11 +299,18 @@ def page_data(run: Run) -> dict[str, Any]:
         "error": {str(row): text for row, text in enumerate(texts) if text},
         "trace": {str(row): place[trace] for row, trace in enumerate(traces) if trace},
         "tracebacks": unique,
+        "replicates": {str(int(row)): rows for row, rows in zip(points.index, members, strict=True) if len(rows) > 1},
         "front": [int(row) for row in front.index],
-        "eligible": [int(row) for row in done.index[keep]],
+        "eligible": [int(row) for row in points.index[keep]],
+        "picks": run.picks(front),
         "columns": columns(run),
-        "colour": colour_param(run),
+        "colour": f"config/{compared.by}" if compared else colour_param(run),
         "curves": curves(run),
         "progress": progress(run),
         "effects": effects(run),
+        "importance": importances(run),
+        "layers": layer_data(run),
+        "noise": noise(run),
+        "surfaces": surfaces(run),
+        "compare": comparison(compared),
     }

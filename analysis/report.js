@@ -5,6 +5,10 @@ const $ = (id) => document.getElementById(id);
 const COLUMN = new Map(D.columns.map((column) => [column.key, column]));
 const FRONT = new Set(D.front);
 const ELIGIBLE = new Set(D.eligible);
+/* A point is known by the row of the trial that stands for it; SEEDS are its replicates, SEED_OF leads from them to it. */
+const SEEDS = new Map(Object.entries(D.replicates).map(([row, rows]) => [Number(row), rows]));
+const SEED_OF = new Map([...SEEDS].flatMap(([point, rows]) => rows.filter((row) => row !== point).map((row) => [row, point])));
+const onFront = (row) => FRONT.has(SEED_OF.get(row) ?? row);
 const ROW = new Map(D.ids.map((id, row) => [id, row]));
 const OBJECTIVES = D.objectives.map((o) => ({ ...o, key: "metric/" + o.metric }));
 
@@ -16,6 +20,21 @@ const PALETTE = {
 const RAMP = { light: ["#23407c", "#56748c", "#959a6c", "#dfc23a"], dark: ["#4c74c9", "#7f9bb0", "#bfb981", "#fde05e"] };
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star", "triangle-down", "hexagon"];
 const state = { row: null, hidden: new Set(), colour: D.colour, painters: [] };
+
+/* Value of a point: the mean over its seeds; its spread is null of one seed. */
+for (const column of D.columns.filter((c) => c.kind === "num" && SEEDS.size)) {
+  column.means = column.values.slice();
+  column.spreads = new Map();
+  for (const [point, rows] of SEEDS) {
+    const known = rows.map((row) => column.values[row]).filter((v) => v !== null);
+    if (!known.length) continue;
+    const mean = known.reduce((a, b) => a + b, 0) / known.length;
+    column.means[point] = known.every((v) => v === known[0]) ? known[0] : mean;
+    if (known.length > 1) column.spreads.set(point, Math.sqrt(known.reduce((a, v) => a + (v - mean) ** 2, 0) / (known.length - 1)));
+  }
+}
+const valueAt = (column, row) => (column.means || column.values)[row];
+const spreadAt = (column, row) => (column.spreads && column.spreads.has(row) ? column.spreads.get(row) : null);
 
 const isDark = () => document.documentElement.dataset.theme === "dark";
 const token = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
@@ -57,7 +76,16 @@ function show(column, row) {
   if (column.key === "seconds") return value === null ? "–" : number(Number(value.toPrecision(3)));
   return formatted(column, value);
 }
-const title = (column) => column.label + (column.unit && !["fraction", "1", "10^9"].includes(column.unit) ? ` (${column.unit})` : "");
+/* A mean with its standard deviation, to two digits of the latter. */
+function plusMinus(column, mean, spread) {
+  if (mean === null || !(spread > 1e-9 * Math.abs(mean))) return formatted(column, mean);
+  const scale = column.unit === "fraction" ? 100 : 1;
+  const digits = Math.min(Math.max(1 - Math.floor(Math.log10(scale * spread)), 0), 9);
+  const text = (v) => (scale * v).toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace(/,/g, "\u202f");
+  return `${text(mean)} ± ${text(spread)}${scale === 100 ? " %" : ""}`;
+}
+/* A column's name and its unit, where the name does not end with it. */
+const title = (column) => column.label + (column.unit && !["fraction", "1"].includes(column.unit) && !column.label.endsWith("_" + column.unit) ? ` (${column.unit.replace("10^9", "10⁹")})` : "");
 /* A trial in lines, for hovering; as Plotly's text it is made once. */
 const described = new Map();
 function describe(row, breaks) {
@@ -66,12 +94,25 @@ function describe(row, breaks) {
   return described.get(row);
 }
 function describeAs(row, breaks) {
-  const lines = [`Trial ${D.ids[row]} · ${D.status[row]}${FRONT.has(row) ? " · on the front" : ""}`];
+  const seeds = SEEDS.get(row);
+  const name = `Trial ${D.ids[row]}${seeds ? ` and ${seeds.length - 1} more seed${seeds.length > 2 ? "s" : ""}` : ` · ${D.status[row]}`}`;
+  const lines = [`${name}${onFront(row) ? " · on the front" : ""}`];
   for (const column of D.columns) {
-    const text = column.role === "time" ? "–" : show(column, row);
+    let text = column.role === "time" ? "–" : show(column, row);
+    if (seeds && column.kind === "num" && column.role !== "param" && text !== "–") {
+      text = plusMinus(column, valueAt(column, row), spreadAt(column, row));
+    }
     if (text !== "–" && (column.role !== "metric" || column.label === "test_accuracy")) lines.push(`${column.label}  ${clip(text, 40)}`);
   }
   return breaks === "\n" ? lines.join("\n") : lines.map(inert).map((l, i) => (i ? l : `<b>${l}</b>`)).join(breaks);
+}
+
+/* Row of a pick → its names in words. */
+const PICKS = new Map();
+for (const [pick, row] of Object.entries(D.picks).sort(([a], [b]) => (b === "knee") - (a === "knee"))) {
+  const objective = OBJECTIVES.find((o) => pick === "best " + o.metric);
+  const word = objective ? `${objective.mode === "min" ? "lowest" : "highest"} ${objective.metric}` : "best compromise";
+  PICKS.set(row, PICKS.has(row) ? `${PICKS.get(row)}, ${word}` : word);
 }
 
 /* What colours the trials: groups of a column with few values, or a ramp over a numeric one. */
@@ -158,6 +199,58 @@ function chooser(label, keys, value, change) {
 function hide(id) {
   $(id).remove();
 }
+function segments(names, current, change) {
+  const buttons = names.map((name, i) => el("button", {
+    type: "button", "aria-pressed": String(i === current),
+    onclick: () => {
+      buttons.forEach((button, j) => button.setAttribute("aria-pressed", String(i === j)));
+      change(i);
+    },
+  }, name));
+  return el("span", { class: "segments" }, ...buttons);
+}
+function tick(label, checked, change) {
+  return el("label", {}, el("input", { type: "checkbox", checked, onchange: (event) => change(event.target.checked) }), label);
+}
+/* Commands get a button that copies them; where the browser refuses, they are selected. */
+function startCommands() {
+  for (const node of document.querySelectorAll(".commands code, pre.command")) {
+    const copy = async () => {
+      getSelection().selectAllChildren(node);
+      try { await navigator.clipboard.writeText(node.textContent); } catch { return; }
+      button.textContent = "copied";
+      setTimeout(() => { button.textContent = "copy"; }, 1500);
+    };
+    const button = el("button", { type: "button", class: "copy", onclick: copy }, "copy");
+    node.after(button);
+  }
+}
+/* Plain tables sort by their heads; a cell says by data-v what it sorts by, or its text does. */
+function startSorting() {
+  for (const tableNode of document.querySelectorAll("table.sortable")) {
+    const heads = [...tableNode.tHead.rows[0].cells];
+    heads.forEach((head, index) => {
+      if (head.tagName !== "TH") return;
+      const button = el("button", { type: "button", onclick: () => sortPlain(tableNode, heads, index) }, head.textContent);
+      head.replaceChildren(button);
+    });
+  }
+}
+function sortPlain(tableNode, heads, index) {
+  const down = heads[index].getAttribute("aria-sort") === "descending" ? 1 : -1;
+  heads.forEach((head) => head.removeAttribute("aria-sort"));
+  heads[index].setAttribute("aria-sort", down < 0 ? "descending" : "ascending");
+  const key = (row) => {
+    const cell = row.cells[index];
+    return cell.dataset.v !== undefined ? Number(cell.dataset.v) : cell.classList.contains("n") ? null : cell.textContent;
+  };
+  const rows = [...tableNode.tBodies[0].rows].sort((a, b) => {
+    const [p, q] = [key(a), key(b)];
+    if (p === null || q === null) return (p === null) - (q === null);
+    return (p < q ? -1 : p > q ? 1 : 0) * down;
+  });
+  tableNode.tBodies[0].append(...rows);
+}
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
@@ -175,8 +268,15 @@ function startTheme() {
     setTheme(chosen);
     repaint();
   });
-  addEventListener("beforeprint", () => { setTheme("light"); repaint(); });
-  addEventListener("afterprint", () => { setTheme(wanted()); repaint(); });
+  /* On paper plots are drawn anew in the width of the page: drawn for a screen they would be cut off. */
+  const printing = (on) => {
+    document.documentElement.classList.toggle("print", on);
+    setTheme(on ? "light" : wanted());
+    repaint();
+    if (!on) document.querySelectorAll(".js-plotly-plot").forEach((plot) => Plotly.Plots.resize(plot));
+  };
+  addEventListener("beforeprint", () => printing(true));
+  addEventListener("afterprint", () => printing(false));
 }
 function startNav() {
   const links = new Map();
@@ -195,7 +295,8 @@ function startNav() {
 startTheme();
 /* After the other scripts have been read. */
 addEventListener("DOMContentLoaded", () => {
-  const steps = [startFront, drawLegends, startTable, startParallel, startCurves, startProgress, startEffects, startNav];
+  const steps = [startCommands, startSorting, startCompare, startFront, drawLegends, startTable, startParallel, startImportance,
+    startEffects, startLayers, startCurves, startProgress, startNav];
   for (const button of document.querySelectorAll("button[data-trial]")) {
     button.addEventListener("click", () => select(ROW.get(button.dataset.trial), true));
   }

@@ -43,7 +43,7 @@ function levelAxis(column, lacking, at) {
   };
 }
 function numberAxis(column, missing, at) {
-  const known = D.eligible.filter((row) => !missing(row)).map((row) => column.values[row]);
+  const known = D.eligible.filter((row) => !missing(row)).map((row) => valueAt(column, row));
   const low = known.reduce((a, b) => Math.min(a, b), Infinity), high = known.reduce((a, b) => Math.max(a, b), -Infinity);
   const f = column.log ? Math.log10 : (v) => v;
   const flip = OBJECTIVES.some((o) => o.key === column.key && o.mode === "min");
@@ -52,7 +52,7 @@ function numberAxis(column, missing, at) {
   const distinct = [...new Set(known)];
   const values = distinct.length <= 6 && distinct.every(Number.isInteger) ? distinct : roundTicks(low, high, column.log);
   const text = (v) => (column.unit === "fraction" ? Number((100 * v).toFixed(2)) + " %" : number(v));
-  return { place: (row) => at(share(column.values[row])), ticks: values.map((v) => [at(share(v)), text(v)]) };
+  return { place: (row) => at(share(valueAt(column, row))), ticks: values.map((v) => [at(share(v)), text(v)]) };
 }
 function startParallel() {
   const wanted = D.columns.filter((c) => c.role === "param" || c.role === "objective");
@@ -75,7 +75,7 @@ function drawParallel() {
   const [left, right] = [room(par.axes[0]), room(par.axes.at(-1))];
   const width = Math.max(box.clientWidth, 114 * (par.axes.length - 1) + left + right);
   const x = (i) => left + (i * (width - left - right)) / (par.axes.length - 1);
-  const root = svg("svg", { class: "parallel", width, height: HEIGHT, role: "img", "aria-label": "Parallel coordinates of the complete trials" });
+  const root = svg("svg", { class: "parallel", width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": "Parallel coordinates of the complete configurations" });
   const colours = colouring();
   const shown = new Set(visible(colours).flatMap((g) => g.rows));
   const faint = D.eligible.length > 300 ? 0.22 : D.eligible.length > 80 ? 0.4 : 0.6;
@@ -152,11 +152,12 @@ function placeBrush(node, range) {
   node.setAttribute("height", range ? range[1] - range[0] : 0);
 }
 function markLines() {
+  const point = SEED_OF.get(state.row) ?? state.row;
   for (const [row, path] of par.paths) {
     const kept = [...par.brushes].every(([axis, [low, high]]) => axis.y(row) >= low && axis.y(row) <= high);
     path.classList.toggle("off", !kept);
-    path.classList.toggle("on", row === state.row);
+    path.classList.toggle("on", row === point);
   }
-  const chosen = par.paths.get(state.row);
+  const chosen = par.paths.get(point);
   if (chosen) chosen.parentNode.insertBefore(chosen, chosen.parentNode.querySelector(".axis"));
 }

@@ -31,90 +31,129 @@ function axisOf(column) {
 }
 const hover = "%{text}<extra></extra>";
 
-/* Rows of the staircase of two objectives, best first along x. */
-function staircase(x, y) {
+/* Rows of the staircase of two objectives among some points, best first along x. */
+function staircase(x, y, points) {
   const sign = (o) => (o.mode === "min" ? 1 : -1);
-  const cost = (o, row) => sign(o) * COLUMN.get(o.key).values[row];
-  const rows = [...ELIGIBLE].sort((a, b) => cost(x, a) - cost(x, b) || cost(y, a) - cost(y, b));
+  const cost = (o, row) => sign(o) * valueAt(COLUMN.get(o.key), row);
+  const rows = [...points].sort((a, b) => cost(x, a) - cost(x, b) || cost(y, a) - cost(y, b));
   let best = Infinity;
   return rows.filter((row) => cost(y, row) < best && ((best = cost(y, row)), true));
 }
 
-const front = { x: null, y: null, z: null, three: false };
+const front = { x: null, y: null, z: null, three: false, seeds: true, each: Boolean(D.compare), noise: false, surfaces: false };
 function startFront() {
   const numeric = D.columns.filter((c) => c.kind === "num" && c.values.some((v) => v !== null));
   if (!OBJECTIVES.length || !D.ids.length) return hide("front");
   const [first, second, third] = OBJECTIVES.map((o) => o.key);
   [front.x, front.y, front.z] = [second || "seconds", first, third || null];
-  const goal = OBJECTIVES.map((o) => `${o.metric} ${o.mode === "min" ? "low" : "high"}${o.bound === null ? "" : `, ${o.mode === "min" ? "at most" : "at least"} ${formatted(COLUMN.get(o.key), o.bound)}`}`);
-  $("front-note").textContent = `Wanted: ${goal.join("; ")}. Ringed trials are on the front${third ? " of all objectives; the line is the front of the two shown" : ""}${D.ids.length > D.eligible.length ? "; a thin cross is a trial that is not complete or out of bounds" : ""}. Click a point to mark the trial in every plot and in the table.`;
   const axes = numeric.map((c) => [c.key, c.label]);
   const colours = D.columns.filter((c) => c.role === "param").map((c) => [c.key, c.label]);
   const set = (name) => (value) => { front[name] = value; drawFront(); };
   const z = chooser("z", axes, front.z, set("z"));
   z.hidden = true;
-  const modes = [false, true].map((three) => el("button", {
-    type: "button", "aria-pressed": String(three === front.three),
-    onclick: () => {
-      front.three = three;
-      modes.forEach((button, i) => button.setAttribute("aria-pressed", String(Boolean(i) === three)));
-      z.hidden = !three;
-      drawFront();
-    },
-  }, three ? "3-D" : "2-D"));
+  const mode = segments(["2-D", "3-D"], 0, (i) => { front.three = i === 1; z.hidden = !front.three; drawFront(); });
   $("front-controls").append(
-    chooser("x", axes, front.x, set("x")), chooser("y", axes, front.y, set("y")),
-    ...(third ? [z, el("span", { class: "segments" }, ...modes)] : []),
+    chooser("x", axes, front.x, set("x")), chooser("y", axes, front.y, set("y")), ...(third ? [z, mode] : []),
     chooser("colour", [...colours, ["status", "status"]], state.colour, (value) => {
       state.colour = value;
       state.hidden.clear();
       repaint();
     }),
+    ...(colours.length ? [tick("a front for each colour", front.each, set("each"))] : []),
+    ...(SEEDS.size ? [tick("seeds", front.seeds, set("seeds"))] : []),
+    ...(D.surfaces.length ? [tick("attainment over seeds", front.surfaces, set("surfaces"))] : []),
+    ...(D.noise ? [tick(`ignore differences inside the noise of ${clip(D.noise.metric, 20)}`, false, (on) => {
+      front.noise = on;
+      FRONT.clear();
+      for (const row of on ? D.noise.front : D.front) FRONT.add(row);
+      described.clear();
+      tellFront(third);
+      repaint();
+      document.dispatchEvent(new CustomEvent("front"));
+    })] : []),
   );
+  tellFront(third);
   drawFront();
   state.painters.push(drawFront);
   document.addEventListener("chosen", drawFront);
 }
+function tellFront(third) {
+  const goal = OBJECTIVES.map((o) => `${o.metric} ${o.mode === "min" ? "low" : "high"}${o.bound === null ? "" : `, ${o.mode === "min" ? "at most" : "at least"} ${formatted(COLUMN.get(o.key), o.bound)}`}`);
+  const parts = [`Wanted: ${goal.join("; ")}. Ringed points are on the front${third ? " of all objectives; the line is the front of the two shown" : ""}.`];
+  if (front.noise) parts.push(`Two points whose quartiles of ${D.noise.metric} overlap count as equal in it.`);
+  if (SEEDS.size) parts.push("A point is the mean over its seeds, with its standard deviation; small dots are the seeds.");
+  if (D.ids.length > D.eligible.length + SEED_OF.size) parts.push("A thin cross is a trial that is not complete or out of bounds.");
+  $("front-note").textContent = parts.join(" ") + " Click a point to mark it in every plot and in the table.";
+}
 function frontMarks(colours, at) {
   const traces = [];
-  for (const group of visible(colours)) {
-    for (const eligible of [false, true]) {
-      const rows = group.rows.filter((row) => ELIGIBLE.has(row) === eligible && at(row));
+  const kinds = [
+    { has: (r) => !ELIGIBLE.has(r) && !SEED_OF.has(r), size: 8, opacity: 0.5, symbol: "x-thin", width: 1.6 },
+    { has: (r) => front.seeds && SEED_OF.has(r), size: 4, opacity: 0.5, symbol: "circle", width: 0 },
+    { has: (r) => ELIGIBLE.has(r) },
+  ];
+  for (const kind of kinds) {
+    for (const group of visible(colours)) {
+      const rows = group.rows.filter((row) => kind.has(row) && at(row));
       if (!rows.length) continue;
-      traces.push({
-        rows, marker: {
-          color: rows.map(colours.of), opacity: eligible ? rows.map((r) => (FRONT.has(r) ? 1 : 0.75)) : 0.5,
-          size: rows.map((r) => (FRONT.has(r) ? 12 : eligible ? 9 : 8)), symbol: eligible ? group.symbol : "x-thin",
-          line: { color: eligible ? rows.map((r) => (FRONT.has(r) ? token("front") : token("card"))) : rows.map(colours.of),
-            width: eligible ? rows.map((r) => (FRONT.has(r) ? 1.8 : 0.6)) : 1.6 },
-        },
-      });
+      const color = rows.map(colours.of);
+      traces.push({ rows, marker: kind.symbol ? { color, opacity: kind.opacity, size: kind.size, symbol: kind.symbol, line: { color, width: kind.width } } : {
+        color, opacity: rows.map((r) => (FRONT.has(r) ? 1 : 0.75)), size: rows.map((r) => (FRONT.has(r) ? 12 : 9)), symbol: group.symbol,
+        line: { color: rows.map((r) => token(FRONT.has(r) ? "front" : "card")), width: rows.map((r) => (FRONT.has(r) ? 1.8 : 0.6)) },
+      } });
     }
   }
   return traces;
+}
+/* Standard deviations over seeds, or a latency's quartiles, as bars; null where there is neither. */
+function errorBars(column, rows, colour) {
+  const look = { type: "data", color: colour, thickness: 1, width: 0 };
+  if (D.noise && column.key === "metric/" + D.noise.metric && front.noise) {
+    const array = rows.map((r) => Math.max(0, (D.noise.high[r] ?? valueAt(column, r)) - valueAt(column, r)));
+    const arrayminus = rows.map((r) => Math.max(0, valueAt(column, r) - (D.noise.low[r] ?? valueAt(column, r))));
+    return { ...look, symmetric: false, array, arrayminus };
+  }
+  const array = rows.map((r) => spreadAt(column, r) || 0);
+  return array.some(Boolean) ? { ...look, array } : null;
+}
+function stairs(x, y, rows, color, width) {
+  const [cx, cy] = [COLUMN.get(x.key), COLUMN.get(y.key)];
+  const line = staircase(x, y, rows);
+  return { type: "scatter", mode: "lines", x: line.map((r) => valueAt(cx, r)), y: line.map((r) => valueAt(cy, r)), hoverinfo: "skip",
+    line: { shape: "hv", color, width }, opacity: 0.75 };
+}
+function surfaceTraces(ox, oy) {
+  const [i, j] = [ox, oy].map((o) => OBJECTIVES.indexOf(o));
+  const dashes = { 0: "dot", 50: "solid", 100: "dash" };
+  const names = { 0: "best seed", 50: "median", 100: "every seed" };
+  return D.surfaces.map(({ level, points }) => {
+    const order = points.slice().sort((a, b) => (ox.mode === "min" ? a[i] - b[i] : b[i] - a[i]));
+    return { type: "scatter", mode: "lines", x: order.map((p) => p[i]), y: order.map((p) => p[j]), name: names[level],
+      hovertemplate: `attained by ${names[level]}<extra></extra>`, line: { shape: "hv", color: token("accent"), width: 1.6, dash: dashes[level] } };
+  });
 }
 function drawFront() {
   const plot = $("front-plot");
   const colours = colouring();
   if (front.three) return drawFront3(plot, colours);
   const [x, y] = [COLUMN.get(front.x), COLUMN.get(front.y)];
-  const at = (row) => x.values[row] !== null && y.values[row] !== null;
-  const pick = (column, rows) => rows.map((row) => column.values[row]);
-  const traces = frontMarks(colours, at).map(({ rows, marker }) => ({
-    type: "scatter", mode: "markers", x: pick(x, rows), y: pick(y, rows), text: rows.map((r) => describe(r, "<br>")),
-    customdata: rows, marker, hovertemplate: hover,
-  }));
+  const at = (row) => valueAt(x, row) !== null && valueAt(y, row) !== null;
+  const pick = (column, rows) => rows.map((row) => valueAt(column, row));
+  const traces = frontMarks(colours, at).map(({ rows, marker }) => {
+    const colour = Array.isArray(marker.color) ? marker.color[0] : marker.color;
+    const bars = ELIGIBLE.has(rows[0]) ? { error_x: errorBars(x, rows, colour), error_y: errorBars(y, rows, colour) } : {};
+    return { type: "scatter", mode: "markers", x: pick(x, rows), y: pick(y, rows), text: rows.map((r) => describe(r, "<br>")),
+      customdata: rows, marker, hovertemplate: hover, ...Object.fromEntries(Object.entries(bars).filter(([, v]) => v)) };
+  });
   const [ox, oy] = [front.x, front.y].map((key) => OBJECTIVES.find((o) => o.key === key));
   if (ox && oy && ox !== oy) {
-    const rows = staircase(ox, oy);
-    traces.unshift({
-      type: "scatter", mode: "lines", x: pick(x, rows), y: pick(y, rows), hoverinfo: "skip",
-      line: { shape: "hv", color: token("front"), width: 1.6 }, opacity: 0.75,
-    });
+    const groups = front.each && !colours.ends ? visible(colours).map((g) => [g.rows.filter((r) => ELIGIBLE.has(r)), g.colour]) : [[D.eligible, token("front")]];
+    traces.unshift(...groups.filter(([rows]) => rows.length).map(([rows, colour]) => stairs(ox, oy, rows, colour, groups.length > 1 ? 2 : 1.6)));
+    if (front.surfaces) traces.unshift(...surfaceTraces(ox, oy));
   }
   if (state.row !== null && at(state.row)) {
     traces.push({
-      type: "scatter", mode: "markers", x: [x.values[state.row]], y: [y.values[state.row]], hoverinfo: "skip",
+      type: "scatter", mode: "markers", x: [valueAt(x, state.row)], y: [valueAt(y, state.row)], hoverinfo: "skip",
       marker: { size: 22, symbol: "circle-open", color: token("warn"), line: { width: 3 } },
     });
   }
@@ -122,15 +161,25 @@ function drawFront() {
     type: "line", ...(side === "x" ? { x0: o.bound, x1: o.bound, y0: 0, y1: 1, yref: "paper" } : { y0: o.bound, y1: o.bound, x0: 0, x1: 1, xref: "paper" }),
     line: { color: token("bad"), width: 1.4, dash: "dot" },
   }));
-  draw(plot, traces, layout({ xaxis: axisOf(x), yaxis: axisOf(y), shapes }));
+  draw(plot, traces, layout({ xaxis: axisOf(x), yaxis: axisOf(y), shapes, annotations: ox && oy && ox !== oy && plot.clientWidth > 560 ? pickLabels(x, y, at) : [] }));
+}
+/* The picks by name, on the side where the front does not run. */
+function pickLabels(x, y, at) {
+  const place = (column, value) => (column.log ? Math.log10(value) : value);
+  const side = OBJECTIVES.find((o) => o.key === x.key).mode === "min" ? -1 : 1;
+  const up = OBJECTIVES.find((o) => o.key === y.key).mode === "max" ? -1 : 1;
+  return [...PICKS].filter(([row]) => at(row)).map(([row, words]) => ({
+    x: place(x, valueAt(x, row)), y: place(y, valueAt(y, row)), text: inert(clip(words, 44)), ax: side * 26, ay: up * 26,
+    xanchor: side < 0 ? "right" : "left", arrowhead: 0, arrowwidth: 1, arrowcolor: token("muted"), standoff: 8, font: { color: token("muted"), size: 12 },
+  }));
 }
 function drawFront3(plot, colours) {
   const axes = ["x", "y", "z"].map((name) => COLUMN.get(front[name]));
-  const at = (row) => axes.every((column) => column.values[row] !== null);
+  const at = (row) => axes.every((column) => valueAt(column, row) !== null);
   const flat = new Set(["circle", "square", "diamond", "cross"]);
   const traces = frontMarks(colours, at).map(({ rows, marker }) => ({
     type: "scatter3d", mode: "markers", text: rows.map((r) => describe(r, "<br>")), customdata: rows, hovertemplate: hover,
-    ...Object.fromEntries(["x", "y", "z"].map((name, i) => [name, rows.map((row) => axes[i].values[row])])),
+    ...Object.fromEntries(["x", "y", "z"].map((name, i) => [name, rows.map((row) => valueAt(axes[i], row))])),
     marker: { color: marker.color, size: rows.map((r) => (FRONT.has(r) ? 7 : 4)), opacity: 0.9,
       symbol: flat.has(marker.symbol) ? marker.symbol : marker.symbol === "x-thin" ? "x" : "circle" },
   }));
@@ -140,7 +189,8 @@ function drawFront3(plot, colours) {
 }
 /* Draw, and once per element let a click choose a trial. */
 function draw(plot, traces, look, config = CONFIG) {
-  Plotly.react(plot, traces, look, config);
+  const paper = document.documentElement.classList.contains("print");
+  Plotly.react(plot, traces, paper ? { ...look, width: plot.clientWidth, height: plot.clientHeight } : look, config);
   if (plot.dataset.live) return;
   plot.dataset.live = "yes";
   plot.on("plotly_click", (event) => {
@@ -161,6 +211,7 @@ function startCurves() {
       drawCurves();
     }));
   }
+  if (trials.length < D.curves.of) $("curves-note").textContent = `The last training stage of ${trials.length} of ${D.curves.of} trials, those of the front first.`;
   drawCurves();
   state.painters.push(drawCurves);
   document.addEventListener("chosen", drawCurves);
@@ -212,7 +263,7 @@ function drawCurves() {
 function startProgress() {
   if (!D.progress.rows.length) return hide("progress");
   const reference = Object.entries(D.progress.reference).map(([metric, value]) => `${metric} ${formatted(COLUMN.get("metric/" + metric), value)}`);
-  $("progress-note").textContent = `Hypervolume of the front after each complete trial, as a share of the box between the best values seen and the reference point (${reference.join(", ")}). Flat at the end: more trials of this kind would add little.`;
+  $("progress-note").textContent = `Hypervolume of the front after each complete configuration, as a share of the box between the best values seen and the reference point (${reference.join(", ")}). A flat end says that more of the same would add little.`;
   drawProgress();
   state.painters.push(drawProgress);
   document.addEventListener("chosen", drawProgress);
@@ -231,7 +282,7 @@ function drawProgress() {
       marker: { size: better.map((i) => (rows[i] === state.row ? 14 : 7)), color: token("accent"), line: { color: token("card"), width: 1.5 } } },
   ];
   draw($("progress-plot"), traces, layout({
-    xaxis: { title: { text: "complete trials, in the order they ended" }, rangemode: "tozero" },
+    xaxis: { title: { text: "complete configurations, in the order they ended" }, rangemode: "tozero" },
     yaxis: { title: { text: "hypervolume" }, tickformat: ".0%", rangemode: "tozero" },
   }));
 }
@@ -265,7 +316,7 @@ function drawEffect({ key, levels }, article) {
     const rows = D.eligible.filter((row) => name(row) === level.value);
     const color = same ? colouring().of(rows[0] ?? 0) : PALETTE[dark][0];
     return {
-      type: "box", x: rows.map(() => place), y: rows.map((row) => objective.values[row]), text: rows.map((r) => describe(r, "<br>")),
+      type: "box", x: rows.map(() => place), y: rows.map((row) => valueAt(objective, row)), text: rows.map((r) => describe(r, "<br>")),
       customdata: rows, hovertemplate: hover, boxpoints: "all", jitter: 0.6, pointpos: 0, boxmean: true, width: 0.6, hoveron: "points",
       marker: { color, size: 5, opacity: 0.65 }, line: { color, width: 1.4 }, fillcolor: color + (color.startsWith("#") ? "22" : ""),
     };
@@ -276,9 +327,8 @@ function drawEffect({ key, levels }, article) {
     xaxis: { tickvals: known.map((_, i) => i), ticktext, tickangle: 0, showgrid: false, range: [-0.6, known.length - 0.4], fixedrange: true },
     yaxis: { ...axisOf(objective), title: { text: inert(title(objective)) } }, margin: { l: 50, r: 6, t: 8, b: 30 },
   }), { ...CONFIG, displayModeBar: false });
-  const format = (v) => formatted(objective, v);
   const body = known.map((l) => el("tr", {}, el("th", { scope: "row" }, clip(l.value === "–" ? "not set" : l.value, 40)), el("td", { class: "n" }, String(l.count)),
-    el("td", { class: "n" }, `${format(l.mean[effect.objective])} ± ${format(l.std[effect.objective])}`)));
+    el("td", { class: "n" }, plusMinus(objective, l.mean[effect.objective], l.std[effect.objective]))));
   article.children[2].replaceChildren(el("table", { class: "plain" },
     el("thead", {}, el("tr", {}, el("th", {}, "Value"), el("th", { class: "n" }, "Trials"), el("th", { class: "n" }, "Mean ± std"))), el("tbody", {}, ...body)));
 }

@@ -1,6 +1,7 @@
 /* The trials table: sorted by its heads, filtered by text, rows tied to the plots. */
 "use strict";
-const table = { rows: [], order: [], sort: null, down: false };
+const PAGE = 400;
+const table = { nodes: new Map(), order: [], sort: null, down: false, limit: PAGE, words: [], front: false };
 
 function tableColumns() {
   const objectives = D.columns.filter((c) => c.role === "objective");
@@ -18,7 +19,7 @@ function errorCell(row) {
   return el("td", { class: "err" }, el("details", {}, el("summary", {}, short), short === text ? null : el("p", { class: "error" }, text), trace));
 }
 function tableRow(row, columns, errors) {
-  const star = FRONT.has(row) ? el("span", { class: "star", title: "on the front", "aria-label": "on the front" }, "★") : null;
+  const star = onFront(row) ? el("span", { class: "star", title: "on the front", "aria-label": "on the front" }, "★") : null;
   const cells = columns.map((column) => {
     const text = show(column, row);
     const kind = column.kind === "num" ? "n" : text.length < 25 ? "word" : "text";
@@ -52,17 +53,24 @@ function sortTable(key, heads) {
     if (p === null || q === null) return (p === null) - (q === null) || a - b;
     return (p < q ? -1 : p > q ? 1 : 0) * sign || a - b;
   });
-  $("table").querySelector("tbody").append(...table.order.map((row) => table.rows[row]));
+  showRows();
 }
-function filterTable(text, front, count) {
-  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
-  let shown = 0;
-  table.rows.forEach((node, row) => {
-    const fits = (!front || FRONT.has(row)) && words.every((word) => table.text[row].includes(word));
-    node.hidden = !fits;
-    shown += fits;
-  });
-  count.textContent = `${shown} of ${table.rows.length} trials`;
+function fitsFilter(row) {
+  return (!table.front || onFront(row)) && table.words.every((word) => table.text(row).includes(word));
+}
+/* Rows are made when they are first shown: ten thousand would keep the page waiting. */
+function rowNode(row) {
+  if (!table.nodes.has(row)) table.nodes.set(row, tableRow(row, table.columns, table.errors));
+  return table.nodes.get(row);
+}
+function showRows() {
+  const fitting = table.order.filter(fitsFilter);
+  const shown = fitting.slice(0, table.limit);
+  $("table").querySelector("tbody").replaceChildren(...shown.map(rowNode));
+  table.count.textContent = `${fitting.length} of ${D.ids.length} trials`;
+  const left = fitting.length - shown.length;
+  $("table-more").replaceChildren(...(left > 0 ? [el("button", { type: "button", class: "link", onclick: () => { table.limit += 2 * PAGE; showRows(); } }, `Show more (${left} left)`)] : []));
+  markRows();
 }
 function startTable() {
   if (!D.ids.length) return hide("trials");
@@ -73,18 +81,19 @@ function startTable() {
     const numeric = COLUMN.has(key) && COLUMN.get(key).kind === "num";
     return [key, el("th", { class: numeric ? "n" : null, scope: "col" }, el("button", { type: "button", onclick: () => sortTable(key, heads) }, text))];
   }));
-  table.rows = D.ids.map((_, row) => tableRow(row, columns, errors));
-  table.order = D.ids.map((_, row) => row);
-  table.text = D.ids.map((id, row) => [id, D.status[row], D.error[row] || "",
-    ...columns.map((c) => c.label + "=" + show(c, row))].join(" ").toLowerCase());
-  const count = el("span", { class: "count", "aria-live": "polite" });
+  Object.assign(table, { columns, errors, order: D.ids.map((_, row) => row), count: el("span", { class: "count", "aria-live": "polite" }) });
+  const texts = [];
+  table.text = (row) => (texts[row] ??= [D.ids[row], D.status[row], D.error[row] || "", ...columns.map((c) => c.label + "=" + show(c, row))].join(" ").toLowerCase());
   const search = el("input", { type: "search", placeholder: "Filter, as in sws failed", "aria-label": "Filter the trials" });
   const only = el("input", { type: "checkbox" });
-  const apply = () => filterTable(search.value, only.checked, count);
+  const apply = () => {
+    Object.assign(table, { words: search.value.toLowerCase().split(/\s+/).filter(Boolean), front: only.checked, limit: PAGE });
+    showRows();
+  };
   search.addEventListener("input", apply);
   only.addEventListener("change", apply);
-  $("table-controls").append(search, el("label", {}, only, "front only"), count);
-  const body = el("tbody", {}, ...table.rows);
+  $("table-controls").append(search, el("label", {}, only, "front only"), table.count);
+  const body = el("tbody", {});
   body.addEventListener("click", (event) => {
     const row = event.target.closest("tr");
     if (row && !event.target.closest("details") && !String(getSelection())) select(Number(row.dataset.row));
@@ -93,14 +102,24 @@ function startTable() {
   $("table").style.containIntrinsicHeight = `auto ${Math.min(618, 36 * (D.ids.length + 1))}px`;
   $("table").append(el("table", {}, el("thead", {}, el("tr", {}, ...heads.values())), body));
   if (OBJECTIVES.length) sortTable(OBJECTIVES[0].key, heads);
-  apply();
+  else showRows();
   document.addEventListener("chosen", (event) => markRow(event.detail.scroll, () => { search.value = ""; only.checked = false; apply(); }));
+  document.addEventListener("front", () => { table.nodes.clear(); showRows(); });
+}
+function markRows() {
+  for (const [row, node] of table.nodes) node.classList.toggle("on", row === state.row);
 }
 function markRow(scroll, showAll) {
-  table.rows.forEach((node, row) => node.classList.toggle("on", row === state.row));
+  markRows();
   if (state.row === null) return;
-  const node = table.rows[state.row];
-  if (node.hidden) showAll();
+  if (!fitsFilter(state.row)) showAll();
+  const place = table.order.filter(fitsFilter).indexOf(state.row);
+  if (place >= table.limit) {
+    table.limit = place + PAGE;
+    showRows();
+  }
+  const node = rowNode(state.row);
+  node.classList.add("on");
   const box = $("table");
   const head = box.querySelector("thead").offsetHeight;
   const top = node.offsetTop - head - (box.clientHeight - head) / 2;

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import math
+import shlex
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from analysis.load import Run
+from analysis.run import Run
 from analysis.schema import STATUSES, metric_unit
 
 
-def front_table(run: Run) -> pd.DataFrame:
-    """The front as a table to print: trial_id, the objectives and the searched parameters, by their plain names."""
-    front = run.front()
-    objectives = {f"metric/{o.metric}": o.metric for o in run.objectives}
-    params = {f"config/{p}": p for p in run.params if f"config/{p}" in front}
-    return front[["trial_id", *objectives, *params]].rename(columns=objectives | params).reset_index(drop=True)
+def front_table(run: Run, front: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The front (or `front`) to print: trial_id, the objectives and the searched parameters, by their plain names.
+
+    Where points have replicates: their number as `seeds`, and each objective's standard deviation as `<metric> sd`.
+    """
+    front = run.front() if front is None else front
+    columns = {"trial_id": "trial_id"}
+    seeds = bool(len(front)) and bool((run.points()["replicates"] > 1).any())
+    for objective in run.objectives:
+        columns[f"metric/{objective.metric}"] = objective.metric
+        if seeds:
+            columns[f"sd/{objective.metric}"] = f"{objective.metric} sd"
+    columns |= {"replicates": "seeds"} if seeds else {}
+    columns |= {f"config/{p}": p for p in run.params if f"config/{p}" in front}
+    return front[list(columns)].rename(columns=columns).reset_index(drop=True)
 
 
 def totals(run: Run) -> dict[str, Any]:
@@ -56,12 +68,68 @@ def stage_table(run: Run) -> pd.DataFrame:
 
 
 def failures(run: Run) -> pd.DataFrame:
-    """Errors of the trials: error, the trial_ids that met it, traceback of the first, count; the commonest first."""
+    """Errors of the trials, those that differ in numbers only as one; the commonest first.
+
+    Columns: error and traceback of the first, trial_ids that met it, count, and alike, the number of different texts.
+    """
     failed = run.trials[run.trials["error"].notna()]
-    groups = failed.groupby("error", sort=False).agg(
-        trial_ids=("trial_id", list), traceback=("error_traceback", "first"), count=("trial_id", "size")
-    )
-    return groups.reset_index().sort_values("count", ascending=False, kind="stable").reset_index(drop=True)
+    kinds = failed["error"].str.replace(r"\d+(\.\d+)?", "0", regex=True)
+    groups = failed.groupby(kinds, sort=False).agg(
+        text=("error", "first"), trial_ids=("trial_id", list), traceback=("error_traceback", "first"),
+        count=("trial_id", "size"), alike=("error", "nunique"),
+    )  # fmt: skip
+    table = groups.reset_index(drop=True).rename(columns={"text": "error"})
+    return table.sort_values("count", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def advice(run: Run) -> list[tuple[str, int, str]]:
+    """Which model to ship: (title, row of trials, what it offers) of each picked trial, the recommended one first.
+
+    The knee is recommended, or the best of a single objective; the others say what they give and cost beside it.
+    """
+    picks = run.picks()
+    if not picks:
+        return []
+    words = {"min": "lowest", "max": "highest"}
+    titles = {"knee": "best compromise"} | {f"best {o.metric}": f"{words[o.mode]} {o.metric}" for o in run.objectives}
+    by_row: dict[int, list[str]] = {}
+    for name in sorted(picks, key=lambda name: name != "knee"):
+        by_row.setdefault(picks[name], []).append(titles[name])
+    metrics = [o.metric for o in run.objectives]
+    values = dict(zip(run.points().index, run.values(run.points()).tolist(), strict=True))
+    base = values[next(iter(by_row))]
+    found = []
+    for row, names in by_row.items():
+        if values[row] is base:
+            text = ", ".join(f"{metric} {quantity(value, metric)}" for metric, value in zip(metrics, base, strict=True))
+        else:
+            changes = [change(metric, *pair) for metric, *pair in zip(metrics, base, values[row], strict=True)]
+            text = ", ".join(c for c in changes if c) or "the same figures"
+        found.append((", ".join(names), row, text))
+    return found
+
+
+def change(metric: str, before: float, after: float) -> str:
+    """A change of a metric in words: '+3.2 points accuracy', '2.4 × the gmacs', '−38 % latency_ms'; '' for none."""
+    if before == after:
+        return ""
+    sign = "+" if after > before else "−"
+    if metric_unit(metric) == "fraction":
+        return f"{sign}{100 * abs(after - before):.2g} points {metric}"
+    if before <= 0 or after <= 0:
+        return f"{metric} {quantity(before, metric)} → {quantity(after, metric)}"
+    ratio = after / before
+    return f"{ratio:.3g} × the {metric}" if ratio >= 2 else f"{sign}{100 * abs(ratio - 1):.2g} % {metric}"
+
+
+def command(run: Run, trial_id: str, what: str) -> str:
+    """A shell command about a trial: `what` is "reproduce", or a format of `sweeps export`."""
+    folder, name = run.source_of(trial_id)
+    path, here = folder.resolve(), Path.cwd()
+    place = str(path.relative_to(here) if path.is_relative_to(here) else path)
+    options = [] if what == "reproduce" else ["--format", what, "-o", f"./{path.name}-{name}-{what}"]
+    dashes = ["--"] if place.startswith("-") or name.startswith("-") else []
+    return shlex.join(["sweeps", "reproduce" if what == "reproduce" else "export", *options, *dashes, place, name])
 
 
 def duration(seconds: float) -> str:
@@ -74,6 +142,18 @@ def duration(seconds: float) -> str:
             rest = whole % size // smaller
             return f"{whole // size} {name}" + (f" {rest} {small}" if rest else "")
     return f"{whole} s"
+
+
+def plus_minus(value: float, spread: float, metric: str) -> str:
+    """A metric's mean and standard deviation with its unit, to two digits of the latter: '92.41 ± 0.64 %'."""
+    unit = metric_unit(metric)
+    scale = 100.0 if unit == "fraction" else 1.0
+    if not spread > 1e-9 * abs(value):
+        return quantity(value, metric)
+    digits = min(max(1 - math.floor(math.log10(scale * spread)), 0), 9)
+    text = f"{scale * value:,.{digits}f} ± {scale * spread:,.{digits}f}".replace(",", "\u202f")
+    shown = {"fraction": " %", "1": "", "10^9": ""}.get(unit, f" {unit}" if unit else "")
+    return text + shown
 
 
 def quantity(value: float, metric: str) -> str:

@@ -58,12 +58,19 @@ def _metrics(config: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]
     gain = 0.04 * SLOTS.index(config["init"])
     accuracy = 0.97 - 0.25 * np.exp(-3.2 * gmacs) - 0.09 + gain - 0.02 * abs(np.log10(config["finetune.lr"]) + 2.7)
     accuracy = float(np.clip(accuracy + rng.normal(0, 0.008), 0, 1))
+    latency = float(1.5 + 7 * gmacs + rng.normal(0, 0.15))
     return {
         "accuracy": accuracy,
         "test_accuracy": accuracy - float(rng.uniform(0.0, 0.012)),
         "gmacs": float(gmacs),
-        "latency_ms": float(1.5 + 7 * gmacs + rng.normal(0, 0.15)),
+        "latency_ms": latency,
+        "latency_p25_ms": 0.97 * latency,
+        "latency_p75_ms": 1.04 * latency,
         "num_params": int(5e6 * gmacs),
+        "order_0": 120,
+        "order_1": 52000,
+        "order_2": 9400,
+        "order_3": 310,
     }
 
 
@@ -101,9 +108,39 @@ def _stages(config: dict[str, Any], number: int) -> list[dict[str, Any]]:
     return rows
 
 
-def trial(number: int, status: str, rng: np.random.Generator) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def layers(config: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Layers of a pruned and weight-fixed transformer of six blocks."""
+    rows: list[dict[str, Any]] = []
+    for block in range(config["model.depth"]):
+        dims = {
+            "heads": int(rng.integers(1, 4)),
+            "qk": int(rng.integers(2, 9)) * 8,
+            "v": 32,
+            "mlp": int(768 * rng.uniform(0.2, 1)),
+        }
+        row = {"layer": f"blocks.{block}", "kind": "block", "embed": 192, **dims}
+        if config["init"] == "sws_expand":
+            row["source_layer"] = block // 2
+        rows.append(row)
+        for name, width in (("attn.qkv", 576), ("attn.proj", 192), ("mlp.fc1", dims["mlp"])):
+            figures = {
+                "num_unique": int(rng.integers(20, 60)),
+                "entropy_bits": float(rng.uniform(2, 4)),
+                "zero_fraction": 0.05,
+            }
+            shape = {"shape": [width, 192], "num_weights": 192 * width, "entropy_nonzero_bits": 2.5}
+            rows.append({"layer": f"blocks.{block}.{name}", "kind": "Linear", **shape, **figures})
+    powers = [sign * 2.0**-k for k in range(1, 10) for sign in (-1, 1)]
+    values = sorted([*powers, *(1.5 * p for p in powers), 0.0])
+    counts = [int(4e4 * np.exp(-abs(np.log2(abs(v)) + 5) / 1.5)) + 1 if v else 900 for v in values]
+    return [*rows, {"layer": "", "kind": "model", "values": values, "counts": counts}]
+
+
+def trial(
+    number: int, status: str, rng: np.random.Generator, config: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The record and the epochs of one trial."""
-    config = _config(rng)
+    config = config or _config(rng)
     metrics = _metrics(config, rng)
     seen = 8 if status == "complete" else 3
     stages = _stages(config, number)
@@ -133,13 +170,25 @@ def write_run(
     trials: int = 40,
     header: dict[str, Any] | None = None,
     change: Callable[[dict[str, Any]], None] | None = None,
+    replicates: int = 1,
+    seed: int = 0,
 ) -> Path:
-    """Write a run folder of `trials` trials; `header` updates run.json, `change` edits each record before it is written."""
-    rng = np.random.default_rng(0)
+    """Write a run folder of `trials` trials.
+
+    `header` updates run.json, `change` edits each record before it is written; with `replicates`, as many trials in a
+    row share a configuration.
+    """
+    rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text(json.dumps(RUN | (header or {})))
+    (folder / "run.json").write_text(json.dumps(RUN | {"name": folder.name} | (header or {})))
+    config: dict[str, Any] | None = None
     for number in range(trials):
-        record, epochs = trial(number, _status(number, trials), rng)
+        replicate = number % replicates
+        config = config if replicate else _config(rng)
+        record, epochs = trial(number, _status(number, trials), rng, config)
+        if replicates > 1:
+            record |= {"number": number // replicates, "replicate": replicate}
+            record["trial_id"] = f"{number // replicates:05d}-r{replicate}"
         if change:
             change(record)
         home = folder / "trials" / record["trial_id"]
@@ -147,6 +196,8 @@ def write_run(
         (home / "record.json").write_text(json.dumps(record))
         if epochs:
             (home / "epochs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in epochs))
+        if record["status"] == "complete":
+            (home / "layers.json").write_text(json.dumps({"schema": 1, "layers": layers(record["config"], rng)}))
     return folder
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import analysis
 from analysis import summary
+from analysis.schema import TABLES
 
 
 def test_all_trials_have_a_row(make_run):
@@ -91,7 +92,8 @@ def test_damaged_files_are_named_and_the_rest_loads(make_run):
     (trials / "00007" / "record.json").write_text(
         json.dumps(record | {"metrics": {"accuracy": "high", "gmacs": 10**400}})
     )
-    with (trials / "00008" / "epochs.jsonl").open("a") as file:
+    with (trials / "00008" / "epochs.jsonl").open("r+") as file:
+        whole = len(file.readlines())
         file.write('[1]\n{"stage": "wfn", "epo')
 
     run = analysis.load(path)
@@ -101,8 +103,14 @@ def test_damaged_files_are_named_and_the_rest_loads(make_run):
         assert f"trials/{part}" in text
     for part in ("00005 (copy)/record.json: trial_id", "empty: no record", "seed 'seven'", "started 'yesterday'"):
         assert part in text
-    for part in ("stages must be", "attempts", "objective 'accuracy' is 'high'", "00008/epochs.jsonl: line 14"):
+    for part in (
+        "stages must be",
+        "attempts",
+        "objective 'accuracy' is 'high'",
+        f"00008/epochs.jsonl: line {whole + 1}",
+    ):
         assert part in text
+    assert f"00008/epochs.jsonl: line {whole + 2}" in text
     assert len(run.trials) == 36
     assert len(run.epochs[run.epochs["trial_id"] == "00008"]) == len(
         analysis.load(make_run("whole")).epochs.query("trial_id == '00008'")
@@ -135,34 +143,61 @@ def test_parquet_there_and_back(make_run):
     assert stored.problems == []
     assert (stored.name, stored.objectives, stored.params) == (run.name, run.objectives, run.params)
     assert (stored.seed, stored.command, stored.spec) == (run.seed, run.command, run.spec)
-    for name in ("trials", "epochs", "stages"):
+    for name in TABLES:
         pd.testing.assert_frame_equal(getattr(stored, name), getattr(run, name))
-    assert sorted(p.name for p in (path / "parquet").iterdir()) == [
-        "epochs.parquet",
-        "stages.parquet",
-        "trials.parquet",
+    pd.testing.assert_frame_equal(stored.fronts, run.fronts)
+    files = sorted(p.relative_to(path / "parquet").as_posix() for p in (path / "parquet").rglob("*") if p.is_file())
+    assert files == [
+        *("epochs/part-00000.parquet", "fronts/part-00000.parquet", "layers/part-00000.parquet", "manifest.json"),
+        *("stages/part-00000.parquet", "trials/part-00000.parquet"),
     ]
 
 
 def test_parquet_states_schema_and_units(make_run):
     path = make_run()
     analysis.gather(path)
-    schema = pq.read_schema(path / "parquet" / "trials.parquet")
-    meta = json.loads(schema.metadata[b"sweeps"])
-    assert (meta["schema"], meta["table"], meta["run"]["name"]) == (1, "trials", "demo")
-    assert meta["columns"]["metric/latency_ms"]["unit"] == "ms"
-    assert schema.field("seconds").metadata[b"unit"] == b"s"
-    assert set(meta["columns"]) == set(schema.names)
+    for table, column, unit in [
+        *(
+            ("trials", "seconds", "s"),
+            ("trials", "metric/latency_ms", "ms"),
+            ("epochs", "images_per_second", "images/s"),
+        ),
+        *(("stages", "seconds_full", "s"), ("layers", "entropy_bits", "bits"), ("fronts", "sd/accuracy", "fraction")),
+    ]:
+        schema = pq.read_schema(path / "parquet" / table / "part-00000.parquet")
+        meta = json.loads(schema.metadata[b"sweeps"])
+        assert (meta["schema"], meta["table"], meta["run"]["name"]) == (2, table, "demo")
+        assert set(meta["columns"]) == set(schema.names)
+        assert meta["columns"][column]["unit"] == unit
+        assert schema.field(column).metadata[b"unit"] == unit.encode()
+        assert all(schema.field(name).metadata[b"description"] for name in schema.names)
+
+
+def test_parquet_files_keep_one_policy(make_run):
+    """One row group a file, zstd, text dictionary-encoded: small, and read alike by every reader."""
+    path = make_run()
+    analysis.gather(path)
+    for file in (path / "parquet").rglob("*.parquet"):
+        data = pq.ParquetFile(file).metadata
+        assert data.num_row_groups == 1
+        for i in range(data.num_columns):
+            column = data.row_group(0).column(i)
+            assert column.compression == "ZSTD"
+            if column.physical_type == "BYTE_ARRAY":
+                assert "RLE_DICTIONARY" in column.encodings
 
 
 def test_damaged_parquet_is_named(make_run):
     path = make_run()
     run = analysis.gather(path)
     shutil.rmtree(path / "trials")
-    (path / "parquet" / "epochs.parquet").write_bytes(b"PAR1 not really")
-    pd.DataFrame({"a": [1]}).to_parquet(path / "parquet" / "stages.parquet")
+    (path / "parquet" / "epochs" / "part-00000.parquet").write_bytes(b"PAR1 not really")
+    pd.DataFrame({"a": [1]}).to_parquet(path / "parquet" / "stages" / "part-00000.parquet")
     stored = analysis.load(path)
-    assert [p.partition(":")[0] for p in stored.problems] == ["parquet/epochs.parquet", "parquet/stages.parquet"]
+    assert [p.partition(":")[0] for p in stored.problems] == [
+        "parquet/epochs/part-00000.parquet",
+        "parquet/stages/part-00000.parquet",
+    ]
     pd.testing.assert_frame_equal(stored.trials, run.trials)
     assert stored.epochs.empty
 
@@ -213,7 +248,9 @@ def test_summary(make_run):
     assert stages.loc["finetune", "runs"] == 40
     assert stages.loc["finetune", "hits"] == 9
     assert stages.loc["finetune", "saved"] == pytest.approx(9 * (30 - 0.02))
-    assert len(summary.failures(run)) == 3
+    failures = summary.failures(run)
+    assert failures[["count", "alike"]].to_numpy().tolist() == [[3, 3]]
+    assert failures.loc[0, "error"] == run.trials["error"].dropna().iloc[0]
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_nothing_from_the_run_becomes_markup(make_run):
 
 
 def test_nothing_is_asked_of_a_network(make_run):
-    text = analysis.write_report(make_run()).read_text()
+    text = analysis.write_report(make_run(trials=8)).read_text()
     for _, attributes in Elements(text).found:
         assert not any((attributes.get(name) or "").startswith(("http", "//")) for name in ("src", "href", "action"))
     own = text.replace(report._plotly(), "")
@@ -113,9 +113,25 @@ def test_nothing_is_asked_of_a_network(make_run):
 
 
 def test_report_goes_where_it_is_told(make_run, tmp_path):
-    path = make_run()
+    path = make_run(trials=8)
     assert analysis.write_report(path) == path / "report.html"
     assert analysis.write_report(path, tmp_path / "elsewhere.html").is_file()
+    with pytest.raises(ValueError, match="give out"):
+        analysis.write_report([path, path])
+
+
+def test_several_runs_are_compared_on_one_page(make_run, tmp_path):
+    paths = [make_run("one", trials=8), make_run("two", seed=1, trials=6)]
+    text = analysis.write_report(paths, tmp_path / "both.html").read_text()
+    assert "Comparison of sweeps" in text
+    for part in ("<h2>Compared by run</h2>", "<th scope='row'>one</th>", "<th scope='row'>two</th>", "after 4 points"):
+        assert part in text
+
+
+def test_seeds_are_told_once(make_run):
+    text = analysis.write_report(make_run(trials=60, replicates=3)).read_text()
+    assert "They are 20 configurations, each with up to 3 seeds." in text
+    assert text.count("over seeds; the trial is the seed nearest the mean") == 1
 
 
 def test_page_data(make_run):
@@ -140,12 +156,13 @@ def test_explained_variance():
 @needs_browser
 def test_browser_draws_all_and_runs_nothing_of_the_run(make_run, tmp_path):
     """A script or handler from the run, were there one, would meet the policy and a message on the console."""
-    dom, console = browse(analysis.write_report(evil_run(make_run)), tmp_path / "profile")
+    dom, console = browse(analysis.write_report(evil_run(make_run), by="init"), tmp_path / "profile")
     assert console == []
     assert "data-ready=" in dom
     elements = Elements(dom).found
     drawn = {attributes.get("id") for _, attributes in elements if "js-plotly-plot" in (attributes.get("class") or "")}
-    assert {"front-plot", "curves-plot", "progress-plot"} <= drawn
+    assert {"front-plot", "curves-plot", "progress-plot", "importance-plot", "compare-plot"} <= drawn
+    assert sum("js-plotly-plot" in (attributes.get("class") or "") for _, attributes in elements) >= 10
     assert sum(tag == "tr" and "data-row" in attributes for tag, attributes in elements) == 40
     assert any(tag == "svg" and attributes.get("class") == "parallel" for tag, attributes in elements)
     assert not any(tag == "img" or "onerror" in attributes for tag, attributes in elements)
@@ -156,12 +173,19 @@ def test_browser_draws_all_and_runs_nothing_of_the_run(make_run, tmp_path):
 def test_browser_ties_points_to_rows_and_fits_a_phone(make_run, tmp_path):
     names = (("accuracy", "max", 0.85), ("latency_ms", "min", 9.0), ("num_params", "min", None))
     objectives = [{"metric": metric, "mode": mode, "bound": bound} for metric, mode, bound in names]
-    page = analysis.write_report(make_run(header={"objectives": objectives}))
+    path = make_run(header={"objectives": objectives})
+    page = analysis.write_report(path)
+    best = f"{100 * analysis.load(path).complete()['metric/accuracy'].max():.2f} %"
     script = """
       const shown = () => [...document.querySelectorAll('tbody tr[data-row]')].filter((r) => !r.hidden);
       const plot = $('front-plot'); const trace = plot.data.findLast((t) => t.customdata);
+      Plotly.Fx.hover(plot, [{ curveNumber: plot.data.lastIndexOf(trace), pointNumber: 0 }]);
+      const hover = [...plot.querySelectorAll('.hoverlayer text')].map((t) => t.textContent).join(' ');
       plot.emit('plotly_click', { points: [{ customdata: trace.customdata[0] }] });
       const on = [...document.querySelectorAll('tr.on')].map((r) => Number(r.dataset.row) - trace.customdata[0]);
+      const stage = [...document.querySelectorAll('#stages thead button')].find((b) => b.textContent === 'Hits');
+      stage.click();
+      const hits = [...document.querySelectorAll('#stages tbody tr')].map((r) => Number(r.cells[3].textContent));
       const first = shown()[0].cells[2].textContent;
       document.querySelectorAll('#table thead button')[2].click();
       const lowest = shown()[0].cells[2].textContent;
@@ -172,9 +196,11 @@ def test_browser_ties_points_to_rows_and_fits_a_phone(make_run, tmp_path):
         ink: plot.layout.font.color, lines: document.querySelectorAll('.parallel path.on').length,
         wider: document.documentElement.scrollWidth - document.documentElement.clientWidth, bounds: plot.layout.shapes.length,
         modes: document.querySelectorAll('.segments button').length,
-        axes: document.querySelectorAll('#front-controls select').length };
+        axes: document.querySelectorAll('#front-controls select').length, hover: hover.includes('Trial ' + D.ids[trace.customdata[0]]),
+        sorted: hits.length > 2 && hits.every((v, i) => i === 0 || hits[i - 1] >= v),
+        requests: performance.getEntriesByType('resource').map((r) => r.name) };
     """
     assert probed(page, tmp_path / "profile", script, "500,900") == {
-        **{"on": [0], "first": "98.77 %", "lowest": "40.00 %", "failed": 3, "theme": "dark", "ink": "#e9ebed"},
-        **{"lines": 1, "wider": 0, "bounds": 2, "modes": 2, "axes": 4},
+        **{"on": [0], "first": best, "lowest": "40.00 %", "failed": 3, "theme": "dark", "ink": "#e9ebed"},
+        **{"lines": 1, "wider": 0, "bounds": 2, "modes": 2, "axes": 4, "hover": True, "sorted": True, "requests": []},
     }
