@@ -7,11 +7,12 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from compress.asp import HoldZeros, asp_masks
 from compress.stage import Context, Phase, Stage
-from trainers.config import DistillConfig, TrainConfig
+from trainers.config import DistillConfig, FitOptions, TrainConfig
 from trainers.data import DataInfo
-from trainers.losses import DistillObjective, Objective, TaskObjective
-from trainers.models import Arch, ModelState
+from trainers.losses import DistillObjective, KlObjective, Objective, TaskObjective
+from trainers.models import DROP_RATE_BUILDERS, Arch, ModelState
 from trainers.optim import check_train_config
 
 
@@ -25,41 +26,62 @@ class Finetune(Stage, TrainConfig):
     )
 
     distill: DistillConfig | None = Field(None, description="distillation from a teacher")
+    kl_teacher: str | None = Field(
+        None, description="NViT: a second teacher, the model before pruning, by KL; names as in distill.teacher"
+    )
+    kl_loss_coeff: float = Field(1e5, ge=0, description="of the KL to kl_teacher (mean over batch × classes)")
+    kl_tau: float = Field(3.0, gt=0, description="temperature of that KL")
+    scratch: bool = Field(False, description="forget the incoming weights: train the same shape from random ones")
 
     def teachers(self) -> list[tuple[str, Path | None]]:
-        return [(self.distill.teacher, self.distill.teacher_checkpoint)] if self.distill else []
+        distill = [(self.distill.teacher, self.distill.teacher_checkpoint)] if self.distill else []
+        return distill + ([(self.kl_teacher, None)] if self.kl_teacher else [])
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
         check_train_config(self, data.num_train)
         with torch.device("meta"):
-            self._trainable_arch(arch).build()
+            with_drop_rates(arch, self).build()
         return arch
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:
-        module = self._trainable_arch(model.arch).build()
-        module.load_state_dict(model.weights)
-        ctx.fit(module, self._objective(module, ctx), self)
+        module = with_drop_rates(model.arch, self).build()
+        start = ModelState.initialised(model.arch, ctx.seed) if self.scratch else model
+        module.load_state_dict(start.weights)
+        masks = asp_masks(model)
+        hooks = [HoldZeros(module, masks)] if masks else []
+        ctx.fit(module, self._objective(module, ctx), self, hooks=hooks)
         return ModelState.from_module(model.arch, module, model.meta)
 
-    def _trainable_arch(self, arch: Arch) -> Arch:
-        """The same weights with this fit's drop rates.
-
-        Raises:
-            ValueError: the model has no such drop rate.
-        """
-        rates: dict[str, Any] = {}
-        if self.drop:
-            rates["drop_rate"] = self.drop
-        if self.drop_path is not None:
-            rates["drop_path_rate"] = self.drop_path
-        if rates and arch.builder != "timm":
-            raise ValueError(f"{', '.join(rates)}: {arch.name} has no drop rates; leave drop and drop_path out")
-        return Arch(arch.builder, arch.name, arch.args | rates, arch.dims)
-
     def _objective(self, module: nn.Module, ctx: Context) -> Objective:
-        if self.distill is None:
-            return TaskObjective(self.label_smoothing)
-        if hasattr(module, "set_distilled_training"):
-            module.set_distilled_training(True)  # type: ignore[operator]
-        teacher = ctx.teacher(self.distill.teacher, self.distill.teacher_checkpoint)
-        return DistillObjective(teacher, self.distill, self.label_smoothing)
+        base = task_objective(self, self.distill, module, ctx)
+        if self.kl_teacher is None:
+            return base
+        return KlObjective(base, ctx.teacher(self.kl_teacher), self.kl_loss_coeff, self.kl_tau)
+
+
+def task_objective(
+    options: FitOptions, distill: DistillConfig | None, module: nn.Module, ctx: Context
+) -> TaskObjective | DistillObjective:
+    """The loss of labels, or of labels and a teacher; in the latter case a distilled module trains both heads."""
+    if distill is None:
+        return TaskObjective(options.label_smoothing)
+    if hasattr(module, "set_distilled_training"):
+        module.set_distilled_training(True)  # type: ignore[operator]
+    teacher = ctx.teacher(distill.teacher, distill.teacher_checkpoint)
+    return DistillObjective(teacher, distill, options.label_smoothing)
+
+
+def with_drop_rates(arch: Arch, options: FitOptions) -> Arch:
+    """The same architecture with a fit's drop rates.
+
+    Raises:
+        ValueError: the model has no such drop rate.
+    """
+    rates: dict[str, Any] = {}
+    if options.drop:
+        rates["drop_rate"] = options.drop
+    if options.drop_path is not None:
+        rates["drop_path_rate"] = options.drop_path
+    if rates and arch.builder not in DROP_RATE_BUILDERS:
+        raise ValueError(f"{', '.join(rates)}: {arch.name} has no drop rates; leave drop and drop_path out")
+    return Arch(arch.builder, arch.name, arch.args | rates, arch.dims)

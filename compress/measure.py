@@ -10,7 +10,7 @@ Legend
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -193,6 +193,29 @@ def measure_latency(
     )
 
 
+def alternating_latency(
+    modules: Sequence[nn.Module], images: Tensor, *, warmup: int = 2, rounds: int = 25, min_rounds: int = 5,
+    max_seconds: float = 60.0,
+) -> list[float]:  # fmt: skip
+    """Median milliseconds of one forward pass of each module, taken in turns, so that their ratios hold on a busy machine.
+
+    Args:
+        modules: in eval mode, on the device and in the precision of `images`; not copied.
+        images: one batch (B, C, H, W).
+        rounds: timed passes of each, fewer where `max_seconds` is over, but at least `min_rounds`.
+    """
+    passes = [timed_pass(module, images, images.device) for module in modules]
+    with torch.inference_mode():
+        for _ in range(warmup):
+            for timed in passes:
+                timed()
+        begin = time.perf_counter()
+        times: list[list[float]] = []
+        while len(times) < min_rounds or (len(times) < rounds and time.perf_counter() - begin < max_seconds):
+            times.append([timed() for timed in passes])
+    return [float(ms) for ms in np.median(times, axis=0)]
+
+
 def _repeat(timed: Callable[[], float], most: int, least: int, max_seconds: float) -> list[float]:
     """Milliseconds of each of `most` passes, or of at least `least` within `max_seconds`."""
     begin = time.perf_counter()
@@ -208,7 +231,11 @@ def _timer(
     """A function that runs one pass of a copy of `module` and returns its milliseconds."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = copy.deepcopy(module).eval().to(device, dtype).to(memory_format=layout)  # type: ignore[call-overload]
-    images = images.to(device, dtype).contiguous(memory_format=layout)
+    return timed_pass(model, images.to(device, dtype).contiguous(memory_format=layout), device)
+
+
+def timed_pass(model: nn.Module, images: Tensor, device: torch.device) -> Callable[[], float]:
+    """A function that runs one pass and returns its milliseconds."""
 
     def by_wall_clock() -> float:
         begin = time.perf_counter()

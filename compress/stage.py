@@ -27,6 +27,8 @@ class Stage(Config, ABC):
     paper: ClassVar[str] = ""
     metrics: ClassVar[tuple[str, ...]] = ()
     """Names that `ctx.report` gives, so that objectives can name them."""
+    finds_dims: ClassVar[bool] = False
+    """Whether `run` finds the layers' dimensions: `check` then gives the largest that they can be."""
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
         """The architecture that `run` will return for this input, found without any work.

@@ -1,12 +1,13 @@
 """What initialisers of a named student share: its name, its builder's arguments, its architecture."""
 
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field, field_validator
 
 from compress.stage import Stage
 from trainers.data import DataInfo
-from trainers.models import Arch, make_arch
+from trainers.models import Arch, buildable, make_arch
 
 
 class StudentStage(Stage):
@@ -15,9 +16,7 @@ class StudentStage(Stage):
     The student's classes and image size are those of the data.
     """
 
-    model: str | None = Field(
-        None, description="timm name or CIFAR ResNet of the student; default: the incoming model's name"
-    )
+    model: str | None = Field(None, description="timm name, CIFAR ResNet or revit; default: the incoming model's name")
     args: dict[str, Any] = Field(
         default_factory=dict,
         description="arguments of the student's builder; without `model`, over those of the incoming model",
@@ -36,6 +35,9 @@ class StudentStage(Stage):
         Raises:
             ValueError: no such model, or arguments that it does not take.
         """
+        if self.model is None and arch.dims:  # a shape that its name does not tell
+            sizes = {"num_classes": data.num_classes, "img_size": data.image_size}
+            return buildable(replace(arch, args={**arch.args, **sizes, **self.args}))
         inherited: dict[str, Any] = {}
         if self.model is None:
             inherited = {k: v for k, v in arch.args.items() if k not in ("num_classes", "img_size")}

@@ -24,7 +24,7 @@ class SourceConfig(Config):
     """The source model."""
 
     model: str | None = Field(
-        None, description="a timm model name or resnet20_cifar, 32, 44, 56; not needed with a folder of ours"
+        None, description="a timm model name, resnet20_cifar, 32, 44, 56 or revit; not needed with a folder of ours"
     )
     args: dict[str, Any] = Field(
         default_factory=dict, description="builder arguments: patch_size, embed_dim, depth, drop_rate, …"
@@ -131,8 +131,9 @@ def classifier_names(module: nn.Module) -> tuple[str, ...]:
     if names:
         return names
     find: Any = getattr(module, "get_classifier", None)
-    head = find() if find is not None else None
-    return tuple(name for name, child in module.named_modules() if child is head)
+    found = find() if find is not None else ()
+    heads = found if isinstance(found, tuple | list) else (found,)
+    return tuple(name for name, child in module.named_modules() if any(child is head for head in heads))
 
 
 def _fitted(fresh: ModelState, weights: dict[str, Tensor], origin: str, head_scale: float | None) -> ModelState:

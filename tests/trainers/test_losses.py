@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from trainers.config import DistillConfig
-from trainers.losses import DistillObjective, cross_entropy, hard_distillation, soft_distillation
+from trainers.losses import (
+    DistillObjective,
+    KlObjective,
+    TaskObjective,
+    cross_entropy,
+    hard_distillation,
+    soft_distillation,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -57,3 +64,21 @@ def test_two_heads_split_task_and_distillation() -> None:
         heads[1], teacher.argmax(1)
     )
     assert objective(Fixed(heads), torch.zeros(3), labels).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("active", [False, True])
+def test_kl_to_the_dense_model_is_added_to_what_labels_and_a_cnn_say(active: bool) -> None:
+    heads = torch.tensor(RNG.normal(size=(3, 4))), torch.tensor(RNG.normal(size=(3, 4)))
+    cnn, dense, labels = torch.tensor(RNG.normal(size=(3, 4))), RNG.normal(size=(3, 4)), torch.tensor([1, 0, 3])
+    both = DistillObjective(Fixed(cnn), DistillConfig(teacher="source", kind="hard", alpha=0.5), 0.0)
+    objective = KlObjective(both, Fixed(torch.tensor(dense)), 50.0, 3.0, 0.7, active=lambda: active)
+    log_t, log_s = log_softmax(dense / 3), log_softmax((heads[0] + heads[1]).numpy() / 2 / 3)
+    kl = (np.exp(log_t) * (log_t - log_s)).sum() / (3 * 4)
+    images = torch.zeros(3)
+    expected = 0.7 * both(Fixed(heads), images, labels).item() + (50.0 * kl if active else 0.0)
+    assert objective(Fixed(heads), images, labels).item() == pytest.approx(expected)
+    plain = KlObjective(TaskObjective(0.1), Fixed(torch.tensor(dense)), 50.0, 3.0)
+    log_s = log_softmax(heads[0].numpy() / 3)
+    kl = (np.exp(log_t) * (log_t - log_s)).sum() / (3 * 4)
+    expected = cross_entropy(heads[0], labels, 0.1).item() + 50.0 * kl
+    assert plain(Fixed(heads[0]), images, labels).item() == pytest.approx(expected)

@@ -1,0 +1,196 @@
+"""NViT on the bundled digits: what Hessian-awareness and latency terms are worth, and whether estimates hold.
+
+    python benchmarks/nvit_digits.py [--workdir DIR] [--seeds 3] [--targets 0.7 0.5 0.35]
+
+For each seed a small ViT is trained; for each target it is pruned by each importance and fine-tuned, both together in
+the same number of epochs for all (who prunes in fewer steps tunes longer). Printed: estimated latency ratio, measured ratio at batch 64 (alternating with the unpruned model, all models one
+after the other at the end), accuracy on the 360 test images before and after fine-tuning, mean ± standard deviation
+over seeds. The latency table is measured once, at the beginning. `--workdir` keeps teachers, table and finished rows, so
+that it goes on where it stopped; `--only` does one part, so that what is timed can run when the machine is quiet. Set
+OMP_NUM_THREADS to the threads that a trial shall have.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.finetune import Finetune
+from compress.latency_measure import default_grid, measure_table
+from compress.measure import alternating_latency
+from compress.nvit import Nvit
+from compress.nvit_groups import GroupSizes
+from compress.stage import Context
+from trainers.config import DataConfig
+from trainers.data import Data, load_data
+from trainers.evaluate import evaluate
+from trainers.models import Arch, ModelState, make_arch
+from trainers.pruned_vit import dense_arch
+
+CPU = torch.device("cpu")
+VIT = {"patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3}
+TRAIN: dict[str, Any] = {"batch_size": 32, "lr_scaling": "unscaled", "augment": "none"}
+GROUPS = GroupSizes(embed=4, heads=1, qk=4, v=4, mlp=16)
+PRUNE: dict[str, Any] = TRAIN | {
+    "epochs": 40, "lr": 5e-4, "groups": GROUPS, "interval_prune": 2, "kl_loss_coeff": 1e3,
+    "latency_regularization": 0.01, "eval_every": 40, "measure": False,
+}  # fmt: skip
+FINETUNE: dict[str, Any] = TRAIN | {"lr": 5e-4, "warmup": 0, "kl_teacher": "source", "kl_loss_coeff": 1e3,
+                                    "eval_every": 99}  # fmt: skip
+IMPORTANCES = ("nvit", "taylor", "magnitude", "random")
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """Options that the digits benchmarks share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, help="default: a temporary folder")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.7, 0.5, 0.35])
+    parser.add_argument("--epochs", type=int, nargs="+", default=[2, 3, 5], help="of pruning and tuning, a target each")
+    return parser
+
+
+def digits(workdir: Path) -> Data:
+    return load_data(DataConfig(dataset="digits", val_fraction=0.1), workdir / "data")
+
+
+def context(data: Data, workdir: Path, seed: int, teacher: ModelState | None = None) -> Context:
+    def find(name: str, checkpoint: Path | None) -> ModelState:
+        assert teacher is not None
+        return teacher
+
+    torch.manual_seed(seed)
+    return Context(data, CPU, seed, workdir, find)
+
+
+def teacher(data: Data, workdir: Path, seed: int) -> ModelState:
+    """The ViT to prune, trained once."""
+    folder = workdir / f"teacher-{seed}"
+    if not (folder / "model.json").exists():
+        args = {"num_classes": data.info.num_classes, "image_size": data.info.image_size, "args": VIT}
+        fresh = ModelState.initialised(make_arch("vit_tiny_patch16_224", **args), seed)
+        stage = Finetune(epochs=30, lr=1e-3, warmup="10%", eval_every=30, **TRAIN)
+        stage.run(fresh, context(data, workdir / f"training-{seed}", seed)).save(folder)
+    return ModelState.load(folder)
+
+
+def accuracy(state: ModelState, data: Data) -> float:
+    return evaluate(state.build(), data, "test", CPU)["accuracy"]
+
+
+def latency_table(arch: Arch, workdir: Path) -> Path:
+    """The table of this model on this machine at batch 64, measured once."""
+    path = workdir / "latency.parquet"
+    if not path.exists():
+        begin, dense = time.perf_counter(), dense_arch(arch)
+        grid = default_grid(dense.dims, groups=GROUPS.model_dump())
+        table = measure_table(dense, CPU, batch_size=64, grid=grid)
+        found = table.check_monotone()
+        table.write(path)
+        print(
+            f"latency table: {table.block.size} points in {time.perf_counter() - begin:.0f} s, {len(found)} not monotone"
+        )
+    return path
+
+
+def one(model: ModelState, data: Data, folder: Path, seed: int, options: dict[str, Any], epochs: int) -> dict[str, Any]:
+    """Prune and fine-tune in `epochs` together; what was seen. Seconds are of this process's CPU time."""
+    ctx = context(data, folder / "prune", seed)
+    begin = time.process_time()
+    pruned = Nvit(**PRUNE | options).run(model, ctx)
+    seconds = time.process_time() - begin
+    left = epochs - epochs_of(ctx.reported["prune_steps"], data)
+    tuned = Finetune(**FINETUNE, epochs=left).run(pruned, context(data, folder / "tune", seed, model))
+    return ctx.reported | {
+        "before": accuracy(pruned, data), "after": accuracy(tuned, data), "seconds": seconds, "dims": pruned.arch.dims,
+        "tune_epochs": left,
+    }  # fmt: skip
+
+
+def epochs_of(steps: int, data: Data) -> int:
+    """Whole epochs that so many optimiser steps are."""
+    return round(steps / (data.size("train") // TRAIN["batch_size"]))
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    sd = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.{digits}f} ± {sd:.{digits}f}"
+
+
+def main() -> None:
+    """Run what is missing, print every row and the table of means."""
+    parser = arguments(__doc__)
+    parser.add_argument("--importances", nargs="+", default=IMPORTANCES)
+    parser.add_argument("--only", choices=("table", "runs"), help="no more than this part")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        run(args, args.workdir or Path(temporary))
+
+
+def run(args: argparse.Namespace, workdir: Path) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    data = digits(workdir)
+    rows: dict[tuple[float, str], list[dict[str, Any]]] = {}
+    full = []
+    for seed in range(args.seeds):
+        model = teacher(data, workdir, seed)
+        full.append(accuracy(model, data))
+        table = latency_table(model.arch, workdir)
+        if args.only == "table":
+            return
+        for target, epochs in zip(args.targets, args.epochs, strict=True):
+            for importance in args.importances:
+                file = workdir / f"{importance}-{target}-{seed}.json"
+                if not file.exists():
+                    options = {"latency_target": target, "importance": importance, "table": table}
+                    row = one(model, data, workdir / file.stem, seed, options, epochs)
+                    file.write_text(json.dumps(row))
+                row = json.loads(file.read_text())
+                rows.setdefault((target, importance), []).append(row)
+                print(
+                    f"{target} {importance:9} seed {seed}: {row['stop_reason']}, steps {row['prune_steps']}, estimated "
+                    f"{row['latency_ratio_estimated']:.3f}, accuracy {row['before']:.3f} → {row['after']:.3f}, "
+                    f"{row['tune_epochs']} epochs, {row['seconds']:.0f} s, load {os.getloadavg()[0]:.1f}", flush=True,
+                )  # fmt: skip
+    if args.only is None:
+        measure(dense_arch(model.arch), rows, data)
+    report(rows, full)
+
+
+def measure(dense: Arch, rows: dict[tuple[float, str], list[dict[str, Any]]], data: Data) -> None:
+    """Add the measured latency ratio to every row; weights do not matter for it."""
+    size = data.info.image_size
+    images = torch.randn(64, 3, size, size, generator=torch.Generator().manual_seed(0))
+    whole = dense.build().eval()
+    for row in (row for group in rows.values() for row in group):
+        pruned = replace(dense, dims=row["dims"]).build().eval()
+        pruned_ms, whole_ms = alternating_latency([pruned, whole], images)
+        row["latency_ratio_measured"] = pruned_ms / whole_ms
+
+
+def report(rows: dict[tuple[float, str], list[dict[str, Any]]], full: list[float]) -> None:
+    print(f"\nunpruned: {spread(full)}; {len(full)} seeds, {torch.get_num_threads()} threads of {os.cpu_count()} cores")
+    print(f"{'target':6} {'importance':10} {'estimated':15} {'measured':15} {'before':15} {'after':15}")
+    for (target, importance), group in rows.items():
+        columns = ("latency_ratio_estimated", "latency_ratio_measured", "before", "after")
+        cells = [spread([row[c] for row in group]) if c in group[0] else "-" for c in columns]
+        print(f"{target:<6} {importance:10} " + " ".join(f"{cell:15}" for cell in cells))
+    errors = [
+        row["latency_ratio_measured"] / row["latency_ratio_estimated"] - 1
+        for group in rows.values() for row in group if "latency_ratio_measured" in row
+    ]  # fmt: skip
+    if errors:
+        print(
+            f"measured over estimated: worst {100 * max(errors, key=abs):+.1f} %, mean {100 * statistics.mean(errors):+.1f} %"
+        )
+
+
+if __name__ == "__main__":
+    main()

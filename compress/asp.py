@@ -1,0 +1,150 @@
+"""2:4 structured sparsity (Mishra et al., Accelerating Sparse Deep Neural Networks, 2021): of every four weights
+along a layer's input, the two of smaller magnitude become 0.
+
+Training afterwards keeps the zeros: `meta["asp"]` names the layers, and `HoldZeros` acts in `finetune`. Sparse kernels
+are torch's semi-structured tensors (half precision on CUDA devices of compute capability 8.0 and up); elsewhere the
+model stays dense with zeros in it, computes the same and is not faster.
+"""
+
+import copy
+import logging
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from compress.measure import alternating_latency
+from compress.stage import Context, Phase, Stage
+from trainers import distributed
+from trainers.data import DataInfo
+from trainers.fit import Hook
+from trainers.models import Arch, ModelState
+from trainers.source_model import classifier_names
+
+_log = logging.getLogger(__name__)
+_ROWS, _COLUMNS = 32, 64
+"""Shapes of half-precision matrices that torch's kernels take are multiples of these."""
+
+
+def mask_2_of_4(weight: Tensor) -> Tensor:
+    """Which weights of a matrix (rows, columns) stay: the 2 largest magnitudes of every 4 in a row; bool, same shape.
+
+    Of equal magnitudes the first stays.
+
+    Raises:
+        ValueError: the columns do not divide by 4.
+    """
+    if weight.ndim != 2 or weight.shape[1] % 4:
+        raise ValueError(f"2:4 sparsity needs a matrix whose columns divide by 4; got shape {tuple(weight.shape)}")
+    fours = weight.abs().reshape(-1, 4)
+    order = fours.argsort(dim=1, descending=True, stable=True)
+    keep = torch.zeros_like(fours, dtype=torch.bool).scatter_(1, order[:, :2], True)
+    return keep.view_as(weight)
+
+
+def has_sparse_kernels(device: torch.device) -> bool:
+    """Whether torch multiplies 2:4 sparse matrices faster on this device."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def with_sparse_kernels(module: nn.Module, layers: Iterable[str], dtype: torch.dtype) -> nn.Module:
+    """A copy in half precision whose 2:4 layers use torch's semi-structured kernels, for inference.
+
+    Args:
+        module: on a device with `has_sparse_kernels`.
+        layers: paths of Linear layers that are 2:4 sparse; those of unsuitable shape stay dense.
+        dtype: float16 or bfloat16.
+    """
+    from torch.sparse import to_sparse_semi_structured
+
+    module = copy.deepcopy(module).to(dtype).eval().requires_grad_(False)
+    for path in layers:
+        layer: Any = module.get_submodule(path)
+        rows, columns = layer.weight.shape
+        if rows % _ROWS == 0 and columns % _COLUMNS == 0:
+            layer.weight = nn.Parameter(to_sparse_semi_structured(layer.weight), requires_grad=False)
+    return module
+
+
+class HoldZeros(Hook):
+    """Keeps zero weights of the named layers at zero, to the bit."""
+
+    def __init__(self, module: nn.Module, masks: dict[str, Tensor]) -> None:
+        self.held = [
+            (parameter, masks[name].to(parameter.device))
+            for name, parameter in module.named_parameters()
+            if name in masks
+        ]
+        self.on_step(0)
+
+    def on_grads(self, step: int) -> None:
+        for parameter, keep in self.held:
+            if parameter.grad is not None:
+                parameter.grad.mul_(keep)
+
+    @torch.no_grad()
+    def on_step(self, step: int) -> bool:
+        for parameter, keep in self.held:
+            parameter.mul_(keep)
+        return False
+
+
+def asp_masks(model: ModelState) -> dict[str, Tensor]:
+    """Weight name → its 2:4 mask, of a model that came through `asp`; empty for any other."""
+    names = [f"{layer}.weight" for layer in model.meta.get("asp", {}).get("layers", [])]
+    return {name: mask_2_of_4(model.weights[name]) for name in names}
+
+
+class Asp(Stage):
+    """Zero two of every four weights of all Linear layers but the classifier; a `finetune` after it keeps them zero."""
+
+    phase: ClassVar[Phase] = "prune"
+    version: ClassVar[int] = 1
+    paper: ClassVar[str] = "Mishra et al., Accelerating Sparse Deep Neural Networks, arXiv 2104.08378"
+    metrics: ClassVar[tuple[str, ...]] = ("sparse_layers", "sparse_kernels", "sparse_speedup_measured")
+
+    measure: bool = Field(True, description="measure the speed-up in float16 where the device has sparse kernels")
+    measure_batch: int = Field(64, ge=1, description="images a batch")
+
+    def check(self, arch: Arch, data: DataInfo) -> Arch:
+        if not _linear_layers(arch):
+            raise ValueError(f"{arch.name} has no Linear layer of a multiple of 4 inputs besides its classifier")
+        return arch
+
+    def run(self, model: ModelState, ctx: Context) -> ModelState:
+        layers = _linear_layers(model.arch)
+        weights = {name: value.clone() for name, value in model.weights.items()}
+        for layer in layers:
+            weight = weights[f"{layer}.weight"]
+            weights[f"{layer}.weight"] = weight * mask_2_of_4(weight)
+        sparse = ModelState(model.arch, weights, model.meta | {"asp": {"pattern": "2:4", "layers": layers}})
+        kernels = has_sparse_kernels(ctx.device)
+        ctx.report(sparse_layers=len(layers), sparse_kernels=int(kernels))
+        if not kernels:
+            _log.warning("asp: %s has no 2:4 kernels; the zeros are kept by masks and bring no speed here", ctx.device)
+        elif self.measure:
+            speedup = self._speedup(sparse, ctx) if distributed.rank() == 0 else None
+            ctx.report(sparse_speedup_measured=distributed.from_rank_0(speedup))
+        return sparse
+
+    def _speedup(self, model: ModelState, ctx: Context) -> float:
+        dense = model.build().to(ctx.device, torch.float16)
+        sparse = with_sparse_kernels(dense, model.meta["asp"]["layers"], torch.float16)
+        size = ctx.data.info.image_size
+        images = torch.randn(self.measure_batch, 3, size, size, device=ctx.device, dtype=torch.float16)
+        first, second = alternating_latency([dense, sparse], images)
+        return first / second
+
+
+def _linear_layers(arch: Arch) -> list[str]:
+    """Paths of the Linear layers that 2:4 sparsity takes."""
+    with torch.device("meta"):
+        module = arch.build()
+    heads = classifier_names(module)
+    return [
+        path
+        for path, layer in module.named_modules()
+        if type(layer) is nn.Linear and layer.in_features % 4 == 0 and path not in heads
+    ]
