@@ -4,11 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # PIP_ARGS: further arguments of pip install, for example a constraints file or an index
 
-.PHONY: demo test install clean help
+.PHONY: demo test results-check install clean help
 
 help:
 	@echo "make demo    install, run a sweep on bundled data, print the front and the report's path"
 	@echo "make test    install with test tools, run ruff, mypy and the tests"
+	@echo "make results-check   compare the tables of docs/ with results/*.parquet"
 	@echo "make install install into $(VENV) only"
 	@echo "make clean   remove $(VENV) and runs/"
 
@@ -34,6 +35,9 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+results-check: $(VENV)/.installed-test
+	$(BIN)/python -m analysis.published docs/results.md
 
 clean:
 	rm -rf $(VENV) runs
