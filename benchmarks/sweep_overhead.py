@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.check import check_spec
-from sweeps.driver import run_sweep, start_ray
+from sweeps.cluster import start_ray
+from sweeps.driver import run_sweep
 from sweeps.spec import spec_from
 from trainers.seeding import derive_seed
 

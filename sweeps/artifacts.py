@@ -1,6 +1,7 @@
 """Models of finished trials, and their coded files."""
 
 import json
+import re
 from pathlib import Path
 
 import safetensors.torch
@@ -26,7 +27,9 @@ def trial_model(run: Path, trial_id: str) -> ModelState:
         raise ValueError(f"trial {trial_id} is {record.status}; only complete trials have a model")
     if not record.content["stages"]:
         raise ValueError(f"trial {trial_id} has no stages: its model is the source itself")
-    key = record.content["stages"][-1]["key"]
+    key = str(record.content["stages"][-1]["key"])
+    if not re.fullmatch("[0-9a-f]{64}", key):  # it becomes a path
+        raise ValueError(f"trial {trial_id}: its record is damaged, {key!r} is no key of the stage cache")
     artifact = StageCache(run.parent / "_cache").load(key)
     if artifact is None:
         raise ValueError(

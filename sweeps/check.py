@@ -12,14 +12,16 @@ from typing import Any
 import torch
 
 from compress.pipeline import STAGES, NamedStage, check_pipeline
+from sweeps.check_search import check_search
 from sweeps.overrides import apply_overrides, set_override
 from sweeps.samplers import make_sampler
-from sweeps.space import Space, resolved_trial
+from sweeps.space import Space, is_pipeline, is_slot, resolved_trial
 from sweeps.spec import Spec, read_spec, spec_from
 from sweeps.yaml_file import SpecError
-from trainers.config import DataConfig
+from trainers.config import DataConfig, FitOptions
 from trainers.data import DataInfo, data_info
 from trainers.models import Arch
+from trainers.remote import Remote, is_uri
 from trainers.source_model import SourceConfig, source_arch
 
 VALIDATED = {
@@ -43,6 +45,8 @@ CODED = {
     "coded_bits_per_weight": "entropy-coded bits of a quantised weight, without the codebook",
     "coded_to_entropy": "coded_bits_per_weight / entropy_bits: below 1 where the coder finds more than a histogram tells",
 }
+MOST_GRID = 100_000
+"""Configurations that a grid may have."""
 METRICS = VALIDATED | STATIC | LATENCY | CODED
 """What every trial measures, beside what its stages report."""
 
@@ -66,13 +70,39 @@ class Checked:
         return min(trials, size) if exhausts and size is not None else trials
 
     def distinct_stages(self) -> list[tuple[str, int]]:
-        """For each stage the number of times that it is computed at most, thanks to the cache."""
+        """For each stage the number of times that it is computed at most, thanks to the cache.
+
+        A slot counts as one stage; the stages of its sub-pipelines follow it, each with the most over alternatives.
+        """
         names, rows = list(self.spec.stages), []
         for i, name in enumerate(names):
-            size = self.space.size(names[: i + 1])
-            limit = self.num_configurations
-            rows.append((name, min(limit, size if size is not None else limit) * self.spec.search.replicates))
+            rows.append((name, self._at_most(self.space.size(names[: i + 1]))))
+            entry, inner = self.spec.stages[name], dict[str, int]()
+            for alternative, config in entry["one_of"].items() if is_slot(entry) else ():
+                stages = list(config["stages"]) if is_pipeline(config) else []
+                for j, stage in enumerate(stages):
+                    times = self._at_most(self.space.size(names[:i], (name, alternative, stages[: j + 1])))
+                    inner[stage] = max(times, inner.get(stage, 0))
+            rows += inner.items()
         return rows
+
+    def _at_most(self, size: int | None) -> int:
+        limit = self.num_configurations
+        return min(limit, size if size is not None else limit) * self.spec.search.replicates
+
+
+def raw_spec(source: str, overrides: Sequence[str] = (), *, tiny: bool = False) -> dict[str, Any]:
+    """A spec file or preset with its overrides, as plain values.
+
+    Raises:
+        SpecError: no such file or preset, not YAML, or an override that leads nowhere.
+    """
+    raw, tiny_overrides = read_spec(source)
+    if tiny and not tiny_overrides:
+        raise SpecError(f"{source}: has no tiny variant (a second YAML document with overrides)")
+    for path, value in (tiny_overrides if tiny else {}).items():
+        set_override(raw, path, value)
+    return apply_overrides(raw, overrides)
 
 
 def load_spec(source: str, overrides: Sequence[str] = (), *, tiny: bool = False) -> Checked:
@@ -81,45 +111,57 @@ def load_spec(source: str, overrides: Sequence[str] = (), *, tiny: bool = False)
     Raises:
         SpecError: the first group of mistakes found, a line each.
     """
-    raw, tiny_overrides = read_spec(source)
-    if tiny and not tiny_overrides:
-        raise SpecError(f"{source}: has no tiny variant (a second YAML document with overrides)")
-    for path, value in (tiny_overrides if tiny else {}).items():
-        set_override(raw, path, value)
-    return check_spec(spec_from(apply_overrides(raw, overrides)))
+    return check_spec(spec_from(raw_spec(source, overrides, tiny=tiny)))
 
 
-def check_spec(spec: Spec) -> Checked:
-    """Check all that a valid form can still get wrong.
+def check_spec(spec: Spec, *, local: bool = True) -> Checked:
+    """Check all that a valid form can still get wrong; `local`: it is to run on this machine's cores.
 
     Raises:
         SpecError: place, rule, value, remedy.
     """
-    _check_resources(spec)
+    if local:
+        _check_cores(spec)
+    _check_storage(spec)
     space = Space(spec)
     make_sampler(spec.search.sampler, spec.seed, spec.search.sampler_options)
     size = space.size()
     if spec.search.sampler == "grid" and size is None:
         raise SpecError("search.sampler: grid needs a finite space; give each float range a step, or choose tpe")
+    if spec.search.sampler == "grid" and size is not None and size > MOST_GRID:
+        raise SpecError(f"search.sampler: a grid of {size:,} configurations is too large to list; choose random or tpe")
     example, archs = _check_pipelines(spec, space)
     points = [space.point(point) for point in spec.search.points]
     return Checked(spec, space, points, example, archs)
 
 
-def _check_resources(spec: Spec) -> None:
+def _check_cores(spec: Spec) -> None:
     wanted, have = (
         spec.resources,
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
     )
     cpus = wanted.cpus or have
-    if wanted.cpus_per_trial > cpus:
-        raise SpecError(f"resources.cpus_per_trial: {wanted.cpus_per_trial} cores asked for, {cpus} there; lower it")
+    workers, what = wanted.workers, f"{wanted.workers} workers x " if wanted.workers > 1 else ""
+    if workers * wanted.cpus_per_worker > cpus:
+        raise SpecError(
+            f"resources.cpus_per_worker: {what}{wanted.cpus_per_worker} cores asked for, {cpus} there; lower it"
+        )
     gpus = torch.cuda.device_count()
-    if wanted.gpus_per_trial > gpus:
-        raise SpecError(f"resources.gpus_per_trial: {wanted.gpus_per_trial:g} GPUs asked for, {gpus} there; lower it")
-    if wanted.device == "cuda" and (gpus == 0 or wanted.gpus_per_trial == 0):
-        raise SpecError(f"resources.device: cuda needs resources.gpus_per_trial > 0 and a GPU; {gpus} there")
-    parent = spec.storage.absolute()
+    if workers * wanted.gpus_per_worker > gpus:
+        raise SpecError(
+            f"resources.gpus_per_worker: {what}{wanted.gpus_per_worker:g} GPUs asked for, {gpus} there; lower it"
+        )
+    if wanted.device == "cuda" and (gpus == 0 or wanted.gpus_per_worker == 0):
+        raise SpecError(f"resources.device: cuda needs resources.gpus_per_worker > 0 and a GPU; {gpus} there")
+
+
+def _check_storage(spec: Spec) -> None:
+    if is_uri(spec.storage):
+        try:
+            Remote(spec.storage).check_writable()
+        except ValueError as error:
+            raise SpecError(str(error)) from error
+    parent = spec.run_folder.parent.absolute()
     while not parent.exists() and parent != parent.parent:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -129,6 +171,7 @@ def _check_resources(spec: Spec) -> None:
 def _check_pipelines(spec: Spec, space: Space) -> tuple[tuple[NamedStage, ...], list[Arch]]:
     example: tuple[tuple[NamedStage, ...], list[Arch]] | None = None
     seen: set[str] = set()
+    pipelines: list[tuple[NamedStage, ...]] = []
     for assignment in space.probes():
         trial = resolved_trial(space, assignment)
         identity = json.dumps(trial.config, sort_keys=True, default=str)
@@ -138,20 +181,36 @@ def _check_pipelines(spec: Spec, space: Space) -> tuple[tuple[NamedStage, ...], 
         try:
             info = _info(trial.data)
             archs = check_pipeline(_source(trial.source, info), trial.stages, info)
+            _check_workers(trial.stages, spec.resources.workers)
         except (ValueError, TypeError) as error:
             raise SpecError(_with_choice(str(error), space, assignment)) from error
         _check_objectives(spec, trial.stages, trial.data)
         example = example or (trial.stages, archs)
+        pipelines.append(trial.stages)
     assert example is not None
+    check_search(spec, pipelines, spec.data.val_fraction)
     return example
+
+
+def _check_workers(stages: Sequence[NamedStage], workers: int) -> None:
+    for stage in stages:
+        if isinstance(stage.config, FitOptions):
+            try:
+                stage.config.accumulation(workers)
+            except ValueError as error:
+                raise ValueError(f"stages.{stage.name}: {error}") from error
 
 
 def _with_choice(message: str, space: Space, assignment: dict[str, Any]) -> str:
     """`message` with the choices that can have led to it: those of the section that it names."""
     section = message.split(":")[0].split(".")
     named = section[1] if section[0] == "stages" and len(section) > 1 else section[0]
-    paths = [d.path for d in space.dimensions if d.section in (named, "source", "data") and d.path in assignment]
-    return f"{message} (with {', '.join(f'{p}={assignment[p]}' for p in paths)})" if paths else message
+    sections = {named, "source", "data"} | {d.section for d in space.dimensions if d.stage == named}
+    concerned = [
+        d for d in space.dimensions if d.section in sections and d.stage in (None, named) and d.is_drawn(assignment)
+    ]
+    told = ", ".join(f"{d.path}={d.shown(assignment)}" for d in concerned)
+    return f"{message} (with {told})" if told else message
 
 
 @lru_cache(maxsize=32)

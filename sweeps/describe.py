@@ -1,6 +1,5 @@
 """What the system says about itself: stages, presets, the spec's schema, a checked spec."""
 
-import math
 from typing import Any
 
 from pydantic import BaseModel
@@ -12,7 +11,6 @@ from rich.table import Table
 from compress.pipeline import STAGES
 from compress.stage import Stage
 from sweeps.check import METRICS, Checked
-from sweeps.dimension import Dimension
 from sweeps.progress import short
 from sweeps.spec import Spec, preset_text
 
@@ -87,11 +85,17 @@ def spec_schema() -> dict[str, Any]:
         by_name[kind] = {"if": other, "then": {"$ref": "#/$defs/entry"}, "else": {"$ref": f"#/$defs/stage_{kind}"}}
     kinds = {"properties": {"stage": {"enum": list(STAGES)}}, "required": ["stage"]}
     definitions["stage"] = {"type": "object", **kinds, "allOf": branches}
-    options = {
+    inner = {"type": "object", "properties": by_name, "additionalProperties": {"$ref": "#/$defs/stage"}}
+    definitions["pipeline"] = {
         "type": "object",
-        "properties": by_name,
-        "additionalProperties": {"anyOf": [{"$ref": "#/$defs/stage"}, {"type": "null"}]},
+        "required": ["stages"],
+        "additionalProperties": False,
+        "properties": {"stages": inner},
     }
+    alternative = {"anyOf": [{"$ref": "#/$defs/stage"}, {"$ref": "#/$defs/pipeline"}, {"type": "null"}]}
+    several = {"anyOf": [{"required": ["stages"]}, {"required": ["stage"]}, {"type": "null"}]}
+    named = {kind: {"if": several, "then": alternative, "else": {"$ref": f"#/$defs/stage_{kind}"}} for kind in by_name}
+    options = {"type": "object", "properties": named, "additionalProperties": alternative}
     definitions["slot"] = {
         "type": "object",
         "required": ["one_of"],
@@ -104,6 +108,10 @@ def spec_schema() -> dict[str, Any]:
     objective["anyOf"] = [{"enum": sorted(METRICS)}, {"type": "string"}]
     objective.pop("type", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _times(n: int) -> str:
+    return "once" if n == 1 else f"{n} times"
 
 
 def print_checked(checked: Checked, console: Console) -> None:
@@ -126,13 +134,17 @@ def print_checked(checked: Checked, console: Console) -> None:
             stage.kind,
             stage.config.phase,
             escape(f"{arch.name} {args}"),
-            "once" if n == 1 else f"{n} times",
+            _times(n),
         )
     console.print(table)
+    example = {stage.name for stage in checked.example}
+    others = [f"{name} {_times(n)}" for name, n in counts.items() if name not in example | set(spec.stages)]
+    if others:
+        console.print(f"in other alternatives, at most: {escape(', '.join(others))}", highlight=False)
     space = Table("dimension", "values", "when", box=None, pad_edge=False, header_style="dim")
     for dimension in checked.space.dimensions:
         when = f"{dimension.slot} in {', '.join(sorted(dimension.alternatives))}" if dimension.slot else ""
-        space.add_row(dimension.path, escape(_values(dimension)), escape(when))
+        space.add_row(dimension.path, escape(dimension.values_told()), escape(when))
     if checked.space.dimensions:
         console.print(space)
     size = checked.space.size()
@@ -146,11 +158,3 @@ def print_checked(checked: Checked, console: Console) -> None:
         f"run folder {spec.run_folder}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
-
-
-def _values(dimension: Dimension) -> str:
-    if dimension.choices is not None:
-        return ", ".join(map(str, dimension.choices))
-    step = f", step {dimension.step:g}" if dimension.step else ""
-    low, high = (f"{x:g}" if math.isfinite(x) else str(x) for x in (dimension.low, dimension.high))
-    return f"{dimension.kind} {low} to {high}{step}{', log' if dimension.log else ''}"

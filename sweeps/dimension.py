@@ -13,7 +13,7 @@ import optuna
 from sweeps.yaml_file import SpecError
 
 Assignment = Mapping[str, Any]
-"""Dimension path → label (categorical) or number."""
+"""Names of Optuna parameters → label (categorical) or number. Of most dimensions the path is the only name."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,12 @@ class Dimension:
         choices: label → value of a categorical one, in order.
         slot: the slot that decides whether it is active, or None.
         alternatives: those of the slot under which it is active.
+        stage: the stage of the alternative's sub-pipeline that it belongs to, or None.
         is_slot: whether it chooses an alternative.
     """
 
     path: str
-    kind: Literal["float", "int", "categorical"]
+    kind: Literal["float", "int", "categorical", "map"]
     low: float = 0
     high: float = 0
     step: float | None = None
@@ -39,6 +40,7 @@ class Dimension:
     choices: Mapping[Any, Any] | None = None
     slot: str | None = None
     alternatives: frozenset[str] = frozenset()
+    stage: str | None = None
     is_slot: bool = False
 
     @property
@@ -98,21 +100,67 @@ class Dimension:
             raise SpecError(f"search.points: {self.path}: {value!r} is not in {self.kind} [{self.low}, {self.high}]")
         return int(value) if self.kind == "int" else float(value)
 
+    def draw(self, trial: optuna.trial.BaseTrial) -> Assignment:
+        """Its part of an assignment, drawn by an Optuna trial."""
+        return {self.path: self.suggest(trial)}
+
+    def is_drawn(self, assignment: Assignment) -> bool:
+        """Whether an assignment has it."""
+        return self.path in assignment
+
+    def drawn_value(self, assignment: Assignment) -> Any:
+        """What goes into the spec by an assignment that has it."""
+        return self.value(assignment[self.path])
+
+    def shown(self, assignment: Assignment) -> Any:
+        """The label or number to show of an assignment that has it."""
+        return assignment[self.path]
+
+    def draws(self) -> list[Assignment] | None:
+        """Its part of every assignment, or None where that is a continuum."""
+        grid = self.grid()
+        return None if grid is None else [{self.path: drawn} for drawn in grid]
+
+    def num_draws(self) -> int | None:
+        """How many there are; None is a continuum."""
+        grid = self.grid()
+        return None if grid is None else len(grid)
+
+    def probes(self) -> list[Assignment]:
+        """Parts that stand for all."""
+        return [{self.path: drawn} for drawn in self.samples()]
+
+    def placed(self, value: Any) -> Assignment:
+        """The part of an assignment that gives a point's value.
+
+        Raises:
+            SpecError: the dimension does not contain it.
+        """
+        return {self.path: self.coerced(value)}
+
+    def values_told(self) -> str:
+        """Its values in words."""
+        if self.choices is not None:
+            return ", ".join(map(str, self.choices))
+        step = f", step {self.step:g}" if self.step else ""
+        low, high = (f"{x:g}" if isfinite(x) else str(x) for x in (self.low, self.high))
+        return f"{self.kind} {low} to {high}{step}{', log' if self.log else ''}"
+
 
 def _label(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else json.dumps(value, separators=(",", ":"))
 
 
-def parse_dimension(
-    path: str, given: Any, slot: str | None = None, alternatives: frozenset[str] = frozenset()
-) -> Dimension:
+def parse_dimension(path: str, given: Any, **where: Any) -> Dimension:
     """A dimension from its spec form: a list, {low, high, log, step, type}, {choices}, or one fixed value.
+
+    Args:
+        where: its slot, alternatives and stage.
 
     Raises:
         SpecError: none of these forms, or a range that is none.
     """
     place = f"search.space.{path}"
-    where = {"slot": slot, "alternatives": alternatives}
     if isinstance(given, dict) and set(given) == {"choices"}:
         given = given["choices"]
         if not isinstance(given, dict | list):
@@ -128,14 +176,14 @@ def parse_dimension(
         raise SpecError(f"{place}: needs at least one choice")
     if len(choices) < len(given):
         raise SpecError(f"{place}: the choices {given!r} are not distinct")
-    return Dimension(path, "categorical", choices=choices, **where)  # type: ignore[arg-type]
+    return Dimension(path, "categorical", choices=choices, **where)
 
 
 def _number_dimension(path: str, place: str, given: dict[str, Any], where: dict[str, Any]) -> Dimension:
     unknown = set(given) - {"low", "high", "log", "step", "type"}
     if unknown or not {"low", "high"} <= set(given):
         raise SpecError(
-            f"{place}: a range is {{low, high}} with optional log, step, type (float or int); got keys {', '.join(map(str, given))}"
+            f"{place}: a range is {{low, high}} with optional log, step, type (float or int), a map {{layer_map}}, {{mapping_layer}} or {{mapping_layer_coeff}}; got keys {', '.join(map(str, given))}"
         )
     low, high, step, log = given["low"], given["high"], given.get("step"), given.get("log", False)
     for name, number in (("low", low), ("high", high), ("step", step if step is not None else 1)):
@@ -169,7 +217,9 @@ def leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
 def config_keys(dimension: Dimension) -> list[str]:
     """The keys of the flat config that a dimension sets."""
     parts = dimension.path.split(".")
-    if dimension.slot is not None:
+    if dimension.stage is not None:
+        del parts[1:3]
+    elif dimension.slot is not None:
         del parts[2]
     base = ".".join(parts[1:] if parts[0] == "stages" else parts)
     values = list(dimension.choices.values()) if dimension.choices is not None else []

@@ -2,14 +2,10 @@
 
 import contextlib
 import logging
-import os
-import shutil
-import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.tune
@@ -17,35 +13,48 @@ import yaml
 
 import analysis
 from sweeps.check import Checked, default_data_cache
+from sweeps.cluster import LOCAL, check_nodes, connected
+from sweeps.code_version import code_version
 from sweeps.dimension import config_keys
+from sweeps.early_stopping import EpochScheduler
+from sweeps.interrupt import Interrupt, quiet
 from sweeps.progress import Progress
-from sweeps.records import SCHEMA, TrialRecord, now, read_json, to_json, trial_folder, trial_records
-from sweeps.search import StudySearch
+from sweeps.records import (
+    SCHEMA,
+    RecordTakenError,
+    TrialRecord,
+    is_storage_fault,
+    now,
+    read_json,
+    to_json,
+    trial_folder,
+    trial_records,
+)  # fmt: skip
+from sweeps.resume import refuse_changes, reopen
+from sweeps.run_state import driving, refuse_second_driver
+from sweeps.search import ENDED, StudySearch
+from sweeps.spec import Resources
+from sweeps.storage import RunPlace, run_place
 from sweeps.trial import run_trial
+from sweeps.watched import prune
+from sweeps.watchers import Watchers, make_listeners
 from sweeps.yaml_file import SpecError
 from trainers.files import write_atomic
+from trainers.remote import is_uri
 
-TrialFunction = Callable[[dict[str, Any]], dict[str, Any]]
+TrialFunction = Callable[..., dict[str, Any]]
+"""`run_trial`, or what a test puts in its place."""
 
-_RAY_ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",  # a private cluster on this machine: no token under the home folder
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # our records are the safe source; Tune's snapshots only cost time
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-}
+_DISTRIBUTED_TRIAL_BYTES = 2**20  # Tune refuses a trial that holds nothing
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run stands after `run_sweep`."""
+    """How a run stands after `run_sweep`. `interrupted`: by Ctrl-C; `stopped`: by `sweeps stop`."""
 
     folder: Path
     interrupted: bool
+    stopped: bool
     report: Path
 
 
@@ -56,42 +65,78 @@ def run_sweep(
     command: Sequence[str] = (),
     trial: TrialFunction = run_trial,
     progress: Progress | None = None,
+    address: str = LOCAL,
+    ship: bool = True,
+    retry: Literal["failed", "pruned"] | None = None,
 ) -> Outcome:
     """Run, or go on with, the sweep of a spec.
 
     A run folder that holds the same sweep is continued: complete trials are kept, others run. One that
     holds another sweep is refused unless `overwrite`, which deletes it (the stage cache stays).
 
+    Args:
+        address: "local", "auto" or host:port (see `sweeps.cluster.connected`).
+        ship: send our packages to the nodes of a cluster.
+        retry: run trials that ended like this again, under their numbers.
+
     Raises:
-        SpecError: the run folder holds another sweep.
+        SpecError: the run folder holds another sweep or is being run, no cluster, or full storage.
     """
-    spec = checked.spec
-    run = spec.run_folder.absolute()
-    _prepare(checked, run, overwrite, command)
-    _mark_interrupted(run)
-    with _local_ray(checked) as cpus:
+    run = checked.spec.run_folder.absolute()
+    place = run_place(checked.spec.storage, run)
+    progress = progress or Progress(checked)
+    try:
+        refuse_second_driver(run)
+        place.pull()
+        _prepare(checked, place, overwrite, command)
+        with driving(run):
+            if retry is not None:
+                reopen(run, retry)
+            return _drive(checked, place, trial, progress, address, ship)
+    except OSError as error:
+        if not is_storage_fault(error):
+            raise
+        raise SpecError(_full(run, str(error))) from error
+
+
+def _full(run: Path, error: str) -> str:
+    return f"storage: {error}; all that was recorded is kept: make room, then `sweeps resume {run}` goes on from here"
+
+
+def _drive(
+    checked: Checked, place: RunPlace, trial: TrialFunction, progress: Progress, address: str, ship: bool
+) -> Outcome:
+    run = place.run
+    _mark_interrupted(place)
+    with connected(address, checked.spec.resources.cpus, ship=ship):
+        if address != LOCAL:
+            for line in check_nodes(run if place.shared else None):
+                progress.note(line)
         search = StudySearch(checked, run, _common(checked, run))
+        for line in search.notes:
+            progress.note(line)
+        progress.resume(r for r in trial_records(run) if r.status in ENDED)
         interrupted = False
         if search.num_trials > 0:
-            interrupted = _tune(checked, run, search, trial, progress or Progress(checked), cpus)
-    _mark_interrupted(run)
+            interrupted = _tune(checked, place, search, trial, progress)
+    place.pull()  # what nodes wrote as they were stopped
+    _mark_interrupted(place)
     analysis.gather(run)
-    return Outcome(run, interrupted, analysis.write_report(run))
+    report = analysis.write_report(run)
+    place.push_run(everything=True)
+    return Outcome(run, interrupted, search.halted and not interrupted, report)
 
 
-def _prepare(checked: Checked, run: Path, overwrite: bool, command: Sequence[str]) -> None:
-    spec = checked.spec
+def _prepare(checked: Checked, place: RunPlace, overwrite: bool, command: Sequence[str]) -> None:
+    spec, run = checked.spec, place.run
     earlier = read_json(run / "run.json")
     if earlier is None and run.exists() and any(run.iterdir()):
         raise SpecError(f"storage/name: {run} exists and is not a run; choose another name")
     if overwrite and earlier is not None:
-        shutil.rmtree(run)
+        place.delete()
         earlier = None
-    if earlier is not None and _meaning(earlier.get("spec", {})) != _meaning(spec.raw):
-        raise SpecError(
-            f"{run} holds another sweep (its spec differs in more than its budget); "
-            "choose another name, or give --overwrite"
-        )
+    if earlier is not None:
+        refuse_changes(run, earlier.get("spec", {}), spec)
     note = {
         "schema": SCHEMA, "name": spec.name, "created": (earlier or {}).get("created", now()), "seed": spec.seed,
         "objectives": [o.model_dump() for o in spec.objectives], "params": list(dict.fromkeys(k for d in checked.space.dimensions for k in config_keys(d))),
@@ -99,151 +144,177 @@ def _prepare(checked: Checked, run: Path, overwrite: bool, command: Sequence[str
     }  # fmt: skip
     write_atomic(run / "run.json", to_json(note))
     write_atomic(run / "spec.yaml", yaml.safe_dump(spec.raw, sort_keys=False, allow_unicode=True).encode())
-
-
-def _meaning(raw: dict[str, Any]) -> dict[str, Any]:
-    """What of a spec decides what its trials mean: all but budgets, places and how many run at a time."""
-    free = {"search": {"trials", "max_failures"}, "resources": {"concurrent", "cpus"}}
-    parts = {k: v for k, v in raw.items() if k != "storage"}
-    return parts | {name: {k: v for k, v in raw.get(name, {}).items() if k not in drop} for name, drop in free.items()}
+    place.push_run()
 
 
 def _common(checked: Checked, run: Path) -> dict[str, Any]:
     """The part of a plan that all trials share."""
     spec = checked.spec
-    cuda = spec.resources.gpus_per_trial > 0 and spec.resources.device != "cpu"
+    cuda = spec.resources.gpus_per_worker > 0 and spec.resources.device != "cpu"
     return {
         "run": str(run), "cache": str(spec.cache_folder.absolute()), "data_cache": str(default_data_cache().absolute()),
         "measure": spec.measure.model_dump(mode="json"), "device": "cuda" if cuda else "cpu",
-        "threads": spec.resources.cpus_per_trial, "max_failures": spec.search.max_failures,
+        "threads": spec.resources.cpus_per_worker, "max_failures": spec.search.max_failures,
+        "workers": spec.resources.workers, "gpus_per_worker": spec.resources.gpus_per_worker,
+        "keep_workers": spec.resources.worker_group == "keep",
+        "objectives": [o.model_dump() for o in spec.objectives], "code": code_version(),
+        "remote": spec.storage if is_uri(spec.storage) else None,
     }  # fmt: skip
 
 
-def start_ray(cpus: int | None = None) -> None:
-    """A private Ray on this machine, quiet, with `cpus` cores (default: all)."""
-    for key, value in _RAY_ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
-    ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR", configure_logging=True)
-
-
-@contextlib.contextmanager
-def _local_ray(checked: Checked) -> Iterator[int]:
-    """A Ray of this machine for the sweep; one that is there already is used and left. Yields its cores."""
-    started = not ray.is_initialized()
-    if started:
-        start_ray(checked.spec.resources.cpus)
-    try:
-        yield int(ray.cluster_resources().get("CPU", 1))
-    finally:
-        if started:
-            ray.shutdown()
-
-
-def _trainable(trial: TrialFunction) -> Callable[[dict[str, Any]], None]:
+def _trainable(trial: TrialFunction, distributed: bool) -> Callable[[dict[str, Any]], None]:
     """The Tune function: one plan in, one report out."""
 
     # nested, so that it is pickled by value: a trial's process need not import the driver
     def trainable(config: dict[str, Any]) -> None:
         from ray import tune
 
-        tune.report({"status": trial(config["plan"])["status"]})  # the record has the rest
+        from sweeps.storage import push_trial
+
+        plan = config["plan"]
+        options: dict[str, Any] = {}
+        if distributed:
+            from sweeps.workers import execute_on_workers
+
+            options["execute"] = execute_on_workers
+        if plan.get("watch") is not None:
+
+            def on_epoch(row: dict[str, Any]) -> None:
+                push_trial(plan)  # who gives the trial up shall have its record
+                tune.report(row)  # a stop is a SystemExit out of it
+
+            options["on_epoch"] = on_epoch
+        try:
+            outcome = trial(plan, **options)
+        finally:
+            push_trial(plan)
+        tune.report({key: outcome[key] for key in ("status", "fault") if key in outcome})  # the record has the rest
 
     return trainable
 
 
 class _Watch(ray.tune.Callback):
-    """Finalises the records of trials whose process died, and draws progress."""
+    """Finalises records that their trials cannot, draws progress and tells the watchers."""
 
-    def __init__(self, run: Path, progress: Progress) -> None:
-        self.run, self.progress = run, progress
+    def __init__(self, place: RunPlace, search: StudySearch, progress: Progress, watchers: Watchers) -> None:
+        self.place, self.search, self.progress, self.watchers = place, search, progress, watchers
+        self.fault: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its settings at the start; it never loads them here
 
     def _folder(self, trial: Any) -> Path:
-        return trial_folder(self.run, trial.config["plan"]["trial_id"])
+        return trial_folder(self.place.run, trial.config["plan"]["trial_id"])
+
+    def prune(self, plan: dict[str, Any], report: dict[str, Any]) -> None:
+        """The scheduler gives a trial up: its record says so before its process is told."""
+        folder = trial_folder(self.place.run, plan["trial_id"])
+        self.place.pull_trial(plan["trial_id"])
+        prune(TrialRecord.read(folder) or TrialRecord.begin(folder, plan), report)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.progress.started()
+        self.watchers.started(trial.config["plan"]["trial_id"])
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.watchers.look()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if "status" in result:  # before the searcher reads the record
+            self.place.pull_trial(trial.config["plan"]["trial_id"])
+            self.place.push_run()
+        if "fault" in result:
+            self.fault, self.search.halted = result["fault"], True
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.progress.failed_over()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.progress.ended(TrialRecord.read(self._folder(trial)))
+        self._ended(trial, TrialRecord.read(self._folder(trial)))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.place.pull_trial(trial.config["plan"]["trial_id"])
         record = TrialRecord.read(self._folder(trial)) or TrialRecord.begin(self._folder(trial), trial.config["plan"])
         if record.status == "running":
             record.finish(
                 "failed", error=f"the trial's process died {record.content['attempts']} times; out of memory?"
             )
+            self.place.push_trial(record.folder.name)
+        self._ended(trial, record)
+
+    def _ended(self, trial: Any, record: TrialRecord | None) -> None:
         self.progress.ended(record)
+        self.watchers.ended(trial.config["plan"]["trial_id"])
 
 
-def _tune(
-    checked: Checked, run: Path, search: StudySearch, trial: TrialFunction, progress: Progress, cpus: int
-) -> bool:
+def _tune(checked: Checked, place: RunPlace, search: StudySearch, trial: TrialFunction, progress: Progress) -> bool:
     """Run what the searcher suggests; True if the user interrupted."""
-    wanted = checked.spec.resources
-    fit_at_once = max(1, cpus // wanted.cpus_per_trial)
-    concurrent = min(wanted.concurrent or fit_at_once, fit_at_once)
+    run, wanted, distributed = place.run, checked.spec.resources, checked.spec.distributed
+    fit_at_once = _fit_at_once(wanted)
+    concurrent = wanted.concurrent or fit_at_once
+    if distributed:  # one that waited for its workers would give up; others may wait for nodes to come
+        concurrent = min(concurrent, fit_at_once)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    trainable = ray.tune.with_resources(_trainable(trial), {"cpu": wanted.cpus_per_trial, "gpu": wanted.gpus_per_trial})
-    interrupt = _Interrupt()
+    held = {"cpu": wanted.cpus_per_worker, "gpu": wanted.gpus_per_worker}
+    if distributed:
+        # its workers hold the cores; a trial that held one too could starve them for ever
+        held = {"cpu": 0, "memory": _DISTRIBUTED_TRIAL_BYTES}
+    trainable = ray.tune.with_resources(_trainable(trial, distributed), held)
+    interrupt = Interrupt()
+    watchers = Watchers(run, make_listeners(checked.spec, run), progress.note)
+    watch = _Watch(place, search, progress, watchers)
+    rule = checked.spec.search.early_stopping
+    scheduler = EpochScheduler(rule, checked.spec.seed, trial_records(run), watch.prune) if rule is not None else None
     tuner = ray.tune.Tuner(
         trainable,
         tune_config=ray.tune.TuneConfig(
             search_alg=search, num_samples=search.num_trials, max_concurrent_trials=concurrent, reuse_actors=True,
-            trial_dirname_creator=lambda t: t.trial_id,
+            scheduler=scheduler, trial_dirname_creator=lambda t: t.trial_id,
         ),
         run_config=ray.tune.RunConfig(
-            name="tune", storage_path=str(run), verbose=0, callbacks=[_Watch(run, progress)],
+            name="tune", storage_path=place.tune_storage(), verbose=0, callbacks=[watch],
             failure_config=ray.tune.FailureConfig(max_failures=checked.spec.search.max_failures),
         ),
     )  # fmt: skip
-    with interrupt, progress.drawn(search.num_trials), _quiet():
+    with interrupt, progress.drawn(search.num_trials), quiet():
         tuner.fit()
-    shutil.rmtree(run / "tune", ignore_errors=True)
+    watchers.close()
+    if watch.fault is not None:
+        raise SpecError(_full(run, watch.fault))
+    place.delete("tune", "workers")
     return interrupt.seen
 
 
-class _Interrupt:
-    """First Ctrl-C (or SIGTERM): Tune ends its trials and `fit` returns. Second: at once."""
+def _fit_at_once(wanted: Resources) -> int:
+    """Trials that the cluster has room for, a worker never across nodes.
 
-    def __init__(self) -> None:
-        self.seen = False
-
-    def __enter__(self) -> "_Interrupt":
-        self._before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-        signal.signal(signal.SIGUSR1, self._too_early)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> bool:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        return kind is not None and issubclass(kind, KeyboardInterrupt) and self.seen
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.seen:
-            raise KeyboardInterrupt
-        self.seen = True
-        print("\nstopping the running trials (again: at once)", file=sys.stderr, flush=True)
-        os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own handler for it ends the experiment cleanly
-
-    def _too_early(self, number: int, frame: Any) -> None:
-        raise KeyboardInterrupt  # Tune has not put its handler in this one's place yet
+    Raises:
+        SpecError: not even one.
+    """
+    have = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    slots = sum(_workers_on(node, wanted) for node in have)
+    if slots < wanted.workers:
+        nodes = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in have)
+        raise SpecError(
+            f"resources: a trial needs {wanted.workers} x ({wanted.cpus_per_worker} CPUs, {wanted.gpus_per_worker:g} "
+            f"GPUs), each within a node; the cluster has room for {slots} of them (nodes: {nodes}); lower resources"
+        )
+    return slots // wanted.workers
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Tune's own words on the terminal."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(level)
+def _workers_on(node: dict[str, float], wanted: Resources) -> int:
+    room = node.get("CPU", 0) // wanted.cpus_per_worker
+    if wanted.gpus_per_worker:
+        room = min(room, node.get("GPU", 0) / wanted.gpus_per_worker + 1e-9)  # 3 x 1/3 is one GPU
+    return int(room)
 
 
-def _mark_interrupted(run: Path) -> None:
+def _mark_interrupted(place: RunPlace) -> None:
     """Records still `running` belong to no process now."""
-    for record in trial_records(run):
+    for record in trial_records(place.run):
         if record.status == "running":
-            record.finish("interrupted", error="the sweep ended before the trial did")
+            with contextlib.suppress(RecordTakenError):  # a process that outlived its driver ends it itself
+                record.finish("interrupted", error="the sweep ended before the trial did")
+            place.push_trial(record.folder.name)

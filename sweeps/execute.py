@@ -19,11 +19,12 @@ from trainers.config import DataConfig
 from trainers.data import load_data
 from trainers.evaluate import evaluate
 from trainers.models import ModelState
+from trainers.remote import Remote
 from trainers.source_model import SourceConfig
 
 Plan = dict[str, Any]
 """JSON-able: trial_id, number, replicate, seed, source, data, stages, measure, config, params, run, cache,
-data_cache, device, threads, workers, max_failures."""
+data_cache, device, threads, workers, max_failures, objectives, watch, refines, code, remote."""
 
 Row = dict[str, Any]
 RowSink = Callable[[Row], None]
@@ -36,12 +37,14 @@ class Execution:
     Attributes:
         metrics: name → value, of the final model.
         layers: rows of `compress.measure_layers`.
+        inputs: hashes of the source's weights and of the data.
     """
 
     metrics: dict[str, Any]
     layers: list[Row]
     seconds: float
     seconds_full: float
+    inputs: dict[str, str]
 
 
 def pipeline_of(plan: Plan) -> Pipeline:
@@ -71,14 +74,19 @@ def execute(plan: Plan, on_epoch: RowSink, on_stage: RowSink) -> Execution:
         on_stage({"stage": row.pop("kind"), **row})
 
     result = run_pipeline(
-        pipeline, cache=StageCache(Path(plan["cache"])), data_cache=Path(plan["data_cache"]),
+        pipeline, cache=_cache(plan), data_cache=Path(plan["data_cache"]),
         device=device, on_epoch=on_epoch, on_stage=note_stage,
     )  # fmt: skip
     metrics = _measured(pipeline, result, plan, device)
     layers = measure_layers(result.model) if distributed.rank() == 0 else []
     seconds = time.perf_counter() - begun
     saved = sum(s.seconds_full - s.seconds for s in result.stages if s.cached)
-    return Execution(metrics, layers, seconds, seconds + max(0.0, saved))
+    return Execution(metrics, layers, seconds, seconds + max(0.0, saved), result.inputs)
+
+
+def _cache(plan: Plan) -> StageCache:
+    remote = Remote(f"{plan['remote']}/_cache") if plan.get("remote") else None
+    return StageCache(Path(plan["cache"]), remote=remote)
 
 
 def _device(kind: str) -> torch.device:

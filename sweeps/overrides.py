@@ -6,7 +6,7 @@ What is fixed by an override is no longer searched; a slot set to the name of an
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sweeps.space import is_slot
+from sweeps.space import chosen_stages, inside_alternative, is_slot, named_alternatives
 from sweeps.yaml_file import SpecError, parse_yaml
 
 
@@ -54,15 +54,17 @@ def set_override(raw: dict[str, Any], path: str, value: Any) -> None:
                     _choose(stages, space, parts[1], value)
                 return
             if parts[2] != "one_of":
-                for alternative in _alternatives(options, parts[2], path):
-                    _set(raw, ["stages", parts[1], "one_of", alternative, *parts[3:]], value, path)
+                for alternative in _alternatives(options, parts, path):
+                    inner = inside_alternative(options[alternative], parts[3:])
+                    _set(raw, ["stages", parts[1], "one_of", alternative, *inner], value, path)
                 return
     _set(raw, parts, value, path)
 
 
-def _alternatives(options: dict[str, Any], wanted: str, path: str) -> Iterator[str]:
+def _alternatives(options: dict[str, Any], parts: Sequence[str], path: str) -> Iterator[str]:
+    wanted = parts[2]
     if wanted == "*":
-        yield from (name for name, config in options.items() if config is not None)
+        yield from sorted(named_alternatives(options, wanted, parts[3] if len(parts) > 3 else None))
     elif wanted in options:
         yield wanted
     else:
@@ -76,17 +78,19 @@ def _choose(stages: dict[str, Any], space: Any, slot: str, alternative: Any) -> 
     name = "none" if alternative is None and "none" in options else alternative
     if not isinstance(name, str) or name not in options:
         raise SpecError(f"override stages.{slot}: no alternative {name!r}; valid: {', '.join(map(str, options))}")
-    config = options[name]
-    if config is None:
-        del stages[slot]
-    else:
-        stages[slot] = {"stage": name, **config} if isinstance(config, dict) else config
+    inner = chosen_stages(slot, stages[slot], name)
+    in_place = {
+        k: v for entry, config in stages.items() for k, v in (inner if entry == slot else {entry: config}).items()
+    }
+    stages.clear()
+    stages.update(in_place)
     if not isinstance(space, dict):
         return
     for path in [p for p in space if isinstance(p, str) and p.startswith(f"stages.{slot}.")]:
         given, parts = space.pop(path), path.split(".")
-        if config is not None and parts[2] in ("*", name):
-            space[".".join([*parts[:2], *parts[3:]])] = given
+        if name in named_alternatives(options, parts[2], parts[3] if len(parts) > 3 else None):
+            kept = parts[3:] if slot not in inner else [slot, *parts[3:]]
+            space[".".join(["stages", *kept])] = given
 
 
 def _set(raw: dict[str, Any], parts: Sequence[str], value: Any, path: str) -> None:

@@ -1,48 +1,29 @@
 """A thin Searcher between Ray Tune and an Optuna study kept in the run folder.
 
-Optuna hears COMPLETE only with finite values, FAIL for everything that has none; replicates of one
-configuration are told once, as their mean.
+Optuna hears COMPLETE only with finite values, PRUNED for what was stopped early, FAIL for everything else;
+replicates of one configuration are told once, as their mean.
 """
 
-import math
-import warnings
-from collections import deque
+from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from sweeps.check import Checked
 from sweeps.records import TrialRecord, trial_folder, trial_records
-from sweeps.samplers import make_sampler
+from sweeps.refine import front_numbers, refined_stages
+from sweeps.run_state import stop_requested
 from sweeps.space import resolved_trial
-from sweeps.spec import Spec
-from trainers.seeding import derive_seed
-
-
-def open_study(checked: Checked, run: Path) -> optuna.Study:
-    """The run's study, made or continued; `optuna-dashboard RUN/study.journal` opens the same file."""
-    spec = checked.spec
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
-        study_name=spec.name,
-        storage=JournalStorage(JournalFileBackend(str(run / "study.journal"))),
-        directions=["minimize" if o.mode == "min" else "maximize" for o in spec.objectives],
-        load_if_exists=True,
-    )
-    # a continued study must not draw its first points a second time
-    seed = derive_seed(spec.seed, "sampler", len(study.get_trials(deepcopy=False))) % 2**32
-    study.sampler = make_sampler(spec.search.sampler, seed, spec.search.sampler_options)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.set_metric_names([o.metric for o in spec.objectives])
-    return study
-
+from sweeps.spec import Spec, portable
+from sweeps.study import Point, UndrawnError, canonical, open_study, placed, seed_sampler, tried_points
+from sweeps.values import excesses, finite_values
+from sweeps.warm_start import add_earlier_runs
+from sweeps.watched import curve, watch_of
 
 ENDED = ("complete", "failed", "pruned")
 """States of trials that are not run again."""
@@ -50,13 +31,23 @@ ENDED = ("complete", "failed", "pruned")
 
 @dataclass
 class _Configuration:
-    """One asked-for point and the values of its replicates so far."""
+    """One asked-for point and what its replicates gave so far.
+
+    Attributes:
+        waiting: trial ids that have not ended.
+        values: the objectives of each complete replicate.
+        curves: epoch → watched values, one for each replicate that came so far.
+        pruned: replicates that were stopped early.
+        abandoned: one was interrupted: a continued search runs it and tells the study.
+    """
 
     trial: optuna.Trial
     number: int
-    assignment: dict[str, Any]
+    assignment: Point
     waiting: set[str] = field(default_factory=set)
     values: list[list[float]] = field(default_factory=list)
+    curves: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    pruned: int = 0
     abandoned: bool = False
 
 
@@ -65,147 +56,236 @@ def trial_id(number: int, replicate: int, replicates: int) -> str:
 
 
 class StudySearch(Searcher):
-    """Suggests plans (see `sweeps.trial.Plan`) and tells the study how they ended.
+    """Suggests plans (see `sweeps.execute.Plan`) and tells the study how they ended.
 
     Records that are complete are kept: their configurations count against the budget and are not run
-    again; configurations that lack a replicate are asked for first, under their old number.
+    again; configurations that lack a replicate are asked for first, under their old number. Then come the points
+    to try first, then what the sampler draws, and when all has ended the trials that refine the front.
+
+    Attributes:
+        notes: lines for the user about how the study begins.
     """
 
     def __init__(self, checked: Checked, run: Path, common: dict[str, Any]) -> None:
         super().__init__()
         self.checked, self.run, self.common = checked, run, common
         self.spec: Spec = checked.spec
-        self.study = open_study(checked, run)
-        self._pending: deque[tuple[_Configuration, dict[str, Any]]] = deque()
-        self._running: dict[str, tuple[_Configuration, str]] = {}
+        self.halted = False
+        self.notes: list[str] = []
+        self.study, self._lost = open_study(checked, run)
+        search, objectives = self.spec.search, self.spec.objectives
+        self.notes += add_earlier_runs(self.study, search.earlier_runs, checked.space, objectives)
+        # one objective, and it is what is watched: Optuna's curves and pruned values then mean something
+        rule = search.early_stopping
+        goals = [(o.metric, o.mode) for o in objectives]
+        self._tells_curves = rule is not None and goals == [(rule.metric, rule.direction)]
+        self._pending: deque[tuple[_Configuration | None, dict[str, Any]]] = deque()
+        self._running: dict[str, tuple[_Configuration | None, str]] = {}
+        self._refined = search.refine is None
         self._continue_study()
 
     def _continue_study(self) -> None:
-        """Fail what nobody runs, count what is done, enqueue what is not and the points to try first."""
-        unfinished = self._abandoned_points()
-        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        records = {r.content["number"]: r for r in trial_records(self.run)}
-        for number, record in records.items():
-            if not all(self._ended(number, k) for k in range(self.spec.search.replicates)):
-                unfinished[number] = record.content["params"]
-        self.next_number = 1 + max([*records, *unfinished], default=-1)
-        self.remaining = self.checked.num_configurations - self.next_number
-        taken = {t.user_attrs.get("number") for t in waiting}
-        for number, point in sorted(unfinished.items()):
-            if number not in taken:
-                self.study.enqueue_trial(point, user_attrs={"number": number})
-        self.reopened = deque(sorted(unfinished))
-        if not records and not unfinished and not self.study.get_trials(deepcopy=False):
-            points = self.checked.points
-            if self.spec.search.sampler == "grid" or not self.checked.space.dimensions:
-                points = points + [p for p in self.checked.space.grid() or [] if p not in points]
-            for point in points:
-                self.study.enqueue_trial(point)
+        """Find what is done, what is to run again, and the points that nobody tried yet."""
+        replicates = self.spec.search.replicates
+        ended: defaultdict[int, int] = defaultdict(int)
+        begun: set[int] = set()
+        points: dict[int, Point] = {number: lost.point for number, lost in self._lost.items()}
+        self.next_number = 1 + max(self._lost, default=-1)
+        for record in trial_records(self.run):
+            number = record.content["number"]
+            self.next_number = max(self.next_number, number + 1)
+            if record.content.get("refines") is None:
+                points[number] = record.content["params"]
+                begun.add(number)
+                ended[number] += record.status in ENDED
+        self._reopened: deque[tuple[int, Point | None]] = deque()
+        for number in sorted(n for n in points if ended[n] < replicates or n in self._lost):
+            try:
+                point: Point | None = placed(self.checked.space, points[number])[0]
+            except ValueError as error:
+                if isinstance(error, UndrawnError) and number in self._lost and number not in begun:
+                    self._reopened.append((number, self._lost[number].given or None))  # drawn again, with the same seed
+                elif ended[number] < replicates:
+                    self.notes.append(f"configuration {number} is not run again: {error}")
+                continue
+            if ended[number] < replicates:
+                self._reopened.append((number, point))
+            else:
+                self._take(number, point)  # its driver died before it told the study
+        self._unrun = sum(replicates - ended[number] for number, _ in self._reopened)
+        self._first = deque(self._points_to_try(points))
+        self.remaining = self._budget(points)
 
-    def _abandoned_points(self) -> dict[int, dict[str, Any]]:
-        """Number → point of what a driver that died had asked for; without this a grid would lose points."""
-        points: dict[int, dict[str, Any]] = {}
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self.study.tell(trial.number, state=TrialState.FAIL)
-            point = trial.system_attrs.get("fixed_params", {}) | trial.params
-            if "number" in trial.user_attrs:
-                points[trial.user_attrs["number"]] = point
-            elif point:  # it died between asking and numbering
-                self.study.enqueue_trial(point)
-        return points
+    def _points_to_try(self, known: dict[int, Point]) -> list[Point]:
+        """The spec's points, and for a grid all others, less those that have been tried."""
+        points = list(self.checked.points)
+        if self._is_exhaustive:
+            grid = self.checked.space.grid() or []
+            first: list[Point] = []
+            for given in points:
+                match = next(p for p in grid if given.items() <= p.items())
+                first += [match] if match not in first else []
+            points = first + [p for p in grid if p not in first]
+        tried = {canonical(p) for p in known.values()} | set(tried_points(self.study))
+        return [p for p in points if canonical(p) not in tried]
 
-    def _ended(self, number: int, replicate: int) -> TrialRecord | None:
-        """The record of a trial that is not to run again, or None."""
-        identity = trial_id(number, replicate, self.spec.search.replicates)
-        record = TrialRecord.read(trial_folder(self.run, identity))
-        return record if record is not None and record.status in ENDED else None
+    @property
+    def _is_exhaustive(self) -> bool:
+        return self.spec.search.sampler == "grid" or not self.checked.space.dimensions
+
+    def _budget(self, known: dict[int, Point]) -> int:
+        """New configurations to ask for."""
+        left = self.spec.search.trials - len(known)
+        if not self._is_exhaustive:
+            return max(0, left)
+        grid = {canonical(p) for p in self.checked.space.grid() or []}
+        return max(0, min(left, len(grid) - sum(canonical(p) in grid for p in known.values())))
 
     @property
     def num_trials(self) -> int:
-        """Trials that this searcher will still suggest, replicates counted."""
-        replicates = self.spec.search.replicates
-        done = sum(self._ended(n, k) is not None for n in self.reopened for k in range(replicates))
-        return (max(0, self.remaining) + len(self.reopened)) * replicates - done
+        """Trials that this searcher will still suggest at most, replicates counted."""
+        new = self.remaining * self.spec.search.replicates + self._unrun
+        refine = self.spec.search.refine
+        return new + (refine.top * self.spec.search.replicates if refine is not None else 0)
 
     def suggest(self, tune_id: str) -> dict[str, Any] | str | None:
-        """A plan under the key `plan`, or FINISHED."""
+        """A plan under the key `plan`, None (ask again: what refines the front waits for its end) or FINISHED."""
+        if self.halted or stop_requested(self.run):
+            self.halted = True
+            return Searcher.FINISHED
         if not self._pending and not self._ask():
+            if not self._refined and self._running:
+                return None
+            self._queue_refined()
+        if not self._pending:
             return Searcher.FINISHED
         configuration, plan = self._pending.popleft()
         self._running[tune_id] = (configuration, plan["trial_id"])
         return {"plan": plan}
 
     def _ask(self) -> bool:
-        """Draw the next configuration and queue its replicates."""
-        if not self.reopened and self.remaining <= 0:
-            return False
+        """Draw the next configuration and queue its replicates; False where none is left."""
+        while self._reopened or self.remaining > 0:
+            number: int = self.next_number
+            point: Point | None = None
+            if self._reopened:
+                number, point = self._reopened.popleft()
+            else:
+                point = self._first.popleft() if self._first else None
+                self.next_number += 1
+                self.remaining -= 1
+            if self._take(number, point):
+                return True
+        return False
+
+    def _take(self, number: int, point: Point | None) -> bool:
+        """Ask the study for a configuration, for this one if it is given; False where all of it is recorded already."""
+        if point is not None:
+            self.study.enqueue_trial(point, user_attrs={"number": number})
+        seed_sampler(self.study, self.spec, number)
         trial = self.study.ask()
-        number = trial.user_attrs.get("number")
-        if number is not None and number in self.reopened:
-            self.reopened.remove(number)
-        else:
-            number, self.next_number = self.next_number, self.next_number + 1
-            self.remaining -= 1
+        if point is None:
             trial.set_user_attr("number", number)
-        assignment = self.checked.space.suggest(trial)
-        configuration = _Configuration(trial, number, assignment)
+        configuration = _Configuration(trial, number, self.checked.space.suggest(trial))
         for replicate in range(self.spec.search.replicates):
             self._queue(configuration, replicate)
-        if not configuration.waiting:  # every replicate was recorded already
+        if not configuration.waiting:
             self._tell(configuration)
-            return self._ask()
-        return True
+        return bool(configuration.waiting)
 
     def _queue(self, configuration: _Configuration, replicate: int) -> None:
         spec, number = self.spec, configuration.number
         identity = trial_id(number, replicate, spec.search.replicates)
-        if (earlier := self._ended(number, replicate)) is not None:
-            if earlier.status == "complete":
-                self._note(configuration, earlier.content["metrics"])
+        earlier = TrialRecord.read(trial_folder(self.run, identity))
+        if earlier is not None and earlier.status in ENDED:
+            self._note(configuration, earlier)
             return
         resolved = resolved_trial(self.checked.space, configuration.assignment)
         plan = self.common | {
             "trial_id": identity, "number": number, "replicate": replicate, "seed": spec.seed + replicate,
-            "source": resolved.source.model_dump(mode="json"), "data": resolved.data.model_dump(mode="json"),
-            "stages": [
-                {"name": s.name, "stage": s.kind, "config": s.config.model_dump(mode="json")} for s in resolved.stages
-            ],
+            "source": portable(resolved.source), "data": portable(resolved.data),
+            "stages": [{"name": s.name, "stage": s.kind, "config": portable(s.config)} for s in resolved.stages],
             "config": resolved.config, "params": configuration.assignment,
+            "watch": watch_of(resolved.stages, spec.search.early_stopping),
         }  # fmt: skip
         configuration.waiting.add(identity)
         self._pending.append((configuration, plan))
 
+    def _queue_refined(self) -> None:
+        """Queue the trials that refine the front, once; those of an earlier driver under their old numbers."""
+        refine, spec = self.spec.search.refine, self.spec
+        if self._refined or refine is None:
+            return
+        self._refined = True
+        records = [r.content for r in trial_records(self.run)]
+        known = {(r["refines"], canonical(r["pipeline"])): r["number"] for r in records if r.get("refines") is not None}
+        by_id = {r["trial_id"]: r for r in records}
+        for base in front_numbers(records, spec.objectives, refine.top):
+            replicas = [r for r in records if r["number"] == base and r["status"] == "complete"]
+            stages, config = refined_stages(replicas[0], refine)
+            number = known.get((base, canonical(stages)), self.next_number)
+            self.next_number = max(self.next_number, number + 1)
+            for record in replicas:
+                identity = trial_id(number, record["replicate"], spec.search.replicates)
+                if by_id.get(identity, {}).get("status") not in ENDED:
+                    same = {key: record[key] for key in ("replicate", "seed", "source", "data", "params")}
+                    plan = {"trial_id": identity, "number": number, "stages": stages, "config": config, "refines": base}
+                    self._pending.append((None, self.common | same | plan))
+
+    def on_trial_result(self, tune_id: str, result: dict[str, Any]) -> None:
+        """Note an epoch; the study hears of it when every replicate has come so far."""
+        configuration, _ = self._running[tune_id]
+        if configuration is not None and "epoch" in result:
+            self._note_epoch(configuration, result)
+
+    def _note_epoch(self, configuration: _Configuration, report: dict[str, Any]) -> None:
+        values = configuration.curves[report["epoch"]]
+        values.append(report["value"])
+        if self._tells_curves and len(values) == self.spec.search.replicates:
+            configuration.trial.report(sum(values) / len(values), report["epoch"])
+
     def on_trial_complete(self, tune_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take one replicate's end; tell the study when it was the last."""
         configuration, identity = self._running.pop(tune_id)
+        if configuration is None:
+            return
         configuration.waiting.discard(identity)
         # the record, not Tune's result: it is what a resumed search will see too
         record = TrialRecord.read(trial_folder(self.run, identity))
-        if record is not None and record.status == "interrupted":
-            configuration.abandoned = True  # a continued search runs it and tells it
-        if record is not None and record.status == "complete":
-            self._note(configuration, record.content["metrics"])
+        if (record is not None and record.status == "interrupted") or "fault" in (result or {}):
+            configuration.abandoned = True
+        elif record is not None:
+            self._note(configuration, record, heard=True)
         if not configuration.waiting and not configuration.abandoned:
             self._tell(configuration)
 
-    def _note(self, configuration: _Configuration, metrics: dict[str, Any]) -> None:
-        values = [metrics.get(o.metric) for o in self.spec.objectives]
-        if all(isinstance(v, int | float) and math.isfinite(v) for v in values):
-            configuration.values.append([float(v) for v in values if v is not None])
+    def _note(self, configuration: _Configuration, record: TrialRecord, heard: bool = False) -> None:
+        """Take an ended replicate; `heard`: its epochs were reported as they came, but for the last of a pruned one."""
+        if record.status == "complete":
+            values = finite_values(record.content["metrics"], self.spec.objectives)
+            if values is not None:
+                configuration.values.append(values)
+        configuration.pruned += record.status == "pruned"
+        if self._tells_curves and record.status in ("complete", "pruned"):
+            reports = curve(record.epochs(), record.content.get("watch"))
+            for report in (reports[-1:] if record.status == "pruned" else []) if heard else reports:
+                self._note_epoch(configuration, report)
 
     def _tell(self, configuration: _Configuration) -> None:
-        if not configuration.values:
-            self.study.tell(configuration.trial, state=TrialState.FAIL)
-            return
-        means = [sum(column) / len(column) for column in zip(*configuration.values, strict=True)]
-        for objective, mean in zip(self.spec.objectives, means, strict=True):
-            if objective.bound is not None:
-                excess = mean - objective.bound if objective.mode == "min" else objective.bound - mean
-                configuration.trial.set_constraint(f"bound.{objective.metric}", excess)
-        self.study.tell(configuration.trial, means)
+        """COMPLETE with the mean where more replicates completed than were pruned; else PRUNED, or FAIL.
 
-    def on_trial_result(self, tune_id: str, result: dict[str, Any]) -> None:
-        """Nothing: only ends count here."""
+        The mean over the few that were not pruned would flatter the configuration.
+        """
+        trial, values = configuration.trial, configuration.values
+        if len(values) > configuration.pruned:
+            self._tell_complete(trial, [sum(column) / len(column) for column in zip(*values, strict=True)])
+        else:
+            self.study.tell(trial, state=TrialState.PRUNED if configuration.pruned else TrialState.FAIL)
+
+    def _tell_complete(self, trial: optuna.Trial, means: Sequence[float]) -> None:
+        for name, excess in excesses(means, self.spec.objectives).items():
+            trial.set_constraint(name, excess)
+        self.study.tell(trial, means)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal and the records are the state."""

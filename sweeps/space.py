@@ -1,8 +1,11 @@
 """The search space: dotted parameters, slots with alternatives, and what an assignment resolves to.
 
-A slot is an entry of `stages` of the form `{one_of: {alternative: config or null}}`; it is a dimension by
-itself. Under a slot a path names the alternative (`stages.init.random.args`), or all of them with `*`
+A slot is an entry of `stages` of the form `{one_of: {alternative: config, sub-pipeline or null}}`; it is a dimension
+by itself. Under a slot a path names the alternative (`stages.init.random.args`), or all of them with `*`
 (`stages.init.*.args`); a dimension is active only where the chosen alternative is one that it names.
+
+A sub-pipeline is `{stages: {name: config, ...}}`: several stages in the place of one, under their own names. A path
+names one of them after the alternative (`stages.init.sws.sws_expand.depth`).
 """
 
 import copy
@@ -16,6 +19,7 @@ import optuna
 
 from compress.pipeline import NamedStage
 from sweeps.dimension import Assignment, Dimension, leaves, parse_dimension
+from sweeps.layer_maps import is_map, parse_map
 from sweeps.spec import Spec, build_stage, validated
 from sweeps.yaml_file import SpecError
 from trainers.config import DataConfig
@@ -27,6 +31,27 @@ ROOTS = ("stages", "source", "data")
 
 def is_slot(entry: Any) -> bool:
     return isinstance(entry, dict) and "one_of" in entry
+
+
+def is_pipeline(config: Any) -> bool:
+    """Whether an alternative of a slot is a sub-pipeline."""
+    return isinstance(config, dict) and isinstance(config.get("stages"), dict)
+
+
+def named_alternatives(options: Mapping[str, Any], wanted: str, following: str | None) -> frozenset[str]:
+    """The alternatives, not empty ones, that the part `wanted` of a path means; `following` is the part after it.
+
+    `*` means the sub-pipelines with a stage of that name, or where there are none, every alternative of one stage.
+    """
+    if wanted != "*":
+        return frozenset({wanted} if options.get(wanted) is not None else ())
+    nested = frozenset(o for o, config in options.items() if is_pipeline(config) and following in config["stages"])
+    return nested or frozenset(o for o, config in options.items() if config is not None and not is_pipeline(config))
+
+
+def inside_alternative(config: Any, parts: Sequence[str]) -> list[str]:
+    """Keys within an alternative's config for what follows it in a path."""
+    return ["stages", *parts] if is_pipeline(config) and parts and parts[0] != "stages" else list(parts)
 
 
 class Space:
@@ -44,8 +69,9 @@ class Space:
                 raise SpecError(
                     f"search.space.{path}: a slot is searched by itself; leave it out, or fix it with {path}=ALTERNATIVE"
                 )
-            slot, alternatives = self._condition(path)
-            self.dimensions.append(parse_dimension(path, given, slot, alternatives))
+            where = self._condition(path)
+            parse = parse_map if is_map(given) else parse_dimension
+            self.dimensions.append(parse(path, given, **where))
 
     def _slots(self) -> Iterator[Dimension]:
         for name, entry in self.spec.stages.items():
@@ -58,42 +84,61 @@ class Space:
                 )
             if "*" in options or not all(isinstance(option, str) for option in options):
                 raise SpecError(f"{place}.one_of: alternatives are named by text other than '*'; got {list(options)}")
+            for option, config in options.items():
+                if isinstance(config, dict) and "stages" in config:
+                    self._check_pipeline(f"{place}.one_of.{option}", config)
             yield Dimension(place, "categorical", choices={o: o for o in options}, is_slot=True)
 
-    def _condition(self, path: str) -> tuple[str | None, frozenset[str]]:
+    def _check_pipeline(self, place: str, config: Mapping[str, Any]) -> None:
+        stages = config["stages"]
+        if set(config) != {"stages"} or not isinstance(stages, dict) or not stages:
+            raise SpecError(f"{place}: a sub-pipeline is {{stages: {{name: config, ...}}}} and nothing beside it")
+        for name, entry in stages.items():
+            if name in self.spec.stages:
+                raise SpecError(f"{place}.stages.{name}: a stage of the pipeline has this name too; choose another")
+            if not name.replace("_", "").replace("-", "").isalnum():
+                raise SpecError(f"{place}.stages: the name {name!r} may have letters, digits, _ and - only")
+            if is_slot(entry):
+                raise SpecError(f"{place}.stages.{name}: a slot within a slot's alternative is not possible")
+
+    def _condition(self, path: str) -> dict[str, Any]:
+        """Where a path leads: its slot, the alternatives under which it counts, its stage of their sub-pipelines."""
         parts = path.split(".") if isinstance(path, str) else []
         if len(parts) < 2 or parts[0] not in ROOTS or not all(parts):
             raise SpecError(
                 f"search.space.{path}: a dimension is named SECTION.PARAMETER with a section of {', '.join(ROOTS)}"
             )
         if parts[0] != "stages":
-            return None, frozenset()
+            return {}
         if parts[1] not in self.spec.stages:
             raise SpecError(f"search.space.{path}: no stage {parts[1]!r}; the stages are {', '.join(self.spec.stages)}")
         entry = self.spec.stages[parts[1]]
         if not is_slot(entry):
             if len(parts) < 3:
                 raise SpecError(f"search.space.{path}: names a stage that is no slot; name one of its parameters")
-            return None, frozenset()
+            return {}
         options = entry["one_of"]
-        wanted = parts[2] if len(parts) > 2 else ""
-        if wanted == "*":
-            filled = frozenset(name for name, config in options.items() if config is not None)
-        else:
-            filled = frozenset({wanted} if options.get(wanted) is not None else ())
-        if not filled or len(parts) < 4:
+        wanted, following = (*parts[2:4], "", "")[:2]
+        filled = named_alternatives(options, wanted, following)
+        nested = bool(filled) and all(is_pipeline(options[o]) for o in filled)
+        if not filled or len(parts) < (5 if nested else 4):
             raise SpecError(
                 f"search.space.{path}: stages.{parts[1]} is a slot; write stages.{parts[1]}.ALTERNATIVE.PARAMETER "
                 f"with an alternative of {', '.join(options)}, or * for all"
+                + ("; ALTERNATIVE.STAGE.PARAMETER in a sub-pipeline" if any(map(is_pipeline, options.values())) else "")
             )
-        return f"stages.{parts[1]}", filled
+        for option in filled if nested else ():
+            if following not in options[option]["stages"]:
+                known = ", ".join(options[option]["stages"])
+                raise SpecError(f"search.space.{path}: no stage {following!r} in {option}; its stages are {known}")
+        return {"slot": f"stages.{parts[1]}", "alternatives": filled, "stage": following if nested else None}
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
         """A valid assignment: slots first, then what is active under them."""
         drawn: dict[str, Any] = {}
         for dimension in self.dimensions:
             if dimension.active(drawn):
-                drawn[dimension.path] = dimension.suggest(trial)
+                drawn |= dimension.draw(trial)
         return drawn
 
     def resolve(self, assignment: Assignment) -> dict[str, Any]:
@@ -104,22 +149,21 @@ class Space:
         """
         raw = copy.deepcopy(self.spec.raw)
         for dimension in self.dimensions:
-            if dimension.is_slot or dimension.path not in assignment:
+            if dimension.is_slot or not dimension.is_drawn(assignment):
                 continue
             parts = dimension.path.split(".")
             if dimension.slot is not None:
                 alternative = assignment[dimension.slot]
-                parts = [*parts[:2], "one_of", alternative, *parts[3:]]
-            set_path(raw, parts, dimension.value(assignment[dimension.path]), dimension.path)
+                config = raw["stages"][parts[1]]["one_of"][alternative]
+                parts = [*parts[:2], "one_of", alternative, *inside_alternative(config, parts[3:])]
+            set_path(raw, parts, dimension.drawn_value(assignment), dimension.path)
         stages: dict[str, Any] = {}
         for name, entry in raw["stages"].items():
-            if is_slot(entry):
-                alternative = assignment[f"stages.{name}"]
-                config = entry["one_of"][alternative]
-                if config is not None:
-                    stages[name] = {"stage": alternative, **config} if isinstance(config, dict) else config
-            else:
-                stages[name] = entry
+            chosen = chosen_stages(name, entry, assignment[f"stages.{name}"]) if is_slot(entry) else {name: entry}
+            twice = [inner for inner in chosen if inner in stages]
+            if twice:
+                raise SpecError(f"stages.{name}: a stage {twice[0]!r} comes from another slot too; choose another name")
+            stages |= chosen
         raw["stages"] = stages
         return raw
 
@@ -130,24 +174,36 @@ class Space:
         for labels in product(*[d.samples() for d in slots]):
             chosen = {d.path: label for d, label in zip(slots, labels, strict=True)}
             free = [d for d in self.dimensions if not d.is_slot and d.active(chosen)]
-            axes = [d.grid() for d in free]
+            axes = [d.draws() for d in free]
             if any(axis is None for axis in axes):
                 return None
             for values in product(*[axis for axis in axes if axis is not None]):
-                points.append(chosen | {d.path: v for d, v in zip(free, values, strict=True)})
+                points.append(_joined(chosen, *values))
         return points
 
-    def size(self, stages: Sequence[str] | None = None) -> int | None:
-        """Number of assignments (of what concerns the named stages, source and data); None is a continuum."""
+    def size(
+        self, stages: Sequence[str] | None = None, within: tuple[str, str, Sequence[str]] | None = None
+    ) -> int | None:
+        """Number of assignments (of what concerns the named stages, source and data); None is a continuum.
+
+        Args:
+            stages: names of the pipeline's entries; default: all.
+            within: (slot's entry, alternative, stages of its sub-pipeline): beside `stages`, with that alternative.
+        """
         mine = [d for d in self.dimensions if stages is None or d.section in (*stages, "source", "data")]
+        fixed: dict[str, Any] = {}
+        if within is not None:
+            slot, alternative, inner = within
+            fixed = {f"stages.{slot}": alternative}
+            mine += [d for d in self.dimensions if d.section == slot and d.stage in inner]
         slots = [d for d in mine if d.is_slot]
         total = 0
         for labels in product(*[d.samples() for d in slots]):
-            chosen = {d.path: label for d, label in zip(slots, labels, strict=True)}
-            axes = [d.grid() for d in mine if not d.is_slot and d.active(chosen)]
+            chosen = fixed | {d.path: label for d, label in zip(slots, labels, strict=True)}
+            axes = [d.num_draws() for d in mine if not d.is_slot and d.active(chosen)]
             if any(axis is None for axis in axes):
                 return None
-            total += math.prod(len(axis) for axis in axes if axis is not None)
+            total += math.prod(axis for axis in axes if axis is not None)
         return total
 
     def probes(self) -> Iterator[dict[str, Any]]:
@@ -156,11 +212,11 @@ class Space:
         for labels in product(*[d.samples() for d in slots]):
             chosen = {d.path: label for d, label in zip(slots, labels, strict=True)}
             free = [d for d in self.dimensions if not d.is_slot and d.active(chosen)]
-            base = chosen | {d.path: d.samples()[0] for d in free}
+            base = _joined(chosen, *[d.probes()[0] for d in free])
             yield base
             for dimension in free:
-                for sample in dimension.samples()[1:]:
-                    yield base | {dimension.path: sample}
+                for probe in dimension.probes()[1:]:
+                    yield _joined(base, probe)
 
     def point(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """A user's point with labels for values.
@@ -172,7 +228,21 @@ class Space:
         for path in given:
             if path not in known:
                 raise SpecError(f"search.points: {path!r} is no dimension; valid: {', '.join(known) or 'none'}")
-        return {path: known[path].coerced(value) for path, value in given.items()}
+        return _joined(*[known[path].placed(value) for path, value in given.items()])
+
+
+def _joined(*parts: Assignment) -> dict[str, Any]:
+    return {name: drawn for part in parts for name, drawn in part.items()}
+
+
+def chosen_stages(slot: str, entry: Mapping[str, Any], alternative: str) -> dict[str, Any]:
+    """The stages that a slot's alternative stands for: none, one under the slot's name, or a sub-pipeline's."""
+    config = entry["one_of"][alternative]
+    if config is None:
+        return {}
+    if is_pipeline(config):
+        return dict(config["stages"])
+    return {slot: {"stage": alternative, **config} if isinstance(config, dict) else config}
 
 
 def set_path(raw: dict[str, Any], parts: Sequence[str], value: Any, shown: str) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError, model
 
 from compress.pipeline import STAGES
 from compress.stage import Stage
+from sweeps.storage import local_folder
 from sweeps.yaml_file import SpecError, parse_yaml, plain, read_text
 from trainers.config import Config, DataConfig
 from trainers.source_model import SourceConfig
@@ -25,6 +26,43 @@ class Objective(Config):
     mode: Literal["min", "max"]
     bound: float | None = Field(
         None, description="worst value that is acceptable: trials beyond it never enter the front"
+    )
+
+
+class EarlyStopping(Config):
+    """When a trial is given up: its epochs are compared with those of other trials."""
+
+    scheduler: Literal["asha", "median", "hyperband"] = Field(
+        description="asha: at grace_epochs × reduction_factor^k epochs only the best 1/reduction_factor go on; "
+        "hyperband: asha in several brackets, each with a later first comparison; "
+        "median: worse at its best than the median of the other trials' means so far"
+    )
+    metric: Literal["accuracy", "top5_accuracy", "loss", "train_loss"] = Field(
+        "accuracy", description="of an epoch; all but train_loss on the validation part"
+    )
+    mode: Literal["max", "min"] | None = Field(None, description="default: max for accuracies, min for losses")
+    stage: str | None = Field(None, description="name of the stage that is watched; default: the last that trains")
+    grace_epochs: int = Field(1, ge=1, description="epochs of that stage before the first comparison")
+    reduction_factor: float = Field(3.0, gt=1, description="asha and hyperband")
+    brackets: int = Field(3, ge=1, description="hyperband")
+    min_trials: int = Field(3, ge=1, description="median: trials that must have come as far")
+
+    @property
+    def direction(self) -> Literal["max", "min"]:
+        """What is better."""
+        return self.mode or ("max" if self.metric.endswith("accuracy") else "min")
+
+
+class Refine(Config):
+    """A last rung: the front's members once more, for longer."""
+
+    top: int = Field(
+        ge=1, description="members of the front to take, by exclusive hypervolume (of one objective: the best)"
+    )
+    epochs: int = Field(ge=1, description="epochs of the stage instead")
+    stage: str | None = Field(None, description="default: the last that has epochs")
+    params: dict[str, Any] = Field(
+        default_factory=dict, description="STAGE.PARAMETER → value, further changes: {finetune.warmup: 5}"
     )
 
 
@@ -47,13 +85,27 @@ class Search(Config):
         ge=0,
         description="times that a failed trial is run again before it is recorded as failed (not what would fail the same way: a refused value, a non-finite loss)",
     )
+    early_stopping: EarlyStopping | None = None
+    earlier_runs: list[Path] = Field(
+        default_factory=list,
+        alias="from",
+        description="run folders whose complete trials the sampler knows from its start",
+    )
+    refine: Refine | None = None
 
 
 class Resources(Config):
     """What trials may use."""
 
-    cpus_per_trial: int = Field(1, ge=1, description="cores, and threads of torch")
-    gpus_per_trial: float = Field(0, ge=0, description="fractions share a GPU")
+    workers: int = Field(1, ge=1, description="processes of a trial; more than 1 train by DDP, on one node or several")
+    cpus_per_worker: int = Field(1, ge=1, description="cores, and threads of torch")
+    gpus_per_worker: float = Field(0, ge=0, description="fractions share a GPU")
+    trainer: Literal["auto", "ray_train"] = Field(
+        "auto", description="auto: one worker runs in the trial's process, more under Ray Train's TorchTrainer"
+    )
+    worker_group: Literal["keep", "per_trial"] = Field(
+        "keep", description="keep: workers under TorchTrainer serve one trial after another; per_trial: new ones each"
+    )
     concurrent: int | None = Field(None, ge=1, description="trials at a time; default: as many as fit")
     cpus: int | None = Field(None, ge=1, description="cores of the local Ray; default: all")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where a trial has a GPU")
@@ -70,12 +122,38 @@ class Measure(Config):
     max_seconds: float = Field(10.0, gt=0, description="stop repeating after this long, with at least 3")
 
 
+class MLflow(Config):
+    """Trials as runs of an MLflow experiment (needs the extra `mlflow`)."""
+
+    tracking_uri: str | None = Field(None, description="default: MLflow's own setting")
+    experiment: str | None = Field(None, description="default: the sweep's name")
+
+
+class WandB(Config):
+    """Trials as runs of a Weights & Biases project (needs the extra `wandb`)."""
+
+    project: str | None = Field(None, description="default: the sweep's name")
+    entity: str | None = None
+    mode: Literal["online", "offline"] = "online"
+
+
+class Watch(Config):
+    """Where trials are shown besides the records and TensorBoard."""
+
+    mlflow: MLflow | None = None
+    wandb: WandB | None = None
+
+
 class Spec(Config):
     """A sweep."""
 
     name: RunName
     seed: int = Field(0, ge=0, lt=2**31)
-    storage: Path = Field(Path("runs"), description="the run folder is storage/name; the stage cache is storage/_cache")
+    storage: str = Field(
+        "runs",
+        min_length=1,
+        description="folder or URI (s3://, gs://, …); the run folder is storage/name, the stage cache storage/_cache",
+    )
     source: SourceConfig
     data: DataConfig = DataConfig()
     stages: dict[str, Any] = Field(description="name → stage config, or a slot {one_of: {alternative: config or null}}")
@@ -83,6 +161,12 @@ class Spec(Config):
     search: Search = Search()
     resources: Resources = Resources()
     measure: Measure = Measure()
+    watch: Watch = Watch()
+
+    @property
+    def distributed(self) -> bool:
+        """Whether trials run under TorchTrainer."""
+        return self.resources.workers > 1 or self.resources.trainer == "ray_train"
 
     @model_validator(mode="after")
     def _unique_objectives(self) -> "Spec":
@@ -97,15 +181,16 @@ class Spec(Config):
     @cached_property
     def raw(self) -> dict[str, Any]:
         """The spec as plain JSON values."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", by_alias=True)
 
     @property
     def run_folder(self) -> Path:
-        return self.storage / self.name
+        """On this machine: a mirror where `storage` is a URI."""
+        return local_folder(self.storage) / self.name
 
     @property
     def cache_folder(self) -> Path:
-        return self.storage / "_cache"
+        return local_folder(self.storage) / "_cache"
 
 
 def spec_from(raw: dict[str, Any]) -> Spec:
@@ -159,7 +244,7 @@ def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
                 continue
             return []
         current = candidates[0]
-    return list(current.model_fields)
+    return [field.alias or name for name, field in current.model_fields.items()]
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -179,6 +264,19 @@ def build_stage(kind: str, config: dict[str, Any], place: str) -> Stage:
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise SpecError(f"{place}: no stage {kind!r}; {hint}valid stages: {', '.join(STAGES)} (or give `stage: KIND`)")
     return validated(STAGES[kind], config, place)
+
+
+def portable(config: BaseModel) -> dict[str, Any]:
+    """A config as JSON values, its paths absolute: nodes and later runs work in other folders."""
+    return _absolute(config.model_dump(), config.model_dump(mode="json"))
+
+
+def _absolute(value: Any, as_json: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value.absolute())
+    if isinstance(value, dict):
+        return {key: _absolute(inner, as_json[str(key)]) for key, inner in value.items()}
+    return as_json
 
 
 def preset_names() -> list[str]:

@@ -1,5 +1,6 @@
 """One trial: a plan in, record and metrics out. Runs anywhere, without Ray."""
 
+import contextlib
 import os
 import platform
 import socket
@@ -12,7 +13,10 @@ import torch
 
 from compress.pipeline import library_versions
 from sweeps.execute import Execution, Plan, Row, RowSink, execute
-from sweeps.records import TrialRecord, trial_folder
+from sweeps.records import RecordTakenError, TrialRecord, is_storage_fault, trial_folder
+from sweeps.spec import Objective
+from sweeps.values import is_feasible
+from sweeps.watched import WatchedEpochs
 from trainers.fit import NonFiniteLossError
 
 Executor = Callable[[Plan, RowSink, RowSink], Execution]
@@ -24,10 +28,12 @@ def run_trial(plan: Plan, execute: Executor = execute, on_epoch: RowSink = lambd
 
     Args:
         execute: does the work.
-        on_epoch: sees every epoch row after the record has it.
+        on_epoch: gets what `sweeps.watched.WatchedEpochs` reports, after the record has the row. Who wants
+            the trial to end there finalises its record (`sweeps.watched.prune`) and raises SystemExit.
 
     Returns:
-        {"status": "complete" or "failed", "metrics": name → value}
+        {"status": "complete" or "failed", or what another process made of it, "metrics": name → value}, and
+        "fault" where the storage is full or read-only: the trial is interrupted, and no other need start.
     """
     folder = trial_folder(Path(plan["run"]), plan["trial_id"])
     retries_left = plan["max_failures"]
@@ -37,46 +43,67 @@ def run_trial(plan: Plan, execute: Executor = execute, on_epoch: RowSink = lambd
     while True:
         record = TrialRecord.begin(folder, _facts(plan))
         begun = time.perf_counter()
+        watched = WatchedEpochs(plan.get("watch"), on_epoch)  # each attempt counts its epochs from 1
 
-        def note_epoch(row: Row, record: TrialRecord = record) -> None:
+        def note_epoch(row: Row, record: TrialRecord = record, watched: WatchedEpochs = watched) -> None:
             record.add_epoch(row)
-            on_epoch(row)
+            watched(row)
 
         try:
             done = execute(plan, note_epoch, record.add_stage)
+        except RecordTakenError:
+            now = TrialRecord.read(folder)
+            return {"status": now.status if now is not None else "interrupted", "metrics": {}}
         except Exception as error:  # noqa: BLE001 (the boundary: whatever a stage raises belongs in the record)
+            if is_storage_fault(error):
+                with contextlib.suppress(OSError):
+                    record.finish("interrupted", error=error)
+                return {"status": "interrupted", "metrics": {}, "fault": str(error)}
             record.finish("failed", error=error, seconds=time.perf_counter() - begun)
             # the same bits would fail the same way again
-            deterministic = isinstance(error, NonFiniteLossError | ValueError)
+            deterministic = isinstance(error, NonFiniteLossError | ValueError) or getattr(error, "deterministic", False)
             if deterministic or retries_left <= 0:
                 return {"status": "failed", "metrics": {}}
             retries_left -= 1
             continue
         except BaseException as error:
-            record.finish("interrupted", error=error, seconds=time.perf_counter() - begun)
+            if record.is_mine:  # the driver has finalised a pruned one
+                record.finish("interrupted", error=error, seconds=time.perf_counter() - begun)
             raise
         record.set_layers(done.layers)
-        record.finish("complete", metrics=done.metrics, seconds=done.seconds, seconds_full=done.seconds_full)
+        record.finish(
+            "complete", metrics=done.metrics, seconds=done.seconds, seconds_full=done.seconds_full,
+            feasible=is_feasible(done.metrics, [Objective(**o) for o in plan.get("objectives", [])]), inputs=done.inputs,
+        )  # fmt: skip
         return {"status": "complete", "metrics": done.metrics}
 
 
 def _facts(plan: Plan) -> dict[str, Any]:
     keep = ("trial_id", "number", "replicate", "seed", "config", "params", "source", "data", "measure")
+    optional = ("watch", "refines", "code")
     device = torch.device(plan["device"])
-    name = _cpu_name()
+    name = cpu_name()
     if device.type == "cuda":  # a trial of several workers has no GPU in its own process
         name = torch.cuda.get_device_name(device) if torch.cuda.is_available() else "cuda"
-    return {key: plan[key] for key in keep} | {
-        "pipeline": plan["stages"],
-        "versions": library_versions(),
-        "device": {"type": device.type, "name": name, "threads": plan["threads"]},
-        "world_size": plan.get("workers", 1),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-    }
+    return (
+        {key: plan[key] for key in keep}
+        | {key: plan.get(key) for key in optional}
+        | {
+            "pipeline": plan["stages"],
+            "versions": library_versions(),
+            "device": {"type": device.type, "name": name, "threads": plan["threads"]},
+            "world_size": plan.get("workers", 1),
+            "global_batch": {
+                s["name"]: s["config"]["batch_size"] for s in plan["stages"] if "batch_size" in s["config"]
+            },
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+    )
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor, as its maker calls it."""
     try:
         with open("/proc/cpuinfo") as file:
             for line in file:

@@ -45,7 +45,7 @@ def ray_session() -> Iterator[None]:
     """One two-core Ray for the whole session."""
     import ray
 
-    from sweeps.driver import start_ray
+    from sweeps.cluster import start_ray
 
     start_ray(2)
     yield

@@ -14,7 +14,10 @@ ALLOWED = {
     "trainers": {"trainers"},
     "analysis": {"analysis"},
 }
-RAY_FILES = {"trainers/ray_train.py", "sweeps/search.py", "sweeps/driver.py"}
+# cluster.py connects, early_stopping.py wraps Tune's schedulers; both serve the driver alone
+RAY_FILES = {
+    "trainers/ray_train.py", "sweeps/search.py", "sweeps/driver.py", "sweeps/cluster.py", "sweeps/early_stopping.py",
+}  # fmt: skip
 SOURCES = [p for top in ALLOWED for p in sorted((ROOT / top).rglob("*.py"))]
 
 

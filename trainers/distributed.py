@@ -9,6 +9,19 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 
+class RankFailed(RuntimeError):
+    """What a rank raised, told elsewhere.
+
+    Attributes:
+        details: `type`, `message` and `traceback` of the error.
+        deterministic: whether the same work would fail the same way again.
+    """
+
+    def __init__(self, details: dict[str, str], deterministic: bool) -> None:
+        super().__init__(details["message"])
+        self.details, self.deterministic = details, deterministic
+
+
 def active() -> bool:
     """Whether this process belongs to a process group."""
     return dist.is_available() and dist.is_initialized()

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from timm.layers import LayerNorm
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from trainers.files import write_atomic
+from trainers.lets_vit import LetsVit
 from trainers.resnet_cifar import RESNET_CIFAR, resnet_cifar
+from trainers.shared_vit import SwsVit, TlegVit
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,9 @@ class Arch:
 
     def build(self) -> nn.Module:
         """A freshly initialised module (torch's global generator decides the values)."""
+        if torch.get_default_device().type == "meta":
+            with _NoValues():
+                return BUILDERS[self.builder](self)
         return BUILDERS[self.builder](self)
 
     def to_json(self) -> dict[str, Any]:
@@ -48,19 +56,52 @@ class Arch:
         return cls(**value)
 
 
+class _NoValues(TorchFunctionMode):
+    """Leaves out the functions that initialise: on the meta device they only take time, nearly all of a build's."""
+
+    _INITIALISE = frozenset(
+        getattr(torch.Tensor, name)
+        for name in ("clamp_", "copy_", "erfinv_", "fill_", "add_", "mul_", "normal_", "sub_", "uniform_", "zero_")
+    ) | {nn.init.constant_, nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_}  # fmt: skip
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self._INITIALISE and (tensor := args[0] if args else kwargs["tensor"]).is_meta:
+            return tensor
+        return func(*args, **kwargs)
+
+
 def _build_timm(arch: Arch) -> nn.Module:
-    return timm.create_model(arch.name, pretrained=False, **arch.args)
+    args = dict(arch.args)
+    if "norm_eps" in args:  # timm takes it only as a class
+        args["norm_layer"] = partial(LayerNorm, eps=args.pop("norm_eps"))
+    return timm.create_model(arch.name, pretrained=False, **args)
 
 
 def _build_resnet_cifar(arch: Arch) -> nn.Module:
     return resnet_cifar(arch.name, **arch.args)
 
 
-BUILDERS: dict[str, Callable[[Arch], nn.Module]] = {"timm": _build_timm, "resnet_cifar": _build_resnet_cifar}
+def _build_pruned_vit(arch: Arch) -> nn.Module:
+    from trainers.pruned_vit import PrunedVit  # it imports this file
+
+    return PrunedVit(dims=arch.dims, **arch.args)
+
+
+BUILDERS: dict[str, Callable[[Arch], nn.Module]] = {
+    "timm": _build_timm,
+    "resnet_cifar": _build_resnet_cifar,
+    "pruned_vit": _build_pruned_vit,
+    "sws_vit": lambda arch: SwsVit(**arch.args),
+    "tleg_vit": lambda arch: TlegVit(**arch.args),
+    "lets_vit": lambda arch: LetsVit(**arch.args),
+}
+DROP_RATE_BUILDERS = ("timm", "pruned_vit", "sws_vit", "tleg_vit", "lets_vit")
+"""Builders that take `drop_rate` and `drop_path_rate`."""
 
 
 def make_arch(name: str, *, num_classes: int, image_size: int, args: dict[str, Any] | None = None) -> Arch:
-    """The `Arch` of a timm model or a CIFAR ResNet for this data.
+    """The `Arch` of a timm model, a CIFAR ResNet or a ReViT ("revit": `trainers.pruned_vit.revit_arch`) for this data.
 
     `img_size` is filled in for models that take it (ViTs), unless `args` gives it.
 
@@ -72,25 +113,45 @@ def make_arch(name: str, *, num_classes: int, image_size: int, args: dict[str, A
         raise ValueError(f"model {name!r}: num_classes comes from the data; remove it from args")
     args = {"num_classes": num_classes, **given}
     if name in RESNET_CIFAR:
-        return _buildable(Arch("resnet_cifar", name, args))
+        return buildable(Arch("resnet_cifar", name, args))
+    if name == "revit":
+        return _revit({"img_size": image_size, **args})
     base = name.split(".")[0]
     if not timm.is_model(base):
         near = sorted(timm.list_models(), key=lambda n: -difflib.SequenceMatcher(None, base, n[: len(base)]).ratio())
         raise ValueError(
-            f"unknown model {name!r}; valid: {', '.join(RESNET_CIFAR)} or any name of timm.list_models(); "
+            f"unknown model {name!r}; valid: {', '.join(RESNET_CIFAR)}, revit or any name of timm.list_models(); "
             f"similar: {', '.join(near[:5])}"
         )
     if "img_size" not in given:
         try:
-            return _buildable(Arch("timm", name, {**args, "img_size": image_size}))
+            return buildable(Arch("timm", name, {**args, "img_size": image_size}))
         except ValueError as error:
             if "unexpected keyword argument 'img_size'" not in str(error):
                 raise
-    return _buildable(Arch("timm", name, args))
+    return buildable(Arch("timm", name, args))
 
 
-def _buildable(arch: Arch) -> Arch:
-    """`arch`, once it has been built without memory."""
+def own_image_size(name: str) -> int:
+    """Pixels of the images that a timm model was made for; 224 where timm does not know."""
+    size = timm.get_pretrained_cfg_value(name, "input_size") if timm.is_model(name.split(".")[0]) else None
+    return size[-1] if size else 224
+
+
+def _revit(args: dict[str, Any]) -> Arch:
+    from trainers.pruned_vit import revit_arch  # it imports this file
+
+    if "embed" not in args:
+        raise ValueError("model 'revit' needs its width: args: {embed: 176} is ReViT-T, 384 ReViT-S")
+    return buildable(revit_arch(**args))
+
+
+def buildable(arch: Arch) -> Arch:
+    """`arch`, once it has been built without memory.
+
+    Raises:
+        ValueError: arguments or dimensions that the model does not take.
+    """
     try:
         with torch.device("meta"):
             grid = getattr(getattr(arch.build(), "patch_embed", None), "grid_size", None)

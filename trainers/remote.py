@@ -83,6 +83,11 @@ class Remote:
         finally:
             beside.unlink(missing_ok=True)
 
+    def delete_folder(self, relative: str) -> None:
+        """Remove all files below `relative`; none need be there."""
+        if self._fs.get_file_info(self._at(relative)).type == fs.FileType.Directory:
+            self._fs.delete_dir(self._at(relative))
+
     def download_missing(self, relative: str, folder: Path, skip: Sequence[str] = ()) -> int:
         """Copy here what `folder` lacks of the files below `relative`, but for names in `skip`; how many."""
         count = 0

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
@@ -13,29 +14,7 @@ from sweeps.records import TrialRecord, trial_folder, trial_records
 from sweeps.search import StudySearch
 from sweeps.spec import preset_names, spec_from
 from sweeps.trial import run_trial
-
-COMMON = {"run": "", "cache": "", "data_cache": "", "measure": {}, "device": "cpu", "threads": 1, "max_failures": 0}
-
-
-def searcher(raw: dict[str, Any], run: Path, **search: Any) -> StudySearch:
-    checked = check_spec(spec_from(raw | {"search": raw["search"] | search}))
-    run.mkdir(parents=True, exist_ok=True)
-    return StudySearch(checked, run, COMMON | {"run": str(run)})
-
-
-def finish(search: StudySearch, run: Path, tune_id: str, status: Any = "complete", **metrics: float) -> dict[str, Any]:
-    """Suggest, and pretend that the trial ended like this."""
-    suggestion = search.suggest(tune_id)
-    assert isinstance(suggestion, dict)
-    plan: dict[str, Any] = suggestion["plan"]
-    record = TrialRecord.begin(trial_folder(run, plan["trial_id"]), plan)
-    record.finish(status, metrics=metrics)
-    search.on_trial_complete(tune_id, {"status": status})
-    return plan
-
-
-def states(search: StudySearch) -> list[TrialState]:
-    return [t.state for t in search.study.get_trials()]
+from tests.sweeps.helpers import COMMON, finish, searcher, states
 
 
 def test_optuna_hears_finite_values_or_fail(raw: dict[str, Any], tmp_path: Path) -> None:
@@ -100,6 +79,81 @@ def test_a_continued_random_search_draws_new_points(raw: dict[str, Any], tmp_pat
         finish(second, tmp_path, f"b{i}", accuracy=0.5, gmacs=1.0)["params"]["stages.finetune.lr"] for i in range(3)
     ]
     assert not set(early) & set(late)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "gp"])
+def test_an_interrupted_search_draws_what_it_would_have_drawn(
+    raw: dict[str, Any], tmp_path: Path, sampler: str
+) -> None:
+    """With one trial at a time; drivers die before, while and after a trial runs."""
+    options = {"sampler": sampler, "trials": 13}
+    drawn: list[list[Any]] = []
+    for name, deaths in (("whole", ()), ("cut", (2, 5, 11))):
+        run = tmp_path / name
+        search = searcher(raw, run, **options)
+        points = []
+        for i in range(13):
+            if i in deaths:
+                if i % 2:
+                    search.suggest("lost")
+                search = searcher(raw, run, **options)
+            points.append(finish(search, run, str(i), accuracy=(i * 7 % 13) / 13, gmacs=1.0 + i % 3)["params"])
+        drawn.append(points)
+        assert search.suggest("end") == Searcher.FINISHED
+    assert drawn[0] == drawn[1]
+
+
+class DriverKilled(BaseException):
+    """Nothing after it reaches the disk."""
+
+
+@pytest.mark.parametrize("sampler", ["random", "grid"])
+def test_a_driver_may_die_at_any_write_to_the_study(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    """Whichever line of the journal was the last: each configuration ends once, with the point that it would have had."""
+    space: dict[str, Any] = {"stages.finetune.lr": [1e-3, 1e-2], "stages.finetune.drop": [0.0, 0.1]}
+    if sampler == "random":
+        space["stages.finetune.lr"] = {"low": 1e-4, "high": 1e-2, "log": True}
+    raw["stages"]["init"] = {"stage": "random_init"}
+    raw["search"] = {"sampler": sampler, "trials": 4, "space": space, "points": [{"stages.finetune.drop": 0.1}]}
+    checked = check_spec(spec_from(raw))
+    write = JournalFileBackend.append_logs
+    left = [0]
+
+    def append_logs(self: JournalFileBackend, logs: list[dict[str, Any]]) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise DriverKilled
+        write(self, logs)
+
+    def whole(run: Path) -> dict[str, Any]:
+        run.mkdir(exist_ok=True)
+        search = StudySearch(checked, run, COMMON | {"run": str(run)})
+        while (suggestion := search.suggest("t")) != Searcher.FINISHED:
+            plan = suggestion["plan"]  # type: ignore[index]
+            facts = {"refines": None} | plan
+            record = TrialRecord.begin(trial_folder(run, plan["trial_id"]), facts)
+            record.finish("complete", metrics={"accuracy": 0.5, "gmacs": 1.0})
+            search.on_trial_complete("t", {})
+        return {r.content["trial_id"]: r.content["params"] for r in trial_records(run)}
+
+    monkeypatch.setattr(JournalFileBackend, "append_logs", append_logs)
+    wanted = whole(tmp_path / "whole")
+    writes = -left[0]
+    assert len(wanted) == 4
+    for last in range(1, writes + 1):
+        run, left[0] = tmp_path / str(last), last
+        with pytest.raises(DriverKilled):
+            whole(run)
+        for record in trial_records(run):
+            if record.status == "running":
+                record.finish("interrupted")
+        left[0] = 0
+        before = {r.content["trial_id"]: r.content for r in trial_records(run)}
+        assert whole(run) == wanted, f"killed at write {last} of {writes}"
+        for record in trial_records(run):
+            assert record.content["attempts"] == 1 or before[record.content["trial_id"]]["status"] == "interrupted"
 
 
 def test_same_seed_same_suggestions(raw: dict[str, Any], tmp_path: Path) -> None:

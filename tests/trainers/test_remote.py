@@ -38,6 +38,9 @@ def test_files_make_the_round_trip(remote: Remote, tmp_path: Path) -> None:
     assert remote.download_missing("run", back) == 1
     assert (back / "a.json").read_text() == "mine"
     assert (back / "deep/b.bin").read_bytes() == b"deep/b.bin" * 100
+    remote.delete_folder("run/deep")
+    remote.delete_folder("run/deep")
+    assert remote.files("run") == ["run/a.json"]
     assert sorted(p.name for p in back.rglob("*")) == ["a.json", "b.bin", "deep"]
 
 

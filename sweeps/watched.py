@@ -1,0 +1,71 @@
+"""The epochs of a trial that early stopping looks at.
+
+Of the stage that is watched, epochs are counted over all its fits: epoch k of the trial is its k-th row, be it
+trained now or restored from a checkpoint, so that the count goes on where a killed trial left it. Rows of a stage
+that came from the cache are none: there is nothing left to save.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from compress.pipeline import NamedStage
+from sweeps.records import TrialRecord
+from sweeps.spec import EarlyStopping
+from trainers.config import FitOptions, TrainConfig
+
+Row = dict[str, Any]
+SEEN = ("accuracy", "top5_accuracy", "loss", "train_loss")
+"""What a pruned trial's record keeps of its last epoch."""
+
+
+def watched_stage(stages: Sequence[NamedStage], wanted: str | None) -> NamedStage | None:
+    """The stage of that name, or the last that trains; None where there is none."""
+    fitting = [s for s in stages if isinstance(s.config, FitOptions) and wanted in (None, s.name)]
+    return fitting[-1] if fitting else None
+
+
+def watch_of(stages: Sequence[NamedStage], rule: EarlyStopping | None) -> Row | None:
+    """The `watch` of a plan: stage, metric, and the epoch (from 1) after which stopping saves nothing, if known."""
+    stage = watched_stage(stages, rule.stage) if rule is not None else None
+    if rule is None or stage is None:
+        return None
+    last = stage.config.epochs if isinstance(stage.config, TrainConfig) else None
+    return {"stage": stage.name, "metric": rule.metric, "last_epoch": last}
+
+
+class WatchedEpochs:
+    """An `on_epoch`: passes on {"epoch": from 1, "value", "is_last"} for each row that counts."""
+
+    def __init__(self, watch: Row | None, report: Callable[[Row], None]) -> None:
+        self.watch, self.report, self.epoch = watch, report, 0
+
+    def __call__(self, row: Row) -> None:
+        watch = self.watch
+        if watch is None or row.get("stage") != watch["stage"] or row.get("cached"):
+            return
+        self.epoch += 1
+        value = row.get(watch["metric"])
+        if value is not None:  # None: not evaluated at this epoch
+            self.report({"epoch": self.epoch, "value": float(value), "is_last": self.epoch == watch["last_epoch"]})
+
+
+def curve(rows: Iterable[Row], watch: Row | None) -> list[Row]:
+    """What a trial with these rows reported."""
+    seen: list[Row] = []
+    note = WatchedEpochs(watch, seen.append)
+    for row in rows:
+        note(row)
+    return seen
+
+
+def prune(record: TrialRecord, report: Row) -> None:
+    """Finalise a running trial's record as pruned after `report`, with what its last watched epoch told."""
+    watch = record.content["watch"]
+    rows = [row for row in record.epochs() if row.get("stage") == watch["stage"] and not row.get("cached")]
+    metrics = {name: rows[-1][name] for name in SEEN if name in rows[-1]} if rows else {}
+    started = datetime.fromisoformat(record.content["started"])
+    record.finish(
+        "pruned", metrics=metrics | {watch["metric"]: report["value"]}, seconds=(datetime.now(UTC) - started).total_seconds(),
+        pruned={"stage": watch["stage"], "epoch": report["epoch"], "metric": watch["metric"]},
+    )  # fmt: skip

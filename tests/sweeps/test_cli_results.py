@@ -1,0 +1,122 @@
+"""The commands that read a run."""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+import analysis
+from sweeps.cli import app
+
+
+@pytest.fixture(scope="module")
+def synthetic() -> ModuleType:
+    """The writer of synthetic run folders of the analysis' own tests."""
+    place = Path(__file__).parent.parent / "analysis" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("synthetic_runs", place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(synthetic: ModuleType, tmp_path: Path) -> Path:
+    return synthetic.write_run(tmp_path / "demo", trials=20)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, str]]:
+    """Runs `sweeps` with these arguments: exit code and output."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments: object) -> tuple[int, str]:
+        result = CliRunner().invoke(app, [str(a) for a in arguments])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result.exit_code, result.output
+
+    return invoke
+
+
+def test_status(run: Path, call: Callable[..., tuple[int, str]]) -> None:
+    code, text = call("status", run)
+    assert code == 0
+    assert "20 trials: 15 complete" in text
+    assert "ValueError: stage nvit" in text
+
+
+def test_front(run: Path, call: Callable[..., tuple[int, str]]) -> None:
+    loaded = analysis.load(run)
+    code, text = call("front", run)
+    assert code == 0
+    assert all(trial in text for trial in loaded.front()["trial_id"])
+    assert "none is complete within the bounds" in call("front", run, "--where", "accuracy>2")[1]
+    best = loaded.complete()["metric/accuracy"].max()
+    code, text = call("front", run, "--where", f"accuracy>={best - 1e-9}")
+    assert code == 0
+    assert len(text.splitlines()) == 3
+
+
+def test_pick_tells_how_to_get_the_model(run: Path, call: Callable[..., tuple[int, str]]) -> None:
+    knee = analysis.load(run).best().loc["knee", "trial_id"]
+    code, text = call("front", run, "--pick", "knee")
+    assert code == 0
+    assert f"sweeps export --format onnx -o ./demo-{knee}-onnx demo {knee}" in text
+    assert f"sweeps reproduce demo {knee}" in text
+    assert call("front", run, "--pick", "best accuracy")[1] == call("front", run, "--pick", "best-accuracy")[1].replace(
+        "best-accuracy", "best accuracy"
+    )
+
+
+def test_query(run: Path, call: Callable[..., tuple[int, str]]) -> None:
+    pytest.importorskip("duckdb")
+    code, text = call("query", run, "select status, count(*) n from trials group by status order by n desc", "--csv")
+    assert code == 0
+    assert text.splitlines()[:2] == ["status,n", "complete,15"]
+    assert "1 row" in call("query", run, "select 1 a")[1]
+    out = run.parent / "rows.parquet"
+    code, text = call("query", run, "select trial_id, seed from trials order by trial_id", "-o", out)
+    assert (code, f"{out}  {len(pq.read_table(out))} rows" in text) == (0, True)
+    assert pq.read_table(out)["trial_id"].to_pylist() == list(analysis.load(run).trials["trial_id"].sort_values())
+
+
+def test_report_and_what_goes_with_it(run: Path, synthetic: ModuleType, call: Callable[..., tuple[int, str]]) -> None:
+    other = synthetic.write_run(run.parent / "other", trials=9, seed=1)
+    code, text = call(
+        "report", run, other, "-o", "both.html", "--markdown", "out/summary.md", "--figures", "out/figures"
+    )
+    assert code == 0
+    assert (run.parent / "both.html").stat().st_size > 1e6
+    summary = (run.parent / "out" / "summary.md").read_text()
+    assert "## Compared by `run`" in summary
+    assert "![front](<figures/front.png>)" in summary
+    assert (run.parent / "out" / "figures" / "comparison.svg").is_file()
+    assert (run / "parquet" / "fronts" / "part-00000.parquet").is_file()
+    assert "both.html" in text
+
+
+def test_mistakes_get_one_message(run: Path, call: Callable[..., tuple[int, str]]) -> None:
+    odd = run.parent / "odd"
+    odd.mkdir()
+    (odd / "run.json").write_text(json.dumps({"schema": 1, "objectives": [{"metric": "elsewhere", "mode": "min"}]}))
+    for arguments, message in [
+        (("front", run.parent), "not a run folder (no run.json in it)"),
+        (("front", run, "--where", "acuracy>0.9"), "no metric, parameter or column 'acuracy'; near: accuracy"),
+        (("front", run, "--pick", "cheapest"), "no such pick; valid: best-accuracy, best-gmacs, knee"),
+        (("front", run, "--where", "accuracy>2", "--pick", "knee"), "nothing to pick from"),
+        (("front", run, "--noise"), "no objective has measured quartiles"),
+        (("query", run, "selec"), "query: "),
+        (("report", run, odd, "-o", "x.html"), "share no objective"),
+        (("report", run, run), "give out"),
+        (("report", run, "--by", "size"), "no parameter 'size' to compare by; valid: init"),
+        (("status", run.parent / "none"), "not a run folder"),
+    ]:
+        code, text = call(*arguments)
+        assert (code, message in text.replace("\n", " ")) == (2, True), (arguments, text)
+    assert not (run.parent / "x.html").exists()

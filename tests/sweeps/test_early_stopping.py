@@ -1,0 +1,225 @@
+"""Early stopping: whom the rules give up, what the records and the study then say."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from optuna.trial import TrialState
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+import analysis
+from sweeps.check import check_spec
+from sweeps.driver import run_sweep
+from sweeps.early_stopping import EpochScheduler
+from sweeps.records import RecordTakenError, TrialRecord, trial_folder
+from sweeps.spec import EarlyStopping, spec_from
+from sweeps.watched import WatchedEpochs, curve, prune
+from sweeps.yaml_file import SpecError
+from tests.sweeps.helpers import begin, contents, finish, searcher, states
+
+WATCH = {"stage": "finetune", "metric": "accuracy", "last_epoch": 9}
+GO, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
+
+
+class Rule:
+    """A scheduler and whom it gave up; trials are named by letters."""
+
+    def __init__(self, earlier: Any = (), **options: Any) -> None:
+        self.stopped: list[tuple[str, dict[str, Any]]] = []
+        spec = EarlyStopping(**options)
+        self.scheduler = EpochScheduler(spec, 0, earlier, lambda p, r: self.stopped.append((p["trial_id"], r)))
+
+    def epoch(self, name: str, epoch: int, value: float, is_last: bool = False) -> str:
+        trial = SimpleNamespace(config={"plan": {"trial_id": name}})
+        if name not in self.scheduler._seen:
+            self.scheduler.on_trial_add(None, trial)
+        return self.scheduler.on_trial_result(None, trial, {"epoch": epoch, "value": value, "is_last": is_last})
+
+
+@pytest.mark.parametrize(("metric", "good", "bad"), [("accuracy", 0.9, 0.1), ("loss", 0.1, 0.9)])
+def test_asha_keeps_the_better(metric: Any, good: float, bad: float) -> None:
+    rule = Rule(scheduler="asha", metric=metric, grace_epochs=2, reduction_factor=2)
+    assert [rule.epoch(name, 1, bad) for name in "abc"] == [GO] * 3  # grace
+    assert rule.epoch("a", 2, good) == GO  # alone
+    assert rule.epoch("b", 2, bad) == STOP
+    assert rule.epoch("c", 2, 2 * good - bad) == GO  # better than all
+    assert [rule.epoch("a", 3, bad), rule.epoch("a", 4, good)] == [GO, GO]  # 3 is no rung; at 4 it is alone
+    assert rule.epoch("c", 4, bad) == STOP
+    assert rule.stopped == [("b", {"epoch": 2, "value": bad}), ("c", {"epoch": 4, "value": bad})]
+
+
+def test_the_median_rule() -> None:
+    rule = Rule(scheduler="median", grace_epochs=2, min_trials=3)
+    for name, value in (("a", 0.2), ("b", 0.4), ("c", 0.6)):
+        assert [rule.epoch(name, e, value) for e in (1, 2, 3)] == [GO] * 3
+    assert [rule.epoch("d", 1, 0.1), rule.epoch("d", 2, 0.5)] == [GO, GO]  # its best is above the median of 0.4
+    assert [rule.epoch("e", 1, 0.1), rule.epoch("e", 2, 0.3)] == [GO, STOP]
+
+
+def test_the_last_epoch_and_repeated_ones_stand() -> None:
+    rule = Rule(scheduler="asha", reduction_factor=2)
+    assert rule.epoch("a", 1, 0.9) == GO
+    assert rule.epoch("b", 1, 0.1, is_last=True) == GO
+    assert rule.epoch("c", 1, 0.95) == GO
+    assert rule.epoch("c", 1, 0.0) == GO  # told again by a restarted process
+    assert rule.stopped == []
+
+
+def test_earlier_trials_count(tmp_path: Path) -> None:
+    earlier = TrialRecord.begin(tmp_path / "z", {"trial_id": "z", "watch": WATCH})
+    earlier.add_epoch({"stage": "teacher", "accuracy": 0.0})
+    earlier.add_epoch({"stage": "finetune", "accuracy": 0.9})
+    earlier.finish("complete")
+    assert Rule(scheduler="asha", reduction_factor=2).epoch("a", 1, 0.1) == GO
+    assert Rule([earlier], scheduler="asha", reduction_factor=2).epoch("a", 1, 0.1) == STOP
+    assert Rule([earlier], scheduler="asha", reduction_factor=2, stage="other").epoch("a", 1, 0.1) == GO
+
+
+def test_brackets_are_the_same_for_every_driver() -> None:
+    told = []
+    for state in (1, 2):
+        np.random.seed(state)
+        before = np.random.get_state()[1].tolist()  # type: ignore[union-attr, index]
+        rule = Rule(scheduler="hyperband", reduction_factor=2, brackets=3)
+        told.append([rule.epoch(f"{i:05d}", epoch, -i) for i in range(20) for epoch in (1, 2, 4)])
+        assert np.random.get_state()[1].tolist() == before  # type: ignore[union-attr, index]
+    assert told[0] == told[1]
+    assert {GO, STOP} == set(told[0])
+
+
+def test_epochs_are_counted_over_fits_without_cached_ones() -> None:
+    rows = [
+        {"stage": "teacher", "epoch": 0, "accuracy": 0.9},
+        {"stage": "finetune", "epoch": 0, "accuracy": 0.1, "cached": True},
+        {"stage": "finetune", "epoch": 0, "accuracy": 0.2},
+        {"stage": "finetune", "epoch": 1, "accuracy": None},  # not evaluated there
+        {"stage": "finetune", "epoch": 0, "accuracy": 0.4},  # a second fit
+    ]
+    seen = [{"epoch": 1, "value": 0.2, "is_last": False}, {"epoch": 3, "value": 0.4, "is_last": True}]
+    assert curve(rows, WATCH | {"last_epoch": 3}) == seen
+    assert curve(rows, None) == []
+    told: list[Any] = []
+    watched = WatchedEpochs(WATCH, told.append)
+    for row in rows:
+        watched(row)
+    assert [r["epoch"] for r in told] == [1, 3]
+
+
+def stop_after(search: Any, run: Path, tune_id: str, values: list[float]) -> TrialRecord:
+    """A trial that is given up after its last value."""
+    record = begin(search, run, tune_id)
+    for epoch, value in enumerate(values, start=1):
+        record.add_epoch({"stage": "finetune", "accuracy": value, "loss": 1.0})
+        if epoch < len(values):
+            search.on_trial_result(tune_id, {"epoch": epoch, "value": value, "is_last": False})
+    found = TrialRecord.read(record.folder)
+    assert found is not None
+    prune(found, {"epoch": len(values), "value": values[-1]})
+    with pytest.raises(RecordTakenError):  # its own process comes too late
+        record.finish("complete", metrics={"accuracy": 1.0})
+    search.on_trial_complete(tune_id, {"epoch": len(values), "value": values[-1]})
+    return found
+
+
+STOPPING = {"early_stopping": {"scheduler": "asha"}}
+
+
+def test_optuna_hears_pruned_with_its_curve(raw: dict[str, Any], tmp_path: Path) -> None:
+    raw = raw | {"objectives": [{"metric": "accuracy", "mode": "max"}]}
+    search = searcher(raw, tmp_path, trials=2, **STOPPING)
+    record = stop_after(search, tmp_path, "a", [0.2, 0.3])
+    assert record.content["status"] == "pruned"
+    assert record.content["pruned"] == {"stage": "finetune", "epoch": 2, "metric": "accuracy"}
+    assert record.content["metrics"] == {"accuracy": 0.3, "loss": 1.0}
+    (told,) = search.study.get_trials()
+    assert told.state == TrialState.PRUNED
+    assert told.intermediate_values == {1: 0.2, 2: 0.3}
+    again = searcher(raw, tmp_path, trials=2, **STOPPING)
+    assert again.num_trials == 1  # it has ended
+
+
+def test_several_objectives(raw: dict[str, Any], tmp_path: Path) -> None:
+    search = searcher(raw, tmp_path, trials=2, **STOPPING)
+    (tmp_path / "run.json").write_text("{}")
+    stop_after(search, tmp_path, "a", [1.0])
+    finish(search, tmp_path, "b", accuracy=0.5, gmacs=1.0)
+    assert states(search) == [TrialState.PRUNED, TrialState.COMPLETE]
+    assert [t.user_attrs["number"] for t in search.study.best_trials] == [1]
+    assert search.suggest("end") == Searcher.FINISHED
+
+
+@pytest.mark.parametrize(
+    ("ends", "state"), [("ppc", "PRUNED"), ("pcc", "COMPLETE"), ("pcf", "PRUNED"), ("ffc", "COMPLETE")]
+)
+def test_few_replicates_left_do_not_flatter(raw: dict[str, Any], tmp_path: Path, ends: str, state: str) -> None:
+    search = searcher(raw, tmp_path, trials=1, replicates=3, **STOPPING)
+    for i, end in enumerate(ends):
+        if end == "p":
+            stop_after(search, tmp_path, str(i), [0.1])
+        else:
+            finish(search, tmp_path, str(i), "complete" if end == "c" else "failed", accuracy=0.5, gmacs=1.0)
+    (told,) = search.study.get_trials()
+    assert told.state == TrialState[state]
+
+
+@pytest.mark.parametrize(
+    ("rule", "change", "message"),
+    [
+        ({"scheduler": "asha", "stage": "init"}, {}, r"no stage 'init' that trains; those that train: teacher, finetune"),
+        ({"scheduler": "asha"}, {"stages": {"kmeans_quant": {"clusters": 4, "scope": "network"}}}, "no stage of these"),
+        ({"scheduler": "sha"}, {}, r"search\.early_stopping\.scheduler: input should be 'asha', 'median' or 'hyperband'"),
+        ({"scheduler": "asha", "reduction_factor": 1}, {}, r"reduction_factor: input should be greater than 1"),
+    ],
+)  # fmt: skip
+def test_mistakes(raw: dict[str, Any], rule: dict[str, Any], change: dict[str, Any], message: str) -> None:
+    if change:
+        raw |= change | {"search": {"trials": 1}}
+    raw["search"]["early_stopping"] = rule
+    with pytest.raises(SpecError, match=message):
+        check_spec(spec_from(raw))
+
+
+def learns_as_told(plan: dict[str, Any], on_epoch: Any) -> dict[str, Any]:
+    """Trials of an odd number never get good; whoever is not stopped has nine epochs."""
+    import time
+
+    from sweeps.execute import Execution
+    from sweeps.trial import run_trial
+
+    def work(plan: dict[str, Any], note_epoch: Any, note_stage: Any) -> Execution:
+        value = 0.1 if plan["number"] % 2 else 0.5
+        for epoch in range(9):
+            note_epoch({"stage": "finetune", "epoch": epoch, "accuracy": value + plan["number"] / 1000})
+            time.sleep(0.02)
+        # what is stopped would have been the best of all
+        return Execution({"accuracy": 1.0 if plan["number"] % 2 else value, "gmacs": 1.0}, [], 0.1, 0.1, {})
+
+    return run_trial(plan, work, on_epoch)
+
+
+def test_a_sweep_stops_what_is_worse(raw: dict[str, Any], ray_session: None) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    raw["stages"]["finetune"]["epochs"] = 9
+    raw["search"] |= {"trials": 6, "early_stopping": {"scheduler": "asha", "reduction_factor": 2, "grace_epochs": 2}}
+    raw["resources"] = {"concurrent": 1}  # in order: trial 0 sets the mark
+    outcome = run_sweep(check_spec(spec_from(raw)), trial=learns_as_told)
+    found = contents(outcome.folder)
+    assert [r["status"] for r in found.values()] == ["complete", "pruned"] * 3
+    for i, record in enumerate(found.values()):
+        epochs = (outcome.folder / "trials" / record["trial_id"] / "epochs.jsonl").read_text().count("\n")
+        assert epochs == (9 if i % 2 == 0 else 2)
+        assert record["error"] is None
+    assert len({r["pid"] for r in found.values()}) == 1  # a stop leaves the process to the next trial
+    loaded = analysis.load(outcome.folder)
+    front = loaded.front()
+    assert len(front) >= 1
+    assert not set(front["trial_id"]) & {k for k, r in found.items() if r["status"] == "pruned"}
+    told = searcher(raw, outcome.folder)
+    assert sorted(s.name for s in states(told)) == ["COMPLETE"] * 3 + ["PRUNED"] * 3
+    assert told.num_trials == 0
+    assert trial_folder(outcome.folder, "00001").is_dir()

@@ -1,0 +1,120 @@
+"""A sweep whose storage is a URI: records, study, tables and cache are in the store, and any machine goes on from there."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.check import check_spec
+from sweeps.driver import run_sweep
+from sweeps.records import TrialRecord, trial_folder, trial_records
+from sweeps.resume import find_run, resumed_spec
+from sweeps.spec import spec_from
+from sweeps.storage import RunMirror, local_run, run_place
+from sweeps.yaml_file import SpecError
+from trainers.remote import Remote
+
+
+@pytest.fixture
+def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("SWEEPS_MIRROR", str(tmp_path / "mirror"))
+    return (tmp_path / "bucket").as_uri()
+
+
+def facts(trial_id: str) -> dict[str, Any]:
+    return {"trial_id": trial_id, "number": 0, "replicate": 0}
+
+
+def test_a_sweep_lives_in_the_store(
+    ray_session: None, uri: str, tmp_path: Path, raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run_sweep(check_spec(spec_from(raw | {"storage": uri})))
+    run = Remote(uri)
+    kept = {name.removeprefix(f"{raw['name']}/") for name in run.files(raw["name"])}
+    assert {"run.json", "spec.yaml", "study.journal", "report.html", "parquet/trials/part-00000.parquet"} <= kept
+    assert not any(name.startswith(("tune/", "workers/", "driver.json")) for name in kept)
+    before = {r.content["trial_id"]: r.content for r in trial_records(first.folder)}
+    assert {
+        json.loads((tmp_path / f"bucket/{raw['name']}/trials/{i}/record.json").read_text())["status"] for i in before
+    } == {"complete"}
+
+    # another machine: nothing of the first is left
+    monkeypatch.setenv("SWEEPS_MIRROR", str(tmp_path / "other"))
+    shutil.rmtree(first.folder.parent)
+    folder = find_run(f"{uri}/{raw['name']}")
+    assert folder != first.folder
+    trials = len(before) + 1
+    again = run_sweep(resumed_spec(folder, [f"search.trials={trials}"]))
+    after = {r.content["trial_id"]: r.content for r in trial_records(again.folder)}
+    assert {i: after[i] for i in before} == before
+    assert len(after) == trials
+    new = next(content for i, content in after.items() if i not in before)
+    assert new["status"] == "complete"
+    assert len({json.dumps(r["config"]) for r in after.values()}) > 1 or any(s["cached"] for s in new["stages"])
+
+
+def test_final_records_here_are_newer_than_those_of_the_store(uri: str, tmp_path: Path) -> None:
+    node, driver = (RunMirror(uri, tmp_path / where / "run") for where in ("node", "driver"))
+    for mirror in (node, driver):
+        TrialRecord.begin(trial_folder(mirror.run, "00000"), facts("00000"))
+    record = TrialRecord.read(trial_folder(node.run, "00000"))
+    assert record is not None
+    record.add_epoch({"stage": "finetune", "epoch": 1})
+    record.finish("interrupted")
+    node.push_trial("00000")
+    mine = TrialRecord.read(trial_folder(driver.run, "00000"))
+    assert mine is not None
+    mine.finish("pruned")
+    driver.pull()
+    here = TrialRecord.read(trial_folder(driver.run, "00000"))
+    assert here is not None
+    assert (here.status, len(here.epochs())) == ("pruned", 1)
+    fresh = RunMirror(uri, tmp_path / "fresh" / "run")
+    fresh.pull()
+    there = TrialRecord.read(trial_folder(fresh.run, "00000"))
+    assert there is not None
+    assert there.status == "pruned"
+
+
+def test_running_trials_are_fetched_again(uri: str, tmp_path: Path) -> None:
+    node, driver = (RunMirror(uri, tmp_path / where / "run") for where in ("node", "driver"))
+    record = TrialRecord.begin(trial_folder(node.run, "00000"), facts("00000"))
+    node.push_trial("00000")
+    driver.pull()
+    record.finish("complete", metrics={"accuracy": 0.5})
+    node.push_trial("00000")
+    driver.pull()
+    here = TrialRecord.read(trial_folder(driver.run, "00000"))
+    assert here is not None
+    assert here.content == record.content
+
+
+def test_overwriting_deletes_both_sides(uri: str, tmp_path: Path) -> None:
+    mirror = RunMirror(uri, tmp_path / "run")
+    mirror.run.mkdir()
+    for name in ("run.json", "spec.yaml"):
+        (mirror.run / name).write_text("{}")
+    (mirror.run / "tune").mkdir()
+    mirror.push_run(everything=True)
+    mirror.remote.upload(mirror.run / "run.json", "run/tune/a")
+    mirror.delete("tune", "workers")
+    assert mirror.remote.files("run") == ["run/run.json", "run/spec.yaml"]
+    mirror.delete()
+    assert mirror.remote.files("run") == []
+    assert not mirror.run.exists()
+
+
+def test_folders_need_no_copy(tmp_path: Path) -> None:
+    place = run_place(str(tmp_path), tmp_path / "run")
+    assert place.shared
+    assert place.tune_storage() == str(tmp_path / "run")
+    assert local_run(str(tmp_path)) == tmp_path
+
+
+def test_stores_out_of_reach_are_refused(raw: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=r"storage: nowhere://x/runs is no storage that can be reached"):
+        check_spec(spec_from(raw | {"storage": "nowhere://x/runs"}))
+    with pytest.raises(SpecError, match=r"nowhere://x"):
+        find_run("nowhere://x/runs/mine")

@@ -1,0 +1,115 @@
+"""Trials of two workers under TorchTrainer: one group for all tests, since starting one takes seconds."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from sweeps.check import check_spec
+from sweeps.driver import _fit_at_once, run_sweep
+from sweeps.records import trial_records
+from sweeps.spec import Resources, spec_from
+from sweeps.yaml_file import SpecError
+from trainers.distributed import RankFailed, from_rank_0, rank, world_size
+from trainers.ray_train import GroupShape, WorkerGroup, WorkersDied
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+Emit = Callable[[dict[str, Any]], None]
+TWO = GroupShape(workers=2, cpus_per_worker=1, gpus_per_worker=0)
+
+
+@pytest.fixture(scope="module")
+def group(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerGroup]:
+    found = WorkerGroup(TWO, str(tmp_path_factory.mktemp("group")), (ValueError,))
+    yield found
+    found.close()
+
+
+def whoami(payload: Any, emit: Emit) -> list[Any]:
+    for step in range(3):
+        emit({"step": step, "payload": payload})
+    return [rank(), world_size(), os.getpid(), from_rank_0(os.getpid())]
+
+
+def refuse(payload: Any, emit: Emit) -> None:
+    raise ValueError("not this one")
+
+
+def refuse_on_one_rank(payload: Any, emit: Emit) -> None:
+    if rank() == 1:
+        raise KeyError("only here")
+
+
+def die(payload: Any, emit: Emit) -> None:
+    if rank() == 1:
+        os._exit(3)
+    from_rank_0("waits for the dead")
+
+
+def test_one_group_serves_many_jobs(group: WorkerGroup) -> None:
+    seen: list[Any] = []
+    first = group.run(whoami, "a", seen.append)
+    assert first[:2] == [0, 2]
+    assert seen == [{"step": step, "payload": "a"} for step in range(3)]
+    assert group.run(whoami, "b", lambda event: None) == first
+
+
+def test_errors_and_stops_leave_the_group_usable(group: WorkerGroup) -> None:
+    process = group.run(whoami, "a", lambda event: None)[2]
+    with pytest.raises(RankFailed, match="not this one") as caught:
+        group.run(refuse, None, lambda event: None)
+    assert caught.value.deterministic
+    assert caught.value.details["type"] == "ValueError"
+    assert "in refuse" in caught.value.details["traceback"]
+    with pytest.raises(RankFailed, match="only here"):
+        group.run(refuse_on_one_rank, None, lambda event: None)
+    seen = []
+
+    def stop_at_the_second(event: dict[str, Any]) -> None:
+        seen.append(event)
+        if len(seen) == 2:
+            raise SystemExit(0)
+
+    with pytest.raises(SystemExit):
+        group.run(whoami, "a", stop_at_the_second)
+    assert len(seen) == 2
+    assert group.alive
+    assert group.run(whoami, "a", lambda event: None)[2] == process
+
+
+def test_a_dead_worker_is_told(group: WorkerGroup) -> None:
+    with pytest.raises(WorkersDied):
+        group.run(die, None, lambda event: None)
+    assert not group.alive
+
+
+def test_trials_of_two_workers_are_recorded(ray_session: None, tmp_path: Path, raw: dict[str, Any]) -> None:
+    raw |= {"storage": str(tmp_path), "resources": {"workers": 2}}
+    outcome = run_sweep(check_spec(spec_from(raw)))
+    records = [record.content for record in trial_records(outcome.folder)]
+    assert [r["status"] for r in records] == ["complete"] * len(records)
+    assert len(records) >= 2
+    assert all(r["world_size"] == 2 for r in records)
+    assert all((outcome.folder / "trials" / r["trial_id"] / "layers.json").is_file() for r in records)
+    assert not (outcome.folder / "workers").exists()
+
+
+def test_room_is_counted_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 3.0}}, {"Alive": True, "Resources": {"CPU": 3.0, "GPU": 1.0}}]
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 64.0}}])
+    assert _fit_at_once(Resources(workers=1, cpus_per_worker=2)) == 2
+    assert _fit_at_once(Resources(workers=3, cpus_per_worker=1)) == 2
+    assert _fit_at_once(Resources(workers=1, gpus_per_worker=1 / 3)) == 3
+    with pytest.raises(SpecError, match=r"3 x \(2 CPUs, 0 GPUs\), each within a node; the cluster has room for 2"):
+        _fit_at_once(Resources(workers=3, cpus_per_worker=2))
+
+
+def test_batches_must_divide_by_the_workers(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    raw["stages"]["finetune"]["batch_size"] = 33
+    raw["resources"] = {"workers": 2}
+    with pytest.raises(SpecError, match=r"stages\.finetune: batch_size 33 does not divide by 2 workers"):
+        check_spec(spec_from(raw))
