@@ -10,7 +10,7 @@ from analysis.figures import write_figures
 from analysis.load import gather, load
 from analysis.markdown import write_markdown
 from analysis.pareto import Objective
-from analysis.query import query
+from analysis.query import query, write_rows
 from analysis.report import write_report
 from analysis.run import Run
 from analysis.summary import advice, command, duration, failures, front_table, quantity, stage_table, totals
@@ -36,4 +36,5 @@ __all__ = [
     "write_figures",
     "write_markdown",
     "write_report",
+    "write_rows",
 ]

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from analysis.load import load
 from analysis.points import fronts_table
 from analysis.schema import TABLES
+from analysis.store import atomic_write
 
 _LOCKED = (
     "SET autoinstall_known_extensions = false",
@@ -34,6 +36,12 @@ def query(path: str | Path, sql: str) -> pd.DataFrame:
     run = load(path)
     tables = {name: pa.Table.from_pandas(getattr(run, name), preserve_index=False) for name in TABLES}
     return select(tables | {"fronts": fronts_table(run)}, sql)
+
+
+def write_rows(rows: pd.DataFrame, out: Path) -> None:
+    """A query's result as a Parquet file, written whole or not at all. Raises OSError."""
+    table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
+    atomic_write(out, lambda file: pq.write_table(table, file, compression="zstd"))
 
 
 def select(tables: Mapping[str, pa.Table], sql: str) -> pd.DataFrame:

@@ -4,9 +4,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from compress.measure import value_statistics
 from trainers.models import ModelState
+
+MOST_VALUES = 1024
+"""A model with more different values has no row of values and counts: it is not quantised as a whole."""
 
 _BLOCK_DIMS = ("heads", "qk", "v", "mlp")
 
@@ -18,13 +22,16 @@ def measure_layers(state: ModelState) -> list[dict[str, Any]]:
         Rows with `layer` (its path) and `kind` (its class). Of a layer: `shape` (of its weight), `num_weights`
         (all its parameters), `num_unique`, `entropy_bits`, `entropy_nonzero_bits` (bits per value) and
         `zero_fraction` over them. Of a block (`kind` is "block"): `embed`, `heads`, `qk`, `v` (per head) and `mlp`,
-        and `source_layer`, the learngene layer that it came from, where the model's meta has `source_layers`.
+        and `source_layer`, the learngene layer that it came from, where the model's meta has `source_layers`. Last, of
+        a model whose linear and convolutional parameters take at most `MOST_VALUES` different values, a row of kind
+        "model" with those `values`, ascending, and their `counts`.
     """
     with torch.device("meta"):
         module = state.arch.build()
     sources = state.meta.get("source_layers")
     rows: list[dict[str, Any]] = []
-    blocks = 0
+    shared: list[torch.Tensor] = []
+    blocks, most = 0, 0
     for path, layer in module.named_modules():
         if hasattr(layer, "attn") and hasattr(layer, "mlp"):
             rows.append(_block(path, layer, blocks, state))
@@ -34,7 +41,17 @@ def measure_layers(state: ModelState) -> list[dict[str, Any]]:
         names = [leaf for leaf, _ in layer.named_parameters(recurse=False)]
         if names and path:  # the root's own are tokens and position embeddings
             rows.append(_layer(path, layer, names, state))
-    return rows
+            if isinstance(layer, nn.Linear | _ConvNd):
+                shared += [state.weights[f"{path}.{name}"].reshape(-1) for name in names]
+                most = max(most, rows[-1]["num_unique"])
+    return rows + (_values(shared) if shared and most <= MOST_VALUES else [])
+
+
+def _values(tensors: list[torch.Tensor]) -> list[dict[str, Any]]:
+    values, counts = torch.unique(torch.cat([t.float() for t in tensors]), return_counts=True)
+    if len(values) > MOST_VALUES:
+        return []
+    return [{"layer": "", "kind": "model", "values": values.tolist(), "counts": counts.tolist()}]
 
 
 def _layer(path: str, layer: nn.Module, names: list[str], state: ModelState) -> dict[str, Any]:

@@ -13,11 +13,16 @@ import numpy
 import timm
 import torch
 
+from compress.asp import Asp
 from compress.baseline_quant import KmeansQuant, UniformQuant
 from compress.cache import Artifact, StageCache, content_key
 from compress.finetune import Finetune
+from compress.lets import LetsAux, LetsExpand
+from compress.nvit import Nvit
 from compress.random_init import RandomInit
 from compress.stage import Context, Stage
+from compress.sws import SwsAux, SwsExpand
+from compress.tleg import TlegAux, TlegExpand
 from compress.weight_selection import WeightSelection
 from compress.wfn import Wfn
 from trainers import distributed
@@ -32,6 +37,14 @@ STAGES: dict[str, type[Stage]] = {
     "finetune": Finetune,
     "random_init": RandomInit,
     "weight_selection": WeightSelection,
+    "sws_aux": SwsAux,
+    "sws_expand": SwsExpand,
+    "lets_aux": LetsAux,
+    "lets_expand": LetsExpand,
+    "tleg_aux": TlegAux,
+    "tleg_expand": TlegExpand,
+    "nvit": Nvit,
+    "asp": Asp,
     "wfn": Wfn,
     "uniform_quant": UniformQuant,
     "kmeans_quant": KmeansQuant,
@@ -75,8 +88,11 @@ class StageRun:
 
 @dataclass
 class PipelineResult:
+    """What a pipeline gave. `inputs`: the hashes of what it started from, the source's weights and the data."""
+
     model: ModelState
     stages: list[StageRun]
+    inputs: dict[str, str] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -265,4 +281,4 @@ def run_pipeline(
     for index, stage in enumerate(pipeline.stages):
         done.append(run.run_stage(index, stage))
         on_stage(done[-1])
-    return PipelineResult(run.model, done)
+    return PipelineResult(run.model, done, {"source": run.source.hash(), "data": run.data.fingerprint})

@@ -38,3 +38,15 @@ def test_blocks_give_their_dimensions() -> None:
         {"layer": f"blocks.{i}", "kind": "block", **dims, "source_layer": source} for i, source in enumerate((0, 4))
     ]
     assert torch.equal(state.weights["head.weight"], state.build().head.weight)  # type: ignore[attr-defined]
+
+
+def test_a_model_of_few_values_gives_its_histogram() -> None:
+    state = ModelState.initialised(make_arch("resnet20_cifar", num_classes=10, image_size=32, args={"width": 4}), 0)
+    rows = measure_layers(state)
+    assert all(row["kind"] != "model" for row in rows)
+    places = {row["layer"] for row in rows if row["kind"] in ("Conv2d", "Linear")}
+    names = [name for name in state.weights if name.rpartition(".")[0] in places]
+    coarse = {n: (v * 4).round() / 4 if n in names else v for n, v in state.weights.items()}
+    row = measure_layers(ModelState(state.arch, coarse))[-1]
+    seen = Counter(x for n in names for x in coarse[n].flatten().add(0.0).tolist())
+    assert row == {"layer": "", "kind": "model", "values": sorted(seen), "counts": [seen[v] for v in sorted(seen)]}

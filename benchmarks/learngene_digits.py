@@ -1,0 +1,243 @@
+"""Learngenes on the bundled digits: which start is best for a descendant, and what five sizes cost.
+
+    python benchmarks/learngene_digits.py [--workdir DIR] [--seeds 3] [--aux-epochs 40] [--epochs 2]
+
+A teacher ViT is trained once, then for each seed the auxiliary networks of SWS, LeTs and TLEG, with soft distillation from
+it (alpha 1). First table: a descendant of 4 layers, 48 wide, from each start, all fine-tuned for the same few epochs on
+labels alone, test accuracy (360 images) with the learning rate that was best on the validation part. Second table: five
+descendants of SWS (depths) and of LeTs (widths and depths), each fine-tuned so, against five trainings from scratch,
+each as long as it needs: the shortest of a ladder of whole schedules that reaches the descendant's accuracy less one
+point. Cost is images that networks were trained on, and seconds of processor time. `--workdir` keeps all that is
+finished, so that it goes on where it stopped. Set OMP_NUM_THREADS=1.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.finetune import Finetune
+from compress.lets import LetsAux, LetsExpand
+from compress.random_init import RandomInit
+from compress.stage import Context, Stage
+from compress.sws import SwsAux, SwsExpand
+from compress.tleg import TlegAux, TlegExpand
+from compress.weight_selection import WeightSelection
+from trainers.config import DataConfig
+from trainers.data import Data, load_data
+from trainers.evaluate import evaluate
+from trainers.models import ModelState, make_arch
+
+CPU = torch.device("cpu")
+SHAPE = {"patch_size": 8, "class_token": False, "global_pool": "avg"}
+TEACHER = SHAPE | {"embed_dim": 64, "depth": 4, "num_heads": 4}
+TRAIN: dict[str, Any] = {"batch_size": 32, "lr": 1e-3, "lr_scaling": "unscaled", "warmup": "10%", "augment": "none"}
+AUX: dict[str, Any] = TRAIN | {
+    "patch_size": 8,
+    "drop_path": None,
+    "distill": {"teacher": "teacher", "kind": "soft", "alpha": 1.0},
+}
+AUXILIARIES: dict[str, tuple[type[Stage], dict[str, Any]]] = {
+    "sws": (SwsAux, {"embed_dim": 48, "num_heads": 3, "repeats": (2, 2, 2)}),
+    "lets": (LetsAux, {"gene_dim": 32, "embed_dim": 64, "num_heads": 4, "depth": 8}),
+    "tleg": (TlegAux, {"embed_dim": 48, "num_heads": 3, "depth": 6}),
+}
+LRS = (3e-4, 1e-3, 3e-3)
+SIZE = (48, 4)
+SIZES = {"sws": [(48, depth) for depth in (3, 4, 5, 6, 8)], "lets": [(32, 3), (48, 3), (48, 4), (64, 4), (64, 6)]}
+LADDER = (10, 20, 30, 40, 60)
+Row = dict[str, Any]
+
+
+class Bench:
+    """What one seed trains, each thing once."""
+
+    def __init__(self, data: Data, workdir: Path, seed: int, options: argparse.Namespace) -> None:
+        self.data, self.folder, self.seed, self.options = data, workdir / f"seed-{seed}", seed, options
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def stage(self, stage: Stage, model: ModelState, name: str) -> tuple[ModelState, float]:
+        """The stage's model and seconds of processor time."""
+        ctx = Context(self.data, CPU, self.seed, self.folder / "work" / name, lambda *_: self.teacher())
+        torch.manual_seed(self.seed)
+        begun = time.process_time()
+        return stage.run(model, ctx), time.process_time() - begun
+
+    def kept(self, name: str, make: Callable[[], tuple[ModelState, float]]) -> ModelState:
+        """A model that takes long, made once; its seconds lie beside it."""
+        folder = self.folder / name
+        if not (folder / "model.json").exists():
+            model, seconds = make()
+            folder.mkdir(exist_ok=True)
+            (folder / "seconds.json").write_text(json.dumps(seconds))
+            model.save(folder)
+        return ModelState.load(folder)
+
+    def seconds(self, name: str) -> float:
+        return json.loads((self.folder / name / "seconds.json").read_text())
+
+    def row(self, name: str, make: Callable[[], Row]) -> Row:
+        file = self.folder / f"{name}.json"
+        if not file.exists():
+            file.write_text(json.dumps(make()))
+            print(f"seed {self.seed} {name}: {file.read_text()}", flush=True)
+        return json.loads(file.read_text())
+
+    def teacher(self) -> ModelState:
+        """One for all seeds, as published work takes one pretrained network."""
+
+        def make() -> tuple[ModelState, float]:
+            fresh = ModelState.initialised(arch_of(self.data, TEACHER), 0)
+            epochs = self.options.teacher_epochs
+            return self.stage(
+                Finetune(**TRAIN | {"epochs": epochs, "eval_every": epochs, "checkpoint_every": epochs}),
+                fresh,
+                "teacher",
+            )
+
+        return self.kept("../teacher", make)
+
+    def auxiliary(self, method: str) -> ModelState:
+        def make() -> tuple[ModelState, float]:
+            kind, size = AUXILIARIES[method]
+            epochs = self.options.aux_epochs
+            stage = kind.model_validate(
+                AUX | size | {"epochs": epochs, "eval_every": epochs, "checkpoint_every": epochs}
+            )
+            return self.stage(stage, self.teacher(), f"aux-{method}")
+
+        return self.kept(f"aux-{method}", make)
+
+    def start(self, init: str, width: int, depth: int) -> ModelState:
+        """A descendant before its fine-tuning."""
+        args = SHAPE | {"embed_dim": width, "depth": depth, "num_heads": width // 16}
+        expand: dict[str, Stage] = {
+            "sws": SwsExpand(depth=depth), "lets": LetsExpand(width=width, depth=depth), "tleg": TlegExpand(depth=depth),
+            "random": RandomInit(args=args), "weight_selection": WeightSelection(args=args),
+            "weight_selection_of_lets": WeightSelection(args=args, copy_head=True),
+        }  # fmt: skip
+        if init == "weight_selection_of_lets":
+            whole = self.stage(LetsExpand(depth=AUXILIARIES["lets"][1]["depth"]), self.auxiliary("lets"), init)[0]
+            return self.stage(expand[init], whole, init)[0]
+        return self.stage(expand[init], self.auxiliary(init) if init in AUXILIARIES else self.teacher(), init)[0]
+
+    def tuned(self, init: str, width: int, depth: int, epochs: int, lr: float) -> Row:
+        """Accuracies and cost of a descendant that was trained for so long."""
+        name = f"{init}-{width}x{depth}-{epochs}-{lr:g}"
+
+        def make() -> Row:
+            start = self.start(init, width, depth)
+            stage = Finetune(**TRAIN | {"epochs": epochs, "eval_every": epochs, "checkpoint_every": epochs, "lr": lr})
+            model, seconds = self.stage(stage, start, name)
+            parts = {"val": model, "test": model, "before": start}
+            rows = {
+                part: evaluate(state.build(), self.data, "val" if part == "val" else "test", CPU)["accuracy"]
+                for part, state in parts.items()
+            }
+            return rows | {"images": epochs * self.steps() * TRAIN["batch_size"], "seconds": seconds}
+
+        return self.row(name, make)
+
+    def best(self, init: str, width: int, depth: int, epochs: int) -> Row:
+        """With the learning rate that is best on the validation part."""
+        return max((self.tuned(init, width, depth, epochs, lr) for lr in LRS), key=lambda row: row["val"])
+
+    def steps(self) -> int:
+        return self.data.info.num_train // TRAIN["batch_size"]
+
+    def scratch(self, width: int, depth: int, target: float) -> Row:
+        """The shortest training of the ladder that reaches the accuracy (longer ones do too), or its longest."""
+
+        def trained(step: int) -> Row:
+            row = self.tuned("random", width, depth, LADDER[step], TRAIN["lr"])
+            return row | {"epochs": LADDER[step], "reached": row["test"] >= target}
+
+        step = LADDER.index(30)
+        row = trained(step)
+        while row["reached"] and step:
+            step -= 1
+            shorter = trained(step)
+            if not shorter["reached"]:
+                return row
+            row = shorter
+        while not row["reached"] and step + 1 < len(LADDER):
+            step += 1
+            row = trained(step)
+        return row
+
+
+def arch_of(data: Data, args: dict[str, Any]) -> Any:
+    info = data.info
+    return make_arch("vit_tiny_patch16_224", num_classes=info.num_classes, image_size=info.image_size, args=args)
+
+
+def told(values: list[float], digits: int = 3) -> str:
+    sd = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.{digits}f} ± {sd:.{digits}f}"
+
+
+def compare_starts(benches: list[Bench], epochs: int) -> None:
+    print(f"\ndescendant {SIZE[0]} wide, {SIZE[1]} layers: test accuracy before and after {epochs} epochs")
+    for init in ("random", "weight_selection", "weight_selection_of_lets", "tleg", "sws", "lets"):
+        rows = [bench.best(init, *SIZE, epochs) for bench in benches]
+        print(f"  {init:25} {told([r['before'] for r in rows]):15}  {told([r['test'] for r in rows])}", flush=True)
+
+
+def compare_costs(benches: list[Bench], epochs: int) -> None:
+    for method, sizes in SIZES.items():
+        print(
+            f"\n{method}: five descendants, {epochs} epochs each, against training each from scratch as long as needed"
+        )
+        sums: dict[str, list[float]] = {}
+        for width, depth in sizes:
+            pairs = []
+            for bench in benches:
+                row = bench.best(method, width, depth, epochs)
+                pairs.append((row, bench.scratch(width, depth, row["test"] - 0.01)))
+            reached = sum(scratch["reached"] for _, scratch in pairs)
+            needed = ", ".join(str(scratch["epochs"]) for _, scratch in pairs)
+            print(
+                f"  {width} x {depth}: {told([row['test'] for row, _ in pairs])}; from scratch "
+                f"{told([scratch['test'] for _, scratch in pairs])} after {needed} epochs ({reached} of {len(pairs)} reach it)"
+            )
+            for i, (row, scratch) in enumerate(pairs):
+                for what in ("images", "seconds"):
+                    for who, cost in (("descendants", row[what]), ("scratch", scratch[what])):
+                        sums.setdefault(f"{who} {what}", [0.0] * len(pairs))[i] += cost
+        images = [bench.options.aux_epochs * bench.steps() * TRAIN["batch_size"] for bench in benches]
+        for what, aux in (("images", images), ("seconds", [bench.seconds(f"aux-{method}") for bench in benches])):
+            mine, theirs = sums[f"descendants {what}"], sums[f"scratch {what}"]
+            ratios = [t / (a + m) for a, m, t in zip(aux, mine, theirs, strict=True)]
+            print(f"  {what}: auxiliary {told(aux, 0)}, descendants {told(mine, 0)}, from scratch {told(theirs, 0)}: "
+                  f"{told(ratios, 2)} times", flush=True)  # fmt: skip
+
+
+def main() -> None:
+    """Run what is missing, print every row and both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, help="default: a temporary folder")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--teacher-epochs", type=int, default=25)
+    parser.add_argument("--aux-epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=2, help="of every fine-tuning")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        workdir = options.workdir or Path(temporary)
+        data = load_data(DataConfig(dataset="digits", val_fraction=0.2), workdir / "data")
+        benches = [Bench(data, workdir, seed, options) for seed in range(options.seeds)]
+        compare_starts(benches, options.epochs)
+        compare_costs(benches, options.epochs)
+        for name in ("../teacher", *(f"aux-{method}" for method in AUXILIARIES)):
+            models = [bench.kept(name, lambda: (_ for _ in ()).throw(AssertionError)) for bench in benches]
+            print(f"{name}: {told([bench.seconds(name) for bench in benches], 0)} s, "
+                  f"test accuracy {told([evaluate(m.build(), data, 'test', CPU)['accuracy'] for m in models])}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
