@@ -247,6 +247,17 @@ class _Watch(ray.tune.Callback):
     def _ended(self, trial: Any, record: TrialRecord | None) -> None:
         self.progress.ended(record)
         self.watchers.ended(trial.config["plan"]["trial_id"])
+        _forget_plan(trial)
+
+
+def _forget_plan(trial: Any) -> None:
+    """Tune keeps every trial to the end of the sweep, with five copies of its plan; one that has ended needs none of them."""
+    rest = {"plan": {"trial_id": trial.config["plan"]["trial_id"]}}
+    trial.config, trial.evaluated_params = rest, {}
+    trial._Trial__unresolved_config = rest
+    seen = trial.run_metadata
+    seen.last_result, seen.metric_analysis, seen.metric_n_steps = {"config": rest}, {}, {}
+    trial.invalidate_json_state()
 
 
 def _tune(checked: Checked, place: RunPlace, search: StudySearch, trial: TrialFunction, progress: Progress) -> bool:

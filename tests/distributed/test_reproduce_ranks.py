@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from sweeps.reproduce import read_record, reproduce
 
 Ranks = Callable[..., list[Any]]
@@ -30,6 +32,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_two_workers_again_with_one(ranks: Ranks, tmp_path: Path, data_cache: Path) -> None:
     plan = PLAN | {"run": str(tmp_path), "cache": str(tmp_path / "_cache"), "data_cache": str(data_cache)}
     first, _ = ranks(TRIAL.format(plan=json.dumps(plan)))

@@ -161,7 +161,7 @@ def wait_for_complete(run: Path, process: subprocess.Popen[str], count: int) -> 
     raise AssertionError("no trial completed in three minutes")
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_interrupted_and_started_again(raw: dict[str, Any], tmp_path: Path, how: signal.Signals) -> None:
     raw = raw | {"name": "cut", "search": raw["search"] | {"trials": 8}, "resources": {"cpus": 2}}
     raw["stages"]["finetune"]["epochs"] = 12
