@@ -256,7 +256,7 @@ def _forget_plan(trial: Any) -> None:
     trial.config, trial.evaluated_params = rest, {}
     trial._Trial__unresolved_config = rest
     seen = trial.run_metadata
-    seen.last_result, seen.metric_analysis, seen.metric_n_steps = {"config": rest}, {}, {}
+    seen.last_result["config"], seen.metric_analysis, seen.metric_n_steps = rest, {}, {}
     trial.invalidate_json_state()
 
 
