@@ -30,6 +30,11 @@ def load(path: str | Path) -> Run:
     return _load(Path(path))[0]
 
 
+def loaded(run: str | Path | Run) -> Run:
+    """A run folder's run; one that is loaded already as it is. Raises ValueError as `load` does."""
+    return run if isinstance(run, Run) else load(run)
+
+
 def gather(path: str | Path) -> Run:
     """Bring `<run>/parquet/` up to date (see `analysis.store`) and give the run.
 

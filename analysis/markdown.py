@@ -11,7 +11,7 @@ import pandas as pd
 from analysis import summary
 from analysis.compare import Comparison, compare
 from analysis.run import Run
-from analysis.store import atomic_write
+from analysis.store import write_text
 
 _MAX_ROWS = 30
 
@@ -24,7 +24,7 @@ def write_markdown(run: Run, out: str | Path, by: str | None = None, figures: Se
     found = compare(run, by or "run") if by or run.members else None
     target = Path(out)
     text = render(run, found, [_relative(path, target.parent) for path in figures])
-    atomic_write(target, lambda file: file.write(text.encode("utf-8")))
+    write_text(target, text)
     return target
 
 

@@ -26,6 +26,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from analysis.query import select
+from analysis.store import write_text
 
 _BLOCK = re.compile(r"(<!-- table (?P<sources>[^\n]+)\n(?P<sql>.*?)-->\n)(?P<table>(?:\|[^\n]*\n)*)", re.DOTALL)
 
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if made == text:
             continue
         if given.write:
-            document.write_text(made, encoding="utf-8")
+            write_text(document, made)
             continue
         differing += 1
         lines = difflib.unified_diff(

@@ -9,8 +9,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.load import load
+from analysis.load import loaded
 from analysis.points import fronts_table
+from analysis.run import Run
 from analysis.schema import TABLES
 from analysis.store import atomic_write
 
@@ -24,8 +25,9 @@ _LOCKED = (
 )
 
 
-def query(path: str | Path, sql: str) -> pd.DataFrame:
-    """The result of a SQL query over the tables trials, epochs, stages, layers and fronts of a run folder.
+def query(path: str | Path | Run, sql: str) -> pd.DataFrame:
+    """The result of a SQL query over the tables trials, epochs, stages, layers and fronts of a run folder or
+    a loaded run.
 
     Writes nothing; tables that are behind are read from the records (see `analysis.load`).
     Columns with a slash are quoted: `select trial_id, "metric/accuracy" from trials`.
@@ -33,7 +35,7 @@ def query(path: str | Path, sql: str) -> pd.DataFrame:
     Raises:
         ValueError: not a run folder; see `select`.
     """
-    run = load(path)
+    run = loaded(path)
     tables = {name: pa.Table.from_pandas(getattr(run, name), preserve_index=False) for name in TABLES}
     return select(tables | {"fronts": fronts_table(run)}, sql)
 

@@ -17,36 +17,38 @@ from typing import Any
 
 from analysis import plots, report_parts
 from analysis.compare import Comparison, compare, merge
-from analysis.load import load
+from analysis.load import loaded
 from analysis.report_parts import escape
 from analysis.run import Run
-from analysis.store import atomic_write
+from analysis.store import write_text
 
 _SCRIPTS = (
     "report.js", "report_parallel.js", "report_plots.js", "report_more.js", "report_layers.js", "report_table.js",
 )  # fmt: skip
 
 
-def write_report(path: str | Path | Sequence[str | Path], out: str | Path | None = None, by: str | None = None) -> Path:
+def write_report(
+    path: str | Path | Run | Sequence[str | Path | Run], out: str | Path | None = None, by: str | None = None
+) -> Path:
     """Write the report of one run folder, or of several compared; gives the file's path.
 
     Args:
-        path: a run folder, or several.
+        path: a run folder or a loaded run, or several.
         out: the file; by default `<run>/report.html`, needed for several.
         by: compare the points by this parameter too, as `init`; several runs are compared by `run`.
 
     Raises ValueError where a path is not a run folder, `out` is missing, the runs share no objective, or there is no
     parameter `by`; OSError where the report cannot be written.
     """
-    paths = [path] if isinstance(path, str | Path) else list(path)
+    paths = [path] if isinstance(path, str | Path | Run) else list(path)
     if len(paths) > 1 and out is None:
         raise ValueError("a report of several runs needs a place: give out")
-    runs = [load(p) for p in paths]
+    runs = [loaded(p) for p in paths]
     run = runs[0] if len(runs) == 1 else merge(runs)
     found = compare(run, by or "run") if by or run.members else None
     target = Path(out) if out is not None else run.path / "report.html"
     text = render(run, found)
-    atomic_write(target, lambda file: file.write(text.encode("utf-8")))
+    write_text(target, text)
     return target
 
 

@@ -79,6 +79,11 @@ def atomic_write(path: Path, write: Callable[[Any], object]) -> None:
         beside.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """A text file, written whole or not at all."""
+    atomic_write(path, lambda file: file.write(text.encode("utf-8")))
+
+
 def collect(run: Path, objectives: Sequence[str], problems: list[str]) -> Store:
     """The rows of all trials of `run`: those that the stored tables still hold, and the others from their records."""
     found = scan(run / "trials", problems)

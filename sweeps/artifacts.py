@@ -8,7 +8,7 @@ import safetensors.torch
 
 from compress.cache import StageCache
 from compress.codec import CodedSize, decode, encode
-from sweeps.records import TrialRecord, trial_folder
+from sweeps.records import named_record
 from trainers.files import write_atomic
 from trainers.models import ModelState
 
@@ -19,10 +19,7 @@ def trial_model(run: Path, trial_id: str) -> ModelState:
     Raises:
         ValueError: no such trial, one that is not complete, or a model that is no longer in the cache.
     """
-    record = TrialRecord.read(trial_folder(run, trial_id))
-    if record is None:
-        known = sorted(p.name for p in (run / "trials").iterdir()) if (run / "trials").is_dir() else []
-        raise ValueError(f"{run}: no trial {trial_id!r}; its trials: {', '.join(known[:20]) or 'none'}")
+    record = named_record(run, trial_id)
     if record.status != "complete":
         raise ValueError(f"trial {trial_id} is {record.status}; only complete trials have a model")
     if not record.content["stages"]:

@@ -71,8 +71,8 @@ def resume(
 def stop(run: RunName) -> None:
     """Let the running trials finish and start no more; `sweeps resume RUN` goes on."""
     from sweeps.cli import console, fail
-    from sweeps.resume import find_run
     from sweeps.run_state import request_stop
+    from sweeps.storage import find_run
     from sweeps.yaml_file import SpecError
 
     try:
@@ -101,7 +101,7 @@ def reproduce(
     from sweeps.cli import fail
     from sweeps.reproduce import CannotReproduceError, read_record
     from sweeps.reproduce import reproduce as again
-    from sweeps.resume import find_run
+    from sweeps.storage import find_run
     from sweeps.yaml_file import SpecError
 
     try:
@@ -183,8 +183,9 @@ def perform(request: Request, address: str = "auto", ship: bool = False) -> int:
 
 def _checked(request: Request, *, local: bool) -> "Checked":
     from sweeps.check import check_spec
-    from sweeps.resume import find_run, resumed_spec
+    from sweeps.resume import resumed_spec
     from sweeps.spec import spec_from
+    from sweeps.storage import find_run
 
     if "spec" in request:
         return check_spec(spec_from(request["spec"]), local=local)

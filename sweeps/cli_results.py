@@ -2,16 +2,20 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pandas as pd
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, for example runs/demo")]
+    from analysis.run import Run
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="a run folder, a name under runs/, or a URI")]
 TrialArgument = Annotated[str, typer.Argument(metavar="TRIAL", help="a trial's id, for example 00007")]
 MAX_ROWS = 200
 """Rows of a query that are printed as a table; --csv prints all."""
@@ -69,7 +73,7 @@ def front(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="a run folder, or several to compare")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="a run folder, or several to compare")],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="default: RUN/report.html; needed for several runs")
     ] = None,
@@ -85,12 +89,10 @@ def report(
     import analysis
     from sweeps.cli import console, fail
 
-    for run in runs:
-        _load(run)
+    loaded = [_load(run, analysis.gather) for run in runs]
     try:
-        loaded = [analysis.gather(run) for run in runs]
         found = loaded[0] if len(loaded) == 1 else analysis.merge(loaded)
-        written = [analysis.write_report(runs, out, by)]
+        written = [analysis.write_report(loaded, out, by)]
         drawn = analysis.write_figures(found, figures, by) if figures is not None else []
         if markdown is not None:
             written.append(analysis.write_markdown(found, markdown, by, drawn))
@@ -112,9 +114,9 @@ def query(
     import analysis
     from sweeps.cli import console, fail
 
-    _load(run)
+    loaded = _load(run)
     try:
-        rows = analysis.query(run, sql)
+        rows = analysis.query(loaded, sql)
         if out is not None:
             analysis.write_rows(rows, out)
     except (ValueError, OSError) as error:
@@ -149,9 +151,10 @@ def export(
     from sweeps.cli import console, fail
     from sweeps.export import export as write
 
-    target = out or Path(f"{run.resolve().name}-{trial}-{format_name}")
+    folder = _folder(run)
+    target = out or Path(f"{folder.name}-{trial}-{format_name}")
     try:
-        done = write(run, trial, format_name, target, image_size=image_size, licence=licence)
+        done = write(folder, trial, format_name, target, image_size=image_size, licence=licence)
     except (ValueError, OSError) as error:
         raise fail(str(error)) from None
     for path in done.files:
@@ -169,7 +172,7 @@ def pack(
     from sweeps.cli import console, fail
 
     try:
-        size = write(run, trial, out)
+        size = write(_folder(run), trial, out)
     except (ValueError, OSError) as error:
         raise fail(str(error)) from None
     parts = f"indices {size.index_bytes:,}, codebook {size.codebook_bytes:,}, other tensors {size.tensor_bytes:,}"
@@ -197,29 +200,40 @@ def print_front(run: Path) -> None:
     """The non-dominated trials of a run, as a table."""
     from analysis import front_table
 
-    loaded = _load(run)
+    loaded = _load(str(run))
     _print_table(
         front_table(loaded), f"front of {loaded.name}", "no trial is on the front: none is complete within the bounds"
     )
 
 
-def _load(run: Path) -> Any:
-    """The run, its problems printed. Raises typer.Exit with a message where it is none."""
+def _folder(run: str) -> Path:
+    """Raises typer.Exit with a message where there is no such run."""
+    from sweeps.cli import fail
+    from sweeps.storage import find_run
+    from sweeps.yaml_file import SpecError
+
+    try:
+        return find_run(run, to_read=True)
+    except SpecError as error:
+        raise fail(str(error)) from None
+
+
+def _load(run: str, read: "Callable[[Path], Run] | None" = None) -> "Run":
+    """The run, its problems printed. Raises typer.Exit with a message where it is none, or cannot be read."""
     import analysis
     from sweeps.cli import errors, fail
 
-    if not (run / "run.json").exists() and not (run / "parquet").is_dir():
-        raise fail(f"{run}: not a run folder (no run.json in it); a run folder is storage/name of its spec")
+    folder = _folder(run)
     try:
-        loaded = analysis.load(run)
+        loaded = (read or analysis.load)(folder)
     except (ValueError, OSError) as error:
-        raise fail(f"{run}: {error}") from None
+        raise fail(f"{folder}: {error}") from None
     for problem in loaded.problems:
         errors.print(f"[yellow]warning[/] {escape(problem)}", highlight=False, soft_wrap=True)
     return loaded
 
 
-def _command(run: Any, trial_id: str, what: str) -> str:
+def _command(run: "Run", trial_id: str, what: str) -> str:
     from analysis import command
 
     return command(run, trial_id, what)

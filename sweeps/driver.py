@@ -121,8 +121,7 @@ def _drive(
             interrupted = _tune(checked, place, search, trial, progress)
     place.pull()  # what nodes wrote as they were stopped
     _mark_interrupted(place)
-    analysis.gather(run)
-    report = analysis.write_report(run)
+    report = analysis.write_report(analysis.gather(run))
     place.push_run(everything=True)
     return Outcome(run, interrupted, search.halted and not interrupted, report)
 
@@ -169,7 +168,7 @@ def _trainable(trial: TrialFunction, distributed: bool) -> Callable[[dict[str, A
     def trainable(config: dict[str, Any]) -> None:
         from ray import tune
 
-        from sweeps.storage import push_trial
+        from sweeps.storage import place_of
 
         plan = config["plan"]
         options: dict[str, Any] = {}
@@ -180,14 +179,14 @@ def _trainable(trial: TrialFunction, distributed: bool) -> Callable[[dict[str, A
         if plan.get("watch") is not None:
 
             def on_epoch(row: dict[str, Any]) -> None:
-                push_trial(plan)  # who gives the trial up shall have its record
+                place_of(plan).push_trial(plan["trial_id"])  # who gives the trial up shall have its record
                 tune.report(row)  # a stop is a SystemExit out of it
 
             options["on_epoch"] = on_epoch
         try:
             outcome = trial(plan, **options)
         finally:
-            push_trial(plan)
+            place_of(plan).push_trial(plan["trial_id"])
         tune.report({key: outcome[key] for key in ("status", "fault") if key in outcome})  # the record has the rest
 
     return trainable

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from compress.codec import decode, encode
 from sweeps.artifacts import trial_model
 from sweeps.model_card import write_card
-from sweeps.records import TrialRecord, trial_folder
+from sweeps.records import named_record
 from sweeps.spec import validated
 from trainers.config import DataConfig
 from trainers.data import data_info
@@ -80,8 +80,7 @@ def export(
     form = FORMATS[format_name]
     _check_installed(format_name)
     state = trial_model(run, trial_id)
-    record = TrialRecord.read(trial_folder(run, trial_id))
-    assert record is not None, "trial_model has read it"
+    record = named_record(run, trial_id)
     size = image_size or _image_size(state, record.content["data"])
     channels = state.arch.args.get("in_chans", 3)
     module = state.build()

@@ -168,6 +168,19 @@ def trial_folder(run: Path, trial_id: str) -> Path:
     return run / "trials" / trial_id
 
 
+def named_record(run: Path, trial_id: str) -> TrialRecord:
+    """The record of a trial that somebody asks for.
+
+    Raises:
+        ValueError: none of that name can be read.
+    """
+    record = TrialRecord.read(trial_folder(run, trial_id))
+    if record is None:
+        known = sorted(p.name for p in (run / "trials").iterdir()) if (run / "trials").is_dir() else []
+        raise ValueError(f"{run}: no trial {trial_id!r}; its trials: {', '.join(known[:20]) or 'none'}")
+    return record
+
+
 def trial_records(run: Path) -> Iterator[TrialRecord]:
     """All readable records of a run, by trial id."""
     trials = run / "trials"

@@ -18,7 +18,7 @@ from compress.pipeline import library_versions
 from sweeps.check import default_data_cache
 from sweeps.code_version import code_version
 from sweeps.execute import Plan, Row, execute, pipeline_of
-from sweeps.records import TrialRecord, trial_folder
+from sweeps.records import named_record
 from sweeps.spec import build_stage
 from sweeps.trial import cpu_name
 from trainers.config import FitOptions
@@ -71,10 +71,10 @@ def read_record(run: Path, trial_id: str) -> dict[str, Any]:
     Raises:
         CannotReproduceError: none of that name, not complete, or one that lacks what is needed.
     """
-    record = TrialRecord.read(trial_folder(run, trial_id))
-    if record is None:
-        known = sorted(p.name for p in (run / "trials").iterdir()) if (run / "trials").is_dir() else []
-        raise CannotReproduceError(f"{run}: no trial {trial_id!r}; its trials: {', '.join(known[:20]) or 'none'}")
+    try:
+        record = named_record(run, trial_id)
+    except ValueError as error:
+        raise CannotReproduceError(str(error)) from None
     if record.status != "complete":
         raise CannotReproduceError(f"trial {trial_id} is {record.status}; only a complete trial can be compared")
     if not record.content.get("inputs"):

@@ -9,7 +9,7 @@ from sweeps.overrides import apply_overrides
 from sweeps.records import read_json, trial_records
 from sweeps.space import is_slot
 from sweeps.spec import Spec, spec_from
-from sweeps.storage import local_folder, local_run
+from sweeps.storage import local_folder
 from sweeps.yaml_file import SpecError
 
 FREE = (
@@ -63,22 +63,6 @@ def refuse_changes(run: Path, old: dict[str, Any], new: Spec) -> None:
             f"{run} holds another sweep: {names} differ{'s' if len(changed) == 1 else ''}, which would change what its "
             "finished trials mean; choose another name, or give --overwrite"
         )
-
-
-def find_run(given: str) -> Path:
-    """A run folder from its path, from its name under runs/, or from its URI (fetched first).
-
-    Raises:
-        SpecError: none of them.
-    """
-    try:
-        place = local_run(given)
-    except ValueError as error:
-        raise SpecError(str(error)) from error
-    for folder in (place, Path("runs") / given):
-        if (folder / "run.json").is_file():
-            return folder.absolute()
-    raise SpecError(f"{given}: no such run: neither {Path(given)} nor {Path('runs') / given} has a run.json")
 
 
 def resumed_spec(run: Path, overrides: Sequence[str], *, local: bool = True) -> Checked:

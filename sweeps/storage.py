@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.records import TrialRecord, trial_folder
+from sweeps.yaml_file import SpecError
 from trainers.remote import Remote, is_uri
 
 _UNCHANGING = ("complete", "failed")  # its process has written its last word
@@ -50,15 +51,34 @@ def local_run(run: str) -> Path:
     return folder
 
 
+def find_run(given: str, *, to_read: bool = False) -> Path:
+    """A run folder from its path, from its name under runs/, or from its URI (fetched first).
+
+    Args:
+        to_read: whether a folder that holds a run's tables alone will do.
+
+    Raises:
+        SpecError: none of them.
+    """
+    try:
+        place = local_run(given)
+    except ValueError as error:
+        raise SpecError(str(error)) from error
+    places = [place] if is_uri(given) or place.is_absolute() else [place, Path("runs") / given]
+    for folder in places:
+        if (folder / "run.json").is_file() or (to_read and (folder / "parquet").is_dir()):
+            return folder.absolute()
+    raise SpecError(f"{given}: not a run folder: no run.json in {' or '.join(map(str, places))}; give storage/name")
+
+
 def run_place(storage: str, run: Path) -> "RunPlace":
     """Where the run that has its files in `run` on this machine is kept."""
     return RunMirror(storage, run) if is_uri(storage) else RunPlace(run)
 
 
-def push_trial(plan: dict[str, Any]) -> None:
-    """Bring what a trial has written on its node to where the driver finds it."""
-    if plan["remote"] is not None:
-        run_place(plan["remote"], Path(plan["run"])).push_trial(plan["trial_id"])
+def place_of(plan: dict[str, Any]) -> "RunPlace":
+    """Where the run of a trial's plan is kept."""
+    return run_place(plan["remote"] or "", Path(plan["run"]))
 
 
 class RunPlace:

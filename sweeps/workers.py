@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from sweeps.execute import Execution, Plan, RowSink, execute
+from sweeps.storage import place_of
 from trainers.fit import NonFiniteLossError
 from trainers.ray_train import GroupShape, drop_group, kept_group
 
@@ -19,19 +19,14 @@ def execute_on_workers(plan: Plan, on_epoch: RowSink, on_stage: RowSink) -> Exec
     """
     shape = GroupShape(plan["workers"], plan["threads"], plan["gpus_per_worker"])
     sinks = {"epoch": on_epoch, "stage": on_stage}
-    group = kept_group(shape, _files(plan), (NonFiniteLossError, ValueError))
+    files = f"{place_of(plan).tune_storage()}/workers"  # Ray Train's own: all nodes must reach it
+    group = kept_group(shape, files, (NonFiniteLossError, ValueError))
     try:
         result = group.run(_job, plan, lambda event: sinks[event["kind"]](event["row"]))
     finally:
         if not plan["keep_workers"]:
             drop_group()
     return Execution(**result)
-
-
-def _files(plan: Plan) -> str:
-    """Where Ray Train may keep its own files: all nodes must reach it."""
-    run = Path(plan["run"])
-    return str(run / "workers") if plan["remote"] is None else f"{plan['remote']}/{run.name}/workers"
 
 
 def _job(plan: Plan, emit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ DROP_RATE_BUILDERS = ("timm", "pruned_vit", "sws_vit", "tleg_vit", "lets_vit")
 
 
 def make_arch(name: str, *, num_classes: int, image_size: int, args: dict[str, Any] | None = None) -> Arch:
-    """The `Arch` of a timm model, a CIFAR ResNet or a ReViT ("revit": `trainers.pruned_vit.revit_arch`) for this data.
+    """The `Arch` of a timm model, a CIFAR ResNet or a ReViT ("revit": `trainers.revit.revit_arch`) for this data.
 
     `img_size` is filled in for models that take it (ViTs), unless `args` gives it.
 
@@ -139,7 +139,7 @@ def own_image_size(name: str) -> int:
 
 
 def _revit(args: dict[str, Any]) -> Arch:
-    from trainers.pruned_vit import revit_arch  # it imports this file
+    from trainers.revit import revit_arch  # it imports this file
 
     if "embed" not in args:
         raise ValueError("model 'revit' needs its width: args: {embed: 176} is ReViT-T, 384 ReViT-S")

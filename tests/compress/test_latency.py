@@ -19,7 +19,8 @@ from compress import latency_measure
 from compress.latency import DIMENSIONS, Fingerprint, LatencyTable
 from compress.latency_measure import default_grid, measure_table
 from trainers.models import Arch, make_arch
-from trainers.pruned_vit import PrunedBlock, check_vit, revit_arch
+from trainers.pruned_vit import PrunedBlock, check_vit
+from trainers.revit import revit_arch
 
 CPU = torch.device("cpu")
 AXES = ((16, 48, 64), (1, 4), (8, 24, 64), (8,), (1, 128, 256))

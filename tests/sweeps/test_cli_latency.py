@@ -10,7 +10,7 @@ from compress import latency_measure
 from compress.latency import LatencyTable
 from sweeps.cli import app
 from trainers.models import ModelState
-from trainers.pruned_vit import revit_arch
+from trainers.revit import revit_arch
 
 ARGS = '{"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3}'
 SMALL = ["--model", "vit_tiny_patch16_224", "--image-size", "16", "--args", ARGS, "--batch", "2", "--rounds", "1",

@@ -106,7 +106,7 @@ def test_mistakes_get_one_message(run: Path, call: Callable[..., tuple[int, str]
     odd.mkdir()
     (odd / "run.json").write_text(json.dumps({"schema": 1, "objectives": [{"metric": "elsewhere", "mode": "min"}]}))
     for arguments, message in [
-        (("front", run.parent), "not a run folder (no run.json in it)"),
+        (("front", run.parent), "not a run folder: no run.json in"),
         (("front", run, "--where", "acuracy>0.9"), "no metric, parameter or column 'acuracy'; near: accuracy"),
         (("front", run, "--pick", "cheapest"), "no such pick; valid: best-accuracy, best-gmacs, knee"),
         (("front", run, "--where", "accuracy>2", "--pick", "knee"), "nothing to pick from"),

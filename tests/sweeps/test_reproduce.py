@@ -95,7 +95,7 @@ def test_what_cannot_be_run_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) 
     for arguments, message in [
         ([str(run), "00007"], "no trial '00007'; its trials: 00000, 00001"),
         ([str(run), "00001"], "trial 00001 is failed; only a complete trial"),
-        (["nowhere", "00000"], "nowhere: no such run"),
+        (["nowhere", "00000"], "nowhere: not a run folder"),
         ([str(run), "00000", "--tolerance", "-1"], "Invalid value for '--tolerance'"),
     ]:
         result = again(*arguments)

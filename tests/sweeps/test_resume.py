@@ -19,9 +19,10 @@ from sweeps import run_state
 from sweeps.check import check_spec
 from sweeps.cli import app
 from sweeps.records import RecordTakenError, TrialRecord, trial_folder, trial_records
-from sweeps.resume import changed_keys, find_run, refuse_changes, reopen, resumed_spec
+from sweeps.resume import changed_keys, refuse_changes, reopen, resumed_spec
 from sweeps.run_state import driving, request_stop, stop_requested
 from sweeps.spec import spec_from
+from sweeps.storage import find_run
 from sweeps.trial import run_trial
 from sweeps.yaml_file import SpecError
 from tests.sweeps.helpers import begin, contents, finish, searcher, states
@@ -77,7 +78,7 @@ def test_runs_are_found(run: Path, raw: dict[str, Any], monkeypatch: pytest.Monk
     assert find_run(str(run)) == run
     monkeypatch.chdir(run.parent.parent)
     assert find_run("small") == run
-    with pytest.raises(SpecError, match=r"small2: no such run: neither small2 nor runs/small2 has a run\.json"):
+    with pytest.raises(SpecError, match=r"small2: not a run folder: no run\.json in small2 or runs/small2; give"):
         find_run("small2")
     moved = run.parent.parent / "archive" / "small"
     moved.parent.mkdir()

@@ -10,9 +10,9 @@ import pytest
 from sweeps.check import check_spec
 from sweeps.driver import run_sweep
 from sweeps.records import TrialRecord, trial_folder, trial_records
-from sweeps.resume import find_run, resumed_spec
+from sweeps.resume import resumed_spec
 from sweeps.spec import spec_from
-from sweeps.storage import RunMirror, local_run, run_place
+from sweeps.storage import RunMirror, find_run, local_run, run_place
 from sweeps.yaml_file import SpecError
 from trainers.remote import Remote
 

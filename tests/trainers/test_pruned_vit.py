@@ -17,7 +17,8 @@ from compress.random_init import RandomInit
 from compress.weight_selection import WeightSelection
 from trainers.data import DataInfo
 from trainers.models import Arch, ModelState, make_arch
-from trainers.pruned_vit import BLOCK_DIMS, check_vit, dense_arch, from_timm, revit_arch
+from trainers.pruned_vit import BLOCK_DIMS, check_vit, dense_arch, from_timm
+from trainers.revit import revit_arch
 from trainers.source_model import SourceConfig, load_source
 
 TINY = {"embed_dim": 24, "depth": 2, "num_heads": 3, "patch_size": 8}
