@@ -108,6 +108,7 @@ class Wfn(Stage, FitOptions):
     last_iteration: int | None = Field(None, ge=1, description="end after this many iterations; default: all")
     include_norm: bool = Field(False, description="fix norm parameters too (the paper's bn_inc)")
     calculation_type: Literal["relative", "euclidean"] = Field("relative", description="distance to a centroid")
+    powers_of_two: bool = Field(True, description="centroids are sums of few powers of two; false: any value")
 
     optimizer: str = Field("adam", description="a fresh one each iteration; the paper also has sgd")
     lr: float = Field(2e-5, gt=0)
@@ -171,7 +172,7 @@ class Wfn(Stage, FitOptions):
         allowed = self.distance_allowed * max(1, len(self.percentages) - t)
         return cluster(
             flat(parameters), self.percentages[t], allowed,
-            zero_distance=self.zero_distance, distance=self.calculation_type,
+            zero_distance=self.zero_distance, distance=self.calculation_type, powers_of_two=self.powers_of_two,
         )  # fmt: skip
 
     def _hook(self, parameters: dict[str, nn.Parameter], clustering: Clustering | None) -> HoldFixed:

@@ -56,9 +56,11 @@ class Candidates:
         max_distance: a.
         zero_distance: γ0.
         bound: B at the start; later ones may not be larger.
+        powers_of_two: False keeps the sequence's own values, in float32, at every order: an ablation.
     """
 
-    def __init__(self, max_distance: float, zero_distance: float, bound: float) -> None:
+    def __init__(self, max_distance: float, zero_distance: float, bound: float, *, powers_of_two: bool = True) -> None:
+        self._powers_of_two = powers_of_two
         self._max_distance, self._zero_distance = max_distance, zero_distance
         self._sequence = geometric_sequence(zero_distance, max_distance, bound)
         self._order = -1
@@ -72,7 +74,10 @@ class Candidates:
     def at(self, order: int, length: int) -> Float64s:
         """(K,) float64, ascending and different: 0, and ±q_ω of the first `length` values of the sequence."""
         if order != self._order:
-            sums = powers_of_two_sums(self._sequence, order, self._max_distance, self._zero_distance)
+            if self._powers_of_two:
+                sums = powers_of_two_sums(self._sequence, order, self._max_distance, self._zero_distance)
+            else:
+                sums = self._sequence.astype(np.float32).astype(np.float64)
             self._sums, self._first = np.unique(sums, return_index=True)
             self._order = order
         used = self._sums[self._first < length]

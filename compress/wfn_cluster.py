@@ -80,6 +80,7 @@ def cluster(
     *,
     zero_distance: float = 2**-7,
     distance: Distance = "relative",
+    powers_of_two: bool = True,
 ) -> Clustering:
     """Fix a fraction of the weights to few shared values, most of them sums of few powers of two.
 
@@ -95,6 +96,7 @@ def cluster(
         zero_distance: γ0, in the weights' unit. Also the least magnitude that candidates are laid out for. Where it
             is no power of two, the least exponent log2 γ0 - ω - 1 is rounded up.
         distance: `relative` or `euclidean`.
+        powers_of_two: False takes the geometric sequence itself for candidates (no part of the method: an ablation).
 
     Raises:
         ValueError: weights that are not floating-point, not finite, or 2^127 and more in magnitude; a fraction
@@ -114,7 +116,7 @@ def cluster(
     steps = _Steps(np.full(len(flat), -1, np.int32))
     needed = math.floor(fraction * len(flat))
     if needed:
-        _Greedy(flat, max_distance, metric, steps).fix(needed)
+        _Greedy(flat, max_distance, metric, steps, powers_of_two).fix(needed)
     codebook, *arrays = (torch.from_numpy(array).to(weights.device) for array in _assemble(flat, steps, metric))
     values, fixed, assignments, distances = (array.reshape(weights.shape) for array in arrays)
     return Clustering(values, fixed, codebook, assignments, distances, dict(steps.orders))
@@ -164,10 +166,13 @@ class _Steps:
 class _Greedy:
     """One clustering call under way."""
 
-    def __init__(self, weights: Float32s, max_distance: float, metric: _Metric, steps: _Steps) -> None:
+    def __init__(
+        self, weights: Float32s, max_distance: float, metric: _Metric, steps: _Steps, powers_of_two: bool
+    ) -> None:
         self.weights, self.max_distance, self.metric, self.steps = weights, max_distance, metric, steps
         self.line = Line(weights, metric.relative)
-        self.candidates = Candidates(max_distance, metric.zero_distance, self.line.largest())
+        bound = self.line.largest()
+        self.candidates = Candidates(max_distance, metric.zero_distance, bound, powers_of_two=powers_of_two)
         self._set = (-1, -1)
 
     def fix(self, needed: int) -> None:

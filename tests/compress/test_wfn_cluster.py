@@ -18,14 +18,14 @@ from compress.wfn_cluster import Clustering, Distance, cluster
 GAMMA = 2.0**-7
 
 
-def dense_candidates(bound: float, a: float, gamma: float, order: int) -> np.ndarray:
-    """Step 1 of the description, value by value."""
+def dense_candidates(bound: float, a: float, gamma: float, order: int, powers: bool = True) -> np.ndarray:
+    """Step 1 of the description, value by value; without powers of two, the geometric sequence."""
     a = min(a, 0.9999)
     lowest = math.ceil(math.log2(gamma) - order - 1)
     found, v = {0.0}, gamma
     while v < bound:
-        q = 2.0 ** float(np.round(np.log2(v)))
-        for _ in range(order):
+        q = 2.0 ** float(np.round(np.log2(v))) if powers else float(np.float32(v))
+        for _ in range(order if powers else 0):
             rest = v - q
             if abs(rest) < a * abs(v) or q == 0:
                 break
@@ -45,7 +45,12 @@ def dense_distances(w: np.ndarray, c: float, gamma: float, mode: Distance) -> np
 
 
 def oracle(
-    weights: np.ndarray, fraction: float, a: float, gamma: float = GAMMA, mode: Distance = "relative"
+    weights: np.ndarray,
+    fraction: float,
+    a: float,
+    gamma: float = GAMMA,
+    mode: Distance = "relative",
+    powers: bool = True,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[int, int]]:
     """Values, fixed, distances, orders: candidates × weights at each step, and a full stable sort."""
     w = weights.astype(np.float64)
@@ -54,7 +59,7 @@ def oracle(
     order, tau = 0, a
     while (needed := math.floor(fraction * len(w)) - int(fixed.sum())) > 0:
         left = np.flatnonzero(~fixed)
-        candidates = dense_candidates(np.abs(w[left]).max(), a, gamma, order)
+        candidates = dense_candidates(np.abs(w[left]).max(), a, gamma, order, powers)
         nearest = np.concatenate(
             [np.abs(part[:, None] - candidates).argmin(1) for part in np.array_split(w[left], 1 + len(left) // 4096)]
         )
@@ -78,10 +83,15 @@ def oracle(
 
 
 def assert_equal_to_oracle(
-    weights: np.ndarray, fraction: float, a: float, gamma: float = GAMMA, mode: Distance = "relative"
+    weights: np.ndarray,
+    fraction: float,
+    a: float,
+    gamma: float = GAMMA,
+    mode: Distance = "relative",
+    powers: bool = True,
 ) -> Clustering:
-    result = cluster(torch.from_numpy(weights), fraction, a, zero_distance=gamma, distance=mode)
-    values, fixed, distances, orders = oracle(weights, fraction, a, gamma, mode)
+    result = cluster(torch.from_numpy(weights), fraction, a, zero_distance=gamma, distance=mode, powers_of_two=powers)
+    values, fixed, distances, orders = oracle(weights, fraction, a, gamma, mode, powers)
     np.testing.assert_array_equal(result.fixed.numpy(), fixed)
     np.testing.assert_array_equal(result.values.numpy(), values)
     np.testing.assert_array_equal(result.distances.numpy(), distances)
@@ -127,6 +137,17 @@ def test_equal_to_the_oracle(draw: str, mode: Distance) -> None:
         (1000, 0.4, 2.5),
     ]:
         assert_equal_to_oracle(DRAWS[draw](rng, n).astype(np.float32), fraction, a, mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["relative", "euclidean"])
+def test_without_powers_of_two_centroids_are_those_of_the_sequence(mode: Distance) -> None:
+    w = np.random.default_rng(5).normal(0, 0.1, 600).astype(np.float32)
+    result = assert_equal_to_oracle(w, 1.0, 0.02, mode=mode, powers=False)
+    sequence = geometric_sequence(GAMMA, 0.02, 10.0).astype(np.float32)
+    assert np.isin(np.abs(result.codebook.numpy()), np.append(sequence, 0)).all()
+    assert set(result.codebook.tolist()) != set(
+        cluster(torch.from_numpy(w), 1.0, 0.02, distance=mode).codebook.tolist()
+    )
 
 
 @pytest.mark.parametrize("gamma", [2.0**-5, 2.0**-10, 0.01, 0.0123])
