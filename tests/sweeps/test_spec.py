@@ -157,6 +157,8 @@ def test_numbers_and_duplicates_in_yaml() -> None:
     assert parse_yaml("a: 1e-3\nb: -2.5E+4\nc: 1.5\nd: '1e-3'", "x") == [
         {"a": 0.001, "b": -25000.0, "c": 1.5, "d": "1e-3"}
     ]
+    merged = "a: &one {x: 1, y: 2}\nb: {<<: *one, y: 3}\nc: {y: 4, <<: *one}"
+    assert parse_yaml(merged, "x") == [{"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 1, "y": 4}}]
     with pytest.raises(SpecError, match=r"x, line 2, column 1: not valid YAML: key 'a' is given twice"):
         parse_yaml("a: 1\na: 2", "x")
     with pytest.raises(SpecError, match="not valid YAML"):
