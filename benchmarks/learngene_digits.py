@@ -1,6 +1,6 @@
 """Learngenes on the bundled digits: which start is best for a descendant, and what five sizes cost.
 
-    python benchmarks/learngene_digits.py [--workdir DIR] [--seeds 3] [--aux-epochs 40] [--epochs 2]
+    python benchmarks/learngene_digits.py [--workdir DIR] [--seeds 3] [--aux-epochs 40] [--epochs 2] [--rows FILE]
 
 A teacher ViT is trained once, then for each seed the auxiliary networks of SWS, LeTs and TLEG, with soft distillation from
 it (alpha 1). First table: a descendant of 4 layers, 48 wide, from each start, all fine-tuned for the same few epochs on
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from compress.finetune import Finetune
@@ -218,6 +219,32 @@ def compare_costs(benches: list[Bench], epochs: int) -> None:
                   f"{told(ratios, 2)} times", flush=True)  # fmt: skip
 
 
+def all_rows(benches: list[Bench]) -> pd.DataFrame:
+    """Every training of the seeds: start, size, epochs and rate, its accuracies and what it cost; auxiliary networks
+    and the teacher (seed -1) with their cost alone."""
+    rows: list[Row] = []
+    for bench in benches:
+        for file in sorted(bench.folder.glob("*.json")):
+            start, size, epochs, lr = file.stem.split("-", 3)
+            width, depth = map(int, size.split("x"))
+            row = {
+                "seed": bench.seed,
+                "start": start,
+                "width": width,
+                "depth": depth,
+                "epochs": int(epochs),
+                "lr": float(lr),
+            }
+            rows.append(row | json.loads(file.read_text()))
+        for method in AUXILIARIES:
+            images = bench.options.aux_epochs * bench.steps() * TRAIN["batch_size"]
+            rows.append({"seed": bench.seed, "start": f"auxiliary {method}", "images": images,
+                         "seconds": bench.seconds(f"aux-{method}")})  # fmt: skip
+    images = benches[0].options.teacher_epochs * benches[0].steps() * TRAIN["batch_size"]
+    rows.append({"seed": -1, "start": "teacher", "images": images, "seconds": benches[0].seconds("../teacher")})
+    return pd.DataFrame(rows)
+
+
 def main() -> None:
     """Run what is missing, print every row and both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -226,6 +253,7 @@ def main() -> None:
     parser.add_argument("--teacher-epochs", type=int, default=25)
     parser.add_argument("--aux-epochs", type=int, default=40)
     parser.add_argument("--epochs", type=int, default=2, help="of every fine-tuning")
+    parser.add_argument("--rows", type=Path, help="write every row to this Parquet file too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         workdir = options.workdir or Path(temporary)
@@ -233,6 +261,8 @@ def main() -> None:
         benches = [Bench(data, workdir, seed, options) for seed in range(options.seeds)]
         compare_starts(benches, options.epochs)
         compare_costs(benches, options.epochs)
+        if options.rows:
+            all_rows(benches).to_parquet(options.rows, index=False)
         for name in ("../teacher", *(f"aux-{method}" for method in AUXILIARIES)):
             models = [bench.kept(name, lambda: (_ for _ in ()).throw(AssertionError)) for bench in benches]
             print(f"{name}: {told([bench.seconds(name) for bench in benches], 0)} s, "

@@ -1,0 +1,101 @@
+"""How many trials a search needs: samplers replayed over the recorded grid of the preset search-digits.
+
+python benchmarks/search_simulation.py [--grid results/search-digits.parquet] [--seeds 5] [-o results/search-simulation.parquet]
+
+A search asks for configurations one by one and is told what the grid's record says. Counted until the hypervolume of
+what it has found is 95 % of the whole grid's: trials asked for, and epochs of training, where a configuration that is
+asked for again costs nothing (the stage cache has it). With early stopping, a trial ends after its first or second
+epoch when its accuracy is not in the upper half of what was seen there (asynchronous successive halving); it is told
+as pruned, and is not on the front. Hypervolume: validation accuracy above the grid's median, decades of multiplications
+below the grid's largest. A search that has asked for twice the grid's size without getting there is counted as that.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pandas as pd
+from optuna.trial import TrialState
+
+from analysis.pareto import Objective, hypervolume, hypervolume_over_time
+from sweeps.samplers import make_sampler
+
+PARAMETERS = ["start", "embed_dim", "depth", "lr"]
+OBJECTIVES = [Objective("accuracy", "max"), Objective("decades", "min")]
+SAMPLERS = ("tpe", "nsga2", "random")
+RUNGS = (1, 2)
+SHARE = 0.95
+
+
+def read(path: Path) -> pd.DataFrame:
+    """The grid: its parameters as index, accuracy, decades of multiplications, accuracy after each epoch."""
+    rows = pd.read_parquet(path)
+    rows["decades"] = np.log10(rows["gmacs"])
+    return rows.set_index(PARAMETERS)
+
+
+def search(
+    grid: pd.DataFrame, sampler: str, seed: int, early_stopping: bool, goal: float, reference: np.ndarray
+) -> dict:
+    """Trials and epochs until the goal."""
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=make_sampler(sampler, seed, {}))
+    choices = {name: sorted(grid.index.unique(name)) for name in PARAMETERS}
+    last = max(int(c.removeprefix("epoch_")) for c in grid if c.startswith("epoch_"))
+    trained: dict[tuple, int] = {}
+    rungs: dict[int, list[float]] = {rung: [] for rung in RUNGS}
+    found: list[tuple[float, float]] = []
+    epochs = asked = 0
+    reached = False
+    while not reached and asked < 2 * len(grid):
+        asked += 1
+        trial = study.ask()
+        key = tuple(trial.suggest_categorical(name, values) for name, values in choices.items())
+        row = grid.loc[key]
+        stopped = next((r for r in RUNGS if early_stopping and _stop(rungs[r], row[f"epoch_{r}"])), None)
+        ran = stopped or last
+        epochs += max(0, ran - trained.get(key, 0))
+        trained[key] = max(ran, trained.get(key, 0))
+        if stopped:
+            study.tell(trial, state=TrialState.PRUNED)
+            continue
+        values = (float(row["accuracy"]), float(row["decades"]))
+        study.tell(trial, values)
+        found.append(values)
+        reached = hypervolume(np.array(found), OBJECTIVES, reference) >= goal
+    return {"trials": asked, "epochs": epochs, "reached": reached}
+
+
+def _stop(seen: list[float], accuracy: float) -> bool:
+    """Note an accuracy at a rung; whether its trial ends there: it is below the median of all that came there."""
+    seen.append(accuracy)
+    return accuracy < float(np.median(seen))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grid", type=Path, default=Path("results/search-digits.parquet"))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("-o", "--out", type=Path)
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    grid = read(options.grid)
+    values = grid[["accuracy", "decades"]].to_numpy()
+    reference = np.array([np.median(values[:, 0]), values[:, 1].max()])
+    goal = SHARE * float(hypervolume_over_time(values, OBJECTIVES, reference)[-1])
+    rows = [
+        {"sampler": sampler, "early_stopping": stopping, "seed": seed}
+        | search(grid, sampler, seed, stopping, goal, reference)
+        for sampler in SAMPLERS
+        for stopping in (False, True)
+        for seed in range(options.seeds)
+    ]
+    table = pd.DataFrame(rows)
+    if options.out:
+        table.to_parquet(options.out, index=False)
+    print(f"a grid of {len(grid)} configurations, {len(grid) * sum(c.startswith('epoch_') for c in grid)} epochs")
+    print(table.groupby(["sampler", "early_stopping"])[["trials", "epochs", "reached"]].agg(["mean", "std"]).round(1))
+
+
+if __name__ == "__main__":
+    main()
