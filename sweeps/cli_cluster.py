@@ -152,10 +152,11 @@ def perform(request: Request, address: str = "auto", ship: bool = False) -> int:
     """Check and run what a request asks for, and print what came of it.
 
     Returns:
-        Exit code: 0, 2 for a mistake, 130 after Ctrl-C.
+        Exit code: 0, 1 where no trial is complete, 2 for a mistake, 130 after Ctrl-C.
     """
     from sweeps.cli import console, fail, print_front
     from sweeps.progress import Progress
+    from sweeps.records import trial_records
     from sweeps.yaml_file import SpecError
 
     try:
@@ -178,6 +179,9 @@ def perform(request: Request, address: str = "auto", ship: bool = False) -> int:
         return 130
     if outcome.stopped:
         console.print("[yellow]stopped[/] as asked; `sweeps resume` goes on from here")
+    elif not any(record.status == "complete" for record in trial_records(outcome.folder)):
+        console.print("[red]no trial is complete[/]; `sweeps status` says what failed")
+        return 1
     return 0
 
 

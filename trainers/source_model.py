@@ -30,7 +30,9 @@ class SourceConfig(Config):
         default_factory=dict, description="builder arguments: patch_size, embed_dim, depth, drop_rate, …"
     )
     pretrained: bool = Field(False, description="timm's pretrained weights (needs the internet once)")
-    checkpoint: Path | None = Field(None, description="safetensors, a plain state dict, or a folder saved by us")
+    checkpoint: Path | None = Field(
+        None, description="safetensors, a plain state dict, or a folder saved by us (with `model`: its weights)"
+    )
     checkpoint_key: str | None = Field(
         None, description="key of the state dict in the file (model, module, model_ema, …); default: found"
     )
@@ -98,11 +100,12 @@ def _pretrained(arch: Arch) -> dict[str, Tensor]:
 
 
 def read_state_dict(path: Path, key: str | None = None, prefix: str = "") -> dict[str, Tensor]:
-    """Tensors by name from a safetensors file or a torch file (read without unpickling code).
+    """Tensors by name from a safetensors file, a torch file (read without unpickling code), or a folder saved by us.
 
     Raises:
         ValueError: not such a file, or no state dict under `key`.
     """
+    path = path / "model.safetensors" if path.is_dir() else path
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)

@@ -279,6 +279,8 @@ def test_checkpoint_of_another_label_set_and_image_size(tmp_path: Path) -> None:
     assert loaded.weights["head_dist.weight"].shape == (5, 16)
     assert loaded.weights["pos_embed"].shape == (1, 16 + 2, 16)
     assert torch.equal(loaded.weights["blocks.1.attn.v.weight"], state.weights["blocks.1.attn.v.weight"])
+    of_folder = load_source(source.model_copy(update={"checkpoint": tmp_path}), num_classes=5, image_size=32, seed=0)
+    assert all(torch.equal(value, of_folder.weights[name]) for name, value in loaded.weights.items())
 
 
 def test_stages_take_it() -> None:
