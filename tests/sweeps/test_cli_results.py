@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import analysis
 from sweeps.cli import app
+from sweeps.driver import Outcome
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,27 @@ def test_status(run: Path, call: Callable[..., tuple[int, str]]) -> None:
     assert code == 0
     assert "20 trials: 15 complete" in text
     assert "ValueError: stage nvit" in text
+
+
+def test_a_run_is_found_by_its_name(run: Path, call: Callable[..., tuple[int, str]]) -> None:
+    (run.parent / "runs").mkdir()
+    run.rename(run.parent / "runs" / "mine")
+    code, text = call("status", "mine")
+    assert (code, "20 trials: 15 complete" in text) == (0, True), text
+
+
+@pytest.mark.parametrize(("complete", "code"), [(True, 0), (False, 1)])
+def test_a_sweep_without_a_complete_trial_fails(
+    run: Path, call: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, complete: bool, code: int
+) -> None:
+    outcome = Outcome(run, interrupted=False, stopped=False, report=run / "report.html")
+    monkeypatch.setattr("sweeps.driver.run_sweep", lambda *args, **kwargs: outcome)
+    for path in (run / "trials").glob("*/record.json"):
+        record = json.loads(path.read_text())
+        if record["status"] == "complete" and not complete:
+            path.write_text(json.dumps(record | {"status": "failed", "error": {"type": "E", "message": "no"}}))
+    found, text = call("run", "demo")
+    assert (found, "no trial is complete; `sweeps status`" in text) == (code, not complete), text
 
 
 def test_front(run: Path, call: Callable[..., tuple[int, str]]) -> None:
