@@ -78,7 +78,7 @@ def test_runs_are_found(run: Path, raw: dict[str, Any], monkeypatch: pytest.Monk
     assert find_run(str(run)) == run
     monkeypatch.chdir(run.parent.parent)
     assert find_run("small") == run
-    with pytest.raises(SpecError, match=r"small2: not a run folder: no run\.json in small2 or runs/small2; give"):
+    with pytest.raises(SpecError, match=r"small2: not a run folder: no run\.json in small2 or runs/small2; it is"):
         find_run("small2")
     moved = run.parent.parent / "archive" / "small"
     moved.parent.mkdir()
