@@ -68,7 +68,9 @@ def find_run(given: str, *, to_read: bool = False) -> Path:
     for folder in places:
         if (folder / "run.json").is_file() or (to_read and (folder / "parquet").is_dir()):
             return folder.absolute()
-    raise SpecError(f"{given}: not a run folder: no run.json in {' or '.join(map(str, places))}; it is storage/name of its spec")
+    raise SpecError(
+        f"{given}: not a run folder: no run.json in {' or '.join(map(str, places))}; it is storage/name of its spec"
+    )
 
 
 def run_place(storage: str, run: Path) -> "RunPlace":
