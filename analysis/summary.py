@@ -161,6 +161,6 @@ def quantity(value: float, metric: str) -> str:
     unit = metric_unit(metric)
     if unit == "fraction":
         return f"{100 * value:.2f} %"
-    if float(value).is_integer() and abs(value) < 1e15:
-        return f"{int(value):,}".replace(",", "\u202f") + (f" {unit}" if unit not in ("", "1") else "")
+    if (float(value).is_integer() or abs(value) >= 1e4) and abs(value) < 1e15:
+        return f"{value:,.0f}".replace(",", "\u202f") + (f" {unit}" if unit not in ("", "1") else "")
     return f"{value:.4g}" + (f" {unit}" if unit not in ("", "1", "10^9") else "")

@@ -29,7 +29,9 @@ def short(value: Any) -> str:
         return str(value)
     if not math.isfinite(value):
         return str(value)
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 class Standing:
