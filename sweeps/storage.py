@@ -55,7 +55,7 @@ def find_run(given: str, *, to_read: bool = False) -> Path:
     """A run folder from its path, from its name under runs/, or from its URI (fetched first).
 
     Args:
-        to_read: whether a folder that holds a run's tables alone will do.
+        to_read: whether a folder that holds a run's records or its tables alone will do.
 
     Raises:
         SpecError: none of them.
@@ -66,7 +66,8 @@ def find_run(given: str, *, to_read: bool = False) -> Path:
         raise SpecError(str(error)) from error
     places = [place] if is_uri(given) or place.is_absolute() else [place, Path("runs") / given]
     for folder in places:
-        if (folder / "run.json").is_file() or (to_read and (folder / "parquet").is_dir()):
+        kept = ("trials", "parquet") if to_read else ()
+        if (folder / "run.json").is_file() or any((folder / name).is_dir() for name in kept):
             return folder.absolute()
     raise SpecError(
         f"{given}: not a run folder: no run.json in {' or '.join(map(str, places))}; it is storage/name of its spec"

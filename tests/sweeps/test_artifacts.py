@@ -59,7 +59,7 @@ def test_mistakes(quantised_run: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     for arguments, message in [
         (["pack", str(quantised_run), "00009", out], "no trial '00009'; its trials: 00000"),
-        (["pack", str(tmp_path / "none"), "00000", out], "no trial '00000'; its trials: none"),
+        (["pack", str(tmp_path / "none"), "00000", out], "not a run folder: no run.json in"),
         (["unpack", str(quantised_run / "trials/00000/record.json"), out], "cannot be read as a coded model"),
     ]:
         result = CliRunner().invoke(app, arguments)
