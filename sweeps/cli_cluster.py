@@ -156,7 +156,6 @@ def perform(request: Request, address: str = "auto", ship: bool = False) -> int:
     """
     from sweeps.cli import console, fail, print_front
     from sweeps.progress import Progress
-    from sweeps.records import trial_records
     from sweeps.yaml_file import SpecError
 
     try:
@@ -169,7 +168,7 @@ def perform(request: Request, address: str = "auto", ship: bool = False) -> int:
         )  # fmt: skip
     except SpecError as error:
         return fail(str(error)).exit_code
-    print_front(outcome.folder)
+    found = print_front(outcome.folder)
     console.print(
         f"\nrun     {outcome.folder}\ntables  {outcome.folder / 'parquet'}\nreport  {outcome.report}",
         highlight=False, soft_wrap=True,
@@ -179,7 +178,7 @@ def perform(request: Request, address: str = "auto", ship: bool = False) -> int:
         return 130
     if outcome.stopped:
         console.print("[yellow]stopped[/] as asked; `sweeps resume` goes on from here")
-    elif not any(record.status == "complete" for record in trial_records(outcome.folder)):
+    elif found.complete().empty:
         console.print("[red]no trial is complete[/]; `sweeps status` says what failed")
         return 1
     return 0

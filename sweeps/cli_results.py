@@ -196,14 +196,15 @@ def unpack(
     console.print(f"{out}  {state.arch.name}, {len(state.weights)} tensors", highlight=False, soft_wrap=True)
 
 
-def print_front(run: Path) -> None:
-    """The non-dominated trials of a run, as a table."""
+def print_front(run: Path) -> "Run":
+    """Print the non-dominated trials of a run as a table, and give the run."""
     from analysis import front_table
 
     loaded = _load(str(run))
     _print_table(
         front_table(loaded), f"front of {loaded.name}", "no trial is on the front: none is complete within the bounds"
     )
+    return loaded
 
 
 def _folder(run: str) -> Path:
