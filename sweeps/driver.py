@@ -198,6 +198,7 @@ class _Watch(ray.tune.Callback):
     def __init__(self, place: RunPlace, search: StudySearch, progress: Progress, watchers: Watchers) -> None:
         self.place, self.search, self.progress, self.watchers = place, search, progress, watchers
         self.fault: str | None = None
+        self._resources: Any = None  # what a trial holds: the same for all, so that one object will do
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its settings at the start; it never loads them here
@@ -246,17 +247,18 @@ class _Watch(ray.tune.Callback):
     def _ended(self, trial: Any, record: TrialRecord | None) -> None:
         self.progress.ended(record)
         self.watchers.ended(trial.config["plan"]["trial_id"])
-        _forget_plan(trial)
+        self._slim(trial)
 
-
-def _forget_plan(trial: Any) -> None:
-    """Tune keeps every trial to the end of the sweep, with five copies of its plan; one that has ended needs none of them."""
-    rest = {"plan": {"trial_id": trial.config["plan"]["trial_id"]}}
-    trial.config, trial.evaluated_params = rest, {}
-    trial._Trial__unresolved_config = rest
-    seen = trial.run_metadata
-    seen.last_result["config"], seen.metric_analysis, seen.metric_n_steps = rest, {}, {}
-    trial.invalidate_json_state()
+    def _slim(self, trial: Any) -> None:
+        """Tune keeps every trial to the end of the sweep, with seven copies of its plan; one that has ended needs none of them."""
+        rest = {"plan": {"trial_id": trial.config["plan"]["trial_id"]}}
+        trial.config, trial.evaluated_params, trial.experiment_tag = rest, {}, ""
+        trial._Trial__unresolved_config, trial._default_result_or_future = rest, None
+        trial.placement_group_factory = self._resources = self._resources or trial.placement_group_factory
+        seen = trial.run_metadata
+        seen.last_result = {k: v for k, v in seen.last_result.items() if k != "experiment_tag"} | {"config": rest}
+        seen.metric_analysis, seen.metric_n_steps = {}, {}
+        trial.invalidate_json_state()
 
 
 def _tune(checked: Checked, place: RunPlace, search: StudySearch, trial: TrialFunction, progress: Progress) -> bool:

@@ -41,30 +41,50 @@ class Listener(ABC):
         """The trial has ended, however it did."""
 
 
+class _EventFile:
+    """Scalars of one trial in TensorBoard's format.
+
+    tensorboardX's SummaryWriter would do, but for its exit handler, which keeps every writer until the sweep ends.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+
+        folder.mkdir(parents=True)
+        self.events = EventsWriter(str(folder / "events"))
+
+    def add(self, scalars: Scalars, step: int) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        for name, value in scalars.items():
+            self.events.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        self.events.flush()
+
+    def close(self) -> None:
+        self.events.close()
+
+
 class TensorBoard(Listener):
     """Event files under RUN/tensorboard/TRIAL."""
 
     def __init__(self, run: Path) -> None:
         self.folder = run / "tensorboard"
-        self._writers: dict[str, Any] = {}
+        self._writers: dict[str, _EventFile] = {}
 
     def begin(self, record: dict[str, Any]) -> None:
-        from tensorboardX import SummaryWriter
-
         identity = record["trial_id"]
         if identity in self._writers:
             self._writers.pop(identity).close()
         shutil.rmtree(self.folder / identity, ignore_errors=True)
-        self._writers[identity] = SummaryWriter(str(self.folder / identity), flush_secs=10)
+        self._writers[identity] = _EventFile(self.folder / identity)
 
     def epoch(self, trial_id: str, scalars: Scalars, step: int) -> None:
-        for name, value in scalars.items():
-            self._writers[trial_id].add_scalar(name, value, step)
+        self._writers[trial_id].add(scalars, step)
 
     def end(self, record: dict[str, Any]) -> None:
         writer = self._writers.pop(record["trial_id"])
-        for name, value in _finite(record["metrics"]).items():
-            writer.add_scalar(f"final/{name}", value, 0)
+        writer.add({f"final/{name}": value for name, value in _finite(record["metrics"]).items()}, 0)
         writer.close()
 
 
