@@ -1,7 +1,8 @@
 """Measuring a latency table on this device: random blocks of a model's kind at the points of a grid.
 
-Points are visited in several rounds, each in another random order, and a point's value is the median over all its
-passes (the largest block, the measure of every target, gets more): a device that slows down or is disturbed for a while then adds noise, not structure.
+Points are visited in several rounds, each in another random order. Every pass is followed by one of the largest block,
+and a point's value is the median ratio of the two, times the median of the largest block over the whole measurement: a
+device that slows down or is disturbed for a while slows both, and what is left of it is noise, not structure.
 """
 
 import itertools
@@ -26,7 +27,6 @@ GROUPS: Mapping[str, int] = MappingProxyType({"embed": 16, "heads": 2, "qk": 8, 
 POINTS: Mapping[str, int] = MappingProxyType({"embed": 4, "heads": 3, "qk": 3, "v": 3, "mlp": 4})
 """Grid points of each dimension by default."""
 _WARM_SECONDS = 1.0
-_MORE_OF_LARGEST = 8
 
 
 def default_grid(
@@ -75,7 +75,8 @@ def measure_table(
         arch: a timm ViT or DeiT, or a `pruned_vit`; its image and patch size decide the number of tokens.
         batch_size: images a pass.
         grid: ascending points of each dimension; default: `default_grid`.
-        rounds, passes: timed passes of a point are their product; each round has one more to warm up.
+        rounds, passes: timed passes of a point, each beside one of the largest block, are their product; each visit has
+            one more of both to warm up.
         tf32: allow TF32 in float32 products on CUDA, as `TrainConfig.tf32` does.
         seed: of order and weights.
         on_point: called after each visit of a point with the visits done and in all.
@@ -89,14 +90,17 @@ def measure_table(
     probe = _Probe(arch, device, batch_size, dtype, [int(axis[-1]) for axis in axes])
     points = list(itertools.product(*(axis.tolist() for axis in axes)))
     jobs = [*points, *(("stem", e) for e in grid["embed"]), *(("head", e) for e in grid["embed"])]
-    times: list[list[float]] = [[] for _ in jobs]
+    times: list[list[tuple[float, float]]] = [[] for _ in jobs]
     with torch.inference_mode(), _tf32(tf32), _memory_hint(batch_size):
         probe.warm_up()
-        order = _order(len(jobs), len(points) - 1, rounds, seed)
+        generator = np.random.default_rng(seed)
+        order = np.concatenate([generator.permutation(len(jobs)) for _ in range(rounds)]).tolist()
         for visit, index in enumerate(order, 1):
             times[index] += probe.times_ms(jobs[index], passes)
             on_point(visit, len(order))
-    values = np.array([np.median(of_job) for of_job in times])
+    own, largest = np.array(times).transpose(2, 0, 1)  # (jobs, rounds × passes) each
+    values = np.median(own / largest, axis=1) * np.median(largest)
+    values[len(points) - 1] = np.median(largest)  # the same block twice
     stem, head = values[len(points) :].reshape(2, -1)
     fingerprint = Fingerprint(
         device_name=device_name(device), driver=_driver(device), torch_version=torch.__version__, batch_size=batch_size,
@@ -104,14 +108,6 @@ def measure_table(
         num_threads=num_threads(device),
     )  # fmt: skip
     return LatencyTable(axes, values[: len(points)].reshape([len(axis) for axis in axes]), stem, head, fingerprint)
-
-
-def _order(jobs: int, largest: int, rounds: int, seed: int) -> list[int]:
-    """Numbers of jobs in the order of their visits."""
-    generator = np.random.default_rng(seed)
-    # the largest block is the measure of every latency target: its error would be in all of them
-    once = np.concatenate([np.arange(jobs), np.full(_MORE_OF_LARGEST, largest)])
-    return np.concatenate([generator.permutation(once) for _ in range(rounds)]).tolist()
 
 
 class _Probe:
@@ -131,6 +127,7 @@ class _Probe:
         # real values: zeros and denormals run at another speed
         self.weights = torch.randn(max(sizes), generator=generator).mul_(0.02).to(device, getattr(torch, dtype))
         self.inputs = torch.randn(inputs, generator=generator).to(device, getattr(torch, dtype))
+        self.reference = timed_pass(*self._job(self.largest), device)
 
     def _block(self, dims: tuple[int, ...]) -> nn.Module:
         with torch.device("meta"):
@@ -161,17 +158,16 @@ class _Probe:
             return _Part(self._filled(self._vit(job[1])), "head"), tokens
         return self._filled(self._block(job)), tokens
 
-    def times_ms(self, job: tuple[Any, ...], passes: int) -> list[float]:
-        """Milliseconds of each pass, after one that is not timed."""
+    def times_ms(self, job: tuple[Any, ...], passes: int) -> list[tuple[float, float]]:
+        """Milliseconds of each pass and of the largest block beside it, after one of both that is not timed."""
         timed = timed_pass(*self._job(job), self.device)
-        timed()
-        return [timed() for _ in range(passes)]
+        return [(timed(), self.reference()) for _ in range(1 + passes)][1:]
 
     def warm_up(self) -> None:
         """Run the largest block until clocks and allocator have settled."""
-        timed, spent_ms = timed_pass(*self._job(self.largest), self.device), 0.0
+        spent_ms = 0.0
         while spent_ms < 1000 * _WARM_SECONDS:
-            spent_ms += timed()
+            spent_ms += self.reference()
 
 
 class _Part(nn.Module):

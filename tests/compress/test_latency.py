@@ -260,7 +260,10 @@ GRID = {"embed": [8, 16], "heads": [1, 3], "qk": [2, 4], "v": [2, 6], "mlp": [3,
 
 
 def test_measures_each_point_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With time replaced by what is asked to run, the table holds exactly the blocks' own numbers."""
+    """With time replaced by what is asked to run, the table holds exactly the blocks' own numbers.
+
+    The device is three times slower at every third visit, which changes nothing.
+    """
     visits: list[Any] = []
 
     def fake(module: nn.Module, x: torch.Tensor, device: torch.device) -> Any:
@@ -278,8 +281,10 @@ def test_measures_each_point_in_its_place(monkeypatch: pytest.MonkeyPatch) -> No
             assert tuple(x.shape) == ((5, 3, 16, 16) if x.ndim == 4 else (5, 6, parts.vit.embed_dim))
             value = parts.vit.embed_dim + (0.25 if x.ndim == 4 else 0.5)
         visits.append(key)
-        samples = itertools.chain([1e9], itertools.cycle([value - 1e-3, value, value + 5]))  # the first is warm-up
-        return lambda: next(samples)
+        samples = itertools.chain([1e9], itertools.cycle([value * 0.9, value, value + 5]))  # the first is warm-up
+        if len(visits) == 1:  # the block beside all others
+            samples = itertools.cycle([value])
+        return lambda: next(samples) * (3 if len(visits) % 3 == 0 else 1)
 
     monkeypatch.setattr(latency_measure, "timed_pass", fake)
     monkeypatch.setattr(latency_measure, "_WARM_SECONDS", 0.0)
@@ -290,11 +295,11 @@ def test_measures_each_point_in_its_place(monkeypatch: pytest.MonkeyPatch) -> No
     for point in itertools.product(*GRID.values()):
         expected = sum((i + 1) * 100.0**i * n for i, n in enumerate(point))
         assert table.block_ms(np.array([point]))[0] == pytest.approx(expected, rel=1e-12)
-    assert table.stem.tolist() == [8.25, 16.25]
-    assert table.head.tolist() == [8.5, 16.5]
-    total = 3 * (32 + 4 + latency_measure._MORE_OF_LARGEST)
+    assert table.stem.tolist() == pytest.approx([8.25, 16.25])
+    assert table.head.tolist() == pytest.approx([8.5, 16.5])
+    total = 3 * (32 + 4)
     assert counts == [(i + 1, total) for i in range(total)]
-    rounds = np.array_split(np.array([str(v) for v in visits[1:]]), 3)  # the first warms the device up
+    rounds = np.array_split(np.array([str(v) for v in visits[1:]]), 3)  # the first is the block beside all others
     assert not np.array_equal(rounds[0], rounds[1]), "another order each round"
     assert all(Counter(r.tolist()) == Counter(rounds[0].tolist()) for r in rounds)
     mark = table.fingerprint
