@@ -73,6 +73,11 @@ class Nvit(Stage, TrainConfig):
     latency: Literal["measured", "macs"] = Field(
         "measured", description="macs counts operations: the same on every machine, but no latency"
     )
+    importance_unit: Literal["share", "loss"] = Field(
+        "loss",
+        description="of importance beside latency: a unit's share of the whole model's, so that eta carries over between "
+        "losses and is as strong in the first intervals as later, or the paper's squared change of the loss",
+    )
     table: Path | None = Field(None, description="a measured latency table; default: measured on the trial's device")
     latency_batch: int = Field(
         64, ge=1, description="images a batch, of a table measured here and of the final measure"
@@ -168,7 +173,7 @@ class Nvit(Stage, TrainConfig):
 
     def _rules(self, seed: int) -> PruneRules:
         shared = {name: getattr(self, name) for name in (
-            "importance", "latency_target", "latency_regularization", "latency_unit", "prune_per_iter", "interval_prune",
+            "importance", "latency_target", "latency_regularization", "latency_unit", "importance_unit", "prune_per_iter", "interval_prune",
             "budget", "student_eval",
         )}  # fmt: skip
         return PruneRules(**shared, momentum=self.importance_momentum, seed=seed)

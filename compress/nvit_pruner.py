@@ -1,7 +1,8 @@
 """The hook that prunes a ViT while it trains: scores every step, cuts every interval, ends at the latency target.
 
 Legend
-    I, I'     importance of a unit, without and with the latency term: I' = I − η · credit
+    I, I'     importance of a unit, without and with the latency term: I' = I − η · credit, or I/ΣI − η · credit with
+              ΣI over the units that are left (`importance_unit` share)
     n_t       groups zeroed after t intervals: ⌊t · prune_per_iter / 16⌋
 """
 
@@ -30,6 +31,7 @@ class PruneRules:
     latency_target: float
     latency_regularization: float
     latency_unit: Literal["dense", "seconds"]
+    importance_unit: Literal["share", "loss"]
     prune_per_iter: int
     interval_prune: int
     momentum: float
@@ -114,6 +116,8 @@ class Pruner(Hook):
         saved_ms = torch.from_numpy(np.asarray(self.latency.gradient(block_table(counts).numpy())))
         unit_ms = self.dense_ms if self.rules.latency_unit == "dense" else 1000.0
         credit = latency_credit(saved_ms / unit_ms, counts, self.layout.groups)
+        if self.rules.importance_unit == "share":
+            importance = importance / importance[self.keep].sum().clamp_min(torch.finfo(torch.float64).tiny)
         return importance - self.rules.latency_regularization * credit[self.layout.structure]
 
     def _choose(self) -> bool:

@@ -255,6 +255,25 @@ def test_latency_terms_are_finite_differences_of_the_table(digits: Data) -> None
     assert checked >= 5
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e6])
+def test_shares_of_importance_forget_the_scale_of_the_loss(digits: Data, scale: float) -> None:
+    """I/ΣI − η · credit, ΣI over what is left; where no gradient was seen, credit alone."""
+    state = from_timm(source())
+    stage = Nvit(**QUICK | {"latency_regularization": 0.01, "importance_unit": "share"})
+    layout = UnitLayout.of(state.arch.dims, stage.groups)
+
+    def pruner() -> Pruner:
+        made = Pruner(MaskedVit.from_state(state), layout, table_of(state.arch), stage._rules(0), CPU)
+        made.keep[:24] = False
+        return made
+
+    seen = torch.rand(layout.num_units, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    scored = pruner()
+    scored.meter.add(scale * seen)
+    scores, credit = scored.scores(), pruner().scores()  # the second saw no step
+    assert torch.allclose(scores - credit, seen / seen[24:].sum(), rtol=1e-9, atol=1e-12)
+
+
 def test_a_table_is_measured_once_and_survives_a_kill(
     digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
