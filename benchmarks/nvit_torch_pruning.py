@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from nvit_digits import (
+    ETA,
     FINETUNE,
     PRUNE,
     TRAIN,
@@ -78,7 +79,7 @@ def measured(pruned: nn.Module, model: ModelState, data: Data) -> float:
 
 def ours(model: ModelState, data: Data, table: Path, target: float, folder: Path, seed: int, epochs: int) -> Row:
     ctx, begin = context(data, folder / "prune", seed), time.process_time()
-    pruned = Nvit(**PRUNE, latency_target=target, table=table).run(model, ctx)
+    pruned = Nvit(**PRUNE, latency_target=target, latency_regularization=ETA[target], table=table).run(model, ctx)
     prune_seconds = time.process_time() - begin
     left = epochs - epochs_of(ctx.reported["prune_steps"], data)
     after = tune(pruned, model, data, folder / "tune", seed, left)
@@ -155,7 +156,7 @@ def as_pruned_vit(vit: Any, dense: Arch) -> ModelState:
 def main() -> None:
     """Run both for each seed and target; print every run and the means."""
     parser = arguments(__doc__)
-    parser.set_defaults(targets=[0.5, 0.35], epochs=[3, 5])
+    parser.set_defaults(targets=[0.5, 0.35], epochs=[6, 8])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         run(args, args.workdir or Path(temporary), Path(temporary))

@@ -1,4 +1,4 @@
-select trial_id, "config/nvit.importance" as importance, "config/nvit.latency_target" as target, seed,
+select trial_id, "config/prune" as importance, "config/prune.latency_target" as target, seed,
   "metric/latency_ratio_estimated" as estimated, "metric/latency_ratio_measured" as measured,
   "metric/accuracy" as val_accuracy, "metric/test_accuracy" as test_accuracy, "metric/num_params"::int as num_params,
   "metric/gmacs" as gmacs
