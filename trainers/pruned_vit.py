@@ -40,11 +40,19 @@ class PrunedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, _ = x.shape
-        q = self.q(x).reshape(batch, tokens, self.num_heads, self.qk_dim).transpose(1, 2)
-        k = self.k(x).reshape(batch, tokens, self.num_heads, self.qk_dim).transpose(1, 2)
-        v = self.v(x).reshape(batch, tokens, self.num_heads, self.v_dim).transpose(1, 2)
-        x = self._attend(q, k, v)
+        heads = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in self._project(x))
+        x = self._attend(*heads)
         return self.proj(x.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.v_dim))
+
+    def _project(self, x: Tensor) -> Sequence[Tensor]:
+        """(B, N, E) → (B, N, H·QK), (B, N, H·QK), (B, N, H·V)."""
+        layers = (self.q, self.k, self.v)
+        if not x.is_cpu or torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
+            return [layer(x) for layer in layers]
+        # on a CPU one product is faster than three, though their small weights are put together each time
+        bias = None if self.q.bias is None else torch.cat([layer.bias for layer in layers])
+        together = F.linear(x, torch.cat([layer.weight for layer in layers]), bias)
+        return together.split([layer.out_features for layer in layers], dim=-1)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, H, N, QK), (B, H, N, QK), (B, H, N, V) → (B, H, N, V)."""
