@@ -144,7 +144,8 @@ def main() -> None:
 def run(args: argparse.Namespace, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     data, split = (digits(workdir, 0.35), "val") if args.held_out else (digits(workdir), "test")
-    steps = data.size("train") // TRAIN["batch_size"]
+    # as many steps as the same epochs have with all training images
+    longer = digits(workdir).size("train") / data.size("train")
     rows: dict[tuple[float, str], list[dict[str, Any]]] = {}
     full = []
     for seed in range(args.seeds):
@@ -162,8 +163,7 @@ def run(args: argparse.Namespace, workdir: Path) -> None:
                         "latency_target": target, "importance": kind, "table": table,
                         "latency_regularization": float(eta or ETA.get(target, 0.1)),
                     }  # fmt: skip
-                    # as many steps as there are with all images
-                    row = one(model, data, workdir / file.stem, seed, options, round(epochs * 40 / steps), split)
+                    row = one(model, data, workdir / file.stem, seed, options, round(epochs * longer), split)
                     file.write_text(json.dumps(row))
                 row = json.loads(file.read_text())
                 rows.setdefault((target, importance), []).append(row)

@@ -42,10 +42,11 @@ def one(
         options = {k: v for k, v in spec["stages"]["finetune"].items() if k != "kl_teacher"}
         stage = Finetune(**options | {"epochs": 2 * options["epochs"], "kl_teacher": "source"})
         tuned = stage.run(pruned, context(data, folder / "tune", seed, model))
+    sizes = measure_static(tuned, data.info.image_size)
     return {
         "target": target, "seed": seed, "estimated": estimated, "measured": measured(vit, model, data),
         "test_accuracy": evaluate(tuned.build(), data, "test", CPU)["accuracy"],
-        **{key: measure_static(tuned, data.info.image_size)[key] for key in ("num_params", "gmacs")},
+        "num_params": sizes["num_params"], "gmacs": sizes["gmacs"],
     }  # fmt: skip
 
 
