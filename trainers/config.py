@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -98,6 +98,9 @@ class DataConfig(Config):
     max_unreadable: int = Field(0, ge=0, description="unreadable images to skip (each is named) before it is an error")
 
 
+_USED_BY_FLIP = {"preset", "hflip", "crop", "crop_padding_px", "crop_scale"}
+
+
 class AugmentConfig(Config):
     """Training augmentation (DeiT's by default; `augment: {preset: none}` switches all off)."""
 
@@ -124,6 +127,19 @@ class AugmentConfig(Config):
     mix_prob: float = Field(1.0, ge=0, le=1, description="probability of mixup or cutmix for a batch")
     mix_switch_prob: float = Field(0.5, ge=0, le=1, description="probability of cutmix where both are on")
     mix_mode: Literal["batch", "pair", "elem"] = "batch"
+
+    @model_validator(mode="after")
+    def _no_option_without_effect(self) -> "AugmentConfig":
+        if self.preset != "deit":
+            used = _USED_BY_FLIP if self.preset == "flip" else {"preset"}
+            fields = type(self).model_fields
+            idle = [name for name in fields if name not in used and getattr(self, name) != fields[name].default]
+            if idle:
+                raise ValueError(
+                    f"preset {self.preset!r} does not read {', '.join(idle)}; leave them out, or take preset deit and "
+                    "switch off there what you do not want"
+                )
+        return self
 
     @property
     def mixes(self) -> bool:

@@ -356,3 +356,15 @@ def test_the_device_sees_the_same_augmentation() -> None:
             for device in (CPU, torch.device("cuda"))
         )
         assert (on_gpu - on_cpu).abs().mean() < 0.1  # levels of 0..255
+
+
+@pytest.mark.parametrize(("preset", "idle"), [("none", "hflip"), ("flip", "mixup"), ("none", "crop")])
+def test_an_option_that_its_preset_does_not_read_is_refused(preset: Any, idle: str) -> None:
+    other: dict[str, Any] = {"hflip": 0.3, "mixup": 0.2, "crop": "none"}
+    with pytest.raises(ValueError, match=rf"preset '{preset}' does not read {idle}"):
+        AugmentConfig(preset=preset, **{idle: other[idle]})
+
+
+def test_what_a_preset_reads_or_leaves_at_its_default_is_taken() -> None:
+    assert AugmentConfig(preset="flip", hflip=0.3, crop="none").hflip == 0.3
+    assert AugmentConfig.model_validate(AugmentConfig(preset="none").model_dump()).preset == "none"
