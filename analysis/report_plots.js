@@ -46,6 +46,8 @@ function startFront() {
   if (!OBJECTIVES.length || !D.ids.length) return hide("front");
   const [first, second, third] = OBJECTIVES.map((o) => o.key);
   [front.x, front.y, front.z] = [second || "seconds", first, third || null];
+  const measured = (key) => numeric.some((c) => c.key === key);
+  if (!measured(front.x) || !measured(front.y)) return hide("front");
   const axes = numeric.map((c) => [c.key, c.label]);
   const colours = D.columns.filter((c) => c.role === "param").map((c) => [c.key, c.label]);
   const set = (name) => (value) => { front[name] = value; drawFront(); };

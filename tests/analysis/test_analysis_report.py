@@ -204,3 +204,15 @@ def test_browser_ties_points_to_rows_and_fits_a_phone(make_run, tmp_path):
         **{"on": [0], "first": best, "lowest": "40.00 %", "failed": 3, "theme": "dark", "ink": "#e9ebed"},
         **{"lines": 1, "wider": 0, "bounds": 2, "modes": 2, "axes": 4, "hover": True, "sorted": True, "requests": []},
     }
+
+
+@needs_browser
+def test_browser_leaves_out_the_front_of_a_run_without_a_complete_trial(make_run, tmp_path):
+    def interrupt(record):
+        record["status"] = "interrupted"
+        record["metrics"] = {}
+
+    page = analysis.write_report(make_run(trials=3, change=interrupt))
+    script = "return { front: document.getElementById('front') !== null, trials: document.querySelectorAll('tr[data-row]').length }"
+    assert probed(page, tmp_path / "profile", script) == {"front": False, "trials": 3}
+    assert "No complete trial" in page.read_text()
