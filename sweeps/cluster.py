@@ -32,6 +32,7 @@ _ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # our records are the safe source; Tune's snapshots only cost time
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # tracebacks of lost processes; the driver says it in a line
 }
 _PACKAGES = ("sweeps", "compress", "trainers", "analysis")
 _LIBRARIES = ("torch", "timm", "numpy", "optuna")

@@ -229,7 +229,7 @@ class _Watch(ray.tune.Callback):
             self.fault, self.search.halted = result["fault"], True
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.progress.failed_over()
+        self.progress.failed_over(trial.config["plan"]["trial_id"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._ended(trial, TrialRecord.read(self._folder(trial)))

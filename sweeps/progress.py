@@ -121,9 +121,10 @@ class Progress:
         self.counts["running"] += 1
         self._redraw()
 
-    def failed_over(self) -> None:
+    def failed_over(self, trial_id: str) -> None:
         """A trial's process died; it will run again."""
         self.counts["running"] -= 1
+        self.note(f"{trial_id}  its process died or its node was lost; it goes on from its last checkpoint")
         self._redraw()
 
     def ended(self, record: TrialRecord | None) -> None:

@@ -80,7 +80,9 @@ def ends_in_its_own_way(plan: dict[str, Any]) -> dict[str, Any]:
     return run_trial(plan, attempt)
 
 
-def test_failures_are_recorded_and_the_sweep_goes_on(raw: dict[str, Any], ray_session: None) -> None:
+def test_failures_are_recorded_and_the_sweep_goes_on(
+    raw: dict[str, Any], ray_session: None, capfd: pytest.CaptureFixture[str]
+) -> None:
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -100,6 +102,9 @@ def test_failures_are_recorded_and_the_sweep_goes_on(raw: dict[str, Any], ray_se
         "00005": 1,
     }
     assert "process died 3 times" in found["00001"]["error"]["message"]
+    said = "".join(capfd.readouterr())
+    assert said.count("00001  its process died") == 2  # no line of Tune's, with its traceback, beside
+    assert "Trial task failed" not in said and "RayActorError" not in said
     assert found["00002"]["error"]["type"] == "RuntimeError"
     assert "in attempt" in found["00002"]["error"]["traceback"]
     trials = analysis.load(outcome.folder).trials

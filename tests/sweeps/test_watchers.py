@@ -160,7 +160,7 @@ def test_progress_on_a_pipe_and_on_a_terminal(raw: dict[str, Any], tmp_path: Pat
                 record = TrialRecord.begin(tmp_path / str(i), {"trial_id": f"0000{i + 1}", "params": {}})
                 record.finish("complete", metrics={"accuracy": accuracy, "gmacs": 1.0 + i}, seconds=1.0)
                 if i == 0:
-                    progress.failed_over()
+                    progress.failed_over("00001")
                     progress.started()
                 progress.ended(record)
         assert progress.summary().splitlines() == [
@@ -168,6 +168,7 @@ def test_progress_on_a_pipe_and_on_a_terminal(raw: dict[str, Any], tmp_path: Pat
             "best accuracy 0.75 · best gmacs 1 · hypervolume 0.0525",
         ]
         text = out.getvalue()
+        assert "00001  its process died" in text
         assert "00001  accuracy 0.5  gmacs 1" in text
         assert "00002  accuracy 0.75  gmacs 2" in text
         assert ("2/2" in text) == terminal
