@@ -104,7 +104,8 @@ def test_failures_are_recorded_and_the_sweep_goes_on(
     assert "process died 3 times" in found["00001"]["error"]["message"]
     said = "".join(capfd.readouterr())
     assert said.count("00001  its process died") == 2  # no line of Tune's, with its traceback, beside
-    assert "Trial task failed" not in said and "RayActorError" not in said
+    assert "Trial task failed" not in said
+    assert "RayActorError" not in said
     assert found["00002"]["error"]["type"] == "RuntimeError"
     assert "in attempt" in found["00002"]["error"]["traceback"]
     trials = analysis.load(outcome.folder).trials
