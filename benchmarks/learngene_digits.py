@@ -3,8 +3,8 @@
     python benchmarks/learngene_digits.py [--workdir DIR] [--seeds 3] [--aux-epochs 40] [--epochs 2] [--rows FILE]
 
 A teacher ViT is trained once, then for each seed the auxiliary networks of SWS, LeTs and TLEG, with soft distillation from
-it (alpha 1). First table: a descendant of 4 layers, 48 wide, from each start, all fine-tuned for the same few epochs on
-labels alone, test accuracy (360 images) with the learning rate that was best on the validation part. Second table: five
+it (alpha 1). First tables: descendants of eight sizes from each start, all fine-tuned for the same few epochs on
+labels alone, test accuracy (360 images) with the learning rate that was best on the validation part. Then: five
 descendants of SWS (depths) and of LeTs (widths and depths), each fine-tuned so, against five trainings from scratch,
 each as long as it needs: the shortest of a ladder of whole schedules that reaches the descendant's accuracy less one
 point. Cost is images that networks were trained on, and seconds of processor time. `--workdir` keeps all that is
@@ -50,8 +50,8 @@ AUXILIARIES: dict[str, tuple[type[Stage], dict[str, Any]]] = {
     "tleg": (TlegAux, {"embed_dim": 48, "num_heads": 3, "depth": 6}),
 }
 LRS = (3e-4, 1e-3, 3e-3)
-SIZE = (48, 4)
 SIZES = {"sws": [(48, depth) for depth in (3, 4, 5, 6, 8)], "lets": [(32, 3), (48, 3), (48, 4), (64, 4), (64, 6)]}
+ALL_SIZES = sorted({size for sizes in SIZES.values() for size in sizes})
 LADDER = (10, 20, 30, 40, 60)
 Row = dict[str, Any]
 
@@ -183,11 +183,20 @@ def told(values: list[float], digits: int = 3) -> str:
     return f"{statistics.mean(values):.{digits}f} ± {sd:.{digits}f}"
 
 
+def starts(width: int, depth: int) -> list[str]:
+    """Starts that a descendant of this size can have: selection only shrinks, SWS and TLEG keep their width."""
+    within_teacher = width <= TEACHER["embed_dim"] and depth <= TEACHER["depth"]
+    within_sws = width == AUXILIARIES["sws"][1]["embed_dim"]
+    selected = ["weight_selection"] if within_teacher else []
+    return ["random", *selected, "weight_selection_of_lets", "lets", *(["tleg", "sws"] if within_sws else [])]
+
+
 def compare_starts(benches: list[Bench], epochs: int) -> None:
-    print(f"\ndescendant {SIZE[0]} wide, {SIZE[1]} layers: test accuracy before and after {epochs} epochs")
-    for init in ("random", "weight_selection", "weight_selection_of_lets", "tleg", "sws", "lets"):
-        rows = [bench.best(init, *SIZE, epochs) for bench in benches]
-        print(f"  {init:25} {told([r['before'] for r in rows]):15}  {told([r['test'] for r in rows])}", flush=True)
+    for width, depth in ALL_SIZES:
+        print(f"\ndescendant {width} wide, {depth} layers: test accuracy before and after {epochs} epochs")
+        for init in starts(width, depth):
+            rows = [bench.best(init, width, depth, epochs) for bench in benches]
+            print(f"  {init:25} {told([r['before'] for r in rows]):15}  {told([r['test'] for r in rows])}", flush=True)
 
 
 def compare_costs(benches: list[Bench], epochs: int) -> None:
