@@ -57,3 +57,9 @@ def test_bad_blocks_are_refused(folder: Path) -> None:
         render("<!-- table trials=results/a.parquet\nselect * from nothing_there\n-->\n", folder)
     with pytest.raises(ValueError, match=r"query: "):
         render("<!-- table trials=results/a.parquet\nselect * from 'results/b.parquet'\n-->\n", folder)
+
+
+def test_the_tables_of_this_project_follow_from_its_results() -> None:
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "results.md").read_text(encoding="utf-8")
+    assert render(text, root) == text
