@@ -70,9 +70,11 @@ def connected(address: str, cpus: int | None = None, *, ship: bool = True) -> It
         ship: send the packages of this checkout to the nodes.
 
     Raises:
-        SpecError: no cluster there, or one with other versions.
+        SpecError: no cluster there, one with other versions, or another than this process is connected to.
     """
     if ray.is_initialized():
+        if address not in (LOCAL, "auto"):
+            _same_cluster(address)
         set_environment()
         yield
         return
@@ -85,6 +87,16 @@ def connected(address: str, cpus: int | None = None, *, ship: bool = True) -> It
         yield
     finally:
         ray.shutdown()
+
+
+def _same_cluster(address: str) -> None:
+    here = ray.get_runtime_context().gcs_address
+    if address != here:
+        check_address(address)
+        raise SpecError(
+            f"--address {address}: this process is connected to {here} already; give that address, or call "
+            "ray.shutdown() first"
+        )
 
 
 def join(address: str, *, ship: bool, quiet: bool = True) -> None:

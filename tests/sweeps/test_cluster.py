@@ -46,6 +46,23 @@ def test_addresses_that_lead_nowhere(raw: dict[str, Any], tmp_path: Path, addres
     assert str(refusal.value) in result.output.replace("\n", " ")
 
 
+def test_a_connected_process_does_not_change_its_cluster(
+    ray_session: None, raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = ray.get_runtime_context().gcs_address
+    with cluster.connected(here):
+        pass
+    assert ray.is_initialized()  # used and left
+    (tmp_path / "spec.yaml").write_text(json.dumps(raw))
+    result = CliRunner().invoke(app, ["run", str(tmp_path / "spec.yaml"), "--address", "127.0.0.1:1"])
+    assert result.exit_code == 2
+    assert "nothing answers there" in result.output.replace("\n", " ")
+    monkeypatch.setattr(cluster, "check_address", lambda address: None)  # a Ray answers there, but another one
+    with pytest.raises(SpecError, match=rf"connected to {here} already; give that address, or call ray\.shutdown"):
+        run_sweep(check_spec(spec_from(raw), local=False), address="far:6379")
+    assert contents(Path(raw["storage"]) / "small") == {}
+
+
 def test_something_else_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "_ANSWER_SECONDS", 0.5)
     told = r"something listens there, but no Ray head answered in 0 s"
