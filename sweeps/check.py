@@ -64,10 +64,8 @@ class Checked:
     @property
     def num_configurations(self) -> int:
         """Configurations that the search will try."""
-        size = self.space.size()
-        trials = self.spec.search.trials
-        exhausts = size is not None and (self.spec.search.sampler == "grid" or not self.space.dimensions)
-        return min(trials, size) if exhausts and size is not None else trials
+        size, trials = self.space.size(), self.spec.search.trials
+        return trials if size is None else min(trials, size)
 
     def distinct_stages(self) -> list[tuple[str, int]]:
         """For each stage the number of times that it is computed at most, thanks to the cache.

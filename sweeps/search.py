@@ -20,13 +20,25 @@ from sweeps.refine import front_numbers, refined_stages
 from sweeps.run_state import stop_requested
 from sweeps.space import resolved_trial
 from sweeps.spec import Spec, portable
-from sweeps.study import Point, UndrawnError, canonical, open_study, placed, seed_sampler, tried_points
+from sweeps.study import (
+    Point,
+    UndrawnError,
+    canonical,
+    draw,
+    identity,
+    open_study,
+    placed,
+    seed_sampler,
+    tried_points,
+)
 from sweeps.values import excesses, finite_values
 from sweeps.warm_start import add_earlier_runs
 from sweeps.watched import curve, watch_of
+from trainers.seeding import derive_seed
 
 ENDED = ("complete", "failed", "pruned")
 """States of trials that are not run again."""
+_ENUMERABLE = 100_000
 
 
 @dataclass
@@ -98,23 +110,28 @@ class StudySearch(Searcher):
                 points[number] = record.content["params"]
                 begun.add(number)
                 ended[number] += record.status in ENDED
+        self._tried = {identity(points[number]) for number in begun}
         self._reopened: deque[tuple[int, Point | None]] = deque()
         for number in sorted(n for n in points if ended[n] < replicates or n in self._lost):
             try:
-                point: Point | None = placed(self.checked.space, points[number])[0]
+                point = placed(self.checked.space, points[number])[0]
             except ValueError as error:
                 if isinstance(error, UndrawnError) and number in self._lost and number not in begun:
                     self._reopened.append((number, self._lost[number].given or None))  # drawn again, with the same seed
                 elif ended[number] < replicates:
                     self.notes.append(f"configuration {number} is not run again: {error}")
                 continue
+            if number not in begun and not self._lost[number].given and identity(point) in self._tried:
+                self._reopened.append((number, None))  # its driver died before it drew another point
+                continue
+            self._tried.add(identity(point))
             if ended[number] < replicates:
                 self._reopened.append((number, point))
             else:
                 self._take(number, point)  # its driver died before it told the study
         self._unrun = sum(replicates - ended[number] for number, _ in self._reopened)
         self._first = deque(self._points_to_try(points))
-        self.remaining = self._budget(points)
+        self.remaining = self._budget(len(points))
 
     def _points_to_try(self, known: dict[int, Point]) -> list[Point]:
         """The spec's points, and for a grid all others, less those that have been tried."""
@@ -133,13 +150,18 @@ class StudySearch(Searcher):
     def _is_exhaustive(self) -> bool:
         return self.spec.search.sampler == "grid" or not self.checked.space.dimensions
 
-    def _budget(self, known: dict[int, Point]) -> int:
+    def _budget(self, known: int) -> int:
         """New configurations to ask for."""
-        left = self.spec.search.trials - len(known)
-        if not self._is_exhaustive:
-            return max(0, left)
-        grid = {canonical(p) for p in self.checked.space.grid() or []}
-        return max(0, min(left, len(grid) - sum(canonical(p) in grid for p in known.values())))
+        left, untried = max(0, self.spec.search.trials - known), self._untried()
+        to_draw = sum(point is None or identity(point) not in self._tried for _, point in self._reopened)
+        return left if untried is None else max(0, min(left, len(untried) - to_draw))
+
+    def _untried(self) -> list[Point] | None:
+        """What was not asked for yet; None where it is too much to list."""
+        size = self.checked.space.size()
+        if not self._is_exhaustive and (size is None or size > _ENUMERABLE):
+            return None
+        return [p for p in self.checked.space.grid() or [] if identity(p) not in self._tried]
 
     @property
     def num_trials(self) -> int:
@@ -180,35 +202,52 @@ class StudySearch(Searcher):
 
     def _take(self, number: int, point: Point | None) -> bool:
         """Ask the study for a configuration, for this one if it is given; False where all of it is recorded already."""
-        if point is not None:
-            self.study.enqueue_trial(point, user_attrs={"number": number})
-        seed_sampler(self.study, self.spec, number)
-        trial = self.study.ask()
-        if point is None:
-            trial.set_user_attr("number", number)
-        configuration = _Configuration(trial, number, self.checked.space.suggest(trial))
+        configuration = self._draw(number) if point is None else self._ask_for(number, point)
+        self._tried.add(identity(configuration.assignment))
         for replicate in range(self.spec.search.replicates):
             self._queue(configuration, replicate)
         if not configuration.waiting:
             self._tell(configuration)
         return bool(configuration.waiting)
 
+    def _ask_for(self, number: int, point: Point) -> _Configuration:
+        """This point; the sampler draws what it lacks."""
+        self.study.enqueue_trial(point, user_attrs={"number": number})
+        seed_sampler(self.study, self.spec, number)
+        trial = self.study.ask()
+        return _Configuration(trial, number, self.checked.space.suggest(trial))
+
+    def _draw(self, number: int) -> _Configuration:
+        """What the sampler draws; where it only repeats itself, any other point."""
+
+        def suggest(trial: optuna.Trial) -> Point:
+            trial.set_user_attr("number", number)
+            return self.checked.space.suggest(trial)
+
+        trial, point = draw(
+            self.study, suggest, self._tried, lambda attempt: seed_sampler(self.study, self.spec, number, attempt)
+        )
+        if trial is not None:
+            return _Configuration(trial, number, point)
+        untried = self._untried() or [point]
+        return self._ask_for(number, untried[derive_seed(self.spec.seed, "untried", number) % len(untried)])
+
     def _queue(self, configuration: _Configuration, replicate: int) -> None:
         spec, number = self.spec, configuration.number
-        identity = trial_id(number, replicate, spec.search.replicates)
-        earlier = TrialRecord.read(trial_folder(self.run, identity))
+        name = trial_id(number, replicate, spec.search.replicates)
+        earlier = TrialRecord.read(trial_folder(self.run, name))
         if earlier is not None and earlier.status in ENDED:
             self._note(configuration, earlier)
             return
         resolved = resolved_trial(self.checked.space, configuration.assignment)
         plan = self.common | {
-            "trial_id": identity, "number": number, "replicate": replicate, "seed": spec.seed + replicate,
+            "trial_id": name, "number": number, "replicate": replicate, "seed": spec.seed + replicate,
             "source": portable(resolved.source), "data": portable(resolved.data),
             "stages": [{"name": s.name, "stage": s.kind, "config": portable(s.config)} for s in resolved.stages],
             "config": resolved.config, "params": configuration.assignment,
             "watch": watch_of(resolved.stages, spec.search.early_stopping),
         }  # fmt: skip
-        configuration.waiting.add(identity)
+        configuration.waiting.add(name)
         self._pending.append((configuration, plan))
 
     def _queue_refined(self) -> None:
@@ -226,10 +265,10 @@ class StudySearch(Searcher):
             number = known.get((base, canonical(stages)), self.next_number)
             self.next_number = max(self.next_number, number + 1)
             for record in replicas:
-                identity = trial_id(number, record["replicate"], spec.search.replicates)
-                if by_id.get(identity, {}).get("status") not in ENDED:
+                name = trial_id(number, record["replicate"], spec.search.replicates)
+                if by_id.get(name, {}).get("status") not in ENDED:
                     same = {key: record[key] for key in ("replicate", "seed", "source", "data", "params")}
-                    plan = {"trial_id": identity, "number": number, "stages": stages, "config": config, "refines": base}
+                    plan = {"trial_id": name, "number": number, "stages": stages, "config": config, "refines": base}
                     self._pending.append((None, self.common | same | plan))
 
     def on_trial_result(self, tune_id: str, result: dict[str, Any]) -> None:
@@ -246,12 +285,12 @@ class StudySearch(Searcher):
 
     def on_trial_complete(self, tune_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take one replicate's end; tell the study when it was the last."""
-        configuration, identity = self._running.pop(tune_id)
+        configuration, name = self._running.pop(tune_id)
         if configuration is None:
             return
-        configuration.waiting.discard(identity)
+        configuration.waiting.discard(name)
         # the record, not Tune's result: it is what a resumed search will see too
-        record = TrialRecord.read(trial_folder(self.run, identity))
+        record = TrialRecord.read(trial_folder(self.run, name))
         if (record is not None and record.status == "interrupted") or "fault" in (result or {}):
             configuration.abandoned = True
         elif record is not None:

@@ -6,7 +6,7 @@ refuses to go on, and a new study ("name~2", ...) takes over every trial that th
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from trainers.seeding import derive_seed
 
 Point = dict[str, Any]
 """Names of Optuna parameters → label or number; all of an assignment, or a part of it."""
+
+_DRAWS = 4  # of one configuration
 
 
 class UndrawnError(ValueError):
@@ -47,6 +49,11 @@ class Lost:
 def canonical(value: Any) -> str:
     """The same text for equal JSON values."""
     return json.dumps(value, sort_keys=True)
+
+
+def identity(point: Point) -> str:
+    """The same text for the same point, however its numbers were rounded."""
+    return canonical({k: f"{v:.12g}" if isinstance(v, float) else v for k, v in point.items()})
 
 
 def placed(space: Space, point: Mapping[str, Any]) -> tuple[Point, dict[str, BaseDistribution]]:
@@ -97,13 +104,51 @@ def open_study(checked: Checked, run: Path) -> tuple[optuna.Study, dict[int, Los
     return study, points
 
 
-def seed_sampler(study: optuna.Study, spec: Spec, number: int) -> None:
+def seed_sampler(study: optuna.Study, spec: Spec, number: int, attempt: int = 0) -> None:
     """Let what is drawn for configuration `number` follow from that and from what the study knows.
 
     So a sweep that was interrupted draws what it would have drawn, and never its first points a second time.
     """
-    seed = derive_seed(spec.seed, "sampler", number) % 2**32
+    seed = derive_seed(spec.seed, "sampler", number, *([attempt] if attempt else [])) % 2**32
     study.sampler = make_sampler(spec.search.sampler, seed, spec.search.sampler_options)
+
+
+def draw(
+    study: optuna.Study,
+    suggest: Callable[[optuna.Trial], Point],
+    tried: Container[str],
+    reseed: Callable[[int], None],
+) -> tuple[optuna.Trial | None, Point]:
+    """Ask for a point that was not tried; a sampler that repeats itself hears again what it knows.
+
+    Args:
+        tried: identities of points.
+        reseed: called with 0, 1, ... before each attempt.
+
+    Returns:
+        The trial, None where all attempts were repeats; the point that was drawn last.
+    """
+    point: Point = {}
+    for attempt in range(_DRAWS):
+        reseed(attempt)
+        trial = study.ask()
+        point = suggest(trial)
+        if identity(point) not in tried:
+            return trial, point
+        _tell_again(study, trial)
+    return None, point
+
+
+def _tell_again(study: optuna.Study, trial: optuna.Trial) -> None:
+    """End a trial that repeats another: with that one's values if it has them, else as FAIL."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    same = next((t for t in complete if identity(t.params) == identity(trial.params)), None)
+    if same is None:
+        study.tell(trial, state=TrialState.FAIL)
+        return
+    for name, excess in same.constraints.items():
+        trial.set_constraint(name, excess)
+    study.tell(trial, same.values)
 
 
 def _drop_half_line(journal: Path) -> None:

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -13,6 +14,7 @@ from sweeps.check import check_spec
 from sweeps.records import TrialRecord, trial_folder, trial_records
 from sweeps.search import StudySearch
 from sweeps.spec import preset_names, spec_from
+from sweeps.study import draw, identity
 from sweeps.trial import run_trial
 from tests.sweeps.helpers import COMMON, finish, searcher, states
 
@@ -107,7 +109,7 @@ class DriverKilled(BaseException):
     """Nothing after it reaches the disk."""
 
 
-@pytest.mark.parametrize("sampler", ["random", "grid"])
+@pytest.mark.parametrize("sampler", ["random", "random of few", "grid"])
 def test_a_driver_may_die_at_any_write_to_the_study(
     raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
 ) -> None:
@@ -116,7 +118,12 @@ def test_a_driver_may_die_at_any_write_to_the_study(
     if sampler == "random":
         space["stages.finetune.lr"] = {"low": 1e-4, "high": 1e-2, "log": True}
     raw["stages"]["init"] = {"stage": "random_init"}
-    raw["search"] = {"sampler": sampler, "trials": 4, "space": space, "points": [{"stages.finetune.drop": 0.1}]}
+    raw["search"] = {
+        "sampler": sampler.split()[0],
+        "trials": 4,
+        "space": space,
+        "points": [{"stages.finetune.drop": 0.1}],
+    }
     checked = check_spec(spec_from(raw))
     write = JournalFileBackend.append_logs
     left = [0]
@@ -167,10 +174,66 @@ def test_same_seed_same_suggestions(raw: dict[str, Any], tmp_path: Path) -> None
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "gp"])
 def test_every_sampler_fills_its_budget(raw: dict[str, Any], tmp_path: Path, sampler: str) -> None:
     search = searcher(raw, tmp_path, sampler=sampler, trials=13)
-    for i in range(13):
-        finish(search, tmp_path, str(i), accuracy=i / 13, gmacs=1.0 + i % 3)
+    plans = [finish(search, tmp_path, str(i), accuracy=i / 13, gmacs=1.0 + i % 3) for i in range(13)]
     assert search.suggest("end") == Searcher.FINISHED
-    assert states(search) == [TrialState.COMPLETE] * 13
+    assert set(states(search)) == {TrialState.COMPLETE}
+    assert len({repr(sorted(p["params"].items())) for p in plans}) == 13
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "gp"])
+def test_no_configuration_is_tried_twice(raw: dict[str, Any], tmp_path: Path, sampler: str) -> None:
+    """A space of 5 x 3 points, asked for 40 times: every point once, then the search is over."""
+    space = {"stages.init.*.args.embed_dim": [16, 32], "stages.finetune.lr": {"low": 0.1, "high": 0.7, "step": 0.3}}
+    options: dict[str, Any] = {"sampler": sampler, "trials": 40, "space": space}
+    search = searcher(raw, tmp_path, **options)
+    assert search.num_trials == search.checked.num_configurations == 15
+    # the first is always the best, and what a sampler then asks for again
+    plans = [finish(search, tmp_path, str(i), accuracy=1 / (1 + i), gmacs=1.0 + i) for i in range(9)]
+    search = searcher(raw, tmp_path, **options)
+    assert search.num_trials == 6
+    plans += [finish(search, tmp_path, str(i), accuracy=1 / (1 + i), gmacs=1.0 + i) for i in range(9, 15)]
+    assert search.suggest("end") == Searcher.FINISHED
+    assert len({repr(sorted(p["params"].items())) for p in plans}) == 15
+    assert [p["number"] for p in plans] == list(range(15))
+    assert searcher(raw, tmp_path, **options).num_trials == 0
+
+
+class Stubborn(optuna.samplers.RandomSampler):
+    """Draws what it drew first, until it is seeded with 2."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed=seed if seed == 2 else 0)
+
+
+def test_a_sampler_that_repeats_itself_hears_what_it_knows() -> None:
+    study = optuna.create_study()
+
+    def reseed(attempt: int) -> None:
+        study.sampler = Stubborn(attempt)
+
+    def suggest(trial: optuna.Trial) -> dict[str, Any]:
+        return {"x": trial.suggest_float("x", 0.0, 1.0)}
+
+    first, point = draw(study, suggest, set(), reseed)
+    assert first is not None
+    running, other = draw(study, suggest, {identity(point)}, reseed)  # 0 and 1 repeat what still runs
+    assert running is not None
+    assert other != point
+    assert [t.state for t in study.trials] == [TrialState.RUNNING, TrialState.FAIL, TrialState.FAIL, TrialState.RUNNING]
+    first.set_constraint("too slow", 0.25)
+    study.tell(first, 0.7)
+    last, again = draw(study, suggest, {identity(point), identity(other)}, reseed)
+    assert last is None
+    assert again == point
+    heard = [t for t in study.trials[4:] if t.state == TrialState.COMPLETE]
+    assert [(t.params, t.values, t.constraints) for t in heard] == [(point, [0.7], {"too slow": 0.25})] * 3
+    assert [t.state for t in study.trials[4:] if t not in heard] == [TrialState.FAIL]
+
+
+def test_points_are_the_same_however_rounded() -> None:
+    assert identity({"a": 0.1 + 0.2, "b": 1}) == identity({"b": 1, "a": 0.3})
+    assert identity({"a": 0.3}) != identity({"a": 0.300001})
+    assert identity({"a": 1}) != identity({"a": "1"})
 
 
 def test_grid_tries_each_point_once(raw: dict[str, Any], tmp_path: Path) -> None:
