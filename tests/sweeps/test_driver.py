@@ -169,7 +169,7 @@ def wait_for_complete(run: Path, process: subprocess.Popen[str], count: int) -> 
 
 @pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_interrupted_and_started_again(raw: dict[str, Any], tmp_path: Path, how: signal.Signals) -> None:
-    raw = raw | {"name": "cut", "search": raw["search"] | {"trials": 8}, "resources": {"cpus": 2}}
+    raw = raw | {"name": "cut", "search": raw["search"] | {"trials": 5}, "resources": {"cpus": 2}}
     raw["stages"]["finetune"]["epochs"] = 12
     run = Path(raw["storage"]) / "cut"
     process = start(raw, tmp_path)
@@ -178,7 +178,7 @@ def test_interrupted_and_started_again(raw: dict[str, Any], tmp_path: Path, how:
     output = process.communicate(timeout=30)[0]
     before = records(run)
     done = {k: v["ended"] for k, v in before.items() if v["status"] == "complete"}
-    assert 2 <= len(done) < 8, "the interruption came too late to show anything"
+    assert 2 <= len(done) < 5, "the interruption came too late to show anything"
     if how == signal.SIGINT:
         assert process.returncode == 130, output
         assert "Traceback" not in output
@@ -189,7 +189,7 @@ def test_interrupted_and_started_again(raw: dict[str, Any], tmp_path: Path, how:
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
     after = records(run)
-    assert sorted(after) == [f"{i:05d}" for i in range(8)]
+    assert sorted(after) == [f"{i:05d}" for i in range(5)]
     assert {v["status"] for v in after.values()} == {"complete"}
     assert {k: after[k]["ended"] for k in done} == done  # finished ones did not run again
     assert all(after[k]["params"] == v["params"] for k, v in before.items())

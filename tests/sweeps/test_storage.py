@@ -30,7 +30,8 @@ def facts(trial_id: str) -> dict[str, Any]:
 def test_a_sweep_lives_in_the_store(
     ray_session: None, uri: str, tmp_path: Path, raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = run_sweep(check_spec(spec_from(raw | {"storage": uri})))
+    raw |= {"storage": uri, "search": raw["search"] | {"trials": 2}}
+    first = run_sweep(check_spec(spec_from(raw)))
     run = Remote(uri)
     kept = {name.removeprefix(f"{raw['name']}/") for name in run.files(raw["name"])}
     assert {"run.json", "spec.yaml", "study.journal", "report.html", "parquet/trials/part-00000.parquet"} <= kept
