@@ -2,13 +2,13 @@
 
 python benchmarks/search_simulation.py [--grid results/search-digits.parquet] [--seeds 5] [-o results/search-simulation.parquet]
 
-A search asks for configurations one by one and is told what the grid's record says, until it has asked for twice the
-grid's size. A configuration that is asked for again costs nothing: the stage cache has it. Counted: different
-configurations and epochs of training until the hypervolume of what has been found is 95 % of the whole grid's (empty
-where it never is), and the share of the grid's hypervolume after an eighth, a quarter and a half of its epochs. With
-early stopping, a trial ends after its first or second epoch when its accuracy is below the median of what was seen
-there (asynchronous successive halving); it is told as pruned, and is not on the front. Hypervolume: validation accuracy
-above the grid's median, decades of multiplications below the grid's largest.
+A search asks for configurations one by one, each once (as `sweeps run` does: what repeats is drawn again, in the end any
+other), and is told what the grid's record says, until nothing is left. Counted: configurations and epochs of training
+until the hypervolume of what has been found is 95 % of the whole grid's (empty where it never is), and the share of the
+grid's hypervolume after an eighth, a quarter and a half of its epochs. With early stopping, a trial ends after its
+first or second epoch when its accuracy is below the median of what was seen there (asynchronous successive halving); it
+is told as pruned, and is not on the front. Hypervolume: validation accuracy above the grid's median, decades of
+multiplications below the grid's largest.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from optuna.trial import TrialState
 
 from analysis.pareto import Objective, hypervolume
 from sweeps.samplers import make_sampler
+from sweeps.study import Point, draw, identity
+from trainers.seeding import derive_seed
 
 PARAMETERS = ["start", "embed_dim", "depth", "lr"]
 OBJECTIVES = [Objective("accuracy", "max"), Objective("decades", "min")]
@@ -41,23 +43,22 @@ def search(
     grid: pd.DataFrame, sampler: str, seed: int, early_stopping: bool, whole: float, reference: np.ndarray
 ) -> dict:
     """Configurations and epochs until the goal, and shares of the `whole` hypervolume at the budgets."""
-    study = optuna.create_study(directions=["maximize", "minimize"], sampler=make_sampler(sampler, seed, {}))
+    study = optuna.create_study(directions=["maximize", "minimize"])
     choices = {name: sorted(grid.index.unique(name)) for name in PARAMETERS}
     last = max(int(c.removeprefix("epoch_")) for c in grid if c.startswith("epoch_"))
-    trained: dict[tuple, int] = {}
+    untried = {identity(dict(zip(PARAMETERS, key, strict=True))): key for key in grid.index}
+    tried: set[str] = set()
     rungs: dict[int, list[float]] = {rung: [] for rung in RUNGS}
     found: list[tuple[float, float]] = []
     budgets = {f"share_{part}": last * len(grid) // part for part in BUDGETS}
     result: dict[str, float] = {}
     epochs, volume = 0, 0.0
-    for _ in range(2 * len(grid)):
-        trial = study.ask()
-        key = tuple(trial.suggest_categorical(name, values) for name, values in choices.items())
-        row = grid.loc[key]
+    for number in range(len(grid)):
+        trial, point = _next(study, choices, sampler, derive_seed(seed, number), tried, untried)
+        tried.add(identity(point))
+        row = grid.loc[untried.pop(identity(point))]
         stopped = next((r for r in RUNGS if early_stopping and _stop(rungs[r], row[f"epoch_{r}"])), None)
-        ran = stopped or last
-        epochs += max(0, ran - trained.get(key, 0))
-        trained[key] = max(ran, trained.get(key, 0))
+        epochs += stopped or last
         for name, budget in budgets.items():
             if epochs <= budget:
                 result[name] = volume / whole
@@ -69,8 +70,28 @@ def search(
         found.append(values)
         volume = hypervolume(np.array(found), OBJECTIVES, reference)
         if volume >= SHARE * whole and "epochs" not in result:
-            result |= {"configurations": len(trained), "epochs": epochs}
+            result |= {"configurations": len(tried), "epochs": epochs}
     return {"configurations": np.nan, "epochs": np.nan} | result
+
+
+def _next(
+    study: optuna.Study, choices: dict[str, list], sampler: str, seed: int, tried: set[str], untried: dict[str, tuple]
+) -> tuple[optuna.Trial, Point]:
+    """What the sampler draws, or any point where it only repeats itself."""
+
+    def suggest(trial: optuna.Trial) -> Point:
+        return {name: trial.suggest_categorical(name, values) for name, values in choices.items()}
+
+    def reseed(attempt: int) -> None:
+        study.sampler = make_sampler(sampler, derive_seed(seed, attempt) % 2**32, {})
+
+    trial, point = draw(study, suggest, tried, reseed)
+    if trial is None:
+        keys = list(untried.values())
+        study.enqueue_trial(dict(zip(PARAMETERS, keys[derive_seed(seed, "any") % len(keys)], strict=True)))
+        trial = study.ask()
+        point = suggest(trial)
+    return trial, point
 
 
 def _stop(seen: list[float], accuracy: float) -> bool:
