@@ -1,33 +1,37 @@
 """How many trials a search needs: samplers replayed over the recorded grid of the preset search-digits.
 
-python benchmarks/search_simulation.py [--grid results/search-digits.parquet] [--seeds 5] [-o results/search-simulation.parquet]
+python benchmarks/search_simulation.py [--grid results/search-digits.parquet] [--seeds 10] [-o results/search-simulation.parquet]
 
 A search asks for configurations one by one, each once (as `sweeps run` does: what repeats is drawn again, in the end any
 other), and is told what the grid's record says, until nothing is left. Counted: configurations and epochs of training
 until the hypervolume of what has been found is 95 % of the whole grid's (empty where it never is), and the share of the
-grid's hypervolume after an eighth, a quarter and a half of its epochs. With early stopping, a trial ends after its
-first or second epoch when its accuracy is below the median of what was seen there (asynchronous successive halving); it
-is told as pruned, and is not on the front. Hypervolume: validation accuracy above the grid's median, decades of
-multiplications below the grid's largest.
+grid's hypervolume after an eighth, a quarter and a half of its epochs. With early stopping (the search's own rules,
+reduction factor 2), a trial that is given up ends after its first or second epoch; it is told as pruned, and is not on
+the front. asha compares accuracy, moasha fronts of accuracy and multiplications. Hypervolume: validation accuracy above
+the grid's median, decades of multiplications below the grid's largest.
 """
 
 import argparse
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
 import pandas as pd
 from optuna.trial import TrialState
+from ray.tune.schedulers import TrialScheduler
 
 from analysis.pareto import Objective, hypervolume
+from sweeps.early_stopping import rule_of
 from sweeps.samplers import make_sampler
+from sweeps.spec import EarlyStopping
 from sweeps.study import Point, draw, identity
 from trainers.seeding import derive_seed
 
 PARAMETERS = ["start", "embed_dim", "depth", "lr"]
 OBJECTIVES = [Objective("accuracy", "max"), Objective("decades", "min")]
 SAMPLERS = ("tpe", "nsga2", "random")
-RUNGS = (1, 2)
+RULES = ("none", "asha", "moasha")
 BUDGETS = (8, 4, 2)
 SHARE = 0.95
 
@@ -39,16 +43,14 @@ def read(path: Path) -> pd.DataFrame:
     return rows.set_index(PARAMETERS)
 
 
-def search(
-    grid: pd.DataFrame, sampler: str, seed: int, early_stopping: bool, whole: float, reference: np.ndarray
-) -> dict:
+def search(grid: pd.DataFrame, sampler: str, seed: int, rule: str, whole: float, reference: np.ndarray) -> dict:
     """Configurations and epochs until the goal, and shares of the `whole` hypervolume at the budgets."""
     study = optuna.create_study(directions=["maximize", "minimize"])
     choices = {name: sorted(grid.index.unique(name)) for name in PARAMETERS}
     last = max(int(c.removeprefix("epoch_")) for c in grid if c.startswith("epoch_"))
     untried = {identity(dict(zip(PARAMETERS, key, strict=True))): key for key in grid.index}
     tried: set[str] = set()
-    rungs: dict[int, list[float]] = {rung: [] for rung in RUNGS}
+    halving = None if rule == "none" else rule_of(EarlyStopping(scheduler=rule, reduction_factor=2.0))
     found: list[tuple[float, float]] = []
     budgets = {f"share_{part}": last * len(grid) // part for part in BUDGETS}
     result: dict[str, float] = {}
@@ -57,7 +59,7 @@ def search(
         trial, point = _next(study, choices, sampler, derive_seed(seed, number), tried, untried)
         tried.add(identity(point))
         row = grid.loc[untried.pop(identity(point))]
-        stopped = next((r for r in RUNGS if early_stopping and _stop(rungs[r], row[f"epoch_{r}"])), None)
+        stopped = None if halving is None else _stopped(halving, number, row, last)
         epochs += stopped or last
         for name, budget in budgets.items():
             if epochs <= budget:
@@ -94,16 +96,21 @@ def _next(
     return trial, point
 
 
-def _stop(seen: list[float], accuracy: float) -> bool:
-    """Note an accuracy at a rung; whether its trial ends there: it is below the median of all that came there."""
-    seen.append(accuracy)
-    return accuracy < float(np.median(seen))
+def _stopped(halving: TrialScheduler, number: int, row: pd.Series, last: int) -> int | None:
+    """The epoch after which the rule gives the trial up, if it does."""
+    trial = SimpleNamespace(trial_id=str(number))
+    halving.on_trial_add(None, trial)
+    for epoch in range(1, last):
+        report = {"epoch": epoch, "value": row[f"epoch_{epoch}"], "cost": row["decades"]}
+        if halving.on_trial_result(None, trial, report) == TrialScheduler.STOP:
+            return epoch
+    return None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grid", type=Path, default=Path("results/search-digits.parquet"))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("-o", "--out", type=Path)
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -112,10 +119,9 @@ def main() -> None:
     reference = np.array([np.median(values[:, 0]), values[:, 1].max()])
     whole = hypervolume(values, OBJECTIVES, reference)
     rows = [
-        {"sampler": sampler, "early_stopping": stopping, "seed": seed}
-        | search(grid, sampler, seed, stopping, whole, reference)
+        {"sampler": sampler, "early_stopping": rule, "seed": seed} | search(grid, sampler, seed, rule, whole, reference)
         for sampler in SAMPLERS
-        for stopping in (False, True)
+        for rule in RULES
         for seed in range(options.seeds)
     ]
     table = pd.DataFrame(rows)

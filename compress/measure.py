@@ -50,10 +50,17 @@ def measure_static(state: ModelState, image_size: int) -> dict[str, float | int]
         for leaf, _ in layer.named_parameters(recurse=False)
     ]
     return {
-        "num_params": sum(p.numel() for p in module.parameters()),
-        "gmacs": count_gmacs(state.arch, image_size),
+        **static_cost(state.arch, image_size),
         **value_statistics([state.weights[name] for name in names]),
         "model_bytes": sum(t.numel() * t.element_size() for t in state.weights.values()),
+    }
+
+
+def static_cost(arch: Arch, image_size: int) -> dict[str, float | int]:
+    """num_params and gmacs, as `measure_static` gives them; without weights."""
+    return {
+        "num_params": sum(p.numel() for p in _on_meta(arch).parameters()),
+        "gmacs": count_gmacs(arch, image_size),
     }
 
 

@@ -269,16 +269,19 @@ def run_pipeline(
     cache: StageCache,
     data_cache: Path,
     device: torch.device,
+    on_begin: Callable[[NamedStage, ModelState], None] = lambda stage, model: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
     on_stage: Callable[[StageRun], None] = lambda run: None,
 ) -> PipelineResult:
-    """Run every stage, or take it from the cache. `on_epoch` sees every epoch row, cached ones too.
+    """Run every stage, or take it from the cache. `on_epoch` sees every epoch row, cached ones too; `on_begin` sees
+    every stage with the model that it gets.
 
     In a process group every rank calls this with the same pipeline, and gets the same model.
     """
     run = _Run(pipeline, cache, data_cache, device, on_epoch)
     done: list[StageRun] = []
     for index, stage in enumerate(pipeline.stages):
+        on_begin(stage, run.model)
         done.append(run.run_stage(index, stage))
         on_stage(done[-1])
     return PipelineResult(run.model, done, {"source": run.source.hash(), "data": run.data.fingerprint})

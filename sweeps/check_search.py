@@ -27,6 +27,8 @@ def check_search(spec: Spec, pipelines: Sequence[Sequence[NamedStage]], val_frac
                 "no stage of these pipelines trains" if rule.stage is None else f"no stage {rule.stage!r} that trains"
             )
             raise SpecError(f"{place}.stage: {wanted}; those that train: {', '.join(names) or 'none'}")
+        if rule.scheduler == "moasha" and len(spec.objectives) == 1:
+            raise SpecError(f"{place}.scheduler: moasha compares by fronts; with one objective take asha")
         if rule.metric != "train_loss" and val_fraction == 0:
             raise SpecError(f"{place}.metric: {rule.metric} needs a validation part; data.val_fraction is 0")
     if refine is not None:

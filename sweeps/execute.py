@@ -10,7 +10,7 @@ import torch
 
 from compress.cache import StageCache
 from compress.codec import encode
-from compress.measure import measure_latency, measure_static
+from compress.measure import measure_latency, measure_static, static_cost
 from compress.measure_layers import measure_layers
 from compress.pipeline import NamedStage, Pipeline, PipelineResult, StageRun, run_pipeline
 from sweeps.spec import Measure, build_stage, validated
@@ -73,15 +73,36 @@ def execute(plan: Plan, on_epoch: RowSink, on_stage: RowSink) -> Execution:
         row = asdict(run)
         on_stage({"stage": row.pop("kind"), **row})
 
+    on_begin, on_epoch = _with_cost(plan, pipeline, on_epoch)
     result = run_pipeline(
         pipeline, cache=_cache(plan), data_cache=Path(plan["data_cache"]),
-        device=device, on_epoch=on_epoch, on_stage=note_stage,
+        device=device, on_begin=on_begin, on_epoch=on_epoch, on_stage=note_stage,
     )  # fmt: skip
     metrics = _measured(pipeline, result, plan, device)
     layers = measure_layers(result.model) if distributed.rank() == 0 else []
     seconds = time.perf_counter() - begun
     saved = sum(s.seconds_full - s.seconds for s in result.stages if s.cached)
     return Execution(metrics, layers, seconds, seconds + max(0.0, saved), result.inputs)
+
+
+def _with_cost(
+    plan: Plan, pipeline: Pipeline, on_epoch: RowSink
+) -> tuple[Callable[[NamedStage, ModelState], None], RowSink]:
+    """Add what the model costs to the rows of the watched stage, where early stopping compares by it."""
+    watch = plan.get("watch") or {}
+    if "cost" not in watch:
+        return lambda stage, model: None, on_epoch
+    cost: Row = {}
+
+    def on_begin(stage: NamedStage, model: ModelState) -> None:
+        if stage.name == watch["stage"]:
+            image_size = load_data(pipeline.data, Path(plan["data_cache"])).info.image_size
+            cost[watch["cost"]] = static_cost(model.arch, image_size)[watch["cost"]]
+
+    def note_epoch(row: Row) -> None:
+        on_epoch(row | cost if row["stage"] == watch["stage"] else row)
+
+    return on_begin, note_epoch
 
 
 def _cache(plan: Plan) -> StageCache:

@@ -32,8 +32,9 @@ class Objective(Config):
 class EarlyStopping(Config):
     """When a trial is given up: its epochs are compared with those of other trials."""
 
-    scheduler: Literal["asha", "median", "hyperband"] = Field(
+    scheduler: Literal["asha", "moasha", "median", "hyperband"] = Field(
         description="asha: at grace_epochs × reduction_factor^k epochs only the best 1/reduction_factor go on; "
+        "moasha: the best by fronts of metric and cost, the first front always; "
         "hyperband: asha in several brackets, each with a later first comparison; "
         "median: worse at its best than the median of the other trials' means so far"
     )
@@ -41,9 +42,12 @@ class EarlyStopping(Config):
         "accuracy", description="of an epoch; all but train_loss on the validation part"
     )
     mode: Literal["max", "min"] | None = Field(None, description="default: max for accuracies, min for losses")
+    cost: Literal["gmacs", "num_params"] = Field(
+        "gmacs", description="moasha: less is better; of the model that the watched stage begins with"
+    )
     stage: str | None = Field(None, description="name of the stage that is watched; default: the last that trains")
     grace_epochs: int = Field(1, ge=1, description="epochs of that stage before the first comparison")
-    reduction_factor: float = Field(3.0, gt=1, description="asha and hyperband")
+    reduction_factor: float = Field(3.0, gt=1, description="asha, moasha and hyperband")
     brackets: int = Field(3, ge=1, description="hyperband")
     min_trials: int = Field(3, ge=1, description="median: trials that must have come as far")
 

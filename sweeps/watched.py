@@ -26,16 +26,21 @@ def watched_stage(stages: Sequence[NamedStage], wanted: str | None) -> NamedStag
 
 
 def watch_of(stages: Sequence[NamedStage], rule: EarlyStopping | None) -> Row | None:
-    """The `watch` of a plan: stage, metric, and the epoch (from 1) after which stopping saves nothing, if known."""
+    """The `watch` of a plan: stage, metric, the epoch (from 1) after which stopping saves nothing, if known, and cost."""
     stage = watched_stage(stages, rule.stage) if rule is not None else None
     if rule is None or stage is None:
         return None
     last = stage.config.epochs if isinstance(stage.config, TrainConfig) else None
-    return {"stage": stage.name, "metric": rule.metric, "last_epoch": last}
+    return {"stage": stage.name, "last_epoch": last} | compared(rule)
+
+
+def compared(rule: EarlyStopping) -> Row:
+    """The names of an epoch row's fields that trials are compared by."""
+    return {"metric": rule.metric} | ({"cost": rule.cost} if rule.scheduler == "moasha" else {})
 
 
 class WatchedEpochs:
-    """An `on_epoch`: passes on {"epoch": from 1, "value", "is_last"} for each row that counts."""
+    """An `on_epoch`: passes on {"epoch": from 1, "value", "is_last"}, and "cost" if wanted, for each row that counts."""
 
     def __init__(self, watch: Row | None, report: Callable[[Row], None]) -> None:
         self.watch, self.report, self.epoch = watch, report, 0
@@ -45,9 +50,10 @@ class WatchedEpochs:
         if watch is None or row.get("stage") != watch["stage"] or row.get("cached"):
             return
         self.epoch += 1
-        value = row.get(watch["metric"])
-        if value is not None:  # None: not evaluated at this epoch
-            self.report({"epoch": self.epoch, "value": float(value), "is_last": self.epoch == watch["last_epoch"]})
+        found = {"value": watch["metric"]} | ({"cost": watch["cost"]} if "cost" in watch else {})
+        numbers = {name: float(row[column]) for name, column in found.items() if row.get(column) is not None}
+        if len(numbers) == len(found):  # else: not evaluated at this epoch, or of a sweep that watched no cost
+            self.report({"epoch": self.epoch, "is_last": self.epoch == watch["last_epoch"]} | numbers)
 
 
 def curve(rows: Iterable[Row], watch: Row | None) -> list[Row]:

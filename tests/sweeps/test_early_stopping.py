@@ -18,6 +18,7 @@ from sweeps.driver import run_sweep
 from sweeps.early_stopping import EpochScheduler
 from sweeps.records import RecordTakenError, TrialRecord, trial_folder
 from sweeps.spec import EarlyStopping, spec_from
+from sweeps.trial import run_trial
 from sweeps.watched import WatchedEpochs, curve, prune
 from sweeps.yaml_file import SpecError
 from tests.sweeps.helpers import begin, contents, finish, searcher, states
@@ -34,11 +35,11 @@ class Rule:
         spec = EarlyStopping(**options)
         self.scheduler = EpochScheduler(spec, 0, earlier, lambda p, r: self.stopped.append((p["trial_id"], r)))
 
-    def epoch(self, name: str, epoch: int, value: float, is_last: bool = False) -> str:
+    def epoch(self, name: str, epoch: int, value: float, is_last: bool = False, **more: float) -> str:
         trial = SimpleNamespace(config={"plan": {"trial_id": name}})
         if name not in self.scheduler._seen:
             self.scheduler.on_trial_add(None, trial)
-        return self.scheduler.on_trial_result(None, trial, {"epoch": epoch, "value": value, "is_last": is_last})
+        return self.scheduler.on_trial_result(None, trial, {"epoch": epoch, "value": value, "is_last": is_last} | more)
 
 
 @pytest.mark.parametrize(("metric", "good", "bad"), [("accuracy", 0.9, 0.1), ("loss", 0.1, 0.9)])
@@ -59,6 +60,47 @@ def test_the_median_rule() -> None:
         assert [rule.epoch(name, e, value) for e in (1, 2, 3)] == [GO] * 3
     assert [rule.epoch("d", 1, 0.1), rule.epoch("d", 2, 0.5)] == [GO, GO]  # its best is above the median of 0.4
     assert [rule.epoch("e", 1, 0.1), rule.epoch("e", 2, 0.3)] == [GO, STOP]
+
+
+def test_moasha_keeps_the_fronts() -> None:
+    rule = Rule(scheduler="moasha", grace_epochs=2, reduction_factor=2)
+
+    def epoch(name: str, epoch: int, value: float, cost: float) -> str:
+        return rule.epoch(name, epoch, value, cost=cost)
+
+    assert [epoch(name, 1, 0.1, 9.0) for name in "ab"] == [GO] * 2  # grace
+    assert epoch("a", 2, 0.5, 2.0) == GO  # alone
+    assert epoch("b", 2, 0.1, 1.0) == GO  # worse, but cheaper than all
+    assert epoch("c", 2, 0.4, 2.5) == STOP  # a beats it; with it two of three
+    assert epoch("d", 2, 0.9, 9.0) == GO  # better than all
+    assert epoch("e", 2, 0.5, 2.0) == GO  # like a, which is of the first front
+    assert epoch("f", 2, 0.45, 2.2) == STOP  # a, b, d, e and it: five of six
+    assert epoch("a", 3, 0.0, 2.0) == GO  # 3 is no rung
+    assert [epoch("a", 4, 0.6, 2.0), epoch("d", 5, 0.55, 9.0)] == [GO, STOP]  # 4 is, though d tells nothing before 5
+    assert [name for name, _ in rule.stopped] == ["c", "f", "d"]
+    assert rule.stopped[0][1] == {"epoch": 2, "value": 0.4, "cost": 2.5}
+
+
+def test_moasha_fills_its_share_with_later_fronts() -> None:
+    """A chain in which each beats the next: those whose place is within half of what came go on."""
+    rule = Rule(scheduler="moasha", metric="loss", reduction_factor=2)
+    order = [5, 4, 3, 2, 1, 2.5, 0.5, 4.5]
+    decisions = [rule.epoch(str(i), 1, rank, cost=rank) for i, rank in enumerate(order)]
+    place = [sum(other < rank for other in order[: i + 1]) + 1 for i, rank in enumerate(order)]
+    assert decisions == [GO if p <= max(1, (i + 1) / 2) else STOP for i, p in enumerate(place)]
+    assert decisions.count(STOP) == 1 + (decisions[5] == STOP)
+
+
+def test_earlier_trials_of_a_sweep_without_cost_are_not_compared(tmp_path: Path) -> None:
+    earlier = []
+    for name, more in (("y", {}), ("z", {"gmacs": 1.0})):
+        record = TrialRecord.begin(tmp_path / name, {"trial_id": name, "watch": WATCH})
+        record.add_epoch({"stage": "finetune", "accuracy": 0.9} | more)
+        record.finish("complete")
+        earlier.append(record)
+    assert Rule(earlier[:1], scheduler="moasha").epoch("a", 1, 0.1, cost=2.0) == GO
+    assert Rule(earlier, scheduler="moasha").epoch("a", 1, 0.1, cost=2.0) == STOP
+    assert Rule(earlier, scheduler="moasha").epoch("a", 1, 0.1, cost=0.5) == GO
 
 
 def test_the_last_epoch_and_repeated_ones_stand() -> None:
@@ -103,6 +145,9 @@ def test_epochs_are_counted_over_fits_without_cached_ones() -> None:
     seen = [{"epoch": 1, "value": 0.2, "is_last": False}, {"epoch": 3, "value": 0.4, "is_last": True}]
     assert curve(rows, WATCH | {"last_epoch": 3}) == seen
     assert curve(rows, None) == []
+    priced = [row | {"num_params": 7} for row in rows]
+    assert curve(priced, WATCH | {"last_epoch": 3, "cost": "num_params"}) == [row | {"cost": 7.0} for row in seen]
+    assert curve(rows, WATCH | {"cost": "num_params"}) == []
     told: list[Any] = []
     watched = WatchedEpochs(WATCH, told.append)
     for row in rows:
@@ -167,12 +212,40 @@ def test_few_replicates_left_do_not_flatter(raw: dict[str, Any], tmp_path: Path,
     assert told.state == TrialState[state]
 
 
+@pytest.mark.parametrize("cost", ["gmacs", "num_params"])
+def test_the_cost_is_that_of_the_model_that_is_trained(
+    raw: dict[str, Any], tmp_path: Path, data_cache: Path, cost: str
+) -> None:
+    space = {"stages.init.*.args.embed_dim": [16]}  # half the teacher's width
+    point = {"stages.init": "random_init", "stages.init.*.args.embed_dim": 16}
+    rule = {"scheduler": "moasha", "cost": cost}
+    search = searcher(raw, tmp_path / "run", trials=1, space=space, points=[point], early_stopping=rule)
+    suggestion = search.suggest("a")
+    assert isinstance(suggestion, dict)
+    plan = suggestion["plan"] | {"cache": str(tmp_path / "cache"), "data_cache": str(data_cache)}
+    plan["measure"] = search.checked.spec.measure.model_copy(update={"latency": False}).model_dump()
+    told: list[dict[str, Any]] = []
+    done = run_trial(plan, on_epoch=told.append)
+    assert done["status"] == "complete"
+    assert [row["cost"] for row in told] == [done["metrics"][cost]]
+    record = TrialRecord.read(trial_folder(tmp_path / "run", "00000"))
+    assert record is not None
+    assert [row.get(cost) for row in record.epochs()] == [
+        None,
+        None,
+        done["metrics"][cost],
+    ]  # the teacher is not watched
+    assert curve(record.epochs(), record.content["watch"]) == told
+
+
 @pytest.mark.parametrize(
     ("rule", "change", "message"),
     [
         ({"scheduler": "asha", "stage": "init"}, {}, r"no stage 'init' that trains; those that train: teacher, finetune"),
         ({"scheduler": "asha"}, {"stages": {"kmeans_quant": {"clusters": 4, "scope": "network"}}}, "no stage of these"),
-        ({"scheduler": "sha"}, {}, r"search\.early_stopping\.scheduler: input should be 'asha', 'median' or 'hyperband'"),
+        ({"scheduler": "sha"}, {}, r"early_stopping\.scheduler: input should be 'asha', 'moasha', 'median' or 'hyperband'"),
+        ({"scheduler": "moasha"}, {"objectives": [{"metric": "accuracy", "mode": "max"}]}, "one objective take asha"),
+        ({"scheduler": "moasha", "cost": "bytes"}, {}, r"early_stopping\.cost: input should be 'gmacs' or 'num_params'"),
         ({"scheduler": "asha", "reduction_factor": 1}, {}, r"reduction_factor: input should be greater than 1"),
     ],
 )  # fmt: skip
