@@ -267,7 +267,7 @@ def learns_as_told(plan: dict[str, Any], on_epoch: Any) -> dict[str, Any]:
     def work(plan: dict[str, Any], note_epoch: Any, note_stage: Any) -> Execution:
         value = 0.1 if plan["number"] % 2 else 0.5
         for epoch in range(9):
-            note_epoch({"stage": "finetune", "epoch": epoch, "accuracy": value + plan["number"] / 1000})
+            note_epoch({"stage": "finetune", "epoch": epoch, "accuracy": value + plan["number"] / 1000, "gmacs": 1.0})
             time.sleep(0.02)
         # what is stopped would have been the best of all
         return Execution({"accuracy": 1.0 if plan["number"] % 2 else value, "gmacs": 1.0}, [], 0.1, 0.1, {})
@@ -278,7 +278,7 @@ def learns_as_told(plan: dict[str, Any], on_epoch: Any) -> dict[str, Any]:
 def test_a_sweep_stops_what_is_worse(raw: dict[str, Any], ray_session: None) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     raw["stages"]["finetune"]["epochs"] = 9
-    raw["search"] |= {"trials": 6, "early_stopping": {"scheduler": "asha", "reduction_factor": 2, "grace_epochs": 2}}
+    raw["search"] |= {"trials": 6, "early_stopping": {"scheduler": "moasha", "reduction_factor": 2, "grace_epochs": 2}}
     raw["resources"] = {"concurrent": 1}  # in order: trial 0 sets the mark
     outcome = run_sweep(check_spec(spec_from(raw)), trial=learns_as_told)
     found = contents(outcome.folder)
