@@ -25,7 +25,7 @@ from analysis.pareto import Objective, hypervolume
 from sweeps.early_stopping import rule_of
 from sweeps.samplers import make_sampler
 from sweeps.spec import EarlyStopping
-from sweeps.study import Point, draw, identity
+from sweeps.study import Point, canonical, draw
 from trainers.seeding import derive_seed
 
 PARAMETERS = ["start", "embed_dim", "depth", "lr"]
@@ -48,7 +48,7 @@ def search(grid: pd.DataFrame, sampler: str, seed: int, rule: str, whole: float,
     study = optuna.create_study(directions=["maximize", "minimize"])
     choices = {name: sorted(grid.index.unique(name)) for name in PARAMETERS}
     last = max(int(c.removeprefix("epoch_")) for c in grid if c.startswith("epoch_"))
-    untried = {identity(dict(zip(PARAMETERS, key, strict=True))): key for key in grid.index}
+    untried = {canonical(dict(zip(PARAMETERS, key, strict=True))): key for key in grid.index}
     tried: set[str] = set()
     halving = None if rule == "none" else rule_of(EarlyStopping(scheduler=rule, reduction_factor=2.0))
     found: list[tuple[float, float]] = []
@@ -57,8 +57,8 @@ def search(grid: pd.DataFrame, sampler: str, seed: int, rule: str, whole: float,
     epochs, volume = 0, 0.0
     for number in range(len(grid)):
         trial, point = _next(study, choices, sampler, derive_seed(seed, number), tried, untried)
-        tried.add(identity(point))
-        row = grid.loc[untried.pop(identity(point))]
+        tried.add(canonical(point))
+        row = grid.loc[untried.pop(canonical(point))]
         stopped = None if halving is None else _stopped(halving, number, row, last)
         epochs += stopped or last
         for name, budget in budgets.items():
@@ -87,7 +87,7 @@ def _next(
     def reseed(attempt: int) -> None:
         study.sampler = make_sampler(sampler, derive_seed(seed, attempt) % 2**32, {})
 
-    trial, point = draw(study, suggest, tried, reseed)
+    trial, point = draw(study, suggest, canonical, tried, reseed)
     if trial is None:
         keys = list(untried.values())
         study.enqueue_trial(dict(zip(PARAMETERS, keys[derive_seed(seed, "any") % len(keys)], strict=True)))

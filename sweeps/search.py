@@ -21,11 +21,11 @@ from sweeps.run_state import stop_requested
 from sweeps.space import resolved_trial
 from sweeps.spec import Spec, portable
 from sweeps.study import (
+    DRAWS,
     Point,
     UndrawnError,
     canonical,
     draw,
-    identity,
     open_study,
     placed,
     seed_sampler,
@@ -82,6 +82,8 @@ class StudySearch(Searcher):
         super().__init__()
         self.checked, self.run, self.common = checked, run, common
         self.spec: Spec = checked.spec
+        self._identity, size = checked.space.identity, checked.space.size()
+        self._is_listed = self._is_exhaustive or (size is not None and size <= _ENUMERABLE)
         self.halted = False
         self.notes: list[str] = []
         self.study, self._lost = open_study(checked, run)
@@ -110,7 +112,7 @@ class StudySearch(Searcher):
                 points[number] = record.content["params"]
                 begun.add(number)
                 ended[number] += record.status in ENDED
-        self._tried = {identity(points[number]) for number in begun}
+        self._tried = {self._identity(points[number]) for number in begun}
         self._reopened: deque[tuple[int, Point | None]] = deque()
         for number in sorted(n for n in points if ended[n] < replicates or n in self._lost):
             try:
@@ -121,10 +123,10 @@ class StudySearch(Searcher):
                 elif ended[number] < replicates:
                     self.notes.append(f"configuration {number} is not run again: {error}")
                 continue
-            if number not in begun and not self._lost[number].given and identity(point) in self._tried:
+            if number not in begun and not self._lost[number].given and self._identity(point) in self._tried:
                 self._reopened.append((number, None))  # its driver died before it drew another point
                 continue
-            self._tried.add(identity(point))
+            self._tried.add(self._identity(point))
             if ended[number] < replicates:
                 self._reopened.append((number, point))
             else:
@@ -153,15 +155,14 @@ class StudySearch(Searcher):
     def _budget(self, known: int) -> int:
         """New configurations to ask for."""
         left, untried = max(0, self.spec.search.trials - known), self._untried()
-        to_draw = sum(point is None or identity(point) not in self._tried for _, point in self._reopened)
+        to_draw = sum(point is None or self._identity(point) not in self._tried for _, point in self._reopened)
         return left if untried is None else max(0, min(left, len(untried) - to_draw))
 
     def _untried(self) -> list[Point] | None:
         """What was not asked for yet; None where it is too much to list."""
-        size = self.checked.space.size()
-        if not self._is_exhaustive and (size is None or size > _ENUMERABLE):
+        if not self._is_listed:
             return None
-        return [p for p in self.checked.space.grid() or [] if identity(p) not in self._tried]
+        return [p for p in self.checked.space.grid() or [] if self._identity(p) not in self._tried]
 
     @property
     def num_trials(self) -> int:
@@ -203,7 +204,7 @@ class StudySearch(Searcher):
     def _take(self, number: int, point: Point | None) -> bool:
         """Ask the study for a configuration, for this one if it is given; False where all of it is recorded already."""
         configuration = self._draw(number) if point is None else self._ask_for(number, point)
-        self._tried.add(identity(configuration.assignment))
+        self._tried.add(self._identity(configuration.assignment))
         for replicate in range(self.spec.search.replicates):
             self._queue(configuration, replicate)
         if not configuration.waiting:
@@ -218,19 +219,21 @@ class StudySearch(Searcher):
         return _Configuration(trial, number, self.checked.space.suggest(trial))
 
     def _draw(self, number: int) -> _Configuration:
-        """What the sampler draws; where it only repeats itself, any other point."""
+        """What the sampler draws; where it only repeats itself, any other point: of a continuum one at random."""
 
         def suggest(trial: optuna.Trial) -> Point:
             trial.set_user_attr("number", number)
             return self.checked.space.suggest(trial)
 
-        trial, point = draw(
-            self.study, suggest, self._tried, lambda attempt: seed_sampler(self.study, self.spec, number, attempt)
-        )
+        def reseed(attempt: int) -> None:
+            seed_sampler(self.study, self.spec, number, attempt)
+
+        attempts = DRAWS if self._is_listed else 2 * DRAWS
+        trial, point = draw(self.study, suggest, self._identity, self._tried, reseed, attempts)
         if trial is not None:
             return _Configuration(trial, number, point)
-        untried = self._untried() or [point]
-        return self._ask_for(number, untried[derive_seed(self.spec.seed, "untried", number) % len(untried)])
+        left = self._untried() or [point]
+        return self._ask_for(number, left[derive_seed(self.spec.seed, "untried", number) % len(left)])
 
     def _queue(self, configuration: _Configuration, replicate: int) -> None:
         spec, number = self.spec, configuration.number

@@ -9,6 +9,7 @@ names one of them after the alternative (`stages.init.sws.sws_expand.depth`).
 """
 
 import copy
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -180,6 +181,11 @@ class Space:
             for values in product(*[axis for axis in axes if axis is not None]):
                 points.append(_joined(chosen, *values))
         return points
+
+    def identity(self, assignment: Mapping[str, Any]) -> str:
+        """The same text for assignments that mean the same: maps are decoded, numbers may be rounded otherwise."""
+        shown = {d.path: d.shown(assignment) for d in self.dimensions if d.is_drawn(assignment)}
+        return json.dumps({path: f"{v:.12g}" if isinstance(v, float) else v for path, v in shown.items()})
 
     def size(
         self, stages: Sequence[str] | None = None, within: tuple[str, str, Sequence[str]] | None = None

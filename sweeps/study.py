@@ -26,7 +26,8 @@ from trainers.seeding import derive_seed
 Point = dict[str, Any]
 """Names of Optuna parameters → label or number; all of an assignment, or a part of it."""
 
-_DRAWS = 4  # of one configuration
+DRAWS = 4
+"""Attempts of a sampler at one configuration."""
 
 
 class UndrawnError(ValueError):
@@ -49,11 +50,6 @@ class Lost:
 def canonical(value: Any) -> str:
     """The same text for equal JSON values."""
     return json.dumps(value, sort_keys=True)
-
-
-def identity(point: Point) -> str:
-    """The same text for the same point, however its numbers were rounded."""
-    return canonical({k: f"{v:.12g}" if isinstance(v, float) else v for k, v in point.items()})
 
 
 def placed(space: Space, point: Mapping[str, Any]) -> tuple[Point, dict[str, BaseDistribution]]:
@@ -107,21 +103,26 @@ def open_study(checked: Checked, run: Path) -> tuple[optuna.Study, dict[int, Los
 def seed_sampler(study: optuna.Study, spec: Spec, number: int, attempt: int = 0) -> None:
     """Let what is drawn for configuration `number` follow from that and from what the study knows.
 
-    So a sweep that was interrupted draws what it would have drawn, and never its first points a second time.
+    So a sweep that was interrupted draws what it would have drawn, and never its first points a second time. After
+    `DRAWS` attempts, that were all repeats, it is drawn at random.
     """
     seed = derive_seed(spec.seed, "sampler", number, *([attempt] if attempt else [])) % 2**32
-    study.sampler = make_sampler(spec.search.sampler, seed, spec.search.sampler_options)
+    sampler, options = (spec.search.sampler, spec.search.sampler_options) if attempt < DRAWS else ("random", {})
+    study.sampler = make_sampler(sampler, seed, options)
 
 
 def draw(
     study: optuna.Study,
     suggest: Callable[[optuna.Trial], Point],
+    identity: Callable[[Point], str],
     tried: Container[str],
     reseed: Callable[[int], None],
+    attempts: int = DRAWS,
 ) -> tuple[optuna.Trial | None, Point]:
     """Ask for a point that was not tried; a sampler that repeats itself hears again what it knows.
 
     Args:
+        identity: the same text for points that mean the same.
         tried: identities of points.
         reseed: called with 0, 1, ... before each attempt.
 
@@ -129,17 +130,17 @@ def draw(
         The trial, None where all attempts were repeats; the point that was drawn last.
     """
     point: Point = {}
-    for attempt in range(_DRAWS):
+    for attempt in range(attempts):
         reseed(attempt)
         trial = study.ask()
         point = suggest(trial)
         if identity(point) not in tried:
             return trial, point
-        _tell_again(study, trial)
+        _tell_again(study, trial, identity)
     return None, point
 
 
-def _tell_again(study: optuna.Study, trial: optuna.Trial) -> None:
+def _tell_again(study: optuna.Study, trial: optuna.Trial, identity: Callable[[Point], str]) -> None:
     """End a trial that repeats another: with that one's values if it has them, else as FAIL."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     same = next((t for t in complete if identity(t.params) == identity(trial.params)), None)

@@ -10,6 +10,7 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.tune.search import Searcher
 
 from sweeps.check import check_spec
 from sweeps.describe import spec_schema
@@ -302,6 +303,7 @@ def test_one_auxiliary_network_serves_the_sweep(learngene: dict[str, Any], tmp_p
 
 def test_a_continued_study_knows_its_maps(learngene: dict[str, Any], tmp_path: Path, data_cache: Path) -> None:
     learngene["search"] |= {"sampler": "tpe", "trials": 14}
+    learngene["search"]["space"]["stages.init.sws.sws_expand.layers_source"]["layer_map"]["layers"] = 16
     run = tmp_path / "runs" / "small"
     search, _ = plans(learngene, run, data_cache)
 
@@ -323,7 +325,30 @@ def test_a_continued_study_knows_its_maps(learngene: dict[str, Any], tmp_path: P
     for i in range(12, 14):
         end(again, i)
     told = [t for t in again.study.get_trials() if t.state == optuna.trial.TrialState.COMPLETE]
-    assert len(told) == 14
+    assert {t.user_attrs["number"] for t in told} == set(range(14))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_map_is_tried_once_whatever_numbers_mean_it(
+    learngene: dict[str, Any], tmp_path: Path, data_cache: Path, sampler: str
+) -> None:
+    learngene["search"] |= {"sampler": sampler, "trials": 30}
+    learngene["search"]["space"]["stages.init.sws.sws_expand.layers_source"]["layer_map"]["layers"] = 6
+    run = tmp_path / "runs" / "small"
+    search, _ = plans(learngene, run, data_cache)
+    assert search.num_trials == 5 + 2 + 1
+    configs = []
+    for i in range(8):
+        plan = search.suggest(str(i))["plan"]  # type: ignore[index]
+        TrialRecord.begin(trial_folder(run, plan["trial_id"]), plan).finish(
+            "complete", metrics={"accuracy": 1 / (1 + i), "gmacs": 1.0 + i}
+        )
+        search.on_trial_complete(str(i), {})
+        configs.append(repr(plan["stages"]))
+        if i == 4:
+            search, _ = plans(learngene, run, data_cache)
+    assert len(set(configs)) == 8
+    assert search.suggest("end") == Searcher.FINISHED
 
 
 def test_the_documented_spec_holds() -> None:

@@ -12,9 +12,10 @@ from ray.tune.search import Searcher
 
 from sweeps.check import check_spec
 from sweeps.records import TrialRecord, trial_folder, trial_records
+from sweeps.samplers import make_sampler
 from sweeps.search import StudySearch
 from sweeps.spec import preset_names, spec_from
-from sweeps.study import draw, identity
+from sweeps.study import canonical, draw
 from sweeps.trial import run_trial
 from tests.sweeps.helpers import COMMON, finish, searcher, states
 
@@ -198,6 +199,28 @@ def test_no_configuration_is_tried_twice(raw: dict[str, Any], tmp_path: Path, sa
     assert searcher(raw, tmp_path, **options).num_trials == 0
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_sampler_that_is_stuck_in_a_continuum_is_helped(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One alternative has a continuum, another is a single point, which is all that the sampler draws."""
+    raw["stages"]["finetune"] = {"one_of": {"finetune": raw["stages"]["finetune"], "none": None}}
+    raw["stages"]["init"] = {"stage": "random_init"}
+    space = {"stages.finetune.finetune.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
+
+    def stuck(name: str, seed: int, options: Any) -> optuna.samplers.BaseSampler:
+        sampler = make_sampler(name, seed, options)
+        return (
+            sampler if name == "random" else optuna.samplers.PartialFixedSampler({"stages.finetune": "none"}, sampler)
+        )
+
+    monkeypatch.setattr("sweeps.study.make_sampler", stuck)
+    search = searcher(raw, tmp_path, sampler="tpe", trials=6, space=space)
+    plans = [finish(search, tmp_path, str(i), accuracy=0.5, gmacs=1.0) for i in range(6)]
+    assert [p["params"]["stages.finetune"] for p in plans] == ["none"] + ["finetune"] * 5
+    assert len({p["params"].get("stages.finetune.finetune.lr") for p in plans}) == 6
+
+
 class Stubborn(optuna.samplers.RandomSampler):
     """Draws what it drew first, until it is seeded with 2."""
 
@@ -214,15 +237,15 @@ def test_a_sampler_that_repeats_itself_hears_what_it_knows() -> None:
     def suggest(trial: optuna.Trial) -> dict[str, Any]:
         return {"x": trial.suggest_float("x", 0.0, 1.0)}
 
-    first, point = draw(study, suggest, set(), reseed)
+    first, point = draw(study, suggest, canonical, set(), reseed)
     assert first is not None
-    running, other = draw(study, suggest, {identity(point)}, reseed)  # 0 and 1 repeat what still runs
+    running, other = draw(study, suggest, canonical, {canonical(point)}, reseed)  # 0 and 1 repeat what still runs
     assert running is not None
     assert other != point
     assert [t.state for t in study.trials] == [TrialState.RUNNING, TrialState.FAIL, TrialState.FAIL, TrialState.RUNNING]
     first.set_constraint("too slow", 0.25)
     study.tell(first, 0.7)
-    last, again = draw(study, suggest, {identity(point), identity(other)}, reseed)
+    last, again = draw(study, suggest, canonical, {canonical(point), canonical(other)}, reseed)
     assert last is None
     assert again == point
     heard = [t for t in study.trials[4:] if t.state == TrialState.COMPLETE]
@@ -230,10 +253,17 @@ def test_a_sampler_that_repeats_itself_hears_what_it_knows() -> None:
     assert [t.state for t in study.trials[4:] if t not in heard] == [TrialState.FAIL]
 
 
-def test_points_are_the_same_however_rounded() -> None:
-    assert identity({"a": 0.1 + 0.2, "b": 1}) == identity({"b": 1, "a": 0.3})
-    assert identity({"a": 0.3}) != identity({"a": 0.300001})
-    assert identity({"a": 1}) != identity({"a": "1"})
+def test_points_are_the_same_however_rounded(raw: dict[str, Any]) -> None:
+    raw["stages"]["init"] = {"stage": "random_init"}
+    raw["search"]["space"] = {
+        "stages.finetune.lr": {"low": 0.1, "high": 0.7, "step": 0.1},
+        "stages.init.args.depth": [1, 2],
+    }
+    space = check_spec(spec_from(raw)).space
+    drawn, lr, depth = space.identity, "stages.finetune.lr", "stages.init.args.depth"
+    assert drawn({lr: 0.1 + 0.2, depth: 1}) == drawn({depth: 1, lr: 0.3})
+    assert drawn({lr: 0.3, depth: 1}) != drawn({lr: 0.300001, depth: 1})
+    assert drawn({lr: 0.3, depth: 1}) != drawn({lr: 0.3, depth: 2})
 
 
 def test_grid_tries_each_point_once(raw: dict[str, Any], tmp_path: Path) -> None:
