@@ -50,7 +50,7 @@ def measure_static(state: ModelState, image_size: int) -> dict[str, float | int]
         for leaf, _ in layer.named_parameters(recurse=False)
     ]
     return {
-        **static_cost(state.arch, image_size),
+        **_cost(module, state.arch, image_size),
         **value_statistics([state.weights[name] for name in names]),
         "model_bytes": sum(t.numel() * t.element_size() for t in state.weights.values()),
     }
@@ -58,22 +58,23 @@ def measure_static(state: ModelState, image_size: int) -> dict[str, float | int]
 
 def static_cost(arch: Arch, image_size: int) -> dict[str, float | int]:
     """num_params and gmacs, as `measure_static` gives them; without weights."""
-    return {
-        "num_params": sum(p.numel() for p in _on_meta(arch).parameters()),
-        "gmacs": count_gmacs(arch, image_size),
-    }
+    return _cost(_on_meta(arch), arch, image_size)
 
 
 def count_gmacs(arch: Arch, image_size: int) -> float:
-    """10^9 multiply-accumulates of one image's forward pass.
+    """10^9 multiply-accumulates of one image's forward pass."""
+    return static_cost(arch, image_size)["gmacs"]
 
-    Counted on the meta device, without weights: on the CPU fused attention escapes the counter.
-    """
-    module = _on_meta(arch).eval()
+
+def _cost(module: nn.Module, arch: Arch, image_size: int) -> dict[str, float | int]:
+    """Counted on the meta device, without weights: on the CPU fused attention escapes the counter."""
     image = torch.empty(1, arch.args.get("in_chans", 3), image_size, image_size, device="meta")
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        module(image)
-    return counter.get_total_flops() / 2 / 1e9
+        module.eval()(image)
+    return {
+        "num_params": sum(p.numel() for p in module.parameters()),
+        "gmacs": counter.get_total_flops() / 2 / 1e9,
+    }
 
 
 def value_statistics(tensors: list[Tensor]) -> dict[str, float | int]:

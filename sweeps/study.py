@@ -142,8 +142,9 @@ def draw(
 
 def _tell_again(study: optuna.Study, trial: optuna.Trial, identity: Callable[[Point], str]) -> None:
     """End a trial that repeats another: with that one's values if it has them, else as FAIL."""
+    mine = identity(trial.params)
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    same = next((t for t in complete if identity(t.params) == identity(trial.params)), None)
+    same = next((t for t in complete if identity(t.params) == mine), None)
     if same is None:
         study.tell(trial, state=TrialState.FAIL)
         return
