@@ -3,6 +3,7 @@
 A new stage adds its smallest config to `CASES`; nothing else here names a method.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -179,3 +180,34 @@ def test_killed_and_resumed(
         assert epochs == 1
     assert go(tmp_path / "killed") == expected
     assert epochs in (0, 2), "a finished epoch ran again"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("kind", STAGES)
+def test_on_a_gpu(kind: str, source: str, digits_config: DataConfig, data_cache: Path, tmp_path: Path) -> None:
+    """Killed after the first epoch's checkpoint and run again on a GPU: the CPU's model up to rounding."""
+    config = CASES[kind][source]
+    if isinstance(config, str):
+        pytest.skip("refuses this model, with a message")
+    stages = tuple(
+        NamedStage(k, k, STAGES[k].model_validate(CASES[k][source])) for k in (FIRST.get(kind), kind) if k is not None
+    )
+    pipeline = Pipeline(SOURCES[source], digits_config, stages, 0)
+
+    def go(device: str, **more: Any) -> ModelState:
+        cache = StageCache(tmp_path / device)
+        return run_pipeline(pipeline, cache=cache, data_cache=data_cache, device=torch.device(device), **more).model
+
+    def die(row: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        go("cuda", on_epoch=die)
+    there, here = go("cuda"), go("cpu")
+    assert all(t.device.type == "cpu" and bool(t.isfinite().all()) for t in there.weights.values())
+    assert there.weights.keys() == here.weights.keys()
+    if not STAGES[kind].finds_dims:
+        assert there.arch == here.arch
+        for name, mine in here.weights.items():
+            assert (there.weights[name].float() - mine.float()).abs().mean() < 0.02, name
