@@ -470,7 +470,7 @@ def _share(bench: Bench, arch: Arch, images_per_s: float) -> dict[str, float]:
 def train_224(bench: Bench, compiled: bool = False) -> None:
     """Training at 224 px in bf16: `fit` beside the bare loop and beside timm's."""
     _allow_tf32()
-    batch, steps = bench.size(256, 8), bench.size(24, 2)
+    batch, steps = bench.size(256, 8), bench.size(16, 2)
     data = synthetic_data(bench.classes, bench.image_px, batch * steps)
     for name, (state, convolutional) in _models_224(bench).items():
         for channels_last in (False, True) if convolutional and not compiled else (convolutional,):
@@ -547,7 +547,7 @@ def _drain(bench: Bench, batches: TrainBatches, epoch: int) -> float:
 def methods(bench: Bench) -> None:
     """What methods add to a training step of DeiT-S at 224 px in bf16."""
     _allow_tf32()
-    batch, steps = bench.size(256, 8), bench.size(16, 2)
+    batch, steps = bench.size(256, 8), bench.size(12, 2)
     data = synthetic_data(bench.classes, bench.image_px, batch * steps)
     state = ModelState.initialised(bench.vit("deit_small_patch16_224"), 0)
     plain = 0.0
@@ -744,15 +744,15 @@ class Part:
 
 PARTS = {
     "card": Part(card, 30),
-    "tests": Part(tests, 60),
+    "tests": Part(tests, 75),
     "syncs": Part(syncs, 40),
     "train_224": Part(train_224, 110),
     "vit_32": Part(vit_32, 60),
     "methods": Part(methods, 80),
-    "latency": Part(latency, 130),
-    "compile_224": Part(compile_224, 150),
+    "latency": Part(latency, 90),
     "sparse": Part(sparse, 40),
     "clustering": Part(clustering, 50),
+    "compile_224": Part(compile_224, 130),
     "precision": Part(precision, 40),
 }
 """Name → part, in order of worth."""
