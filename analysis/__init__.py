@@ -6,14 +6,23 @@
 """
 
 from analysis.compare import Comparison, Group, compare, merge
-from analysis.figures import write_figures
 from analysis.load import gather, load
-from analysis.markdown import write_markdown
 from analysis.pareto import Objective
 from analysis.query import query, write_rows
-from analysis.report import write_report
+from analysis.report.figures import write_figures
+from analysis.report.markdown import write_markdown
+from analysis.report.page import write_report
 from analysis.run import Run
-from analysis.summary import advice, command, duration, failures, front_table, quantity, stage_table, totals
+from analysis.summary import (
+    advice,
+    command,
+    duration,
+    failures,
+    front_table,
+    quantity,
+    stage_table,
+    totals,
+)
 
 __all__ = [
     "Comparison",

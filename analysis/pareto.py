@@ -1,8 +1,9 @@
 """Fronts, hypervolume and knee.
 
-Symbols: n trials, k objectives. `values` is (n, k), as recorded; `costs` is (n, k) with the objectives to maximise
-negated, so that less is better in every column. A trial counts where all its objectives are finite and none breaks
-its bound. Duplicates are all kept: two trials with the same objectives do not dominate each other.
+Symbols: n trials, k objectives. `values` is (n, k), as recorded; `costs` is (n, k) with the
+objectives to maximise negated, so that less is better in every column. A trial counts where
+all its objectives are finite and none breaks its bound. Duplicates are all kept: two trials
+with the same objectives do not dominate each other.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Objective:
-    """A metric to make small ("min") or large ("max"); a trial past `bound` (in the metric's unit) is not eligible.
+    """A metric to make small ("min") or large ("max"); a trial past `bound` (in the
+    metric's unit) is not eligible.
 
-    The bound itself is allowed: value <= bound for "min", value >= bound for "max". Raises ValueError for a mode
-    other than these two, or a bound that is not a number.
+    The bound itself is allowed: value <= bound for "min", value >= bound for "max". Raises
+    ValueError for a mode other than these two, or a bound that is not a number.
     """
 
     metric: str
@@ -31,9 +33,14 @@ class Objective:
 
     def __post_init__(self) -> None:
         if self.mode not in ("min", "max"):
-            raise ValueError(f"objective {self.metric!r}: mode must be 'min' or 'max', got {self.mode!r}")
+            raise ValueError(
+                f"objective {self.metric!r}: mode must be 'min' or 'max', got"
+                f" {self.mode!r}"
+            )
         if self.bound is not None and np.isnan(self.bound):
-            raise ValueError(f"objective {self.metric!r}: bound must be a number or none, got NaN")
+            raise ValueError(
+                f"objective {self.metric!r}: bound must be a number or none, got NaN"
+            )
 
     @property
     def sign(self) -> float:
@@ -42,10 +49,15 @@ class Objective:
 
 
 def to_costs(values: Floats, objectives: Sequence[Objective]) -> Floats:
-    """Values (n, k) with less better in every column. Raises ValueError where the columns are not the objectives."""
+    """Values (n, k) with less better in every column. Raises ValueError where the columns
+    are not the objectives.
+    """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 2 or values.shape[1] != len(objectives):
-        raise ValueError(f"expected one column for each of {len(objectives)} objectives, got shape {values.shape}")
+        raise ValueError(
+            f"expected one column for each of {len(objectives)} objectives, got shape"
+            f" {values.shape}"
+        )
     return values * np.array([objective.sign for objective in objectives])
 
 
@@ -60,7 +72,9 @@ def eligible(values: Floats, objectives: Sequence[Objective]) -> Bools:
 
 
 def front_mask(values: Floats, objectives: Sequence[Objective]) -> Bools:
-    """(n,) whether a trial is eligible and no eligible trial dominates it; all False without objectives."""
+    """(n,) whether a trial is eligible and no eligible trial dominates it; all False
+    without objectives.
+    """
     keep = eligible(values, objectives)
     if not len(objectives) or not keep.any():
         return np.zeros(len(values), dtype=bool)
@@ -76,14 +90,22 @@ def _nondominated(costs: Floats) -> Bools:
     return np.asarray(moocore.is_nondominated(costs, keep_weakly=True), dtype=bool)
 
 
-def noisy_front_mask(values: Floats, objectives: Sequence[Objective], column: int, low: Floats, high: Floats) -> Bools:
+def noisy_front_mask(
+    values: Floats,
+    objectives: Sequence[Objective],
+    column: int,
+    low: Floats,
+    high: Floats,
+) -> Bools:
     """(n,) a front that ignores differences of objective `column` inside its measured noise.
 
-    `low` and `high` (n,) bound that objective's measurements in its unit; NaN where it was not measured (its value
-    counts). Trial a beats b where it is not worse in any other objective, b's interval does not lie entirely on the
-    better side of a's, and a is better in another objective or its interval lies entirely on the better side of b's.
-    The front is the one set in which no trial beats another and every eligible trial outside is beaten by one inside;
-    it exists and is unique, since with one noisy objective the relation has no cycles.
+    `low` and `high` (n,) bound that objective's measurements in its unit; NaN where it was
+    not measured (its value counts). Trial a beats b where it is not worse in any other
+    objective, b's interval does not lie entirely on the better side of a's, and a is better
+    in another objective or its interval lies entirely on the better side of b's. The front
+    is the one set in which no trial beats another and every eligible trial outside is
+    beaten by one inside; it exists and is unique, since with one noisy objective the
+    relation has no cycles.
     """
     keep = np.flatnonzero(eligible(values, objectives))
     costs = to_costs(values, objectives)[keep]
@@ -106,9 +128,13 @@ def noisy_front_mask(values: Floats, objectives: Sequence[Objective], column: in
 
 
 def attainment(
-    values: Floats, sets: Sequence[int], objectives: Sequence[Objective], levels: Sequence[float] = (0, 50, 100)
+    values: Floats,
+    sets: Sequence[int],
+    objectives: Sequence[Objective],
+    levels: Sequence[float] = (0, 50, 100),
 ) -> dict[float, Floats]:
-    """Attainment surfaces over seeds: for each level, in percent, the points that bound what so many sets attain.
+    """Attainment surfaces over seeds: for each level, in percent, the points that bound
+    what so many sets attain.
 
     Args:
         values: (n, k) the trials of all sets, k 2 or 3.
@@ -116,10 +142,13 @@ def attainment(
         levels: 0 is attained by the best set alone, 50 by half of them, 100 by all.
 
     Returns:
-        level → (m, k) points in the metrics' units, best first objective first. Raises ValueError for k not 2 or 3.
+        level → (m, k) points in the metrics' units, best first objective first. Raises
+        ValueError for k not 2 or 3.
     """
     if len(objectives) not in (2, 3):
-        raise ValueError(f"attainment surfaces are drawn of 2 or 3 objectives, got {len(objectives)}")
+        raise ValueError(
+            f"attainment surfaces are drawn of 2 or 3 objectives, got {len(objectives)}"
+        )
     keep = eligible(values, objectives)
     if not keep.any():
         return {level: np.empty((0, len(objectives))) for level in levels}
@@ -137,36 +166,58 @@ def attainment(
     return found
 
 
-def reference_point(values: Floats, objectives: Sequence[Objective], margin: float = 0.1) -> Floats:
-    """(k,) the worst value of the eligible trials, `margin` of their range further out, in the metrics' units.
+def reference_point(
+    values: Floats, objectives: Sequence[Objective], margin: float = 0.1
+) -> Floats:
+    """(k,) the worst value of the eligible trials, `margin` of their range further out, in
+    the metrics' units.
 
-    An objective on which all trials agree moves out by `margin` of its value, or `margin` where that is zero.
-    Raises ValueError where no trial is eligible.
+    An objective on which all trials agree moves out by `margin` of its value, or `margin`
+    where that is zero. Raises ValueError where no trial is eligible.
     """
     keep = eligible(values, objectives)
     if not keep.any():
-        raise ValueError("no complete trial with finite objectives within their bounds: give a reference point")
+        raise ValueError(
+            "no complete trial with finite objectives within their bounds: give a"
+            " reference point"
+        )
     costs = to_costs(values, objectives)[keep]
     worst, span = costs.max(axis=0), np.ptp(costs, axis=0)
     step = np.where(span > 0, span, np.where(worst != 0, np.abs(worst), 1.0))
-    return (worst + margin * step) * np.array([objective.sign for objective in objectives])
+    return (worst + margin * step) * np.array(
+        [objective.sign for objective in objectives]
+    )
 
 
-def check_reference(reference: Sequence[float] | Mapping[str, float], objectives: Sequence[Objective]) -> Floats:
-    """(k,) a reference point given in objective order or by metric. Raises ValueError unless one finite value each."""
+def check_reference(
+    reference: Sequence[float] | Mapping[str, float], objectives: Sequence[Objective]
+) -> Floats:
+    """(k,) a reference point given in objective order or by metric. Raises ValueError
+    unless one finite value each.
+    """
     metrics = [objective.metric for objective in objectives]
     if isinstance(reference, Mapping):
         if set(reference) != set(metrics):
-            raise ValueError(f"reference point must name the objectives {metrics}, got {sorted(reference)}")
+            raise ValueError(
+                f"reference point must name the objectives {metrics}, got"
+                f" {sorted(reference)}"
+            )
         reference = [reference[metric] for metric in metrics]
     point = np.asarray(reference, dtype=np.float64)
     if point.shape != (len(metrics),) or not np.isfinite(point).all():
-        raise ValueError(f"reference point must be one finite number for each of {metrics}, got {point.tolist()}")
+        raise ValueError(
+            f"reference point must be one finite number for each of {metrics}, got"
+            f" {point.tolist()}"
+        )
     return point
 
 
-def hypervolume(values: Floats, objectives: Sequence[Objective], reference: Floats) -> float:
-    """Volume between the eligible trials and `reference` (k,), in the product of the metrics' units; 0 for none."""
+def hypervolume(
+    values: Floats, objectives: Sequence[Objective], reference: Floats
+) -> float:
+    """Volume between the eligible trials and `reference` (k,), in the product of the
+    metrics' units; 0 for none.
+    """
     keep = eligible(values, objectives)
     costs = to_costs(values, objectives)[keep]
     point = to_costs(np.asarray(reference, dtype=np.float64)[None], objectives)[0]
@@ -184,8 +235,12 @@ def _volume(costs: Floats, point: Floats) -> float:
     return float(moocore.hypervolume(costs, ref=point))
 
 
-def hypervolume_over_time(values: Floats, objectives: Sequence[Objective], reference: Floats) -> Floats:
-    """(n,) hypervolume of the first 1 ... n trials, the rows of `values` in the order in which they ended."""
+def hypervolume_over_time(
+    values: Floats, objectives: Sequence[Objective], reference: Floats
+) -> Floats:
+    """(n,) hypervolume of the first 1 ... n trials, the rows of `values` in the order in
+    which they ended.
+    """
     keep = eligible(values, objectives)
     costs = to_costs(values, objectives)
     point = to_costs(np.asarray(reference, dtype=np.float64)[None], objectives)[0]
@@ -200,10 +255,11 @@ def hypervolume_over_time(values: Floats, objectives: Sequence[Objective], refer
 
 
 def knee(values: Floats, objectives: Sequence[Objective]) -> int:
-    """Row of a front, `values` (n, k), that is farthest from the plane through its ends, towards the ideal.
+    """Row of a front, `values` (n, k), that is farthest from the plane through its ends,
+    towards the ideal.
 
-    Objectives are scaled to the front's range first; of equals, the row with the smallest largest sacrifice.
-    Raises ValueError for an empty front.
+    Objectives are scaled to the front's range first; of equals, the row with the smallest
+    largest sacrifice. Raises ValueError for an empty front.
     """
     costs = to_costs(values, objectives)
     if not len(costs):
@@ -211,4 +267,6 @@ def knee(values: Floats, objectives: Sequence[Objective]) -> int:
     span = np.ptp(costs, axis=0)
     scaled = (costs - costs.min(axis=0)) / np.where(span > 0, span, 1.0)
     # Rounded, so that equals by design are equals despite the last bits.
-    return int(np.lexsort((scaled.max(axis=1).round(12), scaled.sum(axis=1).round(12)))[0])
+    return int(
+        np.lexsort((scaled.max(axis=1).round(12), scaled.sum(axis=1).round(12)))[0]
+    )

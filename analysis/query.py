@@ -12,22 +12,23 @@ import pyarrow.parquet as pq
 from analysis.load import loaded
 from analysis.points import fronts_table
 from analysis.run import Run
-from analysis.schema import TABLES
-from analysis.store import atomic_write
+from analysis.tables.schema import TABLES
+from analysis.tables.store import atomic_write
 
 _LOCKED = (
     "SET autoinstall_known_extensions = false",
     "SET autoload_known_extensions = false",
     "SET temp_directory = ''",  # nothing spilled to disk
-    "SET enable_external_access = false",  # no file, no network, no extension; may not be eased after
+    # no file, no network, no extension; may not be eased after
+    "SET enable_external_access = false",
     "SET python_enable_replacements = false",  # no variable of this process
     "SET lock_configuration = true",
 )
 
 
 def query(path: str | Path | Run, sql: str) -> pd.DataFrame:
-    """The result of a SQL query over the tables trials, epochs, stages, layers and fronts of a run folder or
-    a loaded run.
+    """The result of a SQL query over the tables trials, epochs, stages, layers and fronts
+    of a run folder or a loaded run.
 
     Writes nothing; tables that are behind are read from the records (see `analysis.load`).
     Columns with a slash are quoted: `select trial_id, "metric/accuracy" from trials`.
@@ -36,13 +37,18 @@ def query(path: str | Path | Run, sql: str) -> pd.DataFrame:
         ValueError: not a run folder; see `select`.
     """
     run = loaded(path)
-    tables = {name: pa.Table.from_pandas(getattr(run, name), preserve_index=False) for name in TABLES}
+    tables = {
+        name: pa.Table.from_pandas(getattr(run, name), preserve_index=False)
+        for name in TABLES
+    }
     return select(tables | {"fronts": fronts_table(run)}, sql)
 
 
 def write_rows(rows: pd.DataFrame, out: Path) -> None:
     """A query's result as a Parquet file, written whole or not at all. Raises OSError."""
-    table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
+    table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(
+        None
+    )
     atomic_write(out, lambda file: pq.write_table(table, file, compression="zstd"))
 
 
@@ -55,7 +61,10 @@ def select(tables: Mapping[str, pa.Table], sql: str) -> pd.DataFrame:
     try:
         import duckdb
     except ImportError:
-        raise ValueError("sweeps query needs DuckDB; install it: pip install 'compression-sweeps[analysis]'") from None
+        raise ValueError(
+            "sweeps query needs DuckDB; install it: pip install"
+            " 'compression-sweeps[analysis]'"
+        ) from None
     with duckdb.connect(":memory:") as connection:
         for name, table in tables.items():
             connection.register(name, table)

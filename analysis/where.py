@@ -1,4 +1,5 @@
-"""Constraints as text: `accuracy>=0.9 and (latency_ms<5 or init==none)`, parsed by hand and never evaluated as code.
+"""Constraints as text: `accuracy>=0.9 and (latency_ms<5 or init==none)`, parsed by hand and
+never evaluated as code.
 
     either      = both { "or" both }
     both        = test { "and" test }
@@ -6,7 +7,8 @@
     operator    = ">=" | "<=" | ">" | "<" | "==" | "=" | "!="
     value       = number, number%, word, 'text' or "text"
 
-A name is a metric's, else a configuration key's, else a column's. What a trial does not have passes no test.
+A name is a metric's, else a configuration key's, else a column's. What a trial does not
+have passes no test.
 """
 
 from __future__ import annotations
@@ -27,9 +29,14 @@ _TOKEN = re.compile(
     r"|(?P<quoted>'[^']*'|\"[^\"]*\")|(?P<word>[A-Za-z_][\w./*:-]*))"
 )
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt,
-    "==": operator.eq, "=": operator.eq, "!=": operator.ne,
-}  # fmt: skip
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+    "==": operator.eq,
+    "=": operator.eq,
+    "!=": operator.ne,
+}
 _MAX_TOKENS = 400
 
 Token = tuple[str, str]
@@ -37,7 +44,9 @@ Mask = NDArray[np.bool_]
 
 
 def where_mask(expression: str, data: pd.DataFrame) -> Mask:
-    """(n,) which rows of `data` pass `expression`. Raises ValueError that says where it is wrong and what is valid."""
+    """(n,) which rows of `data` pass `expression`. Raises ValueError that says where it is
+    wrong and what is valid.
+    """
     parser = _Parser(expression, data)
     mask = parser.either()
     if parser.tokens:
@@ -52,7 +61,8 @@ def _tokens(expression: str) -> list[Token]:
         match = _TOKEN.match(expression, place)
         if match is None or match.lastgroup is None:
             raise ValueError(
-                f"where {expression!r}: cannot read {expression[place:].strip()[:20]!r}; write name op number"
+                f"where {expression!r}: cannot read"
+                f" {expression[place:].strip()[:20]!r}; write name op number"
             )
         found.append((match.lastgroup, match[match.lastgroup]))
         place = match.end()
@@ -75,7 +85,11 @@ class _Parser:
         return self.tokens.pop(0)
 
     def _next_is(self, word: str) -> bool:
-        if self.tokens and self.tokens[0][0] in ("word", "bracket") and self.tokens[0][1].lower() == word:
+        if (
+            self.tokens
+            and self.tokens[0][0] in ("word", "bracket")
+            and self.tokens[0][1].lower() == word
+        ):
             self.tokens.pop(0)
             return True
         return False
@@ -103,7 +117,9 @@ class _Parser:
             raise self.wrong(f"expected a name, got {name!r}")
         kind, sign = self._take("an operator")
         if kind != "operator":
-            raise self.wrong(f"expected one of {' '.join(_OPERATORS)} after {name!r}, got {sign!r}")
+            raise self.wrong(
+                f"expected one of {' '.join(_OPERATORS)} after {name!r}, got {sign!r}"
+            )
         return self._compare(_plain(name), sign, self._take("a value"))
 
     def _compare(self, name: str, sign: str, value: Token) -> Mask:
@@ -112,7 +128,9 @@ class _Parser:
             raise self.wrong(f"expected a value after {name} {sign}, got {text!r}")
         column = self._column(name)
         known = column.notna().to_numpy()
-        numeric = pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)
+        numeric = pd.api.types.is_numeric_dtype(
+            column.dtype
+        ) and not pd.api.types.is_bool_dtype(column.dtype)
         if numeric:
             if kind != "number":
                 raise self.wrong(f"{name} holds numbers; {text!r} is none")
@@ -125,16 +143,26 @@ class _Parser:
         if pd.api.types.is_bool_dtype(column.dtype):
             texts = texts.str.lower()
         mask = np.zeros(len(column), dtype=bool)
-        mask[known] = np.asarray(_OPERATORS[sign](texts.to_numpy(dtype=object), _plain(text)), dtype=bool)
+        mask[known] = np.asarray(
+            _OPERATORS[sign](texts.to_numpy(dtype=object), _plain(text)), dtype=bool
+        )
         return mask
 
     def _column(self, name: str) -> pd.Series:
         for column in (f"metric/{name}", f"config/{name}", name):
             if column in self.data:
                 return self.data[column]
-        known = sorted({str(c).partition("/")[2] or str(c) for c in self.data if not str(c).startswith("version/")})
+        known = sorted(
+            {
+                str(c).partition("/")[2] or str(c)
+                for c in self.data
+                if not str(c).startswith("version/")
+            }
+        )
         near = difflib.get_close_matches(name, known, n=6, cutoff=0.4) or known[:12]
-        raise self.wrong(f"no metric, parameter or column {name!r}; near: {', '.join(near)}")
+        raise self.wrong(
+            f"no metric, parameter or column {name!r}; near: {', '.join(near)}"
+        )
 
 
 def _plain(text: str) -> str:

@@ -1,10 +1,13 @@
-"""Times of the analysis at scale: gathering many trials, a few new ones, a front of a million points, a report.
+"""Times of the analysis at scale: gathering many trials, a few new ones, a front of a
+million points, a report.
 
-    python benchmarks/analysis_scale.py [--trials 10000] [--epochs 50] [--points 1000000] [--folder DIR]
+    python benchmarks/analysis_scale.py [--trials 10000] [--epochs 50] [--points 1000000]
+    [--folder DIR]
 
-The trials are synthetic, with a configuration as wide as that of a real record (about 170 keys) and 20 layers each.
-CPU seconds are printed beside wall seconds, since they suffer less from other work on the machine. A page's loading
-is what headless Chromium takes to read, draw and settle, less what it takes for an empty page.
+The trials are synthetic, with a configuration as wide as that of a real record (about 170
+keys) and 20 layers each. CPU seconds are printed beside wall seconds, since they suffer
+less from other work on the machine. A page's loading is what headless Chromium takes to
+read, draw and settle, less what it takes for an empty page.
 """
 
 import argparse
@@ -24,7 +27,10 @@ import analysis
 from analysis import pareto
 from analysis.pareto import Objective
 
-OBJECTIVES = [{"metric": "accuracy", "mode": "max"}, {"metric": "latency_ms", "mode": "min"}]
+OBJECTIVES = [
+    {"metric": "accuracy", "mode": "max"},
+    {"metric": "latency_ms", "mode": "min"},
+]
 
 
 def timed(label: str, call: Callable[[], Any]) -> Any:
@@ -38,7 +44,10 @@ def timed(label: str, call: Callable[[], Any]) -> Any:
 def write_trial(run: Path, number: int, epochs: int, rng: np.random.Generator) -> None:
     """One complete trial's folder."""
     accuracy, latency = float(rng.uniform(0.5, 0.95)), float(rng.uniform(1, 20))
-    config = {f"stage{i // 40}.option_{i}": [0.1 * i, i, None, True, "text"][i % 5] for i in range(170)}
+    config = {
+        f"stage{i // 40}.option_{i}": [0.1 * i, i, None, True, "text"][i % 5]
+        for i in range(170)
+    }
     quartiles = {"latency_p25_ms": 0.98 * latency, "latency_p75_ms": 1.03 * latency}
     stages = [
         {
@@ -55,11 +64,34 @@ def write_trial(run: Path, number: int, epochs: int, rng: np.random.Generator) -
         for i, name in enumerate(("teacher", "finetune", "wfn"))
     ]
     record = {
-        **{"schema": 1, "trial_id": f"{number:05d}", "number": number, "replicate": 0, "seed": 0, "attempts": 1},
-        **{"status": "complete", "config": config | {"finetune.lr": float(rng.uniform(1e-4, 1e-2))}},
-        **{"metrics": {"accuracy": accuracy, "latency_ms": latency, **quartiles}, "error": None, "stages": stages},
-        **{"started": "2026-03-04T09:00:00+00:00", "ended": "2026-03-04T10:00:00+00:00", "seconds": 25.0},
-        **{"seconds_full": 80.0, "versions": {"torch": "2.13"}, "device": {"type": "cpu", "name": "x"}, "host": "node"},
+        **{
+            "schema": 1,
+            "trial_id": f"{number:05d}",
+            "number": number,
+            "replicate": 0,
+            "seed": 0,
+            "attempts": 1,
+        },
+        **{
+            "status": "complete",
+            "config": config | {"finetune.lr": float(rng.uniform(1e-4, 1e-2))},
+        },
+        **{
+            "metrics": {"accuracy": accuracy, "latency_ms": latency, **quartiles},
+            "error": None,
+            "stages": stages,
+        },
+        **{
+            "started": "2026-03-04T09:00:00+00:00",
+            "ended": "2026-03-04T10:00:00+00:00",
+            "seconds": 25.0,
+        },
+        **{
+            "seconds_full": 80.0,
+            "versions": {"torch": "2.13"},
+            "device": {"type": "cpu", "name": "x"},
+            "host": "node",
+        },
     }
     rows = [
         {
@@ -71,18 +103,34 @@ def write_trial(run: Path, number: int, epochs: int, rng: np.random.Generator) -
                 "step": 40 * e,
                 "train_loss": 1 / (e + 1),
             },
-            **{"lr": 0.001, "accuracy": accuracy, "top5_accuracy": 0.9, "loss": 0.7, "seconds": 1.5},
+            **{
+                "lr": 0.001,
+                "accuracy": accuracy,
+                "top5_accuracy": 0.9,
+                "loss": 0.7,
+                "seconds": 1.5,
+            },
             **{"images_per_second": 900.0 + e, "steps_per_second": 8.0},
         }
         for e in range(epochs)
     ]
-    layer = {"kind": "Linear", "shape": [64, 64], "num_weights": 4096, "num_unique": 57, "entropy_bits": 3.25}
+    layer = {
+        "kind": "Linear",
+        "shape": [64, 64],
+        "num_weights": 4096,
+        "num_unique": 57,
+        "entropy_bits": 3.25,
+    }
     folder = run / "trials" / f"{number:05d}"
     folder.mkdir(parents=True)
     (folder / "record.json").write_text(json.dumps(record, indent=1))
-    (folder / "epochs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "epochs.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows)
+    )
     layers = [{"layer": f"blocks.{i}", **layer} for i in range(20)]
-    (folder / "layers.json").write_text(json.dumps({"schema": 1, "layers": layers}, indent=1))
+    (folder / "layers.json").write_text(
+        json.dumps({"schema": 1, "layers": layers}, indent=1)
+    )
 
 
 def tables(folder: Path, trials: int, epochs: int) -> None:
@@ -90,7 +138,12 @@ def tables(folder: Path, trials: int, epochs: int) -> None:
     rng = np.random.default_rng(0)
     run = folder / "scale"
     run.mkdir(parents=True)
-    header = {"schema": 1, "name": "scale", "objectives": OBJECTIVES, "params": ["finetune.lr"]}
+    header = {
+        "schema": 1,
+        "name": "scale",
+        "objectives": OBJECTIVES,
+        "params": ["finetune.lr"],
+    }
     (run / "run.json").write_text(json.dumps(header))
     for number in range(trials):
         write_trial(run, number, epochs, rng)
@@ -108,16 +161,22 @@ def tables(folder: Path, trials: int, epochs: int) -> None:
 
 
 def fronts(points: int) -> None:
-    """Front and hypervolume of random points, few on the front, and of points near a sphere, many on it."""
+    """Front and hypervolume of random points, few on the front, and of points near a
+    sphere, many on it.
+    """
     rng = np.random.default_rng(0)
     objectives = [Objective("a"), Objective("b"), Objective("c")]
     cube = rng.random((points, 3))
-    ball = 1 - cube / np.linalg.norm(cube, axis=1)[:, None] * rng.beta(8, 1, size=(points, 1))
+    ball = 1 - cube / np.linalg.norm(cube, axis=1)[:, None] * rng.beta(
+        8, 1, size=(points, 1)
+    )
     for name, values in (("uniform in a cube", cube), ("near a sphere", ball)):
 
         def both(values: np.ndarray = values) -> tuple[int, float]:
             mask = pareto.front_mask(values, objectives)
-            return int(mask.sum()), pareto.hypervolume(values[mask], objectives, np.full(3, 1.1))
+            return int(mask.sum()), pareto.hypervolume(
+                values[mask], objectives, np.full(3, 1.1)
+            )
 
         size, volume = timed(f"front and hypervolume, {points:,} x 3, {name}", both)
         print(f"    {size} on the front, hypervolume {volume:.6f}")
@@ -128,7 +187,12 @@ def report(folder: Path, trials: int, epochs: int) -> None:
     rng = np.random.default_rng(0)
     run = folder / "report"
     run.mkdir(parents=True)
-    header = {"schema": 1, "name": "report", "objectives": OBJECTIVES, "params": ["finetune.lr", "stage0.option_0"]}
+    header = {
+        "schema": 1,
+        "name": "report",
+        "objectives": OBJECTIVES,
+        "params": ["finetune.lr", "stage0.option_0"],
+    }
     (run / "run.json").write_text(json.dumps(header))
     for number in range(trials):
         write_trial(run, number, epochs, rng)
@@ -141,26 +205,51 @@ def report(folder: Path, trials: int, epochs: int) -> None:
     empty.write_text("<!DOCTYPE html><title>empty</title>")
     base, full = ([_load(chromium, p, folder) for _ in range(3)] for p in (empty, page))
     for i, what in enumerate(("wall", "CPU")):
-        print(f"{'loading it in Chromium, ' + what:<56} {min(t[i] for t in full) - min(t[i] for t in base):7.2f} s")
+        print(
+            f"{'loading it in Chromium, ' + what:<56}"
+            f" {min(t[i] for t in full) - min(t[i] for t in base):7.2f} s"
+        )
 
 
 def _load(chromium: str, page: Path, folder: Path) -> tuple[float, float]:
     """Wall and CPU seconds of a Chromium that loads a page until nothing is left to do."""
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
-    command += ["--window-size=1280,900", "--virtual-time-budget=5000", "--dump-dom", page.as_uri()]
+    command = [
+        chromium,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={folder / 'profile'}",
+    ]
+    command += [
+        "--window-size=1280,900",
+        "--virtual-time-budget=5000",
+        "--dump-dom",
+        page.as_uri(),
+    ]
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    wall, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert page.name == "empty.html" or "data-ready=" in done.stdout, "the page was not drawn to its end"
+    wall, after = (
+        time.perf_counter() - begun,
+        resource.getrusage(resource.RUSAGE_CHILDREN),
+    )
+    assert page.name == "empty.html" or "data-ready=" in done.stdout, (
+        "the page was not drawn to its end"
+    )
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--points", type=int, default=1_000_000)
-    parser.add_argument("--folder", type=Path, help="where the synthetic run is written; default: a temporary folder")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where the synthetic run is written; default: a temporary folder",
+    )
     options = parser.parse_args()
     fronts(options.points)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

@@ -2,8 +2,9 @@
 
     python benchmarks/data_loading.py --cifar FOLDER
 
-FOLDER holds CIFAR-10 as Parquet (train-*.parquet, test-*.parquet, as Hugging Face `datasets` writes).
-Without it, noise of the same size is written to a temporary folder. A minute on two cores.
+FOLDER holds CIFAR-10 as Parquet (train-*.parquet, test-*.parquet, as Hugging Face
+`datasets` writes). Without it, noise of the same size is written to a temporary folder. A
+minute on two cores.
 """
 
 import argparse
@@ -23,12 +24,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from trainers.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, DataConfig
-from trainers.data import TrainBatches, load_data
+from trainers.data.splits import TrainBatches, load_data
 
 OURS = {
     "ours: crop + flip": AugmentConfig(preset="flip"),
     "ours: DeiT (crop, flip, RandAugment, erasing, mixup / cutmix)": AugmentConfig(),
-    "ours: DeiT without RandAugment": AugmentConfig(auto_augment=None, color_jitter=0.0),
+    "ours: DeiT without RandAugment": AugmentConfig(
+        auto_augment=None, color_jitter=0.0
+    ),
     "ours: DeiT III (three_augment)": AugmentConfig(
         three_augment=True, auto_augment=None, color_jitter=0.3, erase_prob=0
     ),
@@ -37,34 +40,63 @@ OURS = {
 
 def main() -> None:
     """Print one line per path."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cifar", type=Path, help="folder of CIFAR-10 as Parquet; default: noise")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--cifar", type=Path, help="folder of CIFAR-10 as Parquet; default: noise"
+    )
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--seconds", type=float, default=4.0, help="measured time of each path")
-    parser.add_argument("--workers", type=int, default=2, help="loader processes of the usual loader")
-    parser.add_argument("--threads", type=int, help="torch's threads; on a machine shared with others 1 is fastest")
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="measured time of each path"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="loader processes of the usual loader"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="torch's threads; on a machine shared with others 1 is fastest",
+    )
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     print(
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, device {args.device}"
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, load"
+        f" {os.getloadavg()[0]:.1f}, device {args.device}"
     )
     with tempfile.TemporaryDirectory() as scratch:
         root = args.cifar or write_noise(Path(scratch) / "noise", 6000)
         start = time.perf_counter()
-        data = load_data(DataConfig(dataset="parquet", root=root, val_fraction=0), Path(scratch) / "cache")
-        print(f"decoding {data.size('train') + data.size('test')} images once: {time.perf_counter() - start:.1f} s")
+        data = load_data(
+            DataConfig(dataset="parquet", root=root, val_fraction=0),
+            Path(scratch) / "cache",
+        )
+        print(
+            f"decoding {data.size('train') + data.size('test')} images once:"
+            f" {time.perf_counter() - start:.1f} s"
+        )
         load_data.cache_clear()
         start = time.perf_counter()
         data = load_data(data.config, Path(scratch) / "cache")
-        print(f"opening them again, as the next trial does: {time.perf_counter() - start:.2f} s")
+        print(
+            "opening them again, as the next trial does:"
+            f" {time.perf_counter() - start:.2f} s"
+        )
         device = torch.device(args.device)
         for name, augment in OURS.items():
-            batches = TrainBatches(data, augment, batch_size=args.batch_size, seed=0, device=device)
-            print(f"{name}: {rate(endless(batches), args.seconds, device):,.0f} images/s")
+            batches = TrainBatches(
+                data, augment, batch_size=args.batch_size, seed=0, device=device
+            )
+            print(
+                f"{name}: {rate(endless(batches), args.seconds, device):,.0f} images/s"
+            )
         loader = usual_loader(root, args.batch_size, args.workers, args.device)
-        name = f"torchvision transforms, DataLoader of {args.workers}: crop + flip, decoding each time"
+        name = (
+            f"torchvision transforms, DataLoader of {args.workers}: crop + flip,"
+            " decoding each time"
+        )
         print(f"{name}: {rate(repeat(loader), args.seconds, device):,.0f} images/s")
 
 
@@ -106,7 +138,10 @@ class ParquetImages(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.transform(Image.open(io.BytesIO(self.blobs[index])).convert("RGB")), self.labels[index]
+        return (
+            self.transform(Image.open(io.BytesIO(self.blobs[index])).convert("RGB")),
+            self.labels[index],
+        )
 
 
 def usual_loader(root: Path, batch_size: int, workers: int, device: str) -> DataLoader:
@@ -122,9 +157,14 @@ def usual_loader(root: Path, batch_size: int, workers: int, device: str) -> Data
         ]
     )
     return DataLoader(
-        ParquetImages(root, transform), batch_size, shuffle=True, drop_last=True, num_workers=workers,
-        persistent_workers=workers > 0, pin_memory=device != "cpu",
-    )  # fmt: skip
+        ParquetImages(root, transform),
+        batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device != "cpu",
+    )
 
 
 def write_noise(root: Path, count: int) -> Path:
@@ -138,7 +178,9 @@ def write_noise(root: Path, count: int) -> Path:
             Image.fromarray(pixels).save(buffer, "PNG")
             rows.append({"bytes": buffer.getvalue(), "path": None})
         kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        table = pa.table({"image": pa.array(rows, kind), "label": rng.integers(0, 10, images)})
+        table = pa.table(
+            {"image": pa.array(rows, kind), "label": rng.integers(0, 10, images)}
+        )
         pq.write_table(table, root / f"{part}-00000-of-00001.parquet")
     return root
 

@@ -1,4 +1,5 @@
-"""What a trial of two workers costs beside its own seconds, and whether two workers learn what one does.
+"""What a trial of two workers costs beside its own seconds, and whether two workers learn
+what one does.
 
 python benchmarks/distributed_trials.py overhead    six trials of 2 s each on 2 workers, on 2 CPUs
 python benchmarks/distributed_trials.py accuracy    digits, 3 seeds, 1 worker against 2
@@ -13,14 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.check import check_spec
-from sweeps.driver import run_sweep
-from sweeps.records import trial_records
-from sweeps.spec import spec_from
+from sweeps.drive.driver import run_sweep
+from sweeps.run.record import trial_records
+from sweeps.spec.model import spec_from
 
 SPEC: dict[str, Any] = {
     "source": {
         "model": "vit_tiny_patch16_224",
-        "args": {"patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "drop_path_rate": 0.0},
+        "args": {
+            "patch_size": 8,
+            "embed_dim": 48,
+            "depth": 3,
+            "num_heads": 3,
+            "drop_path_rate": 0.0,
+        },
     },
     "data": {"dataset": "digits", "val_fraction": 0.2},
     "objectives": [{"metric": "accuracy", "mode": "max"}],
@@ -40,9 +47,9 @@ TRAINED = {
 
 def sleeping_trial(plan: dict[str, Any], execute: Any = None) -> dict[str, Any]:
     """Two seconds on each worker of this process's group, recorded like a trial."""
-    from sweeps.execute import Execution
-    from sweeps.trial import run_trial
-    from trainers.ray_train import GroupShape, kept_group
+    from sweeps.trial.attempt import run_trial
+    from sweeps.trial.execute import Execution
+    from sweeps.trial.worker_group import GroupShape, kept_group
 
     def sleep(seconds: float, emit: Any) -> None:
         import time
@@ -52,45 +59,72 @@ def sleeping_trial(plan: dict[str, Any], execute: Any = None) -> dict[str, Any]:
 
     def on_group(plan: dict[str, Any], on_epoch: Any, on_stage: Any) -> Execution:
         shape = GroupShape(plan["workers"], plan["threads"], 0)
-        kept_group(shape, str(Path(plan["run"]) / "workers")).run(sleep, 2.0, lambda event: None)
+        kept_group(shape, str(Path(plan["run"]) / "workers")).run(
+            sleep, 2.0, lambda event: None
+        )
         return Execution({"accuracy": 0.5}, [], 2.0, 2.0, {})
 
     return run_trial(plan, on_group)
 
 
 def overhead(storage: Path) -> None:
-    """Seconds from one trial's end to the next one's, which for the first holds the start of the workers."""
+    """Seconds from one trial's end to the next one's, which for the first holds the start
+    of the workers.
+    """
     spec = SPEC | {
-        "name": "overhead", "storage": str(storage), "stages": {"random_init": {}}, "search": {"trials": 6},
+        "name": "overhead",
+        "storage": str(storage),
+        "stages": {"random_init": {}},
+        "search": {"trials": 6},
         "resources": {"workers": 2},
-    }  # fmt: skip
+    }
     spec["search"]["space"] = {"source.args.depth": [1, 2, 3, 4, 5, 6]}
     begun = time.time()
     outcome = run_sweep(check_spec(spec_from(spec)), trial=sleeping_trial)
-    ends = sorted(datetime.fromisoformat(r.content["ended"]).timestamp() for r in trial_records(outcome.folder))
-    steps = [after - before for before, after in zip([begun, *ends], ends, strict=False)]
-    print(f"start-up and first trial {steps[0]:.1f} s; then, of 2 s each: {', '.join(f'{s:.2f}' for s in steps[1:])} s")
+    ends = sorted(
+        datetime.fromisoformat(r.content["ended"]).timestamp()
+        for r in trial_records(outcome.folder)
+    )
+    steps = [
+        after - before for before, after in zip([begun, *ends], ends, strict=False)
+    ]
+    print(
+        f"start-up and first trial {steps[0]:.1f} s; then, of 2 s each:"
+        f" {', '.join(f'{s:.2f}' for s in steps[1:])} s"
+    )
 
 
 def accuracy(storage: Path) -> None:
     """Test accuracy over three seeds, with one and with two workers."""
     for workers in (1, 2):
         spec = SPEC | {
-            "name": f"workers-{workers}", "storage": str(storage), "stages": TRAINED,
-            "search": {"trials": 1, "replicates": 3}, "resources": {"workers": workers},
-        }  # fmt: skip
+            "name": f"workers-{workers}",
+            "storage": str(storage),
+            "stages": TRAINED,
+            "search": {"trials": 1, "replicates": 3},
+            "resources": {"workers": workers},
+        }
         outcome = run_sweep(check_spec(spec_from(spec)))
-        found = [r.content["metrics"]["test_accuracy"] for r in trial_records(outcome.folder)]
+        found = [
+            r.content["metrics"]["test_accuracy"] for r in trial_records(outcome.folder)
+        ]
         mean, spread = statistics.mean(found), statistics.stdev(found)
-        print(f"{workers} worker(s): test accuracy {mean:.4f} ± {spread:.4f} ({', '.join(f'{a:.4f}' for a in found)})")
+        print(
+            f"{workers} worker(s): test accuracy {mean:.4f} ± {spread:.4f}"
+            f" ({', '.join(f'{a:.4f}' for a in found)})"
+        )
 
 
 def main() -> None:
     """Print the chosen measurement."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["overhead", "accuracy"])
     with tempfile.TemporaryDirectory() as folder:
-        {"overhead": overhead, "accuracy": accuracy}[parser.parse_args().what](Path(folder))
+        {"overhead": overhead, "accuracy": accuracy}[parser.parse_args().what](
+            Path(folder)
+        )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 python benchmarks/kill_driver.py [--kills 10] [--seed 0]
 
-Each round: SIGKILL to the driver of a 12-trial sweep at a random moment after its first trial began, then the sweep
-once more, uninterrupted. Asserts that exactly 12 trials are recorded, each complete and with the point and the values
-of an uninterrupted sweep, that trials which were complete at the kill did not run again, and that the front is the
-same. The sampler is deterministic (one trial at a time, TPE after a random start), the trials report three epochs.
+Each round: SIGKILL to the driver of a 12-trial sweep at a random moment after its first
+trial began, then the sweep once more, uninterrupted. Asserts that exactly 12 trials are
+recorded, each complete and with the point and the values of an uninterrupted sweep, that
+trials which were complete at the kill did not run again, and that the front is the same.
+The sampler is deterministic (one trial at a time, TPE after a random start), the trials
+report three epochs.
 """
 
 import argparse
@@ -23,11 +25,11 @@ from typing import Any
 from rich.console import Console
 
 from sweeps.check import Checked, check_spec
-from sweeps.driver import run_sweep
-from sweeps.progress import Progress
-from sweeps.records import trial_records
-from sweeps.refine import front_numbers
-from sweeps.spec import spec_from
+from sweeps.drive.driver import run_sweep
+from sweeps.drive.progress import Progress
+from sweeps.run.record import trial_records
+from sweeps.search.refine import front_numbers
+from sweeps.spec.model import spec_from
 
 TRIALS, EPOCHS, EPOCH_SECONDS = 12, 3, 0.15
 
@@ -36,29 +38,56 @@ def trial(plan: dict[str, Any]) -> dict[str, Any]:
     """Epochs that only sleep; metrics that follow from the point."""
     import time
 
-    from sweeps.records import TrialRecord, trial_folder
+    from sweeps.run.record import TrialRecord, trial_folder
 
     record = TrialRecord.begin(trial_folder(Path(plan["run"]), plan["trial_id"]), plan)
     for epoch in range(EPOCHS):
         time.sleep(EPOCH_SECONDS)
         record.add_epoch({"stage": "finetune", "epoch": epoch, "accuracy": 0.5})
-    lr, floor = plan["params"]["stages.finetune.lr"], plan["params"]["stages.finetune.min_lr"]
-    metrics = {"accuracy": 1 - (lr - 0.3) ** 2 - 0.1 * floor, "gmacs": 1 + lr + floor**2}
-    record.finish("complete", metrics=metrics, seconds=EPOCHS * EPOCH_SECONDS, seconds_full=EPOCHS * EPOCH_SECONDS)
+    lr, floor = (
+        plan["params"]["stages.finetune.lr"],
+        plan["params"]["stages.finetune.min_lr"],
+    )
+    metrics = {
+        "accuracy": 1 - (lr - 0.3) ** 2 - 0.1 * floor,
+        "gmacs": 1 + lr + floor**2,
+    }
+    record.finish(
+        "complete",
+        metrics=metrics,
+        seconds=EPOCHS * EPOCH_SECONDS,
+        seconds_full=EPOCHS * EPOCH_SECONDS,
+    )
     return {"status": "complete", "metrics": metrics}
 
 
 def checked_spec(storage: Path) -> Checked:
     """Two objectives, two dimensions, one trial at a time."""
-    space = {f"stages.finetune.{name}": {"low": 0.0, "high": 1.0} for name in ("lr", "min_lr")}
+    space = {
+        f"stages.finetune.{name}": {"low": 0.0, "high": 1.0}
+        for name in ("lr", "min_lr")
+    }
     space["stages.finetune.lr"]["low"] = 0.01
-    return check_spec(spec_from({
-        "name": "killed", "storage": str(storage), "source": {"model": "resnet20_cifar"},
-        "stages": {"finetune": {"epochs": 0}},
-        "objectives": [{"metric": "accuracy", "mode": "max"}, {"metric": "gmacs", "mode": "min"}],
-        "search": {"trials": TRIALS, "space": space, "sampler_options": {"n_startup_trials": 4}},
-        "resources": {"cpus": 1},
-    }))  # fmt: skip
+    return check_spec(
+        spec_from(
+            {
+                "name": "killed",
+                "storage": str(storage),
+                "source": {"model": "resnet20_cifar"},
+                "stages": {"finetune": {"epochs": 0}},
+                "objectives": [
+                    {"metric": "accuracy", "mode": "max"},
+                    {"metric": "gmacs", "mode": "min"},
+                ],
+                "search": {
+                    "trials": TRIALS,
+                    "space": space,
+                    "sampler_options": {"n_startup_trials": 4},
+                },
+                "resources": {"cpus": 1},
+            }
+        )
+    )
 
 
 def driver(storage: Path) -> int:
@@ -70,7 +99,11 @@ def driver(storage: Path) -> int:
         try:
             with open(os.devnull, "w") as nowhere:
                 checked = checked_spec(storage)
-                run_sweep(checked, trial=trial, progress=Progress(checked, Console(file=nowhere)))
+                run_sweep(
+                    checked,
+                    trial=trial,
+                    progress=Progress(checked, Console(file=nowhere)),
+                )
             code = 0
         finally:
             os._exit(code)
@@ -89,11 +122,19 @@ def records(run: Path) -> dict[str, dict[str, Any]]:
 def outcome(run: Path) -> tuple[dict[str, Any], list[int]]:
     """(trial id → point and values, the front's numbers)"""
     found = records(run)
-    told = {k: {"params": r["params"], "metrics": r["metrics"]} for k, r in found.items()}
-    return told, sorted(front_numbers(list(found.values()), checked_spec(run.parent).spec.objectives, TRIALS))
+    told = {
+        k: {"params": r["params"], "metrics": r["metrics"]} for k, r in found.items()
+    }
+    return told, sorted(
+        front_numbers(
+            list(found.values()), checked_spec(run.parent).spec.objectives, TRIALS
+        )
+    )
 
 
-def killed_once(storage: Path, wanted: Any, moment: random.Random, usual_seconds: float) -> str:
+def killed_once(
+    storage: Path, wanted: Any, moment: random.Random, usual_seconds: float
+) -> str:
     """One round; a line about it."""
     run = storage / "killed"
     pid = driver(storage)
@@ -109,19 +150,31 @@ def killed_once(storage: Path, wanted: Any, moment: random.Random, usual_seconds
     after_all = records(run)
     assert len(after_all) == TRIALS, sorted(after_all)
     assert {r["status"] for r in after_all.values()} == {"complete"}
-    assert len({json.dumps(r["params"]) for r in after_all.values()}) == TRIALS, "a point was tried twice"
-    assert {k: after_all[k]["ended"] for k in complete} == complete, "a complete trial ran again"
-    assert all(len((run / "trials" / k / "epochs.jsonl").read_text().splitlines()) == EPOCHS for k in after_all)
+    assert len({json.dumps(r["params"]) for r in after_all.values()}) == TRIALS, (
+        "a point was tried twice"
+    )
+    assert {k: after_all[k]["ended"] for k in complete} == complete, (
+        "a complete trial ran again"
+    )
+    assert all(
+        len((run / "trials" / k / "epochs.jsonl").read_text().splitlines()) == EPOCHS
+        for k in after_all
+    )
     told, front = outcome(run)
-    assert told == wanted[0], "other points or values than those of the uninterrupted sweep"
+    assert told == wanted[0], (
+        "other points or values than those of the uninterrupted sweep"
+    )
     assert front == wanted[1], (front, wanted[1])
     return (
-        f"killed {after:4.1f} s in: {len(before):2} begun, {len(complete):2} complete; then {len(told)}, front {front}"
+        f"killed {after:4.1f} s in: {len(before):2} begun, {len(complete):2} complete;"
+        f" then {len(told)}, front {front}"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -129,13 +182,22 @@ def main() -> None:
         storage = Path(folder) / "whole"
         assert ended_well(driver(storage)), "the uninterrupted sweep failed"
         found = records(storage / "killed").values()
-        times = [datetime.fromisoformat(r[key]) for r in found for key in ("started", "ended")]
+        times = [
+            datetime.fromisoformat(r[key])
+            for r in found
+            for key in ("started", "ended")
+        ]
         usual = (max(times) - min(times)).total_seconds()
         wanted = outcome(storage / "killed")
-        print(f"uninterrupted: {usual:.1f} s from first to last trial; front {wanted[1]}", flush=True)
+        print(
+            f"uninterrupted: {usual:.1f} s from first to last trial; front {wanted[1]}",
+            flush=True,
+        )
         for i in range(options.kills):
             seed = options.seed + i
-            line = killed_once(Path(folder) / str(i), wanted, random.Random(seed), usual)
+            line = killed_once(
+                Path(folder) / str(i), wanted, random.Random(seed), usual
+            )
             print(f"seed {seed}: {line}", flush=True)
     sys.exit(0)
 

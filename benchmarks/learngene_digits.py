@@ -1,14 +1,17 @@
 """Learngenes on the bundled digits: which start is best for a descendant, and what five sizes cost.
 
-    python benchmarks/learngene_digits.py [--workdir DIR] [--seeds 3] [--aux-epochs 40] [--epochs 2] [--rows FILE]
+    python benchmarks/learngene_digits.py [--workdir DIR] [--seeds 3] [--aux-epochs 40]
+    [--epochs 2] [--rows FILE]
 
-A teacher ViT is trained once, then for each seed the auxiliary networks of SWS, LeTs and TLEG, with soft distillation from
-it (alpha 1). First tables: descendants of eight sizes from each start, all fine-tuned for the same few epochs on
-labels alone, test accuracy (360 images) with the learning rate that was best on the validation part. Then: five
-descendants of SWS (depths) and of LeTs (widths and depths), each fine-tuned so, against five trainings from scratch,
-each as long as it needs: the shortest of a ladder of whole schedules that reaches the descendant's accuracy less one
-point. Cost is images that networks were trained on, and seconds of processor time. `--workdir` keeps all that is
-finished, so that it goes on where it stopped. Set OMP_NUM_THREADS=1.
+A teacher ViT is trained once, then for each seed the auxiliary networks of SWS, LeTs and
+TLEG, with soft distillation from it (alpha 1). First tables: descendants of eight sizes
+from each start, all fine-tuned for the same few epochs on labels alone, test accuracy (360
+images) with the learning rate that was best on the validation part. Then: five descendants
+of SWS (depths) and of LeTs (widths and depths), each fine-tuned so, against five trainings
+from scratch, each as long as it needs: the shortest of a ladder of whole schedules that
+reaches the descendant's accuracy less one point. Cost is images that networks were trained
+on, and seconds of processor time. `--workdir` keeps all that is finished, so that it goes
+on where it stopped. Set OMP_NUM_THREADS=1.
 """
 
 import argparse
@@ -24,21 +27,27 @@ import pandas as pd
 import torch
 
 from compress.finetune import Finetune
-from compress.lets import LetsAux, LetsExpand
-from compress.random_init import RandomInit
+from compress.learngene.lets import LetsAux, LetsExpand
+from compress.learngene.sws import SwsAux, SwsExpand
+from compress.learngene.tleg import TlegAux, TlegExpand
+from compress.selection.random_init import RandomInit
+from compress.selection.stage import WeightSelection
 from compress.stage import Context, Stage
-from compress.sws import SwsAux, SwsExpand
-from compress.tleg import TlegAux, TlegExpand
-from compress.weight_selection import WeightSelection
 from trainers.config import DataConfig
-from trainers.data import Data, load_data
-from trainers.evaluate import evaluate
-from trainers.models import ModelState, make_arch
+from trainers.data.splits import Data, load_data
+from trainers.models.arch import ModelState, make_arch
+from trainers.training.evaluate import evaluate
 
 CPU = torch.device("cpu")
 SHAPE = {"patch_size": 8, "class_token": False, "global_pool": "avg"}
 TEACHER = SHAPE | {"embed_dim": 64, "depth": 4, "num_heads": 4}
-TRAIN: dict[str, Any] = {"batch_size": 32, "lr": 1e-3, "lr_scaling": "unscaled", "warmup": "10%", "augment": "none"}
+TRAIN: dict[str, Any] = {
+    "batch_size": 32,
+    "lr": 1e-3,
+    "lr_scaling": "unscaled",
+    "warmup": "10%",
+    "augment": "none",
+}
 AUX: dict[str, Any] = TRAIN | {
     "patch_size": 8,
     "drop_path": None,
@@ -50,7 +59,10 @@ AUXILIARIES: dict[str, tuple[type[Stage], dict[str, Any]]] = {
     "tleg": (TlegAux, {"embed_dim": 48, "num_heads": 3, "depth": 6}),
 }
 LRS = (3e-4, 1e-3, 3e-3)
-SIZES = {"sws": [(48, depth) for depth in (3, 4, 5, 6, 8)], "lets": [(32, 3), (48, 3), (48, 4), (64, 4), (64, 6)]}
+SIZES = {
+    "sws": [(48, depth) for depth in (3, 4, 5, 6, 8)],
+    "lets": [(32, 3), (48, 3), (48, 4), (64, 4), (64, 6)],
+}
 ALL_SIZES = sorted({size for sizes in SIZES.values() for size in sizes})
 LADDER = (10, 20, 30, 40, 60)
 Row = dict[str, Any]
@@ -59,18 +71,35 @@ Row = dict[str, Any]
 class Bench:
     """What one seed trains, each thing once."""
 
-    def __init__(self, data: Data, workdir: Path, seed: int, options: argparse.Namespace) -> None:
-        self.data, self.folder, self.seed, self.options = data, workdir / f"seed-{seed}", seed, options
+    def __init__(
+        self, data: Data, workdir: Path, seed: int, options: argparse.Namespace
+    ) -> None:
+        self.data, self.folder, self.seed, self.options = (
+            data,
+            workdir / f"seed-{seed}",
+            seed,
+            options,
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def stage(self, stage: Stage, model: ModelState, name: str) -> tuple[ModelState, float]:
+    def stage(
+        self, stage: Stage, model: ModelState, name: str
+    ) -> tuple[ModelState, float]:
         """The stage's model and seconds of processor time."""
-        ctx = Context(self.data, CPU, self.seed, self.folder / "work" / name, lambda *_: self.teacher())
+        ctx = Context(
+            self.data,
+            CPU,
+            self.seed,
+            self.folder / "work" / name,
+            lambda *_: self.teacher(),
+        )
         torch.manual_seed(self.seed)
         begun = time.process_time()
         return stage.run(model, ctx), time.process_time() - begun
 
-    def kept(self, name: str, make: Callable[[], tuple[ModelState, float]]) -> ModelState:
+    def kept(
+        self, name: str, make: Callable[[], tuple[ModelState, float]]
+    ) -> ModelState:
         """A model that takes long, made once; its seconds lie beside it."""
         folder = self.folder / name
         if not (folder / "model.json").exists():
@@ -97,7 +126,14 @@ class Bench:
             fresh = ModelState.initialised(arch_of(self.data, TEACHER), 0)
             epochs = self.options.teacher_epochs
             return self.stage(
-                Finetune(**TRAIN | {"epochs": epochs, "eval_every": epochs, "checkpoint_every": epochs}),
+                Finetune(
+                    **TRAIN
+                    | {
+                        "epochs": epochs,
+                        "eval_every": epochs,
+                        "checkpoint_every": epochs,
+                    }
+                ),
                 fresh,
                 "teacher",
             )
@@ -109,7 +145,13 @@ class Bench:
             kind, size = AUXILIARIES[method]
             epochs = self.options.aux_epochs
             stage = kind.model_validate(
-                AUX | size | {"epochs": epochs, "eval_every": epochs, "checkpoint_every": epochs}
+                AUX
+                | size
+                | {
+                    "epochs": epochs,
+                    "eval_every": epochs,
+                    "checkpoint_every": epochs,
+                }
             )
             return self.stage(stage, self.teacher(), f"aux-{method}")
 
@@ -119,14 +161,25 @@ class Bench:
         """A descendant before its fine-tuning."""
         args = SHAPE | {"embed_dim": width, "depth": depth, "num_heads": width // 16}
         expand: dict[str, Stage] = {
-            "sws": SwsExpand(depth=depth), "lets": LetsExpand(width=width, depth=depth), "tleg": TlegExpand(depth=depth),
-            "random": RandomInit(args=args), "weight_selection": WeightSelection(args=args),
+            "sws": SwsExpand(depth=depth),
+            "lets": LetsExpand(width=width, depth=depth),
+            "tleg": TlegExpand(depth=depth),
+            "random": RandomInit(args=args),
+            "weight_selection": WeightSelection(args=args),
             "weight_selection_of_lets": WeightSelection(args=args, copy_head=True),
-        }  # fmt: skip
+        }
         if init == "weight_selection_of_lets":
-            whole = self.stage(LetsExpand(depth=AUXILIARIES["lets"][1]["depth"]), self.auxiliary("lets"), init)[0]
+            whole = self.stage(
+                LetsExpand(depth=AUXILIARIES["lets"][1]["depth"]),
+                self.auxiliary("lets"),
+                init,
+            )[0]
             return self.stage(expand[init], whole, init)[0]
-        return self.stage(expand[init], self.auxiliary(init) if init in AUXILIARIES else self.teacher(), init)[0]
+        return self.stage(
+            expand[init],
+            self.auxiliary(init) if init in AUXILIARIES else self.teacher(),
+            init,
+        )[0]
 
     def tuned(self, init: str, width: int, depth: int, epochs: int, lr: float) -> Row:
         """Accuracies and cost of a descendant that was trained for so long."""
@@ -134,26 +187,44 @@ class Bench:
 
         def make() -> Row:
             start = self.start(init, width, depth)
-            stage = Finetune(**TRAIN | {"epochs": epochs, "eval_every": epochs, "checkpoint_every": epochs, "lr": lr})
+            stage = Finetune(
+                **TRAIN
+                | {
+                    "epochs": epochs,
+                    "eval_every": epochs,
+                    "checkpoint_every": epochs,
+                    "lr": lr,
+                }
+            )
             model, seconds = self.stage(stage, start, name)
             parts = {"val": model, "test": model, "before": start}
             rows = {
-                part: evaluate(state.build(), self.data, "val" if part == "val" else "test", CPU)["accuracy"]
+                part: evaluate(
+                    state.build(), self.data, "val" if part == "val" else "test", CPU
+                )["accuracy"]
                 for part, state in parts.items()
             }
-            return rows | {"images": epochs * self.steps() * TRAIN["batch_size"], "seconds": seconds}
+            return rows | {
+                "images": epochs * self.steps() * TRAIN["batch_size"],
+                "seconds": seconds,
+            }
 
         return self.row(name, make)
 
     def best(self, init: str, width: int, depth: int, epochs: int) -> Row:
         """With the learning rate that is best on the validation part."""
-        return max((self.tuned(init, width, depth, epochs, lr) for lr in LRS), key=lambda row: row["val"])
+        return max(
+            (self.tuned(init, width, depth, epochs, lr) for lr in LRS),
+            key=lambda row: row["val"],
+        )
 
     def steps(self) -> int:
         return self.data.info.num_train // TRAIN["batch_size"]
 
     def scratch(self, width: int, depth: int, target: float) -> Row:
-        """The shortest training of the ladder that reaches the accuracy (longer ones do too), or its longest."""
+        """The shortest training of the ladder that reaches the accuracy (longer ones do
+        too), or its longest.
+        """
 
         def trained(step: int) -> Row:
             row = self.tuned("random", width, depth, LADDER[step], TRAIN["lr"])
@@ -175,7 +246,12 @@ class Bench:
 
 def arch_of(data: Data, args: dict[str, Any]) -> Any:
     info = data.info
-    return make_arch("vit_tiny_patch16_224", num_classes=info.num_classes, image_size=info.image_size, args=args)
+    return make_arch(
+        "vit_tiny_patch16_224",
+        num_classes=info.num_classes,
+        image_size=info.image_size,
+        args=args,
+    )
 
 
 def told(values: list[float], digits: int = 3) -> str:
@@ -184,25 +260,41 @@ def told(values: list[float], digits: int = 3) -> str:
 
 
 def starts(width: int, depth: int) -> list[str]:
-    """Starts that a descendant of this size can have: selection only shrinks, SWS and TLEG keep their width."""
+    """Starts that a descendant of this size can have: selection only shrinks, SWS and TLEG
+    keep their width.
+    """
     within_teacher = width <= TEACHER["embed_dim"] and depth <= TEACHER["depth"]
     within_sws = width == AUXILIARIES["sws"][1]["embed_dim"]
     selected = ["weight_selection"] if within_teacher else []
-    return ["random", *selected, "weight_selection_of_lets", "lets", *(["tleg", "sws"] if within_sws else [])]
+    return [
+        "random",
+        *selected,
+        "weight_selection_of_lets",
+        "lets",
+        *(["tleg", "sws"] if within_sws else []),
+    ]
 
 
 def compare_starts(benches: list[Bench], epochs: int) -> None:
     for width, depth in ALL_SIZES:
-        print(f"\ndescendant {width} wide, {depth} layers: test accuracy before and after {epochs} epochs")
+        print(
+            f"\ndescendant {width} wide, {depth} layers: test accuracy before and after"
+            f" {epochs} epochs"
+        )
         for init in starts(width, depth):
             rows = [bench.best(init, width, depth, epochs) for bench in benches]
-            print(f"  {init:25} {told([r['before'] for r in rows]):15}  {told([r['test'] for r in rows])}", flush=True)
+            print(
+                f"  {init:25} {told([r['before'] for r in rows]):15} "
+                f" {told([r['test'] for r in rows])}",
+                flush=True,
+            )
 
 
 def compare_costs(benches: list[Bench], epochs: int) -> None:
     for method, sizes in SIZES.items():
         print(
-            f"\n{method}: five descendants, {epochs} epochs each, against training each from scratch as long as needed"
+            f"\n{method}: five descendants, {epochs} epochs each, against training each"
+            " from scratch as long as needed"
         )
         sums: dict[str, list[float]] = {}
         for width, depth in sizes:
@@ -213,24 +305,37 @@ def compare_costs(benches: list[Bench], epochs: int) -> None:
             reached = sum(scratch["reached"] for _, scratch in pairs)
             needed = ", ".join(str(scratch["epochs"]) for _, scratch in pairs)
             print(
-                f"  {width} x {depth}: {told([row['test'] for row, _ in pairs])}; from scratch "
-                f"{told([scratch['test'] for _, scratch in pairs])} after {needed} epochs ({reached} of {len(pairs)} reach it)"
+                f"  {width} x {depth}: {told([row['test'] for row, _ in pairs])}; from"
+                f" scratch {told([scratch['test'] for _, scratch in pairs])} after"
+                f" {needed} epochs ({reached} of {len(pairs)} reach it)"
             )
             for i, (row, scratch) in enumerate(pairs):
                 for what in ("images", "seconds"):
-                    for who, cost in (("descendants", row[what]), ("scratch", scratch[what])):
+                    for who, cost in (
+                        ("descendants", row[what]),
+                        ("scratch", scratch[what]),
+                    ):
                         sums.setdefault(f"{who} {what}", [0.0] * len(pairs))[i] += cost
-        images = [bench.options.aux_epochs * bench.steps() * TRAIN["batch_size"] for bench in benches]
-        for what, aux in (("images", images), ("seconds", [bench.seconds(f"aux-{method}") for bench in benches])):
+        images = [
+            bench.options.aux_epochs * bench.steps() * TRAIN["batch_size"]
+            for bench in benches
+        ]
+        for what, aux in (
+            ("images", images),
+            ("seconds", [bench.seconds(f"aux-{method}") for bench in benches]),
+        ):
             mine, theirs = sums[f"descendants {what}"], sums[f"scratch {what}"]
             ratios = [t / (a + m) for a, m, t in zip(aux, mine, theirs, strict=True)]
-            print(f"  {what}: auxiliary {told(aux, 0)}, descendants {told(mine, 0)}, from scratch {told(theirs, 0)}: "
-                  f"{told(ratios, 2)} times", flush=True)  # fmt: skip
+            print(
+                f"  {what}: auxiliary {told(aux, 0)}, descendants {told(mine, 0)}, from"
+                f" scratch {told(theirs, 0)}: {told(ratios, 2)} times",
+                flush=True,
+            )
 
 
 def all_rows(benches: list[Bench]) -> pd.DataFrame:
-    """Every training of the seeds: start, size, epochs and rate, its accuracies and what it cost; auxiliary networks
-    and the teacher (seed -1) with their cost alone."""
+    """Every training of the seeds: start, size, epochs and rate, its accuracies and what it
+    cost; auxiliary networks and the teacher (seed -1) with their cost alone."""
     rows: list[Row] = []
     for bench in benches:
         for file in sorted(bench.folder.glob("*.json")):
@@ -247,35 +352,62 @@ def all_rows(benches: list[Bench]) -> pd.DataFrame:
             rows.append(row | json.loads(file.read_text()))
         for method in AUXILIARIES:
             images = bench.options.aux_epochs * bench.steps() * TRAIN["batch_size"]
-            rows.append({"seed": bench.seed, "start": f"auxiliary {method}", "images": images,
-                         "seconds": bench.seconds(f"aux-{method}")})  # fmt: skip
-    images = benches[0].options.teacher_epochs * benches[0].steps() * TRAIN["batch_size"]
-    rows.append({"seed": -1, "start": "teacher", "images": images, "seconds": benches[0].seconds("../teacher")})
+            rows.append(
+                {
+                    "seed": bench.seed,
+                    "start": f"auxiliary {method}",
+                    "images": images,
+                    "seconds": bench.seconds(f"aux-{method}"),
+                }
+            )
+    images = (
+        benches[0].options.teacher_epochs * benches[0].steps() * TRAIN["batch_size"]
+    )
+    rows.append(
+        {
+            "seed": -1,
+            "start": "teacher",
+            "images": images,
+            "seconds": benches[0].seconds("../teacher"),
+        }
+    )
     return pd.DataFrame(rows)
 
 
 def main() -> None:
     """Run what is missing, print every row and both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workdir", type=Path, help="default: a temporary folder")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--teacher-epochs", type=int, default=25)
     parser.add_argument("--aux-epochs", type=int, default=40)
     parser.add_argument("--epochs", type=int, default=2, help="of every fine-tuning")
-    parser.add_argument("--rows", type=Path, help="write every row to this Parquet file too")
+    parser.add_argument(
+        "--rows", type=Path, help="write every row to this Parquet file too"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         workdir = options.workdir or Path(temporary)
-        data = load_data(DataConfig(dataset="digits", val_fraction=0.2), workdir / "data")
+        data = load_data(
+            DataConfig(dataset="digits", val_fraction=0.2), workdir / "data"
+        )
         benches = [Bench(data, workdir, seed, options) for seed in range(options.seeds)]
         compare_starts(benches, options.epochs)
         compare_costs(benches, options.epochs)
         if options.rows:
             all_rows(benches).to_parquet(options.rows, index=False)
         for name in ("../teacher", *(f"aux-{method}" for method in AUXILIARIES)):
-            models = [bench.kept(name, lambda: (_ for _ in ()).throw(AssertionError)) for bench in benches]
-            print(f"{name}: {told([bench.seconds(name) for bench in benches], 0)} s, "
-                  f"test accuracy {told([evaluate(m.build(), data, 'test', CPU)['accuracy'] for m in models])}")  # fmt: skip
+            models = [
+                bench.kept(name, lambda: (_ for _ in ()).throw(AssertionError))
+                for bench in benches
+            ]
+            print(
+                f"{name}: {told([bench.seconds(name) for bench in benches], 0)} s, "
+                "test accuracy"
+                f" {told([evaluate(m.build(), data, 'test', CPU)['accuracy'] for m in models])}"
+            )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python benchmarks/nvit_decision.py [--table FILE]
 
-A decision closes an interval (importance, latency terms of all 39,312 units), ranks all groups of the model, zeroes
-two, estimates the latency and makes the masks. Zeroing and scoring happen at every step. Without a table, latency is counted in multiply-accumulates;
+A decision closes an interval (importance, latency terms of all 39,312 units), ranks all
+groups of the model, zeroes two, estimates the latency and makes the masks. Zeroing and
+scoring happen at every step. Without a table, latency is counted in multiply-accumulates;
 FILE is a table of `sweeps latency-table`, or NViT's published JSON.
 """
 
@@ -15,38 +16,57 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compress.latency import LatencyTable
-from compress.nvit_groups import GroupSizes, UnitLayout
-from compress.nvit_importance import taylor
-from compress.nvit_latency import LatencyModel, MacsModel
-from compress.nvit_pruner import Pruner, PruneRules
-from compress.nvit_surgery import MaskedVit
-from trainers.models import ModelState, make_arch
-from trainers.pruned_vit import from_timm
+from compress.measure.latency_table import LatencyTable
+from compress.nvit.cost import LatencyModel, MacsModel
+from compress.nvit.groups import GroupSizes, UnitLayout
+from compress.nvit.importance import taylor
+from compress.nvit.pruner import Pruner, PruneRules
+from compress.nvit.surgery import MaskedVit
+from trainers.models.arch import ModelState, make_arch
+from trainers.models.pruned_vit import from_timm
 
 
 def main() -> None:
     """Time decisions."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--table", type=Path)
     parser.add_argument("--model", default="deit_base_distilled_patch16_224")
     parser.add_argument("--decisions", type=int, default=100)
     args = parser.parse_args()
-    state = from_timm(ModelState.initialised(make_arch(args.model, num_classes=1000, image_size=224), 0))
+    state = from_timm(
+        ModelState.initialised(
+            make_arch(args.model, num_classes=1000, image_size=224), 0
+        )
+    )
     vit = MaskedVit.from_state(state)
     layout = UnitLayout.of(state.arch.dims, GroupSizes())
-    latency: LatencyModel = LatencyTable.read(args.table) if args.table else MacsModel.of(state.arch)
+    latency: LatencyModel = (
+        LatencyTable.read(args.table) if args.table else MacsModel.of(state.arch)
+    )
     rules = PruneRules(
-        importance="nvit", latency_target=0.01, latency_regularization=5e-4, latency_unit="dense", prune_per_iter=32,
-        interval_prune=1, momentum=0.9, budget=39_000, student_eval=True, seed=0,
-    )  # fmt: skip
+        importance="nvit",
+        latency_target=0.01,
+        latency_regularization=5e-4,
+        latency_unit="dense",
+        prune_per_iter=32,
+        interval_prune=1,
+        momentum=0.9,
+        budget=39_000,
+        student_eval=True,
+        seed=0,
+    )
     pruner = Pruner(vit, layout, latency, rules, torch.device("cpu"))
     decisions: list[float] = []
     zeroed: list[float] = []
     scored: list[float] = []
     generator = torch.Generator().manual_seed(0)
     for _ in range(args.decisions):
-        pruner.meter.add(torch.rand(layout.num_units, generator=generator, dtype=torch.float64) * 1e-6)
+        pruner.meter.add(
+            torch.rand(layout.num_units, generator=generator, dtype=torch.float64)
+            * 1e-6
+        )
         begin = time.perf_counter()
         pruner.decide()
         middle = time.perf_counter()
@@ -60,11 +80,19 @@ def main() -> None:
         taylor(vit)
         scored.append(1000 * (time.perf_counter() - begin))
     print(
-        f"{args.model}: {layout.num_units:,} units in {len(layout.sizes)} structures, {pruner.num_pruned} pruned; ",
+        f"{args.model}: {layout.num_units:,} units in {len(layout.sizes)} structures,"
+        f" {pruner.num_pruned} pruned; ",
         end="",
     )
-    print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
-    for what, times in (("decision", decisions), ("zeroing a step", zeroed), ("scoring a step", scored)):
+    print(
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, load"
+        f" {os.getloadavg()[0]:.1f}"
+    )
+    for what, times in (
+        ("decision", decisions),
+        ("zeroing a step", zeroed),
+        ("scoring a step", scored),
+    ):
         low, median, high = np.percentile(times, (5, 50, 95))
         print(f"{what:15} median {median:7.2f} ms   5 % {low:7.2f}   95 % {high:7.2f}")
 

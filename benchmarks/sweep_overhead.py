@@ -2,8 +2,8 @@
 
 Run: python benchmarks/sweep_overhead.py [--trials 24] [--seconds 1] [--cpus 2] [--repeats 3]
 
-Prints the wall time of `run_sweep` (search, records, tables and report; Ray started before the clock) and of
-its trials alone, with the ratio to trials × seconds / cpus.
+Prints the wall time of `run_sweep` (search, records, tables and report; Ray started before
+the clock) and of its trials alone, with the ratio to trials × seconds / cpus.
 """
 
 import argparse
@@ -13,25 +13,30 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.check import check_spec
-from sweeps.cluster import start_ray
-from sweeps.driver import run_sweep
-from sweeps.spec import spec_from
+from sweeps.drive.cluster import start_ray
+from sweeps.drive.driver import run_sweep
+from sweeps.spec.model import spec_from
 from trainers.seeding import derive_seed
 
 
 def sleeping_trial(plan: dict[str, Any]) -> dict[str, Any]:
     """A trial with its record, and sleep for work."""
-    from sweeps.records import TrialRecord, trial_folder
+    from sweeps.run.record import TrialRecord, trial_folder
 
     record = TrialRecord.begin(trial_folder(Path(plan["run"]), plan["trial_id"]), plan)
     time.sleep(plan["stages"][0]["config"]["lr"])
-    metrics = {"accuracy": derive_seed(plan["number"]) / 2**63, "gmacs": derive_seed(plan["number"], 1) / 2**63}
+    metrics = {
+        "accuracy": derive_seed(plan["number"]) / 2**63,
+        "gmacs": derive_seed(plan["number"], 1) / 2**63,
+    }
     record.finish("complete", metrics=metrics, seconds=1.0, seconds_full=1.0)
     return {"status": "complete", "metrics": metrics}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--cpus", type=int, default=2)
@@ -42,18 +47,28 @@ def main() -> None:
     for repeat in range(options.repeats):
         with tempfile.TemporaryDirectory() as folder:
             spec = {
-                "name": "overhead", "storage": folder,
+                "name": "overhead",
+                "storage": folder,
                 "source": {"model": "resnet20_cifar"},
                 "stages": {"finetune": {"epochs": 0, "lr": options.seconds}},
-                "objectives": [{"metric": "accuracy", "mode": "max"}, {"metric": "gmacs", "mode": "min"}],
-                "search": {"trials": options.trials, "space": {"stages.finetune.min_lr": {"low": 0.0, "high": 1.0}}},
-            }  # fmt: skip
+                "objectives": [
+                    {"metric": "accuracy", "mode": "max"},
+                    {"metric": "gmacs", "mode": "min"},
+                ],
+                "search": {
+                    "trials": options.trials,
+                    "space": {"stages.finetune.min_lr": {"low": 0.0, "high": 1.0}},
+                },
+            }
             checked = check_spec(spec_from(spec))
             begun = time.perf_counter()
             run_sweep(checked, trial=sleeping_trial)
             wall = time.perf_counter() - begun
-        print(f"repeat {repeat}: {wall:.1f} s for {options.trials} trials of {options.seconds:g} s on {options.cpus} CPUs; "
-              f"ideal {ideal:.1f} s; ratio {wall / ideal:.2f}")  # fmt: skip
+        print(
+            f"repeat {repeat}: {wall:.1f} s for {options.trials} trials of"
+            f" {options.seconds:g} s on {options.cpus} CPUs; ideal {ideal:.1f} s; ratio"
+            f" {wall / ideal:.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""2:4 structured sparsity (Mishra et al., Accelerating Sparse Deep Neural Networks, 2021): of every four weights
-along a layer's input, the two of smaller magnitude become 0.
+"""2:4 structured sparsity (Mishra et al., Accelerating Sparse Deep Neural Networks, 2021):
+of every four weights along a layer's input, the two of smaller magnitude become 0.
 
-Training afterwards keeps the zeros: `meta["asp"]` names the layers, and `HoldZeros` acts in `finetune`. Sparse kernels
-are torch's semi-structured tensors (half precision on CUDA devices of compute capability 8.0 and up); elsewhere the
-model stays dense with zeros in it, computes the same and is not faster.
+Training afterwards keeps the zeros: `meta["asp"]` names the layers, and `HoldZeros` acts in
+`finetune`. Sparse kernels are torch's semi-structured tensors (half precision on CUDA
+devices of compute capability 8.0 and up); elsewhere the model stays dense with zeros in it,
+computes the same and is not faster.
 """
 
 import copy
@@ -15,13 +16,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from compress.measure import alternating_latency
+from compress.measure.model import alternating_latency
 from compress.stage import Context, Phase, Stage
-from trainers import distributed
-from trainers.data import DataInfo
-from trainers.fit import Hook
-from trainers.models import Arch, ModelState
-from trainers.source_model import classifier_names
+from trainers.data.splits import DataInfo
+from trainers.models.arch import Arch, ModelState
+from trainers.models.source import classifier_names
+from trainers.training import distributed
+from trainers.training.fit import Hook
 
 _log = logging.getLogger(__name__)
 _ROWS, _COLUMNS = 32, 64
@@ -29,7 +30,8 @@ _ROWS, _COLUMNS = 32, 64
 
 
 def mask_2_of_4(weight: Tensor) -> Tensor:
-    """Which weights of a matrix (rows, columns) stay: the 2 largest magnitudes of every 4 in a row; bool, same shape.
+    """Which weights of a matrix (rows, columns) stay: the 2 largest magnitudes of every 4
+    in a row; bool, same shape.
 
     Of equal magnitudes the first stays.
 
@@ -37,7 +39,10 @@ def mask_2_of_4(weight: Tensor) -> Tensor:
         ValueError: the columns do not divide by 4.
     """
     if weight.ndim != 2 or weight.shape[1] % 4:
-        raise ValueError(f"2:4 sparsity needs a matrix whose columns divide by 4; got shape {tuple(weight.shape)}")
+        raise ValueError(
+            "2:4 sparsity needs a matrix whose columns divide by 4; got shape"
+            f" {tuple(weight.shape)}"
+        )
     fours = weight.abs().reshape(-1, 4)
     order = fours.argsort(dim=1, descending=True, stable=True)
     keep = torch.zeros_like(fours, dtype=torch.bool).scatter_(1, order[:, :2], True)
@@ -49,7 +54,9 @@ def has_sparse_kernels(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def with_sparse_kernels(module: nn.Module, layers: Iterable[str], dtype: torch.dtype) -> nn.Module:
+def with_sparse_kernels(
+    module: nn.Module, layers: Iterable[str], dtype: torch.dtype
+) -> nn.Module:
     """A copy in half precision whose 2:4 layers use torch's semi-structured kernels, for inference.
 
     Args:
@@ -64,7 +71,9 @@ def with_sparse_kernels(module: nn.Module, layers: Iterable[str], dtype: torch.d
         layer: Any = module.get_submodule(path)
         rows, columns = layer.weight.shape
         if rows % _ROWS == 0 and columns % _COLUMNS == 0:
-            layer.weight = nn.Parameter(to_sparse_semi_structured(layer.weight), requires_grad=False)
+            layer.weight = nn.Parameter(
+                to_sparse_semi_structured(layer.weight), requires_grad=False
+            )
     return module
 
 
@@ -98,19 +107,35 @@ def asp_masks(model: ModelState) -> dict[str, Tensor]:
 
 
 class Asp(Stage):
-    """Zero two of every four weights of all Linear layers but the classifier; a `finetune` after it keeps them zero."""
+    """Zero two of every four weights of all Linear layers but the classifier; a `finetune`
+    after it keeps them zero.
+    """
 
     phase: ClassVar[Phase] = "prune"
     version: ClassVar[int] = 1
-    paper: ClassVar[str] = "Mishra et al., Accelerating Sparse Deep Neural Networks, arXiv 2104.08378"
-    metrics: ClassVar[tuple[str, ...]] = ("sparse_layers", "sparse_kernels", "sparse_speedup_measured")
+    paper: ClassVar[str] = (
+        "Mishra et al., Accelerating Sparse Deep Neural Networks, arXiv 2104.08378"
+    )
+    metrics: ClassVar[tuple[str, ...]] = (
+        "sparse_layers",
+        "sparse_kernels",
+        "sparse_speedup_measured",
+    )
 
-    measure: bool = Field(True, description="measure the speed-up in float16 where the device has sparse kernels")
+    measure: bool = Field(
+        True,
+        description=(
+            "measure the speed-up in float16 where the device has sparse kernels"
+        ),
+    )
     measure_batch: int = Field(64, ge=1, description="images a batch")
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
         if not _linear_layers(arch):
-            raise ValueError(f"{arch.name} has no Linear layer of a multiple of 4 inputs besides its classifier")
+            raise ValueError(
+                f"{arch.name} has no Linear layer of a multiple of 4 inputs besides its"
+                " classifier"
+            )
         return arch
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:
@@ -119,11 +144,19 @@ class Asp(Stage):
         for layer in layers:
             weight = weights[f"{layer}.weight"]
             weights[f"{layer}.weight"] = weight * mask_2_of_4(weight)
-        sparse = ModelState(model.arch, weights, model.meta | {"asp": {"pattern": "2:4", "layers": layers}})
+        sparse = ModelState(
+            model.arch,
+            weights,
+            model.meta | {"asp": {"pattern": "2:4", "layers": layers}},
+        )
         kernels = has_sparse_kernels(ctx.device)
         ctx.report(sparse_layers=len(layers), sparse_kernels=int(kernels))
         if not kernels:
-            _log.warning("asp: %s has no 2:4 kernels; the zeros are kept by masks and bring no speed here", ctx.device)
+            _log.warning(
+                "asp: %s has no 2:4 kernels; the zeros are kept by masks and bring no"
+                " speed here",
+                ctx.device,
+            )
         elif self.measure:
             speedup = self._speedup(sparse, ctx) if distributed.rank() == 0 else None
             ctx.report(sparse_speedup_measured=distributed.from_rank_0(speedup))
@@ -133,7 +166,9 @@ class Asp(Stage):
         dense = model.build().to(ctx.device, torch.float16)
         sparse = with_sparse_kernels(dense, model.meta["asp"]["layers"], torch.float16)
         size = ctx.data.info.image_size
-        images = torch.randn(self.measure_batch, 3, size, size, device=ctx.device, dtype=torch.float16)
+        images = torch.randn(
+            self.measure_batch, 3, size, size, device=ctx.device, dtype=torch.float16
+        )
         first, second = alternating_latency([dense, sparse], images)
         return first / second
 

@@ -1,8 +1,8 @@
 """The stage cache: immutable artifacts by key, and leases that keep two trials from the same work.
 
-An artifact is a folder `<root>/<key>` published by one rename, with hashes over all of it. A lease is a
-file beside it. Correctness never depends on a lease: two trials doing the same work get the same artifact,
-and the second rename loses.
+An artifact is a folder `<root>/<key>` published by one rename, with hashes over all of it.
+A lease is a file beside it. Correctness never depends on a lease: two trials doing the same
+work get the same artifact, and the second rename loses.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.files import write_atomic
-from trainers.models import ModelState
+from trainers.models.arch import ModelState
 from trainers.remote import Remote
 
 _log = logging.getLogger(__name__)
@@ -30,12 +30,16 @@ _LAST = "stage.json"  # an artifact with this file is whole
 
 def content_key(*parts: Any) -> str:
     """SHA-256 of JSON-able parts, in order."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(parts, sort_keys=True, allow_nan=False).encode()
+    ).hexdigest()
 
 
 @dataclass
 class Artifact:
-    """A finished stage: its model, what it reported, its epoch rows and the seconds that it took."""
+    """A finished stage: its model, what it reported, its epoch rows and the seconds that it
+    took.
+    """
 
     model: ModelState
     seconds: float
@@ -45,7 +49,10 @@ class Artifact:
     def save(self, folder: Path) -> None:
         self.model.save(folder)
         note = {"seconds": self.seconds, "metrics": self.metrics, "rows": self.rows}
-        write_atomic(folder / _LAST, json.dumps({"note": note, "hash": content_key(note)}).encode())
+        write_atomic(
+            folder / _LAST,
+            json.dumps({"note": note, "hash": content_key(note)}).encode(),
+        )
 
     @classmethod
     def load(cls, folder: Path) -> "Artifact":
@@ -56,7 +63,10 @@ class Artifact:
         """
         try:
             content = json.loads((folder / "stage.json").read_text())
-            note, intact = content["note"], content["hash"] == content_key(content["note"])
+            note, intact = (
+                content["note"],
+                content["hash"] == content_key(content["note"]),
+            )
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder}: unreadable stage.json ({error})") from error
         if not intact:
@@ -73,12 +83,24 @@ class _Owner:
 
 
 class StageCache:
-    """Artifacts under `root`, a folder that all trials of a sweep see, or this node's copy of `remote`."""
+    """Artifacts under `root`, a folder that all trials of a sweep see, or this node's copy
+    of `remote`.
+    """
 
     def __init__(
-        self, root: Path, *, remote: Remote | None = None, beat_seconds: float = 2.0, stale_seconds: float = 30.0
+        self,
+        root: Path,
+        *,
+        remote: Remote | None = None,
+        beat_seconds: float = 2.0,
+        stale_seconds: float = 30.0,
     ) -> None:
-        self.root, self.remote, self.beat_seconds, self.stale_seconds = root, remote, beat_seconds, stale_seconds
+        self.root, self.remote, self.beat_seconds, self.stale_seconds = (
+            root,
+            remote,
+            beat_seconds,
+            stale_seconds,
+        )
 
     def workdir(self, key: str) -> Path:
         """Where the stage of this key keeps its checkpoints until it is published."""
@@ -128,8 +150,12 @@ class StageCache:
         if self.remote is not None:
             self.remote.upload_folder(self.root / key, key, last=_LAST)
 
-    def get_or_build(self, key: str, build: Callable[[Path], Artifact]) -> tuple[Artifact, bool]:
-        """(artifact, whether it was there). `build` gets the work folder; a failure leaves nothing published."""
+    def get_or_build(
+        self, key: str, build: Callable[[Path], Artifact]
+    ) -> tuple[Artifact, bool]:
+        """(artifact, whether it was there). `build` gets the work folder; a failure leaves
+        nothing published.
+        """
         if (artifact := self.load(key)) is not None:
             return artifact, True
         with self._lease(key):
@@ -151,7 +177,9 @@ class StageCache:
             yield  # published while we waited
             return
         stop = threading.Event()
-        beats = threading.Thread(target=self._keep_beating, args=(path, owner, stop), daemon=True)
+        beats = threading.Thread(
+            target=self._keep_beating, args=(path, owner, stop), daemon=True
+        )
         beats.start()
         try:
             yield

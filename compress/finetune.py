@@ -10,31 +10,56 @@ from torch import nn
 from compress.asp import HoldZeros, asp_masks
 from compress.stage import Context, Phase, Stage
 from trainers.config import DistillConfig, FitOptions, TrainConfig
-from trainers.data import DataInfo
-from trainers.losses import DistillObjective, KlObjective, Objective, TaskObjective
-from trainers.models import DROP_RATE_BUILDERS, Arch, ModelState
-from trainers.optim import check_train_config
+from trainers.data.splits import DataInfo
+from trainers.models.arch import DROP_RATE_BUILDERS, Arch, ModelState
+from trainers.training.losses import (
+    DistillObjective,
+    KlObjective,
+    Objective,
+    TaskObjective,
+)
+from trainers.training.optim import check_train_config
 
 
 class Finetune(Stage, TrainConfig):
-    """Train every weight of the model; a randomly initialised source makes it training from scratch."""
+    """Train every weight of the model; a randomly initialised source makes it training from
+    scratch.
+    """
 
     phase: ClassVar[Phase] = "train"
     version: ClassVar[int] = 2
     paper: ClassVar[str] = (
-        "recipe and distillation: Touvron et al., Training data-efficient image transformers, ICML 2021"
+        "recipe and distillation: Touvron et al., Training data-efficient image"
+        " transformers, ICML 2021"
     )
 
-    distill: DistillConfig | None = Field(None, description="distillation from a teacher")
-    kl_teacher: str | None = Field(
-        None, description="NViT: a second teacher, the model before pruning, by KL; names as in distill.teacher"
+    distill: DistillConfig | None = Field(
+        None, description="distillation from a teacher"
     )
-    kl_loss_coeff: float = Field(1e5, ge=0, description="of the KL to kl_teacher (mean over batch × classes)")
+    kl_teacher: str | None = Field(
+        None,
+        description=(
+            "NViT: a second teacher, the model before pruning, by KL; names as in"
+            " distill.teacher"
+        ),
+    )
+    kl_loss_coeff: float = Field(
+        1e5, ge=0, description="of the KL to kl_teacher (mean over batch × classes)"
+    )
     kl_tau: float = Field(3.0, gt=0, description="temperature of that KL")
-    scratch: bool = Field(False, description="forget the incoming weights: train the same shape from random ones")
+    scratch: bool = Field(
+        False,
+        description=(
+            "forget the incoming weights: train the same shape from random ones"
+        ),
+    )
 
     def teachers(self) -> list[tuple[str, Path | None]]:
-        distill = [(self.distill.teacher, self.distill.teacher_checkpoint)] if self.distill else []
+        distill = (
+            [(self.distill.teacher, self.distill.teacher_checkpoint)]
+            if self.distill
+            else []
+        )
         return distill + ([(self.kl_teacher, None)] if self.kl_teacher else [])
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
@@ -56,13 +81,17 @@ class Finetune(Stage, TrainConfig):
         base = task_objective(self, self.distill, module, ctx)
         if self.kl_teacher is None:
             return base
-        return KlObjective(base, ctx.teacher(self.kl_teacher), self.kl_loss_coeff, self.kl_tau)
+        return KlObjective(
+            base, ctx.teacher(self.kl_teacher), self.kl_loss_coeff, self.kl_tau
+        )
 
 
 def task_objective(
     options: FitOptions, distill: DistillConfig | None, module: nn.Module, ctx: Context
 ) -> TaskObjective | DistillObjective:
-    """The loss of labels, or of labels and a teacher; in the latter case a distilled module trains both heads."""
+    """The loss of labels, or of labels and a teacher; in the latter case a distilled module
+    trains both heads.
+    """
     if distill is None:
         return TaskObjective(options.label_smoothing)
     if hasattr(module, "set_distilled_training"):
@@ -83,5 +112,8 @@ def with_drop_rates(arch: Arch, options: FitOptions) -> Arch:
     if options.drop_path is not None:
         rates["drop_path_rate"] = options.drop_path
     if rates and arch.builder not in DROP_RATE_BUILDERS:
-        raise ValueError(f"{', '.join(rates)}: {arch.name} has no drop rates; leave drop and drop_path out")
+        raise ValueError(
+            f"{', '.join(rates)}: {arch.name} has no drop rates; leave drop and"
+            " drop_path out"
+        )
     return Arch(arch.builder, arch.name, arch.args | rates, arch.dims)

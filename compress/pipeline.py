@@ -14,24 +14,24 @@ import timm
 import torch
 
 from compress.asp import Asp
-from compress.baseline_quant import KmeansQuant, UniformQuant
 from compress.cache import Artifact, StageCache, content_key
 from compress.finetune import Finetune
-from compress.lets import LetsAux, LetsExpand
-from compress.nvit import Nvit
-from compress.random_init import RandomInit
+from compress.learngene.lets import LetsAux, LetsExpand
+from compress.learngene.sws import SwsAux, SwsExpand
+from compress.learngene.tleg import TlegAux, TlegExpand
+from compress.nvit.stage import Nvit
+from compress.quant_baselines import KmeansQuant, UniformQuant
+from compress.selection.random_init import RandomInit
+from compress.selection.stage import WeightSelection
 from compress.stage import Context, Stage
-from compress.sws import SwsAux, SwsExpand
-from compress.tleg import TlegAux, TlegExpand
-from compress.weight_selection import WeightSelection
-from compress.wfn import Wfn
-from trainers import distributed
-from trainers.config import DataConfig
-from trainers.data import DataInfo, load_data
+from compress.wfn.stage import Wfn
+from trainers.config import DataConfig, SourceConfig
+from trainers.data.splits import DataInfo, load_data
 from trainers.files import sha256_file
-from trainers.models import Arch, ModelState
+from trainers.models.arch import Arch, ModelState
+from trainers.models.source import load_source
 from trainers.seeding import derive_seed
-from trainers.source_model import SourceConfig, load_source
+from trainers.training import distributed
 
 STAGES: dict[str, type[Stage]] = {
     "finetune": Finetune,
@@ -88,7 +88,9 @@ class StageRun:
 
 @dataclass
 class PipelineResult:
-    """What a pipeline gave. `inputs`: the hashes of what it started from, the source's weights and the data."""
+    """What a pipeline gave. `inputs`: the hashes of what it started from, the source's
+    weights and the data.
+    """
 
     model: ModelState
     stages: list[StageRun]
@@ -97,35 +99,49 @@ class PipelineResult:
     @property
     def metrics(self) -> dict[str, Any]:
         """What the stages reported; a later stage's value stands."""
-        return {name: value for stage in self.stages for name, value in stage.metrics.items()}
+        return {
+            name: value
+            for stage in self.stages
+            for name, value in stage.metrics.items()
+        }
 
 
 def check_order(stages: Sequence[NamedStage]) -> None:
     """Refuse an order that undoes work.
 
     Raises:
-        ValueError: an init stage after pruning, or anything but quantize stages after a quantize stage.
+        ValueError: an init stage after pruning, or anything but quantize stages after a
+            quantize stage.
     """
     later: NamedStage | None = None
     for stage in stages:
         phase = stage.config.phase
-        if later is not None and later.config.phase == "quantize" and phase != "quantize":
+        if (
+            later is not None
+            and later.config.phase == "quantize"
+            and phase != "quantize"
+        ):
             raise ValueError(
-                f"stages.{stage.name}: a {phase} stage after the quantize stage {later.name!r} would undo it; move it before"
+                f"stages.{stage.name}: a {phase} stage after the quantize stage"
+                f" {later.name!r} would undo it; move it before"
             )
         if later is not None and later.config.phase == "prune" and phase == "init":
             raise ValueError(
-                f"stages.{stage.name}: an init stage after the prune stage {later.name!r} would undo it; move it before"
+                f"stages.{stage.name}: an init stage after the prune stage"
+                f" {later.name!r} would undo it; move it before"
             )
         if phase in ("prune", "quantize"):
             later = stage
 
 
-def check_pipeline(source: Arch, stages: Sequence[NamedStage], info: DataInfo) -> list[Arch]:
+def check_pipeline(
+    source: Arch, stages: Sequence[NamedStage], info: DataInfo
+) -> list[Arch]:
     """The architecture after each stage; takes no resource.
 
     Raises:
-        ValueError: an order or dimensions that do not fit; the message starts with the stage's place.
+        ValueError: an order or dimensions that do not fit; the message starts with the
+            stage's place.
     """
     check_order(stages)
     archs: list[Arch] = []
@@ -135,7 +151,10 @@ def check_pipeline(source: Arch, stages: Sequence[NamedStage], info: DataInfo) -
             wanted = name.removeprefix("stage:")
             if name.startswith("stage:") and wanted not in seen:
                 have = ", ".join(sorted(seen)) or "none"
-                raise ValueError(f"stages.{stage.name}: teacher {name!r} is no earlier stage; earlier ones: {have}")
+                raise ValueError(
+                    f"stages.{stage.name}: teacher {name!r} is no earlier stage;"
+                    f" earlier ones: {have}"
+                )
         try:
             source = stage.config.check(source, info)
         except ValueError as error:
@@ -156,10 +175,16 @@ def library_versions() -> dict[str, str]:
 
 
 def _hashed_paths(value: Any) -> Any:
-    """Config values with every path replaced by its content's hash: where a file lies decides nothing."""
+    """Config values with every path replaced by its content's hash: where a file lies
+    decides nothing.
+    """
     if isinstance(value, Path):
         if value.is_dir():
-            return {p.relative_to(value).as_posix(): sha256_file(p) for p in sorted(value.rglob("*")) if p.is_file()}
+            return {
+                p.relative_to(value).as_posix(): sha256_file(p)
+                for p in sorted(value.rglob("*"))
+                if p.is_file()
+            }
         return sha256_file(value)
     if isinstance(value, dict):
         return {k: _hashed_paths(v) for k, v in value.items()}
@@ -169,10 +194,14 @@ def _hashed_paths(value: Any) -> Any:
 
 
 @lru_cache(maxsize=4)
-def _named_teacher(name: str, checkpoint: Path | None, classes: int, image_size: int) -> ModelState:
+def _named_teacher(
+    name: str, checkpoint: Path | None, classes: int, image_size: int
+) -> ModelState:
     if Path(name).is_dir():
         return ModelState.load(Path(name))
-    config = SourceConfig(model=name, checkpoint=checkpoint, pretrained=checkpoint is None)
+    config = SourceConfig(
+        model=name, checkpoint=checkpoint, pretrained=checkpoint is None
+    )
     return load_source(config, num_classes=classes, image_size=image_size, seed=0)
 
 
@@ -180,20 +209,40 @@ class _Run:
     """One pass through a pipeline: keys, models by name, and the stages done so far."""
 
     def __init__(
-        self, pipeline: Pipeline, cache: StageCache, data_cache: Path, device: torch.device,
+        self,
+        pipeline: Pipeline,
+        cache: StageCache,
+        data_cache: Path,
+        device: torch.device,
         on_epoch: Callable[[dict[str, Any]], None],
-    ) -> None:  # fmt: skip
-        self.pipeline, self.cache, self.device, self.on_epoch = pipeline, cache, device, on_epoch
+    ) -> None:
+        self.pipeline, self.cache, self.device, self.on_epoch = (
+            pipeline,
+            cache,
+            device,
+            on_epoch,
+        )
         self.data = load_data(pipeline.data, data_cache)
         info = self.data.info
         self.source = load_source(
-            pipeline.source, num_classes=info.num_classes, image_size=info.image_size,
+            pipeline.source,
+            num_classes=info.num_classes,
+            image_size=info.image_size,
             seed=derive_seed(pipeline.seed, "source"),
-        )  # fmt: skip
-        compute = {"device": device.type, "threads": torch.get_num_threads() if device.type == "cpu" else 0}
+        )
+        compute = {
+            "device": device.type,
+            "threads": torch.get_num_threads() if device.type == "cpu" else 0,
+        }
         if distributed.world_size() > 1:
             compute["workers"] = distributed.world_size()
-        self.key = content_key(self.source.hash(), self.data.fingerprint, pipeline.seed, compute, library_versions())
+        self.key = content_key(
+            self.source.hash(),
+            self.data.fingerprint,
+            pipeline.seed,
+            compute,
+            library_versions(),
+        )
         self.model = self.source
         self.models: dict[str, ModelState] = {}
         self.keys: dict[str, str] = {}
@@ -204,7 +253,9 @@ class _Run:
             return self.source
         if name.startswith("stage:"):
             return self.models[name.removeprefix("stage:")]
-        return _named_teacher(name, checkpoint, self.data.info.num_classes, self.data.info.image_size)
+        return _named_teacher(
+            name, checkpoint, self.data.info.num_classes, self.data.info.image_size
+        )
 
     def _teacher_key(self, name: str, checkpoint: Path | None) -> str:
         if name.startswith("stage:"):
@@ -215,7 +266,9 @@ class _Run:
         config = stage.config
         teachers = [self._teacher_key(*teacher) for teacher in config.teachers()]
         canonical = _hashed_paths(config.model_dump())
-        self.key = content_key(self.key, stage.kind, config.version, canonical, teachers)
+        self.key = content_key(
+            self.key, stage.kind, config.version, canonical, teachers
+        )
         # not the place in the list: a slot that is empty must not change its successors' randomness
         seed = derive_seed(self.pipeline.seed, stage.kind, self.kinds[stage.kind])
         self.kinds[stage.kind] += 1
@@ -226,7 +279,9 @@ class _Run:
             self.on_epoch({"stage": stage.name, "cached": False} | row)
 
         def build(workdir: Path) -> Artifact:
-            ctx = Context(self.data, self.device, seed, workdir, self.find_teacher, note_epoch)
+            ctx = Context(
+                self.data, self.device, seed, workdir, self.find_teacher, note_epoch
+            )
             begun = time.perf_counter()
             torch.manual_seed(seed)
             model = config.run(self.model, ctx)
@@ -234,19 +289,32 @@ class _Run:
             return Artifact(model, seconds, ctx.reported, rows)
 
         begun = time.perf_counter()
-        artifact, cached = self._shared(build) if distributed.active() else self.cache.get_or_build(self.key, build)
+        artifact, cached = (
+            self._shared(build)
+            if distributed.active()
+            else self.cache.get_or_build(self.key, build)
+        )
         if cached:
             for row in artifact.rows:
                 self.on_epoch({"stage": stage.name, "cached": True} | row)
         self.model = self.models[stage.name] = artifact.model
         self.keys[stage.name] = self.key
         return StageRun(
-            index, stage.name, stage.kind, config.phase, self.key, cached,
-            time.perf_counter() - begun, artifact.seconds, artifact.metrics,
-        )  # fmt: skip
+            index,
+            stage.name,
+            stage.kind,
+            config.phase,
+            self.key,
+            cached,
+            time.perf_counter() - begun,
+            artifact.seconds,
+            artifact.metrics,
+        )
 
     def _shared(self, build: Callable[[Path], Artifact]) -> tuple[Artifact, bool]:
-        """Rank 0 asks the cache, and calls the others where the stage is to be computed; all get rank 0's artifact."""
+        """Rank 0 asks the cache, and calls the others where the stage is to be computed;
+        all get rank 0's artifact.
+        """
         if distributed.rank() == 0:
 
             def call_all(workdir: Path) -> Artifact:
@@ -273,8 +341,8 @@ def run_pipeline(
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
     on_stage: Callable[[StageRun], None] = lambda run: None,
 ) -> PipelineResult:
-    """Run every stage, or take it from the cache. `on_epoch` sees every epoch row, cached ones too; `on_begin` sees
-    every stage with the model that it gets.
+    """Run every stage, or take it from the cache. `on_epoch` sees every epoch row, cached
+    ones too; `on_begin` sees every stage with the model that it gets.
 
     In a process group every rank calls this with the same pipeline, and gets the same model.
     """
@@ -284,4 +352,6 @@ def run_pipeline(
         on_begin(stage, run.model)
         done.append(run.run_stage(index, stage))
         on_stage(done[-1])
-    return PipelineResult(run.model, done, {"source": run.source.hash(), "data": run.data.fingerprint})
+    return PipelineResult(
+        run.model, done, {"source": run.source.hash(), "data": run.data.fingerprint}
+    )

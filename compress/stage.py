@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from trainers.config import Config, TrainConfig
-from trainers.data import Data, DataInfo, eval_batches
-from trainers.fit import FitResult, Hook, Objective, fit
-from trainers.models import Arch, ModelState
+from trainers.data.splits import Data, DataInfo, eval_batches
+from trainers.models.arch import Arch, ModelState
 from trainers.seeding import derive_seed
+from trainers.training.fit import FitResult, Hook, Objective, fit
 
 Phase = Literal["init", "train", "prune", "quantize"]
 
@@ -28,7 +28,9 @@ class Stage(Config, ABC):
     metrics: ClassVar[tuple[str, ...]] = ()
     """Names that `ctx.report` gives, so that objectives can name them."""
     finds_dims: ClassVar[bool] = False
-    """Whether `run` finds the layers' dimensions: `check` then gives the largest that they can be."""
+    """Whether `run` finds the layers' dimensions: `check` then gives the largest that they
+    can be.
+    """
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
         """The architecture that `run` will return for this input, found without any work.
@@ -39,12 +41,16 @@ class Stage(Config, ABC):
         return arch
 
     def teachers(self) -> list[tuple[str, Path | None]]:
-        """Arguments of every `ctx.teacher` call that `run` makes: their contents enter the cache key."""
+        """Arguments of every `ctx.teacher` call that `run` makes: their contents enter the
+        cache key.
+        """
         return []
 
     @abstractmethod
     def run(self, model: ModelState, ctx: "Context") -> ModelState:
-        """Apply the method. `model` is not changed. Code between fits is deterministic in `ctx.seed`."""
+        """Apply the method. `model` is not changed. Code between fits is deterministic in
+        `ctx.seed`.
+        """
 
 
 @dataclass
@@ -87,9 +93,17 @@ class Context:
         and gives each its own order of images and augmentation.
         """
         result = fit(
-            module, self.data, objective, config, hooks=hooks, seed=derive_seed(self.seed, name), device=self.device,
-            workdir=self.workdir / name, name=name, on_epoch=self.on_epoch,
-        )  # fmt: skip
+            module,
+            self.data,
+            objective,
+            config,
+            hooks=hooks,
+            seed=derive_seed(self.seed, name),
+            device=self.device,
+            workdir=self.workdir / name,
+            name=name,
+            on_epoch=self.on_epoch,
+        )
         self.restored_seconds += result.seconds_restored
         return result
 
@@ -102,12 +116,19 @@ class Context:
         state = self.find_teacher(name, checkpoint)
         classes = state.arch.args.get("num_classes")
         if classes != self.data.info.num_classes:
-            raise ValueError(f"teacher {name!r} has {classes} classes, the data has {self.data.info.num_classes}")
+            raise ValueError(
+                f"teacher {name!r} has {classes} classes, the data has"
+                f" {self.data.info.num_classes}"
+            )
         return state.build().to(self.device).requires_grad_(False)
 
     def batches(self, n: int, batch_size: int = 128) -> Iterator[tuple[Tensor, Tensor]]:
-        """The first `n` batches of the training part, in order, as at evaluation (no augmentation)."""
-        for i, batch in enumerate(eval_batches(self.data, "train", batch_size, self.device)):
+        """The first `n` batches of the training part, in order, as at evaluation (no
+        augmentation).
+        """
+        for i, batch in enumerate(
+            eval_batches(self.data, "train", batch_size, self.device)
+        ):
             if i >= n:
                 return
             yield batch

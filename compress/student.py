@@ -1,4 +1,6 @@
-"""What initialisers of a named student share: its name, its builder's arguments, its architecture."""
+"""What initialisers of a named student share: its name, its builder's arguments, its
+architecture.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -6,8 +8,8 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from compress.stage import Stage
-from trainers.data import DataInfo
-from trainers.models import Arch, buildable, make_arch
+from trainers.data.splits import DataInfo
+from trainers.models.arch import Arch, buildable, make_arch
 
 
 class StudentStage(Stage):
@@ -16,10 +18,18 @@ class StudentStage(Stage):
     The student's classes and image size are those of the data.
     """
 
-    model: str | None = Field(None, description="timm name, CIFAR ResNet or revit; default: the incoming model's name")
+    model: str | None = Field(
+        None,
+        description=(
+            "timm name, CIFAR ResNet or revit; default: the incoming model's name"
+        ),
+    )
     args: dict[str, Any] = Field(
         default_factory=dict,
-        description="arguments of the student's builder; without `model`, over those of the incoming model",
+        description=(
+            "arguments of the student's builder; without `model`, over those of the"
+            " incoming model"
+        ),
     )
 
     @field_validator("args")
@@ -40,7 +50,11 @@ class StudentStage(Stage):
             return buildable(replace(arch, args={**arch.args, **sizes, **self.args}))
         inherited: dict[str, Any] = {}
         if self.model is None:
-            inherited = {k: v for k, v in arch.args.items() if k not in ("num_classes", "img_size")}
+            inherited = {
+                k: v
+                for k, v in arch.args.items()
+                if k not in ("num_classes", "img_size")
+            }
         return make_arch(
             self.model or arch.name,
             num_classes=data.num_classes,

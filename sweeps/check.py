@@ -13,16 +13,16 @@ import torch
 
 from compress.pipeline import STAGES, NamedStage, check_pipeline
 from sweeps.check_search import check_search
-from sweeps.overrides import apply_overrides, set_override
-from sweeps.samplers import make_sampler
-from sweeps.space import Space, is_pipeline, is_slot, resolved_trial
-from sweeps.spec import Spec, read_spec, spec_from
-from sweeps.yaml_file import SpecError
-from trainers.config import DataConfig, FitOptions
-from trainers.data import DataInfo, data_info
-from trainers.models import Arch
+from sweeps.search.samplers import make_sampler
+from sweeps.space.overrides import apply_overrides, set_override
+from sweeps.space.space import Space, is_pipeline, is_slot, resolved_trial
+from sweeps.spec.model import Spec, read_spec, spec_from
+from sweeps.spec.yaml_text import SpecError
+from trainers.config import DataConfig, FitOptions, SourceConfig
+from trainers.data.splits import DataInfo, data_info
+from trainers.models.arch import Arch
+from trainers.models.source import source_arch
 from trainers.remote import Remote, is_uri
-from trainers.source_model import SourceConfig, source_arch
 
 VALIDATED = {
     "accuracy": "top-1 on the validation part, a fraction",
@@ -32,18 +32,27 @@ VALIDATED = {
 STATIC = {
     "num_params": "parameters",
     "gmacs": "multiply-accumulates of one image, in units of 10^9",
-    "entropy_bits": "entropy of the values of all Linear and Conv parameters, bits per weight",
+    "entropy_bits": (
+        "entropy of the values of all Linear and Conv parameters, bits per weight"
+    ),
     "entropy_nonzero_bits": "the same without zeros",
     "unique_values": "distinct values among them",
     "zero_fraction": "fraction of zeros among them",
     "model_bytes": "parameters and buffers as stored",
 }
-LATENCY = {"latency_ms": "median forward pass on the trial's device, milliseconds per batch"}
+LATENCY = {
+    "latency_ms": "median forward pass on the trial's device, milliseconds per batch"
+}
 CODED = {
     "coded_bytes": "the coded model file, whole (after a quantize stage)",
     "coded_ratio": "model_bytes / coded_bytes",
-    "coded_bits_per_weight": "entropy-coded bits of a quantised weight, without the codebook",
-    "coded_to_entropy": "coded_bits_per_weight / entropy_bits: below 1 where the coder finds more than a histogram tells",
+    "coded_bits_per_weight": (
+        "entropy-coded bits of a quantised weight, without the codebook"
+    ),
+    "coded_to_entropy": (
+        "coded_bits_per_weight / entropy_bits: below 1 where the coder finds more than"
+        " a histogram tells"
+    ),
 }
 MOST_GRID = 100_000
 """Configurations that a grid may have."""
@@ -70,26 +79,36 @@ class Checked:
     def distinct_stages(self) -> list[tuple[str, int]]:
         """For each stage the number of times that it is computed at most, thanks to the cache.
 
-        A slot counts as one stage; the stages of its sub-pipelines follow it, each with the most over alternatives.
+        A slot counts as one stage; the stages of its sub-pipelines follow it, each with the
+        most over alternatives.
         """
         names, rows = list(self.spec.stages), []
         for i, name in enumerate(names):
             rows.append((name, self._at_most(self.space.size(names[: i + 1]))))
             entry, inner = self.spec.stages[name], dict[str, int]()
-            for alternative, config in entry["one_of"].items() if is_slot(entry) else ():
+            for alternative, config in (
+                entry["one_of"].items() if is_slot(entry) else ()
+            ):
                 stages = list(config["stages"]) if is_pipeline(config) else []
                 for j, stage in enumerate(stages):
-                    times = self._at_most(self.space.size(names[:i], (name, alternative, stages[: j + 1])))
+                    times = self._at_most(
+                        self.space.size(names[:i], (name, alternative, stages[: j + 1]))
+                    )
                     inner[stage] = max(times, inner.get(stage, 0))
             rows += inner.items()
         return rows
 
     def _at_most(self, size: int | None) -> int:
         limit = self.num_configurations
-        return min(limit, size if size is not None else limit) * self.spec.search.replicates
+        return (
+            min(limit, size if size is not None else limit)
+            * self.spec.search.replicates
+        )
 
 
-def raw_spec(source: str, overrides: Sequence[str] = (), *, tiny: bool = False) -> dict[str, Any]:
+def raw_spec(
+    source: str, overrides: Sequence[str] = (), *, tiny: bool = False
+) -> dict[str, Any]:
     """A spec file or preset with its overrides, as plain values.
 
     Raises:
@@ -97,13 +116,17 @@ def raw_spec(source: str, overrides: Sequence[str] = (), *, tiny: bool = False) 
     """
     raw, tiny_overrides = read_spec(source)
     if tiny and not tiny_overrides:
-        raise SpecError(f"{source}: has no tiny variant (a second YAML document with overrides)")
+        raise SpecError(
+            f"{source}: has no tiny variant (a second YAML document with overrides)"
+        )
     for path, value in (tiny_overrides if tiny else {}).items():
         set_override(raw, path, value)
     return apply_overrides(raw, overrides)
 
 
-def load_spec(source: str, overrides: Sequence[str] = (), *, tiny: bool = False) -> Checked:
+def load_spec(
+    source: str, overrides: Sequence[str] = (), *, tiny: bool = False
+) -> Checked:
     """Read, override and check a spec file or preset.
 
     Raises:
@@ -113,7 +136,8 @@ def load_spec(source: str, overrides: Sequence[str] = (), *, tiny: bool = False)
 
 
 def check_spec(spec: Spec, *, local: bool = True) -> Checked:
-    """Check all that a valid form can still get wrong; `local`: it is to run on this machine's cores.
+    """Check all that a valid form can still get wrong; `local`: it is to run on this
+    machine's cores.
 
     Raises:
         SpecError: place, rule, value, remedy.
@@ -125,9 +149,15 @@ def check_spec(spec: Spec, *, local: bool = True) -> Checked:
     make_sampler(spec.search.sampler, spec.seed, spec.search.sampler_options)
     size = space.size()
     if spec.search.sampler == "grid" and size is None:
-        raise SpecError("search.sampler: grid needs a finite space; give each float range a step, or choose tpe")
+        raise SpecError(
+            "search.sampler: grid needs a finite space; give each float range a step,"
+            " or choose tpe"
+        )
     if spec.search.sampler == "grid" and size is not None and size > MOST_GRID:
-        raise SpecError(f"search.sampler: a grid of {size:,} configurations is too large to list; choose random or tpe")
+        raise SpecError(
+            f"search.sampler: a grid of {size:,} configurations is too large to list;"
+            " choose random or tpe"
+        )
     example, archs = _check_pipelines(spec, space)
     points = [space.point(point) for point in spec.search.points]
     return Checked(spec, space, points, example, archs)
@@ -136,21 +166,33 @@ def check_spec(spec: Spec, *, local: bool = True) -> Checked:
 def _check_cores(spec: Spec) -> None:
     wanted, have = (
         spec.resources,
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        ),
     )
     cpus = wanted.cpus or have
-    workers, what = wanted.workers, f"{wanted.workers} workers x " if wanted.workers > 1 else ""
+    workers, what = (
+        wanted.workers,
+        (f"{wanted.workers} workers x " if wanted.workers > 1 else ""),
+    )
     if workers * wanted.cpus_per_worker > cpus:
         raise SpecError(
-            f"resources.cpus_per_worker: {what}{wanted.cpus_per_worker} cores asked for, {cpus} there; lower it"
+            f"resources.cpus_per_worker: {what}{wanted.cpus_per_worker} cores asked"
+            f" for, {cpus} there; lower it"
         )
     gpus = torch.cuda.device_count()
     if workers * wanted.gpus_per_worker > gpus:
         raise SpecError(
-            f"resources.gpus_per_worker: {what}{wanted.gpus_per_worker:g} GPUs asked for, {gpus} there; lower it"
+            f"resources.gpus_per_worker: {what}{wanted.gpus_per_worker:g} GPUs asked"
+            f" for, {gpus} there; lower it"
         )
     if wanted.device == "cuda" and (gpus == 0 or wanted.gpus_per_worker == 0):
-        raise SpecError(f"resources.device: cuda needs resources.gpus_per_worker > 0 and a GPU; {gpus} there")
+        raise SpecError(
+            "resources.device: cuda needs resources.gpus_per_worker > 0 and a GPU;"
+            f" {gpus} there"
+        )
 
 
 def _check_storage(spec: Spec) -> None:
@@ -163,10 +205,14 @@ def _check_storage(spec: Spec) -> None:
     while not parent.exists() and parent != parent.parent:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise SpecError(f"storage: {parent} is not a folder that can be written to; choose another")
+        raise SpecError(
+            f"storage: {parent} is not a folder that can be written to; choose another"
+        )
 
 
-def _check_pipelines(spec: Spec, space: Space) -> tuple[tuple[NamedStage, ...], list[Arch]]:
+def _check_pipelines(
+    spec: Spec, space: Space
+) -> tuple[tuple[NamedStage, ...], list[Arch]]:
     example: tuple[tuple[NamedStage, ...], list[Arch]] | None = None
     seen: set[str] = set()
     pipelines: list[tuple[NamedStage, ...]] = []
@@ -203,9 +249,13 @@ def _with_choice(message: str, space: Space, assignment: dict[str, Any]) -> str:
     """`message` with the choices that can have led to it: those of the section that it names."""
     section = message.split(":")[0].split(".")
     named = section[1] if section[0] == "stages" and len(section) > 1 else section[0]
-    sections = {named, "source", "data"} | {d.section for d in space.dimensions if d.stage == named}
+    sections = {named, "source", "data"} | {
+        d.section for d in space.dimensions if d.stage == named
+    }
     concerned = [
-        d for d in space.dimensions if d.section in sections and d.stage in (None, named) and d.is_drawn(assignment)
+        d
+        for d in space.dimensions
+        if d.section in sections and d.stage in (None, named) and d.is_drawn(assignment)
     ]
     told = ", ".join(f"{d.path}={d.shown(assignment)}" for d in concerned)
     return f"{message} (with {told})" if told else message
@@ -221,7 +271,9 @@ def _info(config: DataConfig) -> DataInfo:
         return _info_cached(config.model_dump_json())
     except ValueError as error:
         message = str(error)
-        raise ValueError(message if message.startswith("data") else f"data: {message}") from error
+        raise ValueError(
+            message if message.startswith("data") else f"data: {message}"
+        ) from error
 
 
 def _source(config: SourceConfig, info: DataInfo) -> Arch:
@@ -231,7 +283,9 @@ def _source(config: SourceConfig, info: DataInfo) -> Arch:
         raise ValueError(f"source: {error}") from error
 
 
-def _check_objectives(spec: Spec, stages: Sequence[NamedStage], data: DataConfig) -> None:
+def _check_objectives(
+    spec: Spec, stages: Sequence[NamedStage], data: DataConfig
+) -> None:
     available = set(METRICS) | {m for s in stages for m in STAGES[s.kind].metrics}
     if not spec.measure.latency:
         available -= set(LATENCY)
@@ -243,7 +297,8 @@ def _check_objectives(spec: Spec, stages: Sequence[NamedStage], data: DataConfig
         place = f"objectives.{i}.metric"
         if objective.metric.startswith("test_"):
             raise SpecError(
-                f"{place}: the test set never guides the search; use {objective.metric.removeprefix('test_')!r}"
+                f"{place}: the test set never guides the search; use"
+                f" {objective.metric.removeprefix('test_')!r}"
             )
         if objective.metric not in available:
             why = ""
@@ -252,7 +307,8 @@ def _check_objectives(spec: Spec, stages: Sequence[NamedStage], data: DataConfig
             if objective.metric in LATENCY and not spec.measure.latency:
                 why = " (measure.latency is false)"
             raise SpecError(
-                f"{place}: this pipeline has no metric {objective.metric!r}{why}; valid: {', '.join(sorted(available))}"
+                f"{place}: this pipeline has no metric {objective.metric!r}{why};"
+                f" valid: {', '.join(sorted(available))}"
             )
         if objective.bound is not None and not math.isfinite(objective.bound):
             raise SpecError(f"objectives.{i}.bound: must be a finite number")
@@ -263,4 +319,7 @@ def default_data_cache() -> Path:
     base = os.environ.get("SWEEPS_DATA_CACHE")
     if base:
         return Path(base)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "compression-sweeps"
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        / "compression-sweeps"
+    )

@@ -11,20 +11,35 @@ from rich.table import Table
 from compress.pipeline import STAGES
 from compress.stage import Stage
 from sweeps.check import METRICS, Checked
-from sweeps.progress import short
-from sweeps.spec import Spec, preset_text
+from sweeps.drive.progress import short
+from sweeps.spec.model import Spec, preset_text
 
 
 def stage_table(stage: type[Stage]) -> Table:
     """Parameters of a stage: name, type, default, meaning; nested configs as dotted names."""
-    table = Table("parameter", "type", "default", "meaning", box=None, pad_edge=False, header_style="dim")
+    table = Table(
+        "parameter",
+        "type",
+        "default",
+        "meaning",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+    )
     for name, field, kind in _parameters(stage):
         default = "[red]required[/]" if field.is_required() else escape(_default(field))
-        table.add_row(f"  {name}", f"[cyan]{escape(kind)}[/]", default, escape(field.description or ""))
+        table.add_row(
+            f"  {name}",
+            f"[cyan]{escape(kind)}[/]",
+            default,
+            escape(field.description or ""),
+        )
     return table
 
 
-def _parameters(model: type[BaseModel], prefix: str = "") -> list[tuple[str, FieldInfo, str]]:
+def _parameters(
+    model: type[BaseModel], prefix: str = ""
+) -> list[tuple[str, FieldInfo, str]]:
     rows = []
     for name, field in model.model_fields.items():
         kind = _type_name(field.annotation)
@@ -82,28 +97,60 @@ def spec_schema() -> dict[str, Any]:
         branches.append({"if": is_kind, "then": {"$ref": f"#/$defs/stage_{kind}"}})
         # an entry named like a stage is one, unless it says otherwise
         other = {"anyOf": [{"required": ["stage"]}, {"required": ["one_of"]}]}
-        by_name[kind] = {"if": other, "then": {"$ref": "#/$defs/entry"}, "else": {"$ref": f"#/$defs/stage_{kind}"}}
+        by_name[kind] = {
+            "if": other,
+            "then": {"$ref": "#/$defs/entry"},
+            "else": {"$ref": f"#/$defs/stage_{kind}"},
+        }
     kinds = {"properties": {"stage": {"enum": list(STAGES)}}, "required": ["stage"]}
     definitions["stage"] = {"type": "object", **kinds, "allOf": branches}
-    inner = {"type": "object", "properties": by_name, "additionalProperties": {"$ref": "#/$defs/stage"}}
+    inner = {
+        "type": "object",
+        "properties": by_name,
+        "additionalProperties": {"$ref": "#/$defs/stage"},
+    }
     definitions["pipeline"] = {
         "type": "object",
         "required": ["stages"],
         "additionalProperties": False,
         "properties": {"stages": inner},
     }
-    alternative = {"anyOf": [{"$ref": "#/$defs/stage"}, {"$ref": "#/$defs/pipeline"}, {"type": "null"}]}
-    several = {"anyOf": [{"required": ["stages"]}, {"required": ["stage"]}, {"type": "null"}]}
-    named = {kind: {"if": several, "then": alternative, "else": {"$ref": f"#/$defs/stage_{kind}"}} for kind in by_name}
-    options = {"type": "object", "properties": named, "additionalProperties": alternative}
+    alternative = {
+        "anyOf": [
+            {"$ref": "#/$defs/stage"},
+            {"$ref": "#/$defs/pipeline"},
+            {"type": "null"},
+        ]
+    }
+    several = {
+        "anyOf": [{"required": ["stages"]}, {"required": ["stage"]}, {"type": "null"}]
+    }
+    named = {
+        kind: {
+            "if": several,
+            "then": alternative,
+            "else": {"$ref": f"#/$defs/stage_{kind}"},
+        }
+        for kind in by_name
+    }
+    options = {
+        "type": "object",
+        "properties": named,
+        "additionalProperties": alternative,
+    }
     definitions["slot"] = {
         "type": "object",
         "required": ["one_of"],
         "additionalProperties": False,
         "properties": {"one_of": options},
     }
-    definitions["entry"] = {"anyOf": [{"$ref": "#/$defs/slot"}, {"$ref": "#/$defs/stage"}]}
-    schema["properties"]["stages"] |= {"properties": by_name, "additionalProperties": {"$ref": "#/$defs/entry"}}
+    definitions["entry"] = {
+        "anyOf": [{"$ref": "#/$defs/slot"}, {"$ref": "#/$defs/stage"}]
+    }
+    schema["properties"]["stages"] |= {
+        "properties": by_name,
+        "additionalProperties": {"$ref": "#/$defs/entry"},
+    }
     objective = definitions["Objective"]["properties"]["metric"]
     objective["anyOf"] = [{"enum": sorted(METRICS)}, {"type": "string"}]
     objective.pop("type", None)
@@ -119,12 +166,20 @@ def print_checked(checked: Checked, console: Console) -> None:
     spec, search = checked.spec, checked.spec.search
     console.print(f"[bold]{escape(spec.name)}[/]  is valid", highlight=False)
     console.print(
-        f"source     {escape(str(spec.source.model or spec.source.checkpoint))}   data {spec.data.dataset}",
+        f"source     {escape(str(spec.source.model or spec.source.checkpoint))}   data"
+        f" {spec.data.dataset}",
         highlight=False,
     )
     counts = dict(checked.distinct_stages())
     table = Table(
-        "stage", "kind", "phase", "model after it", "computed at most", box=None, pad_edge=False, header_style="dim"
+        "stage",
+        "kind",
+        "phase",
+        "model after it",
+        "computed at most",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
     )
     for stage, arch in zip(checked.example, checked.example_archs, strict=True):
         n = counts.get(stage.name, 0)
@@ -138,23 +193,40 @@ def print_checked(checked: Checked, console: Console) -> None:
         )
     console.print(table)
     example = {stage.name for stage in checked.example}
-    others = [f"{name} {_times(n)}" for name, n in counts.items() if name not in example | set(spec.stages)]
+    others = [
+        f"{name} {_times(n)}"
+        for name, n in counts.items()
+        if name not in example | set(spec.stages)
+    ]
     if others:
-        console.print(f"in other alternatives, at most: {escape(', '.join(others))}", highlight=False)
-    space = Table("dimension", "values", "when", box=None, pad_edge=False, header_style="dim")
+        console.print(
+            f"in other alternatives, at most: {escape(', '.join(others))}",
+            highlight=False,
+        )
+    space = Table(
+        "dimension", "values", "when", box=None, pad_edge=False, header_style="dim"
+    )
     for dimension in checked.space.dimensions:
-        when = f"{dimension.slot} in {', '.join(sorted(dimension.alternatives))}" if dimension.slot else ""
+        when = (
+            f"{dimension.slot} in {', '.join(sorted(dimension.alternatives))}"
+            if dimension.slot
+            else ""
+        )
         space.add_row(dimension.path, escape(dimension.values_told()), escape(when))
     if checked.space.dimensions:
         console.print(space)
     size = checked.space.size()
     trials = checked.num_configurations * search.replicates
     goals = ", ".join(
-        f"{o.mode} {o.metric}" + (f" (bound {o.bound:g})" if o.bound is not None else "") for o in spec.objectives
+        f"{o.mode} {o.metric}"
+        + (f" (bound {o.bound:g})" if o.bound is not None else "")
+        for o in spec.objectives
     )
     console.print(
-        f"objectives {goals}\nspace      {'a continuum' if size is None else f'{size:,} configurations'}, searched by {search.sampler}\n"
-        f"trials     {trials} = {checked.num_configurations} configurations × {search.replicates} seeds\n"
-        f"run folder {spec.run_folder}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        f"objectives {goals}\nspace     "
+        f" {'a continuum' if size is None else f'{size:,} configurations'}, searched by"
+        f" {search.sampler}\ntrials     {trials} = {checked.num_configurations}"
+        f" configurations × {search.replicates} seeds\nrun folder {spec.run_folder}",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,22 +1,37 @@
-"""What may change between the parts of a sweep that was interrupted, and how it is taken up again."""
+"""What may change between the parts of a sweep that was interrupted, and how it is taken up
+again.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from sweeps.check import Checked, check_spec
-from sweeps.overrides import apply_overrides
-from sweeps.records import read_json, trial_records
-from sweeps.space import is_slot
-from sweeps.spec import Spec, spec_from
-from sweeps.storage import local_folder
-from sweeps.yaml_file import SpecError
+from sweeps.run.record import trial_records
+from sweeps.run.storage import local_folder
+from sweeps.space.overrides import apply_overrides
+from sweeps.space.space import is_slot
+from sweeps.spec.model import Spec, spec_from
+from sweeps.spec.yaml_text import SpecError
+from trainers.files import read_json
 
 FREE = (
-    "search.trials", "search.space", "search.points", "search.sampler", "search.sampler_options",
-    "search.max_failures", "search.early_stopping", "search.from", "search.refine", "resources", "watch", "storage",
-)  # fmt: skip
-"""What decides how much is searched, where and with what; no finished trial means anything else by it."""
+    "search.trials",
+    "search.space",
+    "search.points",
+    "search.sampler",
+    "search.sampler_options",
+    "search.max_failures",
+    "search.early_stopping",
+    "search.from",
+    "search.refine",
+    "resources",
+    "watch",
+    "storage",
+)
+"""What decides how much is searched, where and with what; no finished trial means anything
+else by it.
+"""
 
 
 def changed_keys(old: dict[str, Any], new: Spec) -> list[str]:
@@ -30,8 +45,14 @@ def changed_keys(old: dict[str, Any], new: Spec) -> list[str]:
     try:
         before = spec_from(old).raw
     except SpecError as error:
-        raise SpecError(f"the run's own spec is not valid with this version: {error}") from error
-    return [key for key in _differences(before, new.raw, "") if not key.startswith(tuple(f"{f}." for f in FREE))]
+        raise SpecError(
+            f"the run's own spec is not valid with this version: {error}"
+        ) from error
+    return [
+        key
+        for key in _differences(before, new.raw, "")
+        if not key.startswith(tuple(f"{f}." for f in FREE))
+    ]
 
 
 def _differences(old: Any, new: Any, place: str) -> Iterator[str]:
@@ -60,8 +81,9 @@ def refuse_changes(run: Path, old: dict[str, Any], new: Spec) -> None:
     if changed:
         names = ", ".join(key.removesuffix(".") for key in changed)
         raise SpecError(
-            f"{run} holds another sweep: {names} differ{'s' if len(changed) == 1 else ''}, which would change what its "
-            "finished trials mean; choose another name, or give --overwrite"
+            f"{run} holds another sweep: {names}"
+            f" differ{'s' if len(changed) == 1 else ''}, which would change what its"
+            " finished trials mean; choose another name, or give --overwrite"
         )
 
 
@@ -87,7 +109,10 @@ def resumed_spec(run: Path, overrides: Sequence[str], *, local: bool = True) -> 
             f"what may change: {', '.join(FREE[:-1])}, and alternatives of a slot"
         )
     if spec.name != run.name:
-        raise SpecError(f"{run}: the folder of the sweep {spec.name!r} was renamed; give it its name back")
+        raise SpecError(
+            f"{run}: the folder of the sweep {spec.name!r} was renamed; give it its"
+            " name back"
+        )
     return check_spec(spec, local=local)
 
 

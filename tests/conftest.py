@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainers.config import AugmentConfig, DataConfig, TrainConfig
-from trainers.data import Data, load_data
+from trainers.data.splits import Data, load_data
 
 torch.set_num_threads(1)  # bits depend on the number of threads
 
@@ -36,7 +36,12 @@ def digits(digits_config: DataConfig, data_cache: Path) -> Data:
 def quick_train() -> TrainConfig:
     """Three epochs of three steps, dropout-free augmentation on, no warm-up."""
     return TrainConfig(
-        epochs=3, batch_size=40, lr=1e-3, lr_scaling="unscaled", warmup=0, augment=AugmentConfig(preset="flip")
+        epochs=3,
+        batch_size=40,
+        lr=1e-3,
+        lr_scaling="unscaled",
+        warmup=0,
+        augment=AugmentConfig(preset="flip"),
     )
 
 
@@ -45,7 +50,7 @@ def ray_session() -> Iterator[None]:
     """One two-core Ray for the whole session."""
     import ray
 
-    from sweeps.cluster import start_ray
+    from sweeps.drive.cluster import start_ray
 
     start_ray(2)
     yield

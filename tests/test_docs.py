@@ -12,12 +12,11 @@ from compress import pipeline as pipeline_module
 from compress.cache import StageCache
 from compress.pipeline import NamedStage, Pipeline, run_pipeline
 from sweeps.check import check_spec
-from sweeps.overrides import apply_overrides
-from sweeps.spec import spec_from
-from sweeps.yaml_file import parse_yaml
-from trainers.config import DataConfig
-from trainers.models import ModelState
-from trainers.source_model import SourceConfig
+from sweeps.space.overrides import apply_overrides
+from sweeps.spec.model import spec_from
+from sweeps.spec.yaml_text import parse_yaml
+from trainers.config import DataConfig, SourceConfig
+from trainers.models.arch import ModelState
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -29,7 +28,12 @@ def blocks(name: str, language: str) -> list[str]:
 def test_the_example_spec_holds(tmp_path: Path) -> None:
     raw = parse_yaml(blocks("spec.md", "yaml")[0], "docs")[0]
     ModelState.initialised(
-        pipeline_module.Arch("timm", "vit_small_patch16_224", {"num_classes": 10, "patch_size": 4, "img_size": 32}), 0
+        pipeline_module.Arch(
+            "timm",
+            "vit_small_patch16_224",
+            {"num_classes": 10, "patch_size": 4, "img_size": 32},
+        ),
+        0,
     ).save(tmp_path)
     overrides = [
         "data={dataset: digits}",
@@ -43,15 +47,33 @@ def test_the_example_spec_holds(tmp_path: Path) -> None:
 
 
 def test_the_example_method_works(
-    tmp_path: Path, digits_config: DataConfig, data_cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    digits_config: DataConfig,
+    data_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     module = ModuleType("magnitude_prune_example")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(compile(blocks("adding_a_method.md", "python")[0], "docs", "exec"), module.__dict__)
-    monkeypatch.setitem(pipeline_module.STAGES, "magnitude_prune", module.MagnitudePrune)
+    exec(
+        compile(blocks("adding_a_method.md", "python")[0], "docs", "exec"),
+        module.__dict__,
+    )
+    monkeypatch.setitem(
+        pipeline_module.STAGES, "magnitude_prune", module.MagnitudePrune
+    )
     stage = NamedStage("prune", "magnitude_prune", module.MagnitudePrune(fraction=0.25))
-    pipeline = Pipeline(SourceConfig(model="resnet20_cifar", args={"width": 4}), digits_config, (stage,), 0)
-    result = run_pipeline(pipeline, cache=StageCache(tmp_path), data_cache=data_cache, device=torch.device("cpu"))
+    pipeline = Pipeline(
+        SourceConfig(model="resnet20_cifar", args={"width": 4}),
+        digits_config,
+        (stage,),
+        0,
+    )
+    result = run_pipeline(
+        pipeline,
+        cache=StageCache(tmp_path),
+        data_cache=data_cache,
+        device=torch.device("cpu"),
+    )
     weight = result.model.weights["layer2.0.conv1.weight"]
     assert (weight == 0).sum() == weight.numel() // 4
     assert result.metrics["pruned_weights"] > 0

@@ -1,4 +1,5 @@
-"""Validated configuration of data and training: every option of the published recipes has its place.
+"""Validated configuration of data and training: every option of the published recipes has
+its place.
 
 Defaults are those of the DeiT family. Names that carry a unit say it; durations are `Duration`.
 """
@@ -8,7 +9,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -17,7 +25,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Config(BaseModel):
     """A frozen configuration that rejects unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?|%)\s*$")
@@ -27,7 +37,9 @@ def _check_duration(value: float | str) -> float | str:
     if isinstance(value, str):
         match = _DURATION.match(value)
         if match is None:
-            raise ValueError(f"a duration is a number of epochs, 'N steps' or 'N%'; got {value!r}")
+            raise ValueError(
+                f"a duration is a number of epochs, 'N steps' or 'N%'; got {value!r}"
+            )
         if match[2] == "%" and float(match[1]) > 100:
             raise ValueError(f"a duration in percent is at most 100%; got {value!r}")
     elif value < 0:
@@ -39,7 +51,9 @@ Duration = Annotated[float | str, AfterValidator(_check_duration)]
 """Epochs as a number, or "N epochs", "N steps", "N%" (of the whole fit)."""
 
 
-def duration_in_steps(duration: float | str, steps_per_epoch: int, total_steps: int) -> int:
+def duration_in_steps(
+    duration: float | str, steps_per_epoch: int, total_steps: int
+) -> int:
     """The one place that turns epochs, steps or percent into optimiser steps (rounded)."""
     if not isinstance(duration, str):
         return round(duration * steps_per_epoch)
@@ -48,7 +62,9 @@ def duration_in_steps(duration: float | str, steps_per_epoch: int, total_steps: 
     amount, unit = float(match[1]), match[2]
     if unit == "%":
         return round(total_steps * amount / 100)
-    return round(amount * steps_per_epoch) if unit.startswith("epoch") else round(amount)
+    return (
+        round(amount * steps_per_epoch) if unit.startswith("epoch") else round(amount)
+    )
 
 
 class DataConfig(Config):
@@ -68,34 +84,75 @@ class DataConfig(Config):
         "svhn",
         "eurosat",
     ] = Field(
-        "digits", description="digits is bundled; parquet and folder read `root`; the others come through torchvision"
+        "digits",
+        description=(
+            "digits is bundled; parquet and folder read `root`; the others come through"
+            " torchvision"
+        ),
     )
     root: Path | None = Field(None, description="folder of the data set")
-    download: bool = Field(False, description="let torchvision download the set into `root`")
-    image_size: int | None = Field(
-        None, ge=4, description="pixels that the model sees; default: the set's own size (32 or 224)"
+    download: bool = Field(
+        False, description="let torchvision download the set into `root`"
     )
-    mean: tuple[float, float, float] = Field(IMAGENET_MEAN, description="per channel, of images in [0, 1]")
-    std: tuple[float, float, float] = Field(IMAGENET_STD, description="per channel, of images in [0, 1]")
+    image_size: int | None = Field(
+        None,
+        ge=4,
+        description=(
+            "pixels that the model sees; default: the set's own size (32 or 224)"
+        ),
+    )
+    mean: tuple[float, float, float] = Field(
+        IMAGENET_MEAN, description="per channel, of images in [0, 1]"
+    )
+    std: tuple[float, float, float] = Field(
+        IMAGENET_STD, description="per channel, of images in [0, 1]"
+    )
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     crop_fraction: float = Field(
-        0.875, gt=0, le=1, description="centre crop at evaluation (224 of 256); images of at most 32 px are not cropped"
+        0.875,
+        gt=0,
+        le=1,
+        description=(
+            "centre crop at evaluation (224 of 256); images of at most 32 px are not"
+            " cropped"
+        ),
     )
     val_fraction: float = Field(
         0.1,
         ge=0,
         lt=1,
-        description="part of the training set that the search sees; 0: the test set is never touched by the search, so objectives need > 0",
+        description=(
+            "part of the training set that the search sees; 0: the test set is never"
+            " touched by the search, so objectives need > 0"
+        ),
     )
-    split_seed: int = Field(0, ge=0, description="seed of the validation split, the same for all trials")
-    limit: int | None = Field(None, ge=1, description="use only this many training images (before the split, seeded)")
-    limit_test: int | None = Field(None, ge=1, description="use only this many test images")
+    split_seed: int = Field(
+        0, ge=0, description="seed of the validation split, the same for all trials"
+    )
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description="use only this many training images (before the split, seeded)",
+    )
+    limit_test: int | None = Field(
+        None, ge=1, description="use only this many test images"
+    )
     in_memory: Literal["auto", "yes", "no"] = Field(
-        "auto", description="auto: images of at most 96 px are decoded once and shared; larger ones stream"
+        "auto",
+        description=(
+            "auto: images of at most 96 px are decoded once and shared; larger ones"
+            " stream"
+        ),
     )
-    workers: int = Field(2, ge=0, description="loader processes of a trial when images stream")
+    workers: int = Field(
+        2, ge=0, description="loader processes of a trial when images stream"
+    )
     pin_memory: bool = True
-    max_unreadable: int = Field(0, ge=0, description="unreadable images to skip (each is named) before it is an error")
+    max_unreadable: int = Field(
+        0,
+        ge=0,
+        description="unreadable images to skip (each is named) before it is an error",
+    )
 
 
 _USED_BY_FLIP = {"preset", "hflip", "crop", "crop_padding_px", "crop_scale"}
@@ -105,27 +162,47 @@ class AugmentConfig(Config):
     """Training augmentation (DeiT's by default; `augment: {preset: none}` switches all off)."""
 
     preset: Literal["deit", "flip", "none"] = Field(
-        "deit", description="deit: as the fields say; flip: crop and flip only; none: nothing"
+        "deit",
+        description="deit: as the fields say; flip: crop and flip only; none: nothing",
     )
     hflip: float = Field(0.5, ge=0, le=1, description="probability")
     crop: Literal["auto", "resized", "padded", "none"] = Field(
-        "auto", description="auto: padded random crop at <= 32 px, random resized crop above"
+        "auto",
+        description="auto: padded random crop at <= 32 px, random resized crop above",
     )
     crop_padding_px: int = Field(4, ge=0)
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    color_jitter: float = Field(0.4, ge=0, description="used where `auto_augment` is off, as in timm")
-    auto_augment: str | None = Field("rand-m9-mstd0.5-inc1", description="timm's notation, or null")
-    three_augment: bool = Field(False, description="DeiT III: one of grey, solarise, blur, then colour jitter")
+    color_jitter: float = Field(
+        0.4, ge=0, description="used where `auto_augment` is off, as in timm"
+    )
+    auto_augment: str | None = Field(
+        "rand-m9-mstd0.5-inc1", description="timm's notation, or null"
+    )
+    three_augment: bool = Field(
+        False, description="DeiT III: one of grey, solarise, blur, then colour jitter"
+    )
     erase_prob: float = Field(0.25, ge=0, le=1, description="random erasing")
     erase_mode: Literal["const", "rand", "pixel"] = "pixel"
     erase_count: int = Field(1, ge=1)
-    erase_resplit: bool = Field(False, description="leave the first of the repeated copies clean of erasing")
-    repeats: int = Field(3, ge=1, description="repeated augmentation: copies of an image in an epoch's order; 1 is off")
+    erase_resplit: bool = Field(
+        False, description="leave the first of the repeated copies clean of erasing"
+    )
+    repeats: int = Field(
+        3,
+        ge=1,
+        description=(
+            "repeated augmentation: copies of an image in an epoch's order; 1 is off"
+        ),
+    )
     mixup: float = Field(0.8, ge=0, description="alpha; 0 is off")
     cutmix: float = Field(1.0, ge=0, description="alpha; 0 is off")
     cutmix_minmax: tuple[float, float] | None = None
-    mix_prob: float = Field(1.0, ge=0, le=1, description="probability of mixup or cutmix for a batch")
-    mix_switch_prob: float = Field(0.5, ge=0, le=1, description="probability of cutmix where both are on")
+    mix_prob: float = Field(
+        1.0, ge=0, le=1, description="probability of mixup or cutmix for a batch"
+    )
+    mix_switch_prob: float = Field(
+        0.5, ge=0, le=1, description="probability of cutmix where both are on"
+    )
     mix_mode: Literal["batch", "pair", "elem"] = "batch"
 
     @model_validator(mode="after")
@@ -133,11 +210,16 @@ class AugmentConfig(Config):
         if self.preset != "deit":
             used = _USED_BY_FLIP if self.preset == "flip" else {"preset"}
             fields = type(self).model_fields
-            idle = [name for name in fields if name not in used and getattr(self, name) != fields[name].default]
+            idle = [
+                name
+                for name in fields
+                if name not in used and getattr(self, name) != fields[name].default
+            ]
             if idle:
                 raise ValueError(
-                    f"preset {self.preset!r} does not read {', '.join(idle)}; leave them out, or take preset deit and "
-                    "switch off there what you do not want"
+                    f"preset {self.preset!r} does not read {', '.join(idle)}; leave"
+                    " them out, or take preset deit and switch off there what you do"
+                    " not want"
                 )
         return self
 
@@ -157,7 +239,10 @@ def _augment_by_name(value: Any) -> Any:
 
 Augment = Annotated[
     AugmentConfig,
-    BeforeValidator(_augment_by_name, json_schema_input_type=AugmentConfig | Literal["deit", "flip", "none"]),
+    BeforeValidator(
+        _augment_by_name,
+        json_schema_input_type=AugmentConfig | Literal["deit", "flip", "none"],
+    ),
 ]
 """An `AugmentConfig`, or just the name of its preset."""
 
@@ -166,9 +251,14 @@ class DistillConfig(Config):
     """Knowledge distillation as in DeiT (Touvron et al. 2021, section 4)."""
 
     teacher: str = Field(
-        description="'source', 'stage:NAME' (an earlier stage's model), a folder saved by us, or a timm model name (pretrained)"
+        description=(
+            "'source', 'stage:NAME' (an earlier stage's model), a folder saved by us,"
+            " or a timm model name (pretrained)"
+        )
     )
-    teacher_checkpoint: Path | None = Field(None, description="weights of a timm-named teacher")
+    teacher_checkpoint: Path | None = Field(
+        None, description="weights of a timm-named teacher"
+    )
     kind: Literal["soft", "hard"] = "hard"
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the distillation term")
     tau: float = Field(1.0, gt=0, description="temperature (soft)")
@@ -178,18 +268,31 @@ class EmaConfig(Config):
     """Exponential moving average of the weights."""
 
     decay: float = Field(0.99996, gt=0, lt=1)
-    device: str | None = Field(None, description="'cpu' keeps the copy off the accelerator")
+    device: str | None = Field(
+        None, description="'cpu' keeps the copy off the accelerator"
+    )
     use: bool = Field(False, description="evaluate and return the averaged weights")
 
 
 class FitOptions(Config):
-    """All options of a fit but its length: schedule, optimiser, regularisation, augmentation, precision."""
+    """All options of a fit but its length: schedule, optimiser, regularisation,
+    augmentation, precision.
+    """
 
-    batch_size: int = Field(512, ge=1, description="global, over all workers and accumulation steps")
-    images_per_epoch: int | None = Field(
-        None, ge=1, description="length of an epoch, drawn anew for each; default: every training image once"
+    batch_size: int = Field(
+        512, ge=1, description="global, over all workers and accumulation steps"
     )
-    max_batch_per_worker: int | None = Field(None, ge=1, description="memory limit; accumulation is derived from it")
+    images_per_epoch: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "length of an epoch, drawn anew for each; default: every training image"
+            " once"
+        ),
+    )
+    max_batch_per_worker: int | None = Field(
+        None, ge=1, description="memory limit; accumulation is derived from it"
+    )
     lr: float = Field(5e-4, gt=0, description="at a global batch of 512")
     lr_scaling: Literal["linear", "unscaled"] = Field(
         "linear", description="linear: lr, min_lr and warmup_lr times batch_size / 512"
@@ -213,21 +316,29 @@ class FitOptions(Config):
     betas: tuple[float, float] | None = None
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.05, ge=0)
-    weight_decay_end: float | None = Field(None, ge=0, description="cosine from weight_decay to this")
+    weight_decay_end: float | None = Field(
+        None, ge=0, description="cosine from weight_decay to this"
+    )
     layer_decay: float | None = Field(None, gt=0, le=1)
     clip_grad: float | None = Field(None, gt=0, description="gradient norm")
 
     drop: float = Field(0.0, ge=0, lt=1)
-    drop_path: float | None = Field(None, ge=0, lt=1, description="default: as the model was built (DeiT: 0.1)")
+    drop_path: float | None = Field(
+        None, ge=0, lt=1, description="default: as the model was built (DeiT: 0.1)"
+    )
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     ema: EmaConfig | None = None
     augment: Augment = AugmentConfig()
 
-    amp: Literal["none", "bf16", "fp16"] = Field("none", description="autocast; fp16 with a gradient scaler")
+    amp: Literal["none", "bf16", "fp16"] = Field(
+        "none", description="autocast; fp16 with a gradient scaler"
+    )
     channels_last: bool = False
     compile: bool = Field(False, description="torch.compile")
     tf32: bool = True
-    eval_every: int = Field(1, ge=1, description="epochs between evaluations on the validation part")
+    eval_every: int = Field(
+        1, ge=1, description="epochs between evaluations on the validation part"
+    )
     checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
     keep_checkpoints: int = Field(1, ge=1)
 
@@ -242,7 +353,10 @@ class FitOptions(Config):
             ValueError: the global batch does not divide by the world size.
         """
         if self.batch_size % world_size:
-            raise ValueError(f"batch_size {self.batch_size} does not divide by {world_size} workers; choose a multiple")
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide by {world_size} workers;"
+                " choose a multiple"
+            )
         per_worker = self.batch_size // world_size
         limit = min(self.max_batch_per_worker or per_worker, per_worker)
         steps = math.ceil(per_worker / limit)
@@ -255,3 +369,60 @@ class TrainConfig(FitOptions):
     """One fit."""
 
     epochs: int = Field(300, ge=0)
+
+
+class SourceConfig(Config):
+    """The source model."""
+
+    model: str | None = Field(
+        None,
+        description=(
+            "a timm model name, resnet20_cifar, 32, 44, 56 or revit; not needed with a"
+            " folder of ours"
+        ),
+    )
+    args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="builder arguments: patch_size, embed_dim, depth, drop_rate, …",
+    )
+    pretrained: bool = Field(
+        False, description="timm's pretrained weights (needs the internet once)"
+    )
+    checkpoint: Path | None = Field(
+        None,
+        description=(
+            "safetensors, a plain state dict, or a folder saved by us (with `model`:"
+            " its weights)"
+        ),
+    )
+    checkpoint_key: str | None = Field(
+        None,
+        description=(
+            "key of the state dict in the file (model, module, model_ema, …); default:"
+            " found"
+        ),
+    )
+    checkpoint_prefix: str = Field(
+        "",
+        description=(
+            "prefix to strip from parameter names; 'module.' is always stripped"
+        ),
+    )
+    head_init_scale: float | None = Field(
+        None, gt=0, description="multiply a re-initialised classifier by this"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "SourceConfig":
+        if self.model is None and (
+            self.checkpoint is None or not self.checkpoint.is_dir()
+        ):
+            raise ValueError(
+                "`model` is needed unless `checkpoint` is a folder that holds"
+                " model.json"
+            )
+        if self.pretrained and self.checkpoint is not None:
+            raise ValueError("give either `pretrained: true` or `checkpoint`, not both")
+        if self.checkpoint is not None and not self.checkpoint.exists():
+            raise ValueError(f"`checkpoint`: no such file: {self.checkpoint}")
+        return self

@@ -1,7 +1,8 @@
-"""Files of a run in object storage: `s3://`, `gs://`, `abfs://`, `hdfs://`, `file://`, or any scheme of fsspec.
+"""Files of a run in object storage: `s3://`, `gs://`, `abfs://`, `hdfs://`, `file://`, or
+any scheme of fsspec.
 
-Object stores have no rename and no lock, so work happens in a local folder and whole files are copied. A folder is
-complete when the file that was copied last is there.
+Object stores have no rename and no lock, so work happens in a local folder and whole files
+are copied. A folder is complete when the file that was copied last is there.
 """
 
 import uuid
@@ -18,7 +19,9 @@ def is_uri(place: str) -> bool:
 
 
 class Remote:
-    """A tree of files under one URI. Credentials come from the environment, as the store's own tools take them."""
+    """A tree of files under one URI. Credentials come from the environment, as the store's
+    own tools take them.
+    """
 
     def __init__(self, uri: str) -> None:
         """Raises ValueError: no such scheme, or a malformed URI."""
@@ -44,13 +47,27 @@ class Remote:
                 stream.write(b"probe")
             self._fs.delete_file(probe)
         except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"storage: {self.uri} cannot be written to: {error}; check address and rights") from error
+            raise ValueError(
+                f"storage: {self.uri} cannot be written to: {error}; check address and"
+                " rights"
+            ) from error
 
     def files(self, relative: str = "") -> list[str]:
-        """Paths of all files below `relative`, relative to the URI; none where there is no such folder."""
-        selector = fs.FileSelector(self._at(relative), recursive=True, allow_not_found=True)
-        found = [info.path for info in self._fs.get_file_info(selector) if info.type == fs.FileType.File]
-        return sorted(str(PurePosixPath(path).relative_to(PurePosixPath(self._root))) for path in found)
+        """Paths of all files below `relative`, relative to the URI; none where there is no
+        such folder.
+        """
+        selector = fs.FileSelector(
+            self._at(relative), recursive=True, allow_not_found=True
+        )
+        found = [
+            info.path
+            for info in self._fs.get_file_info(selector)
+            if info.type == fs.FileType.File
+        ]
+        return sorted(
+            str(PurePosixPath(path).relative_to(PurePosixPath(self._root)))
+            for path in found
+        )
 
     def exists(self, relative: str) -> bool:
         """Whether there is a file of that name."""
@@ -61,12 +78,17 @@ class Remote:
         target = self._at(relative)
         self._fs.create_dir(str(PurePosixPath(target).parent), recursive=True)
         fs.copy_files(
-            str(path.absolute()), target, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self._fs
+            str(path.absolute()),
+            target,
+            source_filesystem=fs.LocalFileSystem(),
+            destination_filesystem=self._fs,
         )
 
     def upload_folder(self, folder: Path, relative: str, last: str = "") -> None:
         """Copy the files below a folder, the one named `last` after all others."""
-        paths = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+        paths = sorted(
+            p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")
+        )
         for path in sorted(paths, key=lambda p: p.name == last):
             self.upload(path, f"{relative}/{path.relative_to(folder).as_posix()}")
 
@@ -76,9 +98,11 @@ class Remote:
         beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
             fs.copy_files(
-                self._at(relative), str(beside.absolute()),
-                source_filesystem=self._fs, destination_filesystem=fs.LocalFileSystem(),
-            )  # fmt: skip
+                self._at(relative),
+                str(beside.absolute()),
+                source_filesystem=self._fs,
+                destination_filesystem=fs.LocalFileSystem(),
+            )
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
@@ -88,11 +112,19 @@ class Remote:
         if self._fs.get_file_info(self._at(relative)).type == fs.FileType.Directory:
             self._fs.delete_dir(self._at(relative))
 
-    def download_missing(self, relative: str, folder: Path, skip: Sequence[str] = ()) -> int:
-        """Copy here what `folder` lacks of the files below `relative`, but for names in `skip`; how many."""
+    def download_missing(
+        self, relative: str, folder: Path, skip: Sequence[str] = ()
+    ) -> int:
+        """Copy here what `folder` lacks of the files below `relative`, but for names in
+        `skip`; how many.
+        """
         count = 0
         for name in self.files(relative):
-            inner = PurePosixPath(name).relative_to(relative) if relative else PurePosixPath(name)
+            inner = (
+                PurePosixPath(name).relative_to(relative)
+                if relative
+                else PurePosixPath(name)
+            )
             path = folder / inner
             if not path.exists() and inner.name not in skip:
                 self.download(name, path)
@@ -106,5 +138,7 @@ def _by_fsspec(uri: str, refusal: Exception) -> tuple[fs.FileSystem, str]:
 
         found, root = fsspec.core.url_to_fs(uri)
     except (ImportError, ValueError) as error:
-        raise ValueError(f"storage: {uri} is no storage that can be reached: {refusal}; {error}") from error
+        raise ValueError(
+            f"storage: {uri} is no storage that can be reached: {refusal}; {error}"
+        ) from error
     return fs.PyFileSystem(fs.FSSpecHandler(found)), root

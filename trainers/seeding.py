@@ -8,7 +8,9 @@ import torch
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from a root seed and the names of what it is for (SHA-256, so order matters)."""
+    """A 63-bit seed from a root seed and the names of what it is for (SHA-256, so order
+    matters).
+    """
     text = "\x1f".join(str(p) for p in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
 

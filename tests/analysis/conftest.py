@@ -22,11 +22,21 @@ RUN = {
         {"metric": "accuracy", "mode": "max", "bound": None},
         {"metric": "gmacs", "mode": "min", "bound": None},
     ],
-    "params": ["init", "init.element_rule", "finetune.lr", "finetune.epochs", "nvit.target", "wfn.delta"],
+    "params": [
+        "init",
+        "init.element_rule",
+        "finetune.lr",
+        "finetune.epochs",
+        "nvit.target",
+        "wfn.delta",
+    ],
     "command": "sweeps run demo --trials 40",
     "spec": {"model": "vit_tiny", "data": {"name": "digits"}},
 }
-TRACEBACK = 'Traceback (most recent call last):\n  File "stage.py", line 12, in run\n    return self.cut(model)\n'
+TRACEBACK = (
+    'Traceback (most recent call last):\n  File "stage.py", line 12, in run\n    return'
+    " self.cut(model)\n"
+)
 
 
 def _status(number: int, last: int) -> str:
@@ -41,7 +51,10 @@ def _status(number: int, last: int) -> str:
 
 def _config(rng: np.random.Generator) -> dict[str, Any]:
     init = str(rng.choice(SLOTS))
-    config: dict[str, Any] = {"init": init, "finetune.lr": float(f"{10 ** rng.uniform(-4, -1.5):.3g}")}
+    config: dict[str, Any] = {
+        "init": init,
+        "finetune.lr": float(f"{10 ** rng.uniform(-4, -1.5):.3g}"),
+    }
     if init == "weight_selection":
         config["init.element_rule"] = str(rng.choice(RULES))
     return config | {
@@ -56,7 +69,13 @@ def _config(rng: np.random.Generator) -> dict[str, Any]:
 def _metrics(config: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     gmacs = 1.2 * config["nvit.target"] + rng.normal(0, 0.02)
     gain = 0.04 * SLOTS.index(config["init"])
-    accuracy = 0.97 - 0.25 * np.exp(-3.2 * gmacs) - 0.09 + gain - 0.02 * abs(np.log10(config["finetune.lr"]) + 2.7)
+    accuracy = (
+        0.97
+        - 0.25 * np.exp(-3.2 * gmacs)
+        - 0.09
+        + gain
+        - 0.02 * abs(np.log10(config["finetune.lr"]) + 2.7)
+    )
     accuracy = float(np.clip(accuracy + rng.normal(0, 0.008), 0, 1))
     latency = float(1.5 + 7 * gmacs + rng.normal(0, 0.15))
     return {
@@ -74,7 +93,9 @@ def _metrics(config: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]
     }
 
 
-def _epochs(config: dict[str, Any], accuracy: float, seen: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+def _epochs(
+    config: dict[str, Any], accuracy: float, seen: int, rng: np.random.Generator
+) -> list[dict[str, Any]]:
     rows = []
     for stage, count in (("finetune", config["finetune.epochs"]), ("wfn", seen)):
         for epoch in range(count):
@@ -82,9 +103,22 @@ def _epochs(config: dict[str, Any], accuracy: float, seen: int, rng: np.random.G
             reached = accuracy * share + rng.normal(0, 0.004)
             rows.append(
                 {
-                    **{"stage": stage, "fit": "fit", "epoch": epoch, "step": 12 * (epoch + 1), "cached": False},
-                    **{"train_loss": 2.3 * (1 - share) + 0.1, "lr": config["finetune.lr"] / (epoch + 1)},
-                    **{"accuracy": float(reached), "loss": 2.3 * float(1 - reached), "seconds": 1.5},
+                    **{
+                        "stage": stage,
+                        "fit": "fit",
+                        "epoch": epoch,
+                        "step": 12 * (epoch + 1),
+                        "cached": False,
+                    },
+                    **{
+                        "train_loss": 2.3 * (1 - share) + 0.1,
+                        "lr": config["finetune.lr"] / (epoch + 1),
+                    },
+                    **{
+                        "accuracy": float(reached),
+                        "loss": 2.3 * float(1 - reached),
+                        "seconds": 1.5,
+                    },
                     **{"images_per_second": 900.0, "steps_per_second": 8.0},
                 }
             )
@@ -97,11 +131,23 @@ def _stages(config: dict[str, Any], number: int) -> list[dict[str, Any]]:
     full = {"init": 4.0, "train": 30.0, "prune": 18.0, "quantize": 9.0}
     rows = []
     for index, (stage, phase) in enumerate(names):
-        cached = (phase == "init" and number > 4) or (phase == "train" and number % 4 == 0 and number > 0)
+        cached = (phase == "init" and number > 4) or (
+            phase == "train" and number % 4 == 0 and number > 0
+        )
         rows.append(
             {
-                **{"index": index, "name": stage, "stage": stage, "phase": phase, "key": f"{number:064x}"},
-                **{"cached": cached, "seconds": 0.02 if cached else full[phase], "seconds_full": full[phase]},
+                **{
+                    "index": index,
+                    "name": stage,
+                    "stage": stage,
+                    "phase": phase,
+                    "key": f"{number:064x}",
+                },
+                **{
+                    "cached": cached,
+                    "seconds": 0.02 if cached else full[phase],
+                    "seconds_full": full[phase],
+                },
                 "metrics": {"accuracy": 0.5},
             }
         )
@@ -122,22 +168,43 @@ def layers(config: dict[str, Any], rng: np.random.Generator) -> list[dict[str, A
         if config["init"] == "sws_expand":
             row["source_layer"] = block // 2
         rows.append(row)
-        for name, width in (("attn.qkv", 576), ("attn.proj", 192), ("mlp.fc1", dims["mlp"])):
+        for name, width in (
+            ("attn.qkv", 576),
+            ("attn.proj", 192),
+            ("mlp.fc1", dims["mlp"]),
+        ):
             figures = {
                 "num_unique": int(rng.integers(20, 60)),
                 "entropy_bits": float(rng.uniform(2, 4)),
                 "zero_fraction": 0.05,
             }
-            shape = {"shape": [width, 192], "num_weights": 192 * width, "entropy_nonzero_bits": 2.5}
-            rows.append({"layer": f"blocks.{block}.{name}", "kind": "Linear", **shape, **figures})
+            shape = {
+                "shape": [width, 192],
+                "num_weights": 192 * width,
+                "entropy_nonzero_bits": 2.5,
+            }
+            rows.append(
+                {
+                    "layer": f"blocks.{block}.{name}",
+                    "kind": "Linear",
+                    **shape,
+                    **figures,
+                }
+            )
     powers = [sign * 2.0**-k for k in range(1, 10) for sign in (-1, 1)]
     values = sorted([*powers, *(1.5 * p for p in powers), 0.0])
-    counts = [int(4e4 * np.exp(-abs(np.log2(abs(v)) + 5) / 1.5)) + 1 if v else 900 for v in values]
+    counts = [
+        int(4e4 * np.exp(-abs(np.log2(abs(v)) + 5) / 1.5)) + 1 if v else 900
+        for v in values
+    ]
     return [*rows, {"layer": "", "kind": "model", "values": values, "counts": counts}]
 
 
 def trial(
-    number: int, status: str, rng: np.random.Generator, config: dict[str, Any] | None = None
+    number: int,
+    status: str,
+    rng: np.random.Generator,
+    config: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The record and the epochs of one trial."""
     config = config or _config(rng)
@@ -146,22 +213,55 @@ def trial(
     stages = _stages(config, number)
     started = datetime(2026, 3, 4, 9, tzinfo=UTC) + timedelta(seconds=40 * number)
     spent = sum(stage["seconds"] for stage in stages)
-    failure = {"type": "ValueError", "message": f"stage nvit: target {config['nvit.target']} leaves no head"}
+    failure = {
+        "type": "ValueError",
+        "message": f"stage nvit: target {config['nvit.target']} leaves no head",
+    }
     record = {
-        **{"schema": 1, "trial_id": f"{number:05d}", "number": number, "replicate": 0, "status": status},
-        **{"seed": 1000 + number, "config": config, "attempts": 1 + (status == "failed")},
-        "metrics": metrics if status == "complete" else {"accuracy": 0.4} if status == "pruned" else {},
-        "error": {**failure, "traceback": TRACEBACK + "ValueError: no head"} if status == "failed" else None,
+        **{
+            "schema": 1,
+            "trial_id": f"{number:05d}",
+            "number": number,
+            "replicate": 0,
+            "status": status,
+        },
+        **{
+            "seed": 1000 + number,
+            "config": config,
+            "attempts": 1 + (status == "failed"),
+        },
+        "metrics": (
+            metrics
+            if status == "complete"
+            else {"accuracy": 0.4}
+            if status == "pruned"
+            else {}
+        ),
+        "error": (
+            {**failure, "traceback": TRACEBACK + "ValueError: no head"}
+            if status == "failed"
+            else None
+        ),
         "started": started.isoformat(),
-        "ended": None if status == "running" else (started + timedelta(seconds=spent)).isoformat(),
+        "ended": (
+            None
+            if status == "running"
+            else (started + timedelta(seconds=spent)).isoformat()
+        ),
         "seconds": None if status == "running" else spent,
-        "seconds_full": None if status == "running" else sum(stage["seconds_full"] for stage in stages),
+        "seconds_full": (
+            None
+            if status == "running"
+            else sum(stage["seconds_full"] for stage in stages)
+        ),
         "stages": stages if status == "complete" else stages[:2],
         "versions": {"torch": "2.13", "ray": "2.54"},
         "device": {"type": "cpu", "name": "EPYC", "threads": 1},
         "host": "node-1",
     }
-    epochs = [] if status == "failed" else _epochs(config, metrics["accuracy"], seen, rng)
+    epochs = (
+        [] if status == "failed" else _epochs(config, metrics["accuracy"], seen, rng)
+    )
     return record, epochs
 
 
@@ -175,12 +275,14 @@ def write_run(
 ) -> Path:
     """Write a run folder of `trials` trials.
 
-    `header` updates run.json, `change` edits each record before it is written; with `replicates`, as many trials in a
-    row share a configuration.
+    `header` updates run.json, `change` edits each record before it is written; with
+    `replicates`, as many trials in a row share a configuration.
     """
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text(json.dumps(RUN | {"name": folder.name} | (header or {})))
+    (folder / "run.json").write_text(
+        json.dumps(RUN | {"name": folder.name} | (header or {}))
+    )
     config: dict[str, Any] | None = None
     for number in range(trials):
         replicate = number % replicates
@@ -195,9 +297,13 @@ def write_run(
         home.mkdir(parents=True)
         (home / "record.json").write_text(json.dumps(record))
         if epochs:
-            (home / "epochs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in epochs))
+            (home / "epochs.jsonl").write_text(
+                "".join(json.dumps(row) + "\n" for row in epochs)
+            )
         if record["status"] == "complete":
-            (home / "layers.json").write_text(json.dumps({"schema": 1, "layers": layers(record["config"], rng)}))
+            (home / "layers.json").write_text(
+                json.dumps({"schema": 1, "layers": layers(record["config"], rng)})
+            )
     return folder
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import analysis
 from analysis import summary
-from analysis.schema import TABLES
+from analysis.tables.schema import TABLES
 
 
 def test_all_trials_have_a_row(make_run):
@@ -36,32 +36,56 @@ def test_front_holds_complete_trials_within_bounds(make_run):
     front = run.front()
     done = run.complete()
     for _, row in front.iterrows():
-        better = (done["metric/accuracy"] > row["metric/accuracy"]) & (done["metric/gmacs"] <= row["metric/gmacs"])
+        better = (done["metric/accuracy"] > row["metric/accuracy"]) & (
+            done["metric/gmacs"] <= row["metric/gmacs"]
+        )
         assert not better.any()
     assert (front["status"] == "complete").all()
-    bounded = [{"metric": "accuracy", "mode": "max", "bound": None}, {"metric": "gmacs", "mode": "min", "bound": 0.6}]
+    bounded = [
+        {"metric": "accuracy", "mode": "max", "bound": None},
+        {"metric": "gmacs", "mode": "min", "bound": 0.6},
+    ]
     limited = analysis.load(make_run("bounded", header={"objectives": bounded})).front()
     assert (limited["metric/gmacs"] <= 0.6).all()
-    assert set(limited["trial_id"]) == set(front[front["metric/gmacs"] <= 0.6]["trial_id"])
+    assert set(limited["trial_id"]) == set(
+        front[front["metric/gmacs"] <= 0.6]["trial_id"]
+    )
 
 
 def test_picks_and_hypervolume(make_run):
     run = analysis.load(make_run())
     best = run.best()
     assert list(best.index) == ["best accuracy", "best gmacs", "knee"]
-    assert best.loc["best accuracy", "metric/accuracy"] == run.complete()["metric/accuracy"].max()
-    assert best.loc["best gmacs", "metric/gmacs"] == run.complete()["metric/gmacs"].min()
+    assert (
+        best.loc["best accuracy", "metric/accuracy"]
+        == run.complete()["metric/accuracy"].max()
+    )
+    assert (
+        best.loc["best gmacs", "metric/gmacs"] == run.complete()["metric/gmacs"].min()
+    )
     assert run.hypervolume() == run.hypervolume(run.reference()) > 0
-    assert run.hypervolume([0.0, 2.0]) == run.hypervolume({"gmacs": 2.0, "accuracy": 0.0}) > run.hypervolume()
+    assert (
+        run.hypervolume([0.0, 2.0])
+        == run.hypervolume({"gmacs": 2.0, "accuracy": 0.0})
+        > run.hypervolume()
+    )
     with pytest.raises(ValueError, match="reference point"):
         run.hypervolume([0.0])
 
 
 def test_one_objective(make_run):
-    run = analysis.load(make_run(header={"objectives": [{"metric": "accuracy", "mode": "max", "bound": None}]}))
+    run = analysis.load(
+        make_run(
+            header={
+                "objectives": [{"metric": "accuracy", "mode": "max", "bound": None}]
+            }
+        )
+    )
     assert list(run.best().index) == ["best accuracy"]
     assert len(run.front()) == 1
-    assert run.hypervolume([0.0]) == pytest.approx(run.complete()["metric/accuracy"].max())
+    assert run.hypervolume([0.0]) == pytest.approx(
+        run.complete()["metric/accuracy"].max()
+    )
 
 
 def test_not_finite_metrics_are_loaded_and_never_on_a_front(make_run):
@@ -88,7 +112,12 @@ def test_damaged_files_are_named_and_the_rest_loads(make_run):
     (trials / "notes.txt").write_text("hello")
     (trials / "empty").mkdir()
     record = json.loads((trials / "00007" / "record.json").read_text())
-    record |= {"seed": "seven", "started": "yesterday", "stages": {"a": 1}, "attempts": 10**30}
+    record |= {
+        "seed": "seven",
+        "started": "yesterday",
+        "stages": {"a": 1},
+        "attempts": 10**30,
+    }
     (trials / "00007" / "record.json").write_text(
         json.dumps(record | {"metrics": {"accuracy": "high", "gmacs": 10**400}})
     )
@@ -99,9 +128,20 @@ def test_damaged_files_are_named_and_the_rest_loads(make_run):
     run = analysis.load(path)
 
     text = "\n".join(run.problems)
-    for part in ("00000/record.json", "00001/record.json", "00002/record.json", "00003/record.json", "notes.txt"):
+    for part in (
+        "00000/record.json",
+        "00001/record.json",
+        "00002/record.json",
+        "00003/record.json",
+        "notes.txt",
+    ):
         assert f"trials/{part}" in text
-    for part in ("00005 (copy)/record.json: trial_id", "empty: no record", "seed 'seven'", "started 'yesterday'"):
+    for part in (
+        "00005 (copy)/record.json: trial_id",
+        "empty: no record",
+        "seed 'seven'",
+        "started 'yesterday'",
+    ):
         assert part in text
     for part in (
         "stages must be",
@@ -120,7 +160,13 @@ def test_damaged_files_are_named_and_the_rest_loads(make_run):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"schema": 99}', '{"schema": 1, "objectives": [{"metric": 3}], "params": "x"}']
+    "content",
+    [
+        "{",
+        "[]",
+        '{"schema": 99}',
+        '{"schema": 1, "objectives": [{"metric": 3}], "params": "x"}',
+    ],
 )
 def test_damaged_run_json(make_run, content):
     path = make_run()
@@ -141,14 +187,31 @@ def test_parquet_there_and_back(make_run):
     (path / "run.json").unlink()
     stored = analysis.load(path)
     assert stored.problems == []
-    assert (stored.name, stored.objectives, stored.params) == (run.name, run.objectives, run.params)
-    assert (stored.seed, stored.command, stored.spec) == (run.seed, run.command, run.spec)
+    assert (stored.name, stored.objectives, stored.params) == (
+        run.name,
+        run.objectives,
+        run.params,
+    )
+    assert (stored.seed, stored.command, stored.spec) == (
+        run.seed,
+        run.command,
+        run.spec,
+    )
     for name in TABLES:
         pd.testing.assert_frame_equal(getattr(stored, name), getattr(run, name))
     pd.testing.assert_frame_equal(stored.fronts, run.fronts)
-    files = sorted(p.relative_to(path / "parquet").as_posix() for p in (path / "parquet").rglob("*") if p.is_file())
+    files = sorted(
+        p.relative_to(path / "parquet").as_posix()
+        for p in (path / "parquet").rglob("*")
+        if p.is_file()
+    )
     assert files == [
-        *("epochs/part-00000.parquet", "fronts/part-00000.parquet", "layers/part-00000.parquet", "manifest.json"),
+        *(
+            "epochs/part-00000.parquet",
+            "fronts/part-00000.parquet",
+            "layers/part-00000.parquet",
+            "manifest.json",
+        ),
         *("stages/part-00000.parquet", "trials/part-00000.parquet"),
     ]
 
@@ -162,11 +225,19 @@ def test_parquet_states_schema_and_units(make_run):
             ("trials", "metric/latency_ms", "ms"),
             ("epochs", "images_per_second", "images/s"),
         ),
-        *(("stages", "seconds_full", "s"), ("layers", "entropy_bits", "bits"), ("fronts", "sd/accuracy", "fraction")),
+        *(
+            ("stages", "seconds_full", "s"),
+            ("layers", "entropy_bits", "bits"),
+            ("fronts", "sd/accuracy", "fraction"),
+        ),
     ]:
         schema = pq.read_schema(path / "parquet" / table / "part-00000.parquet")
         meta = json.loads(schema.metadata[b"sweeps"])
-        assert (meta["schema"], meta["table"], meta["run"]["name"]) == (2, table, "demo")
+        assert (meta["schema"], meta["table"], meta["run"]["name"]) == (
+            2,
+            table,
+            "demo",
+        )
         assert set(meta["columns"]) == set(schema.names)
         assert meta["columns"][column]["unit"] == unit
         assert schema.field(column).metadata[b"unit"] == unit.encode()
@@ -174,7 +245,9 @@ def test_parquet_states_schema_and_units(make_run):
 
 
 def test_parquet_files_keep_one_policy(make_run):
-    """One row group a file, zstd, text dictionary-encoded: small, and read alike by every reader."""
+    """One row group a file, zstd, text dictionary-encoded: small, and read alike by every
+    reader.
+    """
     path = make_run()
     analysis.gather(path)
     for file in (path / "parquet").rglob("*.parquet"):
@@ -192,7 +265,9 @@ def test_damaged_parquet_is_named(make_run):
     run = analysis.gather(path)
     shutil.rmtree(path / "trials")
     (path / "parquet" / "epochs" / "part-00000.parquet").write_bytes(b"PAR1 not really")
-    pd.DataFrame({"a": [1]}).to_parquet(path / "parquet" / "stages" / "part-00000.parquet")
+    pd.DataFrame({"a": [1]}).to_parquet(
+        path / "parquet" / "stages" / "part-00000.parquet"
+    )
     stored = analysis.load(path)
     assert [p.partition(":")[0] for p in stored.problems] == [
         "parquet/epochs/part-00000.parquet",
@@ -213,7 +288,16 @@ def test_mixed_types_become_text(make_run):
 
     path = make_run(change=change, trials=8)
     run = analysis.gather(path)
-    assert run.trials["config/odd"].tolist() == ["1", "a", "0.5", "true", pd.NA, "[1, 2]", '{"b": "?"}', "1"]
+    assert run.trials["config/odd"].tolist() == [
+        "1",
+        "a",
+        "0.5",
+        "true",
+        pd.NA,
+        "[1, 2]",
+        '{"b": "?"}',
+        "1",
+    ]
     assert run.trials["config/flag"].dtype == "boolean"
     assert run.trials["config/huge"].tolist() == [2.0**70] * 8
     shutil.rmtree(path / "trials")
@@ -243,7 +327,9 @@ def test_summary(make_run):
     assert list(table.columns[:4]) == ["trial_id", "accuracy", "gmacs", "init"]
     assert len(table) == len(run.front())
     total = summary.totals(run)
-    assert total["seconds_saved"] == pytest.approx((run.trials["seconds_full"] - run.trials["seconds"]).sum())
+    assert total["seconds_saved"] == pytest.approx(
+        (run.trials["seconds_full"] - run.trials["seconds"]).sum()
+    )
     stages = summary.stage_table(run).set_index("name")
     assert stages.loc["finetune", "runs"] == 40
     assert stages.loc["finetune", "hits"] == 9
@@ -255,7 +341,14 @@ def test_summary(make_run):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.42, "0.4 s"), (59.6, "1 min"), (130, "2 min 10 s"), (3600, "1 h"), (11100, "3 h 5 min"), (187200, "2 d 4 h")],
+    [
+        (0.42, "0.4 s"),
+        (59.6, "1 min"),
+        (130, "2 min 10 s"),
+        (3600, "1 h"),
+        (11100, "3 h 5 min"),
+        (187200, "2 d 4 h"),
+    ],
 )
 def test_duration(seconds, text):
     assert summary.duration(seconds) == text

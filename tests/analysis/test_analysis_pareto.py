@@ -22,8 +22,13 @@ MODES = [
 ]
 
 
-def objectives_of(modes: tuple[str, ...], bounds: tuple[float | None, ...] | None = None) -> list[Objective]:
-    return [Objective(f"m{i}", mode, (bounds or (None,) * len(modes))[i]) for i, mode in enumerate(modes)]
+def objectives_of(
+    modes: tuple[str, ...], bounds: tuple[float | None, ...] | None = None
+) -> list[Objective]:
+    return [
+        Objective(f"m{i}", mode, (bounds or (None,) * len(modes))[i])
+        for i, mode in enumerate(modes)
+    ]
 
 
 def sample(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
@@ -38,26 +43,40 @@ def front_by_hand(values: np.ndarray, objectives: list[Objective]) -> list[bool]
     signs = [1 if o.mode == "min" else -1 for o in objectives]
 
     def counts(row: np.ndarray) -> bool:
-        within = all(o.bound is None or s * v <= s * o.bound for o, s, v in zip(objectives, signs, row, strict=True))
+        within = all(
+            o.bound is None or s * v <= s * o.bound
+            for o, s, v in zip(objectives, signs, row, strict=True)
+        )
         return bool(np.isfinite(row).all()) and within
 
     def dominates(a: np.ndarray, b: np.ndarray) -> bool:
         pairs = [(s * x, s * y) for s, x, y in zip(signs, a, b, strict=True)]
         return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
 
-    return [counts(row) and not any(counts(other) and dominates(other, row) for other in values) for row in values]
+    return [
+        counts(row)
+        and not any(counts(other) and dominates(other, row) for other in values)
+        for row in values
+    ]
 
 
-def volume_by_cells(values: np.ndarray, objectives: list[Objective], reference: np.ndarray) -> float:
+def volume_by_cells(
+    values: np.ndarray, objectives: list[Objective], reference: np.ndarray
+) -> float:
     """Sum over the cells of the grid through all coordinates of those that some trial dominates."""
     signs = np.array([1 if o.mode == "min" else -1 for o in objectives])
     costs = (values * signs)[np.isfinite(values).all(axis=1)]
     point = reference * signs
-    axes = [np.unique(np.append(costs[:, i][costs[:, i] < point[i]], point[i])) for i in range(costs.shape[1])]
+    axes = [
+        np.unique(np.append(costs[:, i][costs[:, i] < point[i]], point[i]))
+        for i in range(costs.shape[1])
+    ]
     total = 0.0
     for cell in itertools.product(*[range(len(axis) - 1) for axis in axes]):
         corner = np.array([axis[i] for axis, i in zip(axes, cell, strict=True)])
-        size = np.prod([axis[i + 1] - axis[i] for axis, i in zip(axes, cell, strict=True)])
+        size = np.prod(
+            [axis[i + 1] - axis[i] for axis, i in zip(axes, cell, strict=True)]
+        )
         total += float(size) * bool((costs <= corner).all(axis=1).any())
     return total
 
@@ -69,7 +88,9 @@ def test_front_is_that_of_brute_force(modes):
         values = sample(rng, 25, len(modes))
         bounds = tuple(rng.choice([None, 1.0, 3.0, 4.0]) for _ in modes)
         for objectives in (objectives_of(modes), objectives_of(modes, bounds)):
-            assert pareto.front_mask(values, objectives).tolist() == front_by_hand(values, objectives)
+            assert pareto.front_mask(values, objectives).tolist() == front_by_hand(
+                values, objectives
+            )
 
 
 @pytest.mark.parametrize("modes", MODES)
@@ -80,9 +101,14 @@ def test_hypervolume_is_the_sum_of_dominated_cells(modes):
         values = sample(rng, 12, len(modes))
         reference = np.array([4.5 if mode == "min" else 0.5 for mode in modes])
         expected = volume_by_cells(values, objectives, reference)
-        assert pareto.hypervolume(values, objectives, reference) == pytest.approx(expected)
+        assert pareto.hypervolume(values, objectives, reference) == pytest.approx(
+            expected
+        )
         over_time = pareto.hypervolume_over_time(values, objectives, reference)
-        by_prefix = [volume_by_cells(values[: i + 1], objectives, reference) for i in range(len(values))]
+        by_prefix = [
+            volume_by_cells(values[: i + 1], objectives, reference)
+            for i in range(len(values))
+        ]
         assert over_time == pytest.approx(by_prefix)
 
 
@@ -93,7 +119,10 @@ def test_duplicates_all_stay_on_the_front():
 
 def test_bound_is_allowed_and_what_lies_past_it_is_not():
     values = np.array([[0.9, 5.0], [0.95, 5.1], [0.8, 1.0]])
-    objectives = [Objective("accuracy", "max", 0.85), Objective("latency_ms", "min", 5.0)]
+    objectives = [
+        Objective("accuracy", "max", 0.85),
+        Objective("latency_ms", "min", 5.0),
+    ]
     assert pareto.front_mask(values, objectives).tolist() == [True, False, False]
 
 
@@ -117,7 +146,9 @@ def test_reference_lies_a_tenth_beyond_the_worst():
         pareto.reference_point(values[2:], objectives)
 
 
-@pytest.mark.parametrize("bad", [[1.0], [1.0, np.nan], {"a": 1.0}, {"a": 1.0, "b": 2.0, "c": 3.0}])
+@pytest.mark.parametrize(
+    "bad", [[1.0], [1.0, np.nan], {"a": 1.0}, {"a": 1.0, "b": 2.0, "c": 3.0}]
+)
 def test_reference_that_does_not_fit_is_refused(bad):
     with pytest.raises(ValueError, match="reference point"):
         pareto.check_reference(bad, MIN2)

@@ -14,30 +14,65 @@ import numpy as np
 import pytest
 
 import analysis
-from analysis import plots, report
+from analysis.report import data as plots
+from analysis.report import page as report
 
-EVIL = '</script><script>window.evil = 1</script><img src=x onerror="window.evil=1"><!--\u2028\'"&amp;'
+EVIL = (
+    "</script><script>window.evil = 1</script><img src=x"
+    ' onerror="window.evil=1"><!--\u2028\'"&amp;'
+)
 FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr"),
+    *(
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+    ),
+    *(
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--enable-logging=stderr",
+    ),
 )
 chromium = shutil.which("chromium")
 needs_browser = pytest.mark.skipif(chromium is None, reason="chromium is not installed")
 
 
 def browse(page: Path, folder: Path, size: str = "1280,900") -> tuple[str, list[str]]:
-    """The page as the browser leaves it once all is drawn, and what it wrote to the console, but for hints."""
-    command = [str(chromium), *FLAGS, f"--user-data-dir={folder}", f"--window-size={size}"]
+    """The page as the browser leaves it once all is drawn, and what it wrote to the
+    console, but for hints.
+    """
+    command = [
+        str(chromium),
+        *FLAGS,
+        f"--user-data-dir={folder}",
+        f"--window-size={size}",
+    ]
     command += ["--virtual-time-budget=2500", "--dump-dom", page.as_uri()]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    console = [line for line in result.stderr.splitlines() if "CONSOLE" in line and "willReadFrequently" not in line]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=True
+    )
+    console = [
+        line
+        for line in result.stderr.splitlines()
+        if "CONSOLE" in line and "willReadFrequently" not in line
+    ]
     return result.stdout, console
 
 
 def with_probe(page: Path, script: str) -> Path:
-    """A copy of a report that runs `script` when all is drawn; its result is the body's data-probe."""
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
-    probe = f"<script>setTimeout(() => {{ document.body.dataset.probe = JSON.stringify((() => {{ {script} }})()); }}, 1500);"
+    """A copy of a report that runs `script` when all is drawn; its result is the body's
+    data-probe.
+    """
+    text = re.sub(
+        r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text()
+    )
+    probe = (
+        "<script>setTimeout(() => { document.body.dataset.probe = JSON.stringify((()"
+        f" => {{ {script} }})()); }}, 1500);"
+    )
     copy = page.with_name("probe.html")
     copy.write_text(text.replace("</body>", probe + "</script></body>"))
     return copy
@@ -65,7 +100,9 @@ class Elements(HTMLParser):
 
 def evil_run(make_run):
     def change(record):
-        record["config"]["init"] = {"none": EVIL}.get(record["config"]["init"], record["config"]["init"])
+        record["config"]["init"] = {"none": EVIL}.get(
+            record["config"]["init"], record["config"]["init"]
+        )
         record["config"][EVIL] = EVIL
         record["host"] = EVIL
         record["versions"][EVIL] = EVIL
@@ -76,7 +113,12 @@ def evil_run(make_run):
         if record["number"] < 4:
             record["metrics"][EVIL] = 1.0
 
-    header = {"name": EVIL, "command": EVIL, "params": ["init", "finetune.lr", EVIL], "spec": {EVIL: EVIL}}
+    header = {
+        "name": EVIL,
+        "command": EVIL,
+        "params": ["init", "finetune.lr", EVIL],
+        "spec": {EVIL: EVIL},
+    }
     path = make_run("evil", header=header, change=change)
     (path / "trials" / EVIL.replace("/", "")).mkdir()
     return path
@@ -94,20 +136,31 @@ def test_nothing_from_the_run_becomes_markup(make_run):
     text = analysis.write_report(evil_run(make_run)).read_text()
     elements = Elements(text).found
     assert sum(tag == "script" for tag, _ in elements) == 3
-    assert not any(tag in ("img", "iframe", "object", "link", "form") for tag, _ in elements)
-    assert not any(name.startswith("on") for _, attributes in elements for name in attributes)
+    assert not any(
+        tag in ("img", "iframe", "object", "link", "form") for tag, _ in elements
+    )
+    assert not any(
+        name.startswith("on") for _, attributes in elements for name in attributes
+    )
     assert text.count("plotly.js v") == 1
 
 
 def test_nothing_is_asked_of_a_network(make_run):
     text = analysis.write_report(make_run(trials=8)).read_text()
     for _, attributes in Elements(text).found:
-        assert not any((attributes.get(name) or "").startswith(("http", "//")) for name in ("src", "href", "action"))
+        assert not any(
+            (attributes.get(name) or "").startswith(("http", "//"))
+            for name in ("src", "href", "action")
+        )
     own = text.replace(report._plotly(), "")
     assert set(re.findall(r"https?://[^\"' ]+", own)) <= {"http://www.w3.org/2000/svg"}
     assert "@import" not in own
     assert "url(" not in own
-    policy = next(a["content"] for _, a in Elements(text).found if a.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        a["content"]
+        for _, a in Elements(text).found
+        if a.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy is not None
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
 
@@ -124,7 +177,12 @@ def test_several_runs_are_compared_on_one_page(make_run, tmp_path):
     paths = [make_run("one", trials=8), make_run("two", seed=1, trials=6)]
     text = analysis.write_report(paths, tmp_path / "both.html").read_text()
     assert "Comparison of sweeps" in text
-    for part in ("<h2>Compared by run</h2>", "<th scope='row'>one</th>", "<th scope='row'>two</th>", "after 4 points"):
+    for part in (
+        "<h2>Compared by run</h2>",
+        "<th scope='row'>one</th>",
+        "<th scope='row'>two</th>",
+        "after 4 points",
+    ):
         assert part in text
 
 
@@ -155,24 +213,59 @@ def test_explained_variance():
 
 @needs_browser
 def test_browser_draws_all_and_runs_nothing_of_the_run(make_run, tmp_path):
-    """A script or handler from the run, were there one, would meet the policy and a message on the console."""
-    dom, console = browse(analysis.write_report(evil_run(make_run), by="init"), tmp_path / "profile")
+    """A script or handler from the run, were there one, would meet the policy and a message
+    on the console.
+    """
+    dom, console = browse(
+        analysis.write_report(evil_run(make_run), by="init"), tmp_path / "profile"
+    )
     assert console == []
     assert "data-ready=" in dom
     elements = Elements(dom).found
-    drawn = {attributes.get("id") for _, attributes in elements if "js-plotly-plot" in (attributes.get("class") or "")}
-    assert {"front-plot", "curves-plot", "progress-plot", "importance-plot", "compare-plot"} <= drawn
-    assert sum("js-plotly-plot" in (attributes.get("class") or "") for _, attributes in elements) >= 10
-    assert sum(tag == "tr" and "data-row" in attributes for tag, attributes in elements) == 40
-    assert any(tag == "svg" and attributes.get("class") == "parallel" for tag, attributes in elements)
-    assert not any(tag == "img" or "onerror" in attributes for tag, attributes in elements)
+    drawn = {
+        attributes.get("id")
+        for _, attributes in elements
+        if "js-plotly-plot" in (attributes.get("class") or "")
+    }
+    assert {
+        "front-plot",
+        "curves-plot",
+        "progress-plot",
+        "importance-plot",
+        "compare-plot",
+    } <= drawn
+    assert (
+        sum(
+            "js-plotly-plot" in (attributes.get("class") or "")
+            for _, attributes in elements
+        )
+        >= 10
+    )
+    assert (
+        sum(tag == "tr" and "data-row" in attributes for tag, attributes in elements)
+        == 40
+    )
+    assert any(
+        tag == "svg" and attributes.get("class") == "parallel"
+        for tag, attributes in elements
+    )
+    assert not any(
+        tag == "img" or "onerror" in attributes for tag, attributes in elements
+    )
     assert f"<h1>{EVIL}</h1>" in html.unescape(dom)
 
 
 @needs_browser
 def test_browser_ties_points_to_rows_and_fits_a_phone(make_run, tmp_path):
-    names = (("accuracy", "max", 0.85), ("latency_ms", "min", 9.0), ("num_params", "min", None))
-    objectives = [{"metric": metric, "mode": mode, "bound": bound} for metric, mode, bound in names]
+    names = (
+        ("accuracy", "max", 0.85),
+        ("latency_ms", "min", 9.0),
+        ("num_params", "min", None),
+    )
+    objectives = [
+        {"metric": metric, "mode": mode, "bound": bound}
+        for metric, mode, bound in names
+    ]
     path = make_run(header={"objectives": objectives})
     page = analysis.write_report(path)
     best = f"{100 * analysis.load(path).complete()['metric/accuracy'].max():.2f} %"
@@ -201,18 +294,39 @@ def test_browser_ties_points_to_rows_and_fits_a_phone(make_run, tmp_path):
         requests: performance.getEntriesByType('resource').map((r) => r.name) };
     """
     assert probed(page, tmp_path / "profile", script, "500,900") == {
-        **{"on": [0], "first": best, "lowest": "40.00 %", "failed": 3, "theme": "dark", "ink": "#e9ebed"},
-        **{"lines": 1, "wider": 0, "bounds": 2, "modes": 2, "axes": 4, "hover": True, "sorted": True, "requests": []},
+        **{
+            "on": [0],
+            "first": best,
+            "lowest": "40.00 %",
+            "failed": 3,
+            "theme": "dark",
+            "ink": "#e9ebed",
+        },
+        **{
+            "lines": 1,
+            "wider": 0,
+            "bounds": 2,
+            "modes": 2,
+            "axes": 4,
+            "hover": True,
+            "sorted": True,
+            "requests": [],
+        },
     }
 
 
 @needs_browser
-def test_browser_leaves_out_the_front_of_a_run_without_a_complete_trial(make_run, tmp_path):
+def test_browser_leaves_out_the_front_of_a_run_without_a_complete_trial(
+    make_run, tmp_path
+):
     def interrupt(record):
         record["status"] = "interrupted"
         record["metrics"] = {}
 
     page = analysis.write_report(make_run(trials=3, change=interrupt))
-    script = "return { front: document.getElementById('front') !== null, trials: document.querySelectorAll('tr[data-row]').length }"
+    script = (
+        "return { front: document.getElementById('front') !== null, trials:"
+        " document.querySelectorAll('tr[data-row]').length }"
+    )
     assert probed(page, tmp_path / "profile", script) == {"front": False, "trials": 3}
     assert "No complete trial" in page.read_text()

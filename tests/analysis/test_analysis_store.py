@@ -1,4 +1,6 @@
-"""Parquet parts: an incremental gather equals a whole one, old schemas load, and others read the files."""
+"""Parquet parts: an incremental gather equals a whole one, old schemas load, and others
+read the files.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import analysis
-from analysis import store
-from analysis.schema import FIXED, TABLES
+from analysis.tables import store
+from analysis.tables.schema import FIXED, TABLES
 
 
 def change_record(path: Path, trial_id: str, **changes: object) -> None:
@@ -30,7 +32,10 @@ def assert_same_tables(a: analysis.Run, b: analysis.Run) -> None:
 
 def parts(path: Path) -> dict[str, int]:
     """Modification times of the stored parts."""
-    return {p.relative_to(path).as_posix(): p.stat().st_mtime_ns for p in (path / "parquet").rglob("part-*.parquet")}
+    return {
+        p.relative_to(path).as_posix(): p.stat().st_mtime_ns
+        for p in (path / "parquet").rglob("part-*.parquet")
+    }
 
 
 def test_incremental_gather_is_a_whole_gather(make_run, tmp_path, monkeypatch):
@@ -41,17 +46,33 @@ def test_incremental_gather_is_a_whole_gather(make_run, tmp_path, monkeypatch):
     analysis.gather(path)
     first = parts(path)
     for number in range(30, 38):
-        shutil.copytree(more / "trials" / f"{number:05d}", path / "trials" / f"{number:05d}")
-    change_record(path, "00029", status="complete", metrics={"accuracy": 0.99, "gmacs": 0.1, "extra": 3})
+        shutil.copytree(
+            more / "trials" / f"{number:05d}", path / "trials" / f"{number:05d}"
+        )
+    change_record(
+        path,
+        "00029",
+        status="complete",
+        metrics={"accuracy": 0.99, "gmacs": 0.1, "extra": 3},
+    )
     shutil.rmtree(path / "trials" / "00011")
     (path / "trials" / "00012" / "record.json").write_text("{")
-    (path / "trials" / "00019" / "layers.json").write_text('{"schema": 1, "layers": [{"layer": "a", "heads": "x"}]}')
+    (path / "trials" / "00019" / "layers.json").write_text(
+        '{"schema": 1, "layers": [{"layer": "a", "heads": "x"}]}'
+    )
 
     gathered = analysis.gather(path)
 
     again = parts(path)
-    kept = [name for name in first if name.startswith("parquet/epochs/") and first[name] == again[name]]
-    assert kept == ["parquet/epochs/part-00000.parquet", "parquet/epochs/part-00003.parquet"]
+    kept = [
+        name
+        for name in first
+        if name.startswith("parquet/epochs/") and first[name] == again[name]
+    ]
+    assert kept == [
+        "parquet/epochs/part-00000.parquet",
+        "parquet/epochs/part-00003.parquet",
+    ]
     copy = tmp_path / "copy" / path.name
     shutil.copytree(path, copy)
     shutil.rmtree(copy / "parquet")
@@ -64,21 +85,36 @@ def test_incremental_gather_is_a_whole_gather(make_run, tmp_path, monkeypatch):
 
 def test_nothing_new_writes_no_part(make_run):
     path = make_run(trials=20)
-    change_record(path, "00019", status="complete", ended="2026-03-04T11:00:00+00:00")  # a running one is always read
+    change_record(
+        path, "00019", status="complete", ended="2026-03-04T11:00:00+00:00"
+    )  # a running one is always read
     analysis.gather(path)
     first = {name: time for name, time in parts(path).items() if "fronts" not in name}
     analysis.gather(path)
-    assert first == {name: time for name, time in parts(path).items() if "fronts" not in name}
+    assert first == {
+        name: time for name, time in parts(path).items() if "fronts" not in name
+    }
 
 
 def test_a_record_changed_after_its_running_row_is_read_again(make_run):
     path = make_run(trials=20)
-    assert analysis.gather(path).trials.set_index("trial_id").loc["00019", "status"] == "running"
-    change_record(path, "00019", status="failed", error={"type": "OSError", "message": "gone"})
-    assert analysis.gather(path).trials.set_index("trial_id").loc["00019", "error"] == "OSError: gone"
+    assert (
+        analysis.gather(path).trials.set_index("trial_id").loc["00019", "status"]
+        == "running"
+    )
+    change_record(
+        path, "00019", status="failed", error={"type": "OSError", "message": "gone"}
+    )
+    assert (
+        analysis.gather(path).trials.set_index("trial_id").loc["00019", "error"]
+        == "OSError: gone"
+    )
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"schema": 2, "objectives": ["accuracy", "gmacs"], "parts": 3}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"schema": 2, "objectives": ["accuracy", "gmacs"], "parts": 3}'],
+)
 def test_a_damaged_manifest_or_part_costs_a_reading(make_run, content):
     path = make_run(trials=12)
     whole = analysis.gather(path)
@@ -93,23 +129,38 @@ def test_other_objectives_are_read_anew(make_run):
     """Which metrics must be numbers depends on them."""
     path = make_run(trials=12, change=lambda record: record["metrics"].update(note="x"))
     analysis.gather(path)
-    header = json.loads((path / "run.json").read_text()) | {"objectives": [{"metric": "note", "mode": "min"}]}
+    header = json.loads((path / "run.json").read_text()) | {
+        "objectives": [{"metric": "note", "mode": "min"}]
+    }
     (path / "run.json").write_text(json.dumps(header))
-    assert any("objective 'note' is 'x'" in problem for problem in analysis.gather(path).problems)
+    assert any(
+        "objective 'note' is 'x'" in problem
+        for problem in analysis.gather(path).problems
+    )
 
 
 def write_schema_1(path: Path) -> None:
     """The tables as version 1 wrote them: one file a table, without what came later; no records."""
-    later = ("refines", "feasible", "pruned_stage", "pruned_epoch", "world_size", "code")
+    later = (
+        "refines",
+        "feasible",
+        "pruned_stage",
+        "pruned_epoch",
+        "world_size",
+        "code",
+    )
     for name in ("trials", "epochs", "stages"):
-        data = pq.read_table(path / "parquet" / name / "part-00000.parquet").drop_columns(
-            [c for c in later if name == "trials"]
-        )
+        data = pq.read_table(
+            path / "parquet" / name / "part-00000.parquet"
+        ).drop_columns([c for c in later if name == "trials"])
         meta = json.loads(data.schema.metadata[b"sweeps"]) | {"schema": 1}
         data = data.replace_schema_metadata({b"sweeps": json.dumps(meta).encode()})
         data = data.cast(
             pa.schema(
-                [f.with_type(pa.large_string()) if pa.types.is_string(f.type) else f for f in data.schema],
+                [
+                    f.with_type(pa.large_string()) if pa.types.is_string(f.type) else f
+                    for f in data.schema
+                ],
                 data.schema.metadata,
             )
         )
@@ -142,8 +193,13 @@ def test_tables_of_a_later_schema_are_named(make_run):
     file = path / "parquet" / "trials" / "part-00000.parquet"
     data = pq.read_table(file)
     meta = json.loads(data.schema.metadata[b"sweeps"]) | {"schema": 99}
-    pq.write_table(data.replace_schema_metadata({b"sweeps": json.dumps(meta).encode()}), file)
-    assert any("another schema than 1 or 2" in problem for problem in analysis.load(path).problems)
+    pq.write_table(
+        data.replace_schema_metadata({b"sweeps": json.dumps(meta).encode()}), file
+    )
+    assert any(
+        "another schema than 1 or 2" in problem
+        for problem in analysis.load(path).problems
+    )
 
 
 def test_what_records_of_today_say_is_in_the_tables(make_run):
@@ -162,8 +218,16 @@ def test_what_records_of_today_say_is_in_the_tables(make_run):
     assert trials["refines"].notna().sum() == 1
     pruned = trials[trials["status"] == "pruned"]
     assert (set(pruned["pruned_stage"]), set(pruned["pruned_epoch"])) == ({"wfn"}, {3})
-    assert trials["attempts"].tolist() == [2 if status == "failed" else 1 for status in trials["status"]]
-    assert set(trials["status"]) == {"complete", "pruned", "failed", "interrupted", "running"}
+    assert trials["attempts"].tolist() == [
+        2 if status == "failed" else 1 for status in trials["status"]
+    ]
+    assert set(trials["status"]) == {
+        "complete",
+        "pruned",
+        "failed",
+        "interrupted",
+        "running",
+    }
 
 
 @pytest.mark.parametrize("name", FIXED)
@@ -203,13 +267,18 @@ def test_query(make_run):
     joined = analysis.query(
         path,
         """
-        select t.trial_id, count(*) n from trials t join epochs e using (trial_id) where t.status = 'complete'
-        group by t.trial_id order by 1
+        select t.trial_id, count(*) n from trials t join epochs e using (trial_id) where
+        t.status = 'complete' group by t.trial_id order by 1
     """,
     )
     assert joined["trial_id"].tolist() == run.complete()["trial_id"].tolist()
-    assert joined["n"].sum() == run.epochs["trial_id"].isin(run.complete()["trial_id"]).sum()
-    fronts = analysis.query(path, "select trial_id from fronts where front = 'mean' order by position")
+    assert (
+        joined["n"].sum()
+        == run.epochs["trial_id"].isin(run.complete()["trial_id"]).sum()
+    )
+    fronts = analysis.query(
+        path, "select trial_id from fronts where front = 'mean' order by position"
+    )
     assert fronts["trial_id"].tolist() == run.front()["trial_id"].tolist()
     assert not (path / "parquet").exists()  # a query writes nothing
 

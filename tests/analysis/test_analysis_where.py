@@ -32,7 +32,10 @@ DATA = pd.DataFrame(
         ("accuracy!=0.91", [1, 3]),  # what a trial does not have passes no test
         ("accuracy>=0.9 and latency_ms<5", [0]),
         ("latency_ms<2 or latency_ms>5", [1, 3]),
-        ("latency_ms<2 or accuracy>.9 and latency_ms>5", [1, 3]),  # and binds more closely than or
+        (
+            "latency_ms<2 or accuracy>.9 and latency_ms>5",
+            [1, 3],
+        ),  # and binds more closely than or
         ("(latency_ms<2 or accuracy>.9) and init==none", [0, 3]),
         ("init='sws expand'", [1]),
         ("init!=none", [1]),
@@ -55,7 +58,10 @@ def test_what_passes(expression: str, rows: list[int]) -> None:
         ("acuracy>=0.9", "no metric, parameter or column 'acuracy'; near: accuracy"),
         ("accuracy>=high", "accuracy holds numbers; 'high' is none"),
         ("init>none", "init holds text; compare it by == or !="),
-        ("accuracy>=0.9 latency_ms<5", "unexpected 'latency_ms'; join tests by and, or"),
+        (
+            "accuracy>=0.9 latency_ms<5",
+            "unexpected 'latency_ms'; join tests by and, or",
+        ),
         ("(accuracy>=0.9", "a bracket is not closed"),
         ("accuracy>=0.9; drop table", "cannot read '; drop table'"),
         ("__import__('os').system('touch x')", "cannot read"),

@@ -29,14 +29,21 @@ TABLE = """| start \\| here | accuracy | n |
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "results").mkdir()
     init = ["random", "none", "random"]
-    pq.write_table(pa.table({"trial": [0, 1, 2], "init": init}), tmp_path / "results/a.parquet")
-    pq.write_table(pa.table({"trial": [0, 1, 2], "accuracy": [0.8, 0.5, 0.9]}), tmp_path / "results/b.parquet")
+    pq.write_table(
+        pa.table({"trial": [0, 1, 2], "init": init}), tmp_path / "results/a.parquet"
+    )
+    pq.write_table(
+        pa.table({"trial": [0, 1, 2], "accuracy": [0.8, 0.5, 0.9]}),
+        tmp_path / "results/b.parquet",
+    )
     (tmp_path / "doc.md").write_text(DOCUMENT)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_tables_are_checked_and_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_are_checked_and_written(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["doc.md"]) == 1
     told = capsys.readouterr().out
     assert "+| random | 85.0 % | 2 |" in told
@@ -51,12 +58,24 @@ def test_tables_are_checked_and_written(folder: Path, capsys: pytest.CaptureFixt
 
 
 def test_bad_blocks_are_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"'trials=gone\.parquet': write name=path of a Parquet file that is there"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"'trials=gone\.parquet': write name=path of a Parquet file that is there"
+        ),
+    ):
         render("<!-- table trials=gone.parquet\nselect 1\n-->\n", folder)
     with pytest.raises(ValueError, match=r"query: .*nothing_there"):
-        render("<!-- table trials=results/a.parquet\nselect * from nothing_there\n-->\n", folder)
+        render(
+            "<!-- table trials=results/a.parquet\nselect * from nothing_there\n-->\n",
+            folder,
+        )
     with pytest.raises(ValueError, match=r"query: "):
-        render("<!-- table trials=results/a.parquet\nselect * from 'results/b.parquet'\n-->\n", folder)
+        render(
+            "<!-- table trials=results/a.parquet\nselect * from"
+            " 'results/b.parquet'\n-->\n",
+            folder,
+        )
 
 
 def test_the_tables_of_this_project_follow_from_its_results() -> None:

@@ -11,17 +11,21 @@ import pytest
 import torch
 
 from compress.cache import Artifact, StageCache, content_key
-from trainers.models import Arch, ModelState
+from trainers.models.arch import Arch, ModelState
 
 ARCH = Arch("resnet_cifar", "resnet20_cifar", {"num_classes": 2, "width": 2})
 KEY = "k" * 64
 
 
 def artifact(seed: int = 0) -> Artifact:
-    return Artifact(ModelState.initialised(ARCH, seed), 1.5, {"m": 1}, [{"epoch": 0, "loss": 0.25}])
+    return Artifact(
+        ModelState.initialised(ARCH, seed), 1.5, {"m": 1}, [{"epoch": 0, "loss": 0.25}]
+    )
 
 
-def build_slowly(root: Path, log: Path, seconds: float, beat: float = 0.05, stale: float = 30.0) -> None:
+def build_slowly(
+    root: Path, log: Path, seconds: float, beat: float = 0.05, stale: float = 30.0
+) -> None:
     def build(workdir: Path) -> Artifact:
         with open(log, "a") as file:
             file.write(f"{os.getpid()}\n")
@@ -32,7 +36,9 @@ def build_slowly(root: Path, log: Path, seconds: float, beat: float = 0.05, stal
 
 
 def start(*args: object) -> multiprocessing.Process:
-    process = multiprocessing.get_context("fork").Process(target=build_slowly, args=args)
+    process = multiprocessing.get_context("fork").Process(
+        target=build_slowly, args=args
+    )
     process.start()
     return process
 
@@ -40,10 +46,16 @@ def start(*args: object) -> multiprocessing.Process:
 def test_round_trip_and_hit(tmp_path: Path) -> None:
     cache = StageCache(tmp_path)
     built, hit = cache.get_or_build(KEY, lambda workdir: artifact())
-    again, hit_again = cache.get_or_build(KEY, lambda workdir: pytest.fail("built twice"))
+    again, hit_again = cache.get_or_build(
+        KEY, lambda workdir: pytest.fail("built twice")
+    )
     assert (hit, hit_again) == (False, True)
     assert again.model.hash() == built.model.hash()
-    assert (again.seconds, again.metrics, again.rows) == (1.5, {"m": 1}, [{"epoch": 0, "loss": 0.25}])
+    assert (again.seconds, again.metrics, again.rows) == (
+        1.5,
+        {"m": 1},
+        [{"epoch": 0, "loss": 0.25}],
+    )
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "work") == [KEY]
 
 
@@ -56,7 +68,9 @@ def test_damage_is_noticed_and_rebuilt(tmp_path: Path, file: str, damage: str) -
     content = bytearray(path.read_bytes())
     if damage == "flip":
         digit = next(
-            i for i in range(len(content) - 40, 0, -1) if file.endswith("safetensors") or chr(content[i]).isdigit()
+            i
+            for i in range(len(content) - 40, 0, -1)
+            if file.endswith("safetensors") or chr(content[i]).isdigit()
         )
         content[digit] = content[digit] ^ 1
         path.write_bytes(content)
@@ -115,7 +129,9 @@ def test_a_killed_builders_lease_is_taken_over(tmp_path: Path) -> None:
 
 
 def test_a_silent_lease_of_another_host_goes_stale(tmp_path: Path) -> None:
-    tmp_path.joinpath(f"{KEY}.lease").write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "t", "beat": 3}))
+    tmp_path.joinpath(f"{KEY}.lease").write_text(
+        json.dumps({"host": "elsewhere", "pid": 1, "token": "t", "beat": 3})
+    )
     begun = time.monotonic()
     build_slowly(tmp_path, tmp_path / "log", 0, stale=0.5)
     assert 0.4 < time.monotonic() - begun < 10

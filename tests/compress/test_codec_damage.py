@@ -1,4 +1,6 @@
-"""Files that are damaged, foreign or made to deceive: a ValueError that names the file, never a large allocation."""
+"""Files that are damaged, foreign or made to deceive: a ValueError that names the file,
+never a large allocation.
+"""
 
 import hashlib
 import json
@@ -13,9 +15,9 @@ import pytest
 import torch
 import zstandard
 
-from compress import codec_format
-from compress.codec import decode, decode_bytes, encode
-from trainers.models import Arch, ModelState, make_arch
+from compress.codec import format as codec_format
+from compress.codec.file import decode, decode_bytes, encode
+from trainers.models.arch import Arch, ModelState, make_arch
 
 Edit = Callable[[dict[str, Any], dict[str, bytes]], None]
 PREFIX = struct.Struct("<8sHHII")
@@ -25,7 +27,10 @@ def tiny(name: str = "resnet20_cifar", **meta: Any) -> ModelState:
     """A narrow network whose convolutions share 9 values."""
     arch = Arch("resnet_cifar", name, {"num_classes": 3, "width": 2})
     state = ModelState.initialised(arch, 0)
-    weights = {k: (v * 4).round().clip(-4, 4) / 4 if v.ndim == 4 else v for k, v in state.weights.items()}
+    weights = {
+        k: (v * 4).round().clip(-4, 4) / 4 if v.ndim == 4 else v
+        for k, v in state.weights.items()
+    }
     return ModelState(arch, weights, meta)
 
 
@@ -38,7 +43,9 @@ def forge(content: bytes, edit: Edit) -> bytes:
     """The file with another header or other sections, and a checksum that fits."""
     _, _, packing, stored, _ = PREFIX.unpack_from(content)
     text = content[PREFIX.size : PREFIX.size + stored]
-    header = json.loads(zstandard.ZstdDecompressor().decompress(text) if packing else text)
+    header = json.loads(
+        zstandard.ZstdDecompressor().decompress(text) if packing else text
+    )
     place, sections = PREFIX.size + stored, {}
     for name, _, size, _ in header["sections"]:
         sections[name] = content[place : place + size]
@@ -49,7 +56,11 @@ def forge(content: bytes, edit: Edit) -> bytes:
         if entry[0] in sections and sections[entry[0]] != before.get(entry[0]):
             entry[2] = len(sections[entry[0]])
     text = json.dumps(header).encode()
-    return sealed(PREFIX.pack(codec_format.MAGIC, 1, 0, len(text), len(text)) + text + b"".join(sections.values()))
+    return sealed(
+        PREFIX.pack(codec_format.MAGIC, 1, 0, len(text), len(text))
+        + text
+        + b"".join(sections.values())
+    )
 
 
 def sealed(body: bytes) -> bytes:
@@ -60,7 +71,9 @@ def refused(content: bytes, match: str = "") -> None:
     """It is a ValueError that names the file, and took no memory to speak of."""
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match=f"(?s)file 7: cannot be read as a coded model: .*{match}"):
+        with pytest.raises(
+            ValueError, match=f"(?s)file 7: cannot be read as a coded model: .*{match}"
+        ):
             decode_bytes(content, "file 7")
         assert tracemalloc.get_traced_memory()[1] < 32 << 20
     finally:
@@ -68,7 +81,10 @@ def refused(content: bytes, match: str = "") -> None:
 
 
 def test_the_tools_of_this_test(content: bytes) -> None:
-    assert decode_bytes(forge(content, lambda header, sections: None)).hash() == tiny().hash()
+    assert (
+        decode_bytes(forge(content, lambda header, sections: None)).hash()
+        == tiny().hash()
+    )
 
 
 def test_every_flipped_byte_and_every_length(content: bytes) -> None:
@@ -86,7 +102,9 @@ def test_every_flipped_byte_and_every_length(content: bytes) -> None:
 
 
 def test_flipped_bytes_under_a_new_checksum(content: bytes) -> None:
-    """Damage that the checksum does not see: an error, or a model of the right shapes, nothing else."""
+    """Damage that the checksum does not see: an error, or a model of the right shapes,
+    nothing else.
+    """
     rng = np.random.default_rng(0)
     expected = {name: (t.shape, t.dtype) for name, t in tiny().weights.items()}
     for place in rng.choice(len(content) - 32, 400, replace=False):
@@ -97,12 +115,17 @@ def test_flipped_bytes_under_a_new_checksum(content: bytes) -> None:
         except ValueError as error:
             assert "file 7" in str(error)  # noqa: PT017
         else:
-            assert {name: (t.shape, t.dtype) for name, t in state.weights.items()} == expected
+            assert {
+                name: (t.shape, t.dtype) for name, t in state.weights.items()
+            } == expected
 
 
 def test_lengths_of_the_header(content: bytes) -> None:
     def with_prefix(version: int, packing: int, stored: int, unpacked: int) -> bytes:
-        return sealed(PREFIX.pack(codec_format.MAGIC, version, packing, stored, unpacked) + content[PREFIX.size : -32])
+        return sealed(
+            PREFIX.pack(codec_format.MAGIC, version, packing, stored, unpacked)
+            + content[PREFIX.size : -32]
+        )
 
     _, _, _, stored, unpacked = PREFIX.unpack_from(content)
     refused(with_prefix(2, 1, stored, unpacked), "version 2")
@@ -116,22 +139,50 @@ def test_lengths_of_the_header(content: bytes) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [b"[" * 200_000, b'{"a":' * 100_000, b"{}", b"[]", b"7", b"\xff\xfe", b'{"arch": 1' + b"0" * 9000 + b"}", b"nul"],
-    ids=["deep list", "deep dict", "empty", "list", "number", "no text", "long number", "no JSON"],
+    [
+        b"[" * 200_000,
+        b'{"a":' * 100_000,
+        b"{}",
+        b"[]",
+        b"7",
+        b"\xff\xfe",
+        b'{"arch": 1' + b"0" * 9000 + b"}",
+        b"nul",
+    ],
+    ids=[
+        "deep list",
+        "deep dict",
+        "empty",
+        "list",
+        "number",
+        "no text",
+        "long number",
+        "no JSON",
+    ],
 )
 def test_headers_that_are_none(text: bytes) -> None:
-    refused(sealed(PREFIX.pack(codec_format.MAGIC, 1, 0, len(text), len(text)) + text), "header is not one")
+    refused(
+        sealed(PREFIX.pack(codec_format.MAGIC, 1, 0, len(text), len(text)) + text),
+        "header is not one",
+    )
 
 
 def test_bombs(content: bytes) -> None:
     bomb = zstandard.ZstdCompressor().compress(bytes(1 << 28))
     head = PREFIX.pack(codec_format.MAGIC, 1, 1, len(bomb), 1 << 26)
     refused(sealed(head + bomb), "unpacks to")
-    unsized = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(1 << 26))
-    refused(sealed(PREFIX.pack(codec_format.MAGIC, 1, 1, len(unsized), 1 << 20) + unsized), "unpacks to")
+    unsized = zstandard.ZstdCompressor(write_content_size=False).compress(
+        bytes(1 << 26)
+    )
+    refused(
+        sealed(PREFIX.pack(codec_format.MAGIC, 1, 1, len(unsized), 1 << 20) + unsized),
+        "unpacks to",
+    )
     for section in ("codebook", "tensors float32"):
 
-        def plant(header: dict[str, Any], sections: dict[str, bytes], section: str = section) -> None:
+        def plant(
+            header: dict[str, Any], sections: dict[str, bytes], section: str = section
+        ) -> None:
             sections[section] = bomb
             for entry in header["sections"]:
                 if entry[0] == section:
@@ -144,7 +195,9 @@ def set_(path: str, value: Any) -> Edit:
     """Replace one place of the header: keys and list indices joined by dots."""
 
     def edit(header: dict[str, Any], sections: dict[str, bytes]) -> None:
-        *parents, last = [int(p) if p.lstrip("-").isdigit() else p for p in path.split(".")]
+        *parents, last = [
+            int(p) if p.lstrip("-").isdigit() else p for p in path.split(".")
+        ]
         at: Any = header
         for parent in parents:
             at = at[parent]
@@ -161,7 +214,10 @@ def set_(path: str, value: Any) -> Edit:
         (set_("tensors.0.2", [2**80]), "header is not one"),
         (set_("tensors.0.2", [-1, 3, 3, 3]), "header is not one"),
         (set_("tensors.0.2", [2, 3, 3, 4]), "not those that this installation builds"),
-        (set_("tensors.0.0", "other.weight"), "not those that this installation builds"),
+        (
+            set_("tensors.0.0", "other.weight"),
+            "not those that this installation builds",
+        ),
         (set_("tensors.0.1", "object"), "unknown type"),
         (set_("tensors.0.1", "int64"), "cannot be indices"),
         (set_("tensors.0.3", 1), "family 1 of 1"),
@@ -204,7 +260,9 @@ def test_headers_that_deceive(content: bytes, edit: Edit, match: str) -> None:
         ("resnet18", {"act_layer": "nothing"}, "cannot be built"),
     ],
 )
-def test_architectures_that_deceive(content: bytes, name: str, args: dict[str, Any], match: str) -> None:
+def test_architectures_that_deceive(
+    content: bytes, name: str, args: dict[str, Any], match: str
+) -> None:
     arch = {"builder": "timm", "name": name, "args": args, "dims": {}}
     with pytest.raises(ValueError, match=f"file 7.*{match}"):
         decode_bytes(forge(content, set_("arch", arch)), "file 7")
@@ -228,7 +286,9 @@ def test_indices_outside_their_codebook() -> None:
     """Two families: one tensor's symbols are not in the other's codebook."""
     base = tiny()
     weights = dict(base.weights)
-    weights["layer3.0.conv2.weight"] = (weights["layer3.0.conv2.weight"] > 0).float() * 0.3 + 7
+    weights["layer3.0.conv2.weight"] = (
+        weights["layer3.0.conv2.weight"] > 0
+    ).float() * 0.3 + 7
     content = encode(ModelState(base.arch, weights)).content
 
     def swap(header: dict[str, Any], sections: dict[str, bytes]) -> None:
@@ -241,7 +301,9 @@ def test_indices_outside_their_codebook() -> None:
 
 def test_truth_values() -> None:
     arch = Arch("resnet_cifar", "resnet20_cifar", {"num_classes": 3, "width": 2})
-    weights = {k: v.bool() if k.endswith("tracked") else v for k, v in tiny().weights.items()}
+    weights = {
+        k: v.bool() if k.endswith("tracked") else v for k, v in tiny().weights.items()
+    }
     content = encode(ModelState(arch, weights)).content
 
     def edit(header: dict[str, Any], sections: dict[str, bytes]) -> None:
@@ -270,9 +332,18 @@ def test_what_cannot_be_packed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"linear\.bias"):
         encode(ModelState(state.arch, less), path)
     with pytest.raises(ValueError, match=r"linear\.bias.*shape \(4,\)"):
-        encode(ModelState(state.arch, {**state.weights, "linear.bias": torch.zeros(4)}), path)
+        encode(
+            ModelState(state.arch, {**state.weights, "linear.bias": torch.zeros(4)}),
+            path,
+        )
     with pytest.raises(ValueError, match="float8"):
-        encode(ModelState(state.arch, {**state.weights, "linear.bias": torch.zeros(3).to(torch.float8_e5m2)}), path)
+        encode(
+            ModelState(
+                state.arch,
+                {**state.weights, "linear.bias": torch.zeros(3).to(torch.float8_e5m2)},
+            ),
+            path,
+        )
     with pytest.raises(ValueError, match="JSON"):
         encode(ModelState(state.arch, state.weights, {"a": object()}), path)
     with pytest.raises(ValueError, match="unknown mode 'best'"):
@@ -281,4 +352,7 @@ def test_what_cannot_be_packed(tmp_path: Path) -> None:
         encode(ModelState(Arch("timm", "resnet18", {"checkpoint_path": "x"}), {}), path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
-    assert make_arch("resnet20_cifar", num_classes=3, image_size=32, args={"width": 2}) == state.arch
+    assert (
+        make_arch("resnet20_cifar", num_classes=3, image_size=32, args={"width": 2})
+        == state.arch
+    )

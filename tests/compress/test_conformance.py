@@ -16,23 +16,30 @@ import torch
 from compress.cache import StageCache
 from compress.pipeline import STAGES, NamedStage, Pipeline, run_pipeline
 from compress.stage import Context
-from trainers import fit as fit_module
-from trainers.config import DataConfig
-from trainers.data import Data
-from trainers.models import Arch, ModelState, make_arch
+from trainers.config import DataConfig, SourceConfig
+from trainers.data.splits import Data
+from trainers.models.arch import Arch, ModelState, make_arch
 from trainers.seeding import seed_everything
-from trainers.source_model import SourceConfig
+from trainers.training import fit as fit_module
 
 CPU = torch.device("cpu")
 SOURCES = {
     "vit": SourceConfig(
-        model="vit_tiny_patch16_224", args={"patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
+        model="vit_tiny_patch16_224",
+        args={"patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2},
     ),
     "resnet": SourceConfig(model="resnet20_cifar", args={"width": 8}),
 }
 TRAIN = {"epochs": 2, "batch_size": 40, "lr": 1e-3, "warmup": 0, "augment": "flip"}
-WFN = {"percentages": [0.5, 1.0], "first_epoch": 1, "fixing_epochs": 1, "batch_size": 40, "lr": 1e-3, "augment": "flip",
-       "distance_allowed": 0.1}  # fmt: skip
+WFN = {
+    "percentages": [0.5, 1.0],
+    "first_epoch": 1,
+    "fixing_epochs": 1,
+    "batch_size": 40,
+    "lr": 1e-3,
+    "augment": "flip",
+    "distance_allowed": 0.1,
+}
 AUX = TRAIN | {
     "patch_size": 16,
     "embed_dim": 16,
@@ -40,13 +47,23 @@ AUX = TRAIN | {
     "distill": {"teacher": "source", "kind": "soft", "alpha": 1},
 }
 NVIT = TRAIN | {
-    "latency": "macs", "measure": False, "latency_target": 0.3, "interval_prune": 2, "prune_per_iter": 48,
+    "latency": "macs",
+    "measure": False,
+    "latency_target": 0.3,
+    "interval_prune": 2,
+    "prune_per_iter": 48,
     "groups": {"embed": 4, "heads": 1, "qk": 2, "v": 2, "mlp": 8},
-}  # fmt: skip
+}
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "finetune": {"vit": TRAIN, "resnet": TRAIN},
-    "random_init": {"vit": {"args": {"embed_dim": 16}}, "resnet": {"args": {"width": 4}}},
-    "weight_selection": {"vit": {"args": {"embed_dim": 16, "depth": 1}}, "resnet": {"args": {"width": 4}}},
+    "random_init": {
+        "vit": {"args": {"embed_dim": 16}},
+        "resnet": {"args": {"width": 4}},
+    },
+    "weight_selection": {
+        "vit": {"args": {"embed_dim": 16, "depth": 1}},
+        "resnet": {"args": {"width": 4}},
+    },
     "sws_aux": dict.fromkeys(SOURCES, AUX | {"repeats": [1, 2]}),
     "sws_expand": {key: {"layers_source": [0, 1, 1]} for key in SOURCES},
     "lets_aux": dict.fromkeys(SOURCES, AUX | {"gene_dim": 8, "depth": 4}),
@@ -57,7 +74,10 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "asp": {"vit": {"measure": False}, "resnet": "no Linear layer"},
     "wfn": {"vit": WFN, "resnet": WFN},
     "uniform_quant": {"vit": {"bits": 4}, "resnet": {"bits": 4}},
-    "kmeans_quant": {"vit": {"clusters": 8}, "resnet": {"clusters": 8, "scope": "network"}},
+    "kmeans_quant": {
+        "vit": {"clusters": 8},
+        "resnet": {"clusters": 8, "scope": "network"},
+    },
 }
 """Stage → source → config, or a text that its refusal must hold."""
 FIRST = {"sws_expand": "sws_aux", "lets_expand": "lets_aux", "tleg_expand": "tleg_aux"}
@@ -72,7 +92,12 @@ def test_every_stage_has_cases() -> None:
 def source_state(source: str, data: Data) -> ModelState:
     config = SOURCES[source]
     assert config.model is not None
-    arch = make_arch(config.model, num_classes=data.info.num_classes, image_size=data.info.image_size, args=config.args)
+    arch = make_arch(
+        config.model,
+        num_classes=data.info.num_classes,
+        image_size=data.info.image_size,
+        args=config.args,
+    )
     return ModelState.initialised(arch, 7)
 
 
@@ -81,7 +106,9 @@ def context(data: Data, workdir: Path, teacher: ModelState, seed: int = 11) -> C
 
 
 @pytest.fixture(scope="session")
-def inputs(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], ModelState]:
+def inputs(
+    digits: Data, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], ModelState]:
     """(stage, source) → the model that the stage takes, made once."""
 
     @cache
@@ -90,14 +117,21 @@ def inputs(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
         if kind not in FIRST:
             return model
         first = STAGES[FIRST[kind]].model_validate(CASES[FIRST[kind]][source])
-        return first.run(model, context(digits, tmp_path_factory.mktemp("first"), model))
+        return first.run(
+            model, context(digits, tmp_path_factory.mktemp("first"), model)
+        )
 
     return made
 
 
-@pytest.fixture(params=[(kind, source) for kind in STAGES for source in SOURCES], ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(
+    params=[(kind, source) for kind in STAGES for source in SOURCES],
+    ids=lambda p: f"{p[0]}-{p[1]}",
+)
 def case(
-    request: pytest.FixtureRequest, digits: Data, inputs: Callable[[str, str], ModelState]
+    request: pytest.FixtureRequest,
+    digits: Data,
+    inputs: Callable[[str, str], ModelState],
 ) -> tuple[Any, ModelState]:
     """(stage, model) for each pair; a stage that refuses a source shows its message and is done."""
     kind, source = request.param
@@ -109,7 +143,9 @@ def case(
     return STAGES[kind].model_validate(config), model
 
 
-def test_deterministic_and_pure(case: tuple[Any, ModelState], digits: Data, tmp_path: Path) -> None:
+def test_deterministic_and_pure(
+    case: tuple[Any, ModelState], digits: Data, tmp_path: Path
+) -> None:
     stage, model = case
     before = model.hash()
     results = []
@@ -119,15 +155,21 @@ def test_deterministic_and_pure(case: tuple[Any, ModelState], digits: Data, tmp_
     assert results[0].hash() == results[1].hash()
     assert model.hash() == before
     mine, theirs = results[0].weights, model.weights
-    shared = {t.data_ptr() for t in theirs.values() if t.numel()} & {t.data_ptr() for t in mine.values() if t.numel()}
+    shared = {t.data_ptr() for t in theirs.values() if t.numel()} & {
+        t.data_ptr() for t in mine.values() if t.numel()
+    }
     assert not shared, "the result shares memory with the input"
 
 
-def test_predicted_arch_and_round_trip(case: tuple[Any, ModelState], digits: Data, tmp_path: Path) -> None:
+def test_predicted_arch_and_round_trip(
+    case: tuple[Any, ModelState], digits: Data, tmp_path: Path
+) -> None:
     stage, model = case
     result = stage.run(model, context(digits, tmp_path / "work", model))
     predicted = stage.check(model.arch, digits.info)
-    assert (replace(predicted, dims=result.arch.dims) if stage.finds_dims else predicted) == result.arch
+    assert (
+        replace(predicted, dims=result.arch.dims) if stage.finds_dims else predicted
+    ) == result.arch
     assert Arch.from_json(result.arch.to_json()) == result.arch
     result.save(tmp_path / "saved")
     loaded = ModelState.load(tmp_path / "saved")
@@ -146,19 +188,34 @@ def test_config_survives_json(case: tuple[Any, ModelState]) -> None:
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("kind", STAGES)
 def test_killed_and_resumed(
-    kind: str, source: str, digits_config: DataConfig, data_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    source: str,
+    digits_config: DataConfig,
+    data_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Killed after the first epoch's checkpoint and run again: the model of an uninterrupted run."""
+    """Killed after the first epoch's checkpoint and run again: the model of an
+    uninterrupted run.
+    """
     config = CASES[kind][source]
     if isinstance(config, str):
         pytest.skip("refuses this model, with a message")
     stages = tuple(
-        NamedStage(k, k, STAGES[k].model_validate(CASES[k][source])) for k in (FIRST.get(kind), kind) if k is not None
+        NamedStage(k, k, STAGES[k].model_validate(CASES[k][source]))
+        for k in (FIRST.get(kind), kind)
+        if k is not None
     )
     pipeline = Pipeline(SOURCES[source], digits_config, stages, 0)
 
     def go(folder: Path, **more: Any) -> str:
-        return run_pipeline(pipeline, cache=StageCache(folder), data_cache=data_cache, device=CPU, **more).model.hash()
+        return run_pipeline(
+            pipeline,
+            cache=StageCache(folder),
+            data_cache=data_cache,
+            device=CPU,
+            **more,
+        ).model.hash()
 
     expected = go(tmp_path / "whole")
     epochs = 0

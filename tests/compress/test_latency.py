@@ -1,4 +1,6 @@
-"""LatencyTable against interpolation written by hand; files, refusals, warnings; what is measured where."""
+"""LatencyTable against interpolation written by hand; files, refusals, warnings; what is
+measured where.
+"""
 
 import itertools
 import json
@@ -15,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from compress import latency_measure
-from compress.latency import DIMENSIONS, Fingerprint, LatencyTable
-from compress.latency_measure import default_grid, measure_table
-from trainers.models import Arch, make_arch
-from trainers.pruned_vit import PrunedBlock, check_vit
-from trainers.revit import revit_arch
+from compress.measure import table_measurement as latency_measure
+from compress.measure.latency_table import DIMENSIONS, Fingerprint, LatencyTable
+from compress.measure.table_measurement import default_grid, measure_table
+from trainers.models.arch import Arch, make_arch
+from trainers.models.pruned_vit import PrunedBlock, check_vit
+from trainers.models.revit import revit_arch
 
 CPU = torch.device("cpu")
 AXES = ((16, 48, 64), (1, 4), (8, 24, 64), (8,), (1, 128, 256))
@@ -30,13 +32,18 @@ def make_table(seed: int = 0, axes: tuple[tuple[int, ...], ...] = AXES) -> Laten
     generator = np.random.default_rng(seed)
     shape = [len(axis) for axis in axes]
     return LatencyTable(
-        tuple(np.array(axis) for axis in axes), generator.uniform(0.1, 9, shape),
-        generator.uniform(0.1, 1, shape[0]), generator.uniform(0.1, 1, shape[0]), Fingerprint(num_tokens=65),
-    )  # fmt: skip
+        tuple(np.array(axis) for axis in axes),
+        generator.uniform(0.1, 9, shape),
+        generator.uniform(0.1, 1, shape[0]),
+        generator.uniform(0.1, 1, shape[0]),
+        Fingerprint(num_tokens=65),
+    )
 
 
 def by_hand(table: LatencyTable, dims: tuple[float, ...]) -> float:
-    """One axis after the other: the value between two neighbours on a straight line; below the first, the first."""
+    """One axis after the other: the value between two neighbours on a straight line; below
+    the first, the first.
+    """
 
     def value(index: tuple[int, ...]) -> float:
         j = len(index)
@@ -54,7 +61,10 @@ def by_hand(table: LatencyTable, dims: tuple[float, ...]) -> float:
 
 @st.composite
 def tables(draw: st.DrawFn) -> LatencyTable:
-    axes = [tuple(sorted(draw(st.sets(st.integers(1, 200), min_size=1, max_size=size)))) for size in (3, 2, 3, 2, 3)]
+    axes = [
+        tuple(sorted(draw(st.sets(st.integers(1, 200), min_size=1, max_size=size))))
+        for size in (3, 2, 3, 2, 3)
+    ]
     return make_table(draw(st.integers(0, 99)), tuple(axes))
 
 
@@ -63,8 +73,12 @@ def tables(draw: st.DrawFn) -> LatencyTable:
 def test_between_and_at_grid_points(data: st.DataObject) -> None:
     table = data.draw(tables())
     every = np.array(list(itertools.product(*table.axes)))
-    assert np.array_equal(table.block_ms(every), table.block.reshape(-1)), "to the last bit"
-    dims = np.array([[data.draw(st.integers(1, axis[-1])) for axis in table.axes] for _ in range(5)])
+    assert np.array_equal(table.block_ms(every), table.block.reshape(-1)), (
+        "to the last bit"
+    )
+    dims = np.array(
+        [[data.draw(st.integers(1, axis[-1])) for axis in table.axes] for _ in range(5)]
+    )
     expected = [by_hand(table, tuple(row)) for row in dims]
     np.testing.assert_allclose(table.block_ms(dims), expected, rtol=1e-12)
 
@@ -73,7 +87,9 @@ def test_between_and_at_grid_points(data: st.DataObject) -> None:
 @given(st.data())
 def test_gradient_is_one_unit_fewer(data: st.DataObject) -> None:
     table = data.draw(tables())
-    dims = np.array([[data.draw(st.integers(1, axis[-1])) for axis in table.axes] for _ in range(3)])
+    dims = np.array(
+        [[data.draw(st.integers(1, axis[-1])) for axis in table.axes] for _ in range(3)]
+    )
     gradient = table.gradient(dims)
     assert gradient.shape == (3, 5)
     for row, j in itertools.product(range(3), range(5)):
@@ -89,24 +105,41 @@ def test_model_is_stem_blocks_and_head() -> None:
     table = make_table()
     blocks = np.array([[1, 8, 8, 1], [4, 64, 8, 256], [2, 16, 8, 100]])
     expected = sum(by_hand(table, (56, *row)) for row in blocks)
-    expected += (table.stem[1] + table.stem[2]) / 2 + (table.head[1] + table.head[2]) / 2
+    expected += (table.stem[1] + table.stem[2]) / 2 + (
+        table.head[1] + table.head[2]
+    ) / 2
     assert table.model_ms(56, blocks) == pytest.approx(expected, rel=1e-12)
-    below = sum(by_hand(table, (16, *row)) for row in blocks) + table.stem[0] + table.head[0]
+    below = (
+        sum(by_hand(table, (16, *row)) for row in blocks)
+        + table.stem[0]
+        + table.head[0]
+    )
     assert table.model_ms(4, blocks) == pytest.approx(below, rel=1e-12)
 
 
 def test_refuses_other_shapes() -> None:
     table = make_table()
-    with pytest.raises(ValueError, match=r"covers qk from 8 to 64, the model has 65; measure .*latency-table"):
+    with pytest.raises(
+        ValueError,
+        match=r"covers qk from 8 to 64, the model has 65; measure .*latency-table",
+    ):
         table.block_ms(np.array([[64, 4, 64, 8, 256], [64, 4, 65, 8, 256]]))
     table.check_covers(np.array([[64, 4, 64, 8, 256], [48, 1, 8, 8, 1]]), 65)
-    with pytest.raises(ValueError, match=r"covers embed from 16 to 64, the model has 8;"):
+    with pytest.raises(
+        ValueError, match=r"covers embed from 16 to 64, the model has 8;"
+    ):
         table.check_covers(np.array([[16, 4, 64, 8, 256], [8, 4, 64, 8, 256]]))
-    with pytest.raises(ValueError, match=r"covers mlp from 1 to 256, the model has 300;"):
+    with pytest.raises(
+        ValueError, match=r"covers mlp from 1 to 256, the model has 300;"
+    ):
         table.check_covers(np.array([[16, 4, 64, 8, 300]]))
-    with pytest.raises(ValueError, match=r"measured at 65 tokens .*the model has 197; measure"):
+    with pytest.raises(
+        ValueError, match=r"measured at 65 tokens .*the model has 197; measure"
+    ):
         table.check_covers(np.array([[16, 4, 64, 8, 256]]), 197)
-    replace(table, fingerprint=Fingerprint()).check_covers(np.array([[16, 4, 64, 8, 256]]), 197)
+    replace(table, fingerprint=Fingerprint()).check_covers(
+        np.array([[16, 4, 64, 8, 256]]), 197
+    )
 
 
 def nvit_json(table: LatencyTable) -> dict[str, Any]:
@@ -114,18 +147,24 @@ def nvit_json(table: LatencyTable) -> dict[str, Any]:
     e_axis, h_axis, qk_axis, v_axis, m_axis = (axis.tolist() for axis in table.axes)
 
     def seconds(*point: int) -> float:
-        index = tuple(axis.tolist().index(x) for axis, x in zip(table.axes, point, strict=True))
+        index = tuple(
+            axis.tolist().index(x) for axis, x in zip(table.axes, point, strict=True)
+        )
         return float(table.block[index]) / 1000
 
     return {
         f"EMB_{e}": {
             f"QK_{h}_{qk}": {
-                f"V_{v}": {f"MLP_{m}": seconds(e, h, qk, v, m) for m in reversed(m_axis)} for v in v_axis
+                f"V_{v}": {
+                    f"MLP_{m}": seconds(e, h, qk, v, m) for m in reversed(m_axis)
+                }
+                for v in v_axis
             }
-            for h in h_axis for qk in qk_axis
+            for h in h_axis
+            for qk in qk_axis
         }
         for e in e_axis
-    }  # fmt: skip
+    }
 
 
 def test_reads_nvits_json(tmp_path: Path) -> None:
@@ -133,7 +172,9 @@ def test_reads_nvits_json(tmp_path: Path) -> None:
     content = nvit_json(table)
     (tmp_path / "v100.json").write_text(json.dumps(content))
     read = LatencyTable.read(tmp_path / "v100.json")
-    assert [axis.tolist() for axis in read.axes] == [axis.tolist() for axis in table.axes]
+    assert [axis.tolist() for axis in read.axes] == [
+        axis.tolist() for axis in table.axes
+    ]
     for e, h, qk, v, m in itertools.product(*(axis.tolist() for axis in table.axes)):
         published = content[f"EMB_{e}"][f"QK_{h}_{qk}"][f"V_{v}"][f"MLP_{m}"]
         assert read.block_ms(np.array([[e, h, qk, v, m]]))[0] == 1000 * published
@@ -155,8 +196,15 @@ def test_damaged_json_is_refused(damage: str, tmp_path: Path) -> None:
         case "value":
             content["EMB_48"]["QK_4_8"]["V_8"]["MLP_1"] = -1.0
     path.write_text(json.dumps(content) if damage != "text" else "{")
-    expected = {"missing": "no full grid", "key": "QK_4", "value": "positive", "text": "Expecting"}[damage]
-    with pytest.raises(ValueError, match=rf"table.json: not a latency table .*{expected}"):
+    expected = {
+        "missing": "no full grid",
+        "key": "QK_4",
+        "value": "positive",
+        "text": "Expecting",
+    }[damage]
+    with pytest.raises(
+        ValueError, match=rf"table.json: not a latency table .*{expected}"
+    ):
         LatencyTable.read(path)
 
 
@@ -196,7 +244,10 @@ def test_other_parquet_is_refused(tmp_path: Path) -> None:
 
 def test_warns_of_another_device(caplog: pytest.LogCaptureFixture) -> None:
     table = make_table()
-    own = Fingerprint(device_name=latency_measure.device_name(CPU), num_threads=torch.get_num_threads())
+    own = Fingerprint(
+        device_name=latency_measure.device_name(CPU),
+        num_threads=torch.get_num_threads(),
+    )
     assert replace(table, fingerprint=own).warn_other_device(CPU) is None
     assert not caplog.records
     for mark, text in (
@@ -233,27 +284,52 @@ def test_monotonicity(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_default_grid() -> None:
-    deit = check_vit(make_arch("deit_base_distilled_patch16_224", num_classes=1000, image_size=224))
+    deit = check_vit(
+        make_arch("deit_base_distilled_patch16_224", num_classes=1000, image_size=224)
+    )
     grid = default_grid(deit)
     assert grid["embed"] == [16, 272, 512, 768]
     assert grid["heads"] == [2, 6, 12] or grid["heads"] == [2, 8, 12]
-    assert grid["qk"] == grid["v"] == [8, 40, 64] or grid["qk"] == grid["v"] == [8, 32, 64]
+    assert grid["qk"] == grid["v"] == [8, 40, 64] or grid["qk"] == grid["v"] == [
+        8,
+        32,
+        64,
+    ]
     assert len(grid["mlp"]) == 4
     assert (grid["mlp"][0], grid["mlp"][-1]) == (16, 3072)
-    revit = default_grid(revit_arch(176, num_classes=10, img_size=224).dims, points={"mlp": 2}, groups={"embed": 32})
+    revit = default_grid(
+        revit_arch(176, num_classes=10, img_size=224).dims,
+        points={"mlp": 2},
+        groups={"embed": 32},
+    )
     assert revit["heads"][-1] == 10, "the largest block"
     assert revit["mlp"] == [16, 1056]
     assert revit["embed"][0] == 32
-    assert default_grid({"embed": 8, "heads": [1], "qk": [8], "v": [8], "mlp": [9]})["embed"] == [8]
-    for more in ({"points": {"width": 3}}, {"groups": {"width": 3}}, {"points": {"v": 1}}, {"groups": {"v": 0}}):
-        with pytest.raises(ValueError, match=r"no dimension 'width'|v: at least 2 points"):
+    assert default_grid({"embed": 8, "heads": [1], "qk": [8], "v": [8], "mlp": [9]})[
+        "embed"
+    ] == [8]
+    for more in (
+        {"points": {"width": 3}},
+        {"groups": {"width": 3}},
+        {"points": {"v": 1}},
+        {"groups": {"v": 0}},
+    ):
+        with pytest.raises(
+            ValueError, match=r"no dimension 'width'|v: at least 2 points"
+        ):
             default_grid(deit, **more)  # type: ignore[arg-type]
 
 
 TINY = Arch(
     "pruned_vit",
     "tiny",
-    {"num_classes": 3, "img_size": 16, "patch_size": 8, "scale": 0.3, "distilled": True},
+    {
+        "num_classes": 3,
+        "img_size": 16,
+        "patch_size": 8,
+        "scale": 0.3,
+        "distilled": True,
+    },
     {"embed": 16, "heads": [1, 3], "qk": [4, 2], "v": [2, 6], "mlp": [5, 9]},
 )
 GRID = {"embed": [8, 16], "heads": [1, 3], "qk": [2, 4], "v": [2, 6], "mlp": [3, 9]}
@@ -273,15 +349,25 @@ def test_measures_each_point_in_its_place(monkeypatch: pytest.MonkeyPatch) -> No
             attn, embed = parts.attn, parts.norm1.normalized_shape[0]
             assert x.shape == (5, 4 + 2, embed)
             assert not module.training
-            key = (embed, attn.num_heads, attn.qk_dim, attn.v_dim, parts.mlp.fc1.out_features)
+            key = (
+                embed,
+                attn.num_heads,
+                attn.qk_dim,
+                attn.v_dim,
+                parts.mlp.fc1.out_features,
+            )
             assert attn.scale == 0.3
             value = sum((i + 1) * 100.0**i * n for i, n in enumerate(key))
         else:
             key = ("stem" if x.ndim == 4 else "head", parts.vit.embed_dim)
-            assert tuple(x.shape) == ((5, 3, 16, 16) if x.ndim == 4 else (5, 6, parts.vit.embed_dim))
+            assert tuple(x.shape) == (
+                (5, 3, 16, 16) if x.ndim == 4 else (5, 6, parts.vit.embed_dim)
+            )
             value = parts.vit.embed_dim + (0.25 if x.ndim == 4 else 0.5)
         visits.append(key)
-        samples = itertools.chain([1e9], itertools.cycle([value * 0.9, value, value + 5]))  # the first is warm-up
+        samples = itertools.chain(
+            [1e9], itertools.cycle([value * 0.9, value, value + 5])
+        )  # the first is warm-up
         if len(visits) == 1:  # the block beside all others
             samples = itertools.cycle([value])
         return lambda: next(samples) * (3 if len(visits) % 3 == 0 else 1)
@@ -290,27 +376,51 @@ def test_measures_each_point_in_its_place(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(latency_measure, "_WARM_SECONDS", 0.0)
     counts: list[tuple[int, int]] = []
     table = measure_table(
-        TINY, CPU, batch_size=5, grid=GRID, rounds=3, passes=3, on_point=lambda *count: counts.append(count)
+        TINY,
+        CPU,
+        batch_size=5,
+        grid=GRID,
+        rounds=3,
+        passes=3,
+        on_point=lambda *count: counts.append(count),
     )
     for point in itertools.product(*GRID.values()):
         expected = sum((i + 1) * 100.0**i * n for i, n in enumerate(point))
-        assert table.block_ms(np.array([point]))[0] == pytest.approx(expected, rel=1e-12)
+        assert table.block_ms(np.array([point]))[0] == pytest.approx(
+            expected, rel=1e-12
+        )
     assert table.stem.tolist() == pytest.approx([8.25, 16.25])
     assert table.head.tolist() == pytest.approx([8.5, 16.5])
     total = 3 * (32 + 4)
     assert counts == [(i + 1, total) for i in range(total)]
-    rounds = np.array_split(np.array([str(v) for v in visits[1:]]), 3)  # the first is the block beside all others
+    rounds = np.array_split(
+        np.array([str(v) for v in visits[1:]]), 3
+    )  # the first is the block beside all others
     assert not np.array_equal(rounds[0], rounds[1]), "another order each round"
     assert all(Counter(r.tolist()) == Counter(rounds[0].tolist()) for r in rounds)
     mark = table.fingerprint
-    assert (mark.batch_size, mark.dtype, mark.image_size, mark.num_tokens) == (5, "float32", 16, 6)
+    assert (mark.batch_size, mark.dtype, mark.image_size, mark.num_tokens) == (
+        5,
+        "float32",
+        16,
+        6,
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_measures(dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency_measure, "_WARM_SECONDS", 0.01)
     before = torch.backends.cuda.matmul.allow_tf32
-    table = measure_table(TINY, "cpu", batch_size=2, dtype=dtype, grid=GRID, rounds=1, passes=1, tf32=not before)
+    table = measure_table(
+        TINY,
+        "cpu",
+        batch_size=2,
+        dtype=dtype,
+        grid=GRID,
+        rounds=1,
+        passes=1,
+        tf32=not before,
+    )
     assert torch.backends.cuda.matmul.allow_tf32 == before
     assert table.block.shape == (2, 2, 2, 2, 2)
     assert (table.stem > 0).all()
@@ -321,4 +431,6 @@ def test_measures(dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_measures_vits_only() -> None:
     with pytest.raises(ValueError, match="resnet18: it is a ResNet"):
-        measure_table(make_arch("resnet18", num_classes=3, image_size=32), "cpu", batch_size=1)
+        measure_table(
+            make_arch("resnet18", num_classes=3, image_size=32), "cpu", batch_size=1
+        )

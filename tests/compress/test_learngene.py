@@ -1,4 +1,6 @@
-"""Auxiliary networks and their descendants as stages: exact expansion, every size, clear refusals, resumption."""
+"""Auxiliary networks and their descendants as stages: exact expansion, every size, clear
+refusals, resumption.
+"""
 
 import multiprocessing
 import os
@@ -17,22 +19,28 @@ from torch import Tensor, nn
 
 from compress.cache import StageCache
 from compress.finetune import task_objective
-from compress.learngene import spread
-from compress.lets import LetsAux, LetsExpand
-from compress.measure_layers import measure_layers
+from compress.learngene.lets import LetsAux, LetsExpand
+from compress.learngene.shared import spread
+from compress.learngene.sws import SwsAux, SwsExpand
+from compress.learngene.tleg import TlegAux, TlegExpand
+from compress.measure.layers import measure_layers
 from compress.pipeline import NamedStage, Pipeline, check_pipeline, run_pipeline
+from compress.selection.stage import WeightSelection
 from compress.stage import Context, Stage
-from compress.sws import SwsAux, SwsExpand
-from compress.tleg import TlegAux, TlegExpand
-from compress.weight_selection import WeightSelection
-from trainers import fit as fit_module
-from trainers.config import DataConfig
-from trainers.data import Data, DataInfo
-from trainers.models import Arch, ModelState, make_arch
-from trainers.source_model import SourceConfig
+from trainers.config import DataConfig, SourceConfig
+from trainers.data.splits import Data, DataInfo
+from trainers.models.arch import Arch, ModelState, make_arch
+from trainers.training import fit as fit_module
 
 CPU = torch.device("cpu")
-SIZE: dict[str, Any] = {"patch_size": 16, "embed_dim": 16, "num_heads": 2, "epochs": 1, "batch_size": 40, "warmup": 0}
+SIZE: dict[str, Any] = {
+    "patch_size": 16,
+    "embed_dim": 16,
+    "num_heads": 2,
+    "epochs": 1,
+    "batch_size": 40,
+    "warmup": 0,
+}
 LETS = SIZE | {"gene_dim": 8, "embed_dim": 24, "num_heads": 3, "depth": 5}
 SWS = SIZE | {"repeats": (2, 1, 1)}
 TLEG = SIZE | {"depth": 3}
@@ -51,7 +59,10 @@ def auxiliary(stage: Any, data: DataInfo, shaken: bool = True) -> ModelState:
     """What the stage would return, with random weights in place of trained ones."""
     arch = stage.check(make_arch("resnet20_cifar", num_classes=10, image_size=32), data)
     state, draw = ModelState.initialised(arch, 5), torch.Generator().manual_seed(1)
-    weights = {name: t + 0.1 * shaken * torch.randn(t.shape, generator=draw) for name, t in state.weights.items()}
+    weights = {
+        name: t + 0.1 * shaken * torch.randn(t.shape, generator=draw)
+        for name, t in state.weights.items()
+    }
     return replace(state, weights=weights)
 
 
@@ -63,7 +74,10 @@ def logits(state: ModelState, images: Tensor = IMAGES) -> Tensor:
 @pytest.mark.parametrize(
     ("aux", "expand"),
     [
-        (LetsAux(**LETS), LetsExpand(mapping_layer=range(5), mapping_layer_coeff=(0, 0, 2, 2, 4))),
+        (
+            LetsAux(**LETS),
+            LetsExpand(mapping_layer=range(5), mapping_layer_coeff=(0, 0, 2, 2, 4)),
+        ),
         (LetsAux(**LETS), LetsExpand(depth=5)),
         (LetsAux(**LETS, residual=0.1), LetsExpand(depth=5)),
         (LetsAux(**LETS | {"gene_dim": 24}), LetsExpand(depth=5)),
@@ -72,9 +86,20 @@ def logits(state: ModelState, images: Tensor = IMAGES) -> Tensor:
         (SwsAux(**SWS, norm_eps=0.1), SwsExpand(depth=4)),
         (TlegAux(**TLEG), TlegExpand()),
     ],
-    ids=["lets-maps", "lets", "lets-residual", "lets-no-new-width", "sws", "sws-norm-first", "sws-eps", "tleg"],
+    ids=[
+        "lets-maps",
+        "lets",
+        "lets-residual",
+        "lets-no-new-width",
+        "sws",
+        "sws-norm-first",
+        "sws-eps",
+        "tleg",
+    ],
 )
-def test_the_full_descendant_is_the_auxiliary_network(aux: Stage, expand: Stage, digits: Data, tmp_path: Path) -> None:
+def test_the_full_descendant_is_the_auxiliary_network(
+    aux: Stage, expand: Stage, digits: Data, tmp_path: Path
+) -> None:
     state = auxiliary(aux, digits.info)
     whole = expand.run(state, context(digits, tmp_path))
     assert whole.arch.builder == "timm"
@@ -82,9 +107,13 @@ def test_the_full_descendant_is_the_auxiliary_network(aux: Stage, expand: Stage,
 
 
 def test_the_order_of_norm_and_pooling_can_differ(digits: Data, tmp_path: Path) -> None:
-    """The published SWS pools after the norm in its auxiliary network, before it in its descendants."""
+    """The published SWS pools after the norm in its auxiliary network, before it in its
+    descendants.
+    """
     state = auxiliary(SwsAux(**SWS, norm_before_pool=True), digits.info)
-    other = SwsExpand(depth=4, norm_before_pool=False).run(state, context(digits, tmp_path))
+    other = SwsExpand(depth=4, norm_before_pool=False).run(
+        state, context(digits, tmp_path)
+    )
     assert (logits(other) - logits(state)).abs().max() > 1e-3
     vit: Any = other.build()
     tokens = vit.forward_features(IMAGES)  # timm's own norm is idle here
@@ -93,27 +122,41 @@ def test_the_order_of_norm_and_pooling_can_differ(digits: Data, tmp_path: Path) 
 
 
 def test_training_itself_then_expansion(digits: Data, tmp_path: Path) -> None:
-    """Not only random weights: after an epoch the identity still holds, and the learngene has moved."""
+    """Not only random weights: after an epoch the identity still holds, and the learngene
+    has moved.
+    """
     stage = LetsAux(**LETS, augment="none")
-    start = ModelState.initialised(make_arch("resnet20_cifar", num_classes=10, image_size=32), 0)
+    start = ModelState.initialised(
+        make_arch("resnet20_cifar", num_classes=10, image_size=32), 0
+    )
     ctx = context(digits, tmp_path)
     trained = stage.run(start, ctx)
     fresh = ModelState.initialised(trained.arch, ctx.seed)
-    assert all(not torch.equal(t, fresh.weights[name]) for name, t in trained.weights.items())
+    assert all(
+        not torch.equal(t, fresh.weights[name]) for name, t in trained.weights.items()
+    )
     whole = LetsExpand(depth=5).run(trained, context(digits, tmp_path))
     torch.testing.assert_close(logits(whole), logits(trained), atol=1e-5, rtol=1e-5)
-    assert ctx.reported["aux_params"] == sum(t.numel() for t in trained.weights.values())
+    assert ctx.reported["aux_params"] == sum(
+        t.numel() for t in trained.weights.values()
+    )
 
 
 def sizes() -> list[tuple[Any, Any, int, int]]:
     found: list[tuple[Any, Any, int, int]] = []
-    found += [(LetsAux(**LETS), LetsExpand(width=w, depth=m), w, m) for w in (8, 16, 24) for m in (1, 2, 3, 4, 5, 7)]
+    found += [
+        (LetsAux(**LETS), LetsExpand(width=w, depth=m), w, m)
+        for w in (8, 16, 24)
+        for m in (1, 2, 3, 4, 5, 7)
+    ]
     found += [(SwsAux(**SWS), SwsExpand(depth=m), 16, m) for m in (3, 6)]
     found += [(SwsAux(**SWS), SwsExpand(layers_source=(2,)), 16, 1)]
     return found + [(TlegAux(**TLEG), TlegExpand(depth=m), 16, m) for m in (1, 5)]
 
 
-def test_every_size_builds_trains_saves_and_loads_as_a_timm_model(digits: Data, tmp_path: Path) -> None:
+def test_every_size_builds_trains_saves_and_loads_as_a_timm_model(
+    digits: Data, tmp_path: Path
+) -> None:
     known: dict[str, ModelState] = {}
     for i, (aux, expand, width, depth) in enumerate(sizes()):
         state = known.setdefault(repr(aux), auxiliary(aux, digits.info))
@@ -121,16 +164,25 @@ def test_every_size_builds_trains_saves_and_loads_as_a_timm_model(digits: Data, 
         module: Any = descendant.build().train()
         loss = nn.functional.cross_entropy(module(IMAGES), torch.tensor([1, 2, 3]))
         loss.backward()
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+        assert all(
+            p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters()
+        )
         with torch.no_grad():
             for p in module.parameters():
                 p -= 0.01 * p.grad
         trained = ModelState.from_module(descendant.arch, module, descendant.meta)
         trained.save(tmp_path / str(i))
         other = timm.create_model(
-            "vit_base_patch16_224", img_size=32, patch_size=16, embed_dim=width, depth=depth, num_heads=width // 8,
-            num_classes=10, class_token=False, global_pool="avg",
-        ).eval()  # fmt: skip
+            "vit_base_patch16_224",
+            img_size=32,
+            patch_size=16,
+            embed_dim=width,
+            depth=depth,
+            num_heads=width // 8,
+            num_classes=10,
+            class_token=False,
+            global_pool="avg",
+        ).eval()
         other.load_state_dict(load_file(tmp_path / str(i) / "model.safetensors"))
         with torch.inference_mode():
             assert torch.equal(other(IMAGES), module.eval()(IMAGES))
@@ -158,18 +210,27 @@ def other_data(digits: Data, tmp_path: Path, **changes: Any) -> Context:
     return context(replace(digits, info=replace(digits.info, **changes)), tmp_path)
 
 
-@pytest.mark.parametrize(("aux", "expand"), [(SwsAux(**SWS), SwsExpand(depth=4)), (TlegAux(**TLEG), TlegExpand())])
-def test_the_head_is_copied_for_the_same_classes_only(aux: Any, expand: Any, digits: Data, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("aux", "expand"),
+    [(SwsAux(**SWS), SwsExpand(depth=4)), (TlegAux(**TLEG), TlegExpand())],
+)
+def test_the_head_is_copied_for_the_same_classes_only(
+    aux: Any, expand: Any, digits: Data, tmp_path: Path
+) -> None:
     state = auxiliary(aux, digits.info)
     assert torch.equal(
-        expand.run(state, context(digits, tmp_path)).weights["head.weight"], state.weights["head.weight"]
+        expand.run(state, context(digits, tmp_path)).weights["head.weight"],
+        state.weights["head.weight"],
     )
     ctx = other_data(digits, tmp_path, num_classes=4)
     fewer = expand.run(state, ctx)
     assert torch.equal(
-        fewer.weights["head.weight"], ModelState.initialised(fewer.arch, ctx.seed).weights["head.weight"]
+        fewer.weights["head.weight"],
+        ModelState.initialised(fewer.arch, ctx.seed).weights["head.weight"],
     )
-    fresh = type(expand)(**expand.model_dump(exclude={"head"}), head="fresh").run(state, context(digits, tmp_path))
+    fresh = type(expand)(**expand.model_dump(exclude={"head"}), head="fresh").run(
+        state, context(digits, tmp_path)
+    )
     assert not torch.equal(fresh.weights["head.weight"], state.weights["head.weight"])
 
 
@@ -178,19 +239,29 @@ def test_the_grown_head_is_cut_or_left(digits: Data, tmp_path: Path) -> None:
     whole = LetsExpand(depth=2).run(state, context(digits, tmp_path))
     cut = LetsExpand(depth=2).run(state, other_data(digits, tmp_path, num_classes=4))
     for part in ("weight", "bias"):
-        assert torch.equal(cut.weights[f"head.{part}"], whole.weights[f"head.{part}"][:4])
+        assert torch.equal(
+            cut.weights[f"head.{part}"], whole.weights[f"head.{part}"][:4]
+        )
     more = replace(digits.info, num_classes=11)
-    with pytest.raises(ValueError, match="the data has 11 classes, the grown head 10; set head: fresh"):
+    with pytest.raises(
+        ValueError, match="the data has 11 classes, the grown head 10; set head: fresh"
+    ):
         LetsExpand(depth=2).check(state.arch, more)
-    fresh = LetsExpand(depth=2, head="fresh").run(state, other_data(digits, tmp_path, num_classes=11))
+    fresh = LetsExpand(depth=2, head="fresh").run(
+        state, other_data(digits, tmp_path, num_classes=11)
+    )
     assert fresh.weights["head.weight"].shape == (11, 24)
 
 
-def test_positions_are_resampled_to_another_image_size(digits: Data, tmp_path: Path) -> None:
+def test_positions_are_resampled_to_another_image_size(
+    digits: Data, tmp_path: Path
+) -> None:
     state = auxiliary(SwsAux(**SWS), digits.info)
     larger = SwsExpand(depth=3).run(state, other_data(digits, tmp_path, image_size=64))
     grid = state.weights["pos_embed"].reshape(1, 2, 2, 16).permute(0, 3, 1, 2)
-    expected = nn.functional.interpolate(grid, size=(4, 4), mode="bicubic", antialias=True, align_corners=False)
+    expected = nn.functional.interpolate(
+        grid, size=(4, 4), mode="bicubic", antialias=True, align_corners=False
+    )
     found = larger.weights["pos_embed"].reshape(1, 4, 4, 16).permute(0, 3, 1, 2)
     torch.testing.assert_close(found, expected)
     assert logits(larger, torch.zeros(1, 3, 64, 64)).shape == (1, 10)
@@ -199,41 +270,92 @@ def test_positions_are_resampled_to_another_image_size(digits: Data, tmp_path: P
 @pytest.mark.parametrize(
     ("aux", "expand", "message"),
     [
-        (SWS, {"layers_source": (0, 3)}, "layers_source names 3, but the auxiliary network has stages 0 to 2"),
+        (
+            SWS,
+            {"layers_source": (0, 3)},
+            "layers_source names 3, but the auxiliary network has stages 0 to 2",
+        ),
         (SWS, {"layers_source": (0, -1)}, "names -1"),
-        (SWS, {"layers_source": (0, 1, 2), "depth": 4}, "depth is 4, layers_source has 3 layers: they must agree"),
+        (
+            SWS,
+            {"layers_source": (0, 1, 2), "depth": 4},
+            "depth is 4, layers_source has 3 layers: they must agree",
+        ),
         (SWS, {}, "how deep is the descendant"),
-        (SWS, {"depth": 2}, "depth 2 is less than the 3 stages; say which it uses in layers_source"),
-        (SWS, {"depth": 3, "num_heads": 4}, "num_heads is 4, the auxiliary network has 2: they must agree"),
-        (LETS, {"mapping_layer": (0, 5)}, "mapping_layer names 5, but the auxiliary network has layers 0 to 4"),
+        (
+            SWS,
+            {"depth": 2},
+            "depth 2 is less than the 3 stages; say which it uses in layers_source",
+        ),
+        (
+            SWS,
+            {"depth": 3, "num_heads": 4},
+            "num_heads is 4, the auxiliary network has 2: they must agree",
+        ),
+        (
+            LETS,
+            {"mapping_layer": (0, 5)},
+            "mapping_layer names 5, but the auxiliary network has layers 0 to 4",
+        ),
         (LETS, {"mapping_layer_coeff": (0, 6)}, "mapping_layer_coeff names 6"),
-        (LETS, {"mapping_layer_coeff": (0, 1)}, "names 1, but coefficient groups begin at even layers"),
-        (LETS, {"mapping_layer": (0, 1), "mapping_layer_coeff": (0,)}, "has 2 layers, mapping_layer_coeff has 1 layers"),
-        (LETS, {"width": 12, "depth": 2}, "width 12 must be a multiple of a head's 8 from 8 to 24"),
+        (
+            LETS,
+            {"mapping_layer_coeff": (0, 1)},
+            "names 1, but coefficient groups begin at even layers",
+        ),
+        (
+            LETS,
+            {"mapping_layer": (0, 1), "mapping_layer_coeff": (0,)},
+            "has 2 layers, mapping_layer_coeff has 1 layers",
+        ),
+        (
+            LETS,
+            {"width": 12, "depth": 2},
+            "width 12 must be a multiple of a head's 8 from 8 to 24",
+        ),
         (LETS, {"width": 32, "depth": 2}, "width 32 must be a multiple"),
         (LETS, {}, "how deep is the descendant"),
     ],
-)  # fmt: skip
-def test_what_does_not_fit_is_said(aux: Any, expand: dict[str, Any], message: str, digits: Data) -> None:
+)
+def test_what_does_not_fit_is_said(
+    aux: Any, expand: dict[str, Any], message: str, digits: Data
+) -> None:
     first, then = (LetsAux, LetsExpand) if aux is LETS else (SwsAux, SwsExpand)
-    arch = first(**aux).check(make_arch("resnet20_cifar", num_classes=10, image_size=32), digits.info)
+    arch = first(**aux).check(
+        make_arch("resnet20_cifar", num_classes=10, image_size=32), digits.info
+    )
     with pytest.raises(ValueError, match=message):
         then(**expand).check(arch, digits.info)
 
 
 def test_a_dimension_where_a_list_should_be_is_explained() -> None:
-    with pytest.raises(ValueError, match=r"a list with one number for each layer; .* belongs in search.space"):
-        SwsExpand.model_validate({"layers_source": {"layer_map": {"layers": 3, "stages": 2}}})
+    with pytest.raises(
+        ValueError,
+        match=r"a list with one number for each layer; .* belongs in search.space",
+    ):
+        SwsExpand.model_validate(
+            {"layers_source": {"layer_map": {"layers": 3, "stages": 2}}}
+        )
 
 
 def test_an_expansion_needs_its_own_auxiliary_network(digits: Data) -> None:
     source = make_arch("resnet20_cifar", num_classes=10, image_size=32)
-    stages = (NamedStage("aux", "sws_aux", SwsAux(**SWS)), NamedStage("grow", "lets_expand", LetsExpand(depth=2)))
-    with pytest.raises(ValueError, match=r"stages.grow: needs the auxiliary network of lets_aux .*; got sws_vit"):
+    stages = (
+        NamedStage("aux", "sws_aux", SwsAux(**SWS)),
+        NamedStage("grow", "lets_expand", LetsExpand(depth=2)),
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"stages.grow: needs the auxiliary network of lets_aux .*; got sws_vit",
+    ):
         check_pipeline(source, stages, digits.info)
-    with pytest.raises(ValueError, match=r"got resnet20_cifar \(resnet_cifar\); put tleg_aux before it"):
+    with pytest.raises(
+        ValueError, match=r"got resnet20_cifar \(resnet_cifar\); put tleg_aux before it"
+    ):
         TlegExpand().check(source, digits.info)
-    with pytest.raises(ValueError, match="patch_size 64 is more than the image's 32 px"):
+    with pytest.raises(
+        ValueError, match="patch_size 64 is more than the image's 32 px"
+    ):
         SwsAux(**SWS | {"patch_size": 64}).check(source, digits.info)
 
 
@@ -241,12 +363,19 @@ def test_the_papers_map_is_the_default_one() -> None:
     assert spread(12, 5) == [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
-def test_weights_can_be_selected_from_an_auxiliary_network(digits: Data, tmp_path: Path) -> None:
+def test_weights_can_be_selected_from_an_auxiliary_network(
+    digits: Data, tmp_path: Path
+) -> None:
     """Expanded whole it is a timm ViT, of which weight selection takes a part."""
-    whole = LetsExpand(depth=5).run(auxiliary(LetsAux(**LETS), digits.info), context(digits, tmp_path))
+    whole = LetsExpand(depth=5).run(
+        auxiliary(LetsAux(**LETS), digits.info), context(digits, tmp_path)
+    )
     stage = WeightSelection(args={"embed_dim": 16, "num_heads": 2, "depth": 3})
     part = stage.run(whole, context(digits, tmp_path))
-    assert torch.equal(part.weights["blocks.2.norm1.weight"][0], whole.weights["blocks.2.norm1.weight"][0])
+    assert torch.equal(
+        part.weights["blocks.2.norm1.weight"][0],
+        whole.weights["blocks.2.norm1.weight"][0],
+    )
 
 
 class Fixed(nn.Module):
@@ -259,28 +388,45 @@ class Fixed(nn.Module):
 
 
 @pytest.mark.parametrize(("alpha", "tau"), [(1.0, 1.0), (0.25, 3.0)])
-def test_the_auxiliary_networks_loss_is_deits(alpha: float, tau: float, digits: Data, tmp_path: Path) -> None:
+def test_the_auxiliary_networks_loss_is_deits(
+    alpha: float, tau: float, digits: Data, tmp_path: Path
+) -> None:
     draw = np.random.default_rng(0)
     z, t, labels = draw.normal(size=(6, 10)), draw.normal(size=(6, 10)), np.arange(6)
-    stage = SwsAux(**SWS, label_smoothing=0, distill={"teacher": "source", "kind": "soft", "alpha": alpha, "tau": tau})
+    stage = SwsAux(
+        **SWS,
+        label_smoothing=0,
+        distill={"teacher": "source", "kind": "soft", "alpha": alpha, "tau": tau},
+    )
     ctx = context(digits, tmp_path)
     ctx.teacher = lambda name, checkpoint=None: Fixed(torch.tensor(t))  # type: ignore[method-assign]
     objective = task_objective(stage, stage.distill, nn.Identity(), ctx)
-    found = objective(Fixed(torch.tensor(z)), torch.zeros(6, 3, 4, 4), torch.tensor(labels)).item()
+    found = objective(
+        Fixed(torch.tensor(z)), torch.zeros(6, 3, 4, 4), torch.tensor(labels)
+    ).item()
 
     def softmax(x: np.ndarray) -> np.ndarray:
         return np.exp(x) / np.exp(x).sum(1, keepdims=True)
 
     p, q = softmax(t / tau), softmax(z / tau)
-    divergence = sum(p[b, c] * np.log(p[b, c] / q[b, c]) for b in range(6) for c in range(10)) / (6 * 10)
+    divergence = sum(
+        p[b, c] * np.log(p[b, c] / q[b, c]) for b in range(6) for c in range(10)
+    ) / (6 * 10)
     labels_loss = -np.mean([np.log(softmax(z)[b, labels[b]]) for b in range(6)])
-    assert found == pytest.approx((1 - alpha) * labels_loss + alpha * tau**2 * divergence)
+    assert found == pytest.approx(
+        (1 - alpha) * labels_loss + alpha * tau**2 * divergence
+    )
 
 
 def test_killed_in_the_auxiliary_stage_it_goes_on(
-    digits_config: DataConfig, data_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits_config: DataConfig,
+    data_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A real SIGKILL; the next run trains the epochs that are left, to the bits of an undisturbed run."""
+    """A real SIGKILL; the next run trains the epochs that are left, to the bits of an
+    undisturbed run.
+    """
     log, train_epoch = tmp_path / "log", fit_module._Fit.train_epoch
 
     def logged(self: Any) -> dict[str, Any]:
@@ -291,12 +437,22 @@ def test_killed_in_the_auxiliary_stage_it_goes_on(
     monkeypatch.setattr(fit_module._Fit, "train_epoch", logged)
     distill = {"teacher": "source", "kind": "soft", "alpha": 1.0}
     aux = SwsAux(**SWS | {"epochs": 5, "augment": "none", "distill": distill})
-    stages = (NamedStage("sws_aux", "sws_aux", aux), NamedStage("e", "sws_expand", SwsExpand(depth=4)))
-    pipeline = Pipeline(SourceConfig(model="resnet20_cifar", args={"width": 4}), digits_config, stages, 0)
+    stages = (
+        NamedStage("sws_aux", "sws_aux", aux),
+        NamedStage("e", "sws_expand", SwsExpand(depth=4)),
+    )
+    pipeline = Pipeline(
+        SourceConfig(model="resnet20_cifar", args={"width": 4}),
+        digits_config,
+        stages,
+        0,
+    )
 
     def go(folder: str) -> str:
         cache = StageCache(tmp_path / folder)
-        return run_pipeline(pipeline, cache=cache, data_cache=data_cache, device=CPU).model.hash()
+        return run_pipeline(
+            pipeline, cache=cache, data_cache=data_cache, device=CPU
+        ).model.hash()
 
     victim = multiprocessing.get_context("fork").Process(target=go, args=("killed",))
     victim.start()
@@ -312,8 +468,20 @@ def test_killed_in_the_auxiliary_stage_it_goes_on(
 
 
 def test_arch_of_a_descendant_is_plain_timm(digits: Data) -> None:
-    arch = LetsExpand(width=16, depth=3).check(auxiliary(LetsAux(**LETS), digits.info).arch, digits.info)
-    assert arch == Arch("timm", "vit_base_patch16_224", {
-        "num_classes": 10, "img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 3, "num_heads": 2,
-        "class_token": False, "global_pool": "avg",
-    })  # fmt: skip
+    arch = LetsExpand(width=16, depth=3).check(
+        auxiliary(LetsAux(**LETS), digits.info).arch, digits.info
+    )
+    assert arch == Arch(
+        "timm",
+        "vit_base_patch16_224",
+        {
+            "num_classes": 10,
+            "img_size": 32,
+            "patch_size": 16,
+            "embed_dim": 16,
+            "depth": 3,
+            "num_heads": 2,
+            "class_token": False,
+            "global_pool": "avg",
+        },
+    )

@@ -1,4 +1,6 @@
-"""The stage `nvit`: why it ends, what it keeps at zero, what it records, and what fine-tuning adds."""
+"""The stage `nvit`: why it ends, what it keeps at zero, what it records, and what
+fine-tuning adds.
+"""
 
 import logging
 from dataclasses import replace
@@ -9,35 +11,50 @@ import numpy as np
 import pytest
 import torch
 
-from compress import nvit as nvit_module
 from compress.finetune import Finetune
-from compress.latency import DIMENSIONS, Fingerprint, LatencyTable
-from compress.nvit import Nvit
-from compress.nvit_groups import UnitLayout, block_table
-from compress.nvit_latency import MacsModel
-from compress.nvit_pruner import Pruner
-from compress.nvit_surgery import MaskedVit, cut
+from compress.measure.latency_table import DIMENSIONS, Fingerprint, LatencyTable
+from compress.nvit import stage as nvit_module
+from compress.nvit.cost import MacsModel
+from compress.nvit.groups import UnitLayout, block_table
+from compress.nvit.pruner import Pruner
+from compress.nvit.stage import Nvit
+from compress.nvit.surgery import MaskedVit, cut
 from compress.stage import Context
-from trainers.data import Data
-from trainers.losses import TaskObjective
-from trainers.models import Arch, ModelState, make_arch
-from trainers.pruned_vit import dense_arch, from_timm
+from trainers.data.splits import Data
+from trainers.models.arch import Arch, ModelState, make_arch
+from trainers.models.pruned_vit import dense_arch, from_timm
+from trainers.training.losses import TaskObjective
 
 CPU = torch.device("cpu")
-TRAIN: dict[str, Any] = {"batch_size": 40, "lr": 1e-3, "lr_scaling": "unscaled", "augment": "none"}
+TRAIN: dict[str, Any] = {
+    "batch_size": 40,
+    "lr": 1e-3,
+    "lr_scaling": "unscaled",
+    "augment": "none",
+}
 GROUPS = {"embed": 4, "heads": 1, "qk": 2, "v": 2, "mlp": 8}
 QUICK: dict[str, Any] = TRAIN | {
-    "latency": "macs", "measure": False, "latency_target": 0.7, "epochs": 12, "interval_prune": 1, "prune_per_iter": 96,
-    "groups": GROUPS, "kl_loss_coeff": 100.0,
-}  # fmt: skip
+    "latency": "macs",
+    "measure": False,
+    "latency_target": 0.7,
+    "epochs": 12,
+    "interval_prune": 1,
+    "prune_per_iter": 96,
+    "groups": GROUPS,
+    "kl_loss_coeff": 100.0,
+}
 
 
 def source(name: str = "vit_tiny_patch16_224", **args: Any) -> ModelState:
     args = {"patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2} | args
-    return ModelState.initialised(make_arch(name, num_classes=10, image_size=32, args=args), 3)
+    return ModelState.initialised(
+        make_arch(name, num_classes=10, image_size=32, args=args), 3
+    )
 
 
-def context(data: Data, workdir: Path, teacher: ModelState | None = None, seed: int = 11) -> Context:
+def context(
+    data: Data, workdir: Path, teacher: ModelState | None = None, seed: int = 11
+) -> Context:
     def find(name: str, checkpoint: Path | None) -> ModelState:
         assert teacher is not None
         return teacher
@@ -46,13 +63,17 @@ def context(data: Data, workdir: Path, teacher: ModelState | None = None, seed: 
     return Context(data, CPU, seed, workdir, find)
 
 
-def prune(data: Data, workdir: Path, model: ModelState | None = None, **changes: Any) -> tuple[ModelState, Context]:
+def prune(
+    data: Data, workdir: Path, model: ModelState | None = None, **changes: Any
+) -> tuple[ModelState, Context]:
     ctx = context(data, workdir)
     return Nvit(**QUICK | changes).run(model or source(), ctx), ctx
 
 
 def dims_of(arch: Arch) -> np.ndarray:
-    return block_table(UnitLayout.of(dense_arch(arch).dims, nvit_module.GroupSizes()).sizes).numpy()
+    return block_table(
+        UnitLayout.of(dense_arch(arch).dims, nvit_module.GroupSizes()).sizes
+    ).numpy()
 
 
 @pytest.mark.parametrize(
@@ -64,17 +85,30 @@ def dims_of(arch: Arch) -> np.ndarray:
         ({"latency_target": 0.01, "epochs": 1}, "epochs"),
     ],
 )
-def test_every_end_has_its_reason(changes: dict[str, Any], reason: str, digits: Data, tmp_path: Path) -> None:
+def test_every_end_has_its_reason(
+    changes: dict[str, Any], reason: str, digits: Data, tmp_path: Path
+) -> None:
     result, ctx = prune(digits, tmp_path, **changes)
     note = result.meta["nvit"]
     assert note["stop_reason"] == ctx.reported["stop_reason"] == reason
     dims, whole = result.arch.dims, dense_arch(source().arch).dims
-    units = [d["embed"] + sum(sum(d[name]) for name in DIMENSIONS[1:]) for d in (whole, dims)]
-    assert ctx.reported["pruned_units"] == units[0] - units[1] == note["history"][-1]["units"]
-    model = MacsModel.of(result.arch)
-    now, before = (model.model_ms(int(d[0, 0]), d[:, 1:]) for d in (dims_of(result.arch), dims_of(source().arch)))
+    units = [
+        d["embed"] + sum(sum(d[name]) for name in DIMENSIONS[1:]) for d in (whole, dims)
+    ]
     assert (
-        ctx.reported["latency_ratio_estimated"] == note["history"][-1]["latency_ratio"] == pytest.approx(now / before)
+        ctx.reported["pruned_units"]
+        == units[0] - units[1]
+        == note["history"][-1]["units"]
+    )
+    model = MacsModel.of(result.arch)
+    now, before = (
+        model.model_ms(int(d[0, 0]), d[:, 1:])
+        for d in (dims_of(result.arch), dims_of(source().arch))
+    )
+    assert (
+        ctx.reported["latency_ratio_estimated"]
+        == note["history"][-1]["latency_ratio"]
+        == pytest.approx(now / before)
     )
     if reason == "latency_target":
         assert now / before <= 0.7
@@ -82,11 +116,24 @@ def test_every_end_has_its_reason(changes: dict[str, Any], reason: str, digits: 
     if reason == "budget":
         assert 100 - max(GROUPS.values()) < units[0] - units[1] <= 100
     if reason == "floors":
-        assert dims == {"embed": 4, "heads": [1, 1], "qk": [2, 2], "v": [2, 2], "mlp": [8, 8]}
+        assert dims == {
+            "embed": 4,
+            "heads": [1, 1],
+            "qk": [2, 2],
+            "v": [2, 2],
+            "mlp": [8, 8],
+        }
 
 
 def test_each_interval_is_recorded(digits: Data, tmp_path: Path) -> None:
-    result, ctx = prune(digits, tmp_path, interval_prune=2, prune_per_iter=24, epochs=3, latency_target=0.1)
+    result, ctx = prune(
+        digits,
+        tmp_path,
+        interval_prune=2,
+        prune_per_iter=24,
+        epochs=3,
+        latency_target=0.1,
+    )
     history = result.meta["nvit"]["history"]
     assert [row["step"] for row in history] == [2, 4, 6, 8]
     assert ctx.reported["prune_steps"] == 9
@@ -98,38 +145,79 @@ def test_each_interval_is_recorded(digits: Data, tmp_path: Path) -> None:
         flat = [row["embed"], *(sum(row[name]) for name in DIMENSIONS[1:])]
         return sum(n / g for n, g in zip(flat, sizes, strict=True))
 
-    left = [groups_left(dense_arch(source().arch).dims), *(groups_left(row) for row in history)]
+    left = [
+        groups_left(dense_arch(source().arch).dims),
+        *(groups_left(row) for row in history),
+    ]
     assert np.diff(left).tolist() == [-1, -2, -1, -2]
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
-def test_zeroed_units_stay_zero_and_the_cut_is_what_was_trained(name: str, digits: Data, tmp_path: Path) -> None:
-    stage = Nvit(**QUICK | {"epochs": 4, "interval_prune": 2, "clip_grad": 1.0, "latency_target": 0.1})
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"]
+)
+def test_zeroed_units_stay_zero_and_the_cut_is_what_was_trained(
+    name: str, digits: Data, tmp_path: Path
+) -> None:
+    stage = Nvit(
+        **QUICK
+        | {
+            "epochs": 4,
+            "interval_prune": 2,
+            "clip_grad": 1.0,
+            "latency_target": 0.1,
+        }
+    )
     state = from_timm(source(name))
-    student, layout = MaskedVit.from_state(state), UnitLayout.of(state.arch.dims, stage.groups)
+    student, layout = (
+        MaskedVit.from_state(state),
+        UnitLayout.of(state.arch.dims, stage.groups),
+    )
     pruner = Pruner(student, layout, MacsModel.of(state.arch), stage._rules(0), CPU)
     # ends two steps after the last pruning, so that optimiser steps with momentum follow it
-    context(digits, tmp_path).fit(student, TaskObjective(0.1), stage.model_copy(update={"epochs": 3}), hooks=[pruner])
+    context(digits, tmp_path).fit(
+        student,
+        TaskObjective(0.1),
+        stage.model_copy(update={"epochs": 3}),
+        hooks=[pruner],
+    )
     assert pruner.history[-1]["step"] == 8
     removed, parts = 0, layout.split(pruner.keep)
     student_weights = student.state_dict()
     for b in range(2):
         assert not student_weights[f"blocks.{b}.mlp.fc1.weight"][~parts["mlp"][b]].any()
-        assert not student_weights[f"blocks.{b}.mlp.fc2.weight"][:, ~parts["mlp"][b]].any()
-        assert not student_weights[f"blocks.{b}.attn.v.bias"].view(2, 16)[:, ~parts["v"][b]].any()
-        assert not student_weights[f"blocks.{b}.attn.k.weight"].view(2, 16, 32)[:, ~parts["qk"][b]].any()
+        assert not student_weights[f"blocks.{b}.mlp.fc2.weight"][
+            :, ~parts["mlp"][b]
+        ].any()
+        assert (
+            not student_weights[f"blocks.{b}.attn.v.bias"]
+            .view(2, 16)[:, ~parts["v"][b]]
+            .any()
+        )
+        assert (
+            not student_weights[f"blocks.{b}.attn.k.weight"]
+            .view(2, 16, 32)[:, ~parts["qk"][b]]
+            .any()
+        )
         removed += int((~parts["mlp"][b]).sum())
     assert not student_weights["pos_embed"][..., ~parts["embed"]].any()
     assert removed
-    small = cut(ModelState.from_module(state.arch, student), layout, pruner.keep).build()
+    small = cut(
+        ModelState.from_module(state.arch, student), layout, pruner.keep
+    ).build()
     images = torch.randn(5, 3, 32, 32)
     with torch.inference_mode():
-        torch.testing.assert_close(small(images), student.eval()(images), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            small(images), student.eval()(images), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_importances_differ_and_are_deterministic(digits: Data, tmp_path: Path) -> None:
     results = {
-        kind: prune(digits, tmp_path / kind, importance=kind, latency_regularization=1.0)[0].arch.dims
+        kind: (
+            prune(digits, tmp_path / kind, importance=kind, latency_regularization=1.0)[
+                0
+            ].arch.dims
+        )
         for kind in ("nvit", "taylor", "magnitude", "random")
     }
     again, _ = prune(digits, tmp_path / "again", importance="random")
@@ -139,7 +227,9 @@ def test_importances_differ_and_are_deterministic(digits: Data, tmp_path: Path) 
 
 def test_a_large_eta_takes_what_saves_most(digits: Data, tmp_path: Path) -> None:
     """With latency alone, the first group is that of the largest savings."""
-    result, _ = prune(digits, tmp_path, latency_regularization=1e9, prune_per_iter=16, epochs=1)
+    result, _ = prune(
+        digits, tmp_path, latency_regularization=1e9, prune_per_iter=16, epochs=1
+    )
     model, dims = MacsModel.of(dense_arch(source().arch)), dims_of(source().arch)
     saved = model.gradient(dims)
     groups = np.array([GROUPS[name] for name in DIMENSIONS])
@@ -160,7 +250,12 @@ def test_eval_mode_and_kl_begin_with_the_first_pruning(
         return call(self, model, images, targets)
 
     monkeypatch.setattr(nvit_module.KlObjective, "__call__", spy)
-    options = {"interval_prune": 2, "epochs": 2, "latency_target": 0.1, "drop_path": 0.2}
+    options = {
+        "interval_prune": 2,
+        "epochs": 2,
+        "latency_target": 0.1,
+        "drop_path": 0.2,
+    }
     prune(digits, tmp_path / "a", **options)
     assert seen == [(False, True, True)] * 2 + [(True, True, False)] * 4
     seen.clear()
@@ -170,7 +265,9 @@ def test_eval_mode_and_kl_begin_with_the_first_pruning(
 
 def test_stages_compose_and_take_two_teachers(digits: Data, tmp_path: Path) -> None:
     model = source("deit_tiny_distilled_patch16_224")
-    cnn = ModelState.initialised(make_arch("resnet20_cifar", num_classes=10, image_size=32, args={"width": 4}), 0)
+    cnn = ModelState.initialised(
+        make_arch("resnet20_cifar", num_classes=10, image_size=32, args={"width": 4}), 0
+    )
     distill = {"teacher": "source", "kind": "hard", "alpha": 0.5}
     stage = Nvit(**QUICK | {"distill": distill, "latency_target": 0.8})
     first = stage.run(model, context(digits, tmp_path / "1", cnn))
@@ -178,35 +275,61 @@ def test_stages_compose_and_take_two_teachers(digits: Data, tmp_path: Path) -> N
     ratio = second.meta["nvit"]["history"][-1]["latency_ratio"]
     assert ratio <= 0.8
     assert stage.teachers() == [("source", None)]
-    assert second.arch.args == first.arch.args  # the scale of the original head dimension, too
-    tune = Finetune(epochs=1, warmup=0, distill=distill, kl_teacher="stage:teacher", kl_loss_coeff=10.0, **TRAIN)
+    assert (
+        second.arch.args == first.arch.args
+    )  # the scale of the original head dimension, too
+    tune = Finetune(
+        epochs=1,
+        warmup=0,
+        distill=distill,
+        kl_teacher="stage:teacher",
+        kl_loss_coeff=10.0,
+        **TRAIN,
+    )
     assert tune.teachers() == [("source", None), ("stage:teacher", None)]
     tuned = tune.run(second, context(digits, tmp_path / "3", cnn))
     assert tuned.arch == second.arch
     assert tuned.meta == second.meta
 
 
-def test_scratch_forgets_weights_and_keeps_the_shape(digits: Data, tmp_path: Path) -> None:
+def test_scratch_forgets_weights_and_keeps_the_shape(
+    digits: Data, tmp_path: Path
+) -> None:
     pruned, _ = prune(digits, tmp_path / "prune")
     stage = Finetune(epochs=0, scratch=True, warmup=0, **TRAIN)
     fresh = stage.run(pruned, context(digits, tmp_path / "a"))
     assert fresh.arch == pruned.arch
-    assert all(torch.equal(fresh.weights[k], v) for k, v in ModelState.initialised(pruned.arch, 11).weights.items())
-    assert Finetune(epochs=0, warmup=0, **TRAIN).run(pruned, context(digits, tmp_path / "b")).hash() == pruned.hash()
+    assert all(
+        torch.equal(fresh.weights[k], v)
+        for k, v in ModelState.initialised(pruned.arch, 11).weights.items()
+    )
+    assert (
+        Finetune(epochs=0, warmup=0, **TRAIN)
+        .run(pruned, context(digits, tmp_path / "b"))
+        .hash()
+        == pruned.hash()
+    )
 
 
-# --- latency ----------------------------------------------------------------------------------------------------------
+# --- latency
+# ----------------------------------------------------------------------------------------------------------
 
 
 def table_of(arch: Arch, **changes: Any) -> LatencyTable:
-    """Milliseconds that are the multiply-accumulates of a block, on a coarse grid up to this model's dimensions."""
+    """Milliseconds that are the multiply-accumulates of a block, on a coarse grid up to
+    this model's dimensions.
+    """
     dims = dims_of(arch).max(0)
-    axes = tuple(np.unique([max(1, size // 4), max(1, size // 2), size]) for size in dims)
+    axes = tuple(
+        np.unique([max(1, size // 4), max(1, size // 2), size]) for size in dims
+    )
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
     model = MacsModel.of(dense_arch(arch))
     block = model.block_ms(grid.reshape(-1, 5)).reshape(grid.shape[:-1]) * 1000
     ends = np.zeros(len(axes[0]))
-    fingerprint = Fingerprint(device_name="none", batch_size=2, dtype="float32", num_tokens=model.num_tokens)
+    fingerprint = Fingerprint(
+        device_name="none", batch_size=2, dtype="float32", num_tokens=model.num_tokens
+    )
     return LatencyTable(axes, block, ends, ends, replace(fingerprint, **changes))
 
 
@@ -221,11 +344,14 @@ def test_a_given_table_is_read_noted_and_refused_for_other_shapes(
     assert (note["kind"], note["fingerprint"]["device_name"]) == ("measured", "none")
     assert "measured on none" in caplog.text
     now, before = (
-        LatencyTable.read(path).model_ms(int(d[0, 0]), d[:, 1:]) for d in (dims_of(result.arch), dims_of(source().arch))
+        LatencyTable.read(path).model_ms(int(d[0, 0]), d[:, 1:])
+        for d in (dims_of(result.arch), dims_of(source().arch))
     )
     assert ctx.reported["latency_ratio_estimated"] == pytest.approx(now / before)
     stage = Nvit(**QUICK | options)
-    assert stage.check(source().arch, digits.info).dims == dense_arch(source().arch).dims
+    assert (
+        stage.check(source().arch, digits.info).dims == dense_arch(source().arch).dims
+    )
     with pytest.raises(ValueError, match="covers embed from 8 to 32, the model has 64"):
         stage.check(source(embed_dim=64).arch, digits.info)
     with pytest.raises(ValueError, match=r"5 tokens .* the model has 17"):
@@ -235,10 +361,17 @@ def test_a_given_table_is_read_noted_and_refused_for_other_shapes(
 def test_latency_terms_are_finite_differences_of_the_table(digits: Data) -> None:
     """One unit fewer of a structure, everything else as it is; the embedding's over all blocks."""
     state = from_timm(source())
-    table, stage = table_of(state.arch), Nvit(**QUICK | {"latency_regularization": 0.01})
+    table, stage = (
+        table_of(state.arch),
+        Nvit(**QUICK | {"latency_regularization": 0.01}),
+    )
     layout = UnitLayout.of(state.arch.dims, stage.groups)
     pruner = Pruner(MaskedVit.from_state(state), layout, table, stage._rules(0), CPU)
-    pruner.keep[torch.randperm(layout.num_units, generator=torch.Generator().manual_seed(0))[:60]] = False
+    pruner.keep[
+        torch.randperm(layout.num_units, generator=torch.Generator().manual_seed(0))[
+            :60
+        ]
+    ] = False
     counts = layout.counts(pruner.keep)
     scores = pruner.scores()  # no step was scored: the importance is 0
     now = table.block_ms(block_table(counts).numpy()).sum()
@@ -246,32 +379,50 @@ def test_latency_terms_are_finite_differences_of_the_table(digits: Data) -> None
     for s, count in enumerate(counts.tolist()):
         fewer = counts.clone()
         fewer[s] -= 1
-        saved = (now - table.block_ms(block_table(fewer).numpy()).sum()) / pruner.dense_ms
+        saved = (
+            now - table.block_ms(block_table(fewer).numpy()).sum()
+        ) / pruner.dense_ms
         if count < 2 * int(layout.groups[s]):
             saved = 0.0
         mine = scores[layout.structure == s]
-        assert torch.allclose(mine, torch.full_like(mine, -0.01 * saved), rtol=1e-9, atol=1e-15)
+        assert torch.allclose(
+            mine, torch.full_like(mine, -0.01 * saved), rtol=1e-9, atol=1e-15
+        )
         checked += saved > 0
     assert checked >= 5
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-9, 1e6])
-def test_shares_of_importance_forget_the_scale_of_the_loss(digits: Data, scale: float) -> None:
+def test_shares_of_importance_forget_the_scale_of_the_loss(
+    digits: Data, scale: float
+) -> None:
     """I/ΣI − η · credit, ΣI over what is left; where no gradient was seen, credit alone."""
     state = from_timm(source())
     stage = Nvit(**QUICK | {"latency_regularization": 0.01, "importance_unit": "share"})
     layout = UnitLayout.of(state.arch.dims, stage.groups)
 
     def pruner() -> Pruner:
-        made = Pruner(MaskedVit.from_state(state), layout, table_of(state.arch), stage._rules(0), CPU)
+        made = Pruner(
+            MaskedVit.from_state(state),
+            layout,
+            table_of(state.arch),
+            stage._rules(0),
+            CPU,
+        )
         made.keep[:24] = False
         return made
 
-    seen = torch.rand(layout.num_units, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    seen = torch.rand(
+        layout.num_units,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(0),
+    )
     scored = pruner()
     scored.meter.add(scale * seen)
     scores, credit = scored.scores(), pruner().scores()  # the second saw no step
-    assert torch.allclose(scores - credit, seen / seen[24:].sum(), rtol=1e-9, atol=1e-12)
+    assert torch.allclose(
+        scores - credit, seen / seen[24:].sum(), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_a_table_is_measured_once_and_survives_a_kill(
@@ -285,14 +436,24 @@ def test_a_table_is_measured_once_and_survives_a_kill(
         return table_of(arch)
 
     monkeypatch.setattr(nvit_module, "measure_table", measured)
-    monkeypatch.setattr(Context, "fit", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        Context,
+        "fit",
+        lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt),
+    )
     with pytest.raises(KeyboardInterrupt):
         prune(digits, tmp_path, latency="measured", latency_batch=7)
     monkeypatch.undo()
     monkeypatch.setattr(nvit_module, "measure_table", measured)
     result, _ = prune(digits, tmp_path, latency="measured", latency_batch=7)
     assert result.meta["nvit"]["stop_reason"] == "latency_target"
-    prune(digits, tmp_path / "another trial", latency="measured", latency_batch=7, latency_target=0.8)
+    prune(
+        digits,
+        tmp_path / "another trial",
+        latency="measured",
+        latency_batch=7,
+        latency_target=0.8,
+    )
     assert len(calls) == 1
     prune(digits, tmp_path / "another batch", latency="measured", latency_batch=6)
     assert len(calls) == 2
@@ -303,7 +464,11 @@ def test_a_table_is_measured_once_and_survives_a_kill(
 
 @pytest.mark.parametrize("slower", [False, True])
 def test_both_models_are_measured_and_a_slower_one_is_named(
-    slower: bool, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    slower: bool,
+    digits: Data,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     seen: list[Any] = []
 
@@ -317,17 +482,28 @@ def test_both_models_are_measured_and_a_slower_one_is_named(
     with caplog.at_level(logging.WARNING):
         _, ctx = prune(digits, tmp_path, measure=True, latency_batch=6)
     assert ctx.reported["speedup_measured"] == (0.5 if slower else 1.5)
-    assert ctx.reported["latency_ratio_measured"] == pytest.approx(2.0 if slower else 2 / 3)
+    assert ctx.reported["latency_ratio_measured"] == pytest.approx(
+        2.0 if slower else 2 / 3
+    )
     assert ctx.reported["not_faster"] == int(slower)
     assert ("not faster" in caplog.text) == slower
-    assert sum(p.numel() for p in seen[0][0].parameters()) < sum(p.numel() for p in seen[0][1].parameters())
+    assert sum(p.numel() for p in seen[0][0].parameters()) < sum(
+        p.numel() for p in seen[0][1].parameters()
+    )
 
 
 def test_a_real_measurement_gives_positive_times(digits: Data, tmp_path: Path) -> None:
     _, ctx = prune(digits, tmp_path, measure=True, latency_batch=2)
     assert ctx.reported["pruned_ms_measured"] > 0
     assert ctx.reported["unpruned_ms_measured"] > 0
-    assert {"latency_ratio_estimated", "pruned_units", "prune_steps", "latency_ratio_measured", "speedup_measured", "not_faster"} == set(Nvit.metrics)  # fmt: skip
+    assert {
+        "latency_ratio_estimated",
+        "pruned_units",
+        "prune_steps",
+        "latency_ratio_measured",
+        "speedup_measured",
+        "not_faster",
+    } == set(Nvit.metrics)
     assert set(Nvit.metrics) <= set(ctx.reported)
 
 
@@ -340,16 +516,27 @@ def test_a_real_measurement_gives_positive_times(digits: Data, tmp_path: Path) -
         ({"latency_target": 1.0}, "less than 1"),
     ],
 )
-def test_options_that_do_not_fit_together(changes: dict[str, Any], message: str) -> None:
+def test_options_that_do_not_fit_together(
+    changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         Nvit(**QUICK | changes)
 
 
 def test_models_and_fits_that_do_not_fit(digits: Data, tmp_path: Path) -> None:
     for changes, message in [
-        ({"epochs": 2, "interval_prune": 7}, "2 epochs are 6 steps, less than interval_prune 7"),
-        ({"groups": {"embed": 17, "heads": 2, "qk": 9, "v": 9, "mlp": 65}}, "leave nothing to prune"),
-        ({"table": tmp_path / "none.parquet", "latency": "measured"}, "not a latency table"),
+        (
+            {"epochs": 2, "interval_prune": 7},
+            "2 epochs are 6 steps, less than interval_prune 7",
+        ),
+        (
+            {"groups": {"embed": 17, "heads": 2, "qk": 9, "v": 9, "mlp": 65}},
+            "leave nothing to prune",
+        ),
+        (
+            {"table": tmp_path / "none.parquet", "latency": "measured"},
+            "not a latency table",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             Nvit(**QUICK | changes).check(source().arch, digits.info)

@@ -9,15 +9,31 @@ import torch
 
 from compress import pipeline as pipeline_module
 from compress.cache import StageCache
-from compress.pipeline import NamedStage, Pipeline, PipelineResult, check_order, check_pipeline, run_pipeline
+from compress.pipeline import (
+    NamedStage,
+    Pipeline,
+    PipelineResult,
+    check_order,
+    check_pipeline,
+    run_pipeline,
+)
 from compress.stage import Context, Phase, Stage
-from trainers.config import DataConfig
-from trainers.data import data_info
-from trainers.models import ModelState
-from trainers.source_model import SourceConfig, source_arch
+from trainers.config import DataConfig, SourceConfig
+from trainers.data.splits import data_info
+from trainers.models.arch import ModelState
+from trainers.models.source import source_arch
 
-VIT = SourceConfig(model="vit_tiny_patch16_224", args={"patch_size": 16, "embed_dim": 32, "depth": 3, "num_heads": 2})
-TRAIN: dict[str, Any] = {"epochs": 1, "batch_size": 40, "lr": 1e-3, "warmup": 0, "augment": "none"}
+VIT = SourceConfig(
+    model="vit_tiny_patch16_224",
+    args={"patch_size": 16, "embed_dim": 32, "depth": 3, "num_heads": 2},
+)
+TRAIN: dict[str, Any] = {
+    "epochs": 1,
+    "batch_size": 40,
+    "lr": 1e-3,
+    "warmup": 0,
+    "augment": "none",
+}
 
 
 def named(name: str, kind: str, **config: Any) -> NamedStage:
@@ -25,20 +41,40 @@ def named(name: str, kind: str, **config: Any) -> NamedStage:
 
 
 def go(
-    tmp_path: Path, data: DataConfig, data_cache: Path, *stages: NamedStage, seed: int = 0, **more: Any
+    tmp_path: Path,
+    data: DataConfig,
+    data_cache: Path,
+    *stages: NamedStage,
+    seed: int = 0,
+    **more: Any,
 ) -> PipelineResult:
     pipeline = Pipeline(more.pop("source", VIT), data, stages, seed)
-    return run_pipeline(pipeline, cache=StageCache(tmp_path), data_cache=data_cache, device=torch.device("cpu"), **more)
+    return run_pipeline(
+        pipeline,
+        cache=StageCache(tmp_path),
+        data_cache=data_cache,
+        device=torch.device("cpu"),
+        **more,
+    )
 
 
 def student(**args: Any) -> NamedStage:
     return named("init", "weight_selection", args={"embed_dim": 16, "depth": 2} | args)
 
 
-def test_students_share_the_teacher(tmp_path: Path, digits_config: DataConfig, data_cache: Path) -> None:
+def test_students_share_the_teacher(
+    tmp_path: Path, digits_config: DataConfig, data_cache: Path
+) -> None:
     teacher = named("teacher", "finetune", **TRAIN)
     rows: list[dict[str, Any]] = []
-    first = go(tmp_path, digits_config, data_cache, teacher, student(), named("finetune", "finetune", **TRAIN))
+    first = go(
+        tmp_path,
+        digits_config,
+        data_cache,
+        teacher,
+        student(),
+        named("finetune", "finetune", **TRAIN),
+    )
     second = go(
         tmp_path,
         digits_config,
@@ -51,39 +87,85 @@ def test_students_share_the_teacher(tmp_path: Path, digits_config: DataConfig, d
     assert [s.cached for s in first.stages] == [False, False, False]
     assert [s.cached for s in second.stages] == [True, False, False]
     assert second.stages[0].seconds_full == first.stages[0].seconds_full
-    assert [(r["stage"], r["cached"]) for r in rows] == [("teacher", True), ("finetune", False)]
-    third = go(tmp_path, digits_config, data_cache, teacher, student(), named("finetune", "finetune", **TRAIN))
+    assert [(r["stage"], r["cached"]) for r in rows] == [
+        ("teacher", True),
+        ("finetune", False),
+    ]
+    third = go(
+        tmp_path,
+        digits_config,
+        data_cache,
+        teacher,
+        student(),
+        named("finetune", "finetune", **TRAIN),
+    )
     assert all(s.cached for s in third.stages)
     assert third.model.hash() == first.model.hash()
 
 
-def test_same_bits_without_the_cache(tmp_path: Path, digits_config: DataConfig, data_cache: Path) -> None:
+def test_same_bits_without_the_cache(
+    tmp_path: Path, digits_config: DataConfig, data_cache: Path
+) -> None:
     stages = (student(), named("finetune", "finetune", **TRAIN))
-    hashes = [go(tmp_path / str(i), digits_config, data_cache, *stages).model.hash() for i in range(2)]
+    hashes = [
+        go(tmp_path / str(i), digits_config, data_cache, *stages).model.hash()
+        for i in range(2)
+    ]
     assert hashes[0] == hashes[1]
-    assert go(tmp_path / "0", digits_config, data_cache, *stages, seed=1).model.hash() != hashes[0]
+    assert (
+        go(tmp_path / "0", digits_config, data_cache, *stages, seed=1).model.hash()
+        != hashes[0]
+    )
 
 
-def test_keys_follow_what_decides_a_result(tmp_path: Path, digits_config: DataConfig, data_cache: Path) -> None:
-    def keys(*stages: NamedStage, seed: int = 0, data: DataConfig = digits_config) -> list[str]:
-        return [s.key for s in go(tmp_path, data, data_cache, *stages, seed=seed).stages]
+def test_keys_follow_what_decides_a_result(
+    tmp_path: Path, digits_config: DataConfig, data_cache: Path
+) -> None:
+    def keys(
+        *stages: NamedStage, seed: int = 0, data: DataConfig = digits_config
+    ) -> list[str]:
+        return [
+            s.key for s in go(tmp_path, data, data_cache, *stages, seed=seed).stages
+        ]
 
     base = keys(student(), named("finetune", "finetune", **TRAIN))
     assert keys(student(), named("other_name", "finetune", **TRAIN)) == base
-    assert keys(student(), named("finetune", "finetune", **TRAIN | {"lr": 2e-3}))[0] == base[0]
-    assert keys(student(), named("finetune", "finetune", **TRAIN | {"lr": 2e-3}))[1] != base[1]
+    assert (
+        keys(student(), named("finetune", "finetune", **TRAIN | {"lr": 2e-3}))[0]
+        == base[0]
+    )
+    assert (
+        keys(student(), named("finetune", "finetune", **TRAIN | {"lr": 2e-3}))[1]
+        != base[1]
+    )
     assert keys(student(), seed=1)[0] != base[0]
-    assert keys(student(), data=digits_config.model_copy(update={"limit": 150}))[0] != base[0]
-    assert keys(student(), data=digits_config.model_copy(update={"workers": 0}))[0] == base[0]
+    assert (
+        keys(student(), data=digits_config.model_copy(update={"limit": 150}))[0]
+        != base[0]
+    )
+    assert (
+        keys(student(), data=digits_config.model_copy(update={"workers": 0}))[0]
+        == base[0]
+    )
 
 
-def test_checkpoints_count_by_content_not_by_path(tmp_path: Path, digits_config: DataConfig, data_cache: Path) -> None:
+def test_checkpoints_count_by_content_not_by_path(
+    tmp_path: Path, digits_config: DataConfig, data_cache: Path
+) -> None:
     info = data_info(digits_config)
-    state = ModelState.initialised(source_arch(VIT, info.num_classes, info.image_size), 3)
+    state = ModelState.initialised(
+        source_arch(VIT, info.num_classes, info.image_size), 3
+    )
     state.save(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     keys = [
-        go(tmp_path / "cache", digits_config, data_cache, student(), source=SourceConfig(checkpoint=tmp_path / name))
+        go(
+            tmp_path / "cache",
+            digits_config,
+            data_cache,
+            student(),
+            source=SourceConfig(checkpoint=tmp_path / name),
+        )
         .stages[0]
         .key
         for name in ("a", "b")
@@ -91,16 +173,37 @@ def test_checkpoints_count_by_content_not_by_path(tmp_path: Path, digits_config:
     assert keys[0] == keys[1]
 
 
-def test_distillation_from_an_earlier_stage(tmp_path: Path, digits_config: DataConfig, data_cache: Path) -> None:
+def test_distillation_from_an_earlier_stage(
+    tmp_path: Path, digits_config: DataConfig, data_cache: Path
+) -> None:
     distill = {"teacher": "stage:teacher", "kind": "soft", "alpha": 1.0}
-    stages = (named("teacher", "finetune", **TRAIN), student(), named("finetune", "finetune", **TRAIN, distill=distill))
+    stages = (
+        named("teacher", "finetune", **TRAIN),
+        student(),
+        named("finetune", "finetune", **TRAIN, distill=distill),
+    )
     distilled = go(tmp_path, digits_config, data_cache, *stages)
-    plain = go(tmp_path, digits_config, data_cache, *stages[:2], named("finetune", "finetune", **TRAIN))
+    plain = go(
+        tmp_path,
+        digits_config,
+        data_cache,
+        *stages[:2],
+        named("finetune", "finetune", **TRAIN),
+    )
     assert distilled.model.hash() != plain.model.hash()
     other = (named("first", "finetune", **TRAIN), named("teacher", "finetune", **TRAIN))
-    text_alike = (named("teacher", "finetune", **TRAIN), named("first", "finetune", **TRAIN))
+    text_alike = (
+        named("teacher", "finetune", **TRAIN),
+        named("first", "finetune", **TRAIN),
+    )
     keys = [
-        go(tmp_path, digits_config, data_cache, *two, named("last", "finetune", **TRAIN, distill=distill))
+        go(
+            tmp_path,
+            digits_config,
+            data_cache,
+            *two,
+            named("last", "finetune", **TRAIN, distill=distill),
+        )
         .stages[-1]
         .key
         for two in (other, text_alike)
@@ -113,10 +216,19 @@ def test_teacher_must_exist_and_fit(digits_config: DataConfig) -> None:
     arch = source_arch(VIT, info.num_classes, info.image_size)
     distill = {"teacher": "stage:nobody"}
     with pytest.raises(
-        ValueError, match=r"stages\.last: teacher 'stage:nobody' is no earlier stage; earlier ones: first"
+        ValueError,
+        match=(
+            r"stages\.last: teacher 'stage:nobody' is no earlier stage; earlier ones:"
+            r" first"
+        ),
     ):
         check_pipeline(
-            arch, [named("first", "finetune", **TRAIN), named("last", "finetune", **TRAIN, distill=distill)], info
+            arch,
+            [
+                named("first", "finetune", **TRAIN),
+                named("last", "finetune", **TRAIN, distill=distill),
+            ],
+            info,
         )
 
 
@@ -131,7 +243,11 @@ class Fake(Stage):
 
 
 def fake(phase: Phase) -> NamedStage:
-    return NamedStage(phase, phase, type(f"Fake_{phase}", (Fake,), {"phase": phase, "__module__": __name__})())
+    return NamedStage(
+        phase,
+        phase,
+        type(f"Fake_{phase}", (Fake,), {"phase": phase, "__module__": __name__})(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,7 +274,11 @@ def test_order(phases: list[Phase], fine: bool) -> None:
 def test_dimensions_are_checked_without_work(digits_config: DataConfig) -> None:
     info = data_info(digits_config)
     arch = source_arch(VIT, info.num_classes, info.image_size)
-    archs = check_pipeline(arch, [student(), named("finetune", "finetune", **TRAIN)], info)
+    archs = check_pipeline(
+        arch, [student(), named("finetune", "finetune", **TRAIN)], info
+    )
     assert archs[-1].args["embed_dim"] == 16
-    with pytest.raises(ValueError, match=r"stages\.init: .*\(10, 64\)|stages\.init: .*64.*32"):
+    with pytest.raises(
+        ValueError, match=r"stages\.init: .*\(10, 64\)|stages\.init: .*64.*32"
+    ):
         check_pipeline(arch, [student(embed_dim=64)], info)

@@ -9,17 +9,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress import wfn as wfn_module
-from compress.baseline_quant import KmeansQuant, UniformQuant, kmeans, nearest, uniform_grid
+from compress.quant_baselines import (
+    KmeansQuant,
+    UniformQuant,
+    kmeans,
+    nearest,
+    uniform_grid,
+)
 from compress.stage import Context
-from compress.wfn import HoldFixed, Wfn, fixable_parameters, flat
-from compress.wfn_cluster import cluster
-from compress.wfn_regulariser import PullTable, pull
+from compress.wfn import stage as wfn_module
+from compress.wfn.clustering import cluster
+from compress.wfn.regulariser import PullTable, pull
+from compress.wfn.stage import HoldFixed, Wfn, fixable_parameters, flat
 from trainers.config import TrainConfig
-from trainers.data import Data
-from trainers.fit import fit
-from trainers.losses import TaskObjective
-from trainers.models import ModelState, make_arch
+from trainers.data.splits import Data
+from trainers.models.arch import ModelState, make_arch
+from trainers.training.fit import fit
+from trainers.training.losses import TaskObjective
 
 CPU = torch.device("cpu")
 GAMMA_0 = 2**-7
@@ -27,11 +33,15 @@ GAMMA_0 = 2**-7
 
 @pytest.fixture(scope="module")
 def model() -> ModelState:
-    return ModelState.initialised(make_arch("resnet20_cifar", num_classes=10, image_size=32, args={"width": 4}), 0)
+    return ModelState.initialised(
+        make_arch("resnet20_cifar", num_classes=10, image_size=32, args={"width": 4}), 0
+    )
 
 
 def context(digits: Data, folder: Path) -> Context:
-    return Context(digits, CPU, 3, folder, lambda name, checkpoint: pytest.fail("no teacher here"))
+    return Context(
+        digits, CPU, 3, folder, lambda name, checkpoint: pytest.fail("no teacher here")
+    )
 
 
 def dense_oracle(weights: Tensor, centroids: Tensor, relative: bool) -> Tensor:
@@ -50,11 +60,17 @@ def dense_oracle(weights: Tensor, centroids: Tensor, relative: bool) -> Tensor:
 @pytest.mark.parametrize("relative", [True, False])
 @pytest.mark.parametrize("scale", [0.02, 0.3, 4.0])
 @pytest.mark.parametrize("count", [1, 2, 17, 120])
-def test_regulariser_is_the_dense_formula(relative: bool, scale: float, count: int) -> None:
+def test_regulariser_is_the_dense_formula(
+    relative: bool, scale: float, count: int
+) -> None:
     generator = torch.Generator().manual_seed(count)
     weights = torch.randn(300, generator=generator) * scale
-    weights[:3] = torch.tensor([GAMMA_0 * 0.999, -GAMMA_0 * 1.001, 30 * scale])  # near the break, outside the table
-    centroids = torch.cat([torch.zeros(1), torch.randn(count, generator=generator) * scale]).unique()
+    weights[:3] = torch.tensor(
+        [GAMMA_0 * 0.999, -GAMMA_0 * 1.001, 30 * scale]
+    )  # near the break, outside the table
+    centroids = torch.cat(
+        [torch.zeros(1), torch.randn(count, generator=generator) * scale]
+    ).unique()
     distance: Any = "relative" if relative else "euclidean"
     table = PullTable.build(centroids, 3 * scale, distance, GAMMA_0)
     slow = weights.double().requires_grad_()
@@ -72,30 +88,66 @@ def test_regulariser_is_the_dense_formula(relative: bool, scale: float, count: i
 
 def test_regulariser_never_builds_the_matrix() -> None:
     """2 M weights × 200 centroids would be 1.6 GB; the table reads them in chunks."""
-    weights = (torch.randn(2_000_000, generator=torch.Generator().manual_seed(0)) * 0.05).requires_grad_()
+    weights = (
+        torch.randn(2_000_000, generator=torch.Generator().manual_seed(0)) * 0.05
+    ).requires_grad_()
     table = PullTable.build(torch.linspace(-0.3, 0.3, 200), 0.5, "relative", GAMMA_0)
     pull(weights, table).backward()
     assert weights.grad is not None
     assert bool(torch.isfinite(weights.grad).all())
 
 
-@pytest.mark.parametrize("optimizer", [{"optimizer": "adam"}, {"optimizer": "sgd", "momentum": 0.9, "eps": None}])
+@pytest.mark.parametrize(
+    "optimizer",
+    [{"optimizer": "adam"}, {"optimizer": "sgd", "momentum": 0.9, "eps": None}],
+)
 def test_held_weights_do_not_move_a_bit(
     model: ModelState, digits: Data, tmp_path: Path, optimizer: dict[str, Any]
 ) -> None:
     module = model.build()
     parameters = fixable_parameters(module, include_norm=False)
     config = TrainConfig(
-        epochs=2, batch_size=30, lr=0.05, lr_scaling="unscaled", warmup=0, weight_decay=0.1, augment="none", **optimizer
+        epochs=2,
+        batch_size=30,
+        lr=0.05,
+        lr_scaling="unscaled",
+        warmup=0,
+        weight_decay=0.1,
+        augment="none",
+        **optimizer,
     )
-    warm = HoldFixed(parameters, torch.zeros_like(flat(parameters), dtype=torch.bool), flat(parameters), None, 0.0)
-    fit(module, digits, TaskObjective(0), config, hooks=[warm], seed=0, device=CPU, workdir=tmp_path / "a")
+    warm = HoldFixed(
+        parameters,
+        torch.zeros_like(flat(parameters), dtype=torch.bool),
+        flat(parameters),
+        None,
+        0.0,
+    )
+    fit(
+        module,
+        digits,
+        TaskObjective(0),
+        config,
+        hooks=[warm],
+        seed=0,
+        device=CPU,
+        workdir=tmp_path / "a",
+    )
     clustering = cluster(flat(parameters), 0.6, 0.1)
     wfn_module._assign(parameters, clustering.values)
     before = flat(parameters)
     table = PullTable.build(clustering.codebook, 5.0, "relative", GAMMA_0)
     hook = HoldFixed(parameters, clustering.fixed, clustering.values, table, 0.4)
-    fit(module, digits, TaskObjective(0), config, hooks=[hook], seed=0, device=CPU, workdir=tmp_path / "b")
+    fit(
+        module,
+        digits,
+        TaskObjective(0),
+        config,
+        hooks=[hook],
+        seed=0,
+        device=CPU,
+        workdir=tmp_path / "b",
+    )
     after = flat(parameters)
     fixed = clustering.fixed
     assert torch.equal(before[fixed].view(torch.int32), after[fixed].view(torch.int32))
@@ -113,14 +165,31 @@ def test_the_pull_pulls(model: ModelState, digits: Data, tmp_path: Path) -> None
         table = PullTable.build(clustering.codebook, 5.0, "relative", GAMMA_0)
         hook = HoldFixed(parameters, clustering.fixed, clustering.values, table, ratio)
         config = TrainConfig(
-            epochs=4, batch_size=30, lr=2e-3, lr_scaling="unscaled", warmup=0, augment="none", optimizer="adam"
+            epochs=4,
+            batch_size=30,
+            lr=2e-3,
+            lr_scaling="unscaled",
+            warmup=0,
+            augment="none",
+            optimizer="adam",
         )
-        fit(module, digits, TaskObjective(0), config, hooks=[hook], seed=0, device=CPU, workdir=tmp_path / str(ratio))
+        fit(
+            module,
+            digits,
+            TaskObjective(0),
+            config,
+            hooks=[hook],
+            seed=0,
+            device=CPU,
+            workdir=tmp_path / str(ratio),
+        )
         distances.append(float(pull(flat(parameters)[~clustering.fixed], table)))
     assert distances[1] < 0.95 * distances[0]
 
 
-def test_schedule(model: ModelState, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schedule(
+    model: ModelState, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[tuple[float, float, float]] = []
 
     def spy(weights: Tensor, fraction: float, allowed: float, **options: Any) -> Any:
@@ -128,10 +197,19 @@ def test_schedule(model: ModelState, digits: Data, tmp_path: Path, monkeypatch: 
         return cluster(weights, fraction, allowed, **options)
 
     monkeypatch.setattr(wfn_module, "cluster", spy)
-    stage = Wfn(percentages=(0.5, 0.9, 1.0), fixing_epochs=0, distance_allowed=0.1, zero_distance=0.01)
+    stage = Wfn(
+        percentages=(0.5, 0.9, 1.0),
+        fixing_epochs=0,
+        distance_allowed=0.1,
+        zero_distance=0.01,
+    )
     ctx = context(digits, tmp_path)
     result = stage.run(model, ctx)
-    assert calls == [(0.5, pytest.approx(0.3), 0.01), (0.9, pytest.approx(0.2), 0.01), (1.0, pytest.approx(0.1), 0.01)]
+    assert calls == [
+        (0.5, pytest.approx(0.3), 0.01),
+        (0.9, pytest.approx(0.2), 0.01),
+        (1.0, pytest.approx(0.1), 0.01),
+    ]
     with torch.device("meta"):
         names = list(fixable_parameters(result.arch.build(), include_norm=False))
     values = torch.cat([result.weights[n].reshape(-1) for n in names])
@@ -144,25 +222,47 @@ def test_schedule(model: ModelState, digits: Data, tmp_path: Path, monkeypatch: 
     assert ctx.reported["fixed_fraction"] == 1.0
 
 
-def test_resumed_at_any_iteration_it_is_the_same(model: ModelState, digits: Data, tmp_path: Path) -> None:
+def test_resumed_at_any_iteration_it_is_the_same(
+    model: ModelState, digits: Data, tmp_path: Path
+) -> None:
     options: dict[str, Any] = {
-        "percentages": (0.4, 0.8, 1.0), "fixing_epochs": 1, "distance_allowed": 0.05, "lr": 1e-3, "batch_size": 40,
+        "percentages": (0.4, 0.8, 1.0),
+        "fixing_epochs": 1,
+        "distance_allowed": 0.05,
+        "lr": 1e-3,
+        "batch_size": 40,
         "augment": {"preset": "none"},
-    }  # fmt: skip
+    }
     whole = Wfn(**options).run(model, context(digits, tmp_path / "whole"))
     for k in (1, 2):
-        first = Wfn(**options, last_iteration=k).run(model, context(digits, tmp_path / f"first-{k}"))
-        rest = Wfn(**options, first_iteration=k).run(first, context(digits, tmp_path / f"rest-{k}"))
+        first = Wfn(**options, last_iteration=k).run(
+            model, context(digits, tmp_path / f"first-{k}")
+        )
+        rest = Wfn(**options, first_iteration=k).run(
+            first, context(digits, tmp_path / f"rest-{k}")
+        )
         assert rest.hash() == whole.hash()
     with pytest.raises(ValueError, match="first_iteration 2 and last_iteration 2"):
         Wfn(**options, first_iteration=2, last_iteration=2)
 
 
-def test_include_norm_fixes_them_too(model: ModelState, digits: Data, tmp_path: Path) -> None:
-    stage = Wfn(percentages=(1.0,), fixing_epochs=0, include_norm=True, distance_allowed=0.1)
+def test_include_norm_fixes_them_too(
+    model: ModelState, digits: Data, tmp_path: Path
+) -> None:
+    stage = Wfn(
+        percentages=(1.0,), fixing_epochs=0, include_norm=True, distance_allowed=0.1
+    )
     result = stage.run(model, context(digits, tmp_path))
-    affine = torch.cat([v for n, v in result.weights.items() if "bn" in n and n.endswith((".weight", ".bias"))])
-    codebook = torch.cat([v.reshape(-1) for n, v in result.weights.items() if "conv" in n]).unique()
+    affine = torch.cat(
+        [
+            v
+            for n, v in result.weights.items()
+            if "bn" in n and n.endswith((".weight", ".bias"))
+        ]
+    )
+    codebook = torch.cat(
+        [v.reshape(-1) for n, v in result.weights.items() if "conv" in n]
+    ).unique()
     assert torch.isin(affine, torch.cat([codebook, affine.unique()])).all()
     assert len(torch.cat([codebook, affine]).unique()) < 200
 
@@ -180,23 +280,31 @@ def test_uniform_grid(bits: int) -> None:
     levels = 2 ** (bits - 1) - 1
     step = weights.abs().max().item() / levels
     assert len(quantised.unique()) <= 2 * levels + 1
-    np.testing.assert_allclose(quantised.numpy(), np.round(weights.numpy() / step) * step, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(
+        quantised.numpy(), np.round(weights.numpy() / step) * step, rtol=1e-6, atol=1e-7
+    )
     assert (quantised - weights).abs().max() <= step / 2 + 1e-6
     assert torch.equal(uniform_grid(torch.zeros(3), bits), torch.zeros(3))
 
 
 def test_kmeans_is_a_fixed_point_of_lloyd() -> None:
-    values = torch.randn(400, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    values = torch.randn(
+        400, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     centroids = kmeans(values, 7)
     owner = (values[:, None] - centroids).abs().argmin(1)
     for k in range(len(centroids)):
         assert centroids[k].item() == pytest.approx(values[owner == k].mean().item())
     assert torch.equal(nearest(values, centroids), centroids[owner])
-    assert torch.equal(kmeans(torch.tensor([2.0, 2.0]), 4), torch.tensor([2.0], dtype=torch.float64))
+    assert torch.equal(
+        kmeans(torch.tensor([2.0, 2.0]), 4), torch.tensor([2.0], dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize(("scope", "most"), [("layer", 4), ("network", 4)])
-def test_codebooks_have_their_size(model: ModelState, digits: Data, tmp_path: Path, scope: Any, most: int) -> None:
+def test_codebooks_have_their_size(
+    model: ModelState, digits: Data, tmp_path: Path, scope: Any, most: int
+) -> None:
     result = KmeansQuant(clusters=4, scope=scope).run(model, context(digits, tmp_path))
     tensors = [v for n, v in result.weights.items() if "conv" in n or "linear" in n]
     assert all(len(v.unique()) <= most for v in tensors)

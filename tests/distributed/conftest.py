@@ -35,7 +35,9 @@ Ranks = Callable[..., list[Any]]
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    """`ranks(script, world)`: runs the script in `world` processes; each calls `give(value)` once; all values."""
+    """`ranks(script, world)`: runs the script in `world` processes; each calls
+    `give(value)` once; all values.
+    """
 
     def run(script: str, world: int = 2) -> list[Any]:
         folder = tmp_path_factory.mktemp(f"world-{world}")
@@ -43,13 +45,24 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         processes = [
             subprocess.Popen(
-                [sys.executable, str(folder / "script.py"), str(rank), str(world), str(folder)],
-                env=environment, stderr=subprocess.PIPE, text=True,
+                [
+                    sys.executable,
+                    str(folder / "script.py"),
+                    str(rank),
+                    str(world),
+                    str(folder),
+                ],
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
             )
             for rank in range(world)
-        ]  # fmt: skip
+        ]
         errors = [process.communicate(timeout=180)[1] for process in processes]
         assert all(p.returncode == 0 for p in processes), "\n".join(errors)
-        return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(world)]
+        return [
+            json.loads((folder / f"rank-{rank}.json").read_text())
+            for rank in range(world)
+        ]
 
     return run

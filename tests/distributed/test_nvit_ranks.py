@@ -4,17 +4,17 @@ from collections.abc import Callable
 from typing import Any
 
 SCRIPT = """
-from compress.nvit import Nvit
-from compress.nvit_groups import UnitLayout
-from compress.nvit_importance import TaylorMeter
-from compress.nvit_latency import MacsModel
-from compress.nvit_pruner import Pruner
-from compress.nvit_surgery import MaskedVit
+from compress.nvit.stage import Nvit
+from compress.nvit.groups import UnitLayout
+from compress.nvit.importance import TaylorMeter
+from compress.nvit.cost import MacsModel
+from compress.nvit.pruner import Pruner
+from compress.nvit.surgery import MaskedVit
 from compress.stage import Context
 from trainers.config import DataConfig
-from trainers.data import load_data
-from trainers.models import ModelState, make_arch
-from trainers.pruned_vit import from_timm
+from trainers.data.splits import load_data
+from trainers.models.arch import ModelState, make_arch
+from trainers.models.pruned_vit import from_timm
 
 meter = TaylorMeter(2, 0.9, torch.device("cpu"))  # ranks that saw other contributions
 meter.add(torch.tensor([1.0, 2.0]).double() * (rank + 1))

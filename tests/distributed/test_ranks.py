@@ -1,4 +1,6 @@
-"""Two real processes, gloo: what must be equal on all ranks is, and one process is the reference."""
+"""Two real processes, gloo: what must be equal on all ranks is, and one process is the
+reference.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +15,9 @@ COMMON = """
 from compress.cache import StageCache
 from compress.pipeline import STAGES, NamedStage, Pipeline, run_pipeline
 from trainers.config import DataConfig
-from trainers.data import load_data
-from trainers.evaluate import evaluate
-from trainers.source_model import SourceConfig
+from trainers.data.splits import load_data
+from trainers.training.evaluate import evaluate
+from trainers.config import SourceConfig
 
 TRAIN = dict(epochs=2, batch_size=40, lr=2e-3, lr_scaling="unscaled", warmup=0, augment="none")
 RESNET = SourceConfig(model="resnet20_cifar", args={"width": 4})
@@ -40,7 +42,7 @@ TWO = (
     COMMON
     + """
 import hashlib
-import compress.wfn as wfn
+import compress.wfn.stage as wfn
 
 result, rows = run("finetune", TRAIN)
 again, rows_again = run("finetune", TRAIN)
@@ -88,7 +90,9 @@ def test_all_ranks_end_alike(two: list[dict[str, Any]]) -> None:
     assert two[0] == two[1]
 
 
-def test_a_fit_counts_every_image_once_and_is_taken_from_the_cache(two: list[dict[str, Any]]) -> None:
+def test_a_fit_counts_every_image_once_and_is_taken_from_the_cache(
+    two: list[dict[str, Any]],
+) -> None:
     fit = two[0]["fit"]
     right = fit["scores"]["accuracy"] * 61
     assert right == pytest.approx(round(right), abs=1e-9)
@@ -108,8 +112,12 @@ def test_killed_and_resumed_is_uninterrupted(two: list[dict[str, Any]]) -> None:
     assert rows == 3
 
 
-def test_two_ranks_are_one_process_that_accumulates(two: list[dict[str, Any]], ranks: Ranks) -> None:
-    """Without batch norm: the same images in the same global batches give the same gradient, up to rounding."""
+def test_two_ranks_are_one_process_that_accumulates(
+    two: list[dict[str, Any]], ranks: Ranks
+) -> None:
+    """Without batch norm: the same images in the same global batches give the same
+    gradient, up to rounding.
+    """
     (alone,) = ranks(ONE, 1)
     assert two[0]["vit"]["norm"] == pytest.approx(alone["norm"], rel=1e-5)
     for ours, reference in zip(two[0]["vit"]["rows"], alone["rows"], strict=True):

@@ -7,22 +7,46 @@ from typing import Any
 
 import pytest
 
-from sweeps.reproduce import read_record, reproduce
+from sweeps.trial.reproduce import read_record, reproduce
 
 Ranks = Callable[..., list[Any]]
 
 PLAN: dict[str, Any] = {
-    "trial_id": "00000", "number": 0, "replicate": 0, "seed": 3, "params": {}, "config": {}, "device": "cpu", "threads": 1,
-    "source": {"model": "vit_tiny_patch16_224", "args": {"patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}},
+    "trial_id": "00000",
+    "number": 0,
+    "replicate": 0,
+    "seed": 3,
+    "params": {},
+    "config": {},
+    "device": "cpu",
+    "threads": 1,
+    "source": {
+        "model": "vit_tiny_patch16_224",
+        "args": {"patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2},
+    },
     "data": {"dataset": "digits", "limit": 160, "limit_test": 60, "val_fraction": 0.25},
-    "stages": [{"name": "finetune", "stage": "finetune", "config": {
-        "epochs": 3, "batch_size": 24, "warmup": 0, "augment": {"preset": "none"}, "lr": 1e-3, "lr_scaling": "unscaled"}}],
-    "measure": {"latency": False}, "workers": 2, "max_failures": 0,
-}  # fmt: skip
+    "stages": [
+        {
+            "name": "finetune",
+            "stage": "finetune",
+            "config": {
+                "epochs": 3,
+                "batch_size": 24,
+                "warmup": 0,
+                "augment": {"preset": "none"},
+                "lr": 1e-3,
+                "lr_scaling": "unscaled",
+            },
+        }
+    ],
+    "measure": {"latency": False},
+    "workers": 2,
+    "max_failures": 0,
+}
 
 TRIAL = """
-from sweeps.execute import execute
-from sweeps.trial import run_trial
+from sweeps.trial.execute import execute
+from sweeps.trial.attempt import run_trial
 plan = json.loads({plan!r})
 if rank == 0:
     give(run_trial(plan, execute))
@@ -33,15 +57,22 @@ else:
 
 
 @pytest.mark.slow
-def test_two_workers_again_with_one(ranks: Ranks, tmp_path: Path, data_cache: Path) -> None:
-    plan = PLAN | {"run": str(tmp_path), "cache": str(tmp_path / "_cache"), "data_cache": str(data_cache)}
+def test_two_workers_again_with_one(
+    ranks: Ranks, tmp_path: Path, data_cache: Path
+) -> None:
+    plan = PLAN | {
+        "run": str(tmp_path),
+        "cache": str(tmp_path / "_cache"),
+        "data_cache": str(data_cache),
+    }
     first, _ = ranks(TRIAL.format(plan=json.dumps(plan)))
     assert first["status"] == "complete"
     record = read_record(tmp_path, "00000")
     assert record["world_size"] == 2
     found = reproduce(record, tolerance=1e-3, data_cache=data_cache)
     assert found.conditions == [
-        "2 workers then, one that accumulates now: same batches, other draws of augmentation and dropout"
+        "2 workers then, one that accumulates now: same batches, other draws of"
+        " augmentation and dropout"
     ]
     assert found.same, [row for row in found.rows if not row.same]
     alone = reproduce(

@@ -14,11 +14,20 @@ BASE: dict[str, Any] = {
     },
     "data": {"dataset": "digits", "limit": 120, "limit_test": 40, "val_fraction": 0.25},
     "stages": {
-        "teacher": {"stage": "finetune", "epochs": 2, "batch_size": 30, "warmup": 0, "augment": "none"},
+        "teacher": {
+            "stage": "finetune",
+            "epochs": 2,
+            "batch_size": 30,
+            "warmup": 0,
+            "augment": "none",
+        },
         "init": {"one_of": {"weight_selection": {}, "random_init": {}, "none": None}},
         "finetune": {"epochs": 1, "batch_size": 30, "warmup": 0, "augment": "none"},
     },
-    "objectives": [{"metric": "accuracy", "mode": "max"}, {"metric": "gmacs", "mode": "min"}],
+    "objectives": [
+        {"metric": "accuracy", "mode": "max"},
+        {"metric": "gmacs", "mode": "min"},
+    ],
     "search": {
         "sampler": "random",
         "trials": 4,

@@ -6,13 +6,20 @@ from typing import Any
 from optuna.trial import TrialState
 
 from sweeps.check import check_spec
-from sweeps.records import TrialRecord, trial_folder, trial_records
-from sweeps.search import StudySearch
-from sweeps.spec import spec_from
+from sweeps.run.record import TrialRecord, trial_folder, trial_records
+from sweeps.search.searcher import StudySearch
+from sweeps.spec.model import spec_from
 
 COMMON: dict[str, Any] = {
-    "run": "", "cache": "", "data_cache": "", "measure": {}, "device": "cpu", "threads": 1, "max_failures": 0, "remote": None,
-}  # fmt: skip
+    "run": "",
+    "cache": "",
+    "data_cache": "",
+    "measure": {},
+    "device": "cpu",
+    "threads": 1,
+    "max_failures": 0,
+    "remote": None,
+}
 
 
 def searcher(raw: dict[str, Any], run: Path, **search: Any) -> StudySearch:
@@ -31,7 +38,13 @@ def begin(search: StudySearch, run: Path, tune_id: str) -> TrialRecord:
     return TrialRecord.begin(trial_folder(run, plan["trial_id"]), facts)
 
 
-def finish(search: StudySearch, run: Path, tune_id: str, status: Any = "complete", **metrics: float) -> dict[str, Any]:
+def finish(
+    search: StudySearch,
+    run: Path,
+    tune_id: str,
+    status: Any = "complete",
+    **metrics: float,
+) -> dict[str, Any]:
     """Suggest, and pretend that the trial ended like this; its plan."""
     record = begin(search, run, tune_id)
     record.finish(status, metrics=metrics)

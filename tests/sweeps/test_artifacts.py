@@ -8,13 +8,13 @@ import safetensors.torch
 import torch
 from typer.testing import CliRunner
 
-from sweeps.artifacts import trial_model
 from sweeps.check import check_spec
-from sweeps.cli import app
-from sweeps.records import TrialRecord, trial_folder
-from sweeps.search import StudySearch
-from sweeps.spec import spec_from
-from sweeps.trial import run_trial
+from sweeps.cli.main import app
+from sweeps.export.models import trial_model
+from sweeps.run.record import TrialRecord, trial_folder
+from sweeps.search.searcher import StudySearch
+from sweeps.spec.model import spec_from
+from sweeps.trial.attempt import run_trial
 
 
 @pytest.fixture
@@ -22,13 +22,21 @@ def quantised_run(raw: dict[str, Any], tmp_path: Path, data_cache: Path) -> Path
     """A run with one trial that ends in k-means quantisation."""
     raw["stages"] = {"kmeans_quant": {"clusters": 8, "scope": "network"}}
     raw["search"] = {"trials": 1}
-    raw["objectives"] = [{"metric": "accuracy", "mode": "max"}, {"metric": "coded_bytes", "mode": "min"}]
+    raw["objectives"] = [
+        {"metric": "accuracy", "mode": "max"},
+        {"metric": "coded_bytes", "mode": "min"},
+    ]
     run = tmp_path / "runs" / "small"
     run.mkdir(parents=True)
     common = {
-        "run": str(run), "cache": str(run.parent / "_cache"), "data_cache": str(data_cache), "measure": {"latency": False},
-        "device": "cpu", "threads": 1, "max_failures": 0,
-    }  # fmt: skip
+        "run": str(run),
+        "cache": str(run.parent / "_cache"),
+        "data_cache": str(data_cache),
+        "measure": {"latency": False},
+        "device": "cpu",
+        "threads": 1,
+        "max_failures": 0,
+    }
     suggestion = StudySearch(check_spec(spec_from(raw)), run, common).suggest("a")
     assert isinstance(suggestion, dict)
     run_trial(suggestion["plan"])
@@ -45,12 +53,17 @@ def test_pack_and_unpack_keep_every_bit(quantised_run: Path, tmp_path: Path) -> 
     loaded = safetensors.torch.load_file(out)
     assert set(loaded) == set(model.weights)
     for name, value in model.weights.items():
-        assert torch.equal(loaded[name].reshape(-1).view(torch.uint8), value.reshape(-1).view(torch.uint8)), name
+        assert torch.equal(
+            loaded[name].reshape(-1).view(torch.uint8),
+            value.reshape(-1).view(torch.uint8),
+        ), name
     record = TrialRecord.read(trial_folder(quantised_run, "00000"))
     assert record is not None
     metrics = record.content["metrics"]
     assert metrics["coded_bytes"] == packed.stat().st_size
-    assert metrics["coded_ratio"] == pytest.approx(metrics["model_bytes"] / packed.stat().st_size)
+    assert metrics["coded_ratio"] == pytest.approx(
+        metrics["model_bytes"] / packed.stat().st_size
+    )
     assert metrics["coded_bits_per_weight"] < 4
     assert metrics["unique_values"] == 8
 
@@ -58,9 +71,18 @@ def test_pack_and_unpack_keep_every_bit(quantised_run: Path, tmp_path: Path) -> 
 def test_mistakes(quantised_run: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     for arguments, message in [
-        (["pack", str(quantised_run), "00009", out], "no trial '00009'; its trials: 00000"),
-        (["pack", str(tmp_path / "none"), "00000", out], "not a run folder: no run.json in"),
-        (["unpack", str(quantised_run / "trials/00000/record.json"), out], "cannot be read as a coded model"),
+        (
+            ["pack", str(quantised_run), "00009", out],
+            "no trial '00009'; its trials: 00000",
+        ),
+        (
+            ["pack", str(tmp_path / "none"), "00000", out],
+            "not a run folder: no run.json in",
+        ),
+        (
+            ["unpack", str(quantised_run / "trials/00000/record.json"), out],
+            "cannot be read as a coded model",
+        ),
     ]:
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 2

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 import analysis
-from sweeps.cli import app
-from sweeps.driver import Outcome
+from sweeps.cli.main import app
+from sweeps.drive.driver import Outcome
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +33,17 @@ def run(synthetic: ModuleType, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[int, str]]:
+def call(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., tuple[int, str]]:
     """Runs `sweeps` with these arguments: exit code and output."""
     monkeypatch.chdir(tmp_path)
 
     def invoke(*arguments: object) -> tuple[int, str]:
         result = CliRunner().invoke(app, [str(a) for a in arguments])
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        assert result.exception is None or isinstance(result.exception, SystemExit), (
+            result.exception
+        )
         return result.exit_code, result.output
 
     return invoke
@@ -52,7 +56,9 @@ def test_status(run: Path, call: Callable[..., tuple[int, str]]) -> None:
     assert "ValueError: stage nvit" in text
 
 
-def test_a_run_is_found_by_its_name(run: Path, call: Callable[..., tuple[int, str]]) -> None:
+def test_a_run_is_found_by_its_name(
+    run: Path, call: Callable[..., tuple[int, str]]
+) -> None:
     (run.parent / "runs").mkdir()
     run.rename(run.parent / "runs" / "mine")
     code, text = call("status", "mine")
@@ -61,16 +67,33 @@ def test_a_run_is_found_by_its_name(run: Path, call: Callable[..., tuple[int, st
 
 @pytest.mark.parametrize(("complete", "code"), [(True, 0), (False, 1)])
 def test_a_sweep_without_a_complete_trial_fails(
-    run: Path, call: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, complete: bool, code: int
+    run: Path,
+    call: Callable[..., tuple[int, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    complete: bool,
+    code: int,
 ) -> None:
     outcome = Outcome(run, interrupted=False, stopped=False, report=run / "report.html")
-    monkeypatch.setattr("sweeps.driver.run_sweep", lambda *args, **kwargs: outcome)
+    monkeypatch.setattr(
+        "sweeps.drive.driver.run_sweep", lambda *args, **kwargs: outcome
+    )
     for path in (run / "trials").glob("*/record.json"):
         record = json.loads(path.read_text())
         if record["status"] == "complete" and not complete:
-            path.write_text(json.dumps(record | {"status": "failed", "error": {"type": "E", "message": "no"}}))
+            path.write_text(
+                json.dumps(
+                    record
+                    | {
+                        "status": "failed",
+                        "error": {"type": "E", "message": "no"},
+                    }
+                )
+            )
     found, text = call("run", "demo")
-    assert (found, "no trial is complete; `sweeps status`" in text) == (code, not complete), text
+    assert (found, "no trial is complete; `sweeps status`" in text) == (
+        code,
+        not complete,
+    ), text
 
 
 def test_front(run: Path, call: Callable[..., tuple[int, str]]) -> None:
@@ -78,40 +101,64 @@ def test_front(run: Path, call: Callable[..., tuple[int, str]]) -> None:
     code, text = call("front", run)
     assert code == 0
     assert all(trial in text for trial in loaded.front()["trial_id"])
-    assert "none is complete within the bounds" in call("front", run, "--where", "accuracy>2")[1]
+    assert (
+        "none is complete within the bounds"
+        in call("front", run, "--where", "accuracy>2")[1]
+    )
     best = loaded.complete()["metric/accuracy"].max()
     code, text = call("front", run, "--where", f"accuracy>={best - 1e-9}")
     assert code == 0
     assert len(text.splitlines()) == 3
 
 
-def test_pick_tells_how_to_get_the_model(run: Path, call: Callable[..., tuple[int, str]]) -> None:
+def test_pick_tells_how_to_get_the_model(
+    run: Path, call: Callable[..., tuple[int, str]]
+) -> None:
     knee = analysis.load(run).best().loc["knee", "trial_id"]
     code, text = call("front", run, "--pick", "knee")
     assert code == 0
     assert f"sweeps export --format onnx -o ./demo-{knee}-onnx demo {knee}" in text
     assert f"sweeps reproduce demo {knee}" in text
-    assert call("front", run, "--pick", "best accuracy")[1] == call("front", run, "--pick", "best-accuracy")[1].replace(
-        "best-accuracy", "best accuracy"
-    )
+    assert call("front", run, "--pick", "best accuracy")[1] == call(
+        "front", run, "--pick", "best-accuracy"
+    )[1].replace("best-accuracy", "best accuracy")
 
 
 def test_query(run: Path, call: Callable[..., tuple[int, str]]) -> None:
     pytest.importorskip("duckdb")
-    code, text = call("query", run, "select status, count(*) n from trials group by status order by n desc", "--csv")
+    code, text = call(
+        "query",
+        run,
+        "select status, count(*) n from trials group by status order by n desc",
+        "--csv",
+    )
     assert code == 0
     assert text.splitlines()[:2] == ["status,n", "complete,15"]
     assert "1 row" in call("query", run, "select 1 a")[1]
     out = run.parent / "rows.parquet"
-    code, text = call("query", run, "select trial_id, seed from trials order by trial_id", "-o", out)
+    code, text = call(
+        "query", run, "select trial_id, seed from trials order by trial_id", "-o", out
+    )
     assert (code, f"{out}  {len(pq.read_table(out))} rows" in text) == (0, True)
-    assert pq.read_table(out)["trial_id"].to_pylist() == list(analysis.load(run).trials["trial_id"].sort_values())
+    assert pq.read_table(out)["trial_id"].to_pylist() == list(
+        analysis.load(run).trials["trial_id"].sort_values()
+    )
 
 
-def test_report_and_what_goes_with_it(run: Path, synthetic: ModuleType, call: Callable[..., tuple[int, str]]) -> None:
+def test_report_and_what_goes_with_it(
+    run: Path, synthetic: ModuleType, call: Callable[..., tuple[int, str]]
+) -> None:
     other = synthetic.write_run(run.parent / "other", trials=9, seed=1)
     code, text = call(
-        "report", run, other, "-o", "both.html", "--markdown", "out/summary.md", "--figures", "out/figures"
+        "report",
+        run,
+        other,
+        "-o",
+        "both.html",
+        "--markdown",
+        "out/summary.md",
+        "--figures",
+        "out/figures",
     )
     assert code == 0
     assert (run.parent / "both.html").stat().st_size > 1e6
@@ -123,22 +170,43 @@ def test_report_and_what_goes_with_it(run: Path, synthetic: ModuleType, call: Ca
     assert "both.html" in text
 
 
-def test_mistakes_get_one_message(run: Path, call: Callable[..., tuple[int, str]]) -> None:
+def test_mistakes_get_one_message(
+    run: Path, call: Callable[..., tuple[int, str]]
+) -> None:
     odd = run.parent / "odd"
     odd.mkdir()
-    (odd / "run.json").write_text(json.dumps({"schema": 1, "objectives": [{"metric": "elsewhere", "mode": "min"}]}))
+    (odd / "run.json").write_text(
+        json.dumps(
+            {"schema": 1, "objectives": [{"metric": "elsewhere", "mode": "min"}]}
+        )
+    )
     for arguments, message in [
         (("front", run.parent), "not a run folder: no run.json in"),
-        (("front", run, "--where", "acuracy>0.9"), "no metric, parameter or column 'acuracy'; near: accuracy"),
-        (("front", run, "--pick", "cheapest"), "no such pick; valid: best-accuracy, best-gmacs, knee"),
-        (("front", run, "--where", "accuracy>2", "--pick", "knee"), "nothing to pick from"),
+        (
+            ("front", run, "--where", "acuracy>0.9"),
+            "no metric, parameter or column 'acuracy'; near: accuracy",
+        ),
+        (
+            ("front", run, "--pick", "cheapest"),
+            "no such pick; valid: best-accuracy, best-gmacs, knee",
+        ),
+        (
+            ("front", run, "--where", "accuracy>2", "--pick", "knee"),
+            "nothing to pick from",
+        ),
         (("front", run, "--noise"), "no objective has measured quartiles"),
         (("query", run, "selec"), "query: "),
         (("report", run, odd, "-o", "x.html"), "share no objective"),
         (("report", run, run), "give out"),
-        (("report", run, "--by", "size"), "no parameter 'size' to compare by; valid: init"),
+        (
+            ("report", run, "--by", "size"),
+            "no parameter 'size' to compare by; valid: init",
+        ),
         (("status", run.parent / "none"), "not a run folder"),
     ]:
         code, text = call(*arguments)
-        assert (code, message in text.replace("\n", " ")) == (2, True), (arguments, text)
+        assert (code, message in text.replace("\n", " ")) == (2, True), (
+            arguments,
+            text,
+        )
     assert not (run.parent / "x.html").exists()

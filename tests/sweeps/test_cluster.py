@@ -1,6 +1,8 @@
-"""A cluster: addresses that lead nowhere, nodes that could run no trial, and a node that dies under its trials.
+"""A cluster: addresses that lead nowhere, nodes that could run no trial, and a node that
+dies under its trials.
 
-The clusters are simulated in a process of their own (`ray.cluster_utils.Cluster`), beside this session's Ray.
+The clusters are simulated in a process of their own (`ray.cluster_utils.Cluster`), beside
+this session's Ray.
 """
 
 import json
@@ -14,14 +16,14 @@ import pytest
 import ray._private.utils
 from typer.testing import CliRunner
 
-from sweeps import cluster
 from sweeps.check import check_spec
-from sweeps.cli import app
-from sweeps.cluster import check_address, check_nodes
-from sweeps.driver import run_sweep
-from sweeps.reproduce import reproduce
-from sweeps.spec import spec_from
-from sweeps.yaml_file import SpecError
+from sweeps.cli.main import app
+from sweeps.drive import cluster
+from sweeps.drive.cluster import check_address, check_nodes
+from sweeps.drive.driver import run_sweep
+from sweeps.spec.model import spec_from
+from sweeps.spec.yaml_text import SpecError
+from sweeps.trial.reproduce import reproduce
 from tests.sweeps.helpers import contents
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,14 +34,24 @@ ROOT = Path(__file__).parent.parent.parent
     [
         ("head", r"--address head: write local, auto, host:port or ray://host:port"),
         ("head:port", r"write local, auto, host:port or ray://host:port"),
-        ("127.0.0.1:1", r"nothing answers there .*; is the head node up, and its port open from here\?"),
+        (
+            "127.0.0.1:1",
+            (
+                r"nothing answers there .*; is the head node up, and its port open from"
+                r" here\?"
+            ),
+        ),
         ("127.0.0.1:99999", r"nothing answers there"),
         ("ray://127.0.0.1:1", r"nothing answers there"),
     ],
 )
-def test_addresses_that_lead_nowhere(raw: dict[str, Any], tmp_path: Path, address: str, message: str) -> None:
+def test_addresses_that_lead_nowhere(
+    raw: dict[str, Any], tmp_path: Path, address: str, message: str
+) -> None:
     (tmp_path / "spec.yaml").write_text(json.dumps(raw))
-    result = CliRunner().invoke(app, ["run", str(tmp_path / "spec.yaml"), "--address", address])
+    result = CliRunner().invoke(
+        app, ["run", str(tmp_path / "spec.yaml"), "--address", address]
+    )
     assert result.exit_code == 2
     with pytest.raises(SpecError, match=message) as refusal:
         check_address(address)
@@ -47,18 +59,28 @@ def test_addresses_that_lead_nowhere(raw: dict[str, Any], tmp_path: Path, addres
 
 
 def test_a_connected_process_does_not_change_its_cluster(
-    ray_session: None, raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_session: None,
+    raw: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     here = ray.get_runtime_context().gcs_address
     with cluster.connected(here):
         pass
     assert ray.is_initialized()  # used and left
     (tmp_path / "spec.yaml").write_text(json.dumps(raw))
-    result = CliRunner().invoke(app, ["run", str(tmp_path / "spec.yaml"), "--address", "127.0.0.1:1"])
+    result = CliRunner().invoke(
+        app, ["run", str(tmp_path / "spec.yaml"), "--address", "127.0.0.1:1"]
+    )
     assert result.exit_code == 2
     assert "nothing answers there" in result.output.replace("\n", " ")
-    monkeypatch.setattr(cluster, "check_address", lambda address: None)  # a Ray answers there, but another one
-    with pytest.raises(SpecError, match=rf"connected to {here} already; give that address, or call ray\.shutdown"):
+    monkeypatch.setattr(
+        cluster, "check_address", lambda address: None
+    )  # a Ray answers there, but another one
+    with pytest.raises(
+        SpecError,
+        match=rf"connected to {here} already; give that address, or call ray\.shutdown",
+    ):
         run_sweep(check_spec(spec_from(raw), local=False), address="far:6379")
     assert contents(Path(raw["storage"]) / "small") == {}
 
@@ -66,29 +88,42 @@ def test_a_connected_process_does_not_change_its_cluster(
 def test_something_else_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "_ANSWER_SECONDS", 0.5)
     told = r"something listens there, but no Ray head answered in 0 s"
-    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(SpecError, match=told):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        pytest.raises(SpecError, match=told),
+    ):
         check_address(f"127.0.0.1:{server.getsockname()[1]}")
 
 
 def test_other_versions_are_named() -> None:
     with pytest.raises(RuntimeError) as refusal:
-        ray._private.utils.check_version_info({"ray_version": "2.9.0", "python_version": "3.8.1"}, "here")
+        ray._private.utils.check_version_info(
+            {"ray_version": "2.9.0", "python_version": "3.8.1"}, "here"
+        )
     told = cluster._told("head:6379", f"Traceback\n{refusal.value}")
     assert told.startswith(
-        "--address head:6379: the cluster has other versions: The cluster was started with: Ray: 2.9.0"
+        "--address head:6379: the cluster has other versions: The cluster was started"
+        " with: Ray: 2.9.0"
     )
     assert "Python: 3.8.1" in told
     assert f"Ray: {ray.__version__}" in told
 
 
 def test_no_cluster_on_this_machine() -> None:
-    told = cluster._told("auto", "ConnectionError: Could not find any running Ray instance. Please specify")
+    told = cluster._told(
+        "auto",
+        "ConnectionError: Could not find any running Ray instance. Please specify",
+    )
     assert "no Ray runs on this machine; start one (`ray start --head`)" in told
 
 
-def test_from_outside_the_storage_must_be_the_cluster_s(raw: dict[str, Any], tmp_path: Path) -> None:
+def test_from_outside_the_storage_must_be_the_cluster_s(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
     (tmp_path / "spec.yaml").write_text(json.dumps(raw | {"storage": "runs"}))
-    result = CliRunner().invoke(app, ["run", str(tmp_path / "spec.yaml"), "--address", "ray://127.0.0.1:1"])
+    result = CliRunner().invoke(
+        app, ["run", str(tmp_path / "spec.yaml"), "--address", "ray://127.0.0.1:1"]
+    )
     assert result.exit_code == 2
     assert "storage: runs is a folder of this machine" in result.output
 
@@ -96,18 +131,33 @@ def test_from_outside_the_storage_must_be_the_cluster_s(raw: dict[str, Any], tmp
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ({"versions": {"torch": None, "numpy": "2.0"}}, r"node far lacks torch; install our requirements in its image"),
+        (
+            {"versions": {"torch": None, "numpy": "2.0"}},
+            r"node far lacks torch; install our requirements in its image",
+        ),
         (
             {"problem": "FileNotFoundError: /runs"},
-            r"node far cannot write to .* \(FileNotFoundError: /runs\); storage must be",
+            (
+                r"node far cannot write to .* \(FileNotFoundError: /runs\); storage"
+                r" must be"
+            ),
         ),
     ],
 )
 def test_nodes_that_could_run_nothing(
-    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any], message: str
+    ray_session: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: dict[str, Any],
+    message: str,
 ) -> None:
     told = json.dumps(
-        {"host": "far", "versions": {"torch": "2", "timm": "1", "numpy": "2", "optuna": "5"}, "problem": None} | answer
+        {
+            "host": "far",
+            "versions": {"torch": "2", "timm": "1", "numpy": "2", "optuna": "5"},
+            "problem": None,
+        }
+        | answer
     )
     assert check_nodes(tmp_path) == []  # the real probe, on this machine
     monkeypatch.setattr(cluster, "_node_probe", lambda: lambda folder, token: told)
@@ -116,7 +166,9 @@ def test_nodes_that_could_run_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_libraries_are_told(ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_libraries_are_told(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     versions = {"torch": "1.0", "timm": "0", "numpy": "1", "optuna": "1"}
     told = json.dumps({"host": "far", "versions": versions, "problem": None})
     monkeypatch.setattr(cluster, "_node_probe", lambda: lambda folder, token: told)
@@ -125,9 +177,16 @@ def test_other_libraries_are_told(ray_session: None, tmp_path: Path, monkeypatch
     assert lines[0].startswith("node far has torch 1.0, this process ")
 
 
-def test_what_cannot_be_placed_is_refused_at_once(raw: dict[str, Any], ray_session: None) -> None:
+def test_what_cannot_be_placed_is_refused_at_once(
+    raw: dict[str, Any], ray_session: None
+) -> None:
     raw["resources"] = {"cpus_per_worker": 3}
-    with pytest.raises(SpecError, match=r"a trial needs 1 x \(3 CPUs, 0 GPUs\).*room for 0 of them \(nodes: 2 CPUs"):
+    with pytest.raises(
+        SpecError,
+        match=(
+            r"a trial needs 1 x \(3 CPUs, 0 GPUs\).*room for 0 of them \(nodes: 2 CPUs"
+        ),
+    ):
         run_sweep(check_spec(spec_from(raw), local=False))
     assert contents(Path(raw["storage"]) / "small") == {}
 
@@ -138,12 +197,12 @@ from pathlib import Path
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
 from sweeps.check import check_spec
-from sweeps.cluster import set_environment
-from sweeps.driver import run_sweep
-from sweeps.progress import Progress
-from sweeps.records import trial_records
-from sweeps.spec import spec_from
-from sweeps.trial import run_trial
+from sweeps.drive.cluster import set_environment
+from sweeps.drive.driver import run_sweep
+from sweeps.drive.progress import Progress
+from sweeps.run.record import trial_records
+from sweeps.spec.model import spec_from
+from sweeps.trial.attempt import run_trial
 
 raw, nodes, ship, watched, trained = json.loads(sys.argv[1])
 set_environment()
@@ -155,8 +214,8 @@ def trial(plan):
     import time
     import ray
     import sweeps
-    from sweeps.execute import Execution, execute
-    from sweeps.trial import run_trial
+    from sweeps.trial.execute import Execution, execute
+    from sweeps.trial.attempt import run_trial
 
     def work(plan, on_epoch, on_stage):
         on_epoch({"stage": "where", "node": ray.get_runtime_context().get_node_id(), "code": sweeps.__file__})
@@ -192,11 +251,23 @@ cluster.shutdown()
 
 
 def simulated(raw: dict[str, Any], tmp_path: Path, **options: Any) -> dict[str, Any]:
-    """A sweep on `nodes` one-core nodes; one is removed as soon as a trial there has had `watched` epochs."""
-    wanted = [raw, options["nodes"], options["ship"], options["watched"], options["trained"]]
-    (tmp_path / "script.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{SIMULATED}")
+    """A sweep on `nodes` one-core nodes; one is removed as soon as a trial there has had
+    `watched` epochs.
+    """
+    wanted = [
+        raw,
+        options["nodes"],
+        options["ship"],
+        options["watched"],
+        options["trained"],
+    ]
+    (tmp_path / "script.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{SIMULATED}"
+    )
     command = [sys.executable, str(tmp_path / "script.py"), json.dumps(wanted)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -206,8 +277,12 @@ def test_a_node_dies(raw: dict[str, Any], tmp_path: Path) -> None:
     raw["search"]["trials"] = 4
     lost = simulated(raw, tmp_path, nodes=2, ship=False, watched=2, trained=False)
     found = contents(Path(raw["storage"]) / "small")
-    assert {k: r["status"] for k, r in found.items()} == {f"0000{i}": "complete" for i in range(4)}
-    assert {k: r["attempts"] for k, r in found.items() if r["attempts"] > 1} == {lost["trial"]: 2}
+    assert {k: r["status"] for k, r in found.items()} == {
+        f"0000{i}": "complete" for i in range(4)
+    }
+    assert {k: r["attempts"] for k, r in found.items() if r["attempts"] > 1} == {
+        lost["trial"]: 2
+    }
     epochs = Path(raw["storage"]) / "small" / "trials" / lost["trial"] / "epochs.jsonl"
     rows = [json.loads(line) for line in epochs.read_text().splitlines()]
     assert rows[0]["node"] != lost["node"]
@@ -216,8 +291,12 @@ def test_a_node_dies(raw: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_node_dies_under_training(raw: dict[str, Any], tmp_path: Path, data_cache: Path) -> None:
-    """The code is sent to the nodes; the trial goes on from its checkpoint elsewhere, and its bits are the same."""
+def test_a_node_dies_under_training(
+    raw: dict[str, Any], tmp_path: Path, data_cache: Path
+) -> None:
+    """The code is sent to the nodes; the trial goes on from its checkpoint elsewhere, and
+    its bits are the same.
+    """
     raw["stages"]["finetune"]["epochs"] = 30
     raw["search"]["trials"] = 6
     lost = simulated(raw, tmp_path, nodes=3, ship=True, watched=4, trained=True)

@@ -14,13 +14,13 @@ from ray.tune.search import Searcher
 
 import analysis
 from sweeps.check import check_spec
-from sweeps.driver import run_sweep
-from sweeps.early_stopping import EpochScheduler
-from sweeps.records import RecordTakenError, TrialRecord, trial_folder
-from sweeps.spec import EarlyStopping, spec_from
-from sweeps.trial import run_trial
-from sweeps.watched import WatchedEpochs, curve, prune
-from sweeps.yaml_file import SpecError
+from sweeps.drive.driver import run_sweep
+from sweeps.run.record import RecordTakenError, TrialRecord, trial_folder
+from sweeps.search.stopping import EpochScheduler
+from sweeps.spec.model import EarlyStopping, spec_from
+from sweeps.spec.yaml_text import SpecError
+from sweeps.trial.attempt import run_trial
+from sweeps.trial.epoch_curve import WatchedEpochs, curve, prune
 from tests.sweeps.helpers import begin, contents, finish, searcher, states
 
 WATCH = {"stage": "finetune", "metric": "accuracy", "last_epoch": 9}
@@ -33,32 +33,49 @@ class Rule:
     def __init__(self, earlier: Any = (), **options: Any) -> None:
         self.stopped: list[tuple[str, dict[str, Any]]] = []
         spec = EarlyStopping(**options)
-        self.scheduler = EpochScheduler(spec, 0, earlier, lambda p, r: self.stopped.append((p["trial_id"], r)))
+        self.scheduler = EpochScheduler(
+            spec, 0, earlier, lambda p, r: self.stopped.append((p["trial_id"], r))
+        )
 
-    def epoch(self, name: str, epoch: int, value: float, is_last: bool = False, **more: float) -> str:
+    def epoch(
+        self, name: str, epoch: int, value: float, is_last: bool = False, **more: float
+    ) -> str:
         trial = SimpleNamespace(config={"plan": {"trial_id": name}})
         if name not in self.scheduler._seen:
             self.scheduler.on_trial_add(None, trial)
-        return self.scheduler.on_trial_result(None, trial, {"epoch": epoch, "value": value, "is_last": is_last} | more)
+        return self.scheduler.on_trial_result(
+            None, trial, {"epoch": epoch, "value": value, "is_last": is_last} | more
+        )
 
 
-@pytest.mark.parametrize(("metric", "good", "bad"), [("accuracy", 0.9, 0.1), ("loss", 0.1, 0.9)])
+@pytest.mark.parametrize(
+    ("metric", "good", "bad"), [("accuracy", 0.9, 0.1), ("loss", 0.1, 0.9)]
+)
 def test_asha_keeps_the_better(metric: Any, good: float, bad: float) -> None:
     rule = Rule(scheduler="asha", metric=metric, grace_epochs=2, reduction_factor=2)
     assert [rule.epoch(name, 1, bad) for name in "abc"] == [GO] * 3  # grace
     assert rule.epoch("a", 2, good) == GO  # alone
     assert rule.epoch("b", 2, bad) == STOP
     assert rule.epoch("c", 2, 2 * good - bad) == GO  # better than all
-    assert [rule.epoch("a", 3, bad), rule.epoch("a", 4, good)] == [GO, GO]  # 3 is no rung; at 4 it is alone
+    assert [rule.epoch("a", 3, bad), rule.epoch("a", 4, good)] == [
+        GO,
+        GO,
+    ]  # 3 is no rung; at 4 it is alone
     assert rule.epoch("c", 4, bad) == STOP
-    assert rule.stopped == [("b", {"epoch": 2, "value": bad}), ("c", {"epoch": 4, "value": bad})]
+    assert rule.stopped == [
+        ("b", {"epoch": 2, "value": bad}),
+        ("c", {"epoch": 4, "value": bad}),
+    ]
 
 
 def test_the_median_rule() -> None:
     rule = Rule(scheduler="median", grace_epochs=2, min_trials=3)
     for name, value in (("a", 0.2), ("b", 0.4), ("c", 0.6)):
         assert [rule.epoch(name, e, value) for e in (1, 2, 3)] == [GO] * 3
-    assert [rule.epoch("d", 1, 0.1), rule.epoch("d", 2, 0.5)] == [GO, GO]  # its best is above the median of 0.4
+    assert [rule.epoch("d", 1, 0.1), rule.epoch("d", 2, 0.5)] == [
+        GO,
+        GO,
+    ]  # its best is above the median of 0.4
     assert [rule.epoch("e", 1, 0.1), rule.epoch("e", 2, 0.3)] == [GO, STOP]
 
 
@@ -76,7 +93,10 @@ def test_moasha_keeps_the_fronts() -> None:
     assert epoch("e", 2, 0.5, 2.0) == GO  # like a, which is of the first front
     assert epoch("f", 2, 0.45, 2.2) == STOP  # a, b, d, e and it: five of six
     assert epoch("a", 3, 0.0, 2.0) == GO  # 3 is no rung
-    assert [epoch("a", 4, 0.6, 2.0), epoch("d", 5, 0.55, 9.0)] == [GO, STOP]  # 4 is, though d tells nothing before 5
+    assert [epoch("a", 4, 0.6, 2.0), epoch("d", 5, 0.55, 9.0)] == [
+        GO,
+        STOP,
+    ]  # 4 is, though d tells nothing before 5
     assert [name for name, _ in rule.stopped] == ["c", "f", "d"]
     assert rule.stopped[0][1] == {"epoch": 2, "value": 0.4, "cost": 2.5}
 
@@ -86,12 +106,19 @@ def test_moasha_fills_its_share_with_later_fronts() -> None:
     rule = Rule(scheduler="moasha", metric="loss", reduction_factor=2)
     order = [5, 4, 3, 2, 1, 2.5, 0.5, 4.5]
     decisions = [rule.epoch(str(i), 1, rank, cost=rank) for i, rank in enumerate(order)]
-    place = [sum(other < rank for other in order[: i + 1]) + 1 for i, rank in enumerate(order)]
-    assert decisions == [GO if p <= max(1, (i + 1) / 2) else STOP for i, p in enumerate(place)]
+    place = [
+        sum(other < rank for other in order[: i + 1]) + 1
+        for i, rank in enumerate(order)
+    ]
+    assert decisions == [
+        GO if p <= max(1, (i + 1) / 2) else STOP for i, p in enumerate(place)
+    ]
     assert decisions == [GO] * 7 + [STOP]
 
 
-def test_earlier_trials_of_a_sweep_without_cost_are_not_compared(tmp_path: Path) -> None:
+def test_earlier_trials_of_a_sweep_without_cost_are_not_compared(
+    tmp_path: Path,
+) -> None:
     earlier = []
     for name, more in (("y", {}), ("z", {"gmacs": 1.0})):
         record = TrialRecord.begin(tmp_path / name, {"trial_id": name, "watch": WATCH})
@@ -118,8 +145,15 @@ def test_earlier_trials_count(tmp_path: Path) -> None:
     earlier.add_epoch({"stage": "finetune", "accuracy": 0.9})
     earlier.finish("complete")
     assert Rule(scheduler="asha", reduction_factor=2).epoch("a", 1, 0.1) == GO
-    assert Rule([earlier], scheduler="asha", reduction_factor=2).epoch("a", 1, 0.1) == STOP
-    assert Rule([earlier], scheduler="asha", reduction_factor=2, stage="other").epoch("a", 1, 0.1) == GO
+    assert (
+        Rule([earlier], scheduler="asha", reduction_factor=2).epoch("a", 1, 0.1) == STOP
+    )
+    assert (
+        Rule([earlier], scheduler="asha", reduction_factor=2, stage="other").epoch(
+            "a", 1, 0.1
+        )
+        == GO
+    )
 
 
 def test_brackets_are_the_same_for_every_driver() -> None:
@@ -128,7 +162,13 @@ def test_brackets_are_the_same_for_every_driver() -> None:
         np.random.seed(state)
         before = np.random.get_state()[1].tolist()  # type: ignore[union-attr, index]
         rule = Rule(scheduler="hyperband", reduction_factor=2, brackets=3)
-        told.append([rule.epoch(f"{i:05d}", epoch, -i) for i in range(20) for epoch in (1, 2, 4)])
+        told.append(
+            [
+                rule.epoch(f"{i:05d}", epoch, -i)
+                for i in range(20)
+                for epoch in (1, 2, 4)
+            ]
+        )
         assert np.random.get_state()[1].tolist() == before  # type: ignore[union-attr, index]
     assert told[0] == told[1]
     assert {GO, STOP} == set(told[0])
@@ -142,11 +182,16 @@ def test_epochs_are_counted_over_fits_without_cached_ones() -> None:
         {"stage": "finetune", "epoch": 1, "accuracy": None},  # not evaluated there
         {"stage": "finetune", "epoch": 0, "accuracy": 0.4},  # a second fit
     ]
-    seen = [{"epoch": 1, "value": 0.2, "is_last": False}, {"epoch": 3, "value": 0.4, "is_last": True}]
+    seen = [
+        {"epoch": 1, "value": 0.2, "is_last": False},
+        {"epoch": 3, "value": 0.4, "is_last": True},
+    ]
     assert curve(rows, WATCH | {"last_epoch": 3}) == seen
     assert curve(rows, None) == []
     priced = [row | {"num_params": 7} for row in rows]
-    assert curve(priced, WATCH | {"last_epoch": 3, "cost": "num_params"}) == [row | {"cost": 7.0} for row in seen]
+    assert curve(priced, WATCH | {"last_epoch": 3, "cost": "num_params"}) == [
+        row | {"cost": 7.0} for row in seen
+    ]
     assert curve(rows, WATCH | {"cost": "num_params"}) == []
     told: list[Any] = []
     watched = WatchedEpochs(WATCH, told.append)
@@ -155,13 +200,17 @@ def test_epochs_are_counted_over_fits_without_cached_ones() -> None:
     assert [r["epoch"] for r in told] == [1, 3]
 
 
-def stop_after(search: Any, run: Path, tune_id: str, values: list[float]) -> TrialRecord:
+def stop_after(
+    search: Any, run: Path, tune_id: str, values: list[float]
+) -> TrialRecord:
     """A trial that is given up after its last value."""
     record = begin(search, run, tune_id)
     for epoch, value in enumerate(values, start=1):
         record.add_epoch({"stage": "finetune", "accuracy": value, "loss": 1.0})
         if epoch < len(values):
-            search.on_trial_result(tune_id, {"epoch": epoch, "value": value, "is_last": False})
+            search.on_trial_result(
+                tune_id, {"epoch": epoch, "value": value, "is_last": False}
+            )
     found = TrialRecord.read(record.folder)
     assert found is not None
     prune(found, {"epoch": len(values), "value": values[-1]})
@@ -174,12 +223,18 @@ def stop_after(search: Any, run: Path, tune_id: str, values: list[float]) -> Tri
 STOPPING = {"early_stopping": {"scheduler": "asha"}}
 
 
-def test_optuna_hears_pruned_with_its_curve(raw: dict[str, Any], tmp_path: Path) -> None:
+def test_optuna_hears_pruned_with_its_curve(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
     raw = raw | {"objectives": [{"metric": "accuracy", "mode": "max"}]}
     search = searcher(raw, tmp_path, trials=2, **STOPPING)
     record = stop_after(search, tmp_path, "a", [0.2, 0.3])
     assert record.content["status"] == "pruned"
-    assert record.content["pruned"] == {"stage": "finetune", "epoch": 2, "metric": "accuracy"}
+    assert record.content["pruned"] == {
+        "stage": "finetune",
+        "epoch": 2,
+        "metric": "accuracy",
+    }
     assert record.content["metrics"] == {"accuracy": 0.3, "loss": 1.0}
     (told,) = search.study.get_trials()
     assert told.state == TrialState.PRUNED
@@ -199,15 +254,25 @@ def test_several_objectives(raw: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ends", "state"), [("ppc", "PRUNED"), ("pcc", "COMPLETE"), ("pcf", "PRUNED"), ("ffc", "COMPLETE")]
+    ("ends", "state"),
+    [("ppc", "PRUNED"), ("pcc", "COMPLETE"), ("pcf", "PRUNED"), ("ffc", "COMPLETE")],
 )
-def test_few_replicates_left_do_not_flatter(raw: dict[str, Any], tmp_path: Path, ends: str, state: str) -> None:
+def test_few_replicates_left_do_not_flatter(
+    raw: dict[str, Any], tmp_path: Path, ends: str, state: str
+) -> None:
     search = searcher(raw, tmp_path, trials=1, replicates=3, **STOPPING)
     for i, end in enumerate(ends):
         if end == "p":
             stop_after(search, tmp_path, str(i), [0.1])
         else:
-            finish(search, tmp_path, str(i), "complete" if end == "c" else "failed", accuracy=0.5, gmacs=1.0)
+            finish(
+                search,
+                tmp_path,
+                str(i),
+                "complete" if end == "c" else "failed",
+                accuracy=0.5,
+                gmacs=1.0,
+            )
     (told,) = search.study.get_trials()
     assert told.state == TrialState[state]
 
@@ -219,11 +284,23 @@ def test_the_cost_is_that_of_the_model_that_is_trained(
     space = {"stages.init.*.args.embed_dim": [16]}  # half the teacher's width
     point = {"stages.init": "random_init", "stages.init.*.args.embed_dim": 16}
     rule = {"scheduler": "moasha", "cost": cost}
-    search = searcher(raw, tmp_path / "run", trials=1, space=space, points=[point], early_stopping=rule)
+    search = searcher(
+        raw,
+        tmp_path / "run",
+        trials=1,
+        space=space,
+        points=[point],
+        early_stopping=rule,
+    )
     suggestion = search.suggest("a")
     assert isinstance(suggestion, dict)
-    plan = suggestion["plan"] | {"cache": str(tmp_path / "cache"), "data_cache": str(data_cache)}
-    plan["measure"] = search.checked.spec.measure.model_copy(update={"latency": False}).model_dump()
+    plan = suggestion["plan"] | {
+        "cache": str(tmp_path / "cache"),
+        "data_cache": str(data_cache),
+    }
+    plan["measure"] = search.checked.spec.measure.model_copy(
+        update={"latency": False}
+    ).model_dump()
     told: list[dict[str, Any]] = []
     done = run_trial(plan, on_epoch=told.append)
     assert done["status"] == "complete"
@@ -231,22 +308,55 @@ def test_the_cost_is_that_of_the_model_that_is_trained(
     record = TrialRecord.read(trial_folder(tmp_path / "run", "00000"))
     assert record is not None
     # two epochs of the teacher, which is not watched
-    assert [row.get(cost) for row in record.epochs()] == [None, None, done["metrics"][cost]]
+    assert [row.get(cost) for row in record.epochs()] == [
+        None,
+        None,
+        done["metrics"][cost],
+    ]
     assert curve(record.epochs(), record.content["watch"]) == told
 
 
 @pytest.mark.parametrize(
     ("rule", "change", "message"),
     [
-        ({"scheduler": "asha", "stage": "init"}, {}, r"no stage 'init' that trains; those that train: teacher, finetune"),
-        ({"scheduler": "asha"}, {"stages": {"kmeans_quant": {"clusters": 4, "scope": "network"}}}, "no stage of these"),
-        ({"scheduler": "sha"}, {}, r"early_stopping\.scheduler: input should be 'asha', 'moasha', 'median' or 'hyperband'"),
-        ({"scheduler": "moasha"}, {"objectives": [{"metric": "accuracy", "mode": "max"}]}, "one objective take asha"),
-        ({"scheduler": "moasha", "cost": "bytes"}, {}, r"early_stopping\.cost: input should be 'gmacs' or 'num_params'"),
-        ({"scheduler": "asha", "reduction_factor": 1}, {}, r"reduction_factor: input should be greater than 1"),
+        (
+            {"scheduler": "asha", "stage": "init"},
+            {},
+            r"no stage 'init' that trains; those that train: teacher, finetune",
+        ),
+        (
+            {"scheduler": "asha"},
+            {"stages": {"kmeans_quant": {"clusters": 4, "scope": "network"}}},
+            "no stage of these",
+        ),
+        (
+            {"scheduler": "sha"},
+            {},
+            (
+                r"early_stopping\.scheduler: input should be 'asha', 'moasha', 'median'"
+                r" or 'hyperband'"
+            ),
+        ),
+        (
+            {"scheduler": "moasha"},
+            {"objectives": [{"metric": "accuracy", "mode": "max"}]},
+            "one objective take asha",
+        ),
+        (
+            {"scheduler": "moasha", "cost": "bytes"},
+            {},
+            r"early_stopping\.cost: input should be 'gmacs' or 'num_params'",
+        ),
+        (
+            {"scheduler": "asha", "reduction_factor": 1},
+            {},
+            r"reduction_factor: input should be greater than 1",
+        ),
     ],
-)  # fmt: skip
-def test_mistakes(raw: dict[str, Any], rule: dict[str, Any], change: dict[str, Any], message: str) -> None:
+)
+def test_mistakes(
+    raw: dict[str, Any], rule: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
     if change:
         raw |= change | {"search": {"trials": 1}}
     raw["search"]["early_stopping"] = rule
@@ -258,16 +368,29 @@ def learns_as_told(plan: dict[str, Any], on_epoch: Any) -> dict[str, Any]:
     """Trials of an odd number never get good; whoever is not stopped has nine epochs."""
     import time
 
-    from sweeps.execute import Execution
-    from sweeps.trial import run_trial
+    from sweeps.trial.attempt import run_trial
+    from sweeps.trial.execute import Execution
 
     def work(plan: dict[str, Any], note_epoch: Any, note_stage: Any) -> Execution:
         value = 0.1 if plan["number"] % 2 else 0.5
         for epoch in range(9):
-            note_epoch({"stage": "finetune", "epoch": epoch, "accuracy": value + plan["number"] / 1000, "gmacs": 1.0})
+            note_epoch(
+                {
+                    "stage": "finetune",
+                    "epoch": epoch,
+                    "accuracy": value + plan["number"] / 1000,
+                    "gmacs": 1.0,
+                }
+            )
             time.sleep(0.02)
         # what is stopped would have been the best of all
-        return Execution({"accuracy": 1.0 if plan["number"] % 2 else value, "gmacs": 1.0}, [], 0.1, 0.1, {})
+        return Execution(
+            {"accuracy": 1.0 if plan["number"] % 2 else value, "gmacs": 1.0},
+            [],
+            0.1,
+            0.1,
+            {},
+        )
 
     return run_trial(plan, work, on_epoch)
 
@@ -275,20 +398,35 @@ def learns_as_told(plan: dict[str, Any], on_epoch: Any) -> dict[str, Any]:
 def test_a_sweep_stops_what_is_worse(raw: dict[str, Any], ray_session: None) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     raw["stages"]["finetune"]["epochs"] = 9
-    raw["search"] |= {"trials": 6, "early_stopping": {"scheduler": "moasha", "reduction_factor": 2, "grace_epochs": 2}}
+    raw["search"] |= {
+        "trials": 6,
+        "early_stopping": {
+            "scheduler": "moasha",
+            "reduction_factor": 2,
+            "grace_epochs": 2,
+        },
+    }
     raw["resources"] = {"concurrent": 1}  # in order: trial 0 sets the mark
     outcome = run_sweep(check_spec(spec_from(raw)), trial=learns_as_told)
     found = contents(outcome.folder)
     assert [r["status"] for r in found.values()] == ["complete", "pruned"] * 3
     for i, record in enumerate(found.values()):
-        epochs = (outcome.folder / "trials" / record["trial_id"] / "epochs.jsonl").read_text().count("\n")
+        epochs = (
+            (outcome.folder / "trials" / record["trial_id"] / "epochs.jsonl")
+            .read_text()
+            .count("\n")
+        )
         assert epochs == (9 if i % 2 == 0 else 2)
         assert record["error"] is None
-    assert len({r["pid"] for r in found.values()}) == 1  # a stop leaves the process to the next trial
+    assert (
+        len({r["pid"] for r in found.values()}) == 1
+    )  # a stop leaves the process to the next trial
     loaded = analysis.load(outcome.folder)
     front = loaded.front()
     assert len(front) >= 1
-    assert not set(front["trial_id"]) & {k for k, r in found.items() if r["status"] == "pruned"}
+    assert not set(front["trial_id"]) & {
+        k for k, r in found.items() if r["status"] == "pruned"
+    }
     told = searcher(raw, outcome.folder)
     assert sorted(s.name for s in states(told)) == ["COMPLETE"] * 3 + ["PRUNED"] * 3
     assert told.num_trials == 0

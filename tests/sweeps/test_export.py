@@ -1,4 +1,6 @@
-"""Exports: every format gives the model's logits in its own runtime, and says plainly when it cannot."""
+"""Exports: every format gives the model's logits in its own runtime, and says plainly when
+it cannot.
+"""
 
 import builtins
 import json
@@ -13,20 +15,26 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from compress.cache import Artifact, StageCache, content_key
-from compress.codec import decode
-from sweeps.cli import app
-from sweeps.export import FORMATS, export
-from trainers.models import Arch, ModelState
+from compress.codec.file import decode
+from sweeps.cli.main import app
+from sweeps.export.formats import FORMATS, export
+from trainers.models.arch import Arch, ModelState
 
 VIT_ARGS = {"num_classes": 7, "img_size": 16, "patch_size": 8}
 ARCHS = {
-    "timm": Arch("timm", "vit_tiny_patch16_224", {**VIT_ARGS, "embed_dim": 24, "depth": 1, "num_heads": 3}),
+    "timm": Arch(
+        "timm",
+        "vit_tiny_patch16_224",
+        {**VIT_ARGS, "embed_dim": 24, "depth": 1, "num_heads": 3},
+    ),
     "resnet20": Arch("resnet_cifar", "resnet20_cifar", {"num_classes": 7, "width": 4}),
     "pruned_vit": Arch(
-        "pruned_vit", "vit_tiny_patch16_224", {**VIT_ARGS, "scale": 0.25},
+        "pruned_vit",
+        "vit_tiny_patch16_224",
+        {**VIT_ARGS, "scale": 0.25},
         {"embed": 24, "heads": [3, 1], "qk": [8, 4], "v": [4, 8], "mlp": [20, 12]},
     ),
-}  # fmt: skip
+}
 
 
 def write_run(folder: Path, state: ModelState, **changes: Any) -> Path:
@@ -34,30 +42,71 @@ def write_run(folder: Path, state: ModelState, **changes: Any) -> Path:
     key = content_key("export", state.hash())
     StageCache(folder.parent / "_cache").publish(key, Artifact(state, 1.0))
     record = {
-        "schema": 1, "trial_id": "00000", "number": 0, "replicate": 0, "seed": 3, "status": "complete", "attempts": 1,
-        "config": {"quantize": "kmeans_quant"}, "params": {"stages.quantize.clusters": 8}, "error": None,
-        "source": {"model": state.arch.name, "pretrained": False, "checkpoint": "teacher.safetensors"},
-        "data": {"dataset": "digits", "val_fraction": 0.25, "image_size": 16, "mean": [0.1], "std": [0.3]},
-        "pipeline": [{"name": "quantize", "stage": "kmeans_quant", "config": {"clusters": 8}}],
-        "stages": [{"index": 0, "name": "quantize", "stage": "kmeans_quant", "phase": "quantize", "key": key}],
-        "metrics": {"accuracy": 0.75, "test_accuracy": 0.7, "note": "a | b\n<b>"}, "inputs": {"data": "d" * 64},
-        "started": "2026-03-04T09:00:00+00:00", "ended": "2026-03-04T09:01:00+00:00", "seconds": 60.0,
-        "versions": {"torch": "2.13"}, "device": {"type": "cpu", "name": "EPYC"}, "world_size": 1,
+        "schema": 1,
+        "trial_id": "00000",
+        "number": 0,
+        "replicate": 0,
+        "seed": 3,
+        "status": "complete",
+        "attempts": 1,
+        "config": {"quantize": "kmeans_quant"},
+        "params": {"stages.quantize.clusters": 8},
+        "error": None,
+        "source": {
+            "model": state.arch.name,
+            "pretrained": False,
+            "checkpoint": "teacher.safetensors",
+        },
+        "data": {
+            "dataset": "digits",
+            "val_fraction": 0.25,
+            "image_size": 16,
+            "mean": [0.1],
+            "std": [0.3],
+        },
+        "pipeline": [
+            {"name": "quantize", "stage": "kmeans_quant", "config": {"clusters": 8}}
+        ],
+        "stages": [
+            {
+                "index": 0,
+                "name": "quantize",
+                "stage": "kmeans_quant",
+                "phase": "quantize",
+                "key": key,
+            }
+        ],
+        "metrics": {"accuracy": 0.75, "test_accuracy": 0.7, "note": "a | b\n<b>"},
+        "inputs": {"data": "d" * 64},
+        "started": "2026-03-04T09:00:00+00:00",
+        "ended": "2026-03-04T09:01:00+00:00",
+        "seconds": 60.0,
+        "versions": {"torch": "2.13"},
+        "device": {"type": "cpu", "name": "EPYC"},
+        "world_size": 1,
         "code": {"commit": "c" * 40, "dirty": True},
-    }  # fmt: skip
+    }
     home = folder / "trials" / "00000"
     home.mkdir(parents=True)
     (home / "record.json").write_text(json.dumps(record | changes))
-    (folder / "run.json").write_text(json.dumps({"schema": 1, "command": "sweeps run small", "objectives": []}))
+    (folder / "run.json").write_text(
+        json.dumps({"schema": 1, "command": "sweeps run small", "objectives": []})
+    )
     return folder
 
 
 def model(name: str) -> ModelState:
-    """Weights and statistics that are nowhere zero or one, so that an export that drops any shows."""
+    """Weights and statistics that are nowhere zero or one, so that an export that drops any
+    shows.
+    """
     state = ModelState.initialised(ARCHS[name], 0)
     generator = torch.Generator().manual_seed(1)
     weights = {
-        k: v + 0.1 * torch.rand(v.shape, generator=generator) if v.is_floating_point() and v.ndim < 2 else v
+        k: (
+            v + 0.1 * torch.rand(v.shape, generator=generator)
+            if v.is_floating_point() and v.ndim < 2
+            else v
+        )
         for k, v in state.weights.items()
     }
     return ModelState(state.arch, weights)
@@ -66,7 +115,9 @@ def model(name: str) -> ModelState:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("exports")
-    return {name: write_run(root / name / "runs" / "small", model(name)) for name in ARCHS}
+    return {
+        name: write_run(root / name / "runs" / "small", model(name)) for name in ARCHS
+    }
 
 
 def logits_of(folder: Path, name: str, images: Tensor) -> Tensor:
@@ -83,20 +134,33 @@ def logits_of(folder: Path, name: str, images: Tensor) -> Tensor:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / "model.onnx")
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+    return torch.from_numpy(
+        session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
+    )
 
 
 CASES = [(arch, name) for arch in ARCHS for name in FORMATS]
-SLOW = [("timm", "onnx"), ("resnet20", "torch_export")]  # 5 s each; the others take the same ways
+SLOW = [
+    ("timm", "onnx"),
+    ("resnet20", "torch_export"),
+]  # 5 s each; the others take the same ways
 
 
 @pytest.mark.parametrize(
-    ("arch", "name"), [pytest.param(*case, marks=[pytest.mark.slow] if case in SLOW else []) for case in CASES]
+    ("arch", "name"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] if case in SLOW else [])
+        for case in CASES
+    ],
 )
-def test_each_format_gives_the_models_logits(runs: dict[str, Path], tmp_path: Path, arch: str, name: str) -> None:
+def test_each_format_gives_the_models_logits(
+    runs: dict[str, Path], tmp_path: Path, arch: str, name: str
+) -> None:
     done = export(runs[arch], "00000", name, tmp_path / "out")
     assert FORMATS[name].file in [path.name for path in done.files]
-    images = torch.from_numpy(np.random.default_rng(0).normal(size=(5, 3, 16, 16)).astype(np.float32))
+    images = torch.from_numpy(
+        np.random.default_rng(0).normal(size=(5, 3, 16, 16)).astype(np.float32)
+    )
     with torch.no_grad():
         wanted = model(arch).build()(images)
     found = logits_of(done.folder, name, images)
@@ -107,15 +171,33 @@ def test_each_format_gives_the_models_logits(runs: dict[str, Path], tmp_path: Pa
 
 
 def test_card_says_what_the_model_is(runs: dict[str, Path], tmp_path: Path) -> None:
-    arguments = ["export", str(runs["timm"]), "00000", "-o", str(tmp_path / "m"), "--license", "CC-BY-4.0"]
+    arguments = [
+        "export",
+        str(runs["timm"]),
+        "00000",
+        "-o",
+        str(tmp_path / "m"),
+        "--license",
+        "CC-BY-4.0",
+    ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert {p.name for p in (tmp_path / "m").iterdir()} == {"README.md", "model.json", "model.safetensors"}
+    assert {p.name for p in (tmp_path / "m").iterdir()} == {
+        "README.md",
+        "model.json",
+        "model.safetensors",
+    }
     text = (tmp_path / "m" / "README.md").read_text()
     _, header, body = text.split("---\n", 2)
     front = yaml.safe_load(header)
-    assert (front["license"], front["datasets"], front["tags"]) == ("cc-by-4.0", ["digits"], ["kmeans_quant"])
-    assert front["model-index"][0]["results"][1]["metrics"] == [{"type": "accuracy", "value": 0.7}]
+    assert (front["license"], front["datasets"], front["tags"]) == (
+        "cc-by-4.0",
+        ["digits"],
+        ["kmeans_quant"],
+    )
+    assert front["model-index"][0]["results"][1]["metrics"] == [
+        {"type": "accuracy", "value": 0.7}
+    ]
     for part in (
         *(
             "Deep Compression",
@@ -123,8 +205,17 @@ def test_card_says_what_the_model_is(runs: dict[str, Path], tmp_path: Path) -> N
             "stages.quantize.clusters=8",
             "| `test_accuracy` | 0.7 | fraction |",
         ),
-        *("sweeps run small", f"sweeps reproduce {runs['timm']} 00000", "d" * 64, f"`{'c' * 40} with changes`"),
-        *("weights: `CC-BY-4.0` (as given at the export)", "code that made them: `Apache-2.0`", "(batch, 3, 16, 16)"),
+        *(
+            "sweeps run small",
+            f"sweeps reproduce {runs['timm']} 00000",
+            "d" * 64,
+            f"`{'c' * 40} with changes`",
+        ),
+        *(
+            "weights: `CC-BY-4.0` (as given at the export)",
+            "code that made them: `Apache-2.0`",
+            "(batch, 3, 16, 16)",
+        ),
     ):
         assert part in body
     assert "`a \\| b <b>`" in body
@@ -136,14 +227,21 @@ def test_mistakes_leave_nothing_behind(runs: dict[str, Path], tmp_path: Path) ->
     full.mkdir()
     (full / "a").touch()
     failed = write_run(tmp_path / "other" / "small", model("resnet20"), status="failed")
-    hostile = write_run(tmp_path / "hostile" / "small", model("resnet20"), stages=[{"key": "../../full"}])
+    hostile = write_run(
+        tmp_path / "hostile" / "small",
+        model("resnet20"),
+        stages=[{"key": "../../full"}],
+    )
     nowhere = {"dataset": "folder", "root": str(tmp_path / "gone"), "image_size": None}
     unknown = write_run(tmp_path / "unknown" / "small", model("resnet20"), data=nowhere)
     for arguments, message in [
         ([str(run), "00009"], "no trial '00009'; its trials: 00000"),
         ([str(failed), "00000"], "trial 00000 is failed"),
         ([str(hostile), "00000"], "is no key of the stage cache"),
-        ([str(run), "00000", "--format", "tflite"], "no export format 'tflite'; valid: safetensors, onnx, torchscript"),
+        (
+            [str(run), "00000", "--format", "tflite"],
+            "no export format 'tflite'; valid: safetensors, onnx, torchscript",
+        ),
         ([str(run), "00000", "-o", str(full)], "exists and is not an empty folder"),
         ([str(unknown), "00000"], "give --image-size"),
     ]:
@@ -155,7 +253,9 @@ def test_mistakes_leave_nothing_behind(runs: dict[str, Path], tmp_path: Path) ->
     assert export(unknown, "00000", "safetensors", out, image_size=16).difference == 0
 
 
-def test_missing_package_is_named(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_named(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -164,7 +264,10 @@ def test_missing_package_is_named(runs: dict[str, Path], tmp_path: Path, monkeyp
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r"onnxruntime; install it: pip install 'compression-sweeps\[export\]'"):
+    with pytest.raises(
+        ValueError,
+        match=r"onnxruntime; install it: pip install 'compression-sweeps\[export\]'",
+    ):
         export(runs["timm"], "00000", "onnx", tmp_path / "out")
 
 
@@ -172,7 +275,12 @@ def test_an_export_that_computes_otherwise_is_refused(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     form = FORMATS["safetensors"]
-    wrong = type(form)(form.file, form.write, lambda folder, images: form.run(folder, images) + 0.01, form.usage)
+    wrong = type(form)(
+        form.file,
+        form.write,
+        lambda folder, images: form.run(folder, images) + 0.01,
+        form.usage,
+    )
     monkeypatch.setitem(FORMATS, "safetensors", wrong)
     with pytest.raises(ValueError, match=r"differs from the model by 0\.01"):
         export(runs["timm"], "00000", "safetensors", tmp_path / "out")

@@ -1,4 +1,6 @@
-"""Layer maps as dimensions: each map reachable, nothing else proposed, lists in, lists out; and sub-pipelines."""
+"""Layer maps as dimensions: each map reachable, nothing else proposed, lists in, lists out;
+and sub-pipelines.
+"""
 
 from collections import Counter
 from itertools import pairwise, product
@@ -14,14 +16,20 @@ from ray.tune.search import Searcher
 
 from sweeps.check import check_spec
 from sweeps.describe import spec_schema
-from sweeps.layer_maps import LayerMaps, MapDimension, parse_map, quantiles, subset
-from sweeps.overrides import apply_overrides
-from sweeps.records import TrialRecord, trial_folder, trial_records
-from sweeps.search import StudySearch
-from sweeps.space import resolved_trial
-from sweeps.spec import spec_from
-from sweeps.trial import run_trial
-from sweeps.yaml_file import SpecError, parse_yaml
+from sweeps.run.record import TrialRecord, trial_folder, trial_records
+from sweeps.search.searcher import StudySearch
+from sweeps.space.layer_maps import (
+    LayerMaps,
+    MapDimension,
+    parse_map,
+    quantiles,
+    subset,
+)
+from sweeps.space.overrides import apply_overrides
+from sweeps.space.space import resolved_trial
+from sweeps.spec.model import spec_from
+from sweeps.spec.yaml_text import SpecError, parse_yaml
+from sweeps.trial.attempt import run_trial
 
 PAPER_SWS = [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 4]
 PAPER_LETS = [0, 1, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]
@@ -29,7 +37,10 @@ PAPER_COEFF = [0, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 14]
 
 
 def sws(layers: int, stages: int, **options: Any) -> MapDimension:
-    return parse_map("stages.x.layers_source", {"layer_map": {"layers": layers, "stages": stages, **options}})
+    return parse_map(
+        "stages.x.layers_source",
+        {"layer_map": {"layers": layers, "stages": stages, **options}},
+    )
 
 
 def lets(form: str, layers: int, of: int) -> MapDimension:
@@ -39,11 +50,15 @@ def lets(form: str, layers: int, of: int) -> MapDimension:
 def valid(maps: LayerMaps, found: list[int]) -> bool:
     """The rules in words, independent of how maps are made."""
     pairs = list(pairwise(found))
-    if len(found) != maps.length or not set(found) <= {i * maps.step for i in range(maps.values)}:
+    if len(found) != maps.length or not set(found) <= {
+        i * maps.step for i in range(maps.values)
+    }:
         return False
     if maps.rule == "strict":
         return all(a < b for a, b in pairs)
-    return all(a <= b for a, b in pairs) and (maps.rule == "into" or len(set(found)) == maps.values)
+    return all(a <= b for a, b in pairs) and (
+        maps.rule == "into" or len(set(found)) == maps.values
+    )
 
 
 def test_all_330_maps_of_the_paper_are_reachable() -> None:
@@ -56,16 +71,20 @@ def test_all_330_maps_of_the_paper_are_reachable() -> None:
     assert all(valid(dimension.maps, list(found)) for found in maps)
     # and these are all that there are: compositions of 12 into 5 positive parts
     counts = [c for c in product(range(1, 9), repeat=5) if sum(c) == 12]
-    assert {tuple(i for i, n in enumerate(c) for _ in range(n)) for c in counts} == set(maps)
+    assert {tuple(i for i, n in enumerate(c) for _ in range(n)) for c in counts} == set(
+        maps
+    )
 
 
 @pytest.mark.parametrize(
     ("dimension", "paper"),
     [
-        (sws(12, 5), PAPER_SWS), (sws(12, 5, allow_skip=True), PAPER_SWS),
-        (lets("mapping_layer", 12, 16), PAPER_LETS), (lets("mapping_layer_coeff", 12, 16), PAPER_COEFF),
+        (sws(12, 5), PAPER_SWS),
+        (sws(12, 5, allow_skip=True), PAPER_SWS),
+        (lets("mapping_layer", 12, 16), PAPER_LETS),
+        (lets("mapping_layer_coeff", 12, 16), PAPER_COEFF),
     ],
-)  # fmt: skip
+)
 def test_the_papers_maps_round_trip(dimension: MapDimension, paper: list[int]) -> None:
     point = dimension.placed(paper)
     assert dimension.drawn_value(point) == paper
@@ -74,7 +93,12 @@ def test_the_papers_maps_round_trip(dimension: MapDimension, paper: list[int]) -
     assert dimension.draw(study.ask()) == point
 
 
-SIZES = st.tuples(st.sampled_from(["onto", "into", "strict"]), st.integers(1, 9), st.integers(1, 7), st.integers(1, 2))
+SIZES = st.tuples(
+    st.sampled_from(["onto", "into", "strict"]),
+    st.integers(1, 9),
+    st.integers(1, 7),
+    st.integers(1, 2),
+)
 
 
 def kinds(size: tuple[Any, int, int, int]) -> LayerMaps:
@@ -141,8 +165,13 @@ def test_subsets_to_the_limit() -> None:
             assert subset(quantiles(chosen, n), n) == chosen
 
 
-@pytest.mark.parametrize("sampler", [optuna.samplers.TPESampler(seed=0, multivariate=True, n_startup_trials=5),
-                                     optuna.samplers.RandomSampler(seed=0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        optuna.samplers.TPESampler(seed=0, multivariate=True, n_startup_trials=5),
+        optuna.samplers.RandomSampler(seed=0),
+    ],
+)
 def test_samplers_propose_maps_only(sampler: Any) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     dimension, study = sws(12, 5), optuna.create_study(sampler=sampler)
@@ -150,20 +179,40 @@ def test_samplers_propose_maps_only(sampler: Any) -> None:
         trial = study.ask()
         found = dimension.drawn_value(dimension.draw(trial))
         assert valid(dimension.maps, found)
-        study.tell(trial, sum(abs(a - b) for a, b in zip(found, PAPER_SWS, strict=True)))
+        study.tell(
+            trial, sum(abs(a - b) for a, b in zip(found, PAPER_SWS, strict=True))
+        )
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"layer_map": {"layers": 4, "stages": 5}}, "4 layers cannot use each of 5 stages; set allow_skip"),
+        (
+            {"layer_map": {"layers": 4, "stages": 5}},
+            "4 layers cannot use each of 5 stages; set allow_skip",
+        ),
         ({"layer_map": {"layers": 4}}, "give layers and stages, and allow_skip if"),
-        ({"layer_map": {"layers": 0, "stages": 5}}, "layers: a whole number from 1 to 1000; got 0"),
-        ({"layer_map": {"layers": 6, "stages": 2, "allow_skip": 1}}, "allow_skip: true or false; got 1"),
+        (
+            {"layer_map": {"layers": 0, "stages": 5}},
+            "layers: a whole number from 1 to 1000; got 0",
+        ),
+        (
+            {"layer_map": {"layers": 6, "stages": 2, "allow_skip": 1}},
+            "allow_skip: true or false; got 1",
+        ),
         ({"layer_map": 7}, "give layers and stages"),
-        ({"layer_map": {"layers": 200, "stages": 50}}, "maps are more than numbers can tell apart"),
-        ({"mapping_layer": {"layers": 9, "of": 8}}, "9 layers cannot each use another of 8"),
-        ({"mapping_layer_coeff": {"layers": 9, "of": 8, "allow_skip": True}}, "give layers and of; got"),
+        (
+            {"layer_map": {"layers": 200, "stages": 50}},
+            "maps are more than numbers can tell apart",
+        ),
+        (
+            {"mapping_layer": {"layers": 9, "of": 8}},
+            "9 layers cannot each use another of 8",
+        ),
+        (
+            {"mapping_layer_coeff": {"layers": 9, "of": 8, "allow_skip": True}},
+            "give layers and of; got",
+        ),
     ],
 )
 def test_wrong_forms_are_explained(given: dict[str, Any], message: str) -> None:
@@ -172,7 +221,15 @@ def test_wrong_forms_are_explained(given: dict[str, Any], message: str) -> None:
 
 
 FIT = {"batch_size": 30, "warmup": 0, "augment": "none"}
-AUX = {"stage": "sws_aux", "epochs": 1, "patch_size": 16, "embed_dim": 16, "num_heads": 2, "repeats": [1, 1], **FIT}
+AUX = {
+    "stage": "sws_aux",
+    "epochs": 1,
+    "patch_size": 16,
+    "embed_dim": 16,
+    "num_heads": 2,
+    "repeats": [1, 1],
+    **FIT,
+}
 
 
 @pytest.fixture
@@ -189,7 +246,9 @@ def learngene(raw: dict[str, Any]) -> dict[str, Any]:
         "finetune": {"epochs": 1, **FIT},
     }
     space = {
-        "stages.init.sws.sws_expand.layers_source": {"layer_map": {"layers": 3, "stages": 2}},
+        "stages.init.sws.sws_expand.layers_source": {
+            "layer_map": {"layers": 3, "stages": 2}
+        },
         "stages.init.random_init.args.embed_dim": [16, 32],
     }
     raw["search"] = {"sampler": "grid", "trials": 10, "space": space}
@@ -209,7 +268,11 @@ def test_a_slot_holds_several_stages(learngene: dict[str, Any]) -> None:
         found.append(names)
         if point["stages.init"] == "sws":
             assert names == ["aux", "sws_expand", "finetune"]
-            assert [s.kind for s in trial.stages] == ["sws_aux", "sws_expand", "finetune"]
+            assert [s.kind for s in trial.stages] == [
+                "sws_aux",
+                "sws_expand",
+                "finetune",
+            ]
             assert trial.config["init"] == "sws"
             assert trial.config["aux.embed_dim"] == 16
             assert trial.config["sws_expand.layers_source"] in ([0, 0, 1], [0, 1, 1])
@@ -230,7 +293,9 @@ def test_points_and_overrides_reach_inside(learngene: dict[str, Any]) -> None:
     assert grid is not None
     assert checked.points[0] in grid
     del learngene["search"]["points"]
-    raw = apply_overrides(learngene, ["stages.init.sws.aux.epochs=2", "stages.init=sws"])
+    raw = apply_overrides(
+        learngene, ["stages.init.sws.aux.epochs=2", "stages.init=sws"]
+    )
     assert list(raw["stages"]) == ["aux", "sws_expand", "finetune"]
     assert list(raw["search"]["space"]) == ["stages.sws_expand.layers_source"]
     taken = check_spec(spec_from(raw))
@@ -243,42 +308,80 @@ def test_points_and_overrides_reach_inside(learngene: dict[str, Any]) -> None:
     [
         (
             "stages.aux={stage: finetune}",
-            r"stages\.init\.one_of\.sws\.stages\.aux: a stage of the pipeline has this name",
+            (
+                r"stages\.init\.one_of\.sws\.stages\.aux: a stage of the pipeline has"
+                r" this name"
+            ),
         ),
         ("stages.init.sws={stages: {}}", "a sub-pipeline is"),
-        ("stages.init.sws={stages: {a: {one_of: {finetune: {}}}}}", "a slot within a slot's alternative"),
-        ("stages.init.sws.aux.epochz=1", r"stages\.aux\.epochz: unknown key; did you mean 'epochs'"),
-        ("search.space={stages.init.sws.depth: [1]}", "ALTERNATIVE.STAGE.PARAMETER in a sub-pipeline"),
+        (
+            "stages.init.sws={stages: {a: {one_of: {finetune: {}}}}}",
+            "a slot within a slot's alternative",
+        ),
+        (
+            "stages.init.sws.aux.epochz=1",
+            r"stages\.aux\.epochz: unknown key; did you mean 'epochs'",
+        ),
+        (
+            "search.space={stages.init.sws.depth: [1]}",
+            "ALTERNATIVE.STAGE.PARAMETER in a sub-pipeline",
+        ),
         (
             "search.space={stages.init.sws.expand.depth: [1]}",
             "no stage 'expand' in sws; its stages are aux, sws_expand",
         ),
-        ("stages.init.sws.aux.repeats=[2]", r"names 1, but .* stages 0 to 0 \(with .*layers_source=\[0, 1, 1\]"),
-        ("stages.init.sws.sws_expand.depth=4", "depth is 4, layers_source has 3 layers: they must agree"),
-        ("search.points=[{stages.init.sws.sws_expand.layers_source: [1, 0, 1]}]", r"is none of the 2 maps of 3 layers"),
+        (
+            "stages.init.sws.aux.repeats=[2]",
+            r"names 1, but .* stages 0 to 0 \(with .*layers_source=\[0, 1, 1\]",
+        ),
+        (
+            "stages.init.sws.sws_expand.depth=4",
+            "depth is 4, layers_source has 3 layers: they must agree",
+        ),
+        (
+            "search.points=[{stages.init.sws.sws_expand.layers_source: [1, 0, 1]}]",
+            r"is none of the 2 maps of 3 layers",
+        ),
     ],
 )
-def test_mistakes_in_sub_pipelines_are_explained(learngene: dict[str, Any], override: str, message: str) -> None:
+def test_mistakes_in_sub_pipelines_are_explained(
+    learngene: dict[str, Any], override: str, message: str
+) -> None:
     with pytest.raises(SpecError, match=message):
         check_spec(spec_from(apply_overrides(learngene, [override])))
 
 
-def plans(raw: dict[str, Any], run: Path, data_cache: Path) -> tuple[StudySearch, dict[str, Any]]:
+def plans(
+    raw: dict[str, Any], run: Path, data_cache: Path
+) -> tuple[StudySearch, dict[str, Any]]:
     common = {
-        "run": str(run), "cache": str(run.parent / "_cache"), "data_cache": str(data_cache),
-        "measure": {"latency": False}, "device": "cpu", "threads": 1, "max_failures": 0,
-    }  # fmt: skip
+        "run": str(run),
+        "cache": str(run.parent / "_cache"),
+        "data_cache": str(data_cache),
+        "measure": {"latency": False},
+        "device": "cpu",
+        "threads": 1,
+        "max_failures": 0,
+    }
     run.mkdir(parents=True, exist_ok=True)
     return StudySearch(check_spec(spec_from(raw)), run, common), common
 
 
-def test_one_auxiliary_network_serves_the_sweep(learngene: dict[str, Any], tmp_path: Path, data_cache: Path) -> None:
-    """It is trained once; records show seconds spent and saved, the decoded list, and the raw numbers."""
+def test_one_auxiliary_network_serves_the_sweep(
+    learngene: dict[str, Any], tmp_path: Path, data_cache: Path
+) -> None:
+    """It is trained once; records show seconds spent and saved, the decoded list, and the
+    raw numbers.
+    """
     learngene["search"]["trials"] = 8
     learngene["search"]["space"] = {
-        "stages.init.sws.sws_expand.layers_source": {"layer_map": {"layers": 5, "stages": 2}}
+        "stages.init.sws.sws_expand.layers_source": {
+            "layer_map": {"layers": 5, "stages": 2}
+        }
     }
-    learngene["stages"]["init"]["one_of"] = {"sws": learngene["stages"]["init"]["one_of"]["sws"]}
+    learngene["stages"]["init"]["one_of"] = {
+        "sws": learngene["stages"]["init"]["one_of"]["sws"]
+    }
     run = tmp_path / "runs" / "small"
     search, _ = plans(learngene, run, data_cache)
     for i in range(search.num_trials):
@@ -289,8 +392,11 @@ def test_one_auxiliary_network_serves_the_sweep(learngene: dict[str, Any], tmp_p
     records = [r.content for r in trial_records(run)]
     assert [r["status"] for r in records] == ["complete"] * 4
     assert {tuple(r["config"]["sws_expand.layers_source"]) for r in records} == {
-        (0, 0, 0, 0, 1), (0, 0, 0, 1, 1), (0, 0, 1, 1, 1), (0, 1, 1, 1, 1),
-    }  # fmt: skip
+        (0, 0, 0, 0, 1),
+        (0, 0, 0, 1, 1),
+        (0, 0, 1, 1, 1),
+        (0, 1, 1, 1, 1),
+    }
     aux = [stage for r in records for stage in r["stages"] if stage["name"] == "aux"]
     assert [stage["cached"] for stage in aux] == [False, True, True, True]
     assert len({stage["key"] for stage in aux}) == 1
@@ -298,12 +404,21 @@ def test_one_auxiliary_network_serves_the_sweep(learngene: dict[str, Any], tmp_p
     saved = [r["seconds_full"] - r["seconds"] for r in records]
     assert saved[0] == 0
     assert all(s > 0 for s in saved[1:])
-    assert all(isinstance(u, float) for r in records for name, u in r["params"].items() if "#" in name)
+    assert all(
+        isinstance(u, float)
+        for r in records
+        for name, u in r["params"].items()
+        if "#" in name
+    )
 
 
-def test_a_continued_study_knows_its_maps(learngene: dict[str, Any], tmp_path: Path, data_cache: Path) -> None:
+def test_a_continued_study_knows_its_maps(
+    learngene: dict[str, Any], tmp_path: Path, data_cache: Path
+) -> None:
     learngene["search"] |= {"sampler": "tpe", "trials": 14}
-    learngene["search"]["space"]["stages.init.sws.sws_expand.layers_source"]["layer_map"]["layers"] = 16
+    learngene["search"]["space"]["stages.init.sws.sws_expand.layers_source"][
+        "layer_map"
+    ]["layers"] = 16
     run = tmp_path / "runs" / "small"
     search, _ = plans(learngene, run, data_cache)
 
@@ -324,7 +439,11 @@ def test_a_continued_study_knows_its_maps(learngene: dict[str, Any], tmp_path: P
     assert back["config"] == lost["config"]
     for i in range(12, 14):
         end(again, i)
-    told = [t for t in again.study.get_trials() if t.state == optuna.trial.TrialState.COMPLETE]
+    told = [
+        t
+        for t in again.study.get_trials()
+        if t.state == optuna.trial.TrialState.COMPLETE
+    ]
     assert {t.user_attrs["number"] for t in told} == set(range(14))
 
 
@@ -333,7 +452,9 @@ def test_a_map_is_tried_once_whatever_numbers_mean_it(
     learngene: dict[str, Any], tmp_path: Path, data_cache: Path, sampler: str
 ) -> None:
     learngene["search"] |= {"sampler": sampler, "trials": 30}
-    learngene["search"]["space"]["stages.init.sws.sws_expand.layers_source"]["layer_map"]["layers"] = 6
+    learngene["search"]["space"]["stages.init.sws.sws_expand.layers_source"][
+        "layer_map"
+    ]["layers"] = 6
     run = tmp_path / "runs" / "small"
     search, _ = plans(learngene, run, data_cache)
     assert search.num_trials == 5 + 2 + 1
@@ -355,5 +476,10 @@ def test_the_documented_spec_holds() -> None:
     page = (Path(__file__).parents[2] / "docs/learngenes.md").read_text()
     raw = parse_yaml(page.split("```yaml\n")[1].split("```")[0], "docs")[0]
     checked = check_spec(spec_from(raw))
-    assert dict(checked.distinct_stages()) == {"teacher": 1, "sws_aux": 1, "expand": 30, "finetune": 30}
+    assert dict(checked.distinct_stages()) == {
+        "teacher": 1,
+        "sws_aux": 1,
+        "expand": 30,
+        "finetune": 30,
+    }
     assert checked.num_configurations == 30

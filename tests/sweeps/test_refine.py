@@ -7,16 +7,18 @@ import pytest
 from ray.tune.search import Searcher
 
 from sweeps.check import check_spec
-from sweeps.records import TrialRecord, trial_folder
-from sweeps.refine import front_numbers
-from sweeps.spec import Objective, spec_from
-from sweeps.yaml_file import SpecError
+from sweeps.run.record import TrialRecord, trial_folder
+from sweeps.search.refine import front_numbers
+from sweeps.spec.model import Objective, spec_from
+from sweeps.spec.yaml_text import SpecError
 from tests.sweeps.helpers import finish, searcher, states
 
 TWO = [Objective(metric="accuracy", mode="max"), Objective(metric="gmacs", mode="min")]
 
 
-def record(number: int, accuracy: float, gmacs: float = 1.0, **more: Any) -> dict[str, Any]:
+def record(
+    number: int, accuracy: float, gmacs: float = 1.0, **more: Any
+) -> dict[str, Any]:
     found = {"number": number, "status": "complete", "refines": None}
     return found | {"metrics": {"accuracy": accuracy, "gmacs": gmacs}} | more
 
@@ -26,7 +28,9 @@ def test_the_front_by_what_each_member_adds() -> None:
     # 0: (0.9-0.8) x (4.3-4) = 0.03,   1: (0.8-0.5) x (4-2... see below
     records = [
         record(0, 0.9, 4.0),  # (0.9 - 0.8) x (4.3 - 4.0) = 0.03
-        record(1, 0.8, 2.0),  # (0.8 - 0.5) x (4.0 - 2.0) = 0.60, and what it shares with none: exclusive of 0 and 2
+        record(
+            1, 0.8, 2.0
+        ),  # (0.8 - 0.5) x (4.0 - 2.0) = 0.60, and what it shares with none: exclusive of 0 and 2
         record(2, 0.5, 1.0),  # (0.5 - 0.46) x (2.0 - 1.0) = 0.04
         record(3, 0.7, 3.0),  # dominated by 1
         record(4, 1.0, 0.1, status="pruned"),
@@ -39,15 +43,34 @@ def test_the_front_by_what_each_member_adds() -> None:
 
 
 def test_one_objective_and_its_bound() -> None:
-    records = [record(0, 0.5), record(1, 0.7), record(1, 0.9), record(2, 0.85), record(3, 0.8)]
+    records = [
+        record(0, 0.5),
+        record(1, 0.7),
+        record(1, 0.9),
+        record(2, 0.85),
+        record(3, 0.8),
+    ]
     only = [Objective(metric="accuracy", mode="max", bound=0.6)]
-    assert front_numbers(records, only, 3) == [2, 1, 3]  # 1 counts with its mean of 0.8, and the lower number first
-    assert front_numbers(records, [Objective(metric="accuracy", mode="max", bound=0.95)], 3) == []
+    assert front_numbers(records, only, 3) == [
+        2,
+        1,
+        3,
+    ]  # 1 counts with its mean of 0.8, and the lower number first
+    assert (
+        front_numbers(
+            records, [Objective(metric="accuracy", mode="max", bound=0.95)], 3
+        )
+        == []
+    )
 
 
 def test_they_run_when_all_else_has_ended(raw: dict[str, Any], tmp_path: Path) -> None:
     refine = {"top": 2, "epochs": 7, "params": {"finetune.batch_size": 15}}
-    options: dict[str, Any] = {"trials": 3, "refine": refine, "early_stopping": {"scheduler": "asha"}}
+    options: dict[str, Any] = {
+        "trials": 3,
+        "refine": refine,
+        "early_stopping": {"scheduler": "asha"},
+    }
     search = searcher(raw, tmp_path, **options)
     assert search.num_trials == 5
     base = [
@@ -68,7 +91,9 @@ def test_they_run_when_all_else_has_ended(raw: dict[str, Any], tmp_path: Path) -
     }
     before, after = of["stages"], plan["pipeline"]
     changed = {"finetune": {"epochs": 7, "batch_size": 15}}
-    for old, new in zip(base[plan["refines"]]["pipeline"] or before, after, strict=True):
+    for old, new in zip(
+        base[plan["refines"]]["pipeline"] or before, after, strict=True
+    ):
         assert new == old | {"config": old["config"] | changed.get(old["name"], {})}
     assert plan["config"]["finetune.epochs"] == 7
     assert len(states(search)) == 3  # the study hears nothing of them
@@ -83,21 +108,42 @@ def test_they_run_when_all_else_has_ended(raw: dict[str, Any], tmp_path: Path) -
     assert third.next_number == 5
 
 
-def test_replicates_are_refined_with_their_seeds(raw: dict[str, Any], tmp_path: Path) -> None:
-    search = searcher(raw, tmp_path, trials=1, replicates=2, refine={"top": 1, "epochs": 3})
+def test_replicates_are_refined_with_their_seeds(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    search = searcher(
+        raw, tmp_path, trials=1, replicates=2, refine={"top": 1, "epochs": 3}
+    )
     for i in range(2):
         finish(search, tmp_path, f"a{i}", accuracy=0.5, gmacs=1.0)
-    plans = [finish(search, tmp_path, f"b{i}", accuracy=0.6, gmacs=1.0) for i in range(2)]
-    assert [(p["trial_id"], p["seed"], p["refines"]) for p in plans] == [("00001-r0", 0, 0), ("00001-r1", 1, 0)]
+    plans = [
+        finish(search, tmp_path, f"b{i}", accuracy=0.6, gmacs=1.0) for i in range(2)
+    ]
+    assert [(p["trial_id"], p["seed"], p["refines"]) for p in plans] == [
+        ("00001-r0", 0, 0),
+        ("00001-r1", 1, 0),
+    ]
 
 
 @pytest.mark.parametrize(
     ("refine", "message"),
     [
-        ({"top": 1, "epochs": 5, "stage": "init"}, r"search\.refine\.stage: no stage 'init' with epochs"),
-        ({"top": 1, "epochs": 5, "params": {"fine.lr": 1}}, r"search\.refine\.params: fine\.lr: no such stage"),
-        ({"top": 1, "epochs": 5, "params": {"finetune.lrr": 1}}, r"search\.refine: stages\.finetune\.lrr: unknown key"),
-        ({"top": 0, "epochs": 5}, r"search\.refine\.top: input should be greater than or equal to 1"),
+        (
+            {"top": 1, "epochs": 5, "stage": "init"},
+            r"search\.refine\.stage: no stage 'init' with epochs",
+        ),
+        (
+            {"top": 1, "epochs": 5, "params": {"fine.lr": 1}},
+            r"search\.refine\.params: fine\.lr: no such stage",
+        ),
+        (
+            {"top": 1, "epochs": 5, "params": {"finetune.lrr": 1}},
+            r"search\.refine: stages\.finetune\.lrr: unknown key",
+        ),
+        (
+            {"top": 0, "epochs": 5},
+            r"search\.refine\.top: input should be greater than or equal to 1",
+        ),
     ],
 )
 def test_mistakes(raw: dict[str, Any], refine: dict[str, Any], message: str) -> None:

@@ -1,4 +1,6 @@
-"""A trial again from its record alone: the same bits, or which condition differs, or why it cannot be."""
+"""A trial again from its record alone: the same bits, or which condition differs, or why it
+cannot be.
+"""
 
 import json
 from pathlib import Path
@@ -8,12 +10,18 @@ import pytest
 from typer.testing import CliRunner
 
 from sweeps.check import load_spec
-from sweeps.cli import app
-from sweeps.records import TrialRecord, trial_records
-from sweeps.reproduce import CannotReproduceError, is_measured, plan_of, read_record, reproduce
-from sweeps.search import StudySearch
-from sweeps.spec import preset_names
-from sweeps.trial import run_trial
+from sweeps.cli.main import app
+from sweeps.run.record import TrialRecord, trial_records
+from sweeps.search.searcher import StudySearch
+from sweeps.spec.model import preset_names
+from sweeps.trial.attempt import run_trial
+from sweeps.trial.reproduce import (
+    CannotReproduceError,
+    is_measured,
+    plan_of,
+    read_record,
+    reproduce,
+)
 from tests.sweeps.helpers import COMMON, searcher
 
 QUICK = ("evaluate", "wfn-cifar10", "ws-vit-t-cifar100")
@@ -24,7 +32,11 @@ def tiny_records(name: str, storage: Path, data_cache: Path) -> list[dict[str, A
     checked = load_spec(name, [f"storage={storage}"], tiny=True)
     run = storage / name
     run.mkdir()
-    common = COMMON | {"run": str(run), "cache": str(storage / "_cache"), "data_cache": str(data_cache)}
+    common = COMMON | {
+        "run": str(run),
+        "cache": str(storage / "_cache"),
+        "data_cache": str(data_cache),
+    }
     search = StudySearch(checked, run, common | {"measure": {"latency": False}})
     seen: set[tuple[str, ...]] = set()
     while isinstance(suggestion := search.suggest(str(len(seen))), dict):
@@ -36,14 +48,20 @@ def tiny_records(name: str, storage: Path, data_cache: Path) -> list[dict[str, A
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in preset_names()]
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name in preset_names()
+    ],
 )
 def test_bit_identical(name: str, tmp_path: Path, data_cache: Path) -> None:
     for record in tiny_records(name, tmp_path, data_cache):
         found = reproduce(json.loads(json.dumps(record)), data_cache=data_cache)
         assert found.conditions == []
         assert found.tolerance == 0
-        assert {row.name for row in found.rows} == {name for name in record["metrics"] if not is_measured(name)}
+        assert {row.name for row in found.rows} == {
+            name for name in record["metrics"] if not is_measured(name)
+        }
         assert found.same, [row for row in found.rows if not row.same]
         assert all(row.new == row.old or row.new != row.new for row in found.rows)
         assert not [note for note in found.notes if "inputs differ" in note]
@@ -55,10 +73,16 @@ def run(raw: dict[str, Any], tmp_path: Path, data_cache: Path) -> Path:
     folder = Path(raw["storage"]) / "small"
     search = searcher(raw, folder, trials=2)
     (folder / "run.json").write_text("{}")
-    common = {"cache": str(folder.parent / "_cache"), "data_cache": str(data_cache), "measure": {"latency": False}}
+    common = {
+        "cache": str(folder.parent / "_cache"),
+        "data_cache": str(data_cache),
+        "measure": {"latency": False},
+    }
     plan = search.suggest("a")["plan"] | common  # type: ignore[index]
     assert run_trial(plan)["status"] == "complete"
-    TrialRecord.begin(folder / "trials" / "00001", {"trial_id": "00001", "number": 1}).finish("failed", error="no")
+    TrialRecord.begin(
+        folder / "trials" / "00001", {"trial_id": "00001", "number": 1}
+    ).finish("failed", error="no")
     return folder
 
 
@@ -77,7 +101,14 @@ def test_the_exit_code_says_it(run: Path) -> None:
     assert "trial 00000: reproduced" in same.output
     assert "equal to the last bit" in same.output
     record = read_record(run, "00000")
-    edited(run, {"metrics": record["metrics"] | {"loss": record["metrics"]["loss"] * (1 + 1e-12)}})
+    edited(
+        run,
+        {
+            "metrics": (
+                record["metrics"] | {"loss": record["metrics"]["loss"] * (1 + 1e-12)}
+            )
+        },
+    )
     other = again(str(run), "00000")
     assert other.exit_code == 1
     assert "differs in loss" in other.output
@@ -85,7 +116,13 @@ def test_the_exit_code_says_it(run: Path) -> None:
     within = again(str(run), "00000")
     assert within.exit_code == 0, within.output
     assert "torch 1.0.0 then" in within.output
-    edited(run, {"versions": record["versions"] | {"torch": "1.0.0"}, "metrics": record["metrics"] | {"loss": 9.0}})
+    edited(
+        run,
+        {
+            "versions": record["versions"] | {"torch": "1.0.0"},
+            "metrics": record["metrics"] | {"loss": 9.0},
+        },
+    )
     assert again(str(run), "00000").exit_code == 1
     assert again(str(run), "00000", "--tolerance", "10").exit_code == 0
 
@@ -106,7 +143,10 @@ def test_what_cannot_be_run_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) 
             {"inputs": record["inputs"] | {"data": "0" * 64}},
             r"the data in digits are not the trial's: fingerprint .* 0000",
         ),
-        ({"inputs": record["inputs"] | {"source": "0" * 64}}, r"the source model vit_tiny.* is not the trial's"),
+        (
+            {"inputs": record["inputs"] | {"source": "0" * 64}},
+            r"the source model vit_tiny.* is not the trial's",
+        ),
         ({"inputs": {}}, "lacks the hashes of its inputs"),
         ({"source": record["source"] | {"checkpoint": "/no/file"}}, "no/file"),
     ]:

@@ -1,4 +1,6 @@
-"""Going on with a run: what may change, who may drive, and that no process doubles another's work."""
+"""Going on with a run: what may change, who may drive, and that no process doubles
+another's work.
+"""
 
 import json
 import os
@@ -15,16 +17,16 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 from typer.testing import CliRunner
 
-from sweeps import run_state
 from sweeps.check import check_spec
-from sweeps.cli import app
-from sweeps.records import RecordTakenError, TrialRecord, trial_folder, trial_records
+from sweeps.cli.main import app
 from sweeps.resume import changed_keys, refuse_changes, reopen, resumed_spec
-from sweeps.run_state import driving, request_stop, stop_requested
-from sweeps.spec import spec_from
-from sweeps.storage import find_run
-from sweeps.trial import run_trial
-from sweeps.yaml_file import SpecError
+from sweeps.run import driving as run_state
+from sweeps.run.driving import driving, request_stop, stop_requested
+from sweeps.run.record import RecordTakenError, TrialRecord, trial_folder, trial_records
+from sweeps.run.storage import find_run
+from sweeps.spec.model import spec_from
+from sweeps.spec.yaml_text import SpecError
+from sweeps.trial.attempt import run_trial
 from tests.sweeps.helpers import begin, contents, finish, searcher, states
 
 
@@ -33,52 +35,85 @@ def run(raw: dict[str, Any]) -> Path:
     """A run folder as a driver leaves it, without trials."""
     folder = Path(raw["storage"]) / "small"
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"spec": spec_from(raw).raw, "objectives": raw["objectives"]}))
+    (folder / "run.json").write_text(
+        json.dumps({"spec": spec_from(raw).raw, "objectives": raw["objectives"]})
+    )
     return folder
 
 
 FREE = [
-    "search.trials=9", "search.sampler=tpe", "search.max_failures=3", "resources.cpus_per_worker=2",
-    "search.space.stages.finetune.lr={low: 1e-5, high: 1e-2, log: true}", "search.refine={top: 1, epochs: 4}",
-    "search.early_stopping={scheduler: median}", "watch.wandb=null", "search.space.stages.finetune.drop=[0, 0.1]",
+    "search.trials=9",
+    "search.sampler=tpe",
+    "search.max_failures=3",
+    "resources.cpus_per_worker=2",
+    "search.space.stages.finetune.lr={low: 1e-5, high: 1e-2, log: true}",
+    "search.refine={top: 1, epochs: 4}",
+    "search.early_stopping={scheduler: median}",
+    "watch.wandb=null",
+    "search.space.stages.finetune.drop=[0, 0.1]",
     "stages.init.one_of.more={stage: random_init}",
-]  # fmt: skip
+]
 BOUND = [
-    ("seed=1", "seed"), ("stages.finetune.epochs=2", r"stages\.finetune\.epochs"), ("data.limit=100", r"data\.limit"),
-    ("source.args.depth=3", r"source\.args\.depth"), ("measure.batch_size=8", r"measure\.batch_size"),
-    ("objectives.0.bound=0.5", "objectives"), ("search.replicates=2", r"search\.replicates"),
-    ("stages.init.weight_selection.args.depth=1", r"stages\.init\.weight_selection\.args"),
-]  # fmt: skip
+    ("seed=1", "seed"),
+    ("stages.finetune.epochs=2", r"stages\.finetune\.epochs"),
+    ("data.limit=100", r"data\.limit"),
+    ("source.args.depth=3", r"source\.args\.depth"),
+    ("measure.batch_size=8", r"measure\.batch_size"),
+    ("objectives.0.bound=0.5", "objectives"),
+    ("search.replicates=2", r"search\.replicates"),
+    (
+        "stages.init.weight_selection.args.depth=1",
+        r"stages\.init\.weight_selection\.args",
+    ),
+]
 
 
 @pytest.mark.parametrize("override", FREE)
 def test_budget_and_space_may_change(run: Path, override: str) -> None:
     if "one_of" in override:
-        raw = yaml.safe_load(yaml.safe_dump(json.loads((run / "run.json").read_text())["spec"]))
+        raw = yaml.safe_load(
+            yaml.safe_dump(json.loads((run / "run.json").read_text())["spec"])
+        )
         raw["stages"]["init"]["one_of"]["more"] = {"stage": "random_init"}
-        assert changed_keys(json.loads((run / "run.json").read_text())["spec"], spec_from(raw)) == []
+        assert (
+            changed_keys(
+                json.loads((run / "run.json").read_text())["spec"], spec_from(raw)
+            )
+            == []
+        )
         return
     resumed_spec(run, [override], local=False)
 
 
 @pytest.mark.parametrize(("override", "key"), BOUND)
-def test_what_finished_trials_mean_may_not(run: Path, raw: dict[str, Any], override: str, key: str) -> None:
-    with pytest.raises(SpecError, match=rf"resume: {key}\.? would change what the finished trials"):
+def test_what_finished_trials_mean_may_not(
+    run: Path, raw: dict[str, Any], override: str, key: str
+) -> None:
+    with pytest.raises(
+        SpecError, match=rf"resume: {key}\.? would change what the finished trials"
+    ):
         resumed_spec(run, [override])
 
 
 def test_another_sweep_is_refused(run: Path, raw: dict[str, Any]) -> None:
     old = json.loads((run / "run.json").read_text())["spec"]
-    with pytest.raises(SpecError, match=r"holds another sweep: seed differs,.*--overwrite"):
+    with pytest.raises(
+        SpecError, match=r"holds another sweep: seed differs,.*--overwrite"
+    ):
         refuse_changes(run, old, spec_from(raw | {"seed": 3}))
     refuse_changes(run, old, spec_from(raw | {"storage": "elsewhere"}))
 
 
-def test_runs_are_found(run: Path, raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_found(
+    run: Path, raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert find_run(str(run)) == run
     monkeypatch.chdir(run.parent.parent)
     assert find_run("small") == run
-    with pytest.raises(SpecError, match=r"small2: not a run folder: no run\.json in small2 or runs/small2; it is"):
+    with pytest.raises(
+        SpecError,
+        match=r"small2: not a run folder: no run\.json in small2 or runs/small2; it is",
+    ):
         find_run("small2")
     moved = run.parent.parent / "archive" / "small"
     moved.parent.mkdir()
@@ -92,31 +127,54 @@ def test_runs_are_found(run: Path, raw: dict[str, Any], monkeypatch: pytest.Monk
         resumed_spec(renamed, [])
 
 
-def test_a_changed_space_keeps_what_it_contains(raw: dict[str, Any], tmp_path: Path) -> None:
-    """Optuna refuses changed choices: the study moves, and knows all trials that are still possible."""
+def test_a_changed_space_keeps_what_it_contains(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    """Optuna refuses changed choices: the study moves, and knows all trials that are still
+    possible.
+    """
     space = {"stages.finetune.lr": [1e-4, 1e-3, 1e-2]}
     raw["stages"]["init"] = {"stage": "random_init"}
     first = searcher(raw, tmp_path, sampler="grid", trials=3, space=space)
     for i in range(3):
         finish(first, tmp_path, str(i), accuracy=0.5, gmacs=1.0)
-    second = searcher(raw, tmp_path, sampler="grid", trials=9, space={"stages.finetune.lr": [1e-3, 1e-2, 0.1]})
+    second = searcher(
+        raw,
+        tmp_path,
+        sampler="grid",
+        trials=9,
+        space={"stages.finetune.lr": [1e-3, 1e-2, 0.1]},
+    )
     assert second.study.study_name == "small~2"
-    assert sorted(t.params["stages.finetune.lr"] for t in second.study.get_trials()) == [0.001, 0.01]
+    assert sorted(
+        t.params["stages.finetune.lr"] for t in second.study.get_trials()
+    ) == [0.001, 0.01]
     plan = finish(second, tmp_path, "n", accuracy=0.6, gmacs=1.0)
     assert (plan["number"], plan["params"]) == (3, {"stages.finetune.lr": 0.1})
     assert second.suggest("end") == Searcher.FINISHED
-    wider = searcher(raw, tmp_path, trials=5, space={"stages.finetune.lr": {"low": 1e-4, "high": 1.0, "log": True}})
+    wider = searcher(
+        raw,
+        tmp_path,
+        trials=5,
+        space={"stages.finetune.lr": {"low": 1e-4, "high": 1.0, "log": True}},
+    )
     assert wider.study.study_name == "small~3"
     finish(wider, tmp_path, "w", accuracy=0.6, gmacs=1.0)
     narrower = {"stages.finetune.lr": {"low": 1e-4, "high": 0.5, "log": True}}
-    assert searcher(raw, tmp_path, trials=5, space=narrower).study.study_name == "small~3"  # Optuna takes it
+    assert (
+        searcher(raw, tmp_path, trials=5, space=narrower).study.study_name == "small~3"
+    )  # Optuna takes it
 
 
-def test_an_interrupted_point_outside_the_new_space_is_told(raw: dict[str, Any], tmp_path: Path) -> None:
+def test_an_interrupted_point_outside_the_new_space_is_told(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
     first = searcher(raw, tmp_path, trials=2)
     begin(first, tmp_path, "a").finish("interrupted")
     finish(first, tmp_path, "b", accuracy=0.5, gmacs=1.0)
-    second = searcher(raw, tmp_path, trials=2, space={"stages.finetune.lr": {"low": 0.5, "high": 1.0}})
+    second = searcher(
+        raw, tmp_path, trials=2, space={"stages.finetune.lr": {"low": 0.5, "high": 1.0}}
+    )
     assert any("configuration 0 is not run again" in line for line in second.notes)
     assert second.suggest("end") == Searcher.FINISHED
     assert contents(tmp_path)["00000"]["status"] == "interrupted"
@@ -131,15 +189,24 @@ def test_failed_ones_again(raw: dict[str, Any], tmp_path: Path) -> None:
     assert reopen(tmp_path, "failed") == 2
     second = searcher(raw, tmp_path, trials=3)
     assert second.num_trials == 2
-    plans = [finish(second, tmp_path, f"b{i}", accuracy=0.7, gmacs=1.0) for i in range(2)]
+    plans = [
+        finish(second, tmp_path, f"b{i}", accuracy=0.7, gmacs=1.0) for i in range(2)
+    ]
     assert [p["trial_id"] for p in plans] == ["00000", "00002"]
-    assert all(p["params"] == before[p["trial_id"]]["params"] and p["attempts"] == 2 for p in plans)
+    assert all(
+        p["params"] == before[p["trial_id"]]["params"] and p["attempts"] == 2
+        for p in plans
+    )
     assert states(second).count(TrialState.COMPLETE) == 3
 
 
 def test_an_attempt_that_was_replaced_writes_nothing(tmp_path: Path) -> None:
-    """A process that outlives its driver, or a lost node's, cannot touch what its successor writes."""
-    old = TrialRecord.begin(trial_folder(tmp_path, "00000"), {"trial_id": "00000", "number": 0})
+    """A process that outlives its driver, or a lost node's, cannot touch what its successor
+    writes.
+    """
+    old = TrialRecord.begin(
+        trial_folder(tmp_path, "00000"), {"trial_id": "00000", "number": 0}
+    )
     old.add_epoch({"epoch": 0, "by": "old"})
     new = TrialRecord.begin(old.folder, {"trial_id": "00000", "number": 0})
     assert new.epochs() == []
@@ -156,7 +223,11 @@ def test_an_attempt_that_was_replaced_writes_nothing(tmp_path: Path) -> None:
         new.finish("failed")
     found = TrialRecord.read(old.folder)
     assert found is not None
-    assert (found.status, found.content["attempts"], [r["by"] for r in found.epochs()]) == ("complete", 2, ["new"])
+    assert (
+        found.status,
+        found.content["attempts"],
+        [r["by"] for r in found.epochs()],
+    ) == ("complete", 2, ["new"])
 
 
 def test_a_late_process_tells_what_stands(raw: dict[str, Any], tmp_path: Path) -> None:
@@ -164,7 +235,9 @@ def test_a_late_process_tells_what_stands(raw: dict[str, Any], tmp_path: Path) -
     plan = search.suggest("a")["plan"]  # type: ignore[index]
 
     def overtaken(plan: dict[str, Any], on_epoch: Any, on_stage: Any) -> Any:
-        TrialRecord.begin(trial_folder(tmp_path, plan["trial_id"]), plan).finish("complete", metrics={"accuracy": 0.25})
+        TrialRecord.begin(trial_folder(tmp_path, plan["trial_id"]), plan).finish(
+            "complete", metrics={"accuracy": 0.25}
+        )
         on_epoch({"stage": "finetune", "epoch": 0})
 
     assert run_trial(plan, overtaken)["status"] == "complete"
@@ -194,7 +267,9 @@ def test_one_driver_at_a_time(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(run_state, "_PATIENCE_SECONDS", 20.0)
     with (
         driving(run),
-        pytest.raises(SpecError, match=rf"is being run by process {os.getpid()} on .*sweeps stop"),
+        pytest.raises(
+            SpecError, match=rf"is being run by process {os.getpid()} on .*sweeps stop"
+        ),
         driving(run),
     ):
         pass
@@ -217,7 +292,11 @@ def test_a_dead_driver_is_replaced(run: Path, monkeypatch: pytest.MonkeyPatch) -
 
     (run / "driver.json").write_text(json.dumps(me | {"host": "elsewhere", "beat": 0}))
     monkeypatch.setattr(run_state, "_PATIENCE_SECONDS", 20.0)
-    beat = threading.Timer(0.2, (run / "driver.json").write_text, [json.dumps(me | {"host": "elsewhere", "beat": 1})])
+    beat = threading.Timer(
+        0.2,
+        (run / "driver.json").write_text,
+        [json.dumps(me | {"host": "elsewhere", "beat": 1})],
+    )
     beat.start()
     with pytest.raises(SpecError, match="on elsewhere"), driving(run):
         pass
@@ -234,23 +313,39 @@ def test_earlier_runs_are_known(raw: dict[str, Any], tmp_path: Path) -> None:
     (old / "run.json").write_text(json.dumps({"objectives": raw["objectives"]}))
     new = tmp_path / "new"
     second = searcher(raw, new, **{"from": [str(old)], "trials": 2})
-    assert [t.values for t in second.study.get_trials()] == [pytest.approx([0.3, 1.0]), pytest.approx([0.7, 1.0])]
+    assert [t.values for t in second.study.get_trials()] == [
+        pytest.approx([0.3, 1.0]),
+        pytest.approx([0.7, 1.0]),
+    ]
     assert second.notes == [f"{old}: 2 configurations known, 1 not (1 × failed)"]
     assert second.num_trials == 2  # they cost no budget
     plans = [finish(second, new, str(i), accuracy=0.5, gmacs=1.0) for i in range(2)]
     assert [p["number"] for p in plans] == [0, 1]
-    assert len(searcher(raw, new, **{"from": [str(old)]}).study.get_trials()) == 4  # once
+    assert (
+        len(searcher(raw, new, **{"from": [str(old)]}).study.get_trials()) == 4
+    )  # once
     narrow = searcher(
-        raw, tmp_path / "n", **{"from": [str(old)], "space": {"stages.finetune.lr": {"low": 0.5, "high": 1.0}}}
+        raw,
+        tmp_path / "n",
+        **{
+            "from": [str(old)],
+            "space": {"stages.finetune.lr": {"low": 0.5, "high": 1.0}},
+        },
     )
     assert len(narrow.study.get_trials()) == 0
     assert "0 configurations known, 3 not" in narrow.notes[0]
 
 
-def test_earlier_runs_with_other_objectives_are_refused(raw: dict[str, Any], tmp_path: Path) -> None:
+def test_earlier_runs_with_other_objectives_are_refused(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
     raw["search"]["from"] = [str(tmp_path)]
     with pytest.raises(SpecError, match=r"search\.from: .* is not a run folder"):
         check_spec(spec_from(raw))
-    (tmp_path / "run.json").write_text(json.dumps({"objectives": [{"metric": "loss", "mode": "min"}]}))
-    with pytest.raises(SpecError, match=r"search\.from: .* has other objectives \(min loss\)"):
+    (tmp_path / "run.json").write_text(
+        json.dumps({"objectives": [{"metric": "loss", "mode": "min"}]})
+    )
+    with pytest.raises(
+        SpecError, match=r"search\.from: .* has other objectives \(min loss\)"
+    ):
         check_spec(spec_from(raw))

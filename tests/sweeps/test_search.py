@@ -11,23 +11,27 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from sweeps.check import check_spec
-from sweeps.records import TrialRecord, trial_folder, trial_records
-from sweeps.samplers import make_sampler
-from sweeps.search import StudySearch
-from sweeps.spec import preset_names, spec_from
-from sweeps.study import canonical, draw
-from sweeps.trial import run_trial
+from sweeps.run.record import TrialRecord, trial_folder, trial_records
+from sweeps.search.samplers import make_sampler
+from sweeps.search.searcher import StudySearch
+from sweeps.search.study import canonical, draw
+from sweeps.spec.model import preset_names, spec_from
+from sweeps.trial.attempt import run_trial
 from tests.sweeps.helpers import COMMON, finish, searcher, states
 
 
-def test_optuna_hears_finite_values_or_fail(raw: dict[str, Any], tmp_path: Path) -> None:
+def test_optuna_hears_finite_values_or_fail(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
     search = searcher(raw, tmp_path, trials=5)
     finish(search, tmp_path, "a", accuracy=0.5, gmacs=1.0)
     finish(search, tmp_path, "b", accuracy=math.nan, gmacs=1.0)
     finish(search, tmp_path, "c", gmacs=1.0)
     finish(search, tmp_path, "d", "failed")
     search.suggest("e")
-    search.on_trial_complete("e", None, error=True)  # its process died: no record at all
+    search.on_trial_complete(
+        "e", None, error=True
+    )  # its process died: no record at all
     assert states(search) == [TrialState.COMPLETE] + [TrialState.FAIL] * 4
     assert search.study.get_trials()[0].values == [0.5, 1.0]
     assert search.suggest("f") == Searcher.FINISHED
@@ -36,7 +40,9 @@ def test_optuna_hears_finite_values_or_fail(raw: dict[str, Any], tmp_path: Path)
 def test_replicates_are_told_as_their_mean(raw: dict[str, Any], tmp_path: Path) -> None:
     search = searcher(raw, tmp_path, trials=2, replicates=3)
     assert search.num_trials == 6
-    plans = [finish(search, tmp_path, f"t{i}", accuracy=0.1 * i, gmacs=2.0) for i in range(3)]
+    plans = [
+        finish(search, tmp_path, f"t{i}", accuracy=0.1 * i, gmacs=2.0) for i in range(3)
+    ]
     assert [p["trial_id"] for p in plans] == ["00000-r0", "00000-r1", "00000-r2"]
     assert [p["seed"] for p in plans] == [0, 1, 2]
     assert len({repr(p["stages"]) for p in plans}) == 1
@@ -44,7 +50,9 @@ def test_replicates_are_told_as_their_mean(raw: dict[str, Any], tmp_path: Path) 
     finish(search, tmp_path, "x", "failed")
     finish(search, tmp_path, "y", accuracy=0.4, gmacs=2.0)
     finish(search, tmp_path, "z", accuracy=0.6, gmacs=2.0)
-    assert search.study.get_trials()[1].values == pytest.approx([0.5, 2.0])  # of those that there are
+    assert search.study.get_trials()[1].values == pytest.approx(
+        [0.5, 2.0]
+    )  # of those that there are
 
 
 def test_going_on_keeps_what_is_complete(raw: dict[str, Any], tmp_path: Path) -> None:
@@ -53,10 +61,14 @@ def test_going_on_keeps_what_is_complete(raw: dict[str, Any], tmp_path: Path) ->
         finish(first, tmp_path, f"a{i}", accuracy=0.5, gmacs=1.0)
     lost = finish(first, tmp_path, "a3", "interrupted")
     dead = first.suggest("a4")["plan"]  # type: ignore[index]  # the driver dies here
-    TrialRecord.begin(trial_folder(tmp_path, dead["trial_id"]), dead).finish("interrupted")
+    TrialRecord.begin(trial_folder(tmp_path, dead["trial_id"]), dead).finish(
+        "interrupted"
+    )
     second = searcher(raw, tmp_path, trials=4, replicates=2)
     assert second.num_trials == 8 - 3
-    plans = [finish(second, tmp_path, f"b{i}", accuracy=0.7, gmacs=1.0) for i in range(5)]
+    plans = [
+        finish(second, tmp_path, f"b{i}", accuracy=0.7, gmacs=1.0) for i in range(5)
+    ]
     assert second.suggest("end") == Searcher.FINISHED
     assert plans[0]["trial_id"] == lost["trial_id"] == "00001-r1"
     assert plans[0]["params"] == lost["params"]
@@ -69,17 +81,27 @@ def test_going_on_keeps_what_is_complete(raw: dict[str, Any], tmp_path: Path) ->
     assert sorted(t.user_attrs["number"] for t in told) == [0, 1, 2, 3]
     assert TrialState.RUNNING not in states(second)
     assert searcher(raw, tmp_path, trials=4, replicates=2).num_trials == 0
-    assert searcher(raw, tmp_path, trials=6, replicates=2).num_trials == 4  # the budget may grow
+    assert (
+        searcher(raw, tmp_path, trials=6, replicates=2).num_trials == 4
+    )  # the budget may grow
 
 
-def test_a_continued_random_search_draws_new_points(raw: dict[str, Any], tmp_path: Path) -> None:
+def test_a_continued_random_search_draws_new_points(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
     first = searcher(raw, tmp_path, trials=3)
     early = [
-        finish(first, tmp_path, f"a{i}", accuracy=0.5, gmacs=1.0)["params"]["stages.finetune.lr"] for i in range(3)
+        finish(first, tmp_path, f"a{i}", accuracy=0.5, gmacs=1.0)["params"][
+            "stages.finetune.lr"
+        ]
+        for i in range(3)
     ]
     second = searcher(raw, tmp_path, trials=6)
     late = [
-        finish(second, tmp_path, f"b{i}", accuracy=0.5, gmacs=1.0)["params"]["stages.finetune.lr"] for i in range(3)
+        finish(second, tmp_path, f"b{i}", accuracy=0.5, gmacs=1.0)["params"][
+            "stages.finetune.lr"
+        ]
+        for i in range(3)
     ]
     assert not set(early) & set(late)
 
@@ -100,7 +122,11 @@ def test_an_interrupted_search_draws_what_it_would_have_drawn(
                 if i % 2:
                     search.suggest("lost")
                 search = searcher(raw, run, **options)
-            points.append(finish(search, run, str(i), accuracy=(i * 7 % 13) / 13, gmacs=1.0 + i % 3)["params"])
+            points.append(
+                finish(
+                    search, run, str(i), accuracy=(i * 7 % 13) / 13, gmacs=1.0 + i % 3
+                )["params"]
+            )
         drawn.append(points)
         assert search.suggest("end") == Searcher.FINISHED
     assert drawn[0] == drawn[1]
@@ -114,8 +140,13 @@ class DriverKilled(BaseException):
 def test_a_driver_may_die_at_any_write_to_the_study(
     raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
 ) -> None:
-    """Whichever line of the journal was the last: each configuration ends once, with the point that it would have had."""
-    space: dict[str, Any] = {"stages.finetune.lr": [1e-3, 1e-2], "stages.finetune.drop": [0.0, 0.1]}
+    """Whichever line of the journal was the last: each configuration ends once, with the
+    point that it would have had.
+    """
+    space: dict[str, Any] = {
+        "stages.finetune.lr": [1e-3, 1e-2],
+        "stages.finetune.drop": [0.0, 0.1],
+    }
     if sampler == "random":
         space["stages.finetune.lr"] = {"low": 1e-4, "high": 1e-2, "log": True}
     raw["stages"]["init"] = {"stage": "random_init"}
@@ -161,38 +192,64 @@ def test_a_driver_may_die_at_any_write_to_the_study(
         before = {r.content["trial_id"]: r.content for r in trial_records(run)}
         assert whole(run) == wanted, f"killed at write {last} of {writes}"
         for record in trial_records(run):
-            assert record.content["attempts"] == 1 or before[record.content["trial_id"]]["status"] == "interrupted"
+            assert (
+                record.content["attempts"] == 1
+                or before[record.content["trial_id"]]["status"] == "interrupted"
+            )
 
 
 def test_same_seed_same_suggestions(raw: dict[str, Any], tmp_path: Path) -> None:
     runs = []
     for name in ("a", "b"):
         search = searcher(raw, tmp_path / name, sampler="tpe", trials=14)
-        runs.append([finish(search, tmp_path / name, str(i), accuracy=i / 14, gmacs=1.0)["params"] for i in range(14)])
+        runs.append(
+            [
+                finish(search, tmp_path / name, str(i), accuracy=i / 14, gmacs=1.0)[
+                    "params"
+                ]
+                for i in range(14)
+            ]
+        )
     assert runs[0] == runs[1]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "gp"])
-def test_every_sampler_fills_its_budget(raw: dict[str, Any], tmp_path: Path, sampler: str) -> None:
+def test_every_sampler_fills_its_budget(
+    raw: dict[str, Any], tmp_path: Path, sampler: str
+) -> None:
     search = searcher(raw, tmp_path, sampler=sampler, trials=13)
-    plans = [finish(search, tmp_path, str(i), accuracy=i / 13, gmacs=1.0 + i % 3) for i in range(13)]
+    plans = [
+        finish(search, tmp_path, str(i), accuracy=i / 13, gmacs=1.0 + i % 3)
+        for i in range(13)
+    ]
     assert search.suggest("end") == Searcher.FINISHED
     assert set(states(search)) == {TrialState.COMPLETE}
     assert len({repr(sorted(p["params"].items())) for p in plans}) == 13
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "gp"])
-def test_no_configuration_is_tried_twice(raw: dict[str, Any], tmp_path: Path, sampler: str) -> None:
+def test_no_configuration_is_tried_twice(
+    raw: dict[str, Any], tmp_path: Path, sampler: str
+) -> None:
     """A space of 5 x 3 points, asked for 40 times: every point once, then the search is over."""
-    space = {"stages.init.*.args.embed_dim": [16, 32], "stages.finetune.lr": {"low": 0.1, "high": 0.7, "step": 0.3}}
+    space = {
+        "stages.init.*.args.embed_dim": [16, 32],
+        "stages.finetune.lr": {"low": 0.1, "high": 0.7, "step": 0.3},
+    }
     options: dict[str, Any] = {"sampler": sampler, "trials": 40, "space": space}
     search = searcher(raw, tmp_path, **options)
     assert search.num_trials == search.checked.num_configurations == 15
     # the first is always the best, and what a sampler then asks for again
-    plans = [finish(search, tmp_path, str(i), accuracy=1 / (1 + i), gmacs=1.0 + i) for i in range(9)]
+    plans = [
+        finish(search, tmp_path, str(i), accuracy=1 / (1 + i), gmacs=1.0 + i)
+        for i in range(9)
+    ]
     search = searcher(raw, tmp_path, **options)
     assert search.num_trials == 6
-    plans += [finish(search, tmp_path, str(i), accuracy=1 / (1 + i), gmacs=1.0 + i) for i in range(9, 15)]
+    plans += [
+        finish(search, tmp_path, str(i), accuracy=1 / (1 + i), gmacs=1.0 + i)
+        for i in range(9, 15)
+    ]
     assert search.suggest("end") == Searcher.FINISHED
     assert len({repr(sorted(p["params"].items())) for p in plans}) == 15
     assert [p["number"] for p in plans] == list(range(15))
@@ -203,21 +260,33 @@ def test_no_configuration_is_tried_twice(raw: dict[str, Any], tmp_path: Path, sa
 def test_a_sampler_that_is_stuck_in_a_continuum_is_helped(
     raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One alternative has a continuum, another is a single point, which is all that the sampler draws."""
-    raw["stages"]["finetune"] = {"one_of": {"finetune": raw["stages"]["finetune"], "none": None}}
+    """One alternative has a continuum, another is a single point, which is all that the
+    sampler draws.
+    """
+    raw["stages"]["finetune"] = {
+        "one_of": {"finetune": raw["stages"]["finetune"], "none": None}
+    }
     raw["stages"]["init"] = {"stage": "random_init"}
     space = {"stages.finetune.finetune.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
 
     def stuck(name: str, seed: int, options: Any) -> optuna.samplers.BaseSampler:
         sampler = make_sampler(name, seed, options)
         return (
-            sampler if name == "random" else optuna.samplers.PartialFixedSampler({"stages.finetune": "none"}, sampler)
+            sampler
+            if name == "random"
+            else optuna.samplers.PartialFixedSampler(
+                {"stages.finetune": "none"}, sampler
+            )
         )
 
-    monkeypatch.setattr("sweeps.study.make_sampler", stuck)
+    monkeypatch.setattr("sweeps.search.study.make_sampler", stuck)
     search = searcher(raw, tmp_path, sampler="tpe", trials=6, space=space)
-    plans = [finish(search, tmp_path, str(i), accuracy=0.5, gmacs=1.0) for i in range(6)]
-    assert [p["params"]["stages.finetune"] for p in plans] == ["none"] + ["finetune"] * 5
+    plans = [
+        finish(search, tmp_path, str(i), accuracy=0.5, gmacs=1.0) for i in range(6)
+    ]
+    assert [p["params"]["stages.finetune"] for p in plans] == ["none"] + [
+        "finetune"
+    ] * 5
     assert len({p["params"].get("stages.finetune.finetune.lr") for p in plans}) == 6
 
 
@@ -239,17 +308,28 @@ def test_a_sampler_that_repeats_itself_hears_what_it_knows() -> None:
 
     first, point = draw(study, suggest, canonical, set(), reseed)
     assert first is not None
-    running, other = draw(study, suggest, canonical, {canonical(point)}, reseed)  # 0 and 1 repeat what still runs
+    running, other = draw(
+        study, suggest, canonical, {canonical(point)}, reseed
+    )  # 0 and 1 repeat what still runs
     assert running is not None
     assert other != point
-    assert [t.state for t in study.trials] == [TrialState.RUNNING, TrialState.FAIL, TrialState.FAIL, TrialState.RUNNING]
+    assert [t.state for t in study.trials] == [
+        TrialState.RUNNING,
+        TrialState.FAIL,
+        TrialState.FAIL,
+        TrialState.RUNNING,
+    ]
     first.set_constraint("too slow", 0.25)
     study.tell(first, 0.7)
-    last, again = draw(study, suggest, canonical, {canonical(point), canonical(other)}, reseed)
+    last, again = draw(
+        study, suggest, canonical, {canonical(point), canonical(other)}, reseed
+    )
     assert last is None
     assert again == point
     heard = [t for t in study.trials[4:] if t.state == TrialState.COMPLETE]
-    assert [(t.params, t.values, t.constraints) for t in heard] == [(point, [0.7], {"too slow": 0.25})] * 3
+    assert [(t.params, t.values, t.constraints) for t in heard] == [
+        (point, [0.7], {"too slow": 0.25})
+    ] * 3
     assert [t.state for t in study.trials[4:] if t not in heard] == [TrialState.FAIL]
 
 
@@ -267,41 +347,66 @@ def test_points_are_the_same_however_rounded(raw: dict[str, Any]) -> None:
 
 
 def test_grid_tries_each_point_once(raw: dict[str, Any], tmp_path: Path) -> None:
-    search = searcher(raw, tmp_path, sampler="grid", trials=100, space={"stages.init.*.args.embed_dim": [16, 32]})
+    search = searcher(
+        raw,
+        tmp_path,
+        sampler="grid",
+        trials=100,
+        space={"stages.init.*.args.embed_dim": [16, 32]},
+    )
     assert search.num_trials == 5
-    plans = [finish(search, tmp_path, str(i), accuracy=0.5, gmacs=1.0) for i in range(5)]
+    plans = [
+        finish(search, tmp_path, str(i), accuracy=0.5, gmacs=1.0) for i in range(5)
+    ]
     assert len({repr(sorted(p["params"].items())) for p in plans}) == 5
 
 
-def test_a_killed_driver_loses_no_point_of_a_grid(raw: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_driver_loses_no_point_of_a_grid(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
     """Points that were asked for, but whose trials never began, are tried by the next driver."""
-    grid = {"sampler": "grid", "trials": 100, "space": {"stages.init.*.args.embed_dim": [16, 32]}}
+    grid = {
+        "sampler": "grid",
+        "trials": 100,
+        "space": {"stages.init.*.args.embed_dim": [16, 32]},
+    }
     first = searcher(raw, tmp_path, **grid)
     done = [finish(first, tmp_path, "a", accuracy=0.5, gmacs=1.0)["params"]]
     for i in range(2):
         first.suggest(f"lost{i}")
     second = searcher(raw, tmp_path, **grid)
     assert second.num_trials == 4
-    plans = [finish(second, tmp_path, str(i), accuracy=0.5, gmacs=1.0) for i in range(4)]
+    plans = [
+        finish(second, tmp_path, str(i), accuracy=0.5, gmacs=1.0) for i in range(4)
+    ]
     assert second.suggest("end") == Searcher.FINISHED
-    assert len({repr(sorted(p.items())) for p in done + [p["params"] for p in plans]}) == 5
+    assert (
+        len({repr(sorted(p.items())) for p in done + [p["params"] for p in plans]}) == 5
+    )
     assert sorted(p["number"] for p in plans) == [1, 2, 3, 4]
 
 
-def test_a_failed_replicate_is_not_run_again(raw: dict[str, Any], tmp_path: Path) -> None:
+def test_a_failed_replicate_is_not_run_again(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
     first = searcher(raw, tmp_path, trials=2, replicates=2)
     finish(first, tmp_path, "a", "failed")
     first.suggest("b")  # the driver dies here
     second = searcher(raw, tmp_path, trials=2, replicates=2)
     assert second.num_trials == 3
-    plans = [finish(second, tmp_path, f"c{i}", accuracy=0.5, gmacs=1.0) for i in range(3)]
+    plans = [
+        finish(second, tmp_path, f"c{i}", accuracy=0.5, gmacs=1.0) for i in range(3)
+    ]
     assert [p["trial_id"] for p in plans] == ["00000-r1", "00001-r0", "00001-r1"]
     assert second.suggest("end") == Searcher.FINISHED
 
 
 def test_bounds_become_constraints(raw: dict[str, Any], tmp_path: Path) -> None:
     bounded = raw | {
-        "objectives": [{"metric": "accuracy", "mode": "max", "bound": 0.6}, {"metric": "gmacs", "mode": "min"}]
+        "objectives": [
+            {"metric": "accuracy", "mode": "max", "bound": 0.6},
+            {"metric": "gmacs", "mode": "min"},
+        ]
     }
     search = searcher(bounded, tmp_path)
     finish(search, tmp_path, "a", accuracy=0.5, gmacs=1.0)
@@ -311,16 +416,24 @@ def test_bounds_become_constraints(raw: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_tiny_presets_run(name: str, tmp_path: Path, data_cache: Path) -> None:
-    """Every alternative of every shipped preset, for real, at its tiny size; no preset is dead text."""
+    """Every alternative of every shipped preset, for real, at its tiny size; no preset is
+    dead text.
+    """
     from sweeps.check import load_spec
 
     checked = load_spec(name, [f"storage={tmp_path}"], tiny=True)
     run = tmp_path / name
     run.mkdir()
     common = COMMON | {
-        "run": str(run), "cache": str(tmp_path / "_cache"), "data_cache": str(data_cache),
-        "measure": checked.spec.measure.model_copy(update={"repeats": 3, "batch_size": 2}).model_dump(),
-    }  # fmt: skip
+        "run": str(run),
+        "cache": str(tmp_path / "_cache"),
+        "data_cache": str(data_cache),
+        "measure": (
+            checked.spec.measure.model_copy(
+                update={"repeats": 3, "batch_size": 2}
+            ).model_dump()
+        ),
+    }
     search = StudySearch(checked, run, common)
     for i in range(search.num_trials):
         suggestion = search.suggest(str(i))
@@ -329,5 +442,11 @@ def test_tiny_presets_run(name: str, tmp_path: Path, data_cache: Path) -> None:
         search.on_trial_complete(str(i), {})
     for record in trial_records(run):
         assert record.status == "complete", record.content["error"]
-        assert {"accuracy", "test_accuracy", "gmacs", "latency_ms", "entropy_bits"} <= set(record.content["metrics"])
+        assert {
+            "accuracy",
+            "test_accuracy",
+            "gmacs",
+            "latency_ms",
+            "entropy_bits",
+        } <= set(record.content["metrics"])
     assert set(states(search)) == {TrialState.COMPLETE}

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sweeps.dimension import config_keys, parse_dimension
-from sweeps.space import Space, resolved_trial
-from sweeps.spec import spec_from
-from sweeps.yaml_file import SpecError
+from sweeps.space.dimension import config_keys, parse_dimension
+from sweeps.space.space import Space, resolved_trial
+from sweeps.spec.model import spec_from
+from sweeps.spec.yaml_text import SpecError
 
 
 def space_of(raw: dict[str, Any], **search: Any) -> Space:
@@ -28,21 +28,28 @@ def test_suggestions_are_valid_and_conditional(raw: dict[str, Any]) -> None:
         choice = assignment["stages.init"]
         seen.add(choice)
         assert ("stages.init.*.args.embed_dim" in assignment) == (choice != "none")
-        assert ("stages.init.weight_selection.element_rule" in assignment) == (choice == "weight_selection")
+        assert ("stages.init.weight_selection.element_rule" in assignment) == (
+            choice == "weight_selection"
+        )
         assert trial.config["init"] == choice
         if choice == "none":
             assert "init" not in kinds
             assert not any(key.startswith("init.") for key in trial.config)
         else:
             assert kinds["init"] == choice
-            assert trial.config["init.args.embed_dim"] == assignment["stages.init.*.args.embed_dim"]
+            assert (
+                trial.config["init.args.embed_dim"]
+                == assignment["stages.init.*.args.embed_dim"]
+            )
         assert trial.config["finetune.lr"] == assignment["stages.finetune.lr"]
         assert list(kinds)[-1] == "finetune"
     assert seen == {"weight_selection", "random_init", "none"}
 
 
 def test_grid_enumerates_each_valid_point_once(raw: dict[str, Any]) -> None:
-    finite = raw["search"]["space"] | {"stages.finetune.lr": {"low": 0.001, "high": 0.003, "step": 0.001}}
+    finite = raw["search"]["space"] | {
+        "stages.finetune.lr": {"low": 0.001, "high": 0.003, "step": 0.001}
+    }
     space = space_of(raw, space=finite)
     grid = space.grid()
     assert grid is not None
@@ -56,18 +63,37 @@ def test_grid_enumerates_each_valid_point_once(raw: dict[str, Any]) -> None:
 
 
 def test_named_choices_set_mappings(raw: dict[str, Any]) -> None:
-    sizes = {"choices": {"S": {"embed_dim": 16, "depth": 1}, "M": {"embed_dim": 32, "depth": 2}}}
-    raw["stages"]["init"]["one_of"]["random_init"] = {"args": {"num_heads": 1, "depth": 9}}
+    sizes = {
+        "choices": {
+            "S": {"embed_dim": 16, "depth": 1},
+            "M": {"embed_dim": 32, "depth": 2},
+        }
+    }
+    raw["stages"]["init"]["one_of"]["random_init"] = {
+        "args": {"num_heads": 1, "depth": 9}
+    }
     space = space_of(raw, space={"stages.init.*.args": sizes})
-    trial = resolved_trial(space, {"stages.init": "random_init", "stages.init.*.args": "S"})
+    trial = resolved_trial(
+        space, {"stages.init": "random_init", "stages.init.*.args": "S"}
+    )
     assert trial.stages[1].config.args == {"num_heads": 1, "embed_dim": 16, "depth": 1}  # type: ignore[attr-defined]
-    assert config_keys(space.dimensions[1]) == ["init.args.embed_dim", "init.args.depth"]
-    assert space.point({"stages.init.*.args": {"embed_dim": 32, "depth": 2}}) == {"stages.init.*.args": "M"}
+    assert config_keys(space.dimensions[1]) == [
+        "init.args.embed_dim",
+        "init.args.depth",
+    ]
+    assert space.point({"stages.init.*.args": {"embed_dim": 32, "depth": 2}}) == {
+        "stages.init.*.args": "M"
+    }
 
 
 def test_source_and_data_can_be_searched(raw: dict[str, Any]) -> None:
-    space = space_of(raw, space={"source.args.depth": {"low": 1, "high": 3}, "data.image_size": [16, 32]})
-    trial = resolved_trial(space, {"stages.init": "none", "source.args.depth": 3, "data.image_size": 16})
+    space = space_of(
+        raw,
+        space={"source.args.depth": {"low": 1, "high": 3}, "data.image_size": [16, 32]},
+    )
+    trial = resolved_trial(
+        space, {"stages.init": "none", "source.args.depth": 3, "data.image_size": 16}
+    )
     assert trial.source.args["depth"] == 3
     assert trial.data.image_size == 16
     assert config_keys(space.dimensions[1]) == ["source.args.depth"]
@@ -77,22 +103,39 @@ def test_resolving_leaves_the_spec_alone(raw: dict[str, Any]) -> None:
     space = space_of(raw)
     before = repr(space.spec.raw)
     first = space.resolve(
-        {"stages.init": "random_init", "stages.init.*.args.embed_dim": 16, "stages.finetune.lr": 0.01}
+        {
+            "stages.init": "random_init",
+            "stages.init.*.args.embed_dim": 16,
+            "stages.finetune.lr": 0.01,
+        }
     )
     first["stages"]["init"]["args"]["embed_dim"] = 99
     assert repr(space.spec.raw) == before
 
 
-@pytest.mark.filterwarnings("ignore:The distribution is specified by")  # steps of 16 digits, that no double holds
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.filterwarnings(
+    "ignore:The distribution is specified by"
+)  # steps of 16 digits, that no double holds
+@settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
-    low=st.integers(1, 50) | st.floats(0.01, 50), width=st.integers(0, 50) | st.floats(0, 50),
-    step=st.none() | st.integers(1, 9) | st.floats(0.1, 9), log=st.booleans(), seed=st.integers(0, 99),
-)  # fmt: skip
-def test_ranges_hold(low: float, width: float, step: float | None, log: bool, seed: int) -> None:
+    low=st.integers(1, 50) | st.floats(0.01, 50),
+    width=st.integers(0, 50) | st.floats(0, 50),
+    step=st.none() | st.integers(1, 9) | st.floats(0.1, 9),
+    log=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_ranges_hold(
+    low: float, width: float, step: float | None, log: bool, seed: int
+) -> None:
     given = {"low": low, "high": low + width, "step": step, "log": log}
     try:
-        dimension = parse_dimension("stages.x.y", {k: v for k, v in given.items() if v is not None})
+        dimension = parse_dimension(
+            "stages.x.y", {k: v for k, v in given.items() if v is not None}
+        )
     except SpecError:
         assert step is not None
         assert log
@@ -100,7 +143,9 @@ def test_ranges_hold(low: float, width: float, step: float | None, log: bool, se
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     drawn = dimension.suggest(study.ask())
     assert low <= drawn <= low + width
-    integral = all(isinstance(v, int) for v in (low, low + width, 1 if step is None else step))
+    integral = all(
+        isinstance(v, int) for v in (low, low + width, 1 if step is None else step)
+    )
     assert isinstance(drawn, int if integral else float)
     grid = dimension.grid()
     if grid is not None:
@@ -109,7 +154,10 @@ def test_ranges_hold(low: float, width: float, step: float | None, log: bool, se
 
 
 def test_points_first_draw_what_they_say(raw: dict[str, Any]) -> None:
-    point = {"stages.init": "weight_selection", "stages.init.weight_selection.element_rule": "consecutive"}
+    point = {
+        "stages.init": "weight_selection",
+        "stages.init.weight_selection.element_rule": "consecutive",
+    }
     space = space_of(raw)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.enqueue_trial(space.point(point))

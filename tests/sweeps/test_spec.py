@@ -1,4 +1,6 @@
-"""Specs: every mistake gives one message with place, rule and valid choices; nothing else escapes."""
+"""Specs: every mistake gives one message with place, rule and valid choices; nothing else
+escapes.
+"""
 
 import contextlib
 import json
@@ -13,11 +15,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from sweeps.check import check_spec, load_spec
-from sweeps.cli import app
+from sweeps.cli.main import app
 from sweeps.describe import spec_schema
-from sweeps.overrides import apply_overrides
-from sweeps.spec import preset_names, preset_text, spec_from
-from sweeps.yaml_file import SpecError, parse_yaml
+from sweeps.space.overrides import apply_overrides
+from sweeps.spec.model import preset_names, preset_text, spec_from
+from sweeps.spec.yaml_text import SpecError, parse_yaml
 
 
 def check(raw: dict[str, Any], *overrides: str) -> Any:
@@ -25,49 +27,115 @@ def check(raw: dict[str, Any], *overrides: str) -> Any:
 
 
 MISTAKES = [
-    ("serch.trials=4", r"^serch: unknown key; did you mean 'search'\? valid keys: name, seed, storage, source"),
-    ("search.trails=4", r"search\.trails: unknown key; did you mean 'trials'\? valid keys: sampler"),
-    ("search.trials=many", r"search\.trials: input should be a valid integer.*; got 'many'"),
-    ("search.trials=0", r"search\.trials: input should be greater than or equal to 1; got 0"),
-    ("search.sampler=tpes", r"search\.sampler: input should be 'tpe', 'random', 'nsga2', 'gp' or 'grid'; got 'tpes'"),
-    ("search.sampler_options.foo=1", r"search\.sampler_options\.foo: random has no such option; valid: none"),
+    (
+        "serch.trials=4",
+        (
+            r"^serch: unknown key; did you mean 'search'\? valid keys: name, seed,"
+            r" storage, source"
+        ),
+    ),
+    (
+        "search.trails=4",
+        r"search\.trails: unknown key; did you mean 'trials'\? valid keys: sampler",
+    ),
+    (
+        "search.trials=many",
+        r"search\.trials: input should be a valid integer.*; got 'many'",
+    ),
+    (
+        "search.trials=0",
+        r"search\.trials: input should be greater than or equal to 1; got 0",
+    ),
+    (
+        "search.sampler=tpes",
+        (
+            r"search\.sampler: input should be 'tpe', 'random', 'nsga2', 'gp' or"
+            r" 'grid'; got 'tpes'"
+        ),
+    ),
+    (
+        "search.sampler_options.foo=1",
+        r"search\.sampler_options\.foo: random has no such option; valid: none",
+    ),
     (
         "stages.finetune.learning_rate=1",
         r"stages\.finetune\.learning_rate: unknown key; .*valid keys: batch_size",
     ),
     ("stages.finetune.augment.mixupp=1", r"stages\.finetune\.augment.*mixupp"),
-    ("stages.finetune.lr=-1", r"stages\.finetune\.lr: input should be greater than 0; got -1"),
+    (
+        "stages.finetune.lr=-1",
+        r"stages\.finetune\.lr: input should be greater than 0; got -1",
+    ),
     (
         "stages.finetune.warmup=soon",
-        r"stages\.finetune\.warmup: a duration is a number of epochs, 'N steps' or 'N%'; got 'soon'",
+        (
+            r"stages\.finetune\.warmup: a duration is a number of epochs, 'N steps' or"
+            r" 'N%'; got 'soon'"
+        ),
     ),
-    ("stages.finetune.stage=prune_all", r"stages\.finetune: no stage 'prune_all'; valid stages: finetune"),
+    (
+        "stages.finetune.stage=prune_all",
+        r"stages\.finetune: no stage 'prune_all'; valid stages: finetune",
+    ),
     ("stages.finetune=5", r"stages\.finetune is 5, not a mapping with parameters"),
     ("stages.finetune.batch_size=5000", r"stages\.finetune: batch_size 5000 .* 90"),
-    ("stages.finetune.warmup=3", r"stages\.finetune: warmup .* must be shorter than the fit"),
+    (
+        "stages.finetune.warmup=3",
+        r"stages\.finetune: warmup .* must be shorter than the fit",
+    ),
     ("stages.finetune.optimizer=adamx", r"stages\.finetune: optimizer 'adamx'"),
-    ("stages.init=prune", r"stages\.init: no alternative 'prune'; valid: weight_selection, random_init, none"),
-    ("stages.init.best.args={}", r"stages\.init\.best\.args: no alternative 'best'; valid: weight_selection"),
-    ("search.space.stages.finetune.lrr=[1]", r"stages\.finetune\.lrr: unknown key; did you mean 'lr'\?"),
+    (
+        "stages.init=prune",
+        (
+            r"stages\.init: no alternative 'prune'; valid: weight_selection,"
+            r" random_init, none"
+        ),
+    ),
+    (
+        "stages.init.best.args={}",
+        r"stages\.init\.best\.args: no alternative 'best'; valid: weight_selection",
+    ),
+    (
+        "search.space.stages.finetune.lrr=[1]",
+        r"stages\.finetune\.lrr: unknown key; did you mean 'lr'\?",
+    ),
     (
         "search.space.stages.nothing.lr=[1]",
-        r"search\.space\.stages\.nothing\.lr: no stage 'nothing'; the stages are teacher, init, finetune",
+        (
+            r"search\.space\.stages\.nothing\.lr: no stage 'nothing'; the stages are"
+            r" teacher, init, finetune"
+        ),
     ),
     (
         "search.space.stages.init.args=[1]",
-        r"search\.space\.stages\.init\.args: stages\.init is a slot; write stages\.init\.ALTERNATIVE",
+        (
+            r"search\.space\.stages\.init\.args: stages\.init is a slot; write"
+            r" stages\.init\.ALTERNATIVE"
+        ),
     ),
-    ("search.space.stages.init.none.args=[1]", r"search\.space\.stages\.init\.none\.args: stages\.init is a slot"),
-    ("search.space.objectives.x=[1]", r"search\.space\.objectives\.x: .*section of stages, source, data"),
+    (
+        "search.space.stages.init.none.args=[1]",
+        r"search\.space\.stages\.init\.none\.args: stages\.init is a slot",
+    ),
+    (
+        "search.space.objectives.x=[1]",
+        r"search\.space\.objectives\.x: .*section of stages, source, data",
+    ),
     ("search.space.stages.finetune.lr={low: 1, high: 0}", r"needs low <= high"),
-    ("search.space.stages.finetune.lr={low: 0, high: 1, log: true}", r"low > 0 with log"),
+    (
+        "search.space.stages.finetune.lr={low: 0, high: 1, log: true}",
+        r"low > 0 with log",
+    ),
     (
         "search.space.stages.finetune.lr={low: a, high: 1}",
         r"search\.space\.stages\.finetune\.lr\.low: must be a finite number; got 'a'",
     ),
     ("search.space.stages.finetune.lr={lo: 1, high: 2}", r"a range is {low, high}"),
     ("search.space.stages.finetune.lr=[]", r"needs at least one choice"),
-    ("search.space.stages.finetune.lr=[1.0, fast]", r"stages\.finetune\.lr: input should be a valid number.*'fast'"),
+    (
+        "search.space.stages.finetune.lr=[1.0, fast]",
+        r"stages\.finetune\.lr: input should be a valid number.*'fast'",
+    ),
     (
         "search.space.stages.finetune.epochs={low: 0.5, high: 2.0}",
         r"stages\.finetune\.epochs: input should be a valid integer",
@@ -80,19 +148,40 @@ MISTAKES = [
         "search.points=[{stages.init: best}]",
         r"search\.points: stages\.init: 'best' is no choice; valid: weight_selection",
     ),
-    ("search.points=[{lr: 5}]", r"search\.points: 'lr' is no dimension; valid: stages\.init"),
+    (
+        "search.points=[{lr: 5}]",
+        r"search\.points: 'lr' is no dimension; valid: stages\.init",
+    ),
     (
         "objectives=[{metric: acuracy, mode: max}]",
-        r"objectives\.0\.metric: this pipeline has no metric 'acuracy'; valid: accuracy, entropy_bits",
+        (
+            r"objectives\.0\.metric: this pipeline has no metric 'acuracy'; valid:"
+            r" accuracy, entropy_bits"
+        ),
     ),
-    ("objectives=[{metric: test_accuracy, mode: max}]", r"the test set never guides the search; use 'accuracy'"),
+    (
+        "objectives=[{metric: test_accuracy, mode: max}]",
+        r"the test set never guides the search; use 'accuracy'",
+    ),
     (
         "objectives=[{metric: accuracy, mode: maximum}]",
         r"objectives\.0\.mode: input should be 'min' or 'max'; got 'maximum'",
     ),
-    ("objectives=[]", r"objectives: list should have at least 1 item after validation, not 0; got \[\]"),
-    ("objectives=[{metric: loss, mode: min}, {metric: loss, mode: max}]", r"each metric may be given once"),
-    ("data.val_fraction=0", r"objectives\.0\.metric: .*data\.val_fraction is 0, so nothing is held out"),
+    (
+        "objectives=[]",
+        (
+            r"objectives: list should have at least 1 item after validation, not 0; got"
+            r" \[\]"
+        ),
+    ),
+    (
+        "objectives=[{metric: loss, mode: min}, {metric: loss, mode: max}]",
+        r"each metric may be given once",
+    ),
+    (
+        "data.val_fraction=0",
+        r"objectives\.0\.metric: .*data\.val_fraction is 0, so nothing is held out",
+    ),
     (
         "measure.latency=false objectives=[{metric: latency_ms, mode: min}]",
         r"'latency_ms' \(measure\.latency is false\)",
@@ -100,33 +189,57 @@ MISTAKES = [
     ("data.dataset=mnist", r"data\.dataset: input should be 'digits', 'parquet'"),
     ("data.dataset=parquet data.root=/no/such/folder", r"data.*/no/such/folder"),
     ("data.dataset=cifar10", r"data\.dataset 'cifar10' needs data\.root"),
-    ("source.model=vit_tinny", r"source: unknown model 'vit_tinny'; valid: resnet20_cifar.*similar: vit_tiny"),
+    (
+        "source.model=vit_tinny",
+        r"source: unknown model 'vit_tinny'; valid: resnet20_cifar.*similar: vit_tiny",
+    ),
     ("source.args.foo=1", r"source: model .*foo"),
     ("source.args.embed_dim=33", r"source: model .*divisible"),
     ("source.checkpoint=/no/file", r"source: `checkpoint`: no such file: /no/file"),
     ("source.model=null", r"source: `model` is needed unless"),
-    ("stages.init.*.args.embed_dim=48", r"stages\.init: .*with stages\.init=weight_selection"),
-    ("resources.cpus_per_worker=4000", r"resources\.cpus_per_worker: 4000 cores asked for, \d+ there"),
-    ("resources.gpus_per_worker=64", r"resources\.gpus_per_worker: 64 GPUs asked for, \d+ there"),
-    ("storage=/etc/hostname/x", r"storage: /etc/hostname is not a folder that can be written to"),
+    (
+        "stages.init.*.args.embed_dim=48",
+        r"stages\.init: .*with stages\.init=weight_selection",
+    ),
+    (
+        "resources.cpus_per_worker=4000",
+        r"resources\.cpus_per_worker: 4000 cores asked for, \d+ there",
+    ),
+    (
+        "resources.gpus_per_worker=64",
+        r"resources\.gpus_per_worker: 64 GPUs asked for, \d+ there",
+    ),
+    (
+        "storage=/etc/hostname/x",
+        r"storage: /etc/hostname is not a folder that can be written to",
+    ),
     ("name=../up", r"name: string should match pattern"),
     ("name=_cache", r"name: string should match pattern"),
     ("search.sampler=grid", r"search\.sampler: grid needs a finite space"),
     ("nonsense", r"override 'nonsense': write key=value"),
     (
         "stages.finetune.epochs.more=1",
-        r"override stages\.finetune\.epochs\.more: stages\.finetune\.epochs is 1, which has no parameters",
+        (
+            r"override stages\.finetune\.epochs\.more: stages\.finetune\.epochs is 1,"
+            r" which has no parameters"
+        ),
     ),
     ("objectives.7.bound=1", r"'7' is no item of a list of 2"),
     ("search.trials=[1", r"override search\.trials.*not valid YAML"),
 ]
 
 
-@pytest.mark.parametrize(("overrides", "message"), MISTAKES, ids=[m[0][:60] for m in MISTAKES])
-def test_mistakes_are_explained(raw: dict[str, Any], overrides: str, message: str) -> None:
+@pytest.mark.parametrize(
+    ("overrides", "message"), MISTAKES, ids=[m[0][:60] for m in MISTAKES]
+)
+def test_mistakes_are_explained(
+    raw: dict[str, Any], overrides: str, message: str
+) -> None:
     parts = (
         [overrides]
-        if " " not in overrides or "{" in overrides.split(" ")[0] or "[" in overrides.split(" ")[0]
+        if " " not in overrides
+        or "{" in overrides.split(" ")[0]
+        or "[" in overrides.split(" ")[0]
         else overrides.split(" ", 1)
     )
     with pytest.raises(SpecError, match=message):
@@ -141,7 +254,9 @@ def test_the_spec_itself_holds(raw: dict[str, Any]) -> None:
 
 
 def test_overrides_fix_what_was_searched(raw: dict[str, Any]) -> None:
-    checked = check(raw, "stages.finetune.lr=1e-3", "stages.init=random_init", "search.sampler=grid")
+    checked = check(
+        raw, "stages.finetune.lr=1e-3", "stages.init=random_init", "search.sampler=grid"
+    )
     assert [d.path for d in checked.space.dimensions] == ["stages.init.args.embed_dim"]
     assert checked.space.size() == 2
     assert checked.example[1].kind == "random_init"
@@ -158,8 +273,12 @@ def test_numbers_and_duplicates_in_yaml() -> None:
         {"a": 0.001, "b": -25000.0, "c": 1.5, "d": "1e-3"}
     ]
     merged = "a: &one {x: 1, y: 2}\nb: {<<: *one, y: 3}\nc: {y: 4, <<: *one}"
-    assert parse_yaml(merged, "x") == [{"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 1, "y": 4}}]
-    with pytest.raises(SpecError, match=r"x, line 2, column 1: not valid YAML: key 'a' is given twice"):
+    assert parse_yaml(merged, "x") == [
+        {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 1, "y": 4}}
+    ]
+    with pytest.raises(
+        SpecError, match=r"x, line 2, column 1: not valid YAML: key 'a' is given twice"
+    ):
         parse_yaml("a: 1\na: 2", "x")
     with pytest.raises(SpecError, match="not valid YAML"):
         parse_yaml("a: !!python/object/apply:os.system ['true']", "x")
@@ -236,25 +355,69 @@ SCALARS = (
 )
 VALUES = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6) | st.integers(), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=6) | st.integers(), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 PATHS = st.sampled_from(
     [
-        "name", "seed", "storage", "source", "source.model", "source.args", "source.args.depth", "source.checkpoint", "data", "data.dataset",
-        "data.root", "data.mean", "data.limit", "stages", "stages.teacher", "stages.init", "stages.init.one_of", "stages.init.one_of.random_init",
-        "stages.init.*.args", "stages.finetune.lr", "stages.finetune.augment", "stages.finetune.distill", "stages.finetune.warmup",
-        "stages.finetune.stage", "objectives", "objectives.0", "objectives.0.metric", "search", "search.trials", "search.sampler",
-        "search.sampler_options", "search.points", "search.space", "search.space.stages.finetune.lr", "search.space.stages.init.*.args",
-        "search.space.stages.init.weight_selection.args.depth", "search.space.source.model", "resources", "resources.cpus", "measure", "new.key",
+        "name",
+        "seed",
+        "storage",
+        "source",
+        "source.model",
+        "source.args",
+        "source.args.depth",
+        "source.checkpoint",
+        "data",
+        "data.dataset",
+        "data.root",
+        "data.mean",
+        "data.limit",
+        "stages",
+        "stages.teacher",
+        "stages.init",
+        "stages.init.one_of",
+        "stages.init.one_of.random_init",
+        "stages.init.*.args",
+        "stages.finetune.lr",
+        "stages.finetune.augment",
+        "stages.finetune.distill",
+        "stages.finetune.warmup",
+        "stages.finetune.stage",
+        "objectives",
+        "objectives.0",
+        "objectives.0.metric",
+        "search",
+        "search.trials",
+        "search.sampler",
+        "search.sampler_options",
+        "search.points",
+        "search.space",
+        "search.space.stages.finetune.lr",
+        "search.space.stages.init.*.args",
+        "search.space.stages.init.weight_selection.args.depth",
+        "search.space.source.model",
+        "resources",
+        "resources.cpus",
+        "measure",
+        "new.key",
     ]
-)  # fmt: skip
+)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(changes=st.lists(st.tuples(PATHS, VALUES), min_size=1, max_size=3))
-def test_fuzzed_specs_are_refused_or_accepted_cleanly(raw: dict[str, Any], changes: list[tuple[str, Any]]) -> None:
-    from sweeps.overrides import set_override
+def test_fuzzed_specs_are_refused_or_accepted_cleanly(
+    raw: dict[str, Any], changes: list[tuple[str, Any]]
+) -> None:
+    from sweeps.space.overrides import set_override
 
     spec = json.loads(json.dumps(raw))
     with contextlib.suppress(SpecError):  # anything else escapes and fails
@@ -264,7 +427,10 @@ def test_fuzzed_specs_are_refused_or_accepted_cleanly(raw: dict[str, Any], chang
 
 
 @settings(max_examples=150, deadline=None)
-@given(text=st.text(max_size=60) | st.binary(max_size=40).map(lambda b: b.decode("latin-1")))
+@given(
+    text=st.text(max_size=60)
+    | st.binary(max_size=40).map(lambda b: b.decode("latin-1"))
+)
 def test_fuzzed_yaml_is_refused_or_parsed(text: str) -> None:
     with contextlib.suppress(SpecError):
         parse_yaml(text, "fuzz")

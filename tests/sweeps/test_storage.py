@@ -1,4 +1,6 @@
-"""A sweep whose storage is a URI: records, study, tables and cache are in the store, and any machine goes on from there."""
+"""A sweep whose storage is a URI: records, study, tables and cache are in the store, and
+any machine goes on from there.
+"""
 
 import json
 import shutil
@@ -8,12 +10,12 @@ from typing import Any
 import pytest
 
 from sweeps.check import check_spec
-from sweeps.driver import run_sweep
-from sweeps.records import TrialRecord, trial_folder, trial_records
+from sweeps.drive.driver import run_sweep
 from sweeps.resume import resumed_spec
-from sweeps.spec import spec_from
-from sweeps.storage import RunMirror, find_run, local_run, run_place
-from sweeps.yaml_file import SpecError
+from sweeps.run.record import TrialRecord, trial_folder, trial_records
+from sweeps.run.storage import RunMirror, find_run, local_run, run_place
+from sweeps.spec.model import spec_from
+from sweeps.spec.yaml_text import SpecError
 from trainers.remote import Remote
 
 
@@ -28,17 +30,32 @@ def facts(trial_id: str) -> dict[str, Any]:
 
 
 def test_a_sweep_lives_in_the_store(
-    ray_session: None, uri: str, tmp_path: Path, raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ray_session: None,
+    uri: str,
+    tmp_path: Path,
+    raw: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     raw |= {"storage": uri, "search": raw["search"] | {"trials": 2}}
     first = run_sweep(check_spec(spec_from(raw)))
     run = Remote(uri)
     kept = {name.removeprefix(f"{raw['name']}/") for name in run.files(raw["name"])}
-    assert {"run.json", "spec.yaml", "study.journal", "report.html", "parquet/trials/part-00000.parquet"} <= kept
-    assert not any(name.startswith(("tune/", "workers/", "driver.json")) for name in kept)
+    assert {
+        "run.json",
+        "spec.yaml",
+        "study.journal",
+        "report.html",
+        "parquet/trials/part-00000.parquet",
+    } <= kept
+    assert not any(
+        name.startswith(("tune/", "workers/", "driver.json")) for name in kept
+    )
     before = {r.content["trial_id"]: r.content for r in trial_records(first.folder)}
     assert {
-        json.loads((tmp_path / f"bucket/{raw['name']}/trials/{i}/record.json").read_text())["status"] for i in before
+        json.loads(
+            (tmp_path / f"bucket/{raw['name']}/trials/{i}/record.json").read_text()
+        )["status"]
+        for i in before
     } == {"complete"}
 
     # another machine: nothing of the first is left
@@ -53,11 +70,17 @@ def test_a_sweep_lives_in_the_store(
     assert len(after) == trials
     new = next(content for i, content in after.items() if i not in before)
     assert new["status"] == "complete"
-    assert len({json.dumps(r["config"]) for r in after.values()}) > 1 or any(s["cached"] for s in new["stages"])
+    assert len({json.dumps(r["config"]) for r in after.values()}) > 1 or any(
+        s["cached"] for s in new["stages"]
+    )
 
 
-def test_final_records_here_are_newer_than_those_of_the_store(uri: str, tmp_path: Path) -> None:
-    node, driver = (RunMirror(uri, tmp_path / where / "run") for where in ("node", "driver"))
+def test_final_records_here_are_newer_than_those_of_the_store(
+    uri: str, tmp_path: Path
+) -> None:
+    node, driver = (
+        RunMirror(uri, tmp_path / where / "run") for where in ("node", "driver")
+    )
     for mirror in (node, driver):
         TrialRecord.begin(trial_folder(mirror.run, "00000"), facts("00000"))
     record = TrialRecord.read(trial_folder(node.run, "00000"))
@@ -80,7 +103,9 @@ def test_final_records_here_are_newer_than_those_of_the_store(uri: str, tmp_path
 
 
 def test_running_trials_are_fetched_again(uri: str, tmp_path: Path) -> None:
-    node, driver = (RunMirror(uri, tmp_path / where / "run") for where in ("node", "driver"))
+    node, driver = (
+        RunMirror(uri, tmp_path / where / "run") for where in ("node", "driver")
+    )
     record = TrialRecord.begin(trial_folder(node.run, "00000"), facts("00000"))
     node.push_trial("00000")
     driver.pull()
@@ -115,7 +140,9 @@ def test_folders_need_no_copy(tmp_path: Path) -> None:
 
 
 def test_stores_out_of_reach_are_refused(raw: dict[str, Any]) -> None:
-    with pytest.raises(SpecError, match=r"storage: nowhere://x/runs is no storage that can be reached"):
+    with pytest.raises(
+        SpecError, match=r"storage: nowhere://x/runs is no storage that can be reached"
+    ):
         check_spec(spec_from(raw | {"storage": "nowhere://x/runs"}))
     with pytest.raises(SpecError, match=r"nowhere://x"):
         find_run("nowhere://x/runs/mine")

@@ -10,11 +10,11 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
 from sweeps.check import check_spec
-from sweeps.progress import Progress, Standing
-from sweeps.records import TrialRecord, trial_folder
-from sweeps.spec import Objective, spec_from
-from sweeps.watchers import Listener, TensorBoard, Watchers, check_watch
-from sweeps.yaml_file import SpecError
+from sweeps.drive.progress import Progress, Standing
+from sweeps.drive.trackers import Listener, TensorBoard, Watchers, check_watch
+from sweeps.run.record import TrialRecord, trial_folder
+from sweeps.spec.model import Objective, spec_from
+from sweeps.spec.yaml_text import SpecError
 
 
 class Heard(Listener):
@@ -55,7 +55,15 @@ def test_epochs_are_told_once_and_anew_after_a_restart(tmp_path: Path) -> None:
     watchers = follow(tmp_path, heard)
     look(watchers)  # no record yet
     record = TrialRecord.begin(trial_folder(tmp_path, "00000"), {"trial_id": "00000"})
-    record.add_epoch({"stage": "teacher", "epoch": 0, "accuracy": 0.5, "lr": float("nan"), "cached": False})
+    record.add_epoch(
+        {
+            "stage": "teacher",
+            "epoch": 0,
+            "accuracy": 0.5,
+            "lr": float("nan"),
+            "cached": False,
+        }
+    )
     look(watchers)
     look(watchers)
     record.add_epoch({"stage": "finetune", "epoch": 0, "accuracy": 0.6})
@@ -86,7 +94,9 @@ def test_a_broken_listener_is_left_out(tmp_path: Path, at: str) -> None:
     record.finish("failed", error="no")
     watchers.close()
     assert [c[0] for c in heard.calls] == ["begin", "epoch", "end"]
-    assert lines == ["Heard is left out from here on: ConnectionError: the server is away"]
+    assert lines == [
+        "Heard is left out from here on: ConnectionError: the server is away"
+    ]
 
 
 def test_a_listener_that_cannot_start_is_told(tmp_path: Path) -> None:
@@ -104,7 +114,9 @@ def scalars(folder: Path) -> dict[tuple[str, int], float]:
     found: dict[tuple[str, int], float] = {}
     for path in folder.glob("events.*"):
         data, at = path.read_bytes(), 0
-        while at < len(data):  # TFRecord: length u64, its checksum u32, content, checksum u32
+        while at < len(
+            data
+        ):  # TFRecord: length u64, its checksum u32, content, checksum u32
             size = int.from_bytes(data[at : at + 8], "little")
             event = Event.FromString(data[at + 12 : at + 12 + size])
             found |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
@@ -120,24 +132,46 @@ def test_tensorboard_files(tmp_path: Path) -> None:
     look(watchers)
     record.finish("complete", metrics={"gmacs": 1.5, "latency_dtype": "float32"})
     watchers.ended("00000")
-    wanted = {("finetune/accuracy", 1): 0.25, ("finetune/accuracy", 2): 0.5, ("final/gmacs", 0): 1.5}
+    wanted = {
+        ("finetune/accuracy", 1): 0.25,
+        ("finetune/accuracy", 2): 0.5,
+        ("final/gmacs", 0): 1.5,
+    }
     assert scalars(tmp_path / "tensorboard" / "00000") == pytest.approx(wanted)
 
 
-def test_missing_extras_are_named(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extras_are_named(
+    raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name in ("mlflow", "wandb"):
         spec = spec_from(raw | {"watch": {name: {}}})
         with pytest.raises(
-            SpecError, match=rf"watch\.{name}: {name} is not installed; pip install 'compression-sweeps\["
+            SpecError,
+            match=(
+                rf"watch\.{name}: {name} is not installed; pip install"
+                r" 'compression-sweeps\["
+            ),
         ):
             check_watch(spec.watch)
 
 
 def test_the_standing_front() -> None:
-    standing = Standing([Objective(metric="accuracy", mode="max", bound=0.2), Objective(metric="gmacs", mode="min")])
+    standing = Standing(
+        [
+            Objective(metric="accuracy", mode="max", bound=0.2),
+            Objective(metric="gmacs", mode="min"),
+        ]
+    )
     assert (standing.best(), standing.hypervolume()) == ({}, 0.0)
-    for accuracy, gmacs in [(0.9, 4.0), (0.8, 2.0), (0.5, 1.0), (0.7, 3.0), (0.1, 0.1), (float("nan"), 0.1)]:
+    for accuracy, gmacs in [
+        (0.9, 4.0),
+        (0.8, 2.0),
+        (0.5, 1.0),
+        (0.7, 3.0),
+        (0.1, 0.1),
+        (float("nan"), 0.1),
+    ]:
         standing.add({"accuracy": accuracy, "gmacs": gmacs})
     assert standing.best() == {"accuracy": 0.9, "gmacs": 1.0}
     assert sorted(standing.front.tolist()) == [[0.5, 1.0], [0.8, 2.0], [0.9, 4.0]]
@@ -146,19 +180,30 @@ def test_the_standing_front() -> None:
     assert np.isclose(standing.hypervolume(), steps)
 
 
-def test_progress_on_a_pipe_and_on_a_terminal(raw: dict[str, Any], tmp_path: Path) -> None:
+def test_progress_on_a_pipe_and_on_a_terminal(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
     checked = check_spec(spec_from(raw))
     for terminal in (False, True):
         out = io.StringIO()
-        progress = Progress(checked, Console(file=out, force_terminal=terminal, width=200, color_system=None))
+        progress = Progress(
+            checked,
+            Console(file=out, force_terminal=terminal, width=200, color_system=None),
+        )
         old = TrialRecord.begin(tmp_path / "a", {"trial_id": "00000"})
         old.finish("failed", error=ValueError("bad <thing>"))
         progress.resume([old])
         with progress.drawn(2):
             for i, accuracy in enumerate((0.5, 0.75)):
                 progress.started()
-                record = TrialRecord.begin(tmp_path / str(i), {"trial_id": f"0000{i + 1}", "params": {}})
-                record.finish("complete", metrics={"accuracy": accuracy, "gmacs": 1.0 + i}, seconds=1.0)
+                record = TrialRecord.begin(
+                    tmp_path / str(i), {"trial_id": f"0000{i + 1}", "params": {}}
+                )
+                record.finish(
+                    "complete",
+                    metrics={"accuracy": accuracy, "gmacs": 1.0 + i},
+                    seconds=1.0,
+                )
                 if i == 0:
                     progress.failed_over("00001")
                     progress.started()

@@ -1,4 +1,6 @@
-"""Trials of two workers under TorchTrainer: one group for all tests, since starting one takes seconds."""
+"""Trials of two workers under TorchTrainer: one group for all tests, since starting one
+takes seconds.
+"""
 
 import os
 import sys
@@ -10,12 +12,12 @@ import pytest
 import ray
 
 from sweeps.check import check_spec
-from sweeps.driver import _fit_at_once, run_sweep
-from sweeps.records import trial_records
-from sweeps.spec import Resources, spec_from
-from sweeps.yaml_file import SpecError
-from trainers.distributed import RankFailed, from_rank_0, rank, world_size
-from trainers.ray_train import GroupShape, WorkerGroup, WorkersDied
+from sweeps.drive.driver import _fit_at_once, run_sweep
+from sweeps.run.record import trial_records
+from sweeps.spec.model import Resources, spec_from
+from sweeps.spec.yaml_text import SpecError
+from sweeps.trial.worker_group import GroupShape, WorkerGroup, WorkersDied
+from trainers.training.distributed import RankFailed, from_rank_0, rank, world_size
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 Emit = Callable[[dict[str, Any]], None]
@@ -23,7 +25,9 @@ TWO = GroupShape(workers=2, cpus_per_worker=1, gpus_per_worker=0)
 
 
 @pytest.fixture(scope="module")
-def group(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerGroup]:
+def group(
+    ray_session: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[WorkerGroup]:
     found = WorkerGroup(TWO, str(tmp_path_factory.mktemp("group")), (ValueError,))
     yield found
     found.close()
@@ -87,28 +91,49 @@ def test_a_dead_worker_is_told(group: WorkerGroup) -> None:
     assert not group.alive
 
 
-def test_trials_of_two_workers_are_recorded(ray_session: None, tmp_path: Path, raw: dict[str, Any]) -> None:
-    raw |= {"storage": str(tmp_path), "resources": {"workers": 2}, "search": raw["search"] | {"trials": 2}}
+def test_trials_of_two_workers_are_recorded(
+    ray_session: None, tmp_path: Path, raw: dict[str, Any]
+) -> None:
+    raw |= {
+        "storage": str(tmp_path),
+        "resources": {"workers": 2},
+        "search": raw["search"] | {"trials": 2},
+    }
     outcome = run_sweep(check_spec(spec_from(raw)))
     records = [record.content for record in trial_records(outcome.folder)]
     assert [r["status"] for r in records] == ["complete"] * 2
     assert all(r["world_size"] == 2 for r in records)
-    assert all((outcome.folder / "trials" / r["trial_id"] / "layers.json").is_file() for r in records)
+    assert all(
+        (outcome.folder / "trials" / r["trial_id"] / "layers.json").is_file()
+        for r in records
+    )
     assert not (outcome.folder / "workers").exists()
 
 
 def test_room_is_counted_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes = [{"Alive": True, "Resources": {"CPU": 3.0}}, {"Alive": True, "Resources": {"CPU": 3.0, "GPU": 1.0}}]
-    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 64.0}}])
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 3.0}},
+        {"Alive": True, "Resources": {"CPU": 3.0, "GPU": 1.0}},
+    ]
+    monkeypatch.setattr(
+        ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 64.0}}]
+    )
     assert _fit_at_once(Resources(workers=1, cpus_per_worker=2)) == 2
     assert _fit_at_once(Resources(workers=3, cpus_per_worker=1)) == 2
     assert _fit_at_once(Resources(workers=1, gpus_per_worker=1 / 3)) == 3
-    with pytest.raises(SpecError, match=r"3 x \(2 CPUs, 0 GPUs\), each within a node; the cluster has room for 2"):
+    with pytest.raises(
+        SpecError,
+        match=r"3 x \(2 CPUs, 0 GPUs\), each within a node; the cluster has room for 2",
+    ):
         _fit_at_once(Resources(workers=3, cpus_per_worker=2))
 
 
-def test_batches_must_divide_by_the_workers(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_must_divide_by_the_workers(
+    raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     raw["stages"]["finetune"]["batch_size"] = 33
     raw["resources"] = {"workers": 2}
-    with pytest.raises(SpecError, match=r"stages\.finetune: batch_size 33 does not divide by 2 workers"):
+    with pytest.raises(
+        SpecError, match=r"stages\.finetune: batch_size 33 does not divide by 2 workers"
+    ):
         check_spec(spec_from(raw))

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from trainers import image_ops as ops
-from trainers.augment import (
+from trainers.config import AugmentConfig, DataConfig
+from trainers.data import image_ops as ops
+from trainers.data.augment import (
     BatchAugment,
     EvalTransform,
     Finish,
@@ -20,9 +21,8 @@ from trainers.augment import (
     resized_crop_boxes,
     three_augment,
 )
-from trainers.config import AugmentConfig, DataConfig
-from trainers.mixing import draw_mix, mix, one_hot
-from trainers.randaugment import (
+from trainers.data.mixing import draw_mix, mix, one_hot
+from trainers.data.randaugment import (
     GEOMETRIC,
     OPERATIONS,
     RandAugment,
@@ -31,10 +31,19 @@ from trainers.randaugment import (
     geometric_matrix,
 )
 
-timm_augment = importlib.import_module("timm.data.auto_augment")  # after trainers, which makes it importable
+timm_augment = importlib.import_module(
+    "timm.data.auto_augment"
+)  # after trainers, which makes it importable
 CPU = torch.device("cpu")
 FILL = (12, 40, 250)
-WITH_INCREASING = ("Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness")
+WITH_INCREASING = (
+    "Posterize",
+    "Solarize",
+    "Color",
+    "Contrast",
+    "Brightness",
+    "Sharpness",
+)
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -45,7 +54,12 @@ def rng(seed: int = 0) -> np.random.Generator:
 def images() -> torch.Tensor:
     """uint8 (6, 3, 21, 21): noise, one colour, low contrast, and smooth pictures."""
     coarse = rng().integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
-    smooth = np.stack([np.asarray(Image.fromarray(c).resize((21, 21), Image.Resampling.BICUBIC)) for c in coarse])
+    smooth = np.stack(
+        [
+            np.asarray(Image.fromarray(c).resize((21, 21), Image.Resampling.BICUBIC))
+            for c in coarse
+        ]
+    )
     smooth[0] = rng(1).integers(0, 256, smooth[0].shape)
     smooth[1] = 77
     smooth[2] = smooth[2] // 4 + 60
@@ -57,7 +71,9 @@ def to_pil(images: torch.Tensor) -> list[Image.Image]:
 
 
 def from_pil(images: list[Image.Image]) -> torch.Tensor:
-    return torch.from_numpy(np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2).copy())
+    return torch.from_numpy(
+        np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2).copy()
+    )
 
 
 def difference(ours: torch.Tensor, theirs: list[Image.Image]) -> torch.Tensor:
@@ -65,13 +81,17 @@ def difference(ours: torch.Tensor, theirs: list[Image.Image]) -> torch.Tensor:
     return (ours.int() - from_pil(theirs).int()).abs()
 
 
-def apply_only(name: str, images: torch.Tensor, level: float, sign: float, increasing: bool) -> torch.Tensor:
+def apply_only(
+    name: str, images: torch.Tensor, level: float, sign: float, increasing: bool
+) -> torch.Tensor:
     """Our operation `name` on every image, through RandAugment's own dispatch."""
     spec = RandAugmentSpec(increasing=increasing)
     out = images.clone()
     n = len(images)
     number = np.full(n, OPERATIONS.index(name))
-    RandAugment(spec, "bilinear", torch.tensor(FILL))._layer(out, number, np.full(n, level), np.full(n, sign))
+    RandAugment(spec, "bilinear", torch.tensor(FILL))._layer(
+        out, number, np.full(n, level), np.full(n, sign)
+    )
     return out
 
 
@@ -83,19 +103,35 @@ def timm_name(name: str, increasing: bool) -> str:
 
 @pytest.mark.parametrize("increasing", [False, True])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_operation_is_timms(name: str, increasing: bool, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operation_is_timms(
+    name: str, increasing: bool, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs_name = timm_name(name, increasing)
     for level in (2.0, 5.5, 9.0):
         for sign in (1.0, -1.0):
-            monkeypatch.setattr(random, "random", lambda negate=sign < 0: 1.0 if negate else 0.0)
+            monkeypatch.setattr(
+                random, "random", lambda negate=sign < 0: 1.0 if negate else 0.0
+            )
             to_args = timm_augment.LEVEL_TO_ARG[theirs_name]
             args = to_args(level, {}) if to_args else ()
-            if theirs_name == "Posterize" and args[0] == 0:  # Pillow refuses 0 bits; see the test of it
+            if (
+                theirs_name == "Posterize" and args[0] == 0
+            ):  # Pillow refuses 0 bits; see the test of it
                 continue
             apply: Any = timm_augment.NAME_TO_OP[theirs_name]
-            theirs = [apply(p, *args, fillcolor=FILL, resample=Image.Resampling.BILINEAR) for p in to_pil(images)]
-            limit = 1 if name in GEOMETRIC else 0  # Pillow truncates what it interpolates, we round
-            assert difference(apply_only(name, images, level, sign, increasing), theirs).max() <= limit, (level, sign)
+            theirs = [
+                apply(p, *args, fillcolor=FILL, resample=Image.Resampling.BILINEAR)
+                for p in to_pil(images)
+            ]
+            limit = (
+                1 if name in GEOMETRIC else 0
+            )  # Pillow truncates what it interpolates, we round
+            assert (
+                difference(
+                    apply_only(name, images, level, sign, increasing), theirs
+                ).max()
+                <= limit
+            ), (level, sign)
 
 
 def test_posterize_to_no_bits_is_black(images: torch.Tensor) -> None:
@@ -103,26 +139,43 @@ def test_posterize_to_no_bits_is_black(images: torch.Tensor) -> None:
 
 
 def test_operations_leave_the_other_images_alone(images: torch.Tensor) -> None:
-    chosen = np.array([OPERATIONS.index("Invert"), -1, OPERATIONS.index("ShearX"), -1, OPERATIONS.index("Color"), -1])
+    chosen = np.array(
+        [
+            OPERATIONS.index("Invert"),
+            -1,
+            OPERATIONS.index("ShearX"),
+            -1,
+            OPERATIONS.index("Color"),
+            -1,
+        ]
+    )
     out = images.clone()
-    RandAugment(RandAugmentSpec(), "bicubic", torch.tensor(FILL))._layer(out, chosen, np.full(6, 9.0), np.ones(6))
+    RandAugment(RandAugmentSpec(), "bicubic", torch.tensor(FILL))._layer(
+        out, chosen, np.full(6, 9.0), np.ones(6)
+    )
     changed = (out != images).flatten(1).any(dim=1)
     assert changed.tolist() == [True, False, True, False, True, False]
 
 
 def test_rand_augment_draws_per_image() -> None:
     spec = RandAugmentSpec.parse("rand-m9-mstd0.5-inc1")
-    same = torch.from_numpy(rng().integers(0, 256, (1, 3, 16, 16), dtype=np.uint8)).expand(64, -1, -1, -1)
+    same = torch.from_numpy(
+        rng().integers(0, 256, (1, 3, 16, 16), dtype=np.uint8)
+    ).expand(64, -1, -1, -1)
     out = RandAugment(spec, "bicubic", torch.tensor(FILL))(same, rng())
     untouched = out.eq(same).flatten(1).all(dim=1).float().mean()
     assert 0.1 < untouched < 0.5  # both layers are skipped with probability 1/4
     assert len(torch.unique(out.flatten(1), dim=0)) > 30
-    assert torch.equal(out, RandAugment(spec, "bicubic", torch.tensor(FILL))(same, rng()))
+    assert torch.equal(
+        out, RandAugment(spec, "bicubic", torch.tensor(FILL))(same, rng())
+    )
 
 
 def test_rand_augment_notation() -> None:
     spec = RandAugmentSpec.parse("rand-m9-n3-p0.7-mstd0.5-inc1")
-    assert spec == RandAugmentSpec(magnitude=9, layers=3, prob=0.7, magnitude_std=0.5, increasing=True)
+    assert spec == RandAugmentSpec(
+        magnitude=9, layers=3, prob=0.7, magnitude_std=0.5, increasing=True
+    )
     assert RandAugmentSpec.parse("rand") == RandAugmentSpec()
     for text in ("original", "rand-x3", "rand-m9-tweights", "augmix-m5"):
         with pytest.raises(ValueError, match="auto_augment"):
@@ -130,20 +183,28 @@ def test_rand_augment_notation() -> None:
 
 
 def test_magnitudes_are_noisy_and_bounded() -> None:
-    levels = RandAugment(RandAugmentSpec.parse("rand-m9-mstd0.5"), "bilinear", torch.zeros(3))._levels(4000, rng())
+    levels = RandAugment(
+        RandAugmentSpec.parse("rand-m9-mstd0.5"), "bilinear", torch.zeros(3)
+    )._levels(4000, rng())
     assert levels.max() == 10
     assert abs(levels.mean() - 9) < 0.05
-    uniform = RandAugment(RandAugmentSpec.parse("rand-m8-mstd101"), "bilinear", torch.zeros(3))._levels(4000, rng())
+    uniform = RandAugment(
+        RandAugmentSpec.parse("rand-m8-mstd101"), "bilinear", torch.zeros(3)
+    )._levels(4000, rng())
     assert abs(uniform.mean() - 4) < 0.2
 
 
 def test_increasing_factor_keeps_at_least_a_tenth() -> None:
-    assert argument("Color", np.array([10.0]), np.array([-1.0]), increasing=True) == pytest.approx(0.1)
+    assert argument(
+        "Color", np.array([10.0]), np.array([-1.0]), increasing=True
+    ) == pytest.approx(0.1)
     assert geometric_matrix("TranslateX", np.array([0.25]))[0, 0, 2] == 0.5
 
 
 def test_padded_crop_is_slicing() -> None:
-    index = torch.arange(3 * 8 * 8).view(1, 3, 8, 8).expand(40, -1, -1, -1).to(torch.uint8)
+    index = (
+        torch.arange(3 * 8 * 8).view(1, 3, 8, 8).expand(40, -1, -1, -1).to(torch.uint8)
+    )
     index = index + torch.arange(40, dtype=torch.uint8).view(-1, 1, 1, 1)
     draw = rng()
     top, left = torch.from_numpy(draw.integers(0, 5, (2, 40)))
@@ -161,9 +222,14 @@ def test_resized_crop_is_pillows(images: torch.Tensor) -> None:
     box = torch.tensor([[3, 5, 12, 14]]).expand(3, -1)
     flip = torch.tensor([False, True, False])
     ours = ops.to_uint8(ops.resized_crop(smooth, box, flip, 42, "bilinear"))
-    theirs = [p.crop((5, 3, 19, 15)).resize((42, 42), Image.Resampling.BILINEAR) for p in to_pil(smooth)]
+    theirs = [
+        p.crop((5, 3, 19, 15)).resize((42, 42), Image.Resampling.BILINEAR)
+        for p in to_pil(smooth)
+    ]
     theirs[1] = theirs[1].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    inner = difference(ours, theirs)[:, :, 2:-2, 2:-2]  # at its edge a crop of ours sees the pixels beyond
+    inner = difference(ours, theirs)[
+        :, :, 2:-2, 2:-2
+    ]  # at its edge a crop of ours sees the pixels beyond
     assert inner.max() <= 1
 
 
@@ -182,15 +248,26 @@ def test_resized_crop_boxes_lie_inside_and_have_the_area() -> None:
 
 
 def test_resize_is_pillows(images: torch.Tensor) -> None:
-    for size, mode, filter_ in ((12, "bilinear", Image.Resampling.BILINEAR), (40, "bicubic", Image.Resampling.BICUBIC)):
+    for size, mode, filter_ in (
+        (12, "bilinear", Image.Resampling.BILINEAR),
+        (40, "bicubic", Image.Resampling.BICUBIC),
+    ):
         theirs = [p.resize((size, size), filter_) for p in to_pil(images[1:])]
-        assert difference(ops.to_uint8(ops.resize(images[1:], size, mode)), theirs).max() <= 2
+        assert (
+            difference(ops.to_uint8(ops.resize(images[1:], size, mode)), theirs).max()
+            <= 2
+        )
 
 
 def test_gaussian_blur_is_near_pillows(images: torch.Tensor) -> None:
     for sigma in (0.1, 1.0, 2.0):
         theirs = [p.filter(ImageFilter.GaussianBlur(sigma)) for p in to_pil(images[1:])]
-        assert difference(ops.gaussian_blur(images[1:], torch.full((5,), sigma)), theirs).float().mean() < 1.5
+        assert (
+            difference(ops.gaussian_blur(images[1:], torch.full((5,), sigma)), theirs)
+            .float()
+            .mean()
+            < 1.5
+        )
 
 
 def test_three_augment_is_one_of_three(images: torch.Tensor) -> None:
@@ -207,7 +284,9 @@ def test_three_augment_is_one_of_three(images: torch.Tensor) -> None:
 
 
 def test_color_jitter_stays_in_its_range() -> None:
-    level = torch.full((200, 3, 4, 4), 100, dtype=torch.uint8)  # of one grey colour only brightness shows
+    level = torch.full(
+        (200, 3, 4, 4), 100, dtype=torch.uint8
+    )  # of one grey colour only brightness shows
     values = color_jitter(level, 0.4, rng()).flatten(1)[:, 0].float()
     assert 59 <= values.min() < 65
     assert 135 < values.max() <= 140
@@ -261,7 +340,9 @@ def test_targets_weigh_the_pixels(mode: str, kind: str, batch: int) -> None:
     for seed in range(12):
         mixed, soft = mix(images, targets, config, rng(seed))
         assert torch.allclose(soft.sum(1), torch.ones(batch))
-        assert torch.allclose(mixed.mean(dim=(1, 2, 3)), soft @ labels.float(), atol=1e-4)
+        assert torch.allclose(
+            mixed.mean(dim=(1, 2, 3)), soft @ labels.float(), atol=1e-4
+        )
         assert (soft > 0).sum(1).max() <= 2
         cut |= any(image.unique().numel() == 2 for image in mixed)
     assert torch.equal(images[:, 0, 0, 0], labels.float())  # inputs stay
@@ -279,7 +360,13 @@ def test_cutmix_lam_is_one_minus_the_pasted_area() -> None:
 
 
 def test_mixing_probabilities() -> None:
-    plan = draw_mix(4000, 16, 16, AugmentConfig(mix_prob=0.5, mix_switch_prob=0.25, mix_mode="elem"), rng())
+    plan = draw_mix(
+        4000,
+        16,
+        16,
+        AugmentConfig(mix_prob=0.5, mix_switch_prob=0.25, mix_mode="elem"),
+        rng(),
+    )
     mixed = plan.lam < 1
     assert abs(mixed.mean() - 0.5) < 0.05
     assert abs(plan.cut[mixed].mean() - 0.25) < 0.06
@@ -313,7 +400,10 @@ def test_evaluation_crops_the_centre_above_32_px() -> None:
     images = ops.to_uint8(ops.resize(torch.from_numpy(coarse), 48, "bicubic"))
     data = DataConfig(mean=(0, 0, 0), std=(1, 1, 1))
     ours = EvalTransform(data, 56, CPU)(images) * 255
-    theirs = [TF.center_crop(TF.resize(p, [64, 64], TF.InterpolationMode.BICUBIC), [56, 56]) for p in to_pil(images)]
+    theirs = [
+        TF.center_crop(TF.resize(p, [64, 64], TF.InterpolationMode.BICUBIC), [56, 56])
+        for p in to_pil(images)
+    ]
     assert (ours - from_pil(theirs)).abs().max() <= 2
     assert EvalTransform(data, 32, CPU)(images).shape == (3, 3, 32, 32)
 
@@ -330,10 +420,14 @@ def test_evaluation_crops_the_centre_above_32_px() -> None:
         AugmentConfig(crop="resized", erase_count=3, erase_mode="rand"),
     ],
 )
-def test_every_preset_gives_normalised_batches(config: AugmentConfig, size: int) -> None:
+def test_every_preset_gives_normalised_batches(
+    config: AugmentConfig, size: int
+) -> None:
     images = torch.from_numpy(rng().integers(0, 256, (8, 3, 24, 24), dtype=np.uint8))
     before = images.clone()
-    augment, finish = (kind(config, DataConfig(), size, CPU) for kind in (BatchAugment, Finish))
+    augment, finish = (
+        kind(config, DataConfig(), size, CPU) for kind in (BatchAugment, Finish)
+    )
 
     def run() -> torch.Tensor:
         draw = rng(3)
@@ -350,16 +444,26 @@ def test_every_preset_gives_normalised_batches(config: AugmentConfig, size: int)
 @pytest.mark.gpu
 def test_the_device_sees_the_same_augmentation() -> None:
     images = torch.from_numpy(rng().integers(0, 256, (64, 3, 32, 32), dtype=np.uint8))
-    for config in (AugmentConfig(), AugmentConfig(crop="resized"), AugmentConfig(three_augment=True)):
+    for config in (
+        AugmentConfig(),
+        AugmentConfig(crop="resized"),
+        AugmentConfig(three_augment=True),
+    ):
         on_cpu, on_gpu = (
-            BatchAugment(config, DataConfig(), 32, device)(images.to(device), rng()).cpu().float()
+            BatchAugment(config, DataConfig(), 32, device)(images.to(device), rng())
+            .cpu()
+            .float()
             for device in (CPU, torch.device("cuda"))
         )
         assert (on_gpu - on_cpu).abs().mean() < 0.1  # levels of 0..255
 
 
-@pytest.mark.parametrize(("preset", "idle"), [("none", "hflip"), ("flip", "mixup"), ("none", "crop")])
-def test_an_option_that_its_preset_does_not_read_is_refused(preset: Any, idle: str) -> None:
+@pytest.mark.parametrize(
+    ("preset", "idle"), [("none", "hflip"), ("flip", "mixup"), ("none", "crop")]
+)
+def test_an_option_that_its_preset_does_not_read_is_refused(
+    preset: Any, idle: str
+) -> None:
     other: dict[str, Any] = {"hflip": 0.3, "mixup": 0.2, "crop": "none"}
     with pytest.raises(ValueError, match=rf"preset '{preset}' does not read {idle}"):
         AugmentConfig(preset=preset, **{idle: other[idle]})
@@ -367,4 +471,7 @@ def test_an_option_that_its_preset_does_not_read_is_refused(preset: Any, idle: s
 
 def test_what_a_preset_reads_or_leaves_at_its_default_is_taken() -> None:
     assert AugmentConfig(preset="flip", hflip=0.3, crop="none").hflip == 0.3
-    assert AugmentConfig.model_validate(AugmentConfig(preset="none").model_dump()).preset == "none"
+    assert (
+        AugmentConfig.model_validate(AugmentConfig(preset="none").model_dump()).preset
+        == "none"
+    )

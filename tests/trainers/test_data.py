@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from trainers.config import AugmentConfig, DataConfig
-from trainers.data import (
+from trainers.data.splits import (
     Data,
     PixelStore,
     TrainBatches,
@@ -23,7 +23,10 @@ from trainers.data import (
 
 CPU = torch.device("cpu")
 PLAIN = AugmentConfig(preset="none")
-RAW = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}  # normalised values are the levels
+RAW = {
+    "mean": (0.0, 0.0, 0.0),
+    "std": (1 / 255, 1 / 255, 1 / 255),
+}  # normalised values are the levels
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +69,9 @@ def levels(images: torch.Tensor) -> list[int]:
 
 
 def config_of(root: Path, **options: Any) -> DataConfig:
-    return DataConfig(**{"dataset": "folder", "root": root, "val_fraction": 0.2, **RAW, **options})
+    return DataConfig(
+        **{"dataset": "folder", "root": root, "val_fraction": 0.2, **RAW, **options}
+    )
 
 
 # --- splits and facts
@@ -74,12 +79,22 @@ def config_of(root: Path, **options: Any) -> DataConfig:
 
 def test_info_and_sizes(digits: Data) -> None:
     assert digits.info == data_info(digits.config)
-    assert (digits.info.num_classes, digits.info.image_size, digits.info.num_train) == (10, 32, 360)
-    assert (digits.size("train"), digits.size("val"), digits.size("test")) == (360, 40, 359)
+    assert (digits.info.num_classes, digits.info.image_size, digits.info.num_train) == (
+        10,
+        32,
+        360,
+    )
+    assert (digits.size("train"), digits.size("val"), digits.size("test")) == (
+        360,
+        40,
+        359,
+    )
     assert len(digits.class_names) == 10
 
 
-def test_validation_split_is_disjoint_stratified_and_seeded(digits: Data, tmp_path: Path) -> None:
+def test_validation_split_is_disjoint_stratified_and_seeded(
+    digits: Data, tmp_path: Path
+) -> None:
     train, val = set(digits.train.rows.tolist()), set(digits.val.rows.tolist())
     assert not train & val
     assert len(train | val) == 400
@@ -88,12 +103,16 @@ def test_validation_split_is_disjoint_stratified_and_seeded(digits: Data, tmp_pa
     assert torch.equal(again.val.rows, digits.val.rows)
     other = load_data(DataConfig(limit=400, split_seed=1), tmp_path / "elsewhere")
     assert not torch.equal(other.val.rows, digits.val.rows)
-    none = load_data(DataConfig(limit=400, val_fraction=0, limit_test=10), tmp_path / "elsewhere")
+    none = load_data(
+        DataConfig(limit=400, val_fraction=0, limit_test=10), tmp_path / "elsewhere"
+    )
     assert (none.size("train"), none.size("val"), none.size("test")) == (400, 0, 10)
     assert list(eval_batches(none, "val", 4, CPU)) == []
 
 
-def test_the_first_training_batches_show_every_class(numbered: Path, tmp_path: Path) -> None:
+def test_the_first_training_batches_show_every_class(
+    numbered: Path, tmp_path: Path
+) -> None:
     data = load_data(config_of(numbered), tmp_path / "cache")
     _, labels = next(eval_batches(data, "train", 8, CPU))
     assert 3 <= labels.sum() <= 5
@@ -111,20 +130,39 @@ def test_too_little_to_split(tmp_path: Path) -> None:
         load_data(DataConfig(limit=1), tmp_path)
 
 
-def test_fingerprint_follows_contents_and_options(numbered: Path, tmp_path: Path) -> None:
+def test_fingerprint_follows_contents_and_options(
+    numbered: Path, tmp_path: Path
+) -> None:
     base = config_of(numbered)
 
     def fingerprint(**options: Any) -> str:
-        return load_data(base.model_copy(update=options), tmp_path / "cache").fingerprint
+        return load_data(
+            base.model_copy(update=options), tmp_path / "cache"
+        ).fingerprint
 
     first = fingerprint()
-    for same in ({"workers": 0}, {"pin_memory": False}, {"max_unreadable": 3}, {"in_memory": "yes"}, {"image_size": 8}):
+    for same in (
+        {"workers": 0},
+        {"pin_memory": False},
+        {"max_unreadable": 3},
+        {"in_memory": "yes"},
+        {"image_size": 8},
+    ):
         assert fingerprint(**same) == first, same
     options: list[dict[str, Any]] = [
-        {"image_size": 16}, {"split_seed": 1}, {"val_fraction": 0.3}, {"limit": 30}, {"limit_test": 2}, {"in_memory": "no"},
-        {"crop_fraction": 0.9}, {"interpolation": "bilinear"}, {"std": (1, 1, 1)},
-    ]  # fmt: skip
-    assert len({first, *(fingerprint(**option) for option in options)}) == len(options) + 1
+        {"image_size": 16},
+        {"split_seed": 1},
+        {"val_fraction": 0.3},
+        {"limit": 30},
+        {"limit_test": 2},
+        {"in_memory": "no"},
+        {"crop_fraction": 0.9},
+        {"interpolation": "bilinear"},
+        {"std": (1, 1, 1)},
+    ]
+    assert (
+        len({first, *(fingerprint(**option) for option in options)}) == len(options) + 1
+    )
     moved = numbered.rename(tmp_path / "moved")
     assert fingerprint(root=moved) == first
     (moved / "train" / "class0" / "000.png").unlink()
@@ -140,7 +178,9 @@ def test_data_are_remembered_in_the_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "notes"])
-def test_a_damaged_cache_is_built_again(damage: str, numbered: Path, tmp_path: Path) -> None:
+def test_a_damaged_cache_is_built_again(
+    damage: str, numbered: Path, tmp_path: Path
+) -> None:
     def pixels() -> torch.Tensor:
         load_data.cache_clear()
         store = load_data(config_of(numbered), tmp_path / "cache").train.store
@@ -161,9 +201,15 @@ def test_a_damaged_cache_is_built_again(damage: str, numbered: Path, tmp_path: P
         file.with_name("notes.json").write_text("{")
     assert torch.equal(pixels(), first)
     assert sorted(f.name for f in file.parent.iterdir()) == [
-        "notes.json", "test.npy", "test_labels.npy", "train.npy", "train_labels.npy",
-    ]  # fmt: skip
-    assert [f.name for f in file.parent.parent.iterdir() if f.name != ".pixels.lock"] == ["pixels"]
+        "notes.json",
+        "test.npy",
+        "test_labels.npy",
+        "train.npy",
+        "train_labels.npy",
+    ]
+    assert [
+        f.name for f in file.parent.parent.iterdir() if f.name != ".pixels.lock"
+    ] == ["pixels"]
 
 
 def test_a_whole_cache_is_not_built_again(numbered: Path, tmp_path: Path) -> None:
@@ -192,15 +238,23 @@ def test_a_shorter_epoch_takes_other_images_each_time(digits: Data) -> None:
     first, _ = epoch_order(100, 10, seed=3, epoch=0, length=37)
     assert len(set(first.tolist())) == len(first) == 30
     assert torch.equal(first, epoch_order(100, 10, seed=3, epoch=0)[0][:30])
-    seen = {i for epoch in range(20) for i in epoch_order(100, 10, seed=3, epoch=epoch, length=37)[0].tolist()}
+    seen = {
+        i
+        for epoch in range(20)
+        for i in epoch_order(100, 10, seed=3, epoch=epoch, length=37)[0].tolist()
+    }
     assert seen == set(range(100))
-    batches = TrainBatches(digits, PLAIN, batch_size=10, images_per_epoch=37, seed=0, device=CPU)
+    batches = TrainBatches(
+        digits, PLAIN, batch_size=10, images_per_epoch=37, seed=0, device=CPU
+    )
     assert batches.steps_per_epoch == 3 == len(list(batches.epoch(0)))
 
 
 @pytest.mark.parametrize("batch_size", [12, 10])
 def test_repeated_augmentation_keeps_copies_in_one_step(batch_size: int) -> None:
-    """As DeiT's sampler: the permutation with each image three times in a row, cut to n, B at a time."""
+    """As DeiT's sampler: the permutation with each image three times in a row, cut to n, B
+    at a time.
+    """
     n, repeats = 60, 3
     order, copies = epoch_order(n, batch_size, seed=0, epoch=0, repeats=repeats)
     permutation = epoch_order(n, batch_size, seed=0, epoch=0)[0]
@@ -216,7 +270,9 @@ def test_repeated_augmentation_keeps_copies_in_one_step(batch_size: int) -> None
         assert copies[:12].view(3, 4).unique(dim=1).flatten().tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 1), (1, 4), (2, 1), (2, 2), (4, 1)])
+@pytest.mark.parametrize(
+    ("world_size", "accumulation"), [(1, 1), (1, 4), (2, 1), (2, 2), (4, 1)]
+)
 def test_workers_and_accumulation_share_each_global_batch(
     numbered: Path, tmp_path: Path, world_size: int, accumulation: int
 ) -> None:
@@ -226,13 +282,17 @@ def test_workers_and_accumulation_share_each_global_batch(
     micro = 8 // (world_size * accumulation)
     seen: list[list[int]] = [[] for _ in range(4)]
     for rank in range(world_size):
-        got = batches(data, epoch=2, rank=rank, world_size=world_size, accumulation=accumulation)
+        got = batches(
+            data, epoch=2, rank=rank, world_size=world_size, accumulation=accumulation
+        )
         assert len(got) == 4 * accumulation
         for number, (images, labels) in enumerate(got):
             assert len(images) == micro
             assert labels.tolist() == [level % 2 for level in levels(images)]
             seen[number // accumulation] += levels(images)
-    paths = {row: 2 * row if row < 20 else 2 * (row - 20) + 1 for row in range(40)}  # files are sorted by class
+    paths = {
+        row: 2 * row if row < 20 else 2 * (row - 20) + 1 for row in range(40)
+    }  # files are sorted by class
     assert seen == [[paths[row] for row in step] for step in expected.tolist()]
 
 
@@ -240,8 +300,19 @@ def test_batches_that_do_not_fit_are_refused(digits: Data) -> None:
     with pytest.raises(ValueError, match=r"batch_size 361 is larger than the 360"):
         TrainBatches(digits, PLAIN, batch_size=361, seed=0, device=CPU)
     with pytest.raises(ValueError, match=r"10 must divide by 2 workers x 2"):
-        TrainBatches(digits, PLAIN, batch_size=10, accumulation=2, world_size=2, seed=0, device=CPU)
-    assert TrainBatches(digits, PLAIN, batch_size=100, seed=0, device=CPU).steps_per_epoch == 3
+        TrainBatches(
+            digits,
+            PLAIN,
+            batch_size=10,
+            accumulation=2,
+            world_size=2,
+            seed=0,
+            device=CPU,
+        )
+    assert (
+        TrainBatches(digits, PLAIN, batch_size=100, seed=0, device=CPU).steps_per_epoch
+        == 3
+    )
 
 
 # --- training batches
@@ -273,8 +344,12 @@ def test_an_epoch_depends_on_seed_epoch_and_rank_only(digits: Data) -> None:
 
 
 @pytest.mark.parametrize("in_memory", ["yes", "no"])
-def test_global_generators_stay_untouched(in_memory: str, numbered: Path, tmp_path: Path) -> None:
-    data = load_data(config_of(numbered, in_memory=in_memory, workers=0), tmp_path / "cache")
+def test_global_generators_stay_untouched(
+    in_memory: str, numbered: Path, tmp_path: Path
+) -> None:
+    data = load_data(
+        config_of(numbered, in_memory=in_memory, workers=0), tmp_path / "cache"
+    )
     states = (torch.get_rng_state(), random.getstate(), str(np.random.get_state()))
     batches(data, AugmentConfig())
     list(eval_batches(data, "test", 4, CPU))
@@ -286,9 +361,17 @@ def test_global_generators_stay_untouched(in_memory: str, numbered: Path, tmp_pa
 def test_resplit_leaves_first_copies_clean(numbered: Path, tmp_path: Path) -> None:
     data = load_data(config_of(numbered), tmp_path / "cache")
     augment = AugmentConfig(
-        auto_augment=None, color_jitter=0, crop="none", hflip=0, mixup=0, cutmix=0, erase_prob=1.0, erase_resplit=True,
-        erase_mode="pixel", repeats=2,
-    )  # fmt: skip
+        auto_augment=None,
+        color_jitter=0,
+        crop="none",
+        hflip=0,
+        mixup=0,
+        cutmix=0,
+        erase_prob=1.0,
+        erase_resplit=True,
+        erase_mode="pixel",
+        repeats=2,
+    )
     for images, _ in batches(data, augment):
         erased = images.flatten(1).std(dim=1) > 0
         assert erased.tolist() == [False] * 4 + [True] * 4
@@ -299,10 +382,17 @@ def test_flip_preset_is_a_padded_crop(digits: Data) -> None:
     order, _ = epoch_order(360, 8, seed=0, epoch=0)
     assert isinstance(digits.train.store, PixelStore)
     originals = digits.train.store.pixels[digits.train.rows[order[:8]]].float()
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (digits.config.mean, digits.config.std))
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in (digits.config.mean, digits.config.std)
+    )
     for image, original in zip(batches(digits, augment)[0][0], originals, strict=True):
         padded = torch.nn.functional.pad(original, (4,) * 4)
-        windows = padded.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
+        windows = (
+            padded.unfold(1, 32, 1)
+            .unfold(2, 32, 1)
+            .permute(1, 2, 0, 3, 4)
+            .flatten(0, 1)
+        )
         gaps = (windows - (image * std + mean) * 255).abs().amax(dim=(1, 2, 3))
         assert gaps.min() < 0.01
 
@@ -312,8 +402,12 @@ def test_flip_preset_is_a_padded_crop(digits: Data) -> None:
 
 @pytest.mark.parametrize("in_memory", ["yes", "no"])
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_evaluation_sees_every_image_once(in_memory: str, world_size: int, numbered: Path, tmp_path: Path) -> None:
-    data = load_data(config_of(numbered, in_memory=in_memory, workers=0), tmp_path / "cache")
+def test_evaluation_sees_every_image_once(
+    in_memory: str, world_size: int, numbered: Path, tmp_path: Path
+) -> None:
+    data = load_data(
+        config_of(numbered, in_memory=in_memory, workers=0), tmp_path / "cache"
+    )
     for split, expected in (("test", list(range(6))), ("train", None)):
         seen = []
         for rank in range(world_size):
@@ -326,4 +420,6 @@ def test_evaluation_sees_every_image_once(in_memory: str, world_size: int, numbe
 
 def test_more_workers_than_images(numbered: Path, tmp_path: Path) -> None:
     data = load_data(config_of(numbered, limit_test=2), tmp_path / "cache")
-    assert [len(list(eval_batches(data, "test", 4, CPU, rank, 4))) for rank in range(4)] == [1, 1, 0, 0]
+    assert [
+        len(list(eval_batches(data, "test", 4, CPU, rank, 4))) for rank in range(4)
+    ] == [1, 1, 0, 0]

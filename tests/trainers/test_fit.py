@@ -8,28 +8,40 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers.checkpoint import CheckpointFolder
 from trainers.config import AugmentConfig, EmaConfig, TrainConfig, duration_in_steps
-from trainers.data import Data
-from trainers.fit import FitResult, Hook, NonFiniteLossError, fit
-from trainers.losses import TaskObjective
-from trainers.models import ModelState, make_arch
-from trainers.optim import Schedule, make_optimizer
+from trainers.data.splits import Data
+from trainers.models.arch import ModelState, make_arch
+from trainers.training.checkpoint import CheckpointFolder
+from trainers.training.fit import FitResult, Hook, NonFiniteLossError, fit
+from trainers.training.losses import TaskObjective
+from trainers.training.optim import Schedule, make_optimizer
 
 CPU = torch.device("cpu")
 
 
 def tiny_vit(drop: float = 0.1, seed: int = 0) -> nn.Module:
     arch = make_arch(
-        "vit_tiny_patch16_224", num_classes=10, image_size=32,
-        args={"patch_size": 16, "embed_dim": 24, "depth": 2, "num_heads": 2, "proj_drop_rate": drop},
-    )  # fmt: skip
+        "vit_tiny_patch16_224",
+        num_classes=10,
+        image_size=32,
+        args={
+            "patch_size": 16,
+            "embed_dim": 24,
+            "depth": 2,
+            "num_heads": 2,
+            "proj_drop_rate": drop,
+        },
+    )
     return ModelState.initialised(arch, seed).build()
 
 
-def run(module: nn.Module, data: Data, config: TrainConfig, workdir: Path, **more: Any) -> FitResult:
+def run(
+    module: nn.Module, data: Data, config: TrainConfig, workdir: Path, **more: Any
+) -> FitResult:
     objective = more.pop("objective", TaskObjective(config.label_smoothing))
-    return fit(module, data, objective, config, seed=5, device=CPU, workdir=workdir, **more)
+    return fit(
+        module, data, objective, config, seed=5, device=CPU, workdir=workdir, **more
+    )
 
 
 def bits(module: nn.Module) -> dict[str, bytes]:
@@ -57,25 +69,46 @@ class StopAfter(Hook):
 
 @pytest.mark.parametrize(
     "extra",
-    [{}, {"ema": EmaConfig(decay=0.9, use=True)}, {"schedule": "plateau"}, {"optimizer": "momentum", "eps": None}],
+    [
+        {},
+        {"ema": EmaConfig(decay=0.9, use=True)},
+        {"schedule": "plateau"},
+        {"optimizer": "momentum", "eps": None},
+    ],
 )
-def test_killed_and_resumed_is_bitwise_uninterrupted(digits: Data, tmp_path: Path, extra: dict[str, Any]) -> None:
-    augment = AugmentConfig()  # DeiT's whole augmentation: every random number must come back
-    config = TrainConfig(epochs=4, batch_size=40, lr=1e-3, warmup="2 steps", augment=augment, **extra)
+def test_killed_and_resumed_is_bitwise_uninterrupted(
+    digits: Data, tmp_path: Path, extra: dict[str, Any]
+) -> None:
+    augment = (
+        AugmentConfig()
+    )  # DeiT's whole augmentation: every random number must come back
+    config = TrainConfig(
+        epochs=4, batch_size=40, lr=1e-3, warmup="2 steps", augment=augment, **extra
+    )
     whole, resumed = tiny_vit(), tiny_vit()
     expected = run(whole, digits, config, tmp_path / "whole", hooks=[StopAfter()])
     with pytest.raises(KeyboardInterrupt):
-        run(resumed, digits, config, tmp_path / "part", hooks=[StopAfter(crash_at=8)])  # in the third epoch
-    again, hook = tiny_vit(seed=9), StopAfter()  # whatever weights the new process starts from
+        run(
+            resumed, digits, config, tmp_path / "part", hooks=[StopAfter(crash_at=8)]
+        )  # in the third epoch
+    again, hook = (
+        tiny_vit(seed=9),
+        StopAfter(),
+    )  # whatever weights the new process starts from
     result = run(again, digits, config, tmp_path / "part", hooks=[hook])
     assert bits(again) == bits(whole)
     assert hook.steps == result.steps == expected.steps == 12
     timings = {"seconds", "images_per_second", "steps_per_second"}
-    strip = [[{k: v for k, v in row.items() if k not in timings} for row in r.rows] for r in (expected, result)]
+    strip = [
+        [{k: v for k, v in row.items() if k not in timings} for row in r.rows]
+        for r in (expected, result)
+    ]
     assert strip[0] == strip[1]
 
 
-def test_finished_fit_only_loads(digits: Data, tmp_path: Path, quick_train: TrainConfig) -> None:
+def test_finished_fit_only_loads(
+    digits: Data, tmp_path: Path, quick_train: TrainConfig
+) -> None:
     first = tiny_vit()
     run(first, digits, quick_train, tmp_path)
     again, rows = tiny_vit(seed=3), []
@@ -85,7 +118,9 @@ def test_finished_fit_only_loads(digits: Data, tmp_path: Path, quick_train: Trai
     assert result.seconds == result.seconds_restored > 0
 
 
-def test_seed_decides_everything(digits: Data, tmp_path: Path, quick_train: TrainConfig) -> None:
+def test_seed_decides_everything(
+    digits: Data, tmp_path: Path, quick_train: TrainConfig
+) -> None:
     outcomes = []
     for i, global_seed in enumerate((0, 1)):
         torch.manual_seed(global_seed)  # must not matter
@@ -94,29 +129,61 @@ def test_seed_decides_everything(digits: Data, tmp_path: Path, quick_train: Trai
         outcomes.append(bits(module))
     assert outcomes[0] == outcomes[1]
     other = tiny_vit()
-    fit(other, digits, TaskObjective(0.1), quick_train, seed=6, device=CPU, workdir=tmp_path / "other")
+    fit(
+        other,
+        digits,
+        TaskObjective(0.1),
+        quick_train,
+        seed=6,
+        device=CPU,
+        workdir=tmp_path / "other",
+    )
     assert bits(other) != outcomes[0]
 
 
 def test_accumulation_keeps_the_global_batch(digits: Data, tmp_path: Path) -> None:
-    """Batch 40 at once and as 4 × 10: the same gradient up to rounding (SGD: updates follow it linearly)."""
-    base = {"epochs": 1, "batch_size": 40, "lr": 0.1, "lr_scaling": "unscaled", "warmup": 0, "optimizer": "sgd",
-            "augment": "none", "schedule": "constant"}  # fmt: skip
+    """Batch 40 at once and as 4 × 10: the same gradient up to rounding (SGD: updates follow
+    it linearly).
+    """
+    base = {
+        "epochs": 1,
+        "batch_size": 40,
+        "lr": 0.1,
+        "lr_scaling": "unscaled",
+        "warmup": 0,
+        "optimizer": "sgd",
+        "augment": "none",
+        "schedule": "constant",
+    }
     modules = []
     for limit in (None, 10):
         module = tiny_vit(drop=0.0)
-        result = run(module, digits, TrainConfig(**base, max_batch_per_worker=limit), tmp_path / str(limit))
+        result = run(
+            module,
+            digits,
+            TrainConfig(**base, max_batch_per_worker=limit),
+            tmp_path / str(limit),
+        )
         assert result.steps == 3
         modules.append(module.state_dict())
     for name, value in modules[0].items():
-        torch.testing.assert_close(value, modules[1][name], rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(
+            value, modules[1][name], rtol=1e-4, atol=1e-6, msg=name
+        )
 
 
 @pytest.mark.parametrize(
     ("batch", "limit", "world", "expected"),
-    [(512, None, 8, (64, 1)), (4096, 128, 8, (128, 4)), (512, 100, 2, (64, 4)), (6, 4, 1, (3, 2))],
+    [
+        (512, None, 8, (64, 1)),
+        (4096, 128, 8, (128, 4)),
+        (512, 100, 2, (64, 4)),
+        (6, 4, 1, (3, 2)),
+    ],
 )
-def test_accumulation_is_derived(batch: int, limit: int | None, world: int, expected: tuple[int, int]) -> None:
+def test_accumulation_is_derived(
+    batch: int, limit: int | None, world: int, expected: tuple[int, int]
+) -> None:
     config = TrainConfig(batch_size=batch, max_batch_per_worker=limit)
     micro, steps = config.accumulation(world)
     assert (micro, steps) == expected
@@ -128,7 +195,9 @@ def test_global_batch_must_divide() -> None:
         TrainConfig(batch_size=10).accumulation(3)
 
 
-def test_non_finite_loss_names_step_and_rate(digits: Data, tmp_path: Path, quick_train: TrainConfig) -> None:
+def test_non_finite_loss_names_step_and_rate(
+    digits: Data, tmp_path: Path, quick_train: TrainConfig
+) -> None:
     calls = 0
 
     def objective(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
@@ -141,7 +210,9 @@ def test_non_finite_loss_names_step_and_rate(digits: Data, tmp_path: Path, quick
         run(tiny_vit(), digits, quick_train, tmp_path, objective=objective)
 
 
-def test_hooks_see_gradients_and_may_end_the_fit(digits: Data, tmp_path: Path, quick_train: TrainConfig) -> None:
+def test_hooks_see_gradients_and_may_end_the_fit(
+    digits: Data, tmp_path: Path, quick_train: TrainConfig
+) -> None:
     module = tiny_vit()
     seen: list[str] = []
 
@@ -167,11 +238,20 @@ def test_hooks_see_gradients_and_may_end_the_fit(digits: Data, tmp_path: Path, q
     assert result.steps == 4
     assert len(result.rows) == 2
     assert torch.equal(module.patch_embed.proj.weight, before)  # type: ignore[union-attr]
-    assert run(tiny_vit(), digits, config, tmp_path, hooks=[Watch()]).steps == 4  # ended stays ended
+    assert (
+        run(tiny_vit(), digits, config, tmp_path, hooks=[Watch()]).steps == 4
+    )  # ended stays ended
 
 
 def test_training_learns(digits: Data, tmp_path: Path) -> None:
-    config = TrainConfig(epochs=25, batch_size=20, lr=3e-3, lr_scaling="unscaled", warmup="10%", augment="none")
+    config = TrainConfig(
+        epochs=25,
+        batch_size=20,
+        lr=3e-3,
+        lr_scaling="unscaled",
+        warmup="10%",
+        augment="none",
+    )
     result = run(tiny_vit(drop=0.0), digits, config, tmp_path)
     assert result.rows[-1]["train_loss"] < 0.75 * result.rows[0]["train_loss"]
     assert result.rows[-1]["accuracy"] > 0.4  # chance is 0.1
@@ -197,13 +277,26 @@ def test_cosine_schedule_against_its_formula() -> None:
             expected = 5e-6 + 0.5 * (5e-4 - 5e-6) * (1 + math.cos(math.pi * step / 100))
         assert schedule.lr == pytest.approx(expected, rel=1e-6), step
         decay = max(g["weight_decay"] for g in schedule.optimizer.param_groups)
-        assert decay == pytest.approx(0.02 + 0.04 * (1 + math.cos(math.pi * step / 100)))
+        assert decay == pytest.approx(
+            0.02 + 0.04 * (1 + math.cos(math.pi * step / 100))
+        )
         schedule.after_step(step + 1)
 
 
-@pytest.mark.parametrize(("schedule", "expected"), [("constant", [1e-3] * 4), ("step", [1e-3, 1e-3, 1e-4, 1e-4])])
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [1e-3] * 4), ("step", [1e-3, 1e-3, 1e-4, 1e-4])],
+)
 def test_other_schedules(schedule: str, expected: list[float]) -> None:
-    config = TrainConfig(epochs=4, batch_size=512, lr=1e-3, warmup=0, schedule=schedule, decay_epochs=2, min_lr=0)  # type: ignore[arg-type]
+    config = TrainConfig(
+        epochs=4,
+        batch_size=512,
+        lr=1e-3,
+        warmup=0,
+        schedule=schedule,
+        decay_epochs=2,
+        min_lr=0,
+    )  # type: ignore[arg-type]
     made = Schedule(make_optimizer(nn.Linear(2, 2), config), config, steps_per_epoch=3)
     rates = []
     for epoch in range(4):
@@ -214,24 +307,37 @@ def test_other_schedules(schedule: str, expected: list[float]) -> None:
 
 def test_warmup_longer_than_the_fit_is_refused(digits: Data, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"warmup .* must be shorter than the fit"):
-        run(tiny_vit(), digits, TrainConfig(epochs=3, batch_size=40, warmup=5), tmp_path)
+        run(
+            tiny_vit(), digits, TrainConfig(epochs=3, batch_size=40, warmup=5), tmp_path
+        )
 
 
-@pytest.mark.parametrize(("duration", "steps"), [(5, 50), ("3 epochs", 30), ("7 steps", 7), ("10%", 20), (0.5, 5)])
+@pytest.mark.parametrize(
+    ("duration", "steps"),
+    [(5, 50), ("3 epochs", 30), ("7 steps", 7), ("10%", 20), (0.5, 5)],
+)
 def test_durations(duration: float | str, steps: int) -> None:
     assert duration_in_steps(duration, 10, 200) == steps
 
 
 def test_unknown_optimizer_is_named(digits: Data, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="optimizer 'adamx'"):
-        run(tiny_vit(), digits, TrainConfig(epochs=1, batch_size=40, warmup=0, optimizer="adamx"), tmp_path)
+        run(
+            tiny_vit(),
+            digits,
+            TrainConfig(epochs=1, batch_size=40, warmup=0, optimizer="adamx"),
+            tmp_path,
+        )
 
 
 def test_checkpoints_keep_the_newest_and_survive_damage(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep=2)
     for epoch in (1, 2, 3):
         folder.save(epoch, {"epoch": epoch, "weights": torch.arange(5)})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch-00002.pt", "epoch-00003.pt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "epoch-00002.pt",
+        "epoch-00003.pt",
+    ]
     newest = tmp_path / "epoch-00003.pt"
     newest.write_bytes(newest.read_bytes()[:100])  # cut short
     state = folder.load()
@@ -253,7 +359,16 @@ def test_bf16_and_channels_last_train(digits: Data, tmp_path: Path) -> None:
     module = ModelState.initialised(
         make_arch("resnet20_cifar", num_classes=10, image_size=32, args={"width": 4}), 0
     ).build()
-    config = TrainConfig(epochs=1, batch_size=60, warmup=0, augment="flip", amp="bf16", channels_last=True)
+    config = TrainConfig(
+        epochs=1,
+        batch_size=60,
+        warmup=0,
+        augment="flip",
+        amp="bf16",
+        channels_last=True,
+    )
     result = run(module, digits, config, tmp_path)
     assert math.isfinite(result.rows[0]["train_loss"])
-    assert all(v.dtype in (torch.float32, torch.int64) for v in module.state_dict().values())
+    assert all(
+        v.dtype in (torch.float32, torch.int64) for v in module.state_dict().values()
+    )

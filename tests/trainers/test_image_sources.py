@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from trainers.config import DataConfig
-from trainers.image_cache import UnequalImages, open_images, open_pixels
-from trainers.image_sources import (
+from trainers.data.cache import UnequalImages, open_images, open_pixels
+from trainers.data.parts import (
     FilePart,
     ParquetPart,
     open_source,
@@ -35,15 +35,23 @@ def encoded(value: int, size: tuple[int, int] = (8, 8)) -> bytes:
 
 
 def write_parquet(
-    file: Path, blobs: list[bytes], labels: list[int], names: list[str] | None = None, columns: str = "image label"
+    file: Path,
+    blobs: list[bytes],
+    labels: list[int],
+    names: list[str] | None = None,
+    columns: str = "image label",
 ) -> None:
     image, label = columns.split()
     structs = [{"bytes": blob, "path": f"{i}.png"} for i, blob in enumerate(blobs)]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    table = pa.table({image: pa.array(structs, kind), label: pa.array(labels, pa.int64())})
+    table = pa.table(
+        {image: pa.array(structs, kind), label: pa.array(labels, pa.int64())}
+    )
     if names is not None:
         features = {label: {"names": names, "_type": "ClassLabel"}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        table = table.replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        )
     pq.write_table(table, file, row_group_size=3)
 
 
@@ -52,9 +60,24 @@ def parquet(tmp_path: Path) -> Path:
     root = tmp_path / "parquet"
     root.mkdir()
     names = ["ant", "bee"]
-    write_parquet(root / "train-00000-of-00002.parquet", [encoded(v) for v in range(7)], [0, 1, 0, 1, 0, 1, 0], names)
-    write_parquet(root / "train-00001-of-00002.parquet", [encoded(v) for v in range(7, 10)], [1, 0, 1], names)
-    write_parquet(root / "test-00000-of-00001.parquet", [encoded(v) for v in range(10, 14)], [0, 1, 0, 1], names)
+    write_parquet(
+        root / "train-00000-of-00002.parquet",
+        [encoded(v) for v in range(7)],
+        [0, 1, 0, 1, 0, 1, 0],
+        names,
+    )
+    write_parquet(
+        root / "train-00001-of-00002.parquet",
+        [encoded(v) for v in range(7, 10)],
+        [1, 0, 1],
+        names,
+    )
+    write_parquet(
+        root / "test-00000-of-00001.parquet",
+        [encoded(v) for v in range(10, 14)],
+        [0, 1, 0, 1],
+        names,
+    )
     return root
 
 
@@ -65,7 +88,9 @@ def folder(tmp_path: Path) -> Path:
         for label, name in enumerate(("cat", "dog")):
             (root / part / name).mkdir(parents=True)
             for i in range(count):
-                picture(20 * label + i).save(root / part / name / f"{i}.{'png' if i % 2 else 'bmp'}")
+                picture(20 * label + i).save(
+                    root / part / name / f"{i}.{'png' if i % 2 else 'bmp'}"
+                )
     (root / "train" / "cat" / "notes.txt").write_text("no image")
     return root
 
@@ -99,7 +124,11 @@ def test_parquet_reads_shards_in_order(parquet: Path, tmp_path: Path) -> None:
 def test_parquet_of_other_column_names(tmp_path: Path) -> None:
     for part in ("train", "validation"):
         write_parquet(
-            tmp_path / f"{part}-00000-of-00001.parquet", [encoded(1), encoded(2)], [2, 0], None, "img fine_label"
+            tmp_path / f"{part}-00000-of-00001.parquet",
+            [encoded(1), encoded(2)],
+            [2, 0],
+            None,
+            "img fine_label",
         )
     source = open_source(source_config("parquet", tmp_path))
     assert source.class_names == ("0", "1", "2")
@@ -107,7 +136,9 @@ def test_parquet_of_other_column_names(tmp_path: Path) -> None:
     assert source.train.column == "img"
 
 
-def test_parquet_says_what_is_missing(parquet: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_parquet_says_what_is_missing(
+    parquet: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(ValueError, match=r"data\.root"):
         open_source(source_config("parquet", None))
     with pytest.raises(ValueError, match="no such folder"):
@@ -118,7 +149,9 @@ def test_parquet_says_what_is_missing(parquet: Path, tmp_path: Path, caplog: pyt
     (parquet / "test-00000-of-00001.parquet").unlink()
     with pytest.raises(ValueError, match=r"no test-\*\.parquet"):
         open_source(source_config("parquet", parquet))
-    pq.write_table(pa.table({"x": [1], "label": [0]}), parquet / "train-00000-of-00002.parquet")
+    pq.write_table(
+        pa.table({"x": [1], "label": [0]}), parquet / "train-00000-of-00002.parquet"
+    )
     write_parquet(parquet / "test-0.parquet", [encoded(0)], [0])
     with pytest.raises(ValueError, match=r"'bytes'.*\['x', 'label'\]"):
         open_source(source_config("parquet", parquet))
@@ -137,7 +170,9 @@ def test_folder_takes_classes_from_train(folder: Path, tmp_path: Path) -> None:
     assert source.train.paths[:2] == ("cat/0.bmp", "cat/1.png")
     assert source.train.labels.tolist() == [0] * 4 + [1] * 4
     assert len(source.test.labels) == 4
-    assert open_pixels(source, tmp_path / "cache", 0)["train"].pixels[:, 0, 0, 0].tolist() == [
+    assert open_pixels(source, tmp_path / "cache", 0)["train"].pixels[
+        :, 0, 0, 0
+    ].tolist() == [
         0,
         1,
         2,
@@ -166,17 +201,33 @@ def test_folder_says_what_is_wrong(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["folder", "parquet"])
 def test_unreadable_images_are_named(
-    kind: str, folder: Path, parquet: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kind: str,
+    folder: Path,
+    parquet: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     if kind == "folder":
         broken = folder / "train" / "dog" / "1.png"
         broken.write_bytes(broken.read_bytes()[:45])
-        config, name, rest = source_config("folder", folder), "dog/1.png", [0, 1, 2, 3, 20, 22, 23]
+        config, name, rest = (
+            source_config("folder", folder),
+            "dog/1.png",
+            [0, 1, 2, 3, 20, 22, 23],
+        )
     else:
         blobs = [encoded(v) for v in range(7)]
         blobs[5] = b"junk"
-        write_parquet(parquet / "train-00000-of-00002.parquet", blobs, [0, 1, 0, 1, 0, 1, 0], ["ant", "bee"])
-        config, name = source_config("parquet", parquet), "train-00000-of-00002.parquet row 5"
+        write_parquet(
+            parquet / "train-00000-of-00002.parquet",
+            blobs,
+            [0, 1, 0, 1, 0, 1, 0],
+            ["ant", "bee"],
+        )
+        config, name = (
+            source_config("parquet", parquet),
+            "train-00000-of-00002.parquet row 5",
+        )
         rest = [0, 1, 2, 3, 4, 6, 7, 8, 9]
     source = open_source(config)
     with pytest.raises(ValueError, match=rf"{name}.*max_unreadable"):
@@ -185,7 +236,9 @@ def test_unreadable_images_are_named(
     assert name in caplog.text
     assert parts["train"].pixels[:, 0, 0, 0].tolist() == rest
     assert len(parts["train"].labels) == len(rest)
-    with pytest.raises(ValueError, match=name):  # a cache made under a larger limit does not hide it
+    with pytest.raises(
+        ValueError, match=name
+    ):  # a cache made under a larger limit does not hide it
         open_pixels(source, tmp_path / "cache", 0)
 
 
@@ -213,7 +266,11 @@ def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
 
 
 def test_transparency_is_dropped() -> None:
-    assert to_rgb(Image.new("RGBA", (2, 2), (10, 20, 30, 0))).getpixel((0, 0)) == (10, 20, 30)
+    assert to_rgb(Image.new("RGBA", (2, 2), (10, 20, 30, 0))).getpixel((0, 0)) == (
+        10,
+        20,
+        30,
+    )
 
 
 def test_identity_is_of_contents(parquet: Path, folder: Path, tmp_path: Path) -> None:
@@ -226,11 +283,16 @@ def test_identity_is_of_contents(parquet: Path, folder: Path, tmp_path: Path) ->
     notes = {file: file.stat().st_mtime_ns for file in (cache / "hashes").iterdir()}
     assert len(notes) == 3
     assert identity("parquet", parquet) == first
-    assert {file: file.stat().st_mtime_ns for file in (cache / "hashes").iterdir()} == notes  # hashed once
+    assert {
+        file: file.stat().st_mtime_ns for file in (cache / "hashes").iterdir()
+    } == notes  # hashed once
     moved = parquet.rename(tmp_path / "moved")
     assert identity("parquet", moved) == first
     write_parquet(
-        moved / "test-00000-of-00001.parquet", [encoded(v) for v in range(11, 15)], [0, 1, 0, 1], ["ant", "bee"]
+        moved / "test-00000-of-00001.parquet",
+        [encoded(v) for v in range(11, 15)],
+        [0, 1, 0, 1],
+        ["ant", "bee"],
     )
     assert identity("parquet", moved) != first
 
@@ -258,19 +320,29 @@ def write_cifar10(root: Path) -> None:
     """CIFAR-10's layout with two images a batch."""
     base = root / "cifar-10-batches-py"
     base.mkdir(parents=True)
-    for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+    for number, name in enumerate(
+        [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    ):
         pixels = np.full((2, 3072), 10 * number, np.uint8)
         pixels[1, :1024] = 99
-        base.joinpath(name).write_bytes(pickle.dumps({"data": pixels, "labels": [number, 9]}))
-    base.joinpath("batches.meta").write_bytes(pickle.dumps({"label_names": [f"class{i}" for i in range(10)]}))
+        base.joinpath(name).write_bytes(
+            pickle.dumps({"data": pixels, "labels": [number, 9]})
+        )
+    base.joinpath("batches.meta").write_bytes(
+        pickle.dumps({"label_names": [f"class{i}" for i in range(10)]})
+    )
 
 
-def test_cifar10_through_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar10_through_torchvision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torchvision
 
     with pytest.raises(ValueError, match=r"data\.download"):
         open_source(source_config("cifar10", None))
-    with pytest.raises(ValueError, match=r"cifar10 is not in data\.root.*data\.download"):
+    with pytest.raises(
+        ValueError, match=r"cifar10 is not in data\.root.*data\.download"
+    ):
         open_source(source_config("cifar10", tmp_path))
     write_cifar10(tmp_path)
     monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)

@@ -8,9 +8,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from trainers.config import TrainConfig
-from trainers.lets_layers import gene_layers, grow_columns, grow_rows, initial_depth, initial_width, num_groups
-from trainers.models import Arch, buildable
-from trainers.optim import make_optimizer
+from trainers.models.arch import Arch, buildable
+from trainers.models.lets_layers import (
+    gene_layers,
+    grow_columns,
+    grow_rows,
+    initial_depth,
+    initial_width,
+    num_groups,
+)
+from trainers.training.optim import make_optimizer
 
 SIZE: dict[str, Any] = {
     "num_classes": 5,
@@ -27,7 +34,9 @@ MIXED = ["norm1", "q", "k", "v", "proj", "norm2", "fc1", "fc2"]
 def lets(depth: int, **options: Any) -> Any:
     """In eval mode, every parameter random."""
     torch.manual_seed(1)
-    module = Arch("lets_vit", "lets_vit", SIZE | {"depth": depth} | options).build().eval()
+    module = (
+        Arch("lets_vit", "lets_vit", SIZE | {"depth": depth} | options).build().eval()
+    )
     with torch.no_grad():
         for p in module.parameters():
             p.add_(torch.randn_like(p) * 0.1)
@@ -36,14 +45,20 @@ def lets(depth: int, **options: Any) -> Any:
 
 def plain(depth: int, width: int) -> nn.Module:
     args = {k: v for k, v in SIZE.items() if k != "gene_dim"} | {
-        "embed_dim": width, "num_heads": width // 8, "depth": depth, "class_token": False, "global_pool": "avg",
-    }  # fmt: skip
+        "embed_dim": width,
+        "num_heads": width // 8,
+        "depth": depth,
+        "class_token": False,
+        "global_pool": "avg",
+    }
     return Arch("timm", "vit_base_patch16_224", args).build().eval()
 
 
-def told_state(module: Any, width: int, layers: list[int], groups: list[int]) -> dict[str, Tensor]:
-    """A descendant's timm state from the parameters, as the paper says it: `grow` of one learngene layer at a time,
-    then the sum of a pair; differentiable."""
+def told_state(
+    module: Any, width: int, layers: list[int], groups: list[int]
+) -> dict[str, Tensor]:
+    """A descendant's timm state from the parameters, as the paper says it: `grow` of one
+    learngene layer at a time, then the sum of a pair; differentiable."""
     p, new = dict(module.named_parameters()), width - SIZE["gene_dim"]
     f_e, f_cls = p["width.embed"][:new], p["width.cls"][:new]
 
@@ -57,7 +72,9 @@ def told_state(module: Any, width: int, layers: list[int], groups: list[int]) ->
     def gene(j: int) -> dict[str, Tensor]:
         f = {name: p["width.qkv"][i, j, :new] for i, name in enumerate("qkv")}
         f_ffn = p["width.ffn"][j, : 4 * new]
-        ways = {"proj": (f["v"], f_e), "fc1": (f_e, f_ffn), "fc2": (f_ffn, f_e)} | {n: (f_e, f[n]) for n in "qkv"}
+        ways = {"proj": (f["v"], f_e), "fc1": (f_e, f_ffn), "fc2": (f_ffn, f_e)} | {
+            n: (f_e, f[n]) for n in "qkv"
+        }
         grown = {}
         for i, name in enumerate("qkv"):
             grown[f"{name}.weight"] = whole(p["gene.qkv_weight"][i, j], *ways[name])
@@ -71,25 +88,41 @@ def told_state(module: Any, width: int, layers: list[int], groups: list[int]) ->
         return grown
 
     genes, state = [gene(j) for j in range(len(p["gene.norm1_weight"]))], {}
-    where = {"norm1": "norm1", "proj": "attn.proj", "norm2": "norm2", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+    where = {
+        "norm1": "norm1",
+        "proj": "attn.proj",
+        "norm2": "norm2",
+        "fc1": "mlp.fc1",
+        "fc2": "mlp.fc2",
+    }
     for i, (layer, group) in enumerate(zip(layers, groups, strict=True)):
         pair = [genes[2 * (layer // 4)], genes[2 * (layer // 4) + 1]]
         for part in ("weight", "bias"):
             found = {}
             for n, name in enumerate(MIXED):
                 g = p[f"coefficients.{part}"][n, group // 2]
-                found[name] = g[0] * pair[0][f"{name}.{part}"] + g[1] * pair[1][f"{name}.{part}"]
+                found[name] = (
+                    g[0] * pair[0][f"{name}.{part}"] + g[1] * pair[1][f"{name}.{part}"]
+                )
             state[f"blocks.{i}.attn.qkv.{part}"] = torch.cat([found[n] for n in "qkv"])
-            state |= {f"blocks.{i}.{theirs}.{part}": found[ours] for ours, theirs in where.items()}
+            state |= {
+                f"blocks.{i}.{theirs}.{part}": found[ours]
+                for ours, theirs in where.items()
+            }
     kernel = p["gene.patch_weight"]
     kernel = torch.cat([kernel, torch.einsum("no,oi->ni", f_e, kernel)])
     head = p["gene.head_weight"]
     return state | {
-        "patch_embed.proj.weight": kernel.reshape(width, 3, 8, 8), "patch_embed.proj.bias": vector(p["gene.patch_bias"], f_e),
-        "pos_embed": p["pos_embed"][:, :, :width], "head.bias": p["gene.head_bias"],
+        "patch_embed.proj.weight": kernel.reshape(width, 3, 8, 8),
+        "patch_embed.proj.bias": vector(p["gene.patch_bias"], f_e),
+        "pos_embed": p["pos_embed"][:, :, :width],
+        "head.bias": p["gene.head_bias"],
         "head.weight": torch.cat([head, torch.einsum("oi,ni->on", head, f_cls)], 1),
-        **{f"fc_norm.{part}": vector(p[f"gene.fc_norm_{part}"], f_e) for part in ("weight", "bias")},
-    }  # fmt: skip
+        **{
+            f"fc_norm.{part}": vector(p[f"gene.fc_norm_{part}"], f_e)
+            for part in ("weight", "bias")
+        },
+    }
 
 
 def own(depth: int) -> tuple[list[int], list[int]]:
@@ -106,22 +139,39 @@ def test_the_auxiliary_network_is_the_papers(depth: int) -> None:
 
 
 def test_gradients_are_the_sum_over_uses() -> None:
-    """Of learngene, F and G: what autograd finds through the paper's formulas and timm's own forward pass."""
+    """Of learngene, F and G: what autograd finds through the paper's formulas and timm's
+    own forward pass.
+    """
     module = lets(6)
     module(IMAGES).square().sum().backward()
     found = {name: p.grad.clone() for name, p in module.named_parameters()}
     module.zero_grad()
-    functional_call(plain(6, 24), told_state(module, 24, *own(6)), (IMAGES,)).square().sum().backward()
+    functional_call(
+        plain(6, 24), told_state(module, 24, *own(6)), (IMAGES,)
+    ).square().sum().backward()
     for name, p in module.named_parameters():
         assert p.grad.abs().max() > 0, name
-        torch.testing.assert_close(found[name], p.grad, atol=1e-4 * max(1.0, p.grad.abs().max().item()), rtol=1e-3)
+        torch.testing.assert_close(
+            found[name],
+            p.grad,
+            atol=1e-4 * max(1.0, p.grad.abs().max().item()),
+            rtol=1e-3,
+        )
 
 
 @pytest.mark.parametrize("width", [8, 16, 24])
 @pytest.mark.parametrize(
-    "maps", [own(8), ([0, 1, 5], [0, 2, 4]), ([7, 0], [0, 6]), ([0, 0, 0, 4, 4, 4, 4, 7, 7, 7], [0, 2, 4, 6, 0, 2, 4, 6, 0, 0])]
-)  # fmt: skip
-def test_descendants_are_the_papers(width: int, maps: tuple[list[int], list[int]]) -> None:
+    "maps",
+    [
+        own(8),
+        ([0, 1, 5], [0, 2, 4]),
+        ([7, 0], [0, 6]),
+        ([0, 0, 0, 4, 4, 4, 4, 7, 7, 7], [0, 2, 4, 6, 0, 2, 4, 6, 0, 0]),
+    ],
+)
+def test_descendants_are_the_papers(
+    width: int, maps: tuple[list[int], list[int]]
+) -> None:
     module = lets(8)
     found, expected = module.descendant(width, *maps), told_state(module, width, *maps)
     assert set(found) == set(expected) == set(plain(len(maps[0]), width).state_dict())
@@ -147,12 +197,20 @@ def test_counts_of_the_paper() -> None:
 @pytest.mark.parametrize("scheme", ["rand", "rand-softmax"])
 def test_random_rows_sum_to_one(scheme: Any) -> None:
     torch.manual_seed(0)
-    for rows in (initial_width(scheme, 0.03, 3, 7, 5), initial_depth(scheme, 0.03, 8, 4, 2)):
+    for rows in (
+        initial_width(scheme, 0.03, 3, 7, 5),
+        initial_depth(scheme, 0.03, 8, 4, 2),
+    ):
         assert rows.min() >= 0
         assert rows.std() > 0
         torch.testing.assert_close(rows.sum(-1), torch.ones(rows.shape[:-1]))
-    spread = initial_width(scheme, 0.0, 1, 400).amax() / initial_width(scheme, 0.0, 1, 400).amin()
-    assert spread < 3 if scheme == "rand-softmax" else spread > 3  # e^1 is the most that a softmax of [0, 1] gives
+    spread = (
+        initial_width(scheme, 0.0, 1, 400).amax()
+        / initial_width(scheme, 0.0, 1, 400).amin()
+    )
+    assert (
+        spread < 3 if scheme == "rand-softmax" else spread > 3
+    )  # e^1 is the most that a softmax of [0, 1] gives
 
 
 def test_selection_copies_one_unit() -> None:
@@ -180,13 +238,21 @@ def test_stackbert_starts_at_the_pairs_first_layer() -> None:
 def test_what_is_not_learned_stays(learn: list[str]) -> None:
     module = lets(4, learn=learn)
     module(IMAGES).sum().backward()
-    trained = {name.split(".")[0] for name, p in module.named_parameters() if p.grad is not None}
-    assert trained == {"pos_embed"} | {{"depth": "coefficients"}.get(name, name) for name in learn}
+    trained = {
+        name.split(".")[0]
+        for name, p in module.named_parameters()
+        if p.grad is not None
+    }
+    assert trained == {"pos_embed"} | {
+        {"depth": "coefficients"}.get(name, name) for name in learn
+    }
 
 
 def test_a_residual_is_added_to_what_is_grown() -> None:
     torch.manual_seed(0)
-    module: Any = Arch("lets_vit", "lets_vit", SIZE | {"depth": 4, "residual": 0.01}).build()
+    module: Any = Arch(
+        "lets_vit", "lets_vit", SIZE | {"depth": 4, "residual": 0.01}
+    ).build()
     grown = {name: t.detach().clone() for name, t in module.grown(16).items()}
     with torch.no_grad():
         terms = {name: t.clone() for name, t in module.residual.items()}
@@ -208,11 +274,25 @@ def test_no_new_width_is_plain_mixing() -> None:
 def test_only_matrices_are_decayed() -> None:
     module = lets(4, residual=0.1)
     optimizer = make_optimizer(module, TrainConfig(weight_decay=0.5))
-    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
-    weights = {"patch_weight", "qkv_weight", "proj_weight", "fc1_weight", "fc2_weight", "head_weight"}
+    decayed = {
+        id(p)
+        for group in optimizer.param_groups
+        if group["weight_decay"]
+        for p in group["params"]
+    }
+    weights = {
+        "patch_weight",
+        "qkv_weight",
+        "proj_weight",
+        "fc1_weight",
+        "fc2_weight",
+        "head_weight",
+    }
     expected = {f"{part}.{name}" for part in ("gene", "residual") for name in weights}
     expected |= {f"width.{name}" for name in ("embed", "qkv", "ffn", "cls")}
-    assert {name for name, p in module.named_parameters() if id(p) in decayed} == expected
+    assert {
+        name for name, p in module.named_parameters() if id(p) in decayed
+    } == expected
 
 
 def test_compiles_as_one_graph() -> None:
@@ -221,7 +301,9 @@ def test_compiles_as_one_graph() -> None:
     torch.testing.assert_close(compiled(IMAGES), module(IMAGES), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"gene_dim": 12}, {"gene_dim": 32}, {"num_heads": 5}])
+@pytest.mark.parametrize(
+    "options", [{"gene_dim": 12}, {"gene_dim": 32}, {"num_heads": 5}]
+)
 def test_widths_that_do_not_fit_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be multiples of one head's width"):
         buildable(Arch("lets_vit", "lets_vit", SIZE | {"depth": 4} | options))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.config import DistillConfig
-from trainers.losses import (
+from trainers.training.losses import (
     DistillObjective,
     KlObjective,
     TaskObjective,
@@ -28,21 +28,30 @@ def test_soft_distillation_is_deits_mean_over_batch_and_classes(tau: float) -> N
     student, teacher = RNG.normal(size=(7, 5)), RNG.normal(size=(7, 5))
     log_t, log_s = log_softmax(teacher / tau), log_softmax(student / tau)
     expected = tau**2 * (np.exp(log_t) * (log_t - log_s)).sum() / (7 * 5)
-    assert soft_distillation(torch.tensor(student), torch.tensor(teacher), tau).item() == pytest.approx(expected)
+    assert soft_distillation(
+        torch.tensor(student), torch.tensor(teacher), tau
+    ).item() == pytest.approx(expected)
 
 
 def test_hard_distillation_uses_the_teachers_argmax() -> None:
     student, teacher = RNG.normal(size=(6, 4)), RNG.normal(size=(6, 4))
     expected = -log_softmax(student)[np.arange(6), teacher.argmax(1)].mean()
-    assert hard_distillation(torch.tensor(student), torch.tensor(teacher)).item() == pytest.approx(expected)
+    assert hard_distillation(
+        torch.tensor(student), torch.tensor(teacher)
+    ).item() == pytest.approx(expected)
 
 
 def test_smoothing_acts_alike_on_labels_and_soft_targets() -> None:
-    logits, labels = torch.tensor(RNG.normal(size=(6, 4))), torch.tensor([0, 1, 2, 3, 0, 1])
+    logits, labels = (
+        torch.tensor(RNG.normal(size=(6, 4))),
+        torch.tensor([0, 1, 2, 3, 0, 1]),
+    )
     target = 0.9 * np.eye(4)[labels] + 0.1 / 4
     expected = -(target * log_softmax(logits.numpy())).sum(1).mean()
     assert cross_entropy(logits, labels, 0.1).item() == pytest.approx(expected)
-    assert cross_entropy(logits, torch.eye(4, dtype=torch.float64)[labels], 0.1).item() == pytest.approx(expected)
+    assert cross_entropy(
+        logits, torch.eye(4, dtype=torch.float64)[labels], 0.1
+    ).item() == pytest.approx(expected)
 
 
 class Fixed(nn.Module):
@@ -59,23 +68,42 @@ class Fixed(nn.Module):
 def test_two_heads_split_task_and_distillation() -> None:
     heads = torch.tensor(RNG.normal(size=(3, 4))), torch.tensor(RNG.normal(size=(3, 4)))
     teacher, labels = torch.tensor(RNG.normal(size=(3, 4))), torch.tensor([1, 0, 3])
-    objective = DistillObjective(Fixed(teacher), DistillConfig(teacher="source", kind="hard", alpha=0.3), 0.0)
-    expected = 0.7 * nn.functional.cross_entropy(heads[0], labels) + 0.3 * nn.functional.cross_entropy(
-        heads[1], teacher.argmax(1)
+    objective = DistillObjective(
+        Fixed(teacher), DistillConfig(teacher="source", kind="hard", alpha=0.3), 0.0
     )
-    assert objective(Fixed(heads), torch.zeros(3), labels).item() == pytest.approx(expected.item())
+    expected = 0.7 * nn.functional.cross_entropy(
+        heads[0], labels
+    ) + 0.3 * nn.functional.cross_entropy(heads[1], teacher.argmax(1))
+    assert objective(Fixed(heads), torch.zeros(3), labels).item() == pytest.approx(
+        expected.item()
+    )
 
 
 @pytest.mark.parametrize("active", [False, True])
-def test_kl_to_the_dense_model_is_added_to_what_labels_and_a_cnn_say(active: bool) -> None:
+def test_kl_to_the_dense_model_is_added_to_what_labels_and_a_cnn_say(
+    active: bool,
+) -> None:
     heads = torch.tensor(RNG.normal(size=(3, 4))), torch.tensor(RNG.normal(size=(3, 4)))
-    cnn, dense, labels = torch.tensor(RNG.normal(size=(3, 4))), RNG.normal(size=(3, 4)), torch.tensor([1, 0, 3])
-    both = DistillObjective(Fixed(cnn), DistillConfig(teacher="source", kind="hard", alpha=0.5), 0.0)
-    objective = KlObjective(both, Fixed(torch.tensor(dense)), 50.0, 3.0, 0.7, active=lambda: active)
-    log_t, log_s = log_softmax(dense / 3), log_softmax((heads[0] + heads[1]).numpy() / 2 / 3)
+    cnn, dense, labels = (
+        torch.tensor(RNG.normal(size=(3, 4))),
+        RNG.normal(size=(3, 4)),
+        torch.tensor([1, 0, 3]),
+    )
+    both = DistillObjective(
+        Fixed(cnn), DistillConfig(teacher="source", kind="hard", alpha=0.5), 0.0
+    )
+    objective = KlObjective(
+        both, Fixed(torch.tensor(dense)), 50.0, 3.0, 0.7, active=lambda: active
+    )
+    log_t, log_s = (
+        log_softmax(dense / 3),
+        log_softmax((heads[0] + heads[1]).numpy() / 2 / 3),
+    )
     kl = (np.exp(log_t) * (log_t - log_s)).sum() / (3 * 4)
     images = torch.zeros(3)
-    expected = 0.7 * both(Fixed(heads), images, labels).item() + (50.0 * kl if active else 0.0)
+    expected = 0.7 * both(Fixed(heads), images, labels).item() + (
+        50.0 * kl if active else 0.0
+    )
     assert objective(Fixed(heads), images, labels).item() == pytest.approx(expected)
     plain = KlObjective(TaskObjective(0.1), Fixed(torch.tensor(dense)), 50.0, 3.0)
     log_s = log_softmax(heads[0].numpy() / 3)

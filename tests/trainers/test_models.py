@@ -1,4 +1,6 @@
-"""ModelState: saved and rebuilt exactly, damage noticed, hash over everything; make_arch and its refusals."""
+"""ModelState: saved and rebuilt exactly, damage noticed, hash over everything; make_arch
+and its refusals.
+"""
 
 import json
 from dataclasses import replace
@@ -7,18 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainers.models import Arch, ModelState, make_arch
+from trainers.models.arch import Arch, ModelState, make_arch
 
 
 @pytest.fixture(scope="module")
 def state() -> ModelState:
     arch = make_arch("resnet20_cifar", num_classes=3, image_size=16, args={"width": 2})
-    return replace(ModelState.initialised(arch, 0), meta={"note": [1, 2.5, "x", None], "map": {"a": 1}})
+    return replace(
+        ModelState.initialised(arch, 0),
+        meta={"note": [1, 2.5, "x", None], "map": {"a": 1}},
+    )
 
 
 def equal(a: ModelState, b: ModelState) -> bool:
     same = a.weights.keys() == b.weights.keys() and all(
-        torch.equal(a.weights[n], b.weights[n]) and a.weights[n].dtype == b.weights[n].dtype for n in a.weights
+        torch.equal(a.weights[n], b.weights[n])
+        and a.weights[n].dtype == b.weights[n].dtype
+        for n in a.weights
     )
     return same and a.arch == b.arch and a.meta == b.meta
 
@@ -28,7 +35,10 @@ def test_round_trip(state: ModelState, tmp_path: Path) -> None:
     back = ModelState.load(tmp_path / "new" / "folder")
     assert equal(state, back)
     assert back.hash() == state.hash()
-    assert {p.name for p in (tmp_path / "new" / "folder").iterdir()} == {"model.safetensors", "model.json"}
+    assert {p.name for p in (tmp_path / "new" / "folder").iterdir()} == {
+        "model.safetensors",
+        "model.json",
+    }
 
 
 def test_round_trip_of_a_timm_model_with_odd_types(tmp_path: Path) -> None:
@@ -49,7 +59,9 @@ def test_saving_again_replaces(state: ModelState, tmp_path: Path) -> None:
     assert equal(ModelState.load(tmp_path), other)
 
 
-def test_build_gives_a_copy_in_eval_mode_and_leaves_the_generator_alone(state: ModelState) -> None:
+def test_build_gives_a_copy_in_eval_mode_and_leaves_the_generator_alone(
+    state: ModelState,
+) -> None:
     before = state.hash()
     torch.manual_seed(0)
     expected = torch.rand(2)
@@ -81,7 +93,9 @@ def test_hash_changes_with_any_change(state: ModelState) -> None:
     arch, weights = state.arch, state.weights
     first = weights["conv1.weight"].clone()
     first.view(-1)[5] = torch.nextafter(first.view(-1)[5], torch.tensor(9.0))
-    zero, minus_zero = ({**weights, "bn1.bias": torch.full((2,), z)} for z in (0.0, -0.0))
+    zero, minus_zero = (
+        {**weights, "bn1.bias": torch.full((2,), z)} for z in (0.0, -0.0)
+    )
     variants = [
         state,
         replace(state, meta={}),
@@ -91,11 +105,19 @@ def test_hash_changes_with_any_change(state: ModelState) -> None:
         replace(state, arch=replace(arch, args={**arch.args, "width": 3})),
         replace(state, arch=replace(arch, dims={"layer1": 2})),
         replace(state, weights={**weights, "conv1.weight": first}),
-        replace(state, weights={**weights, "conv1.weight": weights["conv1.weight"].double()}),
-        replace(state, weights={**weights, "conv1.weight": weights["conv1.weight"].reshape(-1)}),
+        replace(
+            state, weights={**weights, "conv1.weight": weights["conv1.weight"].double()}
+        ),
+        replace(
+            state,
+            weights={**weights, "conv1.weight": weights["conv1.weight"].reshape(-1)},
+        ),
         replace(state, weights={**weights, "extra": torch.zeros(0)}),
         replace(state, weights={n: t for n, t in weights.items() if n != "bn1.bias"}),
-        replace(state, weights={n.replace("bn1.bias", "bn9.bias"): t for n, t in weights.items()}),
+        replace(
+            state,
+            weights={n.replace("bn1.bias", "bn9.bias"): t for n, t in weights.items()},
+        ),
         replace(state, weights=minus_zero),
         replace(state, weights={**weights, "bn1.num_batches_tracked": torch.tensor(1)}),
     ]
@@ -106,7 +128,9 @@ def test_hash_changes_with_any_change(state: ModelState) -> None:
 
 def test_hash_ignores_order_and_strides(state: ModelState) -> None:
     shuffled = dict(reversed(state.weights.items()))
-    shuffled["conv1.weight"] = state.weights["conv1.weight"].to(memory_format=torch.channels_last)
+    shuffled["conv1.weight"] = state.weights["conv1.weight"].to(
+        memory_format=torch.channels_last
+    )
     assert replace(state, weights=shuffled).hash() == state.hash()
 
 
@@ -117,14 +141,18 @@ def test_a_flipped_byte_is_noticed(state: ModelState, tmp_path: Path) -> None:
     header = 8 + int.from_bytes(good[:8], "little")
     values = range(header, len(good), max(1, (len(good) - header) // 40))
     for position in (0, 8, 30, *values, len(good) - 1):
-        path.write_bytes(good[:position] + bytes([good[position] ^ 0x40]) + good[position + 1 :])
+        path.write_bytes(
+            good[:position] + bytes([good[position] ^ 0x40]) + good[position + 1 :]
+        )
         with pytest.raises(ValueError, match=str(tmp_path)):
             ModelState.load(tmp_path)
     path.write_bytes(good)
     assert equal(ModelState.load(tmp_path), state)
 
 
-def test_truncated_missing_and_edited_files_are_noticed(state: ModelState, tmp_path: Path) -> None:
+def test_truncated_missing_and_edited_files_are_noticed(
+    state: ModelState, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="not a saved model"):
         ModelState.load(tmp_path / "nothing")
     state.save(tmp_path)
@@ -142,7 +170,12 @@ def test_truncated_missing_and_edited_files_are_noticed(state: ModelState, tmp_p
     with pytest.raises(ValueError, match="differs from its stored hash"):
         ModelState.load(tmp_path)
 
-    for broken in (good_note[:-9], "[]", "{}", json.dumps({**json.loads(good_note), "arch": {"builder": "pickle"}})):
+    for broken in (
+        good_note[:-9],
+        "[]",
+        "{}",
+        json.dumps({**json.loads(good_note), "arch": {"builder": "pickle"}}),
+    ):
         note.write_text(broken)
         with pytest.raises(ValueError, match="not a saved model"):
             ModelState.load(tmp_path)
@@ -151,23 +184,41 @@ def test_truncated_missing_and_edited_files_are_noticed(state: ModelState, tmp_p
 def test_arch_round_trip_and_unknown_builder(state: ModelState) -> None:
     value = json.loads(json.dumps(state.arch.to_json()))
     assert Arch.from_json(value) == state.arch
-    with pytest.raises(ValueError, match="unknown model builder 'exec'; valid: timm, resnet_cifar"):
+    with pytest.raises(
+        ValueError, match="unknown model builder 'exec'; valid: timm, resnet_cifar"
+    ):
         Arch.from_json({**value, "builder": "exec"})
 
 
 def test_make_arch_fills_in_classes_and_image_size() -> None:
-    assert make_arch("vit_tiny_patch16_224", num_classes=5, image_size=64).args == {"num_classes": 5, "img_size": 64}
-    assert make_arch("resnet18", num_classes=5, image_size=64).args == {"num_classes": 5}
-    given = make_arch("vit_tiny_patch16_224", num_classes=5, image_size=64, args={"img_size": 96, "drop_rate": 0.1})
+    assert make_arch("vit_tiny_patch16_224", num_classes=5, image_size=64).args == {
+        "num_classes": 5,
+        "img_size": 64,
+    }
+    assert make_arch("resnet18", num_classes=5, image_size=64).args == {
+        "num_classes": 5
+    }
+    given = make_arch(
+        "vit_tiny_patch16_224",
+        num_classes=5,
+        image_size=64,
+        args={"img_size": 96, "drop_rate": 0.1},
+    )
     assert given.args == {"num_classes": 5, "img_size": 96, "drop_rate": 0.1}
-    arch = make_arch("vit_tiny_patch16_224", num_classes=5, image_size=64, args={"depth": 1})
+    arch = make_arch(
+        "vit_tiny_patch16_224", num_classes=5, image_size=64, args={"depth": 1}
+    )
     assert arch.build()(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
 
 
 @pytest.mark.parametrize(
     ("name", "args", "match"),
     [
-        ("vit_gigantic_nonsense", {}, "unknown model 'vit_gigantic_nonsense'; valid: resnet20_cifar"),
+        (
+            "vit_gigantic_nonsense",
+            {},
+            "unknown model 'vit_gigantic_nonsense'; valid: resnet20_cifar",
+        ),
         ("resnet18", {"embed_dim": 3}, "resnet18.*embed_dim"),
         ("vit_tiny_patch16_224", {"widht": 3}, "vit_tiny_patch16_224.*widht"),
     ],

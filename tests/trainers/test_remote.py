@@ -1,4 +1,6 @@
-"""Storage by URI, on `file://` (pyarrow's own) and on fsspec's memory: the same code as for a bucket."""
+"""Storage by URI, on `file://` (pyarrow's own) and on fsspec's memory: the same code as for
+a bucket.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +9,7 @@ import fsspec
 import pytest
 
 from compress.cache import Artifact, StageCache
-from trainers.models import ModelState, make_arch
+from trainers.models.arch import ModelState, make_arch
 from trainers.remote import Remote, is_uri
 
 
@@ -45,7 +47,9 @@ def test_files_make_the_round_trip(remote: Remote, tmp_path: Path) -> None:
 
 
 def test_nodes_share_artifacts(remote: Remote, tmp_path: Path) -> None:
-    state = ModelState.initialised(make_arch("resnet20_cifar", num_classes=3, image_size=32, args={"width": 2}), 0)
+    state = ModelState.initialised(
+        make_arch("resnet20_cifar", num_classes=3, image_size=32, args={"width": 2}), 0
+    )
     built = []
 
     def build(workdir: Path) -> Artifact:
@@ -62,7 +66,9 @@ def test_nodes_share_artifacts(remote: Remote, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     damaged.write_bytes(b"half")
     remote.upload(damaged, "key/model.safetensors")
-    assert nodes[2].get_or_build("key", build)[1] is False  # built again, and mended in the store
+    assert (
+        nodes[2].get_or_build("key", build)[1] is False
+    )  # built again, and mended in the store
     assert StageCache(tmp_path / "node-3", remote=remote).get_or_build("key", build)[1]
     assert len(built) == 2
 
@@ -70,7 +76,9 @@ def test_nodes_share_artifacts(remote: Remote, tmp_path: Path) -> None:
 def test_bad_places_are_refused(tmp_path: Path) -> None:
     assert is_uri("s3://bucket/x")
     assert not is_uri("runs/x")
-    with pytest.raises(ValueError, match="nonsense://x is no storage that can be reached"):
+    with pytest.raises(
+        ValueError, match="nonsense://x is no storage that can be reached"
+    ):
         Remote("nonsense://x")
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written to"):

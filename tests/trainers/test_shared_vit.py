@@ -7,10 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from trainers.config import TrainConfig
-from trainers.models import Arch, buildable
-from trainers.optim import make_optimizer
+from trainers.models.arch import Arch, buildable
+from trainers.training.optim import make_optimizer
 
-SIZE: dict[str, Any] = {"num_classes": 5, "img_size": 16, "patch_size": 8, "embed_dim": 16, "num_heads": 2}
+SIZE: dict[str, Any] = {
+    "num_classes": 5,
+    "img_size": 16,
+    "patch_size": 8,
+    "embed_dim": 16,
+    "num_heads": 2,
+}
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
@@ -39,9 +45,19 @@ def plain(depth: int, **options: Any) -> nn.Module:
 
 def copied(module: nn.Module, stages: list[int], **options: Any) -> nn.Module:
     """timm's ViT with a copy of its stage's block for every layer."""
-    state = {k: v for k, v in module.state_dict().items() if not k.startswith("blocks.")}
-    blocks = [k.removeprefix("blocks.0.") for k in module.state_dict() if k.startswith("blocks.0.")]
-    state |= {f"blocks.{i}.{k}": module.state_dict()[f"blocks.{s}.{k}"] for i, s in enumerate(stages) for k in blocks}
+    state = {
+        k: v for k, v in module.state_dict().items() if not k.startswith("blocks.")
+    }
+    blocks = [
+        k.removeprefix("blocks.0.")
+        for k in module.state_dict()
+        if k.startswith("blocks.0.")
+    ]
+    state |= {
+        f"blocks.{i}.{k}": module.state_dict()[f"blocks.{s}.{k}"]
+        for i, s in enumerate(stages)
+        for k in blocks
+    }
     if options.get("fc_norm") is False:
         state |= {f"norm.{k}": state.pop(f"fc_norm.{k}") for k in ("weight", "bias")}
     vit = plain(len(stages), **options)
@@ -51,13 +67,17 @@ def copied(module: nn.Module, stages: list[int], **options: Any) -> nn.Module:
 
 @pytest.mark.parametrize("norm_before_pool", [False, True])
 @pytest.mark.parametrize("repeats", [[1], [3, 1], [1, 2, 2]])
-def test_sws_equals_timm_with_copies(repeats: list[int], norm_before_pool: bool) -> None:
+def test_sws_equals_timm_with_copies(
+    repeats: list[int], norm_before_pool: bool
+) -> None:
     module = sws(repeats, norm_before_pool=norm_before_pool)
     stages = [s for s, count in enumerate(repeats) for _ in range(count)]
     same = copied(module, stages, **({"fc_norm": False} if norm_before_pool else {}))
     other = copied(module, stages, **({} if norm_before_pool else {"fc_norm": False}))
     torch.testing.assert_close(module(IMAGES), same(IMAGES), atol=1e-5, rtol=1e-5)
-    assert (module(IMAGES) - other(IMAGES)).abs().max() > 1e-3  # the order of norm and pooling matters
+    assert (
+        module(IMAGES) - other(IMAGES)
+    ).abs().max() > 1e-3  # the order of norm and pooling matters
 
 
 def test_stochastic_depth_and_dropout_are_timms() -> None:
@@ -78,7 +98,9 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 
 
 def assert_like(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, atol=1e-5 * max(1.0, expected.abs().max().item()), rtol=1e-4)
+    torch.testing.assert_close(
+        found, expected, atol=1e-5 * max(1.0, expected.abs().max().item()), rtol=1e-4
+    )
 
 
 def test_sws_gradients_are_the_sum_over_uses() -> None:
@@ -89,7 +111,11 @@ def test_sws_gradients_are_the_sum_over_uses() -> None:
     for name, grad in found.items():
         if name.startswith("blocks."):
             _, stage, rest = name.split(".", 2)
-            uses = [of_copies[f"blocks.{i}.{rest}"] for i, s in enumerate(stages) if s == int(stage)]
+            uses = [
+                of_copies[f"blocks.{i}.{rest}"]
+                for i, s in enumerate(stages)
+                if s == int(stage)
+            ]
             assert_like(grad, sum(uses[1:], uses[0]))
         else:
             assert_like(grad, of_copies[name])
@@ -98,7 +124,10 @@ def test_sws_gradients_are_the_sum_over_uses() -> None:
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_tleg_is_a_line_of_layers(depth: int) -> None:
     module = tleg(depth)
-    state, places = module.state_dict(), [(i / (depth - 1) if depth > 1 else 0.0) for i in range(depth)]
+    state, places = (
+        module.state_dict(),
+        [(i / (depth - 1) if depth > 1 else 0.0) for i in range(depth)],
+    )
     vit = plain(depth)
     line = {k: v for k, v in state.items() if not k.startswith("blocks.")}
     for i, place in enumerate(places):
@@ -114,7 +143,10 @@ def test_tleg_is_a_line_of_layers(depth: int) -> None:
             assert_like(grad, of_layers[name])
             continue
         _, which, rest = name.split(".", 2)
-        uses = [(place if which == "1" else 1.0) * of_layers[f"blocks.{i}.{rest}"] for i, place in enumerate(places)]
+        uses = [
+            (place if which == "1" else 1.0) * of_layers[f"blocks.{i}.{rest}"]
+            for i, place in enumerate(places)
+        ]
         assert_like(grad, sum(uses[1:], uses[0]))
 
 
@@ -131,9 +163,18 @@ def test_two_sets_are_stored_and_vectors_are_not_decayed(module: nn.Module) -> N
     two = sum(p.numel() for p in plain(2).parameters())
     assert sum(p.numel() for p in module.parameters()) == one + (two - one)
     optimizer = make_optimizer(module, TrainConfig(weight_decay=0.5))
-    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    decayed = {
+        id(p)
+        for group in optimizer.param_groups
+        if group["weight_decay"]
+        for p in group["params"]
+    }
     names = {name for name, p in module.named_parameters() if id(p) in decayed}
-    assert names == {name for name, p in module.named_parameters() if p.ndim > 1 and name != "pos_embed"}
+    assert names == {
+        name
+        for name, p in module.named_parameters()
+        if p.ndim > 1 and name != "pos_embed"
+    }
 
 
 def test_compiles_as_one_graph() -> None:
@@ -144,8 +185,13 @@ def test_compiles_as_one_graph() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"repeats": [1], "num_heads": 3}, "divisible"), ({"repeats": [1], "patch_size": 32}, "larger than the image")],
+    [
+        ({"repeats": [1], "num_heads": 3}, "divisible"),
+        ({"repeats": [1], "patch_size": 32}, "larger than the image"),
+    ],
 )
-def test_sizes_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
+def test_sizes_that_do_not_fit_are_refused(
+    options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         buildable(Arch("sws_vit", "sws_vit", SIZE | options))

@@ -12,12 +12,22 @@ import torch
 from PIL import Image
 
 from trainers.config import AugmentConfig, DataConfig
-from trainers.data import Data, TrainBatches, data_info, epoch_order, eval_batches, load_data
-from trainers.streaming import ImageReader
+from trainers.data.splits import (
+    Data,
+    TrainBatches,
+    data_info,
+    epoch_order,
+    eval_batches,
+    load_data,
+)
+from trainers.data.streaming import ImageReader
 
 CPU = torch.device("cpu")
 PLAIN = AugmentConfig(preset="none")
-RAW = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}  # normalised values are the levels
+RAW = {
+    "mean": (0.0, 0.0, 0.0),
+    "std": (1 / 255, 1 / 255, 1 / 255),
+}  # normalised values are the levels
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +39,9 @@ def forget() -> Iterator[None]:
 
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
-    """A class folder of 12 + 5 images of unequal, larger sizes; image k of a part has the level 5k."""
+    """A class folder of 12 + 5 images of unequal, larger sizes; image k of a part has the
+    level 5k.
+    """
     root = tmp_path / "large"
     for part, count in (("train", 12), ("test", 5)):
         for k in range(count):
@@ -40,11 +52,24 @@ def large(tmp_path: Path) -> Path:
 
 
 def config_of(root: Path, **options: Any) -> DataConfig:
-    return DataConfig(**{"dataset": "folder", "root": root, "val_fraction": 0.2, "workers": 0, **RAW, **options})
+    return DataConfig(
+        **{
+            "dataset": "folder",
+            "root": root,
+            "val_fraction": 0.2,
+            "workers": 0,
+            **RAW,
+            **options,
+        }
+    )
 
 
-def batches(data: Data, augment: AugmentConfig = PLAIN, batch_size: int = 5) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return list(TrainBatches(data, augment, batch_size=batch_size, seed=0, device=CPU).epoch(0))
+def batches(
+    data: Data, augment: AugmentConfig = PLAIN, batch_size: int = 5
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return list(
+        TrainBatches(data, augment, batch_size=batch_size, seed=0, device=CPU).epoch(0)
+    )
 
 
 def levels(images: torch.Tensor) -> list[int]:
@@ -61,7 +86,8 @@ def test_large_images_stream(large: Path, tmp_path: Path) -> None:
     assert len(rest) == 1
     order, _ = epoch_order(10, 5, seed=0, epoch=0)
     assert levels(images) == [
-        5 * (2 * row if row < 6 else 2 * (row - 6) + 1) for row in data.train.rows[order[:5]].tolist()
+        5 * (2 * row if row < 6 else 2 * (row - 6) + 1)
+        for row in data.train.rows[order[:5]].tolist()
     ]
 
 
@@ -73,19 +99,30 @@ def test_parquet_streams_from_a_packed_file(tmp_path: Path) -> None:
             Image.new("RGB", (100, 110 + k), (5 * k,) * 3).save(buffer, "PNG")
             rows.append({"bytes": buffer.getvalue(), "path": None})
         kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        table = pa.table({"image": pa.array(rows, kind), "label": [k % 2 for k in range(count)]})
+        table = pa.table(
+            {"image": pa.array(rows, kind), "label": [k % 2 for k in range(count)]}
+        )
         pq.write_table(table, tmp_path / f"{part}-00000-of-00001.parquet")
-    data = load_data(config_of(tmp_path, dataset="parquet", image_size=36, workers=1), tmp_path / "cache")
+    data = load_data(
+        config_of(tmp_path, dataset="parquet", image_size=36, workers=1),
+        tmp_path / "cache",
+    )
     assert isinstance(data.train.store, ImageReader)
     for images, labels in [*batches(data), *eval_batches(data, "test", 2, CPU)]:
         assert [level // 5 % 2 for level in levels(images)] == labels.tolist()
 
 
-def test_streams_do_not_depend_on_the_number_of_loaders(large: Path, tmp_path: Path) -> None:
+def test_streams_do_not_depend_on_the_number_of_loaders(
+    large: Path, tmp_path: Path
+) -> None:
     runs = []
     for workers in (0, 2):
-        data = load_data(config_of(large, image_size=40, workers=workers), tmp_path / "cache")
-        loader = TrainBatches(data, AugmentConfig(repeats=3), batch_size=4, seed=5, device=CPU)
+        data = load_data(
+            config_of(large, image_size=40, workers=workers), tmp_path / "cache"
+        )
+        loader = TrainBatches(
+            data, AugmentConfig(repeats=3), batch_size=4, seed=5, device=CPU
+        )
         next(loader.epoch(0))  # an epoch that is left early does not disturb the next
         runs.append([batch for epoch in (1, 2) for batch in loader.epoch(epoch)])
     assert len(runs[0]) == len(runs[1]) == 4
@@ -119,17 +156,27 @@ def test_posterizing_to_black_streams(large: Path, tmp_path: Path) -> None:
 def test_unknown_policies_are_refused(in_memory: str, tmp_path: Path) -> None:
     data = load_data(DataConfig(limit=20, in_memory=in_memory), tmp_path)
     with pytest.raises(ValueError, match="auto_augment"):
-        TrainBatches(data, AugmentConfig(auto_augment="nonsense-m9"), batch_size=4, seed=0, device=CPU)
+        TrainBatches(
+            data,
+            AugmentConfig(auto_augment="nonsense-m9"),
+            batch_size=4,
+            seed=0,
+            device=CPU,
+        )
 
 
-def test_unreadable_images_while_streaming(large: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_images_while_streaming(
+    large: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     broken = large / "train" / "class1" / "005.png"
     broken.write_bytes(b"junk")
     config = config_of(large, image_size=36, val_fraction=0)
     data = load_data(config, tmp_path / "cache")
     with pytest.raises(ValueError, match=r"005\.png.*max_unreadable"):
         batches(data, batch_size=12)
-    data = load_data(config.model_copy(update={"max_unreadable": 1}), tmp_path / "cache")
+    data = load_data(
+        config.model_copy(update={"max_unreadable": 1}), tmp_path / "cache"
+    )
     [(images, labels)] = batches(data, batch_size=12)
     assert len(images) == 12  # another takes its place
     assert [level // 5 % 2 for level in levels(images)] == labels.tolist()
@@ -138,7 +185,9 @@ def test_unreadable_images_while_streaming(large: Path, tmp_path: Path, caplog: 
 
 
 def test_in_memory_yes_needs_one_size(large: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"square images of one size.*data\.in_memory to no"):
+    with pytest.raises(
+        ValueError, match=r"square images of one size.*data\.in_memory to no"
+    ):
         load_data(config_of(large, in_memory="yes"), tmp_path / "cache")
 
 

@@ -1,0 +1,147 @@
+"""What tensors an architecture has, found on the meta device, also where its description
+comes from a file.
+"""
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as hooks
+from torch.nn.modules.conv import _ConvNd
+
+from trainers.models.arch import Arch
+
+MAX_ARGUMENT = 1 << 20
+"""Largest integer among the arguments of an architecture: some constructors allocate by
+them, meta device or not.
+"""
+_FILE_ARGUMENTS = {
+    "checkpoint_path",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "cache_dir",
+}
+_MODULES_PER_TENSOR = 64
+_BUILD_ERRORS = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    AssertionError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+)
+
+
+@dataclass(frozen=True)
+class ArchTensors:
+    """Tensors of an architecture's state dict.
+
+    Attributes:
+        shapes: by name, in order.
+        indexable: names of the parameters of linear and convolutional layers.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    indexable: frozenset[str]
+
+
+def arch_tensors(arch: Arch, most_tensors: int) -> ArchTensors:
+    """Build `arch` without memory and look.
+
+    Args:
+        most_tensors: how many it should have; far above, building stops (few bytes may ask
+            for a million layers).
+
+    Raises:
+        ValueError: it cannot be built, reads files, or has far more tensors.
+    """
+    try:
+        return _arch_tensors(json.dumps(arch.to_json()), most_tensors)
+    except _BUILD_ERRORS as error:
+        raise ValueError(
+            f"model {arch.name!r} cannot be built here: {error or type(error).__name__}"
+        ) from error
+
+
+@lru_cache(
+    maxsize=64
+)  # a sweep packs many models of few architectures; timm initialises them slowly
+def _arch_tensors(description: str, most_tensors: int) -> ArchTensors:
+    arch = Arch.from_json(json.loads(description))
+    if not re.fullmatch(r"[\w.\-]+", arch.name):
+        raise ValueError(
+            f"model name {arch.name!r}: only letters, digits, '_', '.' and '-' are"
+            " allowed"
+        )
+    _check_arguments({**arch.args, "": arch.dims})
+    with torch.device("meta"), _at_most(most_tensors):
+        module = arch.build()
+    indexable = frozenset(
+        f"{path}.{leaf}" if path else leaf
+        for path, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | _ConvNd)
+        for leaf, _ in layer.named_parameters(recurse=False)
+    )
+    return ArchTensors(
+        {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()},
+        indexable,
+    )
+
+
+def _check_arguments(value: Any) -> None:
+    if isinstance(value, dict):
+        files = _FILE_ARGUMENTS & value.keys()
+        if files:
+            raise ValueError(
+                f"model argument {sorted(files)[0]!r} is not allowed in a coded model:"
+                " it names a file"
+            )
+        for item in value.values():
+            _check_arguments(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_arguments(item)
+    elif isinstance(value, int) and abs(value) > MAX_ARGUMENT:
+        raise ValueError(f"model argument {value} is too large; at most {MAX_ARGUMENT}")
+
+
+@contextmanager
+def _at_most(tensors: int) -> Iterator[None]:
+    """Let modules of at most so many parameters and buffers be built."""
+    registered, thread = {"tensors": 0, "modules": 0}, threading.get_ident()
+
+    def count(kind: str, limit: int) -> None:
+        if threading.get_ident() != thread:  # the hooks are the process's
+            return
+        registered[kind] += 1
+        if registered[kind] > limit:
+            raise ValueError(f"it has more than the {tensors} tensors of the file")
+
+    # buffers that are not saved and parameters that are replaced count too: hence the factor
+    limit = 4 * tensors + 64
+    handles = [
+        hooks.register_module_parameter_registration_hook(
+            lambda *_: count("tensors", limit)
+        ),
+        hooks.register_module_buffer_registration_hook(
+            lambda *_: count("tensors", limit)
+        ),
+        hooks.register_module_module_registration_hook(
+            lambda *_: count("modules", _MODULES_PER_TENSOR * limit)
+        ),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

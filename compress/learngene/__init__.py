@@ -1,0 +1,1 @@
+"""Learngenes: one auxiliary network that expands into models of any size."""

@@ -1,0 +1,240 @@
+"""What the learngene methods share: an auxiliary network that is trained once, and
+descendants that start from it.
+
+All networks are ViTs without class token and with mean pooling. Descendants are plain timm ViTs.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+
+from compress.finetune import task_objective, with_drop_rates
+from compress.stage import Context, Phase, Stage
+from trainers.config import DistillConfig, TrainConfig
+from trainers.data.splits import DataInfo
+from trainers.models.arch import Arch, ModelState, buildable
+from trainers.models.mean_vit import NORM_EPS
+from trainers.training.optim import check_train_config
+
+DESCENDANT = "vit_base_patch16_224"
+"""The timm name of every descendant; its sizes are in the arguments."""
+
+
+class Auxiliary(Stage, TrainConfig):
+    """Trains a fresh auxiliary network; of the incoming model nothing is used, unless it is
+    the teacher.
+    """
+
+    phase: ClassVar[Phase] = "init"
+    metrics: ClassVar[tuple[str, ...]] = ("aux_params",)
+    builder: ClassVar[str]
+    """Of the network, in `trainers.models.arch.BUILDERS`."""
+
+    patch_size: int = Field(16, ge=1, description="px")
+    embed_dim: int = Field(384, ge=1, description="width")
+    num_heads: int = Field(6, ge=1)
+    norm_eps: float = Field(NORM_EPS, gt=0, description="of every LayerNorm")
+    drop_path: float | None = Field(
+        0.1, ge=0, lt=1, description="of the last layer, rising linearly"
+    )
+    distill: DistillConfig | None = Field(
+        None,
+        description=(
+            "distillation from a teacher (the papers': soft, alpha 1, tau 1); null:"
+            " labels alone"
+        ),
+    )
+
+    @abstractmethod
+    def network(self) -> dict[str, Any]:
+        """The builder's arguments beside those of all auxiliary networks."""
+
+    def teachers(self) -> list[tuple[str, Path | None]]:
+        return (
+            [(self.distill.teacher, self.distill.teacher_checkpoint)]
+            if self.distill
+            else []
+        )
+
+    def check(self, arch: Arch, data: DataInfo) -> Arch:
+        check_train_config(self, data.num_train)
+        if self.patch_size > data.image_size:
+            raise ValueError(
+                f"patch_size {self.patch_size} is more than the image's"
+                f" {data.image_size} px; lower it"
+            )
+        common = {
+            "num_classes": data.num_classes,
+            "img_size": data.image_size,
+            "patch_size": self.patch_size,
+            "embed_dim": self.embed_dim,
+            "num_heads": self.num_heads,
+            "norm_eps": self.norm_eps,
+        }
+        return buildable(Arch(self.builder, self.builder, common | self.network()))
+
+    def run(self, model: ModelState, ctx: Context) -> ModelState:
+        arch = self.check(model.arch, ctx.data.info)
+        module = with_drop_rates(arch, self).build()
+        module.load_state_dict(ModelState.initialised(arch, ctx.seed).weights)
+        ctx.report(aux_params=sum(p.numel() for p in module.parameters()))
+        ctx.fit(module, task_objective(self, self.distill, module, ctx), self)
+        return ModelState.from_module(arch, module)
+
+
+class Expansion(Stage):
+    """Makes a descendant out of the incoming auxiliary network, without training and
+    without data.
+    """
+
+    phase: ClassVar[Phase] = "init"
+    builder: ClassVar[str]
+    """Of the auxiliary network that comes in."""
+
+    def of_auxiliary(self, arch: Arch) -> dict[str, Any]:
+        """The auxiliary network's arguments.
+
+        Raises:
+            ValueError: another model came in.
+        """
+        if arch.builder != self.builder:
+            stage = self.builder.replace("_vit", "_aux")
+            raise ValueError(
+                f"needs the auxiliary network of {stage} ({self.builder}); got"
+                f" {arch.name} ({arch.builder}); put {stage} before it"
+            )
+        return arch.args
+
+    @staticmethod
+    def descendant(
+        aux: Mapping[str, Any],
+        data: DataInfo,
+        *,
+        depth: int,
+        embed_dim: int,
+        num_heads: int,
+        norm_before_pool: bool = False,
+    ) -> Arch:
+        """A timm ViT of this size, otherwise as the auxiliary network, for this data."""
+        args: dict[str, Any] = {
+            "num_classes": data.num_classes,
+            "img_size": data.image_size,
+            "patch_size": aux["patch_size"],
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            "class_token": False,
+            "global_pool": "avg",
+        }
+        if aux["norm_eps"] != NORM_EPS:
+            args["norm_eps"] = aux["norm_eps"]
+        if norm_before_pool:
+            args["fc_norm"] = False
+        return buildable(Arch("timm", DESCENDANT, args))
+
+
+def fitted(
+    arch: Arch,
+    weights: Mapping[str, Tensor],
+    head: Literal["cut", "fresh"],
+    seed: int,
+    source_layers: Sequence[int] = (),
+) -> ModelState:
+    """A descendant's state from computed weights (timm's names, the final norm as `fc_norm`).
+
+    Positions are resampled where the image size differs (timm's `resample_abs_pos_embed`).
+
+    Args:
+        head: `cut`: the computed head's first rows, as many as there are classes; `fresh`:
+            the architecture's own.
+        seed: of a fresh head.
+        source_layers: for each layer the one that it came from, if it came from one; kept
+            in `meta`.
+    """
+    fresh = ModelState.initialised(arch, seed)
+    result = dict(weights)
+    if "norm.weight" in fresh.weights:
+        result |= {
+            f"norm.{part}": result.pop(f"fc_norm.{part}") for part in ("weight", "bias")
+        }
+    for part in ("weight", "bias"):
+        own = fresh.weights[f"head.{part}"]
+        result[f"head.{part}"] = (
+            own if head == "fresh" else result[f"head.{part}"][: len(own)].clone()
+        )
+    patches = fresh.weights["pos_embed"].shape[1]
+    if result["pos_embed"].shape[1] != patches:
+        side = round(patches**0.5)
+        with torch.no_grad():
+            resampled = resample_abs_pos_embed(
+                result["pos_embed"], new_size=[side, side], num_prefix_tokens=0
+            )
+        result["pos_embed"] = resampled.contiguous()
+    return ModelState(
+        arch, result, {"source_layers": list(source_layers)} if source_layers else {}
+    )
+
+
+def layer_list(value: Any) -> Any:
+    """For a map's field, before its validation.
+
+    Raises:
+        ValueError: a dimension of the search space stands where a list should.
+    """
+    if isinstance(value, dict):
+        raise ValueError(
+            "a list with one number for each layer; a map to be searched belongs in"
+            " search.space"
+        )
+    return value
+
+
+def spread(count: int, over: int) -> list[int]:
+    """A non-decreasing map of `count` layers onto 0 … over − 1, as evenly as can be,
+    earlier ones used more often.
+
+    spread(12, 5) is the map of the SWS paper: 0,0,0,1,1,1,2,2,3,3,4,4. Needs count >= over.
+    """
+    each, more = divmod(count, over)
+    return [i for i in range(over) for _ in range(each + (i < more))]
+
+
+def within(name: str, values: Sequence[int], limit: int, what: str) -> None:
+    """Refuse a map that names what is not there.
+
+    Raises:
+        ValueError: names the map, the entry and the limit.
+    """
+    wrong = [value for value in values if not 0 <= value < limit]
+    if wrong:
+        raise ValueError(
+            f"{name} names {wrong[0]}, but the auxiliary network has {what} 0 to"
+            f" {limit - 1}"
+        )
+
+
+def agreed_depth(depth: int | None, maps: Mapping[str, Sequence[int] | None]) -> int:
+    """The descendant's depth, from `depth` and from the lengths of its maps.
+
+    Raises:
+        ValueError: they differ, or there is none of them.
+    """
+    said = {"depth": depth} | {
+        name: None if value is None else len(value) for name, value in maps.items()
+    }
+    given = {name: count for name, count in said.items() if count is not None}
+    if not given:
+        raise ValueError(f"how deep is the descendant? give {' or '.join(said)}")
+    if len(set(given.values())) > 1:
+        told = ", ".join(
+            f"{name} has {n} layers" if name != "depth" else f"depth is {n}"
+            for name, n in given.items()
+        )
+        raise ValueError(f"{told}: they must agree")
+    return next(iter(given.values()))

@@ -1,0 +1,74 @@
+"""TLEG: Transformer as Linear Expansion of learnGene (Xia et al., AAAI 2024).
+
+Two parameter sets A and B are learned inside an auxiliary network whose layer l = 1 … L is
+B + (l − 1)/(L − 1)·A; a descendant of any depth takes evenly spaced points of the same
+line.
+"""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from compress.learngene.shared import Auxiliary, Expansion, fitted
+from compress.stage import Context
+from trainers.data.splits import DataInfo
+from trainers.models.arch import Arch, ModelState
+from trainers.models.mean_vit import state_of
+from trainers.models.shared_vit import TlegVit
+
+PAPER = "Xia et al., Transformer as Linear Expansion of Learngene, AAAI 2024"
+
+
+class TlegAux(Auxiliary):
+    """Train the auxiliary network of TLEG: every layer is a point of one line between two
+    parameter sets.
+    """
+
+    version: ClassVar[int] = 1
+    paper: ClassVar[str] = PAPER
+    builder: ClassVar[str] = "tleg_vit"
+
+    depth: int = Field(16, ge=1, description="layers")
+
+    def network(self) -> dict[str, Any]:
+        return {"depth": self.depth}
+
+
+class TlegExpand(Expansion):
+    """Make a descendant whose layers are evenly spaced on the line of the incoming
+    auxiliary network.
+    """
+
+    version: ClassVar[int] = 1
+    paper: ClassVar[str] = PAPER
+    builder: ClassVar[str] = "tleg_vit"
+
+    depth: int | None = Field(
+        None, ge=1, description="layers; default: the auxiliary network's"
+    )
+    head: Literal["copy", "fresh"] = Field(
+        "copy", description="copied only where the number of classes is the same"
+    )
+
+    def check(self, arch: Arch, data: DataInfo) -> Arch:
+        aux = self.of_auxiliary(arch)
+        return self.descendant(
+            aux,
+            data,
+            depth=self.depth or aux["depth"],
+            embed_dim=aux["embed_dim"],
+            num_heads=aux["num_heads"],
+        )
+
+    def run(self, model: ModelState, ctx: Context) -> ModelState:
+        arch = self.check(model.arch, ctx.data.info)
+        network = model.build()
+        assert isinstance(network, TlegVit)
+        same = (
+            self.head == "copy"
+            and arch.args["num_classes"] == model.arch.args["num_classes"]
+        )
+        weights = state_of(
+            network.outer_weights(), network.layer_weights(arch.args["depth"])
+        )
+        return fitted(arch, weights, "cut" if same else "fresh", ctx.seed)

@@ -1,0 +1,1 @@
+"""What a model costs: sizes, operations, entropy and measured latency."""

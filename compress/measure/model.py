@@ -1,0 +1,309 @@
+"""What a model costs: parameters, operations, bytes, entropy of its values, and measured latency.
+
+Legend
+    N        number of values in the parameters of linear and convolutional layers, biases included
+    c_v      how often the value v occurs among them
+    H        entropy of the histogram, -Σ (c_v/N) log2(c_v/N) = log2 N - (1/N) Σ c_v log2
+             c_v, bits per value: the rate that no code of independent symbols beats
+    MAC      one multiply-accumulate, two floating-point operations
+"""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainers.models.arch import Arch, ModelState
+
+Precision = Literal["float32", "bfloat16", "float16"]
+_CHUNK = 1 << 22
+
+
+def measure_static(state: ModelState, image_size: int) -> dict[str, float | int]:
+    """Sizes and entropies that need no data and no accelerator.
+
+    Args:
+        state: the model.
+        image_size: pixels of the square input image.
+
+    Returns:
+        num_params: parameters (no buffers).
+        gmacs: 10^9 multiply-accumulates of one image's forward pass, matrix products and
+            convolutions only.
+        entropy_bits: bits per value of linear and convolutional parameters, zeros included.
+        entropy_nonzero_bits: the same of the values that are not zero.
+        unique_values: how many different values these parameters have.
+        zero_fraction: share of zeros among them.
+        model_bytes: parameters and buffers as stored, without any coding.
+    """
+    module = _on_meta(state.arch)
+    names = [
+        f"{path}.{leaf}" if path else leaf
+        for path, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | _ConvNd)
+        for leaf, _ in layer.named_parameters(recurse=False)
+    ]
+    return {
+        **_cost(module, state.arch, image_size),
+        **value_statistics([state.weights[name] for name in names]),
+        "model_bytes": sum(
+            t.numel() * t.element_size() for t in state.weights.values()
+        ),
+    }
+
+
+def static_cost(arch: Arch, image_size: int) -> dict[str, float | int]:
+    """num_params and gmacs, as `measure_static` gives them; without weights."""
+    return _cost(_on_meta(arch), arch, image_size)
+
+
+def count_gmacs(arch: Arch, image_size: int) -> float:
+    """10^9 multiply-accumulates of one image's forward pass."""
+    return static_cost(arch, image_size)["gmacs"]
+
+
+def _cost(module: nn.Module, arch: Arch, image_size: int) -> dict[str, float | int]:
+    """Counted on the meta device, without weights: on the CPU fused attention escapes the
+    counter.
+    """
+    image = torch.empty(
+        1, arch.args.get("in_chans", 3), image_size, image_size, device="meta"
+    )
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        module.eval()(image)
+    return {
+        "num_params": sum(p.numel() for p in module.parameters()),
+        "gmacs": counter.get_total_flops() / 2 / 1e9,
+    }
+
+
+def value_statistics(tensors: list[Tensor]) -> dict[str, float | int]:
+    """Entropies (bits per value), number of different values and share of zeros over all
+    tensors together.
+
+    Values are compared as float32; -0.0 is 0.0. Of no values at all, every figure is 0.
+    """
+    total = sum(t.numel() for t in tensors)
+    values = np.empty(total, np.float32)
+    start = 0
+    for tensor in tensors:
+        values[start : start + tensor.numel()] = (
+            tensor.detach().float().reshape(-1).numpy()
+        )
+        start += tensor.numel()
+    values.sort()
+    zeros = int(
+        np.searchsorted(values, 0.0, "right") - np.searchsorted(values, 0.0, "left")
+    )
+    unique, sum_c_log_c = _run_lengths(values)
+    nonzero = total - zeros
+    zeros_c_log_c = zeros * np.log2(zeros) if zeros else 0.0
+    return {
+        "entropy_bits": _entropy(total, sum_c_log_c),
+        "entropy_nonzero_bits": _entropy(nonzero, sum_c_log_c - zeros_c_log_c),
+        "unique_values": unique,
+        "zero_fraction": zeros / total if total else 0.0,
+    }
+
+
+def _entropy(total: int, sum_c_log_c: float) -> float:
+    # one value only: the difference of two equal logarithms may come out as -1e-16
+    return max(0.0, float(np.log2(total) - sum_c_log_c / total)) if total else 0.0
+
+
+def _run_lengths(values: np.ndarray) -> tuple[int, float]:
+    """Number of runs of equal values in a sorted array, and Σ c log2 c over their lengths c."""
+    unique, sum_c_log_c, run_start = 0, 0.0, 0
+    for low in range(
+        1, len(values), _CHUNK
+    ):  # in chunks: an index array of all runs is twice the values' size
+        high = min(low + _CHUNK, len(values))
+        starts = np.flatnonzero(values[low:high] != values[low - 1 : high - 1]) + low
+        if len(starts):
+            counts = np.diff(starts, prepend=run_start).astype(np.float64)
+            unique, run_start = unique + len(starts), int(starts[-1])
+            sum_c_log_c += float((counts * np.log2(counts)).sum())
+    if len(values):
+        count = len(values) - run_start
+        unique, sum_c_log_c = unique + 1, sum_c_log_c + float(count * np.log2(count))
+    return unique, sum_c_log_c
+
+
+def _on_meta(arch: Arch) -> nn.Module:
+    with torch.device("meta"):
+        return arch.build()
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one forward pass of one batch, and what it was measured with.
+
+    Attributes:
+        median_ms, p25_ms, p75_ms: median and quartiles over `repeats` passes, milliseconds a batch.
+        batch_size, image_size: images a batch, pixels.
+        dtype: of weights and images.
+        channels_last: memory format.
+        num_threads: threads of the CPU's operators.
+        repeats: timed passes.
+        device_name: the accelerator's name, or "cpu".
+    """
+
+    median_ms: float
+    p25_ms: float
+    p75_ms: float
+    batch_size: int
+    image_size: int
+    dtype: Precision
+    channels_last: bool
+    num_threads: int
+    repeats: int
+    device_name: str
+
+    @property
+    def images_per_s(self) -> float:
+        """Throughput at the median."""
+        return 1000 * self.batch_size / self.median_ms
+
+
+def measure_latency(
+    module: nn.Module,
+    image_size: int,
+    device: torch.device | str,
+    *,
+    batch_size: int = 1,
+    dtype: Precision = "float32",
+    warmup: int = 10,
+    repeats: int = 50,
+    min_repeats: int = 5,
+    max_seconds: float = 30.0,
+    channels_last: bool = False,
+    in_chans: int = 3,
+) -> Latency:
+    """Time forward passes in inference mode, by CUDA events on an accelerator, else by the
+    wall clock.
+
+    A copy of `module` in eval mode is measured, cast to `dtype`; `module` is not changed.
+
+    Args:
+        warmup: passes before timing (fewer where they exceed half of `max_seconds`, at least one).
+        repeats: timed passes, fewer where `max_seconds` is over, but at least `min_repeats`.
+    """
+    device = torch.device(device)
+    images = torch.randn(
+        batch_size,
+        in_chans,
+        image_size,
+        image_size,
+        generator=torch.Generator().manual_seed(0),
+    )
+    timed = _timer(module, images, device, getattr(torch, dtype), channels_last)
+    with torch.inference_mode():
+        _repeat(timed, warmup, 1, max_seconds / 2)
+        times_ms = _repeat(timed, repeats, min(repeats, min_repeats), max_seconds)
+    p25, median, p75 = np.percentile(times_ms, (25, 50, 75))
+    return Latency(
+        median_ms=float(median),
+        p25_ms=float(p25),
+        p75_ms=float(p75),
+        batch_size=batch_size,
+        image_size=image_size,
+        dtype=dtype,
+        channels_last=channels_last,
+        num_threads=torch.get_num_threads(),
+        repeats=len(times_ms),
+        device_name=(
+            torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        ),
+    )
+
+
+def alternating_latency(
+    modules: Sequence[nn.Module],
+    images: Tensor,
+    *,
+    warmup: int = 2,
+    rounds: int = 25,
+    min_rounds: int = 5,
+    max_seconds: float = 60.0,
+) -> list[float]:
+    """Median milliseconds of one forward pass of each module, taken in turns, so that their
+    ratios hold on a busy machine.
+
+    Args:
+        modules: in eval mode, on the device and in the precision of `images`; not copied.
+        images: one batch (B, C, H, W).
+        rounds: timed passes of each, fewer where `max_seconds` is over, but at least `min_rounds`.
+    """
+    passes = [timed_pass(module, images, images.device) for module in modules]
+    with torch.inference_mode():
+        for _ in range(warmup):
+            for timed in passes:
+                timed()
+        begin = time.perf_counter()
+        times: list[list[float]] = []
+        while len(times) < min_rounds or (
+            len(times) < rounds and time.perf_counter() - begin < max_seconds
+        ):
+            times.append([timed() for timed in passes])
+    return [float(ms) for ms in np.median(times, axis=0)]
+
+
+def _repeat(
+    timed: Callable[[], float], most: int, least: int, max_seconds: float
+) -> list[float]:
+    """Milliseconds of each of `most` passes, or of at least `least` within `max_seconds`."""
+    begin = time.perf_counter()
+    times: list[float] = []
+    while len(times) < least or (
+        len(times) < most and time.perf_counter() - begin < max_seconds
+    ):
+        times.append(timed())
+    return times
+
+
+def _timer(
+    module: nn.Module,
+    images: Tensor,
+    device: torch.device,
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Callable[[], float]:
+    """A function that runs one pass of a copy of `module` and returns its milliseconds."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = copy.deepcopy(module).eval().to(device, dtype)
+    model = model.to(memory_format=layout)  # type: ignore[call-overload]
+    return timed_pass(
+        model, images.to(device, dtype).contiguous(memory_format=layout), device
+    )
+
+
+def timed_pass(
+    model: nn.Module, images: Tensor, device: torch.device
+) -> Callable[[], float]:
+    """A function that runs one pass and returns its milliseconds."""
+
+    def by_wall_clock() -> float:
+        begin = time.perf_counter()
+        model(images)
+        return 1000 * (time.perf_counter() - begin)
+
+    def by_events() -> float:
+        with torch.cuda.device(device):
+            begin, end = (
+                torch.cuda.Event(enable_timing=True),
+                torch.cuda.Event(enable_timing=True),
+            )
+            begin.record()
+            model(images)
+            end.record()
+            end.synchronize()
+            return begin.elapsed_time(end)
+
+    return by_events if device.type == "cuda" else by_wall_clock

@@ -1,0 +1,300 @@
+"""Measuring a latency table on this device: random blocks of a model's kind at the points
+of a grid.
+
+Points are visited in several rounds, each in another random order. Every pass is followed
+by one of the largest block, and a point's value is the median ratio of the two, times the
+median of the largest block over the whole measurement: a device that slows down or is
+disturbed for a while slows both, and what is left of it is noise, not structure.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compress.measure.latency_table import (
+    DIMENSIONS,
+    Fingerprint,
+    LatencyTable,
+    device_name,
+    num_threads,
+)
+from compress.measure.model import Precision, timed_pass
+from trainers.models.arch import Arch
+from trainers.models.pruned_vit import BLOCK_DIMS, PrunedBlock, PrunedVit, dense_arch
+
+GROUPS: Mapping[str, int] = MappingProxyType(
+    {"embed": 16, "heads": 2, "qk": 8, "v": 8, "mlp": 16}
+)
+"""NViT's group sizes: the smallest that pruning leaves of each dimension."""
+POINTS: Mapping[str, int] = MappingProxyType(
+    {"embed": 4, "heads": 3, "qk": 3, "v": 3, "mlp": 4}
+)
+"""Grid points of each dimension by default."""
+_WARM_SECONDS = 1.0
+
+
+def default_grid(
+    dims: Mapping[str, Any],
+    *,
+    points: Mapping[str, int] | None = None,
+    groups: Mapping[str, int] | None = None,
+) -> dict[str, list[int]]:
+    """Evenly spaced grid points from one group to the model's largest block, multiples of
+    the group in between.
+
+    Args:
+        dims: of the unpruned model, as in `Arch.dims`.
+        points, groups: over `POINTS` and `GROUPS`.
+
+    Raises:
+        ValueError: an unknown dimension, fewer than 2 points or a group below 1.
+    """
+    counts, sizes = {**POINTS, **(points or {})}, {**GROUPS, **(groups or {})}
+    unknown = sorted({*counts, *sizes} - set(DIMENSIONS))
+    if unknown:
+        raise ValueError(
+            f"no dimension {unknown[0]!r} in a latency table; valid:"
+            f" {', '.join(DIMENSIONS)}"
+        )
+    grid = {}
+    for name in DIMENSIONS:
+        if counts[name] < 2 or sizes[name] < 1:
+            raise ValueError(
+                f"{name}: at least 2 points and groups of at least 1; got"
+                f" {counts[name]}, {sizes[name]}"
+            )
+        largest = dims[name] if name == "embed" else max(dims[name])
+        floor = min(sizes[name], largest)
+        inner = (
+            sizes[name] * round(x / sizes[name])
+            for x in np.linspace(floor, largest, counts[name])[1:-1]
+        )
+        grid[name] = sorted(
+            {floor, *(x for x in inner if floor < x < largest), largest}
+        )
+    return grid
+
+
+def measure_table(
+    arch: Arch,
+    device: torch.device | str,
+    *,
+    batch_size: int,
+    dtype: Precision = "float32",
+    grid: Mapping[str, Sequence[int]] | None = None,
+    rounds: int = 5,
+    passes: int = 2,
+    tf32: bool = True,
+    seed: int = 0,
+    on_point: Callable[[int, int], None] = lambda done, total: None,
+) -> LatencyTable:
+    """Measure block, stem and head latency of a model's kind over a grid.
+
+    Args:
+        arch: a timm ViT or DeiT, or a `pruned_vit`; its image and patch size decide the
+            number of tokens.
+        batch_size: images a pass.
+        grid: ascending points of each dimension; default: `default_grid`.
+        rounds, passes: timed passes of a point, each beside one of the largest block, are
+            their product; each visit has one more of both to warm up.
+        tf32: allow TF32 in float32 products on CUDA, as `TrainConfig.tf32` does.
+        seed: of order and weights.
+        on_point: called after each visit of a point with the visits done and in all.
+
+    Raises:
+        ValueError: not a ViT, a grid without points, or a device that runs out of memory.
+    """
+    arch, device = dense_arch(arch), torch.device(device)
+    grid = grid or default_grid(arch.dims)
+    axes = tuple(np.array(grid[name]) for name in DIMENSIONS)
+    probe = _Probe(arch, device, batch_size, dtype, [int(axis[-1]) for axis in axes])
+    points = list(itertools.product(*(axis.tolist() for axis in axes)))
+    jobs = [
+        *points,
+        *(("stem", e) for e in grid["embed"]),
+        *(("head", e) for e in grid["embed"]),
+    ]
+    times: list[list[tuple[float, float]]] = [[] for _ in jobs]
+    with torch.inference_mode(), _tf32(tf32), _memory_hint(batch_size):
+        probe.warm_up()
+        generator = np.random.default_rng(seed)
+        order = np.concatenate(
+            [generator.permutation(len(jobs)) for _ in range(rounds)]
+        ).tolist()
+        for visit, index in enumerate(order, 1):
+            times[index] += probe.times_ms(jobs[index], passes)
+            on_point(visit, len(order))
+    own, largest = np.array(times).transpose(2, 0, 1)  # (jobs, rounds × passes) each
+    values = np.median(own / largest, axis=1) * np.median(largest)
+    values[len(points) - 1] = np.median(largest)  # the same block twice
+    stem, head = values[len(points) :].reshape(2, -1)
+    fingerprint = Fingerprint(
+        device_name=device_name(device),
+        driver=_driver(device),
+        torch_version=torch.__version__,
+        batch_size=batch_size,
+        dtype=dtype,
+        tf32=tf32,
+        image_size=arch.args["img_size"],
+        num_tokens=probe.num_tokens,
+        num_threads=num_threads(device),
+    )
+    return LatencyTable(
+        axes,
+        values[: len(points)].reshape([len(axis) for axis in axes]),
+        stem,
+        head,
+        fingerprint,
+    )
+
+
+class _Probe:
+    """Builds blocks, stems and heads of any dimensions from one pool of random numbers and
+    times them.
+    """
+
+    def __init__(
+        self,
+        arch: Arch,
+        device: torch.device,
+        batch_size: int,
+        dtype: Precision,
+        largest: list[int],
+    ) -> None:
+        self.arch, self.device, self.batch_size = arch, device, batch_size
+        self.kind = {
+            name: arch.args[name]
+            for name in ("scale", "qkv_bias", "norm_eps")
+            if name in arch.args
+        }
+        self.largest = tuple(largest)
+        whole = self._vit(largest[0])
+        self.num_tokens = whole.patch_embed.num_patches + whole.num_prefix_tokens
+        patches = whole.patch_embed
+        self.image_shape = (batch_size, patches.proj.in_channels, *patches.img_size)
+        sizes = [
+            sum(p.numel() for p in m.parameters())
+            for m in (whole, self._block(self.largest))
+        ]
+        inputs = max(
+            math.prod(self.image_shape), batch_size * self.num_tokens * largest[0]
+        )
+        generator = torch.Generator().manual_seed(0)
+        # real values: zeros and denormals run at another speed
+        self.weights = (
+            torch.randn(max(sizes), generator=generator)
+            .mul_(0.02)
+            .to(device, getattr(torch, dtype))
+        )
+        self.inputs = torch.randn(inputs, generator=generator).to(
+            device, getattr(torch, dtype)
+        )
+        self.reference = timed_pass(*self._job(self.largest), device)
+
+    def _block(self, dims: tuple[int, ...]) -> nn.Module:
+        with torch.device("meta"):
+            return PrunedBlock(*dims, **self.kind).eval()
+
+    def _vit(self, embed: int) -> PrunedVit:
+        dims = {"embed": embed, **{name: [1] for name in BLOCK_DIMS}}
+        with torch.device("meta"):
+            return PrunedVit(dims=dims, **self.arch.args).eval()
+
+    def _filled(self, module: nn.Module) -> nn.Module:
+        """The module with weights from the pool, each its own part of it, without copying."""
+        state, start = {}, 0
+        for name, parameter in module.named_parameters():
+            state[name] = self.weights[start : start + parameter.numel()].view(
+                parameter.shape
+            )
+            start += parameter.numel()
+        module.load_state_dict(state, assign=True)
+        return module
+
+    def _input(self, *shape: int) -> Tensor:
+        return self.inputs[: math.prod(shape)].view(shape)
+
+    def _job(self, job: tuple[Any, ...]) -> tuple[nn.Module, Tensor]:
+        if job[0] == "stem":
+            return _Part(self._filled(self._vit(job[1])), "stem"), self._input(
+                *self.image_shape
+            )
+        tokens = self._input(
+            self.batch_size, self.num_tokens, job[1] if job[0] == "head" else job[0]
+        )
+        if job[0] == "head":
+            return _Part(self._filled(self._vit(job[1])), "head"), tokens
+        return self._filled(self._block(job)), tokens
+
+    def times_ms(self, job: tuple[Any, ...], passes: int) -> list[tuple[float, float]]:
+        """Milliseconds of each pass and of the largest block beside it, after one of both
+        that is not timed.
+        """
+        timed = timed_pass(*self._job(job), self.device)
+        return [(timed(), self.reference()) for _ in range(1 + passes)][1:]
+
+    def warm_up(self) -> None:
+        """Run the largest block until clocks and allocator have settled."""
+        spent_ms = 0.0
+        while spent_ms < 1000 * _WARM_SECONDS:
+            spent_ms += self.reference()
+
+
+class _Part(nn.Module):
+    """What a model does before its blocks (images → tokens), or after them (tokens → logits)."""
+
+    def __init__(self, vit: nn.Module, part: str) -> None:
+        super().__init__()
+        self.vit, self.part = vit, part
+
+    def forward(self, x: Tensor) -> Any:
+        vit: Any = self.vit
+        return vit.embed(x) if self.part == "stem" else vit.classify(vit.norm(x))
+
+
+@contextmanager
+def _tf32(allow: bool) -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
+def _memory_hint(batch_size: int) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"the device has too little memory for a batch of {batch_size}; lower the"
+            " batch"
+        ) from error
+
+
+def _driver(device: torch.device) -> str:
+    """Version of the accelerator's kernel driver where Linux tells it, else of CUDA; "" on
+    the CPU.
+    """
+    if device.type != "cuda":
+        return ""
+    file = Path("/proc/driver/nvidia/version")
+    found = (
+        [
+            word
+            for word in file.read_text().split()
+            if word[:1].isdigit() and "." in word
+        ]
+        if file.exists()
+        else []
+    )
+    return found[0] if found else f"CUDA {torch.version.cuda}"

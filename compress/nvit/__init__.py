@@ -1,0 +1,1 @@
+"""NViT: global pruning of vision transformers to a latency target."""

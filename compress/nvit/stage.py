@@ -1,0 +1,361 @@
+"""NViT (Yang et al., Global Vision Transformer Pruning with Hessian-Aware Saliency, CVPR 2023).
+
+All structures of a ViT are pruned together, the least important first, where importance is
+a second-order Taylor term less what the unit's latency is worth, until the estimated
+latency meets a target; the zeroed model is then cut into a small dense one. The maths:
+`nvit_groups` (ranking), `nvit_importance`, `nvit_surgery` (masks, cut), `nvit_latency`.
+"""
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+
+from compress.finetune import task_objective, with_drop_rates
+from compress.measure.latency_table import LatencyTable, num_threads
+from compress.measure.model import Precision, alternating_latency
+from compress.measure.table_measurement import default_grid, measure_table
+from compress.nvit.cost import LatencyModel, MacsModel
+from compress.nvit.groups import GroupSizes, UnitLayout, block_table
+from compress.nvit.pruner import Importance, Pruner, PruneRules
+from compress.nvit.surgery import MaskedVit, cut
+from compress.stage import Context, Phase, Stage
+from trainers.config import DistillConfig, TrainConfig
+from trainers.data.splits import DataInfo
+from trainers.models.arch import Arch, ModelState
+from trainers.models.pruned_vit import BLOCK_DIMS, dense_arch, from_timm
+from trainers.training import distributed
+from trainers.training.losses import KlObjective
+from trainers.training.optim import check_train_config
+
+_log = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=2)
+def _table_here(
+    arch: str,
+    device: torch.device,
+    batch_size: int,
+    dtype: Precision,
+    tf32: bool,
+    groups: GroupSizes,
+    threads: int,
+) -> LatencyTable:
+    """A table measured now; the trials of one process share it, since it takes minutes."""
+    model = Arch.from_json(json.loads(arch))
+    _log.info(
+        "nvit: measuring a latency table for %s at batch %d", model.name, batch_size
+    )
+    grid = default_grid(model.dims, groups=groups.model_dump())
+    table = measure_table(
+        model, device, batch_size=batch_size, dtype=dtype, tf32=tf32, grid=grid
+    )
+    table.check_monotone()
+    return table
+
+
+class Nvit(Stage, TrainConfig):
+    """Prune a ViT or DeiT globally to a latency target, while it trains towards the
+    unpruned model.
+    """
+
+    phase: ClassVar[Phase] = "prune"
+    version: ClassVar[int] = 1
+    finds_dims: ClassVar[bool] = True
+    paper: ClassVar[str] = (
+        "Yang et al., Global Vision Transformer Pruning with Hessian-Aware Saliency,"
+        " CVPR 2023"
+    )
+    metrics: ClassVar[tuple[str, ...]] = (
+        "latency_ratio_estimated",
+        "pruned_units",
+        "prune_steps",
+        "latency_ratio_measured",
+        "speedup_measured",
+        "not_faster",
+    )
+
+    latency_target: float = Field(
+        0.5, gt=0, lt=1, description="estimated latency over the incoming model's"
+    )
+    importance: Importance = Field(
+        "nvit",
+        description=(
+            "nvit: Taylor with latency; taylor: without; magnitude and random:"
+            " baselines"
+        ),
+    )
+    latency_regularization: float = Field(
+        5e-4, ge=0, description="eta: what latency is worth in importance"
+    )
+    latency_unit: Literal["dense", "seconds"] = Field(
+        "dense",
+        description=(
+            "of eta: the incoming model's latency, so that eta carries over between"
+            " devices, or seconds"
+        ),
+    )
+    latency: Literal["measured", "macs"] = Field(
+        "measured",
+        description="macs counts operations: the same on every machine, but no latency",
+    )
+    importance_unit: Literal["share", "loss"] = Field(
+        "loss",
+        description=(
+            "of importance beside latency: a unit's share of the whole model's, so that"
+            " eta carries over between losses and is as strong in the first intervals"
+            " as later, or the paper's squared change of the loss"
+        ),
+    )
+    table: Path | None = Field(
+        None,
+        description="a measured latency table; default: measured on the trial's device",
+    )
+    latency_batch: int = Field(
+        64,
+        ge=1,
+        description="images a batch, of a table measured here and of the final measure",
+    )
+    latency_dtype: Precision = Field("float32", description="precision of the same")
+    measure: bool = Field(
+        True, description="measure the pruned and the incoming model at the end"
+    )
+
+    groups: GroupSizes = GroupSizes()
+    prune_per_iter: int = Field(
+        32,
+        ge=1,
+        description="16ths of a group that are pruned an interval (32: two groups)",
+    )
+    interval_prune: int = Field(100, ge=1, description="optimiser steps of an interval")
+    importance_momentum: float = Field(
+        0.9, ge=0, lt=1, description="of importance over intervals"
+    )
+    budget: int = Field(
+        39_000, ge=1, description="units that may be pruned at most (prune_dict.Global)"
+    )
+
+    kl_loss_coeff: float = Field(
+        1e5,
+        ge=0,
+        description="of the KL to the incoming model (mean over batch × classes)",
+    )
+    kl_tau: float = Field(3.0, gt=0, description="temperature of that KL")
+    original_loss_coeff: float = Field(
+        1.0, ge=0, description="of the loss of labels and `distill`"
+    )
+    distill: DistillConfig | None = Field(
+        None, description="a second teacher (a CNN, hard, in the paper)"
+    )
+    student_eval: bool = Field(
+        True, description="no dropout and stochastic depth from the first pruning on"
+    )
+
+    epochs: int = Field(50, ge=1, description="at most; pruning ends at its target")
+    lr: float = Field(1e-4, gt=0, description="at a global batch of 512")
+    schedule: Literal["cosine", "step", "plateau", "constant"] = "constant"
+    warmup: float | str = 0.0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Nvit":
+        if self.ema is not None:
+            raise ValueError(
+                "ema: an average over models of different shapes is none; leave it out"
+                " here"
+            )
+        if self.latency == "macs" and self.table is not None:
+            raise ValueError("table: latency 'macs' reads no table; remove one of them")
+        if self.latency == "macs" and self.latency_unit == "seconds":
+            raise ValueError(
+                "latency_unit 'seconds' needs latency 'measured'; macs have no seconds"
+            )
+        return self
+
+    def teachers(self) -> list[tuple[str, Path | None]]:
+        return (
+            [(self.distill.teacher, self.distill.teacher_checkpoint)]
+            if self.distill
+            else []
+        )
+
+    def check(self, arch: Arch, data: DataInfo) -> Arch:
+        """The architecture before pruning: what is left is at most this.
+
+        Raises:
+            ValueError: not a ViT, a fit shorter than an interval, groups too large, a table
+                of other shapes.
+        """
+        dense = dense_arch(arch)
+        with_drop_rates(dense, self)
+        check_train_config(self, data.num_train)
+        images = min(self.images_per_epoch or data.num_train, data.num_train)
+        steps = self.epochs * (images // self.batch_size)
+        if steps < self.interval_prune:
+            raise ValueError(
+                f"{self.epochs} epochs are {steps} steps, less than interval_prune"
+                f" {self.interval_prune}: nothing would be pruned; raise epochs or"
+                " lower interval_prune"
+            )
+        layout = UnitLayout.of(dense.dims, self.groups)
+        if not bool((layout.sizes >= 2 * layout.groups).any()):
+            raise ValueError(
+                f"groups {self.groups.model_dump()} leave nothing to prune in"
+                f" {dense.dims}; lower them"
+            )
+        if self.table is not None:
+            blocks = block_table(layout.sizes).numpy()
+            LatencyTable.read(self.table).check_covers(
+                blocks, MacsModel.of(dense).num_tokens
+            )
+        return dense
+
+    def run(self, model: ModelState, ctx: Context) -> ModelState:
+        if "asp" in model.meta:
+            raise ValueError(
+                "pruning after asp would break its 2:4 pattern; put asp after nvit"
+            )
+        dense = from_timm(model)
+        arch = with_drop_rates(dense.arch, self)
+        student = MaskedVit.from_state(ModelState(arch, dense.weights)).to(ctx.device)
+        latency, note = self._latency(dense.arch, ctx)
+        layout = UnitLayout.of(dense.arch.dims, self.groups)
+        pruner = Pruner(student, layout, latency, self._rules(ctx.seed), ctx.device)
+        objective = KlObjective(
+            task_objective(self, self.distill, student, ctx),
+            dense.build().to(ctx.device).requires_grad_(False),
+            self.kl_loss_coeff,
+            self.kl_tau,
+            self.original_loss_coeff,
+            active=lambda: pruner.pruned,
+        )
+        done = ctx.fit(student, objective, self, hooks=[pruner], name="prune")
+        small = cut(ModelState.from_module(dense.arch, student), layout, pruner.keep)
+        ratio = pruner.latency_ms() / pruner.dense_ms
+        _log.info(
+            "nvit: stopped by %s at step %d, estimated latency %.3f",
+            pruner.stop_reason,
+            done.steps,
+            ratio,
+        )
+        if pruner.stop_reason != "latency_target":
+            _log.warning(
+                "nvit: ended by %s at %.3f of the latency, not at the target %.3f",
+                pruner.stop_reason,
+                ratio,
+                self.latency_target,
+            )
+        ctx.report(
+            latency_ratio_estimated=ratio,
+            pruned_units=pruner.num_pruned,
+            prune_steps=done.steps,
+            stop_reason=pruner.stop_reason,
+        )
+        meta = {
+            "stop_reason": pruner.stop_reason,
+            "latency": note,
+            "history": pruner.history,
+        }
+        small = ModelState(small.arch, small.weights, model.meta | {"nvit": meta})
+        if self.measure:
+            measured = (
+                self._measured(model, small, latency, ctx)
+                if distributed.rank() == 0
+                else None
+            )
+            ctx.report(**distributed.from_rank_0(measured))
+        return small
+
+    def _rules(self, seed: int) -> PruneRules:
+        shared = {
+            name: getattr(self, name)
+            for name in (
+                "importance",
+                "latency_target",
+                "latency_regularization",
+                "latency_unit",
+                "importance_unit",
+                "prune_per_iter",
+                "interval_prune",
+                "budget",
+                "student_eval",
+            )
+        }
+        return PruneRules(**shared, momentum=self.importance_momentum, seed=seed)
+
+    def _latency(self, arch: Arch, ctx: Context) -> tuple[LatencyModel, dict[str, Any]]:
+        """The model of latency, and what the result notes about it."""
+        if self.latency == "macs":
+            return MacsModel.of(arch), {"kind": "macs"}
+        if self.table is not None:
+            table = LatencyTable.read(self.table)
+            table.warn_other_device(ctx.device)
+        else:
+            table = self._measured_table(arch, ctx)
+        digest = hashlib.sha256(table.block.tobytes()).hexdigest()
+        return table, {
+            "kind": "measured",
+            "fingerprint": asdict(table.fingerprint),
+            "sha256": digest,
+        }
+
+    def _measured_table(self, arch: Arch, ctx: Context) -> LatencyTable:
+        """Measured once by rank 0, kept in the work folder: all ranks, and a killed trial's
+        successor, read the same.
+        """
+        path = ctx.workdir / "latency.parquet"
+        if distributed.rank() == 0 and not path.exists():
+            _table_here(
+                json.dumps(arch.to_json()),
+                ctx.device,
+                self.latency_batch,
+                self.latency_dtype,
+                self.tf32,
+                self.groups,
+                num_threads(ctx.device),
+            ).write(path)
+        distributed.barrier()
+        return LatencyTable.read(path)
+
+    def _measured(
+        self, model: ModelState, small: ModelState, latency: LatencyModel, ctx: Context
+    ) -> dict[str, float]:
+        """Latency of both models, passes alternating, at the table's batch and precision."""
+        batch, dtype = self.latency_batch, getattr(torch, self.latency_dtype)
+        result: dict[str, float] = {}
+        if isinstance(latency, LatencyTable):
+            batch = latency.fingerprint.batch_size or batch
+            dtype = getattr(torch, latency.fingerprint.dtype or self.latency_dtype)
+            blocks = np.array([small.arch.dims[name] for name in BLOCK_DIMS]).T
+            result["pruned_ms_estimated"] = latency.model_ms(
+                small.arch.dims["embed"], blocks
+            )
+        size, channels = ctx.data.info.image_size, small.arch.args["in_chans"]
+        images = torch.randn(
+            batch, channels, size, size, generator=torch.Generator().manual_seed(0)
+        )
+        modules = [state.build().to(ctx.device, dtype) for state in (small, model)]
+        pruned_ms, incoming_ms = alternating_latency(
+            modules, images.to(ctx.device, dtype)
+        )
+        if pruned_ms >= incoming_ms:
+            _log.warning(
+                "nvit: the pruned model is not faster: %.2f ms a batch of %d, the"
+                " incoming one %.2f ms",
+                pruned_ms,
+                batch,
+                incoming_ms,
+            )
+        return result | {
+            "pruned_ms_measured": pruned_ms,
+            "unpruned_ms_measured": incoming_ms,
+            "latency_ratio_measured": pruned_ms / incoming_ms,
+            "speedup_measured": incoming_ms / pruned_ms,
+            "not_faster": int(pruned_ms >= incoming_ms),
+        }

@@ -1,0 +1,151 @@
+"""From masks to a smaller model: a ViT whose pruned units are zero, and the dense model
+that computes the same.
+
+Legend
+    keep    units that stay, bool (U,), in the flat order of `compress.nvit.groups.UnitLayout`
+    n       kept channels of the residual stream
+
+A plain LayerNorm averages over all E channels, zeroed ones too, so a masked model and its
+dense cut would differ. Here the masked model's norms take mean and variance over the n kept
+channels.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.nvit.groups import UnitLayout, axis_keeps
+from trainers.models.arch import Arch, ModelState
+from trainers.models.pruned_vit import PrunedVit
+
+
+class MaskedLayerNorm(nn.LayerNorm):
+    """LayerNorm over the kept channels of (…, E); its input, weight and bias are zero at
+    the others.
+    """
+
+    keep: Tensor
+    num_kept: Tensor
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__(channels, eps=eps)
+        self.register_buffer("keep", torch.ones(channels), persistent=False)
+        self.register_buffer(
+            "num_kept", torch.tensor(float(channels)), persistent=False
+        )
+        self.whole = True
+
+    def set_keep(self, keep: Tensor) -> None:
+        """Normalise over `keep` (E,) bool from now on."""
+        self.keep.copy_(keep)
+        self.num_kept.copy_(keep.sum())
+        self.whole = bool(keep.all())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.whole:
+            return F.layer_norm(
+                x, self.normalized_shape, self.weight, self.bias, self.eps
+            )
+        x = x.float()
+        centred = (x - x.sum(-1, keepdim=True) / self.num_kept) * self.keep
+        variance = centred.square().sum(-1, keepdim=True) / self.num_kept
+        return centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+
+
+class MaskedVit(PrunedVit):
+    """A `PrunedVit` of full dimensions in which units are zeroed; same tensors, same names.
+
+    Attributes:
+        student_eval: whether `train()` leaves every layer in eval mode (no dropout, no
+            stochastic depth). The root stays in training mode, which only decides that a
+            distilled model gives both heads' logits.
+    """
+
+    def __init__(self, **args: Any) -> None:
+        super().__init__(**args)
+        self.student_eval = False
+        for name, layer in list(self.named_modules()):
+            if type(layer) is nn.LayerNorm:
+                parent, _, leaf = name.rpartition(".")
+                setattr(
+                    self.get_submodule(parent),
+                    leaf,
+                    MaskedLayerNorm(layer.normalized_shape[0], layer.eps),
+                )
+
+    @classmethod
+    def from_state(cls, state: ModelState) -> "MaskedVit":
+        """The module of a `pruned_vit` state, nothing masked, in training mode."""
+        with torch.random.fork_rng(devices=[]):
+            module = cls(dims=state.arch.dims, **state.arch.args)
+        module.load_state_dict(state.weights)
+        return module
+
+    def train(self, mode: bool = True) -> "MaskedVit":
+        super().train(mode)
+        if self.student_eval:
+            for child in self.children():
+                child.train(False)
+        return self
+
+
+class Masks:
+    """Zeroes the pruned units of a `MaskedVit`, and their gradients."""
+
+    def __init__(self, vit: MaskedVit, layout: UnitLayout, keep: Tensor) -> None:
+        named = dict(vit.named_parameters())
+        axes = axis_keeps(keep, layout, list(named))
+        shared = {
+            id(kept): kept for by_axis in axes.values() for kept in by_axis.values()
+        }
+        factors = {
+            i: kept.to(vit.pos_embed.device, vit.pos_embed.dtype)
+            for i, kept in shared.items()
+            if not kept.all()
+        }
+        # one factor an axis: a mask of a whole matrix would take as much memory as the matrix
+        self.factors: list[tuple[nn.Parameter, Tensor]] = [
+            (
+                named[name],
+                factors[id(kept)].view(-1, *[1] * (named[name].ndim - axis - 1)),
+            )
+            for name, by_axis in axes.items()
+            for axis, kept in by_axis.items()
+            if id(kept) in factors
+        ]
+        embed = layout.split(keep)["embed"]
+        for layer in vit.modules():
+            if isinstance(layer, MaskedLayerNorm):
+                layer.set_keep(embed)
+
+    @torch.no_grad()
+    def on_values(self) -> None:
+        """Set pruned weights to 0."""
+        for parameter, factor in self.factors:
+            parameter.mul_(factor)
+
+    @torch.no_grad()
+    def on_grads(self) -> None:
+        """Set pruned weights' gradients to 0, so that they do not count in a clipped norm."""
+        for parameter, factor in self.factors:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+
+
+def cut(state: ModelState, layout: UnitLayout, keep: Tensor) -> ModelState:
+    """The dense model of the kept units: same logits as the masked one, per-block
+    dimensions in `arch.dims`.
+
+    Args:
+        state: a `pruned_vit` of full dimensions; values of pruned units do not matter.
+    """
+    weights = dict(state.weights)
+    for name, axes in axis_keeps(keep, layout, list(weights)).items():
+        for axis, kept in axes.items():
+            weights[name] = weights[name].index_select(axis, kept.nonzero()[:, 0])
+    arch = Arch("pruned_vit", state.arch.name, state.arch.args, layout.dims(keep))
+    return ModelState(
+        arch, {name: value.clone() for name, value in weights.items()}, state.meta
+    )

@@ -1,0 +1,1 @@
+"""Initialising a student from a subset of a larger model's weights."""

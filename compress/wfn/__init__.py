@@ -1,0 +1,1 @@
+"""Weight Fixing Networks: the whole network on few shared values."""

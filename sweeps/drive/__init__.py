@@ -1,0 +1,1 @@
+"""The driver: a checked sweep becomes trials on Ray."""

@@ -1,0 +1,1 @@
+"""A trial's model as files that others can run."""

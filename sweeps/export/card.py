@@ -1,0 +1,273 @@
+"""The card beside an exported model: what it is, what it was made of, what it measures, and
+under which licence.
+
+Front matter as Hugging Face's hub reads it, then the same for people. Text from the run
+goes into code spans.
+"""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import yaml
+
+from analysis.report.markdown import code
+from analysis.tables.schema import metric_unit
+from compress.pipeline import STAGES
+from trainers.files import read_json, sha256_file, write_atomic
+from trainers.models.arch import ModelState
+
+UNKNOWN = "unknown"
+CODE_LICENCE = "Apache-2.0"
+_LIBRARY = {"onnx": "onnx", "torchscript": "pytorch", "torch_export": "pytorch"}
+_FIRST = (
+    "test_accuracy",
+    "accuracy",
+    "num_params",
+    "gmacs",
+    "entropy_bits",
+    "unique_values",
+    "model_bytes",
+    "coded_bytes",
+)
+
+
+def write_card(
+    folder: Path,
+    run: Path,
+    record: dict[str, Any],
+    state: ModelState,
+    *,
+    format_name: str,
+    usage: str,
+    difference: float,
+    input_shape: Sequence[int | str],
+    licence: str | None,
+) -> None:
+    """Write `README.md` about the other files of `folder`."""
+    source = _source_licence(record["source"])
+    name = f"{run.resolve().name} {record['trial_id']}"
+    chosen = licence or source or UNKNOWN
+    header = yaml.safe_dump(
+        _front_matter(run, record, format_name, chosen),
+        sort_keys=False,
+        allow_unicode=True,
+    )
+    blocks = [
+        f"---\n{header}---",
+        f"# {code(name)}",
+        _model(state, input_shape),
+        "## Use",
+        f"```python\n{usage}\n```",
+        _input(record["data"], input_shape),
+        "## Method",
+        _method(record),
+        "## Data",
+        _data(record),
+        "## Metrics",
+        _metrics(record["metrics"]),
+        "## How it was made",
+        _made(run, record),
+        "## Licence",
+        _licences(chosen, source, licence),
+        "## Files",
+        _files(folder, format_name, difference),
+    ]
+    write_atomic(
+        folder / "README.md", ("\n\n".join(blocks) + "\n").encode("utf-8", "replace")
+    )
+
+
+def _front_matter(
+    run: Path, record: dict[str, Any], format_name: str, licence: str
+) -> dict[str, Any]:
+    dataset = str(record["data"].get("dataset"))
+    parts = [("validation part", "accuracy"), ("test set", "test_accuracy")]
+    results = [
+        {
+            "task": {"type": "image-classification"},
+            "dataset": {"name": f"{dataset}, {part}", "type": dataset},
+            "metrics": [{"type": "accuracy", "value": record["metrics"][name]}],
+        }
+        for part, name in parts
+        if name in record["metrics"]
+    ]
+    return {
+        "license": licence.lower(),
+        "library_name": _LIBRARY.get(format_name, "compression-sweeps"),
+        "pipeline_tag": "image-classification",
+        "tags": [*dict.fromkeys(stage["stage"] for stage in record["pipeline"])],
+        "datasets": [dataset],
+        "model-index": [
+            {"name": f"{run.resolve().name}-{record['trial_id']}", "results": results}
+        ],
+    }
+
+
+def _model(state: ModelState, input_shape: Sequence[int | str]) -> str:
+    weights = sum(tensor.numel() for tensor in state.weights.values())
+    args = ", ".join(f"{key}={value}" for key, value in state.arch.args.items())
+    dims = (
+        "; dimensions of its blocks: " + code(state.arch.dims)
+        if state.arch.dims
+        else ""
+    )
+    images, logits = (
+        ", ".join(map(str, input_shape)),
+        f"batch, {state.arch.args.get('num_classes')}",
+    )
+    return (
+        f"An image classifier: {code(state.arch.name)} ({code(args)}), {weights:,}"
+        f" values in {len(state.weights)} tensors{dims}. Images float32 ({images}) to"
+        f" logits float32 ({logits})."
+    )
+
+
+def _input(data: dict[str, Any], shape: Sequence[int | str]) -> str:
+    mean, std = data.get("mean"), data.get("std")
+    normalised = (
+        f"minus mean {code(mean)}, divided by standard deviation {code(std)}"
+        if mean and std
+        else "normalised as in training"
+    )
+    return (
+        f"Images are RGB in [0, 1], resized to {shape[-1]} px"
+        f" ({code(data.get('interpolation'))}, central"
+        f" {code(data.get('crop_fraction'))} where they are larger), {normalised},"
+        " channel by channel."
+    )
+
+
+def _method(record: dict[str, Any]) -> str:
+    source = record["source"]
+    origin = (
+        "timm's pretrained weights" if source.get("pretrained") else "random weights"
+    )
+    if source.get("checkpoint"):
+        origin = f"checkpoint {code(source['checkpoint'])}"
+    lines = [f"0. Source: {code(source.get('model') or 'a saved model')}, {origin}"]
+    for number, stage in enumerate(record["pipeline"], start=1):
+        method = STAGES.get(stage["stage"])
+        paper = f" ({method.paper})" if method is not None and method.paper else ""
+        searched = {
+            k: v for k, v in record["params"].items() if f".{stage['name']}" in k
+        }
+        chosen = (
+            "; searched: " + ", ".join(code(f"{k}={v}") for k, v in searched.items())
+            if searched
+            else ""
+        )
+        lines.append(
+            f"{number}. {code(stage['name'])}: {code(stage['stage'])}{paper}{chosen}"
+        )
+    return "\n".join(lines)
+
+
+def _data(record: dict[str, Any]) -> str:
+    data, hashes = record["data"], record.get("inputs") or {}
+    lines = [
+        f"- data set {code(data.get('dataset'))}"
+        + (f" in {code(data['root'])}" if data.get("root") else "")
+    ]
+    lines += [
+        f"- validation part: {code(data.get('val_fraction'))} of the training images;"
+        " it guided the search"
+    ]
+    lines += ["- the test set was looked at once, at the trial's end"]
+    lines += [f"- fingerprint {code(hashes['data'])}"] if hashes.get("data") else []
+    return "\n".join(lines)
+
+
+def _metrics(metrics: dict[str, Any]) -> str:
+    names = [n for n in _FIRST if n in metrics] + sorted(
+        n for n in metrics if n not in _FIRST
+    )
+    rows = [
+        f"| {code(name)} | {_value(metrics[name])} | {metric_unit(name) or ' '} |"
+        for name in names
+    ]
+    return "\n".join(["| metric | value | unit |", "| --- | ---: | --- |", *rows])
+
+
+def _value(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else code(value)
+
+
+def _made(run: Path, record: dict[str, Any]) -> str:
+    header = read_json(run / "run.json") or {}
+    commands = [str(header["command"])] if header.get("command") else []
+    commands.append(shlex.join(["sweeps", "reproduce", str(run), record["trial_id"]]))
+    version = record.get("code") or {}
+    device = record.get("device") or {}
+    facts = {
+        "seed": record.get("seed"),
+        "started": record.get("started"),
+        "seconds": record.get("seconds"),
+        "device": ", ".join(str(device[k]) for k in ("type", "name") if device.get(k)),
+        "workers": record.get("world_size"),
+        "code": (
+            (version.get("commit") or version.get("sha256") or "")
+            + (" with changes" if version.get("dirty") else "")
+        ),
+        **(record.get("versions") or {}),
+    }
+    body = "\n".join(
+        f"- {name}: {code(value)}"
+        for name, value in facts.items()
+        if value not in (None, "")
+    )
+    fenced = "\n".join(
+        line
+        for command in commands
+        for line in command.replace("```", "'''").splitlines()
+    )
+    return f"```\n{fenced}\n```\n\n{body}"
+
+
+def _source_licence(source: dict[str, Any]) -> str | None:
+    """Licence of timm's pretrained weights, as timm states it."""
+    if (
+        not source.get("pretrained")
+        or not source.get("model")
+        or not timm.is_model(source["model"].split(".")[0])
+    ):
+        return None
+    return timm.get_pretrained_cfg_value(source["model"], "license")
+
+
+def _licences(chosen: str, source: str | None, given: str | None) -> str:
+    how = (
+        "as given at the export"
+        if given
+        else (
+            "that of the pretrained weights"
+            if source
+            else "state it before you share them"
+        )
+    )
+    return "\n".join(
+        [
+            f"- weights: {code(chosen)} ({how})",
+            f"- pretrained source: {code(source or 'none, or unknown')}",
+            (
+                f"- data: {code(UNKNOWN)} (the run does not know it; its terms may bind the"
+                " weights)"
+            ),
+            f"- code that made them: {code(CODE_LICENCE)}",
+        ]
+    )
+
+
+def _files(folder: Path, format_name: str, difference: float) -> str:
+    rows = [
+        f"| {code(p.name)} | {p.stat().st_size:,} | {code(sha256_file(p))} |"
+        for p in sorted(folder.iterdir())
+    ]
+    table = "\n".join(["| file | bytes | sha256 |", "| --- | ---: | --- |", *rows])
+    checked = (
+        f"Loaded again by its own runtime as {code(format_name)}: largest difference of"
+        f" a logit {difference:.2g}."
+    )
+    return f"{table}\n\n{checked}"

@@ -1,0 +1,335 @@
+"""A trial's model as files that others can run: safetensors, ONNX, TorchScript,
+torch.export, or our coded file.
+
+Every export is loaded again by its own runtime and compared with the model's logits before
+it is left behind.
+"""
+
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.codec.file import decode, encode
+from sweeps.export.card import write_card
+from sweeps.export.models import trial_model
+from sweeps.run.record import named_record
+from sweeps.spec.model import validated
+from trainers.config import DataConfig
+from trainers.data.splits import data_info
+from trainers.models.arch import ModelState
+from trainers.seeding import derive_seed
+
+TOLERANCE = 1e-4
+"""Largest allowed |difference| of a logit, in units of the largest logit or of 1."""
+MAX_ONNX_BYTES = 1_800_000_000
+"""A larger ONNX model keeps its weights in a file beside it: one protobuf file holds less
+than 2 GiB.
+"""
+_BATCHES = (1, 3)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a model is written to a folder, and run from there.
+
+    Attributes:
+        file: the file that holds the model.
+        write: (model, its module in eval mode, images (2, C, S, S), folder).
+        run: (folder, images (B, C, S, S)) → logits (B, classes), by the format's own runtime.
+        usage: Python that loads the model, for the card.
+    """
+
+    file: str
+    write: Callable[[ModelState, nn.Module, Tensor, Path], None]
+    run: Callable[[Path, Tensor], Tensor]
+    usage: str
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote: its folder, the files in it, and the largest difference of a
+    logit that was seen.
+    """
+
+    folder: Path
+    files: list[Path]
+    difference: float
+
+
+def export(
+    run: Path,
+    trial_id: str,
+    format_name: str,
+    out: Path,
+    *,
+    image_size: int | None = None,
+    licence: str | None = None,
+) -> Exported:
+    """Write a complete trial's model and its card (`README.md`) to the folder `out`, whole
+    or not at all.
+
+    Args:
+        format_name: a key of `FORMATS`.
+        image_size: side of the square that the model sees, px; default: as in the trial.
+        licence: SPDX identifier of the weights' licence, for the card.
+
+    Raises:
+        ValueError: no such format or trial, a package that the format needs is missing, the
+            image size cannot be told, `out` holds something already, the model cannot be
+            exported so, or the export computes otherwise.
+    """
+    if format_name not in FORMATS:
+        raise ValueError(
+            f"no export format {format_name!r}; valid: {', '.join(FORMATS)}"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(
+            f"{out}: exists and is not an empty folder; give another with -o"
+        )
+    form = FORMATS[format_name]
+    _check_installed(format_name)
+    state = trial_model(run, trial_id)
+    record = named_record(run, trial_id)
+    size = image_size or _image_size(state, record.content["data"])
+    channels = state.arch.args.get("in_chans", 3)
+    module = state.build()
+    with _beside(out) as folder:
+        try:
+            with _quiet():
+                form.write(state, module, _images(2, channels, size), folder)
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            NotImplementedError,
+        ) as error:
+            reason = (
+                str(error).strip().splitlines()[0]
+                if str(error).strip()
+                else type(error).__name__
+            )
+            raise ValueError(
+                f"trial {trial_id} cannot be exported as {format_name}: {reason}"
+            ) from error
+        difference = _compared(form, module, folder, channels, size, format_name)
+        write_card(
+            folder,
+            run,
+            record.content,
+            state,
+            format_name=format_name,
+            usage=form.usage,
+            difference=difference,
+            input_shape=("batch", channels, size, size),
+            licence=licence,
+        )
+    return Exported(out, sorted(out.iterdir()), difference)
+
+
+def _images(batch: int, channels: int, size: int) -> Tensor:
+    """Standard normal images (B, C, S, S), the same on every call."""
+    generator = torch.Generator().manual_seed(derive_seed(batch, "export"))
+    return torch.randn(batch, channels, size, size, generator=generator)
+
+
+def _image_size(state: ModelState, data: dict[str, Any]) -> int:
+    """Pixels of the trial's images: what the model was built for, what the data were
+    resized to, or what they are.
+    """
+    size = state.arch.args.get("img_size") or data.get("image_size")
+    if size:
+        return int(size[0] if isinstance(size, list) else size)
+    try:
+        return data_info(validated(DataConfig, data, "data")).image_size
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            "the image size is not in the record and the data are not here; give"
+            f" --image-size ({error})"
+        ) from None
+
+
+def _compared(
+    form: Format, module: nn.Module, folder: Path, channels: int, size: int, name: str
+) -> float:
+    """The largest difference of a logit. Raises ValueError past the tolerance."""
+    worst = 0.0
+    for batch in _BATCHES:
+        images = _images(batch, channels, size)
+        with torch.no_grad():
+            wanted = module(images)
+        with _quiet():
+            found = form.run(folder, images)
+        difference = (
+            float((found - wanted).abs().max())
+            if found.shape == wanted.shape
+            else float("inf")
+        )
+        if not difference <= TOLERANCE * max(1.0, float(wanted.abs().max())):
+            raise ValueError(
+                f"the {name} export differs from the model by {difference:.3g} in a"
+                " logit; nothing was written"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` by one rename when all went well."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        folder.chmod(0o755)
+        yield folder
+        folder.replace(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters warn and log much about their own insides."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _check_installed(name: str) -> None:
+    if name != "onnx":
+        return
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"export to ONNX needs {error.name}; install it: pip install"
+            " 'compression-sweeps[export]'"
+        ) from None
+
+
+def _write_safetensors(
+    state: ModelState, module: nn.Module, images: Tensor, folder: Path
+) -> None:
+    state.save(folder)
+
+
+def _run_safetensors(folder: Path, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return ModelState.load(folder).build()(images)
+
+
+def _write_packed(
+    state: ModelState, module: nn.Module, images: Tensor, folder: Path
+) -> None:
+    encode(state, folder / FORMATS["packed"].file)
+
+
+def _run_packed(folder: Path, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return decode(folder / FORMATS["packed"].file).build()(images)
+
+
+def _write_torchscript(
+    state: ModelState, module: nn.Module, images: Tensor, folder: Path
+) -> None:
+    with torch.no_grad():
+        torch.jit.trace(module, images).save(str(folder / FORMATS["torchscript"].file))
+
+
+def _run_torchscript(folder: Path, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.jit.load(str(folder / FORMATS["torchscript"].file))(images)
+
+
+def _write_torch_export(
+    state: ModelState, module: nn.Module, images: Tensor, folder: Path
+) -> None:
+    program = torch.export.export(
+        module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
+    torch.export.save(program, folder / FORMATS["torch_export"].file)
+
+
+def _run_torch_export(folder: Path, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.export.load(folder / FORMATS["torch_export"].file).module()(images)
+
+
+def _write_onnx(
+    state: ModelState, module: nn.Module, images: Tensor, folder: Path
+) -> None:
+    size = sum(tensor.nbytes for tensor in state.weights.values())
+    torch.onnx.export(
+        module,
+        (images,),
+        folder / FORMATS["onnx"].file,
+        dynamo=True,
+        verbose=False,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=size > MAX_ONNX_BYTES,
+    )
+
+
+def _run_onnx(folder: Path, images: Tensor) -> Tensor:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        folder / FORMATS["onnx"].file, providers=["CPUExecutionProvider"]
+    )
+    return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+FORMATS: dict[str, Format] = {
+    "safetensors": Format(
+        "model.safetensors",
+        _write_safetensors,
+        _run_safetensors,
+        "from pathlib import Path\nfrom trainers.models.arch import ModelState\n\nmodel"
+        ' = ModelState.load(Path(".")).build()  # eval mode',
+    ),
+    "onnx": Format(
+        "model.onnx",
+        _write_onnx,
+        _run_onnx,
+        "import onnxruntime\n\nsession ="
+        ' onnxruntime.InferenceSession("model.onnx")\nlogits = session.run(["logits"],'
+        ' {"images": images})[0]',
+    ),
+    "torchscript": Format(
+        "model.pt",
+        _write_torchscript,
+        _run_torchscript,
+        'import torch\n\nmodel = torch.jit.load("model.pt")',
+    ),
+    "torch_export": Format(
+        "model.pt2",
+        _write_torch_export,
+        _run_torch_export,
+        'import torch\n\nmodel = torch.export.load("model.pt2").module()',
+    ),
+    "packed": Format(
+        "model.wfn",
+        _write_packed,
+        _run_packed,
+        "from pathlib import Path\nfrom compress.codec.file import decode\n\nmodel ="
+        ' decode(Path("model.wfn")).build()  # eval mode',
+    ),
+}

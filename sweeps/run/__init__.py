@@ -1,0 +1,1 @@
+"""The run folder: plans, records, storage and who drives it."""

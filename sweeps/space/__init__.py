@@ -1,0 +1,1 @@
+"""The search space, and what a configuration resolves to."""

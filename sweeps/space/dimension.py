@@ -1,0 +1,289 @@
+"""One dimension of a search space, and how a spec writes it."""
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from math import isfinite
+from typing import Any, Literal
+
+import optuna
+
+from sweeps.spec.yaml_text import SpecError
+
+Assignment = Mapping[str, Any]
+"""Names of Optuna parameters → label (categorical) or number. Of most dimensions the path
+is the only name.
+"""
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One searched parameter or slot.
+
+    Attributes:
+        path: dotted name, as in the spec.
+        kind: how it is drawn.
+        low, high, step, log: of numbers; both ends belong to the range.
+        choices: label → value of a categorical one, in order.
+        slot: the slot that decides whether it is active, or None.
+        alternatives: those of the slot under which it is active.
+        stage: the stage of the alternative's sub-pipeline that it belongs to, or None.
+        is_slot: whether it chooses an alternative.
+    """
+
+    path: str
+    kind: Literal["float", "int", "categorical", "map"]
+    low: float = 0
+    high: float = 0
+    step: float | None = None
+    log: bool = False
+    choices: Mapping[Any, Any] | None = None
+    slot: str | None = None
+    alternatives: frozenset[str] = frozenset()
+    stage: str | None = None
+    is_slot: bool = False
+
+    @property
+    def section(self) -> str:
+        """The stage, or the other section, that it belongs to."""
+        parts = self.path.split(".")
+        return parts[1] if parts[0] == "stages" else parts[0]
+
+    def active(self, chosen: Assignment) -> bool:
+        """Whether it applies, given the slots chosen so far."""
+        return self.slot is None or chosen.get(self.slot, None) in self.alternatives
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Any:
+        """Draw by an Optuna trial."""
+        if self.kind == "categorical":
+            assert self.choices is not None
+            return trial.suggest_categorical(self.path, list(self.choices))
+        if self.kind == "int":
+            return trial.suggest_int(
+                self.path,
+                int(self.low),
+                int(self.high),
+                step=int(self.step or 1),
+                log=self.log,
+            )
+        return trial.suggest_float(
+            self.path, self.low, self.high, step=self.step, log=self.log
+        )
+
+    def value(self, drawn: Any) -> Any:
+        """What goes into the spec for a drawn label or number."""
+        return copy.deepcopy(self.choices[drawn]) if self.choices is not None else drawn
+
+    def grid(self) -> list[Any] | None:
+        """All that can be drawn, or None where that is a continuum."""
+        if self.choices is not None:
+            return list(self.choices)
+        if self.kind == "int" and not self.log:
+            return list(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
+        if self.kind == "int":
+            return list(range(int(self.low), int(self.high) + 1))
+        if self.step is None:
+            return [self.low] if self.low == self.high else None
+        return [
+            self.low + i * self.step
+            for i in range(round((self.high - self.low) / self.step) + 1)
+        ]
+
+    def samples(self) -> list[Any]:
+        """Draws that stand for all: every label, or both ends."""
+        return list(self.choices) if self.choices is not None else [self.low, self.high]
+
+    def coerced(self, value: Any) -> Any:
+        """A point's value as this dimension draws it.
+
+        Raises:
+            SpecError: not one of the choices, or outside the range.
+        """
+        if self.choices is not None:
+            for label, choice in self.choices.items():
+                if (value == label and type(value) is type(label)) or value == choice:
+                    return label
+            raise SpecError(
+                f"search.points: {self.path}: {value!r} is no choice; valid:"
+                f" {', '.join(map(str, self.choices))}"
+            )
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if (
+            not number
+            or not self.low <= value <= self.high
+            or (self.kind == "int" and value != int(value))
+        ):
+            raise SpecError(
+                f"search.points: {self.path}: {value!r} is not in {self.kind}"
+                f" [{self.low}, {self.high}]"
+            )
+        return int(value) if self.kind == "int" else float(value)
+
+    def draw(self, trial: optuna.trial.BaseTrial) -> Assignment:
+        """Its part of an assignment, drawn by an Optuna trial."""
+        return {self.path: self.suggest(trial)}
+
+    def is_drawn(self, assignment: Assignment) -> bool:
+        """Whether an assignment has it."""
+        return self.path in assignment
+
+    def drawn_value(self, assignment: Assignment) -> Any:
+        """What goes into the spec by an assignment that has it."""
+        return self.value(assignment[self.path])
+
+    def shown(self, assignment: Assignment) -> Any:
+        """The label or number to show of an assignment that has it."""
+        return assignment[self.path]
+
+    def draws(self) -> list[Assignment] | None:
+        """Its part of every assignment, or None where that is a continuum."""
+        grid = self.grid()
+        return None if grid is None else [{self.path: drawn} for drawn in grid]
+
+    def num_draws(self) -> int | None:
+        """How many there are; None is a continuum."""
+        grid = self.grid()
+        return None if grid is None else len(grid)
+
+    def probes(self) -> list[Assignment]:
+        """Parts that stand for all."""
+        return [{self.path: drawn} for drawn in self.samples()]
+
+    def placed(self, value: Any) -> Assignment:
+        """The part of an assignment that gives a point's value.
+
+        Raises:
+            SpecError: the dimension does not contain it.
+        """
+        return {self.path: self.coerced(value)}
+
+    def values_told(self) -> str:
+        """Its values in words."""
+        if self.choices is not None:
+            return ", ".join(map(str, self.choices))
+        step = f", step {self.step:g}" if self.step else ""
+        low, high = (f"{x:g}" if isfinite(x) else str(x) for x in (self.low, self.high))
+        return f"{self.kind} {low} to {high}{step}{', log' if self.log else ''}"
+
+
+def _label(value: Any) -> Any:
+    return (
+        value
+        if isinstance(value, str | int | float | bool | None)
+        else json.dumps(value, separators=(",", ":"))
+    )
+
+
+def parse_dimension(path: str, given: Any, **where: Any) -> Dimension:
+    """A dimension from its spec form: a list, {low, high, log, step, type}, {choices}, or
+    one fixed value.
+
+    Args:
+        where: its slot, alternatives and stage.
+
+    Raises:
+        SpecError: none of these forms, or a range that is none.
+    """
+    place = f"search.space.{path}"
+    if isinstance(given, dict) and set(given) == {"choices"}:
+        given = given["choices"]
+        if not isinstance(given, dict | list):
+            raise SpecError(
+                f"{place}.choices: a list or a mapping label → value; got {given!r}"
+            )
+        if isinstance(given, dict):
+            given = {str(label): value for label, value in given.items()}
+    elif isinstance(given, dict):
+        return _number_dimension(path, place, given, where)
+    if not isinstance(given, dict | list):
+        given = [given]
+    choices = (
+        given if isinstance(given, dict) else {_label(value): value for value in given}
+    )
+    if not choices:
+        raise SpecError(f"{place}: needs at least one choice")
+    if len(choices) < len(given):
+        raise SpecError(f"{place}: the choices {given!r} are not distinct")
+    return Dimension(path, "categorical", choices=choices, **where)
+
+
+def _number_dimension(
+    path: str, place: str, given: dict[str, Any], where: dict[str, Any]
+) -> Dimension:
+    unknown = set(given) - {"low", "high", "log", "step", "type"}
+    if unknown or not {"low", "high"} <= set(given):
+        raise SpecError(
+            f"{place}: a range is {{low, high}} with optional log, step, type (float or"
+            " int), a map {layer_map}, {mapping_layer} or {mapping_layer_coeff};"
+            f" got keys {', '.join(map(str, given))}"
+        )
+    low, high, step, log = (
+        given["low"],
+        given["high"],
+        given.get("step"),
+        given.get("log", False),
+    )
+    for name, number in (
+        ("low", low),
+        ("high", high),
+        ("step", step if step is not None else 1),
+    ):
+        if (
+            isinstance(number, bool)
+            or not isinstance(number, int | float)
+            or not isfinite(number)
+        ):
+            raise SpecError(f"{place}.{name}: must be a finite number; got {number!r}")
+    both_int = all(
+        isinstance(n, int) for n in (low, high, step if step is not None else 1)
+    )
+    kind = given.get("type", "int" if both_int else "float")
+    if kind not in ("int", "float") or (kind == "int" and not both_int):
+        raise SpecError(
+            f"{place}.type: int (with whole low, high and step) or float; got {kind!r}"
+        )
+    if not isinstance(log, bool):
+        raise SpecError(f"{place}.log: true or false; got {log!r}")
+    if low > high or (log and low <= 0) or (step is not None and (step <= 0 or log)):
+        raise SpecError(
+            f"{place}: needs low <= high, low > 0 with log, step > 0 and not with log;"
+            f" got {given}"
+        )
+    if kind == "float":
+        low, high, step = float(low), float(high), None if step is None else float(step)
+    if step is not None:
+        start, unit = (
+            Decimal(str(low)),
+            Decimal(str(step)),
+        )  # exact, as Optuna counts steps
+        last = (
+            start + (Decimal(str(high)) - start) // unit * unit
+        )  # the last that can be drawn
+        high = int(last) if kind == "int" else float(last)
+    return Dimension(path, kind, low, high, step, log, **where)
+
+
+def leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(f"{prefix}.{key}", inner)
+    else:
+        yield prefix, value
+
+
+def config_keys(dimension: Dimension) -> list[str]:
+    """The keys of the flat config that a dimension sets."""
+    parts = dimension.path.split(".")
+    if dimension.stage is not None:
+        del parts[1:3]
+    elif dimension.slot is not None:
+        del parts[2]
+    base = ".".join(parts[1:] if parts[0] == "stages" else parts)
+    values = list(dimension.choices.values()) if dimension.choices is not None else []
+    if not any(isinstance(value, dict) for value in values):
+        return [base]
+    return list(
+        dict.fromkeys(key for value in values for key, _ in leaves(base, value))
+    )

@@ -1,0 +1,1 @@
+"""The spec: what one YAML file says about a sweep."""

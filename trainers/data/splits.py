@@ -1,0 +1,444 @@
+"""Data sets, splits and batches.
+
+Small images are decoded once, kept as uint8 and augmented as whole batches on the device;
+large ones stream through loader processes. Both paths see the same images in the same
+order.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainers.config import AugmentConfig, DataConfig
+from trainers.data.augment import BatchAugment, EvalTransform, Finish
+from trainers.data.cache import UnequalImages, open_images, open_pixels
+from trainers.data.mixing import mix, one_hot
+from trainers.data.parts import Labels, Source, open_source, stratified_order
+from trainers.data.streaming import (
+    ImageReader,
+    Streams,
+    eval_transform,
+    train_transform,
+)
+
+Split = Literal["train", "val", "test"]
+
+IN_MEMORY_PX = 96
+LARGE_PX = 224  # what a model sees of large images unless the config says otherwise
+ON_DEVICE_BYTES = (
+    4 << 30
+)  # larger pixel arrays stay in host memory and are copied batch by batch
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a model and a check need to know.
+
+    Attributes:
+        num_classes: classes.
+        image_size: side of the square that the model sees, px.
+        num_train: images to train on, after `limit` and the validation split (unreadable
+            ones included).
+    """
+
+    num_classes: int
+    image_size: int
+    num_train: int
+
+
+@dataclass(eq=False)
+class PixelStore:
+    """Decoded images uint8 (N, 3, S, S) in (memory-mapped) host memory, copied to a device
+    at most once.
+    """
+
+    pixels: Tensor
+    _on_device: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
+
+    def gather(self, rows: Tensor, device: torch.device) -> Tensor:
+        """Images `rows` (int64, (B,), on the host) on `device`: uint8 (B, 3, S, S)."""
+        if device.type == "cpu":
+            return self.pixels.index_select(0, rows)
+        if self.pixels.numel() > ON_DEVICE_BYTES:
+            return (
+                self.pixels.index_select(0, rows)
+                .pin_memory()
+                .to(device, non_blocking=True)
+            )
+        if device not in self._on_device:
+            self._on_device[device] = self.pixels.to(device)
+        return self._on_device[device].index_select(
+            0, rows.to(device, non_blocking=True)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """One split: `rows` int64 (n,) of a store with their `labels` int64 (n,)."""
+
+    store: PixelStore | ImageReader
+    rows: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set, split.
+
+    Attributes:
+        fingerprint: hex SHA-256 over the source's contents and every option that changes
+            the splits or what a model sees; where the files lie and how they are loaded
+            does not enter.
+        train, val, test: the splits; `val` is a part of the source's training images,
+            disjoint from `train`.
+    """
+
+    config: DataConfig
+    info: DataInfo
+    class_names: tuple[str, ...]
+    fingerprint: str
+    train: Images
+    val: Images
+    test: Images
+
+    def split(self, name: Split) -> Images:
+        """The split called `name`."""
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+    def size(self, split: Split) -> int:
+        """Number of images of a split."""
+        return len(self.split(split).rows)
+
+
+def data_info(config: DataConfig) -> DataInfo:
+    """Facts about a data set, found without decoding an image.
+
+    Raises:
+        ValueError: a folder, file, column or class is missing; says which, and what to do.
+    """
+    return _info(config, open_source(config))
+
+
+@functools.lru_cache(maxsize=4)
+def load_data(config: DataConfig, cache_dir: Path) -> Data:
+    """Open a data set and split it. Remembered in the process.
+
+    Small images are decoded into `cache_dir/<identity of the source>/`, once per node;
+    every process maps the same files. A damaged cache is noticed and built again.
+
+    Raises:
+        ValueError: as `data_info`; more than `max_unreadable` images cannot be read; `limit` leaves
+            nothing to train on; `in_memory: yes` for images that are not squares of one size.
+    """
+    source = open_source(config)
+    info = _info(config, source)
+    identity = source.identity(cache_dir)
+    stores, labels = _stores(config, source, cache_dir / identity)
+    train_rows, val_rows = _split(labels["train"], config)
+    test_rows = stratified_order(labels["test"], config.split_seed)[: config.limit_test]
+
+    def images(part: str, rows: Labels) -> Images:
+        return Images(
+            stores[part], torch.from_numpy(rows), torch.from_numpy(labels[part][rows])
+        )
+
+    in_memory = isinstance(stores["train"], PixelStore)
+    return Data(
+        config=config,
+        info=info,
+        class_names=source.class_names,
+        fingerprint=_fingerprint(config, info, identity, in_memory),
+        train=images(
+            "train", train_rows
+        ),  # in stratified order: the first batches show every class
+        val=images("train", np.sort(val_rows)),
+        test=images("test", np.sort(test_rows)),
+    )
+
+
+def epoch_order(
+    n: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    repeats: int = 1,
+    length: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Which image comes when in an epoch: the same on all workers. `length` (default n)
+    images make an epoch.
+
+    Repeated augmentation as in DeiT's RASampler: a permutation with every image `repeats`
+    times in a row, cut to `length`. So a global batch holds the copies of batch_size /
+    repeats images; within it the first copies come first, so that the copies of one image
+    go to different workers and micro-batches.
+
+    Returns:
+        (positions in the split, number of the copy from 0), int64 (length // batch_size *
+        batch_size,) each.
+    """
+    used = min(length or n, n) // batch_size * batch_size
+    permutation = np.random.default_rng([seed, epoch]).permutation(n)
+    ticket = np.arange(used)
+    copy = ticket % repeats
+    within = np.argsort(copy.reshape(-1, batch_size), axis=1, kind="stable")
+    ticket = np.take_along_axis(ticket.reshape(-1, batch_size), within, axis=1).ravel()
+    return torch.from_numpy(permutation[ticket // repeats]), torch.from_numpy(
+        copy[ticket]
+    )
+
+
+class TrainBatches:
+    """One worker's view of the training part.
+
+    Args:
+        batch_size: global: over all workers and accumulation steps.
+        images_per_epoch: length of an epoch where it is shorter than the training part.
+        accumulation: micro-batches of one optimiser step on one worker.
+        seed: of order and augmentation; torch's, NumPy's and Python's global generators are neither
+            read nor moved.
+
+    Raises:
+        ValueError: the global batch is larger than the training part, or does not divide by workers
+            and accumulation steps.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        augment: AugmentConfig,
+        *,
+        batch_size: int,
+        images_per_epoch: int | None = None,
+        accumulation: int = 1,
+        seed: int,
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size > data.size("train"):
+            raise ValueError(
+                f"batch_size {batch_size} is larger than the {data.size('train')}"
+                " training images; lower train.batch_size or raise data.limit"
+            )
+        if batch_size % (world_size * accumulation):
+            raise ValueError(
+                f"batch_size {batch_size} must divide by {world_size} workers x"
+                f" {accumulation} accumulation steps"
+            )
+        self._length = min(images_per_epoch or data.size("train"), data.size("train"))
+        self.steps_per_epoch = self._length // batch_size
+        self._data, self._config, self._device = data, augment, device
+        self._batch_size, self._accumulation = batch_size, accumulation
+        self._seed, self._rank, self._world_size = seed, rank, world_size
+        size, store = data.info.image_size, data.train.store
+        self._finish = Finish(augment, data.config, size, device)
+        self._augment: BatchAugment | None = None
+        self._streams: Streams | None = None
+        if isinstance(store, PixelStore):
+            self._augment = BatchAugment(augment, data.config, size, device)
+        else:
+            transform = train_transform(augment, data.config, size)
+            self._streams = Streams(
+                store,
+                data.train.rows,
+                data.train.labels,
+                transform,
+                data.config,
+                device,
+                training=True,
+            )
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """steps_per_epoch x accumulation micro-batches, a function of (seed, epoch, rank) alone.
+
+        Yields:
+            images float32 (B, 3, H, W), normalised, contiguous, on the device; targets
+            int64 (B,), or float32 (B, num_classes) where mixup or cutmix is on (without
+            label smoothing).
+        """
+        config, images = self._config, self._data.train
+        repeats = config.repeats if config.preset == "deit" else 1
+        order, copies = epoch_order(
+            len(images.rows), self._batch_size, self._seed, epoch, repeats, self._length
+        )
+        rng = np.random.default_rng([self._seed, epoch, self._rank, 1])
+        noise = torch.Generator(self._device).manual_seed(int(rng.integers(2**62)))
+        resplit = config.erase_resplit and repeats > 1
+        for pixels, labels, copy in self._batches(
+            self._mine(order), self._mine(copies), epoch
+        ):
+            keep_clean = (copy == 0).numpy() if resplit else None
+            x = self._finish(pixels, rng, noise, keep_clean)
+            if config.mixes:
+                yield mix(x, one_hot(labels, self._data.info.num_classes), config, rng)
+            else:
+                yield x, labels
+
+    def _mine(self, order: Tensor) -> Tensor:
+        """(micro-batches, B): this worker's contiguous slice of every global batch, cut for
+        accumulation.
+        """
+        micro = self._batch_size // (self._world_size * self._accumulation)
+        return order.view(-1, self._world_size, self._accumulation, micro)[
+            :, self._rank
+        ].reshape(-1, micro)
+
+    def _batches(
+        self, order: Tensor, copies: Tensor, epoch: int
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(augmented but not yet normalised images, labels, copies) on the device, host for
+        copies.
+        """
+        images = self._data.train
+        rng = np.random.default_rng([self._seed, epoch, self._rank, 2])
+        if self._streams is not None:
+            seeds = rng.integers(2**63, size=tuple(order.shape))
+            for copy, (pixels, labels) in zip(
+                copies, self._streams.train(order, seeds), strict=True
+            ):
+                yield pixels, labels, copy
+            return
+        assert isinstance(images.store, PixelStore)
+        assert self._augment is not None
+        labels = images.labels.to(self._device)
+        for positions, copy in zip(order, copies, strict=True):
+            pixels = images.store.gather(images.rows[positions], self._device)
+            yield self._augment(pixels, rng), labels[positions.to(self._device)], copy
+
+
+def eval_batches(
+    data: Data,
+    split: Split,
+    batch_size: int,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every image of a split exactly once over all workers, in order, without augmentation.
+
+    Args:
+        batch_size: of this worker; its last batch may be smaller (no image is repeated to fill it).
+
+    Yields:
+        images float32 (B, 3, H, W), normalised, on `device`; labels int64 (B,).
+    """
+    images = data.split(split)
+    positions = torch.arange(len(images.rows))[rank::world_size]
+    batches = positions.split(batch_size) if len(positions) else ()
+    transform = EvalTransform(data.config, data.info.image_size, device)
+    if isinstance(images.store, ImageReader):
+        streams = Streams(
+            images.store,
+            images.rows,
+            images.labels,
+            eval_transform(data.config, data.info.image_size),
+            data.config,
+            device,
+            training=False,
+        )
+        for pixels, labels in streams.evaluate(batches):
+            yield transform.normalise(pixels), labels
+        return
+    for chosen in batches:
+        pixels = images.store.gather(images.rows[chosen], device)
+        yield transform(pixels), images.labels[chosen].to(device)
+
+
+def _info(config: DataConfig, source: Source) -> DataInfo:
+    total = len(source.train.labels)
+    size = config.image_size
+    if size is None:
+        width, height = source.train.first_size() or (0, 1)
+        size = width if width == height and width <= IN_MEMORY_PX else LARGE_PX
+    total = min(total, config.limit or total)
+    return DataInfo(len(source.class_names), size, total - _num_val(total, config))
+
+
+def _num_val(total: int, config: DataConfig) -> int:
+    """Images of the validation part.
+
+    Raises:
+        ValueError: none would be left to train on.
+    """
+    num_val = (
+        max(1, round(total * config.val_fraction)) if config.val_fraction > 0 else 0
+    )
+    if num_val >= total:
+        raise ValueError(
+            f"{total} training images with val_fraction {config.val_fraction} leave"
+            " none to train on; raise data.limit or lower data.val_fraction"
+        )
+    return num_val
+
+
+def _stores(
+    config: DataConfig, source: Source, folder: Path
+) -> tuple[dict[str, PixelStore] | dict[str, ImageReader], dict[str, Labels]]:
+    """The store and labels of each part: in memory where the config and the images allow it."""
+    width, height = source.train.first_size() or (0, 1)
+    if config.in_memory == "yes" or (
+        config.in_memory == "auto" and width == height and width <= IN_MEMORY_PX
+    ):
+        try:
+            parts = open_pixels(source, folder / "pixels", config.max_unreadable)
+            return (
+                {
+                    name: PixelStore(torch.from_numpy(part.pixels))
+                    for name, part in parts.items()
+                },
+                {name: part.labels for name, part in parts.items()},
+            )
+        except UnequalImages as reason:
+            if config.in_memory == "yes":
+                raise ValueError(
+                    f"data.in_memory yes needs square images of one size: {reason}; set"
+                    " data.in_memory to no"
+                ) from None
+    readers = open_images(source, folder)
+    unreadable: set[str] = set()  # one count for both parts
+    return (
+        {
+            name: ImageReader(part, config.max_unreadable, unreadable)
+            for name, part in readers.items()
+        },
+        {name: part.labels for name, part in readers.items()},
+    )
+
+
+def _split(labels: Labels, config: DataConfig) -> tuple[Labels, Labels]:
+    """(train rows, val rows) of the source's training part after `limit`: seeded,
+    stratified, disjoint.
+    """
+    order = stratified_order(labels, config.split_seed)[: config.limit]
+    num_val = _num_val(len(order), config)
+    return order[num_val:], order[:num_val]
+
+
+def _fingerprint(
+    config: DataConfig, info: DataInfo, identity: str, in_memory: bool
+) -> str:
+    loading = {
+        "dataset",
+        "root",
+        "download",
+        "in_memory",
+        "workers",
+        "pin_memory",
+        "max_unreadable",
+        "image_size",
+    }
+    facts = {
+        "source": identity,
+        "image_size": info.image_size,
+        "decoded": in_memory,
+        "options": config.model_dump(mode="json", exclude=loading),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Models that rebuild anywhere from a description, and where their weights come from."""

@@ -1,0 +1,300 @@
+"""Model descriptions that rebuild anywhere, and their weights, without pickle."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.layers import LayerNorm
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from trainers.files import write_atomic
+from trainers.models.lets_vit import LetsVit
+from trainers.models.resnet_cifar import RESNET_CIFAR, resnet_cifar
+from trainers.models.shared_vit import SwsVit, TlegVit
+
+
+@dataclass(frozen=True)
+class Arch:
+    """A JSON-able model description.
+
+    Attributes:
+        builder: a key of `BUILDERS`.
+        name: the model's name for that builder.
+        args: keyword arguments, among them `num_classes`.
+        dims: per-layer dimensions for builders whose layers differ; empty otherwise.
+    """
+
+    builder: str
+    name: str
+    args: dict[str, Any] = field(default_factory=dict)
+    dims: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """A freshly initialised module (torch's global generator decides the values)."""
+        if torch.get_default_device().type == "meta":
+            with _NoValues():
+                return BUILDERS[self.builder](self)
+        return BUILDERS[self.builder](self)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "builder": self.builder,
+            "name": self.name,
+            "args": self.args,
+            "dims": self.dims,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Arch":
+        if value["builder"] not in BUILDERS:
+            raise ValueError(
+                f"unknown model builder {value['builder']!r}; valid:"
+                f" {', '.join(BUILDERS)}"
+            )
+        return cls(**value)
+
+
+class _NoValues(TorchFunctionMode):
+    """Leaves out the functions that initialise: on the meta device they only take time,
+    nearly all of a build's.
+    """
+
+    _INITIALISE = frozenset(
+        getattr(torch.Tensor, name)
+        for name in (
+            "clamp_",
+            "copy_",
+            "erfinv_",
+            "fill_",
+            "add_",
+            "mul_",
+            "normal_",
+            "sub_",
+            "uniform_",
+            "zero_",
+        )
+    ) | {nn.init.constant_, nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if (
+            func in self._INITIALISE
+            and (tensor := args[0] if args else kwargs["tensor"]).is_meta
+        ):
+            return tensor
+        return func(*args, **kwargs)
+
+
+def _build_timm(arch: Arch) -> nn.Module:
+    args = dict(arch.args)
+    if "norm_eps" in args:  # timm takes it only as a class
+        args["norm_layer"] = partial(LayerNorm, eps=args.pop("norm_eps"))
+    return timm.create_model(arch.name, pretrained=False, **args)
+
+
+def _build_resnet_cifar(arch: Arch) -> nn.Module:
+    return resnet_cifar(arch.name, **arch.args)
+
+
+def _build_pruned_vit(arch: Arch) -> nn.Module:
+    from trainers.models.pruned_vit import PrunedVit  # it imports this file
+
+    return PrunedVit(dims=arch.dims, **arch.args)
+
+
+BUILDERS: dict[str, Callable[[Arch], nn.Module]] = {
+    "timm": _build_timm,
+    "resnet_cifar": _build_resnet_cifar,
+    "pruned_vit": _build_pruned_vit,
+    "sws_vit": lambda arch: SwsVit(**arch.args),
+    "tleg_vit": lambda arch: TlegVit(**arch.args),
+    "lets_vit": lambda arch: LetsVit(**arch.args),
+}
+DROP_RATE_BUILDERS = ("timm", "pruned_vit", "sws_vit", "tleg_vit", "lets_vit")
+"""Builders that take `drop_rate` and `drop_path_rate`."""
+
+
+def make_arch(
+    name: str, *, num_classes: int, image_size: int, args: dict[str, Any] | None = None
+) -> Arch:
+    """The `Arch` of a timm model, a CIFAR ResNet or a ReViT ("revit":
+    `trainers.models.revit.revit_arch`) for this data.
+
+    `img_size` is filled in for models that take it (ViTs), unless `args` gives it.
+
+    Raises:
+        ValueError: no such model, or arguments that it does not take.
+    """
+    given = dict(args or {})
+    if "num_classes" in given:
+        raise ValueError(
+            f"model {name!r}: num_classes comes from the data; remove it from args"
+        )
+    args = {"num_classes": num_classes, **given}
+    if name in RESNET_CIFAR:
+        return buildable(Arch("resnet_cifar", name, args))
+    if name == "revit":
+        return _revit({"img_size": image_size, **args})
+    base = name.split(".")[0]
+    if not timm.is_model(base):
+        near = sorted(
+            timm.list_models(),
+            key=lambda n: -difflib.SequenceMatcher(None, base, n[: len(base)]).ratio(),
+        )
+        raise ValueError(
+            f"unknown model {name!r}; valid: {', '.join(RESNET_CIFAR)}, revit or any"
+            f" name of timm.list_models(); similar: {', '.join(near[:5])}"
+        )
+    if "img_size" not in given:
+        try:
+            return buildable(Arch("timm", name, {**args, "img_size": image_size}))
+        except ValueError as error:
+            if "unexpected keyword argument 'img_size'" not in str(error):
+                raise
+    return buildable(Arch("timm", name, args))
+
+
+def own_image_size(name: str) -> int:
+    """Pixels of the images that a timm model was made for; 224 where timm does not know."""
+    size = (
+        timm.get_pretrained_cfg_value(name, "input_size")
+        if timm.is_model(name.split(".")[0])
+        else None
+    )
+    return size[-1] if size else 224
+
+
+def _revit(args: dict[str, Any]) -> Arch:
+    from trainers.models.revit import revit_arch  # it imports this file
+
+    if "embed" not in args:
+        raise ValueError(
+            "model 'revit' needs its width: args: {embed: 176} is ReViT-T, 384 ReViT-S"
+        )
+    return buildable(revit_arch(**args))
+
+
+def buildable(arch: Arch) -> Arch:
+    """`arch`, once it has been built without memory.
+
+    Raises:
+        ValueError: arguments or dimensions that the model does not take.
+    """
+    try:
+        with torch.device("meta"):
+            grid = getattr(
+                getattr(arch.build(), "patch_embed", None), "grid_size", None
+            )
+        if grid is not None and 0 in tuple(grid):
+            raise ValueError(
+                "the patch is larger than the image; lower patch_size or raise"
+                " data.image_size"
+            )
+    except (TypeError, AssertionError, ValueError, RuntimeError, KeyError) as error:
+        shown = {k: v for k, v in arch.args.items() if k != "num_classes"}
+        reason = str(error) or f"{type(error).__name__} while building"
+        raise ValueError(
+            f"model {arch.name!r} does not take {shown}: {reason}"
+        ) from error
+    return arch
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """A model between stages: description, weights on the CPU, and what methods note about it.
+
+    Attributes:
+        arch: how to build it.
+        weights: parameters and buffers by name, contiguous CPU tensors. Never changed in place.
+        meta: JSON-able notes (a codebook, a layer map, the label set).
+    """
+
+    arch: Arch
+    weights: dict[str, Tensor]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_module(
+        cls, arch: Arch, module: nn.Module, meta: dict[str, Any] | None = None
+    ) -> "ModelState":
+        """Copy a module's state dict to the CPU."""
+        weights = {
+            k: v.detach().cpu().clone().contiguous()
+            for k, v in module.state_dict().items()
+        }
+        return cls(arch, weights, dict(meta or {}))
+
+    @classmethod
+    def initialised(cls, arch: Arch, seed: int) -> "ModelState":
+        """Random weights by the model's own initialiser, from `seed`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls.from_module(arch, arch.build())
+
+    def build(self) -> nn.Module:
+        """The module with these weights (a copy), in eval mode, on the CPU."""
+        with torch.random.fork_rng(devices=[]):
+            module = self.arch.build()
+        module.load_state_dict(self.weights)
+        return module.eval()
+
+    def hash(self) -> str:
+        """SHA-256 over description, names, shapes, types and bytes."""
+        digest = hashlib.sha256(
+            json.dumps([self.arch.to_json(), self.meta], sort_keys=True).encode()
+        )
+        for name in sorted(self.weights):
+            tensor = self.weights[name].contiguous()
+            digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}".encode())
+            if tensor.numel():
+                digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write `model.safetensors` and `model.json` into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        # safetensors refuses tensors that share memory (tied weights): store independent copies
+        save_file(
+            {k: v.clone() for k, v in self.weights.items()},
+            folder / "model.safetensors",
+        )
+        text = json.dumps(
+            {"arch": self.arch.to_json(), "meta": self.meta, "hash": self.hash()},
+            indent=1,
+        )
+        write_atomic(folder / "model.json", text.encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> "ModelState":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: a file is missing, damaged, or its content differs from the stored hash.
+        """
+        try:
+            note = json.loads((folder / "model.json").read_text())
+            state = cls(
+                Arch.from_json(note["arch"]),
+                load_file(folder / "model.safetensors"),
+                note["meta"],
+            )
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise ValueError(f"{folder}: not a saved model ({error})") from error
+        if state.hash() != note["hash"]:
+            raise ValueError(
+                f"{folder}: the model's content differs from its stored hash; delete"
+                " the folder"
+            )
+        return state

@@ -1,0 +1,526 @@
+"""Dense vision transformers whose blocks have their own dimensions: what pruning leaves,
+and `trainers.models.revit`.
+
+Legend
+    B, N, E     batch, tokens, width of the residual stream (`embed`)
+    H, QK, V    heads, query/key and value dimensions a head, of one block
+    M           hidden units of a block's MLP
+    scale       factor of the attention scores: head_dim^-0.5 of the model before pruning,
+                whatever QK is now
+
+Behaves as timm's `VisionTransformer` and `VisionTransformerDistilled` do (pre-norm, GELU,
+stochastic depth), with separate q, k and v projections whose rows are head-major: q, k
+(H·QK, E), v (H·V, E), proj (E, H·V).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, LayerScale, Mlp, PatchEmbed, trunc_normal_
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from trainers.models.arch import Arch, ModelState
+
+BLOCK_DIMS = ("heads", "qk", "v", "mlp")
+"""Per-block entries of `Arch.dims`, each a list over blocks; `embed` is one number."""
+
+
+class PrunedAttention(nn.Module):
+    """Self-attention with its own query/key and value dimensions: (B, N, E) → (B, N, E)."""
+
+    def __init__(
+        self,
+        embed: int,
+        heads: int,
+        qk: int,
+        v: int,
+        *,
+        scale: float,
+        qkv_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.qk_dim, self.v_dim, self.scale = heads, qk, v, scale
+        self.q = nn.Linear(embed, heads * qk, bias=qkv_bias)
+        self.k = nn.Linear(embed, heads * qk, bias=qkv_bias)
+        self.v = nn.Linear(embed, heads * v, bias=qkv_bias)
+        self.proj = nn.Linear(heads * v, embed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        heads = (
+            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for part in self._project(x)
+        )
+        x = self._attend(*heads)
+        return self.proj(
+            x.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.v_dim)
+        )
+
+    def _project(self, x: Tensor) -> Sequence[Tensor]:
+        """(B, N, E) → (B, N, H·QK), (B, N, H·QK), (B, N, H·V)."""
+        layers = (self.q, self.k, self.v)
+        if (
+            not x.is_cpu
+            or torch.onnx.is_in_onnx_export()
+            or torch.compiler.is_exporting()
+        ):
+            return [layer(x) for layer in layers]
+        # on a CPU one product is faster than three, though their small weights are put
+        # together each time
+        bias = (
+            None if self.q.bias is None else torch.cat([layer.bias for layer in layers])
+        )
+        together = F.linear(x, torch.cat([layer.weight for layer in layers]), bias)
+        return together.split([layer.out_features for layer in layers], dim=-1)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, H, N, QK), (B, H, N, QK), (B, H, N, V) → (B, H, N, V)."""
+        more = self.v_dim - self.qk_dim
+        if more and q.is_cpu and not torch.onnx.is_in_onnx_export():
+            # the CPU's fused kernel needs equal dimensions; zeros beside it are up to twice
+            # as fast as going without
+            q, k, v = (
+                (F.pad(q, (0, more)), F.pad(k, (0, more)), v)
+                if more > 0
+                else (q, k, F.pad(v, (0, -more)))
+            )
+        return F.scaled_dot_product_attention(q, k, v, scale=self.scale)[
+            ..., : self.v_dim
+        ]
+
+
+class PrunedBlock(nn.Module):
+    """One pre-norm transformer block of the given dimensions: (B, N, E) → (B, N, E)."""
+
+    def __init__(
+        self,
+        embed: int,
+        heads: int,
+        qk: int,
+        v: int,
+        mlp: int,
+        *,
+        scale: float,
+        qkv_bias: bool = True,
+        norm_eps: float = 1e-6,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed, eps=norm_eps)
+        self.attn = PrunedAttention(embed, heads, qk, v, scale=scale, qkv_bias=qkv_bias)
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(embed, eps=norm_eps)
+        self.mlp = Mlp(embed, mlp)
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+
+class PrunedVit(nn.Module):
+    """A plain or distilled ViT from images (B, C, H, W) to logits (B, num_classes).
+
+    A distilled model in training mode gives (class logits, distillation logits) once
+    `set_distilled_training(True)` was called, and their mean otherwise, as timm's does.
+
+    Args:
+        dims: `embed` (int) and, a list over blocks each, `heads`, `qk`, `v`, `mlp`.
+        num_classes: at least 1.
+        img_size, patch_size: pixels; one number or (height, width).
+        scale: of the attention scores, the same in all blocks.
+        class_token, distilled: prefix tokens; a distilled model has both.
+        global_pool: "token" classifies the class token, "avg" the mean over patches.
+        fc_norm: normalise after pooling instead of before; default: for "avg", as timm.
+        no_embed_class: positions for patches only (DeiT III).
+        drop_rate: dropout before the classifier. drop_path_rate: of the last block, rising
+            linearly from 0.
+
+    Raises:
+        ValueError: dimensions or pooling that no such model has.
+    """
+
+    def __init__(
+        self,
+        *,
+        dims: dict[str, Any],
+        num_classes: int,
+        img_size: int | Sequence[int],
+        patch_size: int | Sequence[int],
+        scale: float,
+        in_chans: int = 3,
+        class_token: bool = True,
+        distilled: bool = False,
+        global_pool: Literal["token", "avg"] = "token",
+        fc_norm: bool | None = None,
+        no_embed_class: bool = False,
+        qkv_bias: bool = True,
+        norm_eps: float = 1e-6,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_dims(dims)
+        _check_tokens(class_token, distilled, global_pool, fc_norm, no_embed_class)
+        embed, depth = dims["embed"], len(dims["heads"])
+        self.num_classes, self.global_pool = num_classes, global_pool
+        self.num_features = self.embed_dim = embed
+        self.num_prefix_tokens = class_token + distilled
+        self.no_embed_class, self.distilled_training = no_embed_class, False
+        # tuples: timm's PatchEmbed compares sizes, and JSON gives lists
+        self.patch_embed = PatchEmbed(
+            _pair(img_size), _pair(patch_size), in_chans, embed
+        )
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed)) if class_token else None
+        self.dist_token = nn.Parameter(torch.empty(1, 1, embed)) if distilled else None
+        positions = self.patch_embed.num_patches + (
+            0 if no_embed_class else self.num_prefix_tokens
+        )
+        self.pos_embed = nn.Parameter(torch.empty(1, positions, embed))
+        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        common: dict[str, Any] = {
+            "scale": scale,
+            "qkv_bias": qkv_bias,
+            "norm_eps": norm_eps,
+        }
+        self.blocks = nn.Sequential(
+            *(
+                PrunedBlock(embed, *block, drop_path=rate, **common)
+                for *block, rate in zip(
+                    *(dims[name] for name in BLOCK_DIMS), rates, strict=True
+                )
+            )
+        )
+        after_pool = global_pool == "avg" if fc_norm is None else fc_norm
+        self.norm = nn.Identity() if after_pool else nn.LayerNorm(embed, eps=norm_eps)
+        self.fc_norm = (
+            nn.LayerNorm(embed, eps=norm_eps) if after_pool else nn.Identity()
+        )
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(embed, num_classes)
+        self.head_dist = nn.Linear(embed, num_classes) if distilled else None
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """timm's default: truncated normal of 0.02 for matrices, positions and the
+        distillation token.
+        """
+        trunc_normal_(self.pos_embed, std=0.02)
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=1e-6)
+        if self.dist_token is not None:
+            trunc_normal_(self.dist_token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that timm's optimisers do not decay."""
+        return {"pos_embed", "cls_token", "dist_token"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers of parameters, for layer-wise learning rates (timm's notation)."""
+        return {
+            "stem": r"^cls_token|pos_embed|patch_embed|dist_token",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
+
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        """The classifying layer, or both of a distilled model (timm's name for them)."""
+        return self.head if self.head_dist is None else (self.head, self.head_dist)
+
+    def set_distilled_training(self, enable: bool = True) -> None:
+        """Give both heads' logits in training mode instead of their mean. No effect without
+        a second head.
+        """
+        self.distilled_training = enable
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Tokens with positions (B, N, E): class token, distillation token, patches."""
+        x = self.patch_embed(images)
+        tokens = [
+            t.expand(x.shape[0], -1, -1)
+            for t in (self.cls_token, self.dist_token)
+            if t is not None
+        ]
+        if self.no_embed_class:
+            return torch.cat([*tokens, x + self.pos_embed], 1)
+        return torch.cat([*tokens, x], 1) + self.pos_embed
+
+    def classify(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits from normalised tokens (B, N, E)."""
+        pooled = (
+            x[:, 0]
+            if self.global_pool == "token"
+            else x[:, self.num_prefix_tokens :].mean(1)
+        )
+        logits = self.head(self.head_drop(self.fc_norm(pooled)))
+        if self.head_dist is None:
+            return logits
+        distilled = self.head_dist(self.head_drop(x[:, 1]))
+        if self.distilled_training and self.training:
+            return logits, distilled
+        return (logits + distilled) / 2
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return self.classify(self.norm(self.blocks(self.embed(images))))
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def check_dims(dims: dict[str, Any]) -> None:
+    """Refuse dimensions that are not one `embed` and four lists of positive integers over
+    the same blocks.
+
+    Raises:
+        ValueError: names the entry and its value.
+    """
+    if set(dims) != {"embed", *BLOCK_DIMS}:
+        have = ", ".join(map(str, dims)) or "none"
+        raise ValueError(f"dims are embed, {', '.join(BLOCK_DIMS)}; got {have}")
+    depths = {
+        name: len(dims[name]) if isinstance(dims[name], list | tuple) else None
+        for name in BLOCK_DIMS
+    }
+    if (
+        None in depths.values()
+        or len(set(depths.values())) != 1
+        or depths["heads"] == 0
+    ):
+        shown = ", ".join(f"{name}: {dims[name]}" for name in BLOCK_DIMS)
+        raise ValueError(
+            f"{', '.join(BLOCK_DIMS)} are lists with one entry a block; got {shown}"
+        )
+    for name in ("embed", *BLOCK_DIMS):
+        values = [dims[name]] if name == "embed" else dims[name]
+        if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in values):
+            raise ValueError(
+                f"{name}: dimensions are integers of at least 1; got {dims[name]}"
+            )
+
+
+def _check_tokens(
+    class_token: bool,
+    distilled: bool,
+    global_pool: str,
+    fc_norm: bool | None,
+    no_embed_class: bool,
+) -> None:
+    if global_pool not in ("token", "avg"):
+        raise ValueError(f"global_pool is 'token' or 'avg'; got {global_pool!r}")
+    if global_pool == "token" and not class_token:
+        raise ValueError(
+            "global_pool 'token' needs class_token; set global_pool to 'avg'"
+        )
+    if distilled and (
+        not class_token or global_pool != "token" or fc_norm or no_embed_class
+    ):
+        raise ValueError(
+            "a distilled model classifies two tokens: class_token true, global_pool"
+            " 'token', fc_norm and no_embed_class off"
+        )
+
+
+def check_vit(arch: Arch) -> dict[str, Any]:
+    """Dimensions of a model that `from_timm` takes, found without weights.
+
+    Returns:
+        `Arch.dims` of its dense form: embed, and lists of heads, qk, v, mlp.
+
+    Raises:
+        ValueError: not a plain or distilled ViT; names what it has instead.
+    """
+    return dense_arch(arch).dims
+
+
+def dense_arch(arch: Arch) -> Arch:
+    """The `pruned_vit` architecture of a timm ViT, nothing pruned; one that is a
+    `pruned_vit` stays as it is.
+
+    Raises:
+        ValueError: not a plain or distilled ViT; names what it has instead.
+    """
+    if arch.builder == "pruned_vit":
+        check_dims(arch.dims)
+        return arch
+    with torch.device("meta"):
+        module = arch.build()
+    fault = _fault(module)
+    if fault is not None:
+        raise ValueError(
+            f"{arch.name}: {fault}; needed is a ViT or DeiT of timm (plain or"
+            " distilled, class token or mean pooling) without extensions, for example"
+            " deit_small_patch16_224"
+        )
+    vit: Any = module
+    blocks = list(vit.blocks)
+    return Arch(
+        "pruned_vit",
+        arch.name,
+        _dense_args(arch, vit),
+        {
+            "embed": vit.embed_dim,
+            "heads": [b.attn.num_heads for b in blocks],
+            "qk": [b.attn.head_dim for b in blocks],
+            "v": [b.attn.head_dim for b in blocks],
+            "mlp": [b.mlp.fc1.out_features for b in blocks],
+        },
+    )
+
+
+def _dense_args(arch: Arch, vit: Any) -> dict[str, Any]:
+    """Builder arguments that repeat a timm ViT."""
+    first, last = vit.blocks[0], vit.blocks[-1]
+    (height, width), (patch_height, patch_width) = (
+        vit.patch_embed.img_size,
+        vit.patch_embed.patch_size,
+    )
+    return {
+        "num_classes": vit.num_classes,
+        "img_size": height if height == width else [height, width],
+        "patch_size": (
+            patch_height if patch_height == patch_width else [patch_height, patch_width]
+        ),
+        "in_chans": vit.patch_embed.proj.in_channels,
+        "class_token": vit.cls_token is not None,
+        "distilled": isinstance(vit, VisionTransformerDistilled),
+        "global_pool": vit.global_pool,
+        "fc_norm": not isinstance(vit.fc_norm, nn.Identity),
+        "no_embed_class": vit.no_embed_class,
+        "scale": first.attn.scale,
+        "qkv_bias": first.attn.qkv.bias is not None,
+        "norm_eps": first.norm1.eps,
+        "drop_rate": vit.head_drop.p,
+        "drop_path_rate": arch.args.get(
+            "drop_path_rate", float(getattr(last.drop_path1, "drop_prob", 0.0))
+        ),
+    }
+
+
+def _fault(module: Any) -> str | None:
+    """Why this module is not a ViT that `PrunedVit` can repeat."""
+    if type(module) not in (VisionTransformer, VisionTransformerDistilled):
+        return f"it is a {type(module).__name__}"
+    distilled, identity = isinstance(module, VisionTransformerDistilled), nn.Identity
+    checks = {
+        "another patch embedding": (
+            type(module.patch_embed) is PatchEmbed
+            and isinstance(module.patch_embed.norm, identity)
+        ),
+        "no position embedding": module.pos_embed is not None,
+        "register tokens (reg_tokens)": getattr(module, "reg_token", None) is None,
+        "pre_norm": (
+            isinstance(module.norm_pre, identity)
+            and module.patch_embed.proj.bias is not None
+        ),
+        "attention pooling": module.attn_pool is None,
+        f"global_pool {module.global_pool!r}": module.global_pool in ("token", "avg"),
+        "pool_include_prefix": not getattr(module, "pool_include_prefix", False),
+        "dynamic_img_size": not (
+            module.dynamic_img_size or module.patch_embed.dynamic_img_pad
+        ),
+        "not exactly one final norm": (
+            isinstance(module.norm, identity) != isinstance(module.fc_norm, identity)
+        ),
+        "no classifier": isinstance(module.head, nn.Linear),
+        "pos_drop_rate or patch_drop_rate": (
+            module.pos_drop.p == 0 and isinstance(module.patch_drop, identity)
+        ),
+        "no_embed_class with distillation": not (distilled and module.no_embed_class),
+    }
+    for what, holds in checks.items():
+        if not holds:
+            return f"it has {what}"
+    return next(
+        (
+            fault
+            for block in module.blocks
+            if (fault := _block_fault(block)) is not None
+        ),
+        None,
+    )
+
+
+def _block_fault(block: Any) -> str | None:
+    if type(block) is not Block:
+        return f"its blocks are {type(block).__name__}"
+    attn, mlp, identity = block.attn, block.mlp, nn.Identity
+    if type(attn).__name__ != "Attention":
+        return f"its attention is {type(attn).__name__}"
+    norms = [
+        m
+        for m in (
+            attn.q_norm,
+            attn.k_norm,
+            getattr(attn, "norm", None),
+            getattr(mlp, "norm", None),
+        )
+        if m
+    ]
+    if any(not isinstance(norm, identity) for norm in norms):
+        return (
+            "it has norms inside attention or MLP (qk_norm, scale_attn_norm,"
+            " scale_mlp_norm)"
+        )
+    if getattr(attn, "gate", None) is not None:
+        return "it has gated attention"
+    if (
+        type(mlp) is not Mlp
+        or type(mlp.act) is not nn.GELU
+        or mlp.act.approximate != "none"
+    ):
+        return (
+            f"its MLP is {type(mlp).__name__} with"
+            f" {type(getattr(mlp, 'act', None)).__name__}"
+        )
+    if not all(
+        isinstance(norm, nn.LayerNorm) and norm.bias is not None
+        for norm in (block.norm1, block.norm2)
+    ):
+        return f"its norms are {type(block.norm1).__name__}"
+    if attn.proj.bias is None or mlp.fc1.bias is None:
+        return "it has no proj_bias"
+    if attn.attn_drop.p or attn.proj_drop.p or mlp.drop1.p:
+        return "it has attn_drop_rate or proj_drop_rate"
+    if not all(isinstance(ls, identity | LayerScale) for ls in (block.ls1, block.ls2)):
+        return f"it has {type(block.ls1).__name__}"
+    return None
+
+
+def from_timm(state: ModelState) -> ModelState:
+    """A timm ViT or DeiT as a `PrunedVit` of full dimensions with the same logits.
+
+    Layer scale (DeiT III) is folded into `proj` and `fc2`. A `pruned_vit` comes back as it is.
+
+    Raises:
+        ValueError: not a plain or distilled ViT; names what it has instead.
+    """
+    arch = dense_arch(state.arch)
+    if arch is state.arch:
+        return state
+    weights: dict[str, Tensor] = {}
+    for name, value in state.weights.items():
+        path, _, leaf = name.rpartition(".")
+        if path.endswith(".qkv"):
+            for part, rows in zip("qkv", value.chunk(3), strict=True):
+                weights[f"{path.removesuffix('qkv')}{part}.{leaf}"] = rows.clone()
+        elif leaf != "gamma":
+            weights[name] = value.clone()
+    for name, gamma in state.weights.items():
+        if name.endswith((".ls1.gamma", ".ls2.gamma")):
+            layer = name.replace(".ls1.gamma", ".attn.proj").replace(
+                ".ls2.gamma", ".mlp.fc2"
+            )
+            weights[f"{layer}.weight"].mul_(gamma[:, None])
+            weights[f"{layer}.bias"].mul_(gamma)
+    return replace(state, arch=arch, weights=weights)

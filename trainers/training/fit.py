@@ -1,0 +1,340 @@
+"""The one training loop. Methods call it with an objective and hooks; none copies it."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainers.config import TrainConfig
+from trainers.data.splits import Data, TrainBatches
+from trainers.seeding import derive_seed, seed_everything
+from trainers.training import distributed
+from trainers.training.checkpoint import CheckpointFolder
+from trainers.training.evaluate import evaluate
+from trainers.training.losses import Objective
+from trainers.training.optim import Schedule, make_optimizer
+
+_AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss became NaN or infinite; names the step and the learning rate."""
+
+
+class Hook:
+    """What a method adds to the loop. Every method here does nothing; override what is needed."""
+
+    def on_loss(self, loss: Tensor, step: int) -> Tensor:
+        """The loss to minimise instead of `loss` (scalar); `step` counts finished optimiser
+        steps.
+        """
+        return loss
+
+    def on_grads(self, step: int) -> None:
+        """After backward and unscaling, before clipping and the update."""
+
+    def on_step(self, step: int) -> bool:
+        """After the update, gradients still there. True ends the fit."""
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only: checkpoints are read without unpickling code."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+
+@dataclass
+class FitResult:
+    """What a fit did.
+
+    Attributes:
+        rows: one per epoch (loss, learning rate, accuracies as fractions, seconds, images
+            and steps per second).
+        steps: optimiser steps taken.
+        seconds: time spent training and evaluating, over all the processes that a resumed fit had.
+        seconds_restored: the part of them that earlier processes spent.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    steps: int = 0
+    seconds: float = 0.0
+    seconds_restored: float = 0.0
+
+
+class _LossMeter:
+    """Sums losses where they are and checks them in blocks, so that a GPU is not waited for
+    each step.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.block = 1 if device.type == "cpu" else 32
+        self.pending: list[tuple[int, float, Tensor]] = []
+        self.total, self.count = 0.0, 0
+
+    def add(self, step: int, lr: float, loss: Tensor) -> None:
+        self.pending.append((step, lr, loss))
+        if len(self.pending) >= self.block:
+            self.check()
+
+    def check(self) -> None:
+        values = (
+            torch.stack([loss for _, _, loss in self.pending]).tolist()
+            if self.pending
+            else []
+        )
+        for (step, lr, _), value in zip(self.pending, values, strict=True):
+            if not math.isfinite(value):
+                raise NonFiniteLossError(
+                    f"the loss is {value} at step {step}, learning rate {lr:.3g}; lower"
+                    " lr or set clip_grad"
+                )
+            self.total += value
+            self.count += 1
+        self.pending.clear()
+
+    def mean(self) -> float:
+        self.check()
+        return self.total / max(self.count, 1)
+
+
+class _Fit:
+    """The parts of one fit, and its state."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        data: Data,
+        objective: Objective,
+        config: TrainConfig,
+        hooks: Sequence[Hook],
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.config, self.data, self.objective, self.hooks, self.device, self.seed = (
+            config,
+            data,
+            objective,
+            hooks,
+            device,
+            seed,
+        )
+        self.module = module.to(device)
+        if config.channels_last:
+            layout: Any = torch.channels_last  # torch's stubs lack this overload
+            self.module = self.module.to(memory_format=layout)  # type: ignore
+        world = distributed.world_size()
+        _, self.accumulation = config.accumulation(world)
+        self.batches = TrainBatches(
+            data,
+            config.augment,
+            batch_size=config.batch_size,
+            images_per_epoch=config.images_per_epoch,
+            accumulation=self.accumulation,
+            seed=derive_seed(seed, "batches"),
+            device=device,
+            rank=distributed.rank(),
+            world_size=world,
+        )
+        self.optimizer = make_optimizer(module, config)
+        self.schedule = Schedule(self.optimizer, config, self.batches.steps_per_epoch)
+        self.amp = _AMP[config.amp]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
+        ema = config.ema
+        self.ema = (
+            ModelEmaV3(module, decay=ema.decay, device=ema.device) if ema else None
+        )
+        self.ddp = self._distributed(world)
+        compiled: Any = torch.compile(self.ddp) if config.compile else self.ddp
+        self.model: nn.Module = compiled
+        self.result = FitResult()
+        self.epoch, self.ended = 0, False
+
+    def _distributed(self, world: int) -> nn.Module:
+        if world == 1:
+            return self.module
+        return DistributedDataParallel(
+            self.module,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+        )
+
+    def _micro_batches(self) -> Iterator[tuple[bool, Tensor, Tensor]]:
+        for i, (images, targets) in enumerate(self.batches.epoch(self.epoch)):
+            if self.config.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            yield (i + 1) % self.accumulation == 0, images, targets
+
+    def train_epoch(self) -> dict[str, Any]:
+        """One pass; returns its row. Sets `ended` when a hook ends the fit."""
+        seed_everything(derive_seed(self.seed, "epoch", self.epoch, distributed.rank()))
+        self.module.train()
+        meter, images_seen, steps_before = _LossMeter(self.device), 0, self.result.steps
+        lr = self.schedule.lr
+        start = time.perf_counter()
+        step_loss = torch.zeros((), device=self.device)
+        for completes_step, images, targets in self._micro_batches():
+            sync: AbstractContextManager[Any] = nullcontext()
+            if not completes_step and isinstance(self.ddp, DistributedDataParallel):
+                sync = self.ddp.no_sync()
+            with (
+                sync,
+                torch.autocast(
+                    self.device.type,
+                    self.amp or torch.float32,
+                    enabled=self.amp is not None,
+                ),
+            ):
+                loss = self.objective(self.model, images, targets)
+                for hook in self.hooks:
+                    loss = hook.on_loss(loss, self.result.steps)
+                loss = loss / self.accumulation
+                self.scaler.scale(loss).backward()
+            step_loss = step_loss + loss.detach()
+            images_seen += len(images)
+            if completes_step:
+                meter.add(self.result.steps, self.schedule.lr, step_loss)
+                step_loss = torch.zeros((), device=self.device)
+                lr = self.schedule.lr
+                if self._update():
+                    self.ended = True
+                    break
+        distributed.same_buffers(self.module)
+        train_loss = distributed.mean_over_ranks(meter.mean(), self.device)
+        seconds = time.perf_counter() - start
+        steps = self.result.steps - steps_before
+        return {
+            "step": self.result.steps,
+            "train_loss": train_loss,
+            "lr": lr,
+            "seconds": seconds,
+            "images_per_second": images_seen * distributed.world_size() / seconds,
+            "steps_per_second": steps / seconds,
+        }
+
+    def _update(self) -> bool:
+        config = self.config
+        self.scaler.unscale_(self.optimizer)
+        for hook in self.hooks:
+            hook.on_grads(self.result.steps)
+        if config.clip_grad is not None:
+            nn.utils.clip_grad_norm_(self.module.parameters(), config.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.module)
+        self.result.steps += 1
+        stops = [hook.on_step(self.result.steps) for hook in self.hooks]
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.after_step(self.result.steps)
+        return distributed.any_rank(any(stops), self.device) if self.hooks else False
+
+    def validate(self) -> dict[str, float]:
+        """Accuracy on the validation part; empty when there is none."""
+        if self.data.size("val") == 0:
+            return {}
+        ema = self.config.ema
+        module = (
+            self.ema.module
+            if self.ema is not None and ema is not None and ema.use
+            else self.module
+        )
+        return evaluate(module, self.data, "val", self.device, amp=self.amp)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "ended": self.ended,
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "hooks": [hook.state_dict() for hook in self.hooks],
+            "rows": self.result.rows,
+            "steps": self.result.steps,
+            "seconds": self.result.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch, self.ended = state["epoch"], state["ended"]
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.result = FitResult(
+            state["rows"], state["steps"], state["seconds"], state["seconds"]
+        )
+        self.schedule.after_step(self.result.steps)
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        for hook, hook_state in zip(self.hooks, state["hooks"], strict=True):
+            hook.load_state_dict(hook_state)
+
+
+def fit(
+    module: nn.Module,
+    data: Data,
+    objective: Objective,
+    config: TrainConfig,
+    *,
+    hooks: Sequence[Hook] = (),
+    seed: int,
+    device: torch.device,
+    workdir: Path,
+    name: str = "fit",
+    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> FitResult:
+    """Train `module` in place; checkpoint into `workdir` and go on from there when called again.
+
+    Same arguments, same bits on the CPU with the same thread count, killed and resumed or
+    not: every random number comes from (seed, epoch, rank). A finished fit called again
+    only loads its weights. In a process group every rank calls this, with `on_epoch` too;
+    rank 0 writes the checkpoints, and all ranks end with the same weights and buffers.
+
+    Raises:
+        NonFiniteLossError: the loss is NaN or infinite.
+        ValueError: batch size, warm-up or optimiser do not fit the data.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+        config.tf32
+    )
+    run = _Fit(module, data, objective, config, hooks, seed, device)
+    checkpoints = CheckpointFolder(workdir, config.keep_checkpoints)
+    (state,) = distributed.from_rank_0(
+        (checkpoints.load(),) if distributed.rank() == 0 else None
+    )
+    if state is not None:
+        run.load_state_dict(state)
+        for row in run.result.rows:
+            on_epoch(row)
+    while run.epoch < config.epochs and not run.ended:
+        start = time.perf_counter()
+        row = {"fit": name, "epoch": run.epoch} | run.train_epoch()
+        last = run.ended or run.epoch + 1 == config.epochs
+        scores = (
+            run.validate() if last or (run.epoch + 1) % config.eval_every == 0 else {}
+        )
+        row |= scores
+        run.schedule.after_epoch(run.epoch, scores.get("accuracy"))
+        run.result.rows.append(row)
+        run.result.seconds += time.perf_counter() - start
+        run.epoch += 1
+        if distributed.rank() == 0 and (
+            last or run.epoch % config.checkpoint_every == 0
+        ):
+            checkpoints.save(run.epoch, run.state_dict())
+        on_epoch(row)
+    if run.ema is not None and config.ema is not None and config.ema.use:
+        module.load_state_dict(run.ema.module.state_dict())
+    module.eval()
+    distributed.barrier()
+    return run.result

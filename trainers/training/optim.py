@@ -1,0 +1,175 @@
+"""Optimisers and schedules: timm's, driven by optimiser steps."""
+
+import math
+from typing import Any
+
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler, PlateauLRScheduler, StepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from trainers.config import TrainConfig, duration_in_steps
+
+
+def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
+    """Any timm optimiser; biases and norms are not decayed.
+
+    Raises:
+        ValueError: timm has no such optimiser, or it does not take an option given.
+    """
+    options: dict[str, Any] = {}
+    if config.betas is not None:
+        options["betas"] = config.betas
+    if config.eps is not None and not config.optimizer.startswith(
+        ("sgd", "momentum", "nesterov", "lion")
+    ):
+        options["eps"] = config.eps
+    try:
+        return create_optimizer_v2(
+            module,
+            opt=config.optimizer,
+            lr=config.scaled(config.lr),
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            layer_decay=config.layer_decay,
+            **options,
+        )
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"optimizer {config.optimizer!r}: {error} (see"
+            " timm.optim.list_optimizers())"
+        ) from error
+
+
+def check_train_config(config: TrainConfig, num_train: int) -> None:
+    """Find what a fit on `num_train` images would refuse, before it starts.
+
+    Raises:
+        ValueError: batch size, warm-up or optimiser do not fit.
+    """
+    if config.epochs == 0:
+        return
+    images = min(config.images_per_epoch or num_train, num_train)
+    if config.batch_size > images:
+        what = (
+            f"{num_train} images to train on"
+            if images == num_train
+            else f"{images} images of images_per_epoch"
+        )
+        raise ValueError(
+            f"batch_size {config.batch_size} is more than the {what}; lower batch_size"
+        )
+    module = nn.Linear(1, 1)
+    Schedule(
+        make_optimizer(module, config.model_copy(update={"layer_decay": None})),
+        config,
+        images // config.batch_size,
+    )
+
+
+class Schedule:
+    """Learning rate and weight decay as a function of optimiser steps taken."""
+
+    def __init__(
+        self, optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int
+    ) -> None:
+        self.optimizer, self.config = optimizer, config
+        self.steps_per_epoch = steps_per_epoch
+        self.total = steps_per_epoch * config.epochs
+        self._initial_decay = [
+            group["weight_decay"] for group in optimizer.param_groups
+        ]
+        self._lr = self._make(optimizer, config)
+        self.after_step(0)
+
+    def _make(self, optimizer: Optimizer, config: TrainConfig) -> Scheduler:
+        warmup = duration_in_steps(config.warmup, self.steps_per_epoch, self.total)
+        if warmup and warmup >= self.total:
+            raise ValueError(
+                f"warmup ({config.warmup!r}: {warmup} steps) must be shorter than the"
+                f" fit ({config.epochs} epochs: {self.total} steps); lower warmup or"
+                " raise epochs"
+            )
+        common: dict[str, Any] = {
+            "warmup_t": warmup,
+            "warmup_lr_init": config.scaled(config.warmup_lr),
+        }
+        if config.lr_noise is not None:
+            common["noise_range_t"] = [
+                fraction * self.total for fraction in config.lr_noise
+            ]
+            common |= {
+                "noise_pct": config.lr_noise_pct,
+                "noise_std": config.lr_noise_std,
+            }
+        minimum = config.scaled(config.min_lr)
+        if config.schedule == "plateau":
+            common["warmup_t"] = warmup / self.steps_per_epoch
+            return PlateauLRScheduler(
+                optimizer,
+                decay_rate=config.decay_rate,
+                patience_t=config.patience_epochs,
+                cooldown_t=config.cooldown_epochs,
+                lr_min=minimum,
+                mode="max",
+                **common,
+            )
+        common["t_in_epochs"] = False
+        if config.schedule == "cosine":
+            span = self.total - config.cooldown_epochs * self.steps_per_epoch
+            return CosineLRScheduler(
+                optimizer,
+                t_initial=max(span, 1),
+                lr_min=minimum,
+                cycle_limit=1,
+                **common,
+            )
+        constant = config.schedule == "constant"
+        decay_steps = (
+            math.inf if constant else config.decay_epochs * self.steps_per_epoch
+        )
+        return StepLRScheduler(
+            optimizer, decay_t=decay_steps, decay_rate=config.decay_rate, **common
+        )
+
+    def after_step(self, steps: int) -> None:
+        """Set rates for the next step after `steps` steps in all."""
+        self._lr.step_update(steps)
+        end = self.config.weight_decay_end
+        if end is None:
+            return
+        progress = min(1.0, steps / max(self.total, 1))
+        for group, start in zip(
+            self.optimizer.param_groups, self._initial_decay, strict=True
+        ):
+            if start > 0:
+                group["weight_decay"] = (
+                    end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+                )
+
+    def after_epoch(self, epoch: int, accuracy: float | None) -> None:
+        """Tell `plateau` the validation accuracy (a fraction) at the end of an epoch."""
+        if self.config.schedule == "plateau":
+            self._lr.step(epoch + 1, accuracy)
+
+    @property
+    def lr(self) -> float:
+        """The largest learning rate over parameter groups, without layer decay."""
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.config.schedule != "plateau":
+            return {}
+        return {
+            "plateau": self._lr.state_dict(),
+            "lrs": [g["lr"] for g in self.optimizer.param_groups],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            self._lr.load_state_dict(state["plateau"])
+            for group, lr in zip(
+                self.optimizer.param_groups, state["lrs"], strict=True
+            ):
+                group["lr"] = lr
