@@ -33,9 +33,8 @@ def evaluate(
         )
     was_training = module.training
     module.eval()
-    totals = torch.zeros(
-        4, dtype=torch.float64, device=device
-    )  # correct, correct in 5, loss, images
+    # correct, correct in 5, loss, images
+    totals = torch.zeros(4, dtype=torch.float64, device=device)
     batches = eval_batches(
         data, split, batch_size, device, distributed.rank(), distributed.world_size()
     )
@@ -50,7 +49,7 @@ def evaluate(
                 best[:, 0].sum(),
                 best.sum(),
                 loss,
-                torch.tensor(len(labels), device=device),
+                torch.full((), len(labels), device=device),
             ]
         ).double()
     module.train(was_training)

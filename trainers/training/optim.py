@@ -3,11 +3,11 @@
 import math
 from typing import Any
 
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import CosineLRScheduler, PlateauLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from trainers.config import TrainConfig, duration_in_steps
 
@@ -34,12 +34,23 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
             momentum=config.momentum,
             layer_decay=config.layer_decay,
             **options,
+            **_fused(module, config.optimizer),
         )
     except (AssertionError, TypeError, ValueError) as error:
         raise ValueError(
             f"optimizer {config.optimizer!r}: {error} (see"
             " timm.optim.list_optimizers())"
         ) from error
+
+
+def _fused(module: nn.Module, optimizer: str) -> dict[str, Any]:
+    """The option for one kernel over all parameters, where torch has it: on a GPU.
+
+    It also reads the flag of a loss scale on the device, where others make the host wait.
+    """
+    on_gpu = all(parameter.is_cuda for parameter in module.parameters())
+    kind = get_optimizer_class(optimizer, bind_defaults=False)
+    return {"fused": True} if on_gpu and kind in (Adam, AdamW, SGD) else {}
 
 
 def check_train_config(config: TrainConfig, num_train: int) -> None:
