@@ -35,7 +35,7 @@ from trainers.training.losses import TaskObjective
 from trainers.training.optim import check_train_config
 
 PERCENTAGES = (0.3, 0.6, 0.8, 0.9, 0.95, 0.975, 0.99, 0.9975, 0.999, 1.0)
-_MOST_ORDERS = 20
+_MOST_ORDERS = 40
 _ORDERS = tuple(
     Metric(
         f"order_{order}",
