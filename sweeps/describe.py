@@ -9,9 +9,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis.numbers import plain
+from compress.metrics import metrics
 from compress.pipeline import STAGES
 from compress.stage import Stage
-from sweeps.check import METRICS, Checked
+from sweeps.check import Checked
 from sweeps.spec.model import Spec, preset_text
 
 
@@ -152,7 +153,7 @@ def spec_schema() -> dict[str, Any]:
         "additionalProperties": {"$ref": "#/$defs/entry"},
     }
     objective = definitions["Objective"]["properties"]["metric"]
-    objective["anyOf"] = [{"enum": sorted(METRICS)}, {"type": "string"}]
+    objective["anyOf"] = [{"enum": sorted(metrics())}, {"type": "string"}]
     objective.pop("type", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
