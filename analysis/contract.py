@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -50,9 +50,12 @@ class Objective:
         bound: worst acceptable value, in the metric's unit.
     """
 
-    metric: str = Field(
-        description="a measured metric or one that a stage reports (`sweeps methods`)"
-    )
+    metric: Annotated[
+        str,
+        Field(
+            description="a measured metric or one that a stage reports (`sweeps methods`)"
+        ),
+    ]
     mode: Literal["min", "max"]
     bound: float | None = Field(
         None,
