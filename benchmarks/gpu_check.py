@@ -2,9 +2,10 @@
 
     python benchmarks/gpu_check.py [--out results/gpu.json] [--parts card,train_224] [--minutes 8]
 
-The parts (`benchmarks/gpu_parts.py`) are ordered by worth. Each runs in a process of its own, which is
-killed at the part's time limit. Whatever a part measures is printed as one JSON line, and appended to
-`--out`, at that moment; one more line says how the part ended. So a run that was cut off still tells.
+The parts (`benchmarks/gpu_parts.py`) are ordered by worth. Each runs in a process of its
+own, which is killed at the part's time limit. Whatever a part measures is printed as one
+JSON line, and appended to `--out`, at that moment; one more line says how the part ended.
+So a run that was cut off still tells.
 
 Without a CUDA device, or with --tiny, all sizes are tiny: that only shows that the command works.
 """
@@ -25,6 +26,7 @@ from typing import Any
 
 import gpu_parts
 import torch
+from gpu_bench import Bench
 
 Line = dict[str, Any]
 
@@ -59,7 +61,9 @@ class _TellError:
         trace: TracebackType | None,
     ) -> None:
         if error is not None:
-            self.sender.send({"error": "".join(traceback.format_exception_only(error)).strip()})
+            self.sender.send(
+                {"error": "".join(traceback.format_exception_only(error)).strip()}
+            )
 
 
 def _work(name: str, tiny: bool, sender: Connection) -> None:
@@ -68,7 +72,11 @@ def _work(name: str, tiny: bool, sender: Connection) -> None:
     with _TellError(sender):
         cuda = torch.cuda.is_available()
         device = torch.device("cuda" if cuda else "cpu")
-        gpu_parts.PARTS[name].run(gpu_parts.Bench(device, tiny or not cuda, sender.send))
+        if not cuda:
+            torch.set_num_threads(
+                1
+            )  # tiny sizes only; other work may share the machine
+        gpu_parts.PARTS[name].run(Bench(device, tiny or not cuda, sender.send))
 
 
 def _lines_until(process: Any, receiver: Connection, deadline: float) -> Iterator[Line]:
@@ -117,12 +125,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, help="file to which the JSON lines are appended")
     parser.add_argument(
-        "--parts", default=",".join(gpu_parts.PARTS), help="which, in which order (default: all)"
+        "--out", type=Path, help="file to which the JSON lines are appended"
     )
-    parser.add_argument("--minutes", type=float, default=8.0, help="time for all parts together")
-    parser.add_argument("--tiny", action="store_true", help="tiny sizes, as without a CUDA device")
+    parser.add_argument(
+        "--parts",
+        default=",".join(gpu_parts.PARTS),
+        help="which, in which order (default: all)",
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="time for all parts together"
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="tiny sizes, as without a CUDA device"
+    )
     parser.add_argument(
         "--start", choices=("fork", "spawn"), default="fork",
         help="how a part's process starts: fork imports torch once for all, spawn once for each",
