@@ -20,7 +20,7 @@ from compress.measure.model import alternating_latency
 from compress.stage import Context, Phase, Stage
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
-from trainers.models.source import classifier_names
+from trainers.models.parameters import classifier_layers
 from trainers.training import distributed
 from trainers.training.fit import Hook
 
@@ -177,7 +177,7 @@ def _linear_layers(arch: Arch) -> list[str]:
     """Paths of the Linear layers that 2:4 sparsity takes."""
     with torch.device("meta"):
         module = arch.build()
-    heads = classifier_names(module)
+    heads = classifier_layers(module)
     return [
         path
         for path, layer in module.named_modules()
