@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from analysis.numbers import plain
+from compress.metrics import metrics
 from compress.pipeline import STAGES
 from compress.stage import Stage
-from sweeps.check import METRICS, Checked
-from sweeps.drive.progress import short
+from sweeps.check import Checked
 from sweeps.spec.model import Spec, preset_text
 
 
@@ -152,7 +153,7 @@ def spec_schema() -> dict[str, Any]:
         "additionalProperties": {"$ref": "#/$defs/entry"},
     }
     objective = definitions["Objective"]["properties"]["metric"]
-    objective["anyOf"] = [{"enum": sorted(METRICS)}, {"type": "string"}]
+    objective["anyOf"] = [{"enum": sorted(metrics())}, {"type": "string"}]
     objective.pop("type", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
@@ -183,7 +184,7 @@ def print_checked(checked: Checked, console: Console) -> None:
     )
     for stage, arch in zip(checked.example, checked.example_archs, strict=True):
         n = counts.get(stage.name, 0)
-        args = " ".join(f"{k}={short(v)}" for k, v in arch.args.items())
+        args = " ".join(f"{k}={plain(v)}" for k, v in arch.args.items())
         table.add_row(
             stage.name,
             stage.kind,
