@@ -31,12 +31,16 @@ RECORD_FILE = "record.json"
 EPOCHS_FILE = "epochs.jsonl"
 LAYERS_FILE = "layers.json"
 
-Status = Literal["running", "complete", "pruned", "failed", "interrupted"]
+TEST_PREFIX = "test_"
+"""`test_<metric>` is the same metric on the test set, which the search never sees."""
+
+Status = Literal["complete", "pruned", "failed", "interrupted", "running"]
 """What can be said of a trial. A planned trial without a record counts as `running`."""
 
 STATUSES: tuple[Status, ...] = get_args(Status)
+"""All statuses, in the order in which trials are counted out."""
 
-ENDED: tuple[Status, ...] = ("complete", "failed", "pruned")
+ENDED: tuple[Status, ...] = ("complete", "pruned", "failed")
 """Statuses of trials that are not run again."""
 
 
@@ -47,7 +51,10 @@ class Objective:
     Attributes:
         metric: name of the metric.
         mode: whether small or large values are better.
-        bound: worst acceptable value, in the metric's unit.
+        bound: worst acceptable value, in the metric's unit; the bound itself is acceptable.
+
+    Raises:
+        ValueError: a mode other than these two, or a bound that is not a finite number.
     """
 
     metric: Annotated[
@@ -57,11 +64,13 @@ class Objective:
         ),
     ]
     mode: Literal["min", "max"]
-    bound: float | None = Field(
-        None,
-        description="worst value that is acceptable: trials beyond it never enter the front",
-        allow_inf_nan=False,
-    )
+    bound: Annotated[
+        float | None,
+        Field(
+            description="worst value that is acceptable: trials beyond it never enter the front",
+            allow_inf_nan=False,
+        ),
+    ] = None
 
     @property
     def sign(self) -> float:

@@ -9,43 +9,14 @@ with the same objectives do not dominate each other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.contract import Objective
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """A metric to make small ("min") or large ("max"); a trial past `bound` (in the
-    metric's unit) is not eligible.
-
-    The bound itself is allowed: value <= bound for "min", value >= bound for "max". Raises
-    ValueError for a mode other than these two, or a bound that is not a number.
-    """
-
-    metric: str
-    mode: str = "min"
-    bound: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("min", "max"):
-            raise ValueError(
-                f"objective {self.metric!r}: mode must be 'min' or 'max', got"
-                f" {self.mode!r}"
-            )
-        if self.bound is not None and np.isnan(self.bound):
-            raise ValueError(
-                f"objective {self.metric!r}: bound must be a number or none, got NaN"
-            )
-
-    @property
-    def sign(self) -> float:
-        """What the metric is multiplied by so that less is better."""
-        return 1.0 if self.mode == "min" else -1.0
 
 
 def to_costs(values: Floats, objectives: Sequence[Objective]) -> Floats:

@@ -16,7 +16,8 @@ import pandas as pd
 import pyarrow as pa
 
 from analysis import pareto
-from analysis.pareto import Floats, Objective
+from analysis.contract import Objective
+from analysis.pareto import Floats
 from analysis.tables.frames import array
 from analysis.tables.schema import FRONTS
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 
-from analysis.query import select
+from analysis.queries import select
 from analysis.tables.store import write_text
 
 _BLOCK = re.compile(

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from analysis import pareto
-from analysis.pareto import Floats, Objective
+from analysis.contract import Objective
+from analysis.pareto import Floats
 from analysis.points import front_of, fronts_table, points_of
 from analysis.where import where_mask
 

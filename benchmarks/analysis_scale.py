@@ -25,7 +25,7 @@ import numpy as np
 
 import analysis
 from analysis import pareto
-from analysis.pareto import Objective
+from analysis.contract import Objective
 
 OBJECTIVES = [
     {"metric": "accuracy", "mode": "max"},
@@ -165,7 +165,7 @@ def fronts(points: int) -> None:
     sphere, many on it.
     """
     rng = np.random.default_rng(0)
-    objectives = [Objective("a"), Objective("b"), Objective("c")]
+    objectives = [Objective("a", "min"), Objective("b", "min"), Objective("c", "min")]
     cube = rng.random((points, 3))
     ball = 1 - cube / np.linalg.norm(cube, axis=1)[:, None] * rng.beta(
         8, 1, size=(points, 1)

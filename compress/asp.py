@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from compress.measure.model import alternating_latency
+from compress.metrics import Metric
 from compress.stage import Context, Phase, Stage
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
@@ -116,10 +117,17 @@ class Asp(Stage):
     paper: ClassVar[str] = (
         "Mishra et al., Accelerating Sparse Deep Neural Networks, arXiv 2104.08378"
     )
-    metrics: ClassVar[tuple[str, ...]] = (
-        "sparse_layers",
-        "sparse_kernels",
-        "sparse_speedup_measured",
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("sparse_layers", "layers with the 2:4 pattern", "1"),
+        Metric(
+            "sparse_kernels", "whether the device multiplies them faster (1 or 0)", "1"
+        ),
+        Metric(
+            "sparse_speedup_measured",
+            "latency in float16 with dense kernels over that with sparse ones",
+            "1",
+            is_time=True,
+        ),
     )
 
     measure: bool = Field(

@@ -52,6 +52,11 @@ STAGES: dict[str, type[Stage]] = {
 """Every method by its name in a spec."""
 
 
+def stages() -> dict[str, type[Stage]]:
+    """Every method by its name in a spec: `STAGES` and those that plugins offer."""
+    return STAGES
+
+
 @dataclass(frozen=True)
 class NamedStage:
     """A stage in a pipeline: its name there, its kind (a key of `STAGES`) and its config."""

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from compress.pipeline import STAGES, NamedStage, check_pipeline
+from compress.metrics import TEXT, Conditions, missing_because, trial_metrics
+from compress.pipeline import NamedStage, check_pipeline
 from sweeps.check_search import check_search
 from sweeps.search.samplers import make_sampler
 from sweeps.space.dimension import Draw
@@ -27,40 +28,8 @@ from trainers.models.arch import Arch
 from trainers.models.source import source_arch
 from trainers.remote import Remote, is_uri
 
-VALIDATED = {
-    "accuracy": "top-1 on the validation part, a fraction",
-    "top5_accuracy": "top-5 on the validation part, a fraction",
-    "loss": "cross-entropy on the validation part",
-}
-STATIC = {
-    "num_params": "parameters",
-    "gmacs": "multiply-accumulates of one image, in units of 10^9",
-    "entropy_bits": (
-        "entropy of the values of all Linear and Conv parameters, bits per weight"
-    ),
-    "entropy_nonzero_bits": "the same without zeros",
-    "unique_values": "distinct values among them",
-    "zero_fraction": "fraction of zeros among them",
-    "model_bytes": "parameters and buffers as stored",
-}
-LATENCY = {
-    "latency_ms": "median forward pass on the trial's device, milliseconds per batch"
-}
-CODED = {
-    "coded_bytes": "the coded model file, whole (after a quantize stage)",
-    "coded_ratio": "model_bytes / coded_bytes",
-    "coded_bits_per_weight": (
-        "entropy-coded bits of a quantised weight, without the codebook"
-    ),
-    "coded_to_entropy": (
-        "coded_bits_per_weight / entropy_bits: below 1 where the coder finds more than"
-        " a histogram tells"
-    ),
-}
 MOST_GRID = 100_000
 """Configurations that a grid may have."""
-METRICS = VALIDATED | STATIC | LATENCY | CODED
-"""What every trial measures, beside what its stages report."""
 
 
 def raw_spec(
@@ -243,13 +212,13 @@ def _source(config: SourceConfig, info: DataInfo) -> Arch:
 def _check_objectives(
     spec: Spec, stages: Sequence[NamedStage], data: DataConfig
 ) -> None:
-    available = set(METRICS) | {m for s in stages for m in STAGES[s.kind].metrics}
-    if not spec.measure.latency:
-        available -= set(LATENCY)
-    if data.val_fraction == 0:
-        available -= set(VALIDATED)
-    if not any(stage.config.phase == "quantize" for stage in stages):
-        available -= set(CODED)
+    conditions = Conditions(
+        validation=data.val_fraction > 0,
+        latency=spec.measure.latency,
+        quantized=any(stage.config.phase == "quantize" for stage in stages),
+    )
+    known = trial_metrics((stage.config for stage in stages), conditions)
+    available = {name for name, metric in known.items() if metric.unit != TEXT}
     for i, objective in enumerate(spec.objectives):
         place = f"objectives.{i}.metric"
         if objective.metric.startswith("test_"):
@@ -258,11 +227,8 @@ def _check_objectives(
                 f" {objective.metric.removeprefix('test_')!r}"
             )
         if objective.metric not in available:
-            why = ""
-            if objective.metric in VALIDATED and data.val_fraction == 0:
-                why = " (data.val_fraction is 0, so nothing is held out)"
-            if objective.metric in LATENCY and not spec.measure.latency:
-                why = " (measure.latency is false)"
+            reason = missing_because(objective.metric, conditions)
+            why = f" ({reason})" if reason else ""
             raise SpecError(
                 f"{place}: this pipeline has no metric {objective.metric!r}{why};"
                 f" valid: {', '.join(sorted(available))}"

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from analysis.numbers import plain
+from compress.metrics import metrics
 from compress.pipeline import STAGES
 from compress.stage import Stage
-from sweeps.check import METRICS
-from sweeps.drive.progress import short
 from sweeps.space.sweep import Sweep
 from sweeps.spec.load import preset_text
 from sweeps.spec.model import Spec
@@ -154,7 +154,7 @@ def spec_schema() -> dict[str, Any]:
         "additionalProperties": {"$ref": "#/$defs/entry"},
     }
     objective = definitions["Objective"]["properties"]["metric"]
-    objective["anyOf"] = [{"enum": sorted(METRICS)}, {"type": "string"}]
+    objective["anyOf"] = [{"enum": sorted(metrics())}, {"type": "string"}]
     objective.pop("type", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
@@ -185,7 +185,7 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
     )
     for stage, arch in zip(sweep.example, sweep.archs, strict=True):
         n = counts.get(stage.name, 0)
-        args = " ".join(f"{k}={short(v)}" for k, v in arch.args.items())
+        args = " ".join(f"{k}={plain(v)}" for k, v in arch.args.items())
         table.add_row(
             stage.name,
             stage.kind,

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import pareto
-from analysis.compare import Comparison
+from analysis.comparison import Comparison
 from analysis.importance import importance
 from analysis.points import noise_of
 from analysis.report.layers import layer_data

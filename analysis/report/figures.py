@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis.compare import Comparison, compare
+from analysis.comparison import Comparison, compare
+from analysis.contract import Objective
 from analysis.importance import importance
-from analysis.pareto import Objective
 from analysis.report import data as plots
 from analysis.report.layers import layer_data
 from analysis.run import Run

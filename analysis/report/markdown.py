@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import summary
-from analysis.compare import Comparison, compare
+from analysis.comparison import Comparison, compare
 from analysis.run import Run
 from analysis.tables.store import write_text
 

@@ -16,8 +16,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from analysis.compare import Comparison, compare, merge
-from analysis.load import loaded
+from analysis.comparison import Comparison, compare, merge
+from analysis.loading import loaded
 from analysis.report import data as plots
 from analysis.report import words as report_parts
 from analysis.report.words import escape

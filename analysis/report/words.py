@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import summary
-from analysis.compare import Comparison
+from analysis.comparison import Comparison
 from analysis.run import Run
 
 _MAX_NAMED = 200

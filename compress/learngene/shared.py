@@ -15,6 +15,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from compress.finetune import task_objective, with_drop_rates
+from compress.metrics import Metric
 from compress.stage import Context, Phase, Stage
 from trainers.config import DistillConfig, TrainConfig
 from trainers.data.splits import DataInfo
@@ -32,7 +33,9 @@ class Auxiliary(Stage, TrainConfig):
     """
 
     phase: ClassVar[Phase] = "init"
-    metrics: ClassVar[tuple[str, ...]] = ("aux_params",)
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("aux_params", "parameters of the auxiliary network", "1"),
+    )
     builder: ClassVar[str]
     """Of the network, in `trainers.models.arch.BUILDERS`."""
 

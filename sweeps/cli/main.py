@@ -79,7 +79,8 @@ def methods(
         if stage.paper:
             console.print(f"[dim]{escape(stage.paper)}[/]", soft_wrap=True)
         if stage.metrics:
-            console.print(f"[dim]reports {', '.join(stage.metrics)}[/]", soft_wrap=True)
+            reported = ", ".join(metric.name for metric in stage.metrics)
+            console.print(f"[dim]reports {reported}[/]", soft_wrap=True)
         console.print(stage_table(stage))
 
 

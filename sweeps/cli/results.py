@@ -339,8 +339,8 @@ def _command(run: "Run", trial_id: str, what: str) -> str:
 
 
 def _print_table(rows: "pd.DataFrame", title: str, empty: str) -> None:
+    from analysis.numbers import plain
     from sweeps.cli.main import console
-    from sweeps.drive.progress import short
 
     if rows.empty:
         console.print(empty, highlight=False)
@@ -354,7 +354,7 @@ def _print_table(rows: "pd.DataFrame", title: str, empty: str) -> None:
     )  # a title of the table would be folded to its width
     table = Table(*names, box=None, header_style="bold", pad_edge=False)
     for values in rows.astype(object).where(rows.notna(), "").itertuples(index=False):
-        table.add_row(*[escape(short(v)) for v in values])
+        table.add_row(*[escape(plain(v)) for v in values])
     console.print(table)
 
 

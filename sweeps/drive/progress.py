@@ -3,7 +3,6 @@ what stands so far.
 """
 
 import contextlib
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -23,6 +22,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from analysis.contract import Objective
+from analysis.numbers import plain
 from sweeps.run.record import TrialRecord
 from sweeps.space.sweep import Sweep
 from sweeps.values import finite_values, is_feasible
@@ -34,17 +34,6 @@ _MARKS = {
     "interrupted": "[yellow]…[/]",
 }
 _STATES = ("running", "complete", "pruned", "failed", "interrupted")
-
-
-def short(value: Any) -> str:
-    """A value in few characters."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if not math.isfinite(value):
-        return str(value)
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 class Standing:
@@ -179,11 +168,11 @@ class Progress:
             f"{self.counts[s]} {s}" for s in _STATES if self.counts[s] > 0
         )
         best = " · ".join(
-            f"best {name} {short(value)}"
+            f"best {name} {plain(value)}"
             for name, value in self.standing.best().items()
         )
         volume = (
-            f" · hypervolume {short(self.standing.hypervolume())}"
+            f" · hypervolume {plain(self.standing.hypervolume())}"
             if best and len(self.objectives) > 1
             else ""
         )
@@ -199,12 +188,12 @@ class Progress:
             parts.append(f"refines {content['refines']}")
         if status == "complete":
             parts += [
-                f"[bold]{o.metric} {short(content['metrics'].get(o.metric))}[/]"
+                f"[bold]{o.metric} {plain(content['metrics'].get(o.metric))}[/]"
                 for o in self.objectives
             ]
         elif status == "pruned":
             seen = content["pruned"]
-            value = short(content["metrics"].get(seen["metric"]))
+            value = plain(content["metrics"].get(seen["metric"]))
             parts.append(
                 f"[yellow]stopped at epoch {seen['epoch']} of {seen['stage']},"
                 f" {seen['metric']} {value}[/]"
@@ -217,7 +206,7 @@ class Progress:
         params = content.get("params") or {}
         drawn = [d for d in self.dimensions if d.is_drawn(params)]
         shown = [
-            f"{d.path.removeprefix('stages.')}={short(d.decode(params))}" for d in drawn
+            f"{d.path.removeprefix('stages.')}={plain(d.decode(params))}" for d in drawn
         ]
         parts.append(f"[dim]{escape(' '.join(shown))}[/]")
         stages = content.get("stages") or []

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from analysis.contract import Objective
+from compress.measure.options import MeasureConfig as Measure
 from sweeps.run.storage import local_folder
 from trainers.config import Config, DataConfig, SourceConfig
 
@@ -153,21 +154,6 @@ class Resources(Config):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: cuda where a trial has a GPU"
-    )
-
-
-class Measure(Config):
-    """How the final model's latency is measured, on the trial's device."""
-
-    latency: bool = True
-    batch_size: int = Field(64, ge=1)
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    warmup: int = Field(3, ge=0, description="forward passes before the clock")
-    repeats: int = Field(
-        30, ge=3, description="timed forward passes; their median counts"
-    )
-    max_seconds: float = Field(
-        10.0, gt=0, description="stop repeating after this long, with at least 3"
     )
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from analysis import pareto
-from analysis.pareto import Objective
+from analysis.contract import Objective
 
-MIN2 = [Objective("a"), Objective("b")]
+MIN2 = [Objective("a", "min"), Objective("b", "min")]
 MODES = [
     ("min",),
     ("max",),
@@ -139,7 +139,7 @@ def test_empty_and_no_objectives():
 
 def test_reference_lies_a_tenth_beyond_the_worst():
     values = np.array([[0.5, 10.0], [0.9, 30.0], [np.nan, 99.0]])
-    objectives = [Objective("accuracy", "max"), Objective("gmacs")]
+    objectives = [Objective("accuracy", "max"), Objective("gmacs", "min")]
     assert pareto.reference_point(values, objectives) == pytest.approx([0.46, 32.0])
     assert pareto.reference_point(values[:1], objectives) == pytest.approx([0.45, 11.0])
     with pytest.raises(ValueError, match="reference point"):
@@ -157,12 +157,15 @@ def test_reference_that_does_not_fit_is_refused(bad):
 def test_knee_is_the_bend():
     front = np.array([[0.0, 10.0], [1.0, 3.0], [5.0, 1.0], [10.0, 0.0]])
     assert pareto.knee(front, MIN2) == 1
-    assert pareto.knee(front * [1, -1], [Objective("a"), Objective("b", "max")]) == 1
+    assert (
+        pareto.knee(front * [1, -1], [Objective("a", "min"), Objective("b", "max")])
+        == 1
+    )
     assert pareto.knee(np.array([[0.0, 2.0], [1.0, 1.0], [2.0, 0.0]]), MIN2) == 1
     assert pareto.knee(front[:1], MIN2) == 0
 
 
 @pytest.mark.parametrize("arguments", [("a", "best"), ("a", "min", float("nan"))])
 def test_objective_is_checked(arguments):
-    with pytest.raises(ValueError, match="objective 'a'"):
+    with pytest.raises(ValueError, match=r"'min' or 'max'|finite number"):
         Objective(*arguments)

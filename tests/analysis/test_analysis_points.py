@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import analysis
 from analysis import pareto
-from analysis.pareto import Objective
+from analysis.contract import Objective
 from analysis.points import points_of
 
 NUMBERS = st.one_of(
@@ -66,7 +66,7 @@ def test_noise_front_is_the_kernel_of_beating(rows: list[tuple[int, int, int]]) 
     )
     values = np.stack([cost, (low + high) / 2], axis=1).reshape(len(rows), 2)
     mask = pareto.noisy_front_mask(
-        values, [Objective("a"), Objective("t_ms")], 1, low, high
+        values, [Objective("a", "min"), Objective("t_ms", "min")], 1, low, high
     )
 
     def beats(i: int, j: int) -> bool:
@@ -82,7 +82,7 @@ def test_noise_front_is_the_kernel_of_beating(rows: list[tuple[int, int, int]]) 
 @settings(deadline=None, max_examples=60)
 @given(points(2))
 def test_noise_of_no_width_is_no_noise(values: np.ndarray) -> None:
-    objectives = [Objective("a"), Objective("t_ms")]
+    objectives = [Objective("a", "min"), Objective("t_ms", "min")]
     found = pareto.noisy_front_mask(values, objectives, 1, values[:, 1], values[:, 1])
     unmeasured = pareto.noisy_front_mask(
         values,
@@ -113,7 +113,7 @@ def test_attainment_counts_the_seeds(rows: list[tuple[int, int, int]]) -> None:
     )
     count = len(set(sets))
     surfaces = pareto.attainment(
-        values, sets, [Objective("a"), Objective("b")], (0, 50, 100)
+        values, sets, [Objective("a", "min"), Objective("b", "min")], (0, 50, 100)
     )
     for level, surface in surfaces.items():
         wanted = max(1, math.ceil(level / 100 * count))
@@ -130,16 +130,18 @@ def test_attainment_counts_the_seeds(rows: list[tuple[int, int, int]]) -> None:
 
 def test_attainment_of_a_maximised_objective_and_of_three() -> None:
     values = np.array([[0.9, 3.0], [0.8, 1.0], [0.85, 3.0]])
-    objectives = [Objective("accuracy", "max"), Objective("gmacs")]
+    objectives = [Objective("accuracy", "max"), Objective("gmacs", "min")]
     found = pareto.attainment(values, [0, 0, 1], objectives, (0, 100))
     assert sorted(found[100].tolist()) == [[0.85, 3.0]]
     assert sorted(found[0].tolist()) == [[0.8, 1.0], [0.9, 3.0]]
     three = pareto.attainment(
-        np.ones((2, 3)), [0, 1], [Objective(n) for n in "abc"], (100,)
+        np.ones((2, 3)), [0, 1], [Objective(n, "min") for n in "abc"], (100,)
     )
     assert three[100].tolist() == [[1.0, 1.0, 1.0]]
     with pytest.raises(ValueError, match="2 or 3"):
-        pareto.attainment(np.ones((2, 4)), [0, 1], [Objective(n) for n in "abcd"])
+        pareto.attainment(
+            np.ones((2, 4)), [0, 1], [Objective(n, "min") for n in "abcd"]
+        )
 
 
 def trials(rows: list[tuple[int, float, float]]) -> pd.DataFrame:
@@ -153,7 +155,7 @@ def trials(rows: list[tuple[int, float, float]]) -> pd.DataFrame:
     )
 
 
-GOALS = [Objective("accuracy", "max"), Objective("gmacs")]
+GOALS = [Objective("accuracy", "max"), Objective("gmacs", "min")]
 
 
 def test_replicates_are_one_point_with_spread() -> None:

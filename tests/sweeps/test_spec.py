@@ -180,11 +180,11 @@ MISTAKES = [
     ),
     (
         "data.val_fraction=0",
-        r"objectives\.0\.metric: .*data\.val_fraction is 0, so nothing is held out",
+        r"objectives\.0\.metric: .*needs a validation part; set data\.val_fraction above 0",
     ),
     (
         "measure.latency=false objectives=[{metric: latency_ms, mode: min}]",
-        r"'latency_ms' \(measure\.latency is false\)",
+        r"'latency_ms' \(it needs measure\.latency: true\)",
     ),
     ("data.dataset=mnist", r"data\.dataset: input should be 'digits', 'parquet'"),
     ("data.dataset=parquet data.root=/no/such/folder", r"data.*/no/such/folder"),

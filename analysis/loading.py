@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from analysis.pareto import Objective
+from analysis.contract import Objective
 from analysis.points import fronts_table
 from analysis.run import Run
 from analysis.tables import store
@@ -165,18 +166,24 @@ def _header(
     return info
 
 
+def _objective(item: Mapping[str, Any]) -> Objective:
+    """Raises TypeError, KeyError, AttributeError or ValueError for what is none."""
+    metric, mode, bound = item["metric"], item["mode"], item.get("bound")
+    if not isinstance(metric, str):
+        raise ValueError("metric must be text")
+    if mode not in ("min", "max"):
+        raise ValueError("mode must be min or max")
+    number = as_float(bound)
+    if bound is not None and (number is None or not math.isfinite(number)):
+        raise ValueError("bound must be a finite number or null")
+    return Objective(clean_text(metric), mode, number)
+
+
 def _objectives(items: Any, problems: list[str]) -> list[Objective]:
     found: dict[str, Objective] = {}
     for item in items if isinstance(items, list) else [items]:
         try:
-            metric, bound = item["metric"], item.get("bound")
-            if not isinstance(metric, str) or not (
-                bound is None or as_float(bound) is not None
-            ):
-                raise ValueError("metric must be text and bound a number or null")
-            found[clean_text(metric)] = Objective(
-                clean_text(metric), item["mode"], as_float(bound)
-            )
+            found[clean_text(item["metric"])] = _objective(item)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             problems.append(
                 f"run.json: objective {item!r} is malformed ({type(error).__name__}:"

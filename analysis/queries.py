@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.load import loaded
+from analysis.loading import loaded
 from analysis.points import fronts_table
 from analysis.run import Run
 from analysis.tables.schema import TABLES

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from analysis import pareto
-from analysis.pareto import Floats, Objective
+from analysis.contract import Objective
+from analysis.pareto import Floats
 from analysis.run import Run
 
 RUN_COLUMN = "config/run"
