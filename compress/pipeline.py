@@ -25,6 +25,7 @@ from compress.selection.random_init import RandomInit
 from compress.selection.stage import WeightSelection
 from compress.stage import Context, Stage
 from compress.wfn.stage import Wfn
+from trainers import plugins
 from trainers.config import DataConfig, SourceConfig
 from trainers.data.splits import DataInfo, load_data
 from trainers.files import sha256_file
@@ -53,8 +54,17 @@ STAGES: dict[str, type[Stage]] = {
 
 
 def stages() -> dict[str, type[Stage]]:
-    """Every method by its name in a spec: `STAGES` and those that plugins offer."""
-    return STAGES
+    """Every method by its name in a spec: `STAGES` and those that plugins offer.
+
+    Raises:
+        ValueError: a plugin offers something else than a stage, or under a taken name.
+    """
+    return plugins.merged(
+        plugins.STAGES,
+        STAGES,
+        lambda value: isinstance(value, type) and issubclass(value, Stage),
+        "a class derived from compress.stage.Stage",
+    )
 
 
 @dataclass(frozen=True)
@@ -271,9 +281,11 @@ class _Run:
         config = stage.config
         teachers = [self._teacher_key(*teacher) for teacher in config.teachers()]
         canonical = _hashed_paths(config.model_dump())
-        self.key = content_key(
-            self.key, stage.kind, config.version, canonical, teachers
-        )
+        parts: list[Any] = [stage.kind, config.version, canonical, teachers]
+        plugin = plugins.plugin_of(type(config))
+        if plugin is not None:  # whose source decides the result, as our version does
+            parts.append(plugin.sha256)
+        self.key = content_key(self.key, *parts)
         # not the place in the list: a slot that is empty must not change its successors' randomness
         seed = derive_seed(self.pipeline.seed, stage.kind, self.kinds[stage.kind])
         self.kinds[stage.kind] += 1
