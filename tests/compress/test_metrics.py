@@ -117,6 +117,6 @@ def test_plugins_give_metrics_and_no_name_twice(
     assert float(measure(final, quantized=False)["largest_weight"]) > 0
     offers["again"] = offer
     with pytest.raises(
-        ValueError, match="'largest_weight' is given by .*'largest' and 'again'"
+        ValueError, match=r"'largest_weight' is given by .*'largest' and 'again'"
     ):
         metrics_module.metrics()
