@@ -5,7 +5,6 @@ others wait; a cache that fails its check is rebuilt.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 
 from trainers.data.parts import (
@@ -33,6 +33,7 @@ from trainers.data.parts import (
     Source,
     decode,
 )
+from trainers.machine import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ def _decode_part(
         return part.pixels.shape[-1]
     kept: list[int] = []
     pixels: Pixels | None = None
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for start, chunk in _chunks(part.encoded()):
             for row, image in enumerate(pool.map(_decode_or_none, chunk), start):
                 if image is None:
@@ -221,7 +222,9 @@ def _published(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[st
     if notes is not None:
         return notes
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one(folder.with_name(f".{folder.name}.lock")):
+    # saves doing the same work twice; the lock ends with its process, and correctness never
+    # depends on it
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
         notes = _whole(
             folder
         )  # another process may have built it while this one waited
@@ -291,13 +294,3 @@ def _checksum(file: Path) -> int | None:
 def _sync(file: Path) -> None:
     with open(file, "rb") as stream:
         os.fsync(stream.fileno())
-
-
-@contextlib.contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    """Saves doing the same work twice; the lock dies with its process, and correctness
-    never depends on it.
-    """
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
