@@ -27,7 +27,14 @@ def is_chosen_already(pip_args: str) -> bool:
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True
     ).stdout
     chosen = pip_args + settings + " ".join(k for k in os.environ if "PIP_" in k)
-    words = ("index-url", "INDEX_URL", "find-links", "FIND_LINKS", "no-index", "NO_INDEX")
+    words = (
+        "index-url",
+        "INDEX_URL",
+        "find-links",
+        "FIND_LINKS",
+        "no-index",
+        "NO_INDEX",
+    )
     return any(word in chosen for word in words)
 
 
