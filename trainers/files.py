@@ -50,7 +50,6 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's content."""
     with open(path, "rb") as file:
