@@ -17,10 +17,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from compress.measure.model import alternating_latency
+from compress.metrics import Metric
 from compress.stage import Context, Phase, Stage
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
-from trainers.models.source import classifier_names
+from trainers.models.parameters import classifier_layers
 from trainers.training import distributed
 from trainers.training.fit import Hook
 
@@ -94,10 +95,10 @@ class HoldZeros(Hook):
                 parameter.grad.mul_(keep)
 
     @torch.no_grad()
-    def on_step(self, step: int) -> bool:
+    def on_step(self, step: int) -> bool | None:
         for parameter, keep in self.held:
             parameter.mul_(keep)
-        return False
+        return None
 
 
 def asp_masks(model: ModelState) -> dict[str, Tensor]:
@@ -116,10 +117,17 @@ class Asp(Stage):
     paper: ClassVar[str] = (
         "Mishra et al., Accelerating Sparse Deep Neural Networks, arXiv 2104.08378"
     )
-    metrics: ClassVar[tuple[str, ...]] = (
-        "sparse_layers",
-        "sparse_kernels",
-        "sparse_speedup_measured",
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("sparse_layers", "layers with the 2:4 pattern", "1"),
+        Metric(
+            "sparse_kernels", "whether the device multiplies them faster (1 or 0)", "1"
+        ),
+        Metric(
+            "sparse_speedup_measured",
+            "latency in float16 with dense kernels over that with sparse ones",
+            "1",
+            is_time=True,
+        ),
     )
 
     measure: bool = Field(
@@ -177,7 +185,7 @@ def _linear_layers(arch: Arch) -> list[str]:
     """Paths of the Linear layers that 2:4 sparsity takes."""
     with torch.device("meta"):
         module = arch.build()
-    heads = classifier_names(module)
+    heads = classifier_layers(module)
     return [
         path
         for path, layer in module.named_modules()

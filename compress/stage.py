@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from compress.metrics import Metric
 from trainers.config import Config, TrainConfig
 from trainers.data.splits import Data, DataInfo, eval_batches
 from trainers.models.arch import Arch, ModelState
@@ -25,8 +26,8 @@ class Stage(Config, ABC):
     version: ClassVar[int]
     """Raised whenever the same config would give another result: it is part of the cache key."""
     paper: ClassVar[str] = ""
-    metrics: ClassVar[tuple[str, ...]] = ()
-    """Names that `ctx.report` gives, so that objectives can name them."""
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    """Everything that `run` gives to `ctx.report`, so that objectives can name it."""
     finds_dims: ClassVar[bool] = False
     """Whether `run` finds the layers' dimensions: `check` then gives the largest that they
     can be.

@@ -4,19 +4,23 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from compress.pipeline import STAGES, NamedStage, check_pipeline
+from compress.metrics import TEXT, Conditions, missing_because, trial_metrics
+from compress.pipeline import NamedStage, check_pipeline
 from sweeps.check_search import check_search
 from sweeps.search.samplers import make_sampler
+from sweeps.space.dimension import Draw
 from sweeps.space.overrides import apply_overrides, set_override
-from sweeps.space.space import Space, is_pipeline, is_slot, resolved_trial
-from sweeps.spec.model import Spec, read_spec, spec_from
+from sweeps.space.resolve import resolved_trial
+from sweeps.space.space import Space
+from sweeps.space.sweep import Sweep
+from sweeps.spec.load import read_spec, spec_from
+from sweeps.spec.model import Spec
 from sweeps.spec.yaml_text import SpecError
 from trainers.config import DataConfig, FitOptions, SourceConfig
 from trainers.data.splits import DataInfo, data_info
@@ -24,86 +28,8 @@ from trainers.models.arch import Arch
 from trainers.models.source import source_arch
 from trainers.remote import Remote, is_uri
 
-VALIDATED = {
-    "accuracy": "top-1 on the validation part, a fraction",
-    "top5_accuracy": "top-5 on the validation part, a fraction",
-    "loss": "cross-entropy on the validation part",
-}
-STATIC = {
-    "num_params": "parameters",
-    "gmacs": "multiply-accumulates of one image, in units of 10^9",
-    "entropy_bits": (
-        "entropy of the values of all Linear and Conv parameters, bits per weight"
-    ),
-    "entropy_nonzero_bits": "the same without zeros",
-    "unique_values": "distinct values among them",
-    "zero_fraction": "fraction of zeros among them",
-    "model_bytes": "parameters and buffers as stored",
-}
-LATENCY = {
-    "latency_ms": "median forward pass on the trial's device, milliseconds per batch"
-}
-CODED = {
-    "coded_bytes": "the coded model file, whole (after a quantize stage)",
-    "coded_ratio": "model_bytes / coded_bytes",
-    "coded_bits_per_weight": (
-        "entropy-coded bits of a quantised weight, without the codebook"
-    ),
-    "coded_to_entropy": (
-        "coded_bits_per_weight / entropy_bits: below 1 where the coder finds more than"
-        " a histogram tells"
-    ),
-}
 MOST_GRID = 100_000
 """Configurations that a grid may have."""
-METRICS = VALIDATED | STATIC | LATENCY | CODED
-"""What every trial measures, beside what its stages report."""
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A spec that holds, with what was found on the way."""
-
-    spec: Spec
-    space: Space
-    points: list[dict[str, Any]]
-    example: tuple[NamedStage, ...]
-    example_archs: list[Arch]
-
-    @property
-    def num_configurations(self) -> int:
-        """Configurations that the search will try."""
-        size, trials = self.space.size(), self.spec.search.trials
-        return trials if size is None else min(trials, size)
-
-    def distinct_stages(self) -> list[tuple[str, int]]:
-        """For each stage the number of times that it is computed at most, thanks to the cache.
-
-        A slot counts as one stage; the stages of its sub-pipelines follow it, each with the
-        most over alternatives.
-        """
-        names, rows = list(self.spec.stages), []
-        for i, name in enumerate(names):
-            rows.append((name, self._at_most(self.space.size(names[: i + 1]))))
-            entry, inner = self.spec.stages[name], dict[str, int]()
-            for alternative, config in (
-                entry["one_of"].items() if is_slot(entry) else ()
-            ):
-                stages = list(config["stages"]) if is_pipeline(config) else []
-                for j, stage in enumerate(stages):
-                    times = self._at_most(
-                        self.space.size(names[:i], (name, alternative, stages[: j + 1]))
-                    )
-                    inner[stage] = max(times, inner.get(stage, 0))
-            rows += inner.items()
-        return rows
-
-    def _at_most(self, size: int | None) -> int:
-        limit = self.num_configurations
-        return (
-            min(limit, size if size is not None else limit)
-            * self.spec.search.replicates
-        )
 
 
 def raw_spec(
@@ -126,7 +52,7 @@ def raw_spec(
 
 def load_spec(
     source: str, overrides: Sequence[str] = (), *, tiny: bool = False
-) -> Checked:
+) -> Sweep:
     """Read, override and check a spec file or preset.
 
     Raises:
@@ -135,7 +61,7 @@ def load_spec(
     return check_spec(spec_from(raw_spec(source, overrides, tiny=tiny)))
 
 
-def check_spec(spec: Spec, *, local: bool = True) -> Checked:
+def check_spec(spec: Spec, *, local: bool = True) -> Sweep:
     """Check all that a valid form can still get wrong; `local`: it is to run on this
     machine's cores.
 
@@ -159,8 +85,8 @@ def check_spec(spec: Spec, *, local: bool = True) -> Checked:
             " choose random or tpe"
         )
     example, archs = _check_pipelines(spec, space)
-    points = [space.point(point) for point in spec.search.points]
-    return Checked(spec, space, points, example, archs)
+    points = tuple(space.encode(given) for given in spec.search.points)
+    return Sweep(spec, space, points, example, tuple(archs))
 
 
 def _check_cores(spec: Spec) -> None:
@@ -216,8 +142,8 @@ def _check_pipelines(
     example: tuple[tuple[NamedStage, ...], list[Arch]] | None = None
     seen: set[str] = set()
     pipelines: list[tuple[NamedStage, ...]] = []
-    for assignment in space.probes():
-        trial = resolved_trial(space, assignment)
+    for draw in space.probes():
+        trial = resolved_trial(space, draw)
         identity = json.dumps(trial.config, sort_keys=True, default=str)
         if identity in seen:
             continue
@@ -227,7 +153,7 @@ def _check_pipelines(
             archs = check_pipeline(_source(trial.source, info), trial.stages, info)
             _check_workers(trial.stages, spec.resources.workers)
         except (ValueError, TypeError) as error:
-            raise SpecError(_with_choice(str(error), space, assignment)) from error
+            raise SpecError(_with_choice(str(error), space, draw)) from error
         _check_objectives(spec, trial.stages, trial.data)
         example = example or (trial.stages, archs)
         pipelines.append(trial.stages)
@@ -245,7 +171,7 @@ def _check_workers(stages: Sequence[NamedStage], workers: int) -> None:
                 raise ValueError(f"stages.{stage.name}: {error}") from error
 
 
-def _with_choice(message: str, space: Space, assignment: dict[str, Any]) -> str:
+def _with_choice(message: str, space: Space, draw: Draw) -> str:
     """`message` with the choices that can have led to it: those of the section that it names."""
     section = message.split(":")[0].split(".")
     named = section[1] if section[0] == "stages" and len(section) > 1 else section[0]
@@ -255,9 +181,9 @@ def _with_choice(message: str, space: Space, assignment: dict[str, Any]) -> str:
     concerned = [
         d
         for d in space.dimensions
-        if d.section in sections and d.stage in (None, named) and d.is_drawn(assignment)
+        if d.section in sections and d.stage in (None, named) and d.is_drawn(draw)
     ]
-    told = ", ".join(f"{d.path}={d.shown(assignment)}" for d in concerned)
+    told = ", ".join(f"{d.path}={d.decode(draw)}" for d in concerned)
     return f"{message} (with {told})" if told else message
 
 
@@ -286,13 +212,13 @@ def _source(config: SourceConfig, info: DataInfo) -> Arch:
 def _check_objectives(
     spec: Spec, stages: Sequence[NamedStage], data: DataConfig
 ) -> None:
-    available = set(METRICS) | {m for s in stages for m in STAGES[s.kind].metrics}
-    if not spec.measure.latency:
-        available -= set(LATENCY)
-    if data.val_fraction == 0:
-        available -= set(VALIDATED)
-    if not any(stage.config.phase == "quantize" for stage in stages):
-        available -= set(CODED)
+    conditions = Conditions(
+        validation=data.val_fraction > 0,
+        latency=spec.measure.latency,
+        quantized=any(stage.config.phase == "quantize" for stage in stages),
+    )
+    known = trial_metrics((stage.config for stage in stages), conditions)
+    available = {name for name, metric in known.items() if metric.unit != TEXT}
     for i, objective in enumerate(spec.objectives):
         place = f"objectives.{i}.metric"
         if objective.metric.startswith("test_"):
@@ -301,11 +227,8 @@ def _check_objectives(
                 f" {objective.metric.removeprefix('test_')!r}"
             )
         if objective.metric not in available:
-            why = ""
-            if objective.metric in VALIDATED and data.val_fraction == 0:
-                why = " (data.val_fraction is 0, so nothing is held out)"
-            if objective.metric in LATENCY and not spec.measure.latency:
-                why = " (measure.latency is false)"
+            reason = missing_because(objective.metric, conditions)
+            why = f" ({reason})" if reason else ""
             raise SpecError(
                 f"{place}: this pipeline has no metric {objective.metric!r}{why};"
                 f" valid: {', '.join(sorted(available))}"

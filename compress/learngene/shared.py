@@ -11,15 +11,16 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from compress.finetune import task_objective, with_drop_rates
+from compress.metrics import Metric
 from compress.stage import Context, Phase, Stage
 from trainers.config import DistillConfig, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState, buildable
 from trainers.models.mean_vit import NORM_EPS
+from trainers.timm_library import timm
 from trainers.training.optim import check_train_config
 
 DESCENDANT = "vit_base_patch16_224"
@@ -32,7 +33,9 @@ class Auxiliary(Stage, TrainConfig):
     """
 
     phase: ClassVar[Phase] = "init"
-    metrics: ClassVar[tuple[str, ...]] = ("aux_params",)
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("aux_params", "parameters of the auxiliary network", "1"),
+    )
     builder: ClassVar[str]
     """Of the network, in `trainers.models.arch.BUILDERS`."""
 
@@ -172,7 +175,7 @@ def fitted(
     if result["pos_embed"].shape[1] != patches:
         side = round(patches**0.5)
         with torch.no_grad():
-            resampled = resample_abs_pos_embed(
+            resampled = timm.layers.resample_abs_pos_embed(
                 result["pos_embed"], new_size=[side, side], num_prefix_tokens=0
             )
         result["pos_embed"] = resampled.contiguous()

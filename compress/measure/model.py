@@ -12,7 +12,6 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
+from compress.measure.options import Precision
 from trainers.models.arch import Arch, ModelState
 
-Precision = Literal["float32", "bfloat16", "float16"]
 _CHUNK = 1 << 22
 
 

@@ -20,8 +20,10 @@ from pydantic import Field, model_validator
 
 from compress.finetune import task_objective, with_drop_rates
 from compress.measure.latency_table import LatencyTable, num_threads
-from compress.measure.model import Precision, alternating_latency
+from compress.measure.model import alternating_latency
+from compress.measure.options import Precision
 from compress.measure.table_measurement import default_grid, measure_table
+from compress.metrics import TEXT, Metric
 from compress.nvit.cost import LatencyModel, MacsModel
 from compress.nvit.groups import GroupSizes, UnitLayout, block_table
 from compress.nvit.pruner import Importance, Pruner, PruneRules
@@ -30,7 +32,8 @@ from compress.stage import Context, Phase, Stage
 from trainers.config import DistillConfig, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
-from trainers.models.pruned_vit import BLOCK_DIMS, dense_arch, from_timm
+from trainers.models.from_timm import dense_arch, from_timm
+from trainers.models.pruned_vit import BLOCK_DIMS
 from trainers.training import distributed
 from trainers.training.losses import KlObjective
 from trainers.training.optim import check_train_config
@@ -73,13 +76,53 @@ class Nvit(Stage, TrainConfig):
         "Yang et al., Global Vision Transformer Pruning with Hessian-Aware Saliency,"
         " CVPR 2023"
     )
-    metrics: ClassVar[tuple[str, ...]] = (
-        "latency_ratio_estimated",
-        "pruned_units",
-        "prune_steps",
-        "latency_ratio_measured",
-        "speedup_measured",
-        "not_faster",
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "latency_ratio_estimated",
+            "estimated latency of the pruned model over that of the incoming one",
+            "1",
+        ),
+        Metric(
+            "pruned_units", "channels, heads, dimensions and hidden units removed", "1"
+        ),
+        Metric("prune_steps", "optimiser steps until pruning ended", "1"),
+        Metric("stop_reason", "what ended pruning", TEXT),
+        Metric(
+            "pruned_ms_estimated",
+            "latency of one batch of the pruned model, by the table",
+            "ms",
+            is_time=True,
+        ),
+        Metric(
+            "pruned_ms_measured",
+            "median time of one batch of the pruned model",
+            "ms",
+            is_time=True,
+        ),
+        Metric(
+            "unpruned_ms_measured",
+            "median time of one batch of the incoming model",
+            "ms",
+            is_time=True,
+        ),
+        Metric(
+            "latency_ratio_measured",
+            "pruned_ms_measured over unpruned_ms_measured",
+            "1",
+            is_time=True,
+        ),
+        Metric(
+            "speedup_measured",
+            "unpruned_ms_measured over pruned_ms_measured",
+            "1",
+            is_time=True,
+        ),
+        Metric(
+            "not_faster",
+            "1 where the pruned model was measured to be no faster, else 0",
+            "1",
+            is_time=True,
+        ),
     )
 
     latency_target: float = Field(

@@ -14,6 +14,7 @@ gradients are zeroed and their values put back after every update, so that neith
 nor decay moves a bit of them.
 """
 
+from collections import Counter
 from typing import ClassVar, Literal
 
 import torch
@@ -22,9 +23,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from compress.metrics import Metric
 from compress.stage import Context, Phase, Stage
 from compress.wfn.clustering import Clustering, cluster
-from compress.wfn.regulariser import PullTable, pull
+from compress.wfn.regulariser import PullTable, pull_each
 from trainers.config import FitOptions, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
@@ -33,6 +35,16 @@ from trainers.training.losses import TaskObjective
 from trainers.training.optim import check_train_config
 
 PERCENTAGES = (0.3, 0.6, 0.8, 0.9, 0.95, 0.975, 0.99, 0.9975, 0.999, 1.0)
+_MOST_ORDERS = 40
+_ORDERS = tuple(
+    Metric(
+        f"order_{order}",
+        f"weights that the last clustering fixed with centroids of order {order}"
+        + (" or higher" if order == _MOST_ORDERS else ""),
+        "1",
+    )
+    for order in range(_MOST_ORDERS + 1)
+)
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)
 
 
@@ -81,20 +93,31 @@ class HoldFixed(Hook):
             v.view_as(p)
             for v, p in zip(values.split(sizes), self.parameters, strict=True)
         ]
-        self.free = [~f for f in self.fixed]
-        self.num_free = int(sum(int(f.sum()) for f in self.free))
+        self.free: list[tuple[nn.Parameter, Tensor | None]] = []
+        """Parameters with weights that are pulled, and the places of these, (n_i,), None
+        for all. They stay the same during a fit: found once, so that no step asks for them.
+        """
+        self.num_free = 0
+        if table is not None and ratio > 0:
+            for parameter, held in zip(self.parameters, self.fixed, strict=True):
+                places = (~held).reshape(-1).nonzero()[:, 0]
+                self.num_free += len(places)
+                if len(places):
+                    every = len(places) == parameter.numel()
+                    self.free.append((parameter, None if every else places))
         self.table, self.ratio = table, ratio
 
     def on_loss(self, loss: Tensor, step: int) -> Tensor:
-        if self.table is None or self.ratio == 0 or self.num_free == 0:
+        if self.table is None or not self.free:
             return loss
         with torch.autocast(loss.device.type, enabled=False):
             parts = [
-                pull(p[f], self.table)
-                for p, f in zip(self.parameters, self.free, strict=True)
-                if bool(f.any())
+                p.reshape(-1)
+                if places is None
+                else p.reshape(-1).index_select(0, places)
+                for p, places in self.free
             ]
-            regulariser = torch.stack(parts).sum() / self.num_free
+            regulariser = pull_each(parts, self.table).sum() / self.num_free
         alpha = (self.ratio * loss / regulariser.clamp_min(1e-12)).detach()
         return loss + alpha * regulariser
 
@@ -103,13 +126,13 @@ class HoldFixed(Hook):
             if parameter.grad is not None:
                 parameter.grad.masked_fill_(fixed, 0.0)
 
-    def on_step(self, step: int) -> bool:
+    def on_step(self, step: int) -> bool | None:
         with torch.no_grad():
             for parameter, fixed, value in zip(
                 self.parameters, self.fixed, self.values, strict=True
             ):
                 torch.where(fixed, value, parameter, out=parameter.data)
-        return False
+        return None
 
 
 class Wfn(Stage, FitOptions):
@@ -122,11 +145,16 @@ class Wfn(Stage, FitOptions):
     paper: ClassVar[str] = (
         "Subia-Waud and Dasmahapatra, Weight Fixing Networks, ECCV 2022"
     )
-    metrics: ClassVar[tuple[str, ...]] = (
-        "mean_relative_change",
-        "max_relative_change",
-        "codebook_size",
-        "fixed_fraction",
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "mean_relative_change",
+            "mean of |fixed - incoming| / |incoming| over the weights that were not 0",
+            "1",
+        ),
+        Metric("max_relative_change", "the largest of these changes", "1"),
+        Metric("codebook_size", "different values that the weights share", "1"),
+        Metric("fixed_fraction", "share of the weights that are fixed", "fraction"),
+        *_ORDERS,
     )
 
     distance_allowed: float = Field(
@@ -238,11 +266,10 @@ class Wfn(Stage, FitOptions):
             clustering = self._cluster(parameters, t)
             _assign(parameters, clustering.values)
         assert clustering is not None
-        orders = {f"order_{order}": count for order, count in clustering.orders.items()}
         ctx.report(
             **_changes(before, clustering),
             fixed_fraction=float(clustering.fixed.double().mean()),
-            **orders,
+            **_order_counts(clustering),
         )
         return ModelState.from_module(model.arch, module, model.meta)
 
@@ -283,6 +310,14 @@ def _assign(parameters: dict[str, nn.Parameter], values: Tensor) -> None:
     sizes = [p.numel() for p in parameters.values()]
     for parameter, value in zip(parameters.values(), values.split(sizes), strict=True):
         parameter.copy_(value.view_as(parameter))
+
+
+def _order_counts(clustering: Clustering) -> dict[str, int]:
+    """Metric name → how many weights were fixed at that order."""
+    counts: Counter[str] = Counter()
+    for order, count in clustering.orders.items():
+        counts[f"order_{min(order, _MOST_ORDERS)}"] += count
+    return dict(counts)
 
 
 def _changes(before: Tensor, clustering: Clustering) -> dict[str, float | int]:

@@ -1,20 +1,22 @@
 """What a trial needs to run, typed, and written before anything starts.
 
-A plan is `trials/<id>/plan.json` from the moment the searcher draws it, and never changes. What
-all trials of a run share about place and resources is their site, which each driver makes anew.
+A plan is `trials/<id>/plan.json` from the moment the searcher draws it, and what it computes never
+changes. What all trials of a run share about place and resources is their site, which each driver
+makes anew. Only this module writes and reads plans.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, ValidationError
 
-from analysis.contract import (
-    Objective,
-)
+from analysis.contract import PLAN_FILE, RECORD_FILE, RECORD_SCHEMA, Objective
 from trainers.config import Config, DataConfig, SourceConfig
+from trainers.files import read_json, write_atomic
 
 
 class StageSpec(Config):
@@ -61,6 +63,7 @@ class TrialPlan(Config):
         source, data, stages: the pipeline.
         measure: how the final model is measured, as `sweeps.spec.model.Measure` dumps it.
         stopping: what a stopping rule looks at; None where there is none.
+        plugins: name of each plugin that the trial uses → SHA-256 of its source.
     """
 
     trial_id: str
@@ -75,6 +78,7 @@ class TrialPlan(Config):
     stages: tuple[StageSpec, ...]
     measure: dict[str, JsonValue]
     stopping: Stopping | None = None
+    plugins: dict[str, str] = Field(default_factory=dict)
 
 
 class Site(Config):
@@ -107,3 +111,85 @@ class Site(Config):
     max_failures: int = 0
     objectives: tuple[Objective, ...] = ()
     code: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+def write_plan(folder: Path, plan: TrialPlan) -> None:
+    """Write a trial's plan into its folder, which is made if need be."""
+    content = {"schema": RECORD_SCHEMA, **plan.model_dump(mode="json")}
+    write_atomic(folder / PLAN_FILE, json.dumps(content, indent=1).encode())
+
+
+def read_plan(folder: Path) -> TrialPlan | None:
+    """The plan in a trial's folder; None where there is none that is whole.
+
+    A trial of version 0.1 has no plan file: its record holds the plan.
+
+    Raises:
+        ValueError: the file is whole, but is no plan; it names the file and each field.
+    """
+    path = folder / PLAN_FILE
+    content = read_json(path)
+    if content is None:
+        path = folder / RECORD_FILE
+        record = read_json(path)
+        if record is None or record.get("schema") != 1:
+            return None
+        content = plan_of_schema_1(record)
+    fields = {key: value for key, value in content.items() if key != "schema"}
+    try:
+        return TrialPlan.model_validate(fields)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
+            for detail in error.errors(include_url=False)
+        )
+        raise ValueError(f"{path}: is no plan of a trial: {wrong}") from error
+
+
+def plan_of_schema_1(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a plan from a record of version 0.1.
+
+    Its `params` are Optuna's own parameters. Those of a layer map are several numbers under
+    names like `stages.init.mapping[12 onto 5 #0]`; the map itself stands in the stage's config.
+    """
+    watch = record.get("watch")
+    draw = record.get("params") or {}
+    configuration = {key: value for key, value in draw.items() if "[" not in key}
+    for path in dict.fromkeys(key.partition("[")[0] for key in draw if "[" in key):
+        configuration[path] = _value_in_stages(path, record.get("pipeline") or [])
+    return {
+        "trial_id": record["trial_id"],
+        "number": record["number"],
+        "replicate": record.get("replicate", 0),
+        "seed": record.get("seed", 0),
+        "refines": record.get("refines"),
+        "configuration": configuration,
+        "draw": draw,
+        "source": record.get("source") or {},
+        "data": record.get("data") or {},
+        "stages": [
+            {"name": stage["name"], "kind": stage["stage"], "config": stage["config"]}
+            for stage in record.get("pipeline") or []
+        ],
+        "measure": record.get("measure") or {},
+        "stopping": {"last_epoch": None} | watch if watch else None,
+    }
+
+
+def _value_in_stages(path: str, stages: Sequence[Mapping[str, Any]]) -> Any:
+    """What a dotted parameter became in a pipeline's stages; None where it is not to be found.
+
+    The path names a stage, a slot with its alternative, or a stage of an alternative:
+    `stages.STAGE.FIELD`, `stages.SLOT.ALTERNATIVE.FIELD`, `stages.SLOT.ALTERNATIVE.STAGE.FIELD`.
+    """
+    parts = path.split(".")
+    configs = {stage["name"]: stage["config"] for stage in stages}
+    for name_at, field_at in ((1, 2), (1, 3), (3, 4)):
+        if len(parts) <= field_at or parts[name_at] not in configs:
+            continue
+        value: Any = configs[parts[name_at]]
+        for part in parts[field_at:]:
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None:
+            return value
+    return None

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from compress.cache import StageCache
-from compress.codec.file import encode
 from compress.measure.layers import measure_layers
-from compress.measure.model import measure_latency, measure_static, static_cost
+from compress.measure.model import static_cost
+from compress.metrics import FinalModel, measure
 from compress.pipeline import (
     NamedStage,
     Pipeline,
@@ -21,13 +21,14 @@ from compress.pipeline import (
     StageRun,
     run_pipeline,
 )
-from sweeps.spec.model import Measure, build_stage, validated
+from sweeps.spec.load import validated
+from sweeps.spec.model import Measure
+from sweeps.spec.stages import build_stage
 from trainers.config import DataConfig, SourceConfig
 from trainers.data.splits import load_data
 from trainers.models.arch import ModelState
 from trainers.remote import Remote
 from trainers.training import distributed
-from trainers.training.evaluate import evaluate
 
 Plan = dict[str, Any]
 """JSON-able: trial_id, number, replicate, seed, source, data, stages, measure, config,
@@ -144,56 +145,12 @@ def _measured(
     """All metrics of the final model: on the validation part for the search, on the test
     set once, to report.
     """
-    data = load_data(pipeline.data, Path(plan["data_cache"]))
-    model: ModelState = result.model
-    module = model.build().to(device)
-    metrics: dict[str, Any] = dict(result.metrics)
-    if data.size("val"):
-        metrics |= evaluate(module, data, "val", device)
-    if data.size("test"):
-        metrics |= {
-            f"test_{name}": value
-            for name, value in evaluate(module, data, "test", device).items()
-        }
-    if distributed.rank() != 0:
-        return metrics  # what follows needs no other rank
-    metrics |= measure_static(model, data.info.image_size)
-    if any(stage.config.phase == "quantize" for stage in pipeline.stages):
-        metrics |= _coded(model, metrics)
-    wanted = validated(Measure, plan["measure"], "measure")
-    if wanted.latency:
-        latency = measure_latency(
-            module,
-            data.info.image_size,
-            device,
-            batch_size=wanted.batch_size,
-            dtype=wanted.precision,
-            warmup=wanted.warmup,
-            repeats=wanted.repeats,
-            max_seconds=wanted.max_seconds,
-        )
-        metrics |= {
-            "latency_ms": latency.median_ms,
-            "latency_p25_ms": latency.p25_ms,
-            "latency_p75_ms": latency.p75_ms,
-            "latency_batch_size": latency.batch_size,
-            "latency_repeats": latency.repeats,
-            "latency_dtype": latency.dtype,
-        }
-    return metrics
-
-
-def _coded(model: ModelState, metrics: dict[str, Any]) -> dict[str, Any]:
-    """What the coded model file takes; the last two only where weights share values."""
-    size = encode(model).size
-    coded: dict[str, Any] = {
-        "coded_bytes": size.total_bytes,
-        "coded_ratio": metrics["model_bytes"] / size.total_bytes,
-    }
-    if size.coded_weights and metrics["entropy_bits"]:
-        bits = 8 * size.index_bytes / size.coded_weights
-        coded |= {
-            "coded_bits_per_weight": bits,
-            "coded_to_entropy": bits / metrics["entropy_bits"],
-        }
-    return coded
+    final = FinalModel(
+        result.model,
+        load_data(pipeline.data, Path(plan["data_cache"])),
+        device,
+        validated(Measure, plan["measure"], "measure"),
+        dict(result.metrics),
+    )
+    quantized = any(stage.config.phase == "quantize" for stage in pipeline.stages)
+    return measure(final, quantized=quantized, rank=distributed.rank())

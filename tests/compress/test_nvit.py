@@ -21,8 +21,9 @@ from compress.nvit.stage import Nvit
 from compress.nvit.surgery import MaskedVit, cut
 from compress.stage import Context
 from trainers.data.splits import Data
-from trainers.models.arch import Arch, ModelState, make_arch
-from trainers.models.pruned_vit import dense_arch, from_timm
+from trainers.models.arch import Arch, ModelState
+from trainers.models.from_timm import dense_arch, from_timm
+from trainers.models.make import make_arch
 from trainers.training.losses import TaskObjective
 
 CPU = torch.device("cpu")
@@ -496,15 +497,8 @@ def test_a_real_measurement_gives_positive_times(digits: Data, tmp_path: Path) -
     _, ctx = prune(digits, tmp_path, measure=True, latency_batch=2)
     assert ctx.reported["pruned_ms_measured"] > 0
     assert ctx.reported["unpruned_ms_measured"] > 0
-    assert {
-        "latency_ratio_estimated",
-        "pruned_units",
-        "prune_steps",
-        "latency_ratio_measured",
-        "speedup_measured",
-        "not_faster",
-    } == set(Nvit.metrics)
-    assert set(Nvit.metrics) <= set(ctx.reported)
+    declared = {metric.name for metric in Nvit.metrics}
+    assert declared == set(ctx.reported) | {"pruned_ms_estimated"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,25 @@
+"""How the final model of a trial is measured: the section `measure` of a spec."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from trainers.config import Config
+
+Precision = Literal["float32", "bfloat16", "float16"]
+"""Floating-point types in which a model is measured; each is the name of a torch dtype."""
+
+
+class MeasureConfig(Config):
+    """How the final model's latency and memory are measured, on the trial's device."""
+
+    latency: bool = True
+    batch_size: int = Field(64, ge=1)
+    precision: Precision = "float32"
+    warmup: int = Field(3, ge=0, description="forward passes before the clock")
+    repeats: int = Field(
+        30, ge=3, description="timed forward passes; their median counts"
+    )
+    max_seconds: float = Field(
+        10.0, gt=0, description="stop repeating after this long, with at least 3"
+    )

@@ -1,0 +1,411 @@
+"""Every metric of a trial's final model: its name, description and unit, and how it is measured.
+
+A new metric of the final model touches this file alone: give its `Metric` and the function
+that computes it as one more `Measurement`. A package of somebody else's offers the same
+object under `METRICS` (see docs/extending.md). What a stage reports about its own work is
+described by that stage (`Stage.metrics`).
+
+Nothing heavy is imported before something is measured.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+
+from compress.measure.options import MeasureConfig
+from trainers import plugins
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from trainers.data.splits import Data
+    from trainers.models.arch import ModelState
+
+Value = float | int | str
+TEXT = "text"
+"""The unit of a metric that is a word; it is recorded and can be no objective."""
+
+
+class Metric(NamedTuple):
+    """A measured number.
+
+    Attributes:
+        name: as in a record and in `objectives`.
+        description: what was measured, in one phrase.
+        unit: of the value: "1" for counts and ratios, "fraction" for shares from 0 to 1,
+            `TEXT` for a word.
+        is_time: whether it is a time or made of times, so that no two runs give it twice.
+    """
+
+    name: str
+    description: str
+    unit: str
+    is_time: bool = False
+
+
+class Conditions(NamedTuple):
+    """What decides which measurements a trial makes.
+
+    Attributes:
+        validation: whether there is a validation part (data.val_fraction above 0).
+        test: whether the data set has a test set.
+        latency: whether latency is measured (measure.latency).
+        quantized: whether the pipeline has a quantize stage.
+    """
+
+    validation: bool = True
+    test: bool = True
+    latency: bool = True
+    quantized: bool = True
+
+
+NEEDS: Mapping[str, str] = {
+    "validation": "it needs a validation part; set data.val_fraction above 0",
+    "test": "it needs a test set",
+    "latency": "it needs measure.latency: true",
+    "quantized": "it needs a quantize stage in the pipeline",
+}
+"""Field of `Conditions` → what to tell a user in whose sweep it does not hold."""
+
+
+@dataclass
+class FinalModel:
+    """The model that a trial ended with, and what measuring it may use.
+
+    Attributes:
+        state: description and weights.
+        data: the data set, split.
+        device: where the trial runs.
+        options: batch size, precision and repetitions of timed passes.
+        metrics: what is known so far: the stages' reports and earlier measurements.
+    """
+
+    state: "ModelState"
+    data: "Data"
+    device: "torch.device"
+    options: MeasureConfig = field(default_factory=MeasureConfig)
+    metrics: dict[str, Value] = field(default_factory=dict)
+
+    @cached_property
+    def module(self) -> "nn.Module":
+        """The module with the final weights, in eval mode, on the trial's device."""
+        return self.state.build().to(self.device)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One computation that gives one or several metrics of the final model.
+
+    Attributes:
+        metrics: those that it can give. It may leave some out where they have no meaning
+            for the model at hand.
+        measure: computes them: the final model → name → value.
+        needs: a field of `Conditions` that must hold, or None.
+        on_every_rank: whether all processes of a distributed trial must take part;
+            otherwise the first one measures alone.
+    """
+
+    metrics: tuple[Metric, ...]
+    measure: Callable[[FinalModel], Mapping[str, Value]]
+    needs: str | None = None
+    on_every_rank: bool = False
+
+
+def _evaluate_validation(final: FinalModel) -> Mapping[str, Value]:
+    from trainers.training.evaluate import evaluate
+
+    return evaluate(final.module, final.data, "val", final.device)
+
+
+def _evaluate_test(final: FinalModel) -> Mapping[str, Value]:
+    from trainers.training.evaluate import evaluate
+
+    scores = evaluate(final.module, final.data, "test", final.device)
+    return {f"test_{name}": value for name, value in scores.items()}
+
+
+def _static(final: FinalModel) -> Mapping[str, Value]:
+    from compress.measure.model import measure_static
+
+    return measure_static(final.state, final.data.info.image_size)
+
+
+def _coded(final: FinalModel) -> Mapping[str, Value]:
+    """Sizes of the coded model file; the last two only where weights share values."""
+    from compress.codec.file import encode
+
+    size = encode(final.state).size
+    model_bytes = float(final.metrics["model_bytes"])
+    coded: dict[str, Value] = {
+        "coded_bytes": size.total_bytes,
+        "coded_ratio": model_bytes / size.total_bytes,
+    }
+    entropy_bits = float(final.metrics["entropy_bits"])
+    if size.coded_weights and entropy_bits:
+        bits = 8 * size.index_bytes / size.coded_weights
+        coded["coded_bits_per_weight"] = bits
+        coded["coded_to_entropy"] = bits / entropy_bits
+    return coded
+
+
+def _latency(final: FinalModel) -> Mapping[str, Value]:
+    from compress.measure.model import measure_latency
+
+    options = final.options
+    latency = measure_latency(
+        final.module,
+        final.data.info.image_size,
+        final.device,
+        batch_size=options.batch_size,
+        dtype=options.precision,
+        warmup=options.warmup,
+        repeats=options.repeats,
+        max_seconds=options.max_seconds,
+    )
+    return {
+        "latency_ms": latency.median_ms,
+        "latency_p25_ms": latency.p25_ms,
+        "latency_p75_ms": latency.p75_ms,
+        "latency_batch_size": latency.batch_size,
+        "latency_repeats": latency.repeats,
+        "latency_dtype": latency.dtype,
+    }
+
+
+def _peak_memory(final: FinalModel) -> Mapping[str, Value]:
+    from compress.measure.memory import MEGABYTE, peak_memory_bytes
+
+    peak = peak_memory_bytes(
+        final.module,
+        final.data.info.image_size,
+        final.device,
+        batch_size=final.options.batch_size,
+        dtype=final.options.precision,
+    )
+    return {"peak_memory_mb": peak / MEGABYTE}
+
+
+_VALIDATED = (
+    Metric("accuracy", "top-1 accuracy on the validation part", "fraction"),
+    Metric("top5_accuracy", "top-5 accuracy on the validation part", "fraction"),
+    Metric("loss", "cross-entropy on the validation part", "nats"),
+)
+_TESTED = tuple(
+    Metric(
+        f"test_{metric.name}",
+        metric.description.replace(
+            "the validation part", "the test set, which the search never sees"
+        ),
+        metric.unit,
+    )
+    for metric in _VALIDATED
+)
+
+MEASUREMENTS: dict[str, Measurement] = {
+    "validation": Measurement(_VALIDATED, _evaluate_validation, "validation", True),
+    "test": Measurement(_TESTED, _evaluate_test, "test", True),
+    "static": Measurement(
+        (
+            Metric("num_params", "parameters", "1"),
+            Metric("gmacs", "multiply-accumulates of one image", "10^9"),
+            Metric(
+                "entropy_bits",
+                "entropy of the values of all Linear and Conv parameters",
+                "bits per weight",
+            ),
+            Metric(
+                "entropy_nonzero_bits",
+                "entropy of those values that are not zero",
+                "bits per weight",
+            ),
+            Metric(
+                "unique_values",
+                "different values among all Linear and Conv parameters",
+                "1",
+            ),
+            Metric(
+                "zero_fraction",
+                "share of zeros among all Linear and Conv parameters",
+                "fraction",
+            ),
+            Metric("model_bytes", "parameters and buffers as stored, uncoded", "bytes"),
+        ),
+        _static,
+    ),
+    "coded": Measurement(
+        (
+            Metric("coded_bytes", "size of the coded model file", "bytes"),
+            Metric("coded_ratio", "model_bytes over coded_bytes", "1"),
+            Metric(
+                "coded_bits_per_weight",
+                "entropy-coded bits of a weight that lies on a shared value, without"
+                " the codebook",
+                "bits per weight",
+            ),
+            Metric(
+                "coded_to_entropy",
+                "coded_bits_per_weight over entropy_bits; below 1 where the coder finds"
+                " more structure than the histogram of values shows",
+                "1",
+            ),
+        ),
+        _coded,
+        "quantized",
+    ),
+    "latency": Measurement(
+        (
+            Metric(
+                "latency_ms",
+                "median time of a forward pass of one batch, on the trial's device",
+                "ms",
+                True,
+            ),
+            Metric("latency_p25_ms", "first quartile of that time", "ms", True),
+            Metric("latency_p75_ms", "third quartile of that time", "ms", True),
+            Metric("latency_batch_size", "images in that batch", "1", True),
+            Metric("latency_repeats", "timed forward passes", "1", True),
+            Metric("latency_dtype", "type of weights and images", TEXT, True),
+        ),
+        _latency,
+        "latency",
+    ),
+    "peak_memory": Measurement(
+        (
+            Metric(
+                "peak_memory_mb",
+                "memory at the peak of a forward pass of one batch, weights included",
+                "MB",
+            ),
+        ),
+        _peak_memory,
+    ),
+}
+"""What is measured of every final model, in this order."""
+
+
+def _by_name(measurements: Mapping[str, Measurement]) -> dict[str, Metric]:
+    return {
+        metric.name: metric
+        for measurement in measurements.values()
+        for metric in measurement.metrics
+    }
+
+
+METRICS: dict[str, Metric] = _by_name(MEASUREMENTS)
+"""Every built-in metric of a final model by its name."""
+
+
+def measurements() -> dict[str, Measurement]:
+    """The built-in measurements and those that plugins offer.
+
+    Raises:
+        ValueError: a plugin offers something else than a `Measurement`, or a metric whose
+            name is taken.
+    """
+    found = plugins.merged(
+        plugins.METRICS,
+        MEASUREMENTS,
+        lambda value: isinstance(value, Measurement),
+        "a compress.metrics.Measurement",
+    )
+    origin: dict[str, str] = {}
+    for name, measurement in found.items():
+        for metric in measurement.metrics:
+            other = origin.setdefault(metric.name, name)
+            if other != name:
+                raise ValueError(
+                    f"metric {metric.name!r} is given by the measurements {other!r} and"
+                    f" {name!r}; rename one of them"
+                )
+    return found
+
+
+def metrics() -> dict[str, Metric]:
+    """Every metric of a final model by its name, those of plugins included."""
+    return _by_name(measurements())
+
+
+class Reporting(Protocol):
+    """A stage, or its class: what it reports is described in `metrics`."""
+
+    metrics: ClassVar[tuple[Metric, ...]]
+
+
+def trial_metrics(
+    stages: Iterable[Reporting | type[Reporting]], conditions: Conditions | None = None
+) -> dict[str, Metric]:
+    """Every metric that a trial with these stages can have, by name.
+
+    Args:
+        stages: those of its pipeline, or of all pipelines of a sweep.
+        conditions: leave out final metrics that do not exist under these.
+    """
+    final = metrics() if conditions is None else existing_metrics(conditions)
+    reported = {metric.name: metric for stage in stages for metric in stage.metrics}
+    return final | reported
+
+
+def existing_metrics(conditions: Conditions) -> dict[str, Metric]:
+    """The metrics that a final model has under these conditions."""
+    made = {
+        name: measurement
+        for name, measurement in measurements().items()
+        if measurement.needs is None or getattr(conditions, measurement.needs)
+    }
+    return _by_name(made)
+
+
+def missing_because(name: str, conditions: Conditions) -> str | None:
+    """Why a known metric does not exist under these conditions, as a phrase for an error.
+
+    None where it exists, and where no measurement gives a metric of this name.
+    """
+    for measurement in measurements().values():
+        needed = measurement.needs
+        if needed is None or getattr(conditions, needed):
+            continue
+        if any(metric.name == name for metric in measurement.metrics):
+            return NEEDS[needed]
+    return None
+
+
+def measure(final: FinalModel, *, quantized: bool, rank: int = 0) -> dict[str, Value]:
+    """All metrics of a final model, `final.metrics` among them.
+
+    Args:
+        final: the model; its `metrics` grow along the way.
+        quantized: whether a quantize stage made it.
+        rank: of this process among those of the trial; others than the first only take part
+            in what needs all of them.
+
+    Raises:
+        ValueError: a measurement gave a metric that it does not declare.
+    """
+    conditions = Conditions(
+        validation=final.data.size("val") > 0,
+        test=final.data.size("test") > 0,
+        latency=final.options.latency,
+        quantized=quantized,
+    )
+    for name, measurement in measurements().items():
+        if measurement.needs is not None and not getattr(conditions, measurement.needs):
+            continue
+        if rank != 0 and not measurement.on_every_rank:
+            continue
+        values = measurement.measure(final)
+        _check_declared(name, values, measurement.metrics)
+        final.metrics |= values
+    return final.metrics
+
+
+def _check_declared(
+    name: str, values: Mapping[str, Value], declared: Sequence[Metric]
+) -> None:
+    unknown = values.keys() - {metric.name for metric in declared}
+    if unknown:
+        raise ValueError(
+            f"measurement {name!r} gave {', '.join(sorted(unknown))}, which its metrics"
+            " do not declare; add a Metric for each"
+        )

@@ -1,0 +1,36 @@
+"""Where things lie in a run folder. File names come from `analysis.contract`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from analysis.contract import TRIALS_FOLDER
+
+TENSORBOARD_FOLDER = "tensorboard"
+"""Event files of TensorBoard, a folder a trial."""
+
+TUNE_FOLDER = "tune"
+"""What Ray Tune writes. It is deleted when the sweep has ended."""
+
+WORKERS_FOLDER = "workers"
+"""What Ray Train's worker groups write. It is deleted when the sweep has ended."""
+
+
+def trial_folder(run: Path, trial_id: str) -> Path:
+    """The folder of one trial, whether or not it exists."""
+    return run / TRIALS_FOLDER / trial_id
+
+
+def trial_ids(run: Path) -> Iterator[str]:
+    """The names of all folders of trials, in order."""
+    trials = run / TRIALS_FOLDER
+    if trials.is_dir():
+        yield from sorted(path.name for path in trials.iterdir() if path.is_dir())
+
+
+def trial_name(number: int, replicate: int, replicates: int) -> str:
+    """The id of a trial: of its configuration's number, and of its replicate if there are several."""
+    if replicates == 1:
+        return f"{number:05d}"
+    return f"{number:05d}-r{replicate}"

@@ -1,0 +1,122 @@
+"""The metrics of a final model: described once, and given exactly where they exist."""
+
+import math
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from compress import metrics as metrics_module
+from compress.measure.options import MeasureConfig
+from compress.metrics import (
+    MEASUREMENTS,
+    METRICS,
+    TEXT,
+    Conditions,
+    FinalModel,
+    Measurement,
+    Metric,
+    Value,
+    existing_metrics,
+    measure,
+    missing_because,
+)
+from compress.pipeline import STAGES
+from trainers.data.splits import Data
+from trainers.models.arch import ModelState, make_arch
+
+QUICK = MeasureConfig(batch_size=2, warmup=0, repeats=3)
+
+
+@pytest.fixture
+def final(digits: Data) -> FinalModel:
+    arch = make_arch("resnet20_cifar", num_classes=10, image_size=32, args={"width": 4})
+    state = ModelState.initialised(arch, 0)
+    return FinalModel(state, digits, torch.device("cpu"), QUICK)
+
+
+def test_each_metric_is_described_once() -> None:
+    of_model = [m for x in MEASUREMENTS.values() for m in x.metrics]
+    of_stages = [m for stage in STAGES.values() for m in stage.metrics]
+    assert len({m.name for m in of_model}) == len(of_model) == len(METRICS)
+    assert not {m.name for m in of_model} & {m.name for m in of_stages}
+    for metric in (*of_model, *of_stages):
+        assert isinstance(metric, Metric)
+        assert metric.description
+        assert metric.unit
+        assert not metric.description.endswith(".")
+        assert metric.is_time or not metric.name.endswith("_ms")
+
+
+def test_a_model_has_the_metrics_that_its_conditions_promise(final: FinalModel) -> None:
+    final.state.weights.update(
+        {name: value.round() for name, value in final.state.weights.items()}
+    )
+    found = measure(final, quantized=True)
+    assert set(found) == set(existing_metrics(Conditions()))
+    for name, value in found.items():
+        if METRICS[name].unit == TEXT:
+            assert isinstance(value, str)
+        else:
+            assert math.isfinite(float(value))
+    assert found["coded_ratio"] == found["model_bytes"] / found["coded_bytes"]
+    assert found["peak_memory_mb"] > found["num_params"] * 4e-6
+
+
+def test_without_their_condition_they_are_absent_and_say_why(final: FinalModel) -> None:
+    final.options = QUICK.model_copy(update={"latency": False})
+    found = measure(final, quantized=False)
+    conditions = Conditions(latency=False, quantized=False)
+    assert set(found) == set(existing_metrics(conditions))
+    assert missing_because("latency_ms", conditions) == "it needs measure.latency: true"
+    assert "quantize stage" in str(missing_because("coded_bytes", conditions))
+    assert "validation part" in str(
+        missing_because("accuracy", Conditions(validation=False))
+    )
+    assert missing_because("accuracy", conditions) is None
+    assert missing_because("no_such_metric", conditions) is None
+
+
+def test_other_ranks_take_part_only_where_all_must(final: FinalModel) -> None:
+    found = measure(final, quantized=True, rank=1)
+    assert set(found) == {
+        m.name for x in MEASUREMENTS.values() if x.on_every_rank for m in x.metrics
+    }
+
+
+def test_an_undeclared_metric_is_refused(
+    final: FinalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def energy(final: FinalModel) -> Mapping[str, Value]:
+        return {"energy_j": 1.0, "power_w": 2.0}
+
+    joules = Measurement((Metric("energy_j", "energy of one batch", "J"),), energy)
+    monkeypatch.setattr(metrics_module, "MEASUREMENTS", {"energy": joules})
+    with pytest.raises(ValueError, match="'energy' gave power_w, which its metrics"):
+        measure(final, quantized=False)
+
+
+def test_plugins_give_metrics_and_no_name_twice(
+    final: FinalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def largest(final: FinalModel) -> Mapping[str, Value]:
+        return {
+            "largest_weight": max(float(w.max()) for w in final.state.weights.values())
+        }
+
+    offer = Measurement(
+        (Metric("largest_weight", "largest of all weights", "1"),), largest
+    )
+    offers: dict[str, object] = {"largest": offer}
+    monkeypatch.setattr(
+        metrics_module.plugins,
+        "merged",
+        lambda group, ours, fits, rule: {**ours, **offers},
+    )
+    assert metrics_module.metrics()["largest_weight"].unit == "1"
+    assert float(measure(final, quantized=False)["largest_weight"]) > 0
+    offers["again"] = offer
+    with pytest.raises(
+        ValueError, match=r"'largest_weight' is given by .*'largest' and 'again'"
+    ):
+        metrics_module.metrics()

@@ -1,0 +1,273 @@
+"""One owner at a time: a small file that all processes see, on any node.
+
+The file names its owner (host, process, token) and carries a heartbeat that the owner raises
+every few seconds. A lease whose owner died is taken over: at once where the owner ran on this
+host and its process is gone, otherwise after the heartbeat has stood still for a while.
+
+The stage cache waits for a lease and gives up when somebody else has published the result; the
+driver of a sweep does not wait: a living owner is an error. Both use the same two methods.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from trainers.files import read_json, write_atomic
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_SECONDS = 0.05
+_LONGEST_PAUSE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lease.
+
+    Attributes:
+        host, pid: where the owner runs.
+        token: unique to this one acquisition.
+        since: UTC time of the acquisition, ISO 8601.
+        beat: heartbeats so far.
+    """
+
+    host: str
+    pid: int
+    token: str
+    since: str = ""
+    beat: int = 0
+
+    @classmethod
+    def new(cls) -> "Owner":
+        """This process, from now on."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        return cls(socket.gethostname(), os.getpid(), uuid.uuid4().hex, now)
+
+    def is_gone(self) -> bool:
+        """Whether the owner ran on this host and its process no longer exists."""
+        here = self.host == socket.gethostname() and self.pid != os.getpid()
+        return here and not process_exists(self.pid)
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+
+class LeaseHeldError(Exception):
+    """Another process holds the lease and is alive.
+
+    Attributes:
+        path: the lease's file.
+        owner: who holds it.
+    """
+
+    def __init__(self, path: Path, owner: Owner) -> None:
+        super().__init__(
+            f"{path} is held by process {owner.pid} on {owner.host}, since {owner.since}"
+        )
+        self.path, self.owner = path, owner
+
+
+class Lease:
+    """The lease that the file `path` stands for.
+
+    Args:
+        path: must lie where every process that competes for the lease sees it.
+        heartbeat_seconds: between two heartbeats of the owner.
+        silence_seconds: an owner without a heartbeat for this long is dead. It is measured by
+            the clock of the process that waits: clocks of nodes and file servers differ.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        heartbeat_seconds: float = 2.0,
+        silence_seconds: float = 30.0,
+    ) -> None:
+        self.path = path
+        self.heartbeat_seconds = heartbeat_seconds
+        self.silence_seconds = silence_seconds
+
+    def owner(self) -> Owner | None:
+        """Who is written in the file, dead or alive; None if there is no whole file."""
+        return _owner_of(read_json(self.path))
+
+    def clear(self) -> None:
+        """Remove a lease whose owner is dead; nothing to do where there is none.
+
+        Raises:
+            LeaseHeldError: the owner is alive.
+        """
+        with self.held():
+            pass
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Owner]:
+        """Hold the lease inside the `with` block. A living owner is not waited for.
+
+        Raises:
+            LeaseHeldError: the owner is alive.
+        """
+
+        def refuse(owner: Owner) -> None:
+            raise LeaseHeldError(self.path, owner)
+
+        owner = self._acquire(on_heartbeat=refuse, unless=lambda: False)
+        assert owner is not None
+        with self._beating(owner):
+            yield owner
+
+    @contextlib.contextmanager
+    def held_unless(self, done: Callable[[], bool]) -> Iterator[Owner | None]:
+        """Wait until the lease is free, and hold it inside the `with` block.
+
+        Args:
+            done: asked while waiting; once it says yes, the lease is no longer wanted, and the
+                block runs without it, with None.
+        """
+        owner = self._acquire(on_heartbeat=lambda owner: None, unless=done)
+        if owner is None:
+            yield None
+            return
+        with self._beating(owner):
+            yield owner
+
+    def _acquire(
+        self, on_heartbeat: Callable[[Owner], None], unless: Callable[[], bool]
+    ) -> Owner | None:
+        """Create the file, or take it over from a dead owner; None once `unless` holds."""
+        me = Owner.new()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        last, since, pause = self.owner(), time.monotonic(), _FIRST_PAUSE_SECONDS
+        while not unless():
+            if self._create(me):
+                return me
+            seen = self.owner()
+            if seen != last:
+                if seen is not None and last is not None:
+                    on_heartbeat(seen)
+                last, since = seen, time.monotonic()
+            silent = time.monotonic() - since > self.silence_seconds
+            if (silent or (seen is not None and seen.is_gone())) and self._take_over(
+                seen, me
+            ):
+                return me
+            time.sleep(pause)
+            pause = min(_LONGEST_PAUSE_SECONDS, pause * 1.5)
+        return None
+
+    def _create(self, me: Owner) -> bool:
+        """Write the file where there is none; the file system lets one process succeed."""
+        try:
+            with open(self.path, "xb") as file:
+                file.write(me.to_json())
+        except FileExistsError:
+            return False
+        except PermissionError:
+            # Windows says so while another process removes or replaces the file
+            if sys.platform != "win32":
+                raise
+            return False
+        return True
+
+    def _take_over(self, dead: Owner | None, me: Owner) -> bool:
+        """Replace what a dead owner left, unless somebody else was quicker."""
+        with _one_at_a_time(self.path.with_name(f".{self.path.name}.lock")):
+            if self.owner() != dead:
+                return False
+            write_atomic(self.path, me.to_json())
+            return True
+
+    @contextlib.contextmanager
+    def _beating(self, me: Owner) -> Iterator[None]:
+        """Raise the heartbeat from a thread inside the block; then remove the file."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self._beat, args=(me, stop), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            if self._is_mine(me):
+                self.path.unlink(missing_ok=True)
+
+    def _beat(self, me: Owner, stop: threading.Event) -> None:
+        while not stop.wait(self.heartbeat_seconds):
+            if not self._is_mine(me):
+                # this process slept for so long that others took it for dead
+                log.warning("%s was taken over by %s", self.path, self.owner())
+                return
+            me = replace(me, beat=me.beat + 1)
+            # a full disk is reported by whoever writes results
+            with contextlib.suppress(OSError):
+                write_atomic(self.path, me.to_json())
+
+    def _is_mine(self, me: Owner) -> bool:
+        seen = self.owner()
+        return seen is not None and seen.token == me.token
+
+
+def process_exists(pid: int) -> bool:
+    """Whether a process of this number runs on this host, whoever owns it."""
+    if sys.platform == "win32":
+        return _windows_process_exists(pid)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it exists and belongs to somebody else
+        return True
+    return True
+
+
+def _windows_process_exists(pid: int) -> bool:
+    """`os.kill` would end the process on Windows, so the system is asked about it instead."""
+    import ctypes
+
+    kernel32: Any = getattr(ctypes, "windll").kernel32  # noqa: B009 (only Windows has it)
+    query_limited_information, still_active = 0x1000, 259
+    handle = kernel32.OpenProcess(query_limited_information, False, pid)
+    if not handle:
+        access_denied = 5
+        return kernel32.GetLastError() == access_denied
+    try:
+        code = ctypes.c_ulong()
+        known = kernel32.GetExitCodeProcess(handle, ctypes.byref(code))
+        return not known or code.value == still_active
+    finally:
+        kernel32.CloseHandle(handle)
+
+
+def _owner_of(content: dict[str, Any] | None) -> Owner | None:
+    """The owner that a lease file names; None where the content is not a lease's."""
+    names = {field.name for field in fields(Owner)}
+    try:
+        return Owner(**{k: v for k, v in (content or {}).items() if k in names})
+    except TypeError:
+        return None
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """A lock of this host. Where the file system knows no locks, the heartbeat's check alone
+    keeps two owners apart.
+    """
+    try:
+        with FileLock(path):
+            yield
+    except NotImplementedError:
+        yield
