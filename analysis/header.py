@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.contract import Objective
+from analysis.contract import RUN_FILE, Objective
 from analysis.metrics import Metrics, read_metrics
 from analysis.tables import schema_1
 from analysis.tables.frames import as_float, fits
+from analysis.tables.json_files import read_json
 from analysis.text import clean_text
 
 
@@ -114,3 +115,16 @@ def _objectives(items: Any, problems: list[str]) -> list[Objective]:
                 f" {error})"
             )
     return list(found.values())
+
+
+def metrics_of_run(folder: Path, names: Iterable[str] = ()) -> Metrics:
+    """The metrics that the run in `folder` describes, without reading its trials.
+
+    Args:
+        names: metrics of interest, which a run of schema 1 does not describe.
+    """
+    problems: list[str] = []
+    data = read_json(folder / RUN_FILE, RUN_FILE, problems) or {}
+    if "metrics" not in data:
+        return schema_1.metrics_of(names)
+    return read_metrics(data["metrics"], problems)

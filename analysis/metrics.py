@@ -21,7 +21,8 @@ class Metric(NamedTuple):
     Attributes:
         name: as it stands in records and, after `metric/`, in the tables.
         description: what is measured, in words; empty where the run does not say.
-        unit: for example "ms", "bytes", "fraction" (of one), "1" (a count), "10^9"; "" for none.
+        unit: for example "ms", "bytes", "fraction" (of one), "1" (a count), "10^9", "text" (a
+            word); "" for none.
         is_time: whether it is a time that depends on the machine, and so differs between runs.
     """
 
