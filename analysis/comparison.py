@@ -66,7 +66,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class _Field:
+class _Compared:
     """What all groups share: the eligible configurations in the order in which they ended.
 
     Attributes:
@@ -94,25 +94,25 @@ def compare(run: Run, by: str = RUN_PARAMETER) -> Comparison:
     if column not in run.trials:
         known = ", ".join(run.parameters) or "none"
         raise ValueError(f"no parameter {by!r} to compare by; valid: {known}")
-    field = _field(run)
-    names = field.rows[column].astype("string").fillna("not set").to_numpy()
+    shared = _compared(run)
+    names = shared.rows[column].astype("string").fillna("not set").to_numpy()
     sizes = pd.Series(names).value_counts()
     budget = int(sizes.min())
-    time = min(float(field.seconds[names == name].sum()) for name in sizes.index)
+    time = min(float(shared.seconds[names == name].sum()) for name in sizes.index)
     groups = [
-        _group(field, str(name), names == name, budget, time, by)
+        _group(shared, str(name), names == name, budget, time, by)
         for name in sizes.index
     ]
     reference = {
         objective.metric: float(value)
-        for objective, value in zip(run.objectives, field.reference, strict=True)
+        for objective, value in zip(run.objectives, shared.reference, strict=True)
     }
     return Comparison(
         by, sorted(groups, key=lambda g: -g.volume), reference, budget, time
     )
 
 
-def _field(run: Run) -> _Field:
+def _compared(run: Run) -> _Compared:
     rows = run.configurations()
     values = run.values(rows)
     keep = pareto.eligible(values, run.objectives)
@@ -126,7 +126,7 @@ def _field(run: Run) -> _Field:
     rows, values = rows.iloc[order], values[order]
     reference = pareto.reference_point(values, run.objectives)
     signs = np.array([objective.sign for objective in run.objectives])
-    return _Field(
+    return _Compared(
         run=run,
         rows=rows,
         values=values,
@@ -138,33 +138,33 @@ def _field(run: Run) -> _Field:
 
 
 def _group(
-    field: _Field, name: str, mine: np.ndarray, budget: int, time: float, by: str
+    shared: _Compared, name: str, mine: np.ndarray, budget: int, time: float, by: str
 ) -> Group:
     """The group of the configurations that `mine` (n,) marks."""
-    run, values = field.run, field.values[mine]
+    run, values = shared.run, shared.values[mine]
     volumes = (
-        pareto.hypervolume_over_time(values, run.objectives, field.reference)
-        / field.box
+        pareto.hypervolume_over_time(values, run.objectives, shared.reference)
+        / shared.box
     )
-    clock = np.cumsum(field.seconds[mine])
+    clock = np.cumsum(shared.seconds[mine])
     within = np.flatnonzero(clock <= time * (1 + 1e-9))
     curves = {
-        "configurations": _steps(np.arange(1, len(values) + 1), volumes),
+        "configurations": _steps(np.arange(1.0, len(values) + 1), volumes),
         "compute": _steps(clock, volumes),
     }
     if by == RUN_PARAMETER and run.members:
-        curves["wall"] = _steps(_wall(run, name, field.rows[mine]), volumes)
+        curves["wall"] = _steps(_wall(run, name, shared.rows[mine]), volumes)
     signs = np.array([objective.sign for objective in run.objectives])
     best = (values * signs).min(axis=0) * signs
     return Group(
         name=name,
         configurations=len(values),
         front=int(pareto.front_mask(values, run.objectives).sum()),
-        on_front=int(field.on_front[mine].sum()),
+        on_front=int(shared.on_front[mine].sum()),
         volume=float(volumes[-1]),
-        spread=_spread(run, field.rows[mine], field.reference) / field.box,
+        spread=_spread(run, shared.rows[mine], shared.reference) / shared.box,
         best=tuple(float(v) for v in best),
-        seconds=float(field.seconds[mine].sum()),
+        seconds=float(shared.seconds[mine].sum()),
         budget=float(volumes[budget - 1]),
         at_time=float(volumes[within[-1]]) if len(within) else 0.0,
         curves=curves,

@@ -40,7 +40,7 @@ def configurations_of(
     `trial_ids`, `sd/<metric>`; `ended` is the end of the last replicate.
     """
     finite = np.isfinite(objective_values(complete, objectives)).all(axis=1)
-    done = complete[finite]
+    done = complete[pd.Series(finite, index=complete.index)]
     metrics = [
         c for c in map(str, done) if c.startswith("metric/") and is_numeric(done[c])
     ]

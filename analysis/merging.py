@@ -30,7 +30,7 @@ def merge(runs: Sequence[Run]) -> Run:
         raise ValueError("give two runs or more to compare")
     objectives = _shared_objectives(runs)
     members = dict(zip(_labels(runs), runs, strict=True))
-    tables = {name: _table(name, members) for name in TABLES}
+    tables: dict[str, Any] = {name: _table(name, members) for name in TABLES}
     _number_anew(tables["trials"])
     parameters = [p for run in runs for p in run.parameters if p != RUN_PARAMETER]
     metrics = Metrics()

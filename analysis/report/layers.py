@@ -151,7 +151,7 @@ def _mostly_few(layers: list[dict[str, Any]]) -> bool:
     return sum(few) > 0.5 * sum(size for size, _ in weights)
 
 
-def _histogram(models: list[dict[str, Any]]) -> dict[str, list[float]] | None:
+def _histogram(models: list[dict[str, Any]]) -> dict[str, list[Any]] | None:
     """Values and counts of a model's row, checked: they come from the run folder."""
     for row in models:
         try:

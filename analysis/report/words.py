@@ -188,8 +188,9 @@ def _picks(run: Run) -> Html:
 
 
 def _pick(run: Run, advice: summary.Advice, first: bool) -> Html:
-    row = run.configurations().loc[advice.row]
-    trial_id = row["trial_id"]
+    rows = run.configurations()
+    row: pd.Series = rows.loc[rows.index == advice.row].iloc[0]
+    trial_id = str(row["trial_id"])
     figures = [
         element("div", element("dt", name), element("dd", text))
         for name, text in summary.figures_of(run, row)

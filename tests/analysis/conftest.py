@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import analysis
+
 sys.path.insert(0, str(Path(__file__).parent))
 from browser import Browser, Page
 
@@ -369,6 +371,29 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         return write_run(tmp_path / name, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of 40 trials that all tests share: read it, and write nothing there."""
+    return write_run(tmp_path_factory.mktemp("runs") / "demo")
+
+
+@pytest.fixture(scope="session")
+def demo_run(demo: Path) -> analysis.Run:
+    """What `demo` holds; its tables are not to be changed."""
+    return analysis.load(demo)
+
+
+@pytest.fixture(scope="session")
+def demo_page(
+    browser: Browser,
+    demo_run: analysis.Run,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Page:
+    """The report of `demo` in the browser, for tests that do not mind its state."""
+    folder = tmp_path_factory.mktemp("report")
+    return browser.open(analysis.write_report(demo_run, folder / "report.html"))
 
 
 @pytest.fixture(scope="session")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import analysis
 from analysis.report.layers import layer_data
 
 
-def test_layers_of_the_picks_come_first(make_run):
-    run = analysis.load(make_run())
-    data = layer_data(run)
+def test_layers_of_the_picks_come_first(demo_run):
+    data = layer_data(demo_run)
     assert [d["row"] for d in data[:3]] == list(
-        dict.fromkeys([run.picks()["knee"], *run.picks().values()])
+        dict.fromkeys([demo_run.picks()["knee"], *demo_run.picks().values()])
     )[:3]
     for shown in data:
-        trial = run.trials.iloc[shown["row"]]
-        rows = run.layers[run.layers["trial_id"] == trial["trial_id"]]
+        trial = demo_run.trials.iloc[shown["row"]]
+        rows = demo_run.layers[demo_run.layers["trial_id"] == trial["trial_id"]]
         blocks = rows[rows["kind"] == "block"]
         assert shown["dims"]["mlp"] == blocks["mlp"].tolist()
         assert bool(shown["sources"]) == (trial["config/init"] == "sws_expand")

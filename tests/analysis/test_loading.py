@@ -14,30 +14,28 @@ import analysis
 from analysis.tables.schema import TABLES
 
 
-def test_all_trials_have_a_row(make_run):
-    run = analysis.load(make_run())
-    assert len(run.trials) == 40
-    assert run.problems == []
-    assert run.name == "demo"
-    assert run.trials["status"].value_counts().to_dict() == {
+def test_all_trials_have_a_row(demo_run):
+    assert len(demo_run.trials) == 40
+    assert demo_run.problems == []
+    assert demo_run.name == "demo"
+    assert demo_run.trials["status"].value_counts().to_dict() == {
         "complete": 31,
         "pruned": 4,
         "failed": 3,
         "interrupted": 1,
         "running": 1,
     }
-    failed = run.trials[run.trials["status"] == "failed"]
+    failed = demo_run.trials[demo_run.trials["status"] == "failed"]
     assert failed["error"].str.startswith("ValueError: stage nvit").all()
     assert failed["error_traceback"].str.contains("Traceback").all()
-    assert run.trials["started"].dtype == "datetime64[us, UTC]"
-    assert set(run.epochs["trial_id"]) <= set(run.trials["trial_id"])
-    assert {"metric/accuracy", "cached", "seconds_full"} <= set(run.stages.columns)
+    assert demo_run.trials["started"].dtype == "datetime64[us, UTC]"
+    assert set(demo_run.epochs["trial_id"]) <= set(demo_run.trials["trial_id"])
+    assert {"metric/accuracy", "cached", "seconds_full"} <= set(demo_run.stages.columns)
 
 
-def test_front_holds_complete_trials_within_bounds(make_run):
-    run = analysis.load(make_run())
-    front = run.front()
-    done = run.complete()
+def test_front_holds_complete_trials_within_bounds(make_run, demo_run):
+    front = demo_run.front()
+    done = demo_run.complete()
     for _, row in front.iterrows():
         better = (done["metric/accuracy"] > row["metric/accuracy"]) & (
             done["metric/gmacs"] <= row["metric/gmacs"]
@@ -55,25 +53,25 @@ def test_front_holds_complete_trials_within_bounds(make_run):
     )
 
 
-def test_picks_and_hypervolume(make_run):
-    run = analysis.load(make_run())
-    best = run.best()
+def test_picks_and_hypervolume(demo_run):
+    best = demo_run.best()
     assert list(best.index) == ["best accuracy", "best gmacs", "knee"]
     assert (
         best.loc["best accuracy", "metric/accuracy"]
-        == run.complete()["metric/accuracy"].max()
+        == demo_run.complete()["metric/accuracy"].max()
     )
     assert (
-        best.loc["best gmacs", "metric/gmacs"] == run.complete()["metric/gmacs"].min()
+        best.loc["best gmacs", "metric/gmacs"]
+        == demo_run.complete()["metric/gmacs"].min()
     )
-    assert run.hypervolume() == run.hypervolume(run.reference()) > 0
+    assert demo_run.hypervolume() == demo_run.hypervolume(demo_run.reference()) > 0
     assert (
-        run.hypervolume([0.0, 2.0])
-        == run.hypervolume({"gmacs": 2.0, "accuracy": 0.0})
-        > run.hypervolume()
+        demo_run.hypervolume([0.0, 2.0])
+        == demo_run.hypervolume({"gmacs": 2.0, "accuracy": 0.0})
+        > demo_run.hypervolume()
     )
     with pytest.raises(ValueError, match="reference point"):
-        run.hypervolume([0.0])
+        demo_run.hypervolume([0.0])
 
 
 def test_one_objective(make_run):

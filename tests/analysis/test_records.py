@@ -238,17 +238,16 @@ def test_an_epochs_metric_that_is_no_number_is_named(make_run):
     assert run.epochs["accuracy"].dtype == "float64"
 
 
-def test_a_run_is_short_in_words_and_its_front_begins_with_what_matters(make_run):
-    run = analysis.load(make_run())
-    assert repr(run) == (
+def test_a_run_is_short_in_words_and_its_front_begins_with_what_matters(demo_run):
+    assert repr(demo_run) == (
         "<Run demo: 40 trials (31 complete, 4 pruned, 3 failed, 1 interrupted,"
         " 1 running), objectives accuracy max, gmacs min>"
     )
     wanted = [
         "metric/accuracy",
         "metric/gmacs",
-        *(f"config/{p}" for p in run.parameters),
+        *(f"config/{p}" for p in demo_run.parameters),
     ]
-    front = run.front()
+    front = demo_run.front()
     assert list(front)[: len(wanted)] == wanted
-    assert set(front) == set(run.configurations())
+    assert set(front) == set(demo_run.configurations())

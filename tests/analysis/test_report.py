@@ -130,8 +130,8 @@ def test_seeds_are_told_once(make_run):
     assert text.count("over seeds; the trial is the seed nearest the mean") == 1
 
 
-def test_page_data(make_run):
-    data = plots.page_data(analysis.load(make_run()))
+def test_page_data(make_run, demo_run):
+    data = plots.page_data(demo_run)
     assert data["colour"] == "config/init"
     assert len(data["front"]) == len(analysis.load(make_run("again")).front())
     share = data["progress"]["share"]
@@ -234,9 +234,8 @@ def test_browser_ties_marks_to_rows_and_fits_a_phone(make_run, open_page):
     assert page.console == []
 
 
-def test_browser_sorts_plain_tables(make_run, open_page):
-    page = open_page(analysis.write_report(make_run()))
-    hits = page.run("""
+def test_browser_sorts_plain_tables(demo_page):
+    hits = demo_page.run("""
         const heads = [...document.querySelectorAll('#stages thead button')];
         heads.find((b) => b.textContent === 'Hits').click();
         const rows = [...document.querySelectorAll('#stages tbody tr')];
@@ -261,13 +260,12 @@ def test_browser_leaves_out_the_front_of_a_run_without_a_complete_trial(
     assert page.console == []
 
 
-def test_the_page_writes_numbers_as_python_does(make_run, open_page):
+def test_the_page_writes_numbers_as_python_does(demo_page):
     rng = np.random.default_rng(0)
     values = [0.0, 1.0, -2.5, 0.5, 1234.5, 2.0**53, 1e15, 1e21, 0.125, 9.9995e-5]
     values += (10 ** rng.uniform(-9, 17, 400) * rng.choice([-1, 1], 400)).tolist()
     values += np.round(rng.uniform(0, 20000, 200), 1).tolist()
     values += (rng.integers(0, 20000, 400) / 2 ** rng.integers(0, 18, 400)).tolist()
-    page = open_page(analysis.write_report(make_run(trials=6)))
     for name, write in (
         ("number(v)", numbers.number),
         ("plain(v)", lambda v: numbers.plain(v)),
@@ -278,7 +276,7 @@ def test_the_page_writes_numbers_as_python_does(make_run, open_page):
             if name != "figure(v, 'fraction')"
             else [v for v in values if abs(v) < 1e15]
         )
-        shown = page.run(f"return {json.dumps(kept)}.map((v) => {name})")
+        shown = demo_page.run(f"return {json.dumps(kept)}.map((v) => {name})")
         assert shown == [write(v) for v in kept]
 
 
