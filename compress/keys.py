@@ -9,6 +9,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,10 @@ def content_key(*parts: Any) -> str:
 
 def library_versions() -> dict[str, str]:
     """Versions that can change a result."""
-    import timm
-
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "timm": timm.__version__,
+        "timm": version("timm"),
         "numpy": numpy.__version__,
     }
 

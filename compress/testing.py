@@ -21,7 +21,8 @@ from compress.metrics import Metric, Value
 from compress.stage import Context, Phase, Stage
 from trainers.config import DataConfig
 from trainers.data.splits import Data, load_data
-from trainers.models.arch import Arch, ModelState, make_arch
+from trainers.models.arch import Arch, ModelState
+from trainers.models.make import make_arch
 from trainers.seeding import seed_everything
 
 _SEED = 11

@@ -88,18 +88,16 @@ _BOTTLENECK: _Table = (
 
 def _table_of(module: nn.Module) -> tuple[_Table, dict[str, str]] | None:
     """Key patterns and aliases (key → the key whose channels it carries) of a known family."""
-    from timm.models.convnext import ConvNeXt
-    from timm.models.resnet import ResNet
-    from timm.models.vision_transformer import VisionTransformer
+    from trainers.timm_library import timm
 
-    if isinstance(module, VisionTransformer):
+    if isinstance(module, timm.models.VisionTransformer):
         return _VIT, {}
-    if isinstance(module, ConvNeXt):
+    if isinstance(module, timm.models.ConvNeXt):
         stages = len(list(module.get_submodule("stages").children()))
         return _CONVNEXT, {f"into.{i}": f"stages.{i - 1}" for i in range(1, stages)} | {
             "last": f"stages.{stages - 1}"
         }
-    if not isinstance(module, ResNet | ResNetCifar):
+    if not isinstance(module, timm.models.ResNet | ResNetCifar):
         return None
     names = module.state_dict().keys()
     stages = sum(name.endswith(".0.conv1.weight") for name in names)
@@ -144,9 +142,9 @@ def _split_cifar(key: str, size: int) -> Segments:
 
 def _splitter(module: nn.Module) -> Callable[[str, int], Segments]:
     """How an axis of this module divides into segments: (key, size) → segments."""
-    from timm.models.vision_transformer import VisionTransformer
+    from trainers.timm_library import timm
 
-    if isinstance(module, VisionTransformer):
+    if isinstance(module, timm.models.VisionTransformer):
         return _split_qkv
     if isinstance(module, ResNetCifar):
         return _split_cifar

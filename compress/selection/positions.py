@@ -16,7 +16,7 @@ def resample_positions(
     Raises:
         ValueError: the student has a prefix token that the teacher has no position for.
     """
-    from timm.layers import resample_abs_pos_embed
+    from trainers.timm_library import timm
 
     (names, grid), (t_names, t_grid) = _prefix_tokens(student), _prefix_tokens(teacher)
     lacking = [name for name in names if name not in t_names]
@@ -25,7 +25,9 @@ def resample_positions(
     prefix = pos_embed[:, [t_names.index(name) for name in names]]
     patches = pos_embed[:, len(t_names) :]
     if grid != t_grid:
-        patches = resample_abs_pos_embed(patches, grid, t_grid, num_prefix_tokens=0)
+        patches = timm.layers.resample_abs_pos_embed(
+            patches, grid, t_grid, num_prefix_tokens=0
+        )
     return torch.cat([prefix, patches], 1)
 
 

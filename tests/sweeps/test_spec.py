@@ -18,7 +18,7 @@ from sweeps.check import check_spec, load_spec
 from sweeps.cli.main import app
 from sweeps.describe import spec_schema
 from sweeps.space.overrides import apply_overrides
-from sweeps.spec.model import preset_names, preset_text, spec_from
+from sweeps.spec.load import preset_names, preset_text, spec_from
 from sweeps.spec.yaml_text import SpecError, parse_yaml
 
 
@@ -186,7 +186,7 @@ MISTAKES = [
         "measure.latency=false objectives=[{metric: latency_ms, mode: min}]",
         r"'latency_ms' \(it needs measure\.latency: true\)",
     ),
-    ("data.dataset=mnist", r"data\.dataset: input should be 'digits', 'parquet'"),
+    ("data.dataset=mnist", r"data\.dataset 'mnist' is unknown; valid: digits, folder"),
     ("data.dataset=parquet data.root=/no/such/folder", r"data.*/no/such/folder"),
     ("data.dataset=cifar10", r"data\.dataset 'cifar10' needs data\.root"),
     (

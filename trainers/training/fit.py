@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainers.config import TrainConfig
+from trainers.config import EmaConfig, TrainConfig
 from trainers.data.splits import Data, TrainBatches
 from trainers.seeding import derive_seed, seed_everything
 from trainers.training import distributed
@@ -41,9 +40,14 @@ class Hook:
     def on_grads(self, step: int) -> None:
         """After backward and unscaling, before clipping and the update."""
 
-    def on_step(self, step: int) -> bool:
-        """After the update, gradients still there. True ends the fit."""
-        return False
+    def on_step(self, step: int) -> bool | None:
+        """After the update, gradients still there. True ends the fit; None where there is
+        nothing to decide at this step.
+
+        Several workers agree on what is decided, which makes them wait for each other; so
+        whether it is None must be the same on all of them.
+        """
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only: checkpoints are read without unpickling code."""
@@ -149,10 +153,7 @@ class _Fit:
         self.schedule = Schedule(self.optimizer, config, self.batches.steps_per_epoch)
         self.amp = _AMP[config.amp]
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
-        ema = config.ema
-        self.ema = (
-            ModelEmaV3(module, decay=ema.decay, device=ema.device) if ema else None
-        )
+        self.ema = _averaged(module, config.ema)
         self.ddp = self._distributed(world)
         compiled: Any = torch.compile(self.ddp) if config.compile else self.ddp
         self.model: nn.Module = compiled
@@ -233,9 +234,10 @@ class _Fit:
             self.ema.update(self.module)
         self.result.steps += 1
         stops = [hook.on_step(self.result.steps) for hook in self.hooks]
+        decided = [stop for stop in stops if stop is not None]
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.after_step(self.result.steps)
-        return distributed.any_rank(any(stops), self.device) if self.hooks else False
+        return distributed.any_rank(any(decided), self.device) if decided else False
 
     def validate(self) -> dict[str, float]:
         """Accuracy on the validation part; empty when there is none."""
@@ -278,6 +280,15 @@ class _Fit:
             self.ema.module.load_state_dict(state["ema"])
         for hook, hook_state in zip(self.hooks, state["hooks"], strict=True):
             hook.load_state_dict(hook_state)
+
+
+def _averaged(module: nn.Module, config: EmaConfig | None) -> Any:
+    """timm's moving average of the weights; None where none is kept."""
+    if config is None:
+        return None
+    from trainers.timm_library import timm
+
+    return timm.utils.ModelEmaV3(module, decay=config.decay, device=config.device)
 
 
 def fit(

@@ -3,11 +3,8 @@
 import math
 from typing import Any
 
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler, PlateauLRScheduler, StepLRScheduler
-from timm.scheduler.scheduler import Scheduler
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from trainers.config import TrainConfig, duration_in_steps
 
@@ -18,6 +15,8 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
     Raises:
         ValueError: timm has no such optimiser, or it does not take an option given.
     """
+    from trainers.timm_library import timm
+
     options: dict[str, Any] = {}
     if config.betas is not None:
         options["betas"] = config.betas
@@ -26,7 +25,7 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
     ):
         options["eps"] = config.eps
     try:
-        return create_optimizer_v2(
+        return timm.optim.create_optimizer_v2(
             module,
             opt=config.optimizer,
             lr=config.scaled(config.lr),
@@ -34,12 +33,25 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
             momentum=config.momentum,
             layer_decay=config.layer_decay,
             **options,
+            **_fused(module, config.optimizer),
         )
     except (AssertionError, TypeError, ValueError) as error:
         raise ValueError(
             f"optimizer {config.optimizer!r}: {error} (see"
             " timm.optim.list_optimizers())"
         ) from error
+
+
+def _fused(module: nn.Module, optimizer: str) -> dict[str, Any]:
+    """The option for one kernel over all parameters, where torch has it: on a GPU.
+
+    It also reads the flag of a loss scale on the device, where others make the host wait.
+    """
+    on_gpu = all(parameter.is_cuda for parameter in module.parameters())
+    from trainers.timm_library import timm
+
+    kind = timm.optim.get_optimizer_class(optimizer, bind_defaults=False)
+    return {"fused": True} if on_gpu and kind in (Adam, AdamW, SGD) else {}
 
 
 def check_train_config(config: TrainConfig, num_train: int) -> None:
@@ -83,7 +95,9 @@ class Schedule:
         self._lr = self._make(optimizer, config)
         self.after_step(0)
 
-    def _make(self, optimizer: Optimizer, config: TrainConfig) -> Scheduler:
+    def _make(self, optimizer: Optimizer, config: TrainConfig) -> Any:
+        from trainers.timm_library import timm
+
         warmup = duration_in_steps(config.warmup, self.steps_per_epoch, self.total)
         if warmup and warmup >= self.total:
             raise ValueError(
@@ -106,7 +120,7 @@ class Schedule:
         minimum = config.scaled(config.min_lr)
         if config.schedule == "plateau":
             common["warmup_t"] = warmup / self.steps_per_epoch
-            return PlateauLRScheduler(
+            return timm.scheduler.PlateauLRScheduler(
                 optimizer,
                 decay_rate=config.decay_rate,
                 patience_t=config.patience_epochs,
@@ -118,7 +132,7 @@ class Schedule:
         common["t_in_epochs"] = False
         if config.schedule == "cosine":
             span = self.total - config.cooldown_epochs * self.steps_per_epoch
-            return CosineLRScheduler(
+            return timm.scheduler.CosineLRScheduler(
                 optimizer,
                 t_initial=max(span, 1),
                 lr_min=minimum,
@@ -129,7 +143,7 @@ class Schedule:
         decay_steps = (
             math.inf if constant else config.decay_epochs * self.steps_per_epoch
         )
-        return StepLRScheduler(
+        return timm.scheduler.StepLRScheduler(
             optimizer, decay_t=decay_steps, decay_rate=config.decay_rate, **common
         )
 
