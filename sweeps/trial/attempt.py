@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from analysis.contract import Objective
-from compress.pipeline import library_versions
+from compress.keys import library_versions
 from sweeps.run.record import (
     RecordTakenError,
     TrialRecord,

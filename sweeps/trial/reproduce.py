@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from compress.pipeline import library_versions
+from compress.keys import library_versions
 from sweeps.check import default_data_cache
 from sweeps.run.code_version import code_version
 from sweeps.run.record import named_record

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from trainers.config import AugmentConfig, DataConfig
 from trainers.data.augment import PADDED_CROP_PX, crop_kind
-from trainers.data.cache import PackedPart, check_unreadable
-from trainers.data.parts import UNREADABLE, ArrayPart, FilePart
+from trainers.data.cache import check_unreadable
+from trainers.data.parts import RandomAccess, UnreadableImageError
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class ImageReader:
     process.
     """
 
-    part: ArrayPart | FilePart | PackedPart
+    part: RandomAccess
     max_unreadable: int
     unreadable: set[str] = field(default_factory=set)
 
@@ -101,7 +101,7 @@ class _Samples(Dataset[_Sample]):
             row = int(self.rows[at])
             try:
                 image = self.part.read(row)
-            except UNREADABLE:
+            except UnreadableImageError:
                 unreadable.append(self.part.name(row))
                 continue
             with _seeded(seed):
