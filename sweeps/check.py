@@ -105,8 +105,7 @@ def _check_sampler(spec: Spec, space: Space) -> None:
     search = spec.search
     sampler_of(search, spec.seed)
     if isinstance(search.sampler, OtherSampler):
-        directions = [f"{o.mode}imize" for o in spec.objectives]
-        rehearse(search, spec.seed, directions, space.suggest)
+        rehearse(search, spec.seed, spec.objectives, space.suggest)
 
 
 def _check_cores(spec: Spec) -> None:

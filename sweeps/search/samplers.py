@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -21,6 +21,7 @@ from optuna.samplers import (
 )
 from pydantic import JsonValue
 
+from analysis.contract import Objective
 from sweeps.spec.model import OtherSampler, SamplerName, Search
 from sweeps.spec.yaml_text import SpecError, did_you_mean
 from trainers.seeding import derive_seed
@@ -230,7 +231,7 @@ def _nested(value: JsonValue, place: str, seed: int) -> Any:
 def rehearse(
     search: Search,
     root_seed: int,
-    directions: list[str],
+    objectives: Sequence[Objective],
     suggest: Callable[[optuna.Trial], Any],
 ) -> None:
     """Let the sampler draw a few configurations in a study of its own, which is forgotten.
@@ -241,7 +242,9 @@ def rehearse(
         SpecError: what the sampler says.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(directions=directions)
+    study = optuna.create_study(
+        directions=["minimize" if o.mode == "min" else "maximize" for o in objectives]
+    )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -249,7 +252,7 @@ def rehearse(
                 study.sampler = sampler_of(search, root_seed, number)
                 trial = study.ask()
                 suggest(trial)
-                study.tell(trial, [float(number % 3)] * len(directions))
+                study.tell(trial, [float(number % 3)] * len(objectives))
     except SpecError:
         raise
     except (ImportError, ValueError, TypeError, NotImplementedError) as error:

@@ -50,7 +50,7 @@ MISTAKES = [
         "search.sampler=tpes",
         (
             r"search\.sampler: there is no sampler 'tpes'; did you mean 'tpe'\? valid: tpe,"
-            " random, nsga2, gp, grid",
+            " random, nsga2, gp, grid"
         ),
     ),
     (
