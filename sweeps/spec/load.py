@@ -176,3 +176,13 @@ def read_spec(source: str) -> tuple[Tree, Tree]:
             " for --tiny)"
         )
     return documents[0], documents[1] if len(documents) == 2 else {}
+
+
+def preset_comment(name: str) -> str:
+    """The first paragraph of a preset's comment."""
+    lines = []
+    for line in preset_text(name).splitlines():
+        if not line.startswith("#") or line.strip() == "#":
+            break
+        lines.append(line.lstrip("# ").rstrip())
+    return " ".join(lines)
