@@ -5,7 +5,7 @@ A new stage adds its smallest config to `CASES`; nothing else here names a metho
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -289,6 +289,43 @@ def test_on_a_gpu(
             assert (there.weights[name].float() - mine.float()).abs().mean() < 0.02, (
                 name
             )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("kind", STAGES)
+def test_a_step_waits_for_no_gpu(
+    kind: str,
+    source: str,
+    digits: Data,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the second batch of an epoch on, whatever makes the host wait is an error."""
+    config = CASES[kind][source]
+    if isinstance(config, str) or not {"epochs", "fixing_epochs"} & config.keys():
+        pytest.skip("trains nothing")
+    if "interval_prune" in config:  # its decisions read: let one fall on a first batch
+        config = config | {"interval_prune": 4}
+    micro_batches, gpu, steps = fit_module._Fit._micro_batches, torch.device("cuda"), 0
+
+    def watched(fit: Any) -> Iterator[Any]:
+        nonlocal steps
+        try:
+            for number, batch in enumerate(micro_batches(fit)):
+                torch.cuda.set_sync_debug_mode("error" if number else "default")
+                steps += number > 0
+                yield batch
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(fit_module._Fit, "_micro_batches", watched)
+    model = source_state(source, digits)
+    augmented = config | {"augment": "deit", "clip_grad": 1.0}
+    stage = STAGES[kind].model_validate(augmented)
+    ctx = Context(digits, gpu, 11, tmp_path, lambda name, checkpoint: model)
+    stage.run(model, ctx)
+    assert steps > 0
 
 
 def on_meta(values: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
