@@ -3,9 +3,16 @@
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
-LINEAR_AND_CONV: tuple[type[nn.Module], ...] = (nn.Linear, _ConvNd)
+LINEAR_AND_CONV: tuple[type[nn.Module], ...] = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
 """Layers whose parameters are quantised, counted and coded: linear ones and convolutions of any
 number of dimensions, transposed ones too.
 """
