@@ -50,13 +50,6 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def available_cpus() -> int:
-    """CPUs that this process may use (where the system tells; otherwise all there are)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's content."""
     with open(path, "rb") as file:

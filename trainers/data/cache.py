@@ -33,7 +33,8 @@ from trainers.data.parts import (
     UnreadableImageError,
     decode,
 )
-from trainers.files import available_cpus, flush_to_disk
+from trainers.files import flush_to_disk
+from trainers.machine import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +205,7 @@ def _decoded(
     part: Part, skipped: list[str], max_unreadable: int
 ) -> Iterator[tuple[int, Pixels]]:
     """(row, pixels) of every readable image in order; names of others go into `skipped`."""
-    with ThreadPoolExecutor(available_cpus()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for start, chunk in _chunks(part.images()):
             for row, image in enumerate(pool.map(_decode_or_none, chunk), start):
                 if image is not None:
