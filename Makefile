@@ -2,27 +2,44 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # PIP_ARGS: further arguments of pip install, for example a constraints file or an index
+# TORCH_INDEX: where torch and torchvision come from; empty: pip's own index, the CUDA build on Linux.
+# By default PyTorch's index of CPU builds where no GPU is found; see scripts/torch_index.py.
+TORCH_INDEX ?= $(shell $(BIN)/python scripts/torch_index.py $(PIP_ARGS))
 
-.PHONY: demo test results-check install clean help
+.PHONY: demo test results-check wheel-check lower-bounds install clean help
 
 help:
 	@echo "make demo    install, run a sweep on bundled data, print the front and the report's path"
 	@echo "make test    install with test tools, run ruff, mypy and the tests"
 	@echo "make results-check   compare the tables of docs/ with results/*.parquet"
+	@echo "make wheel-check     build the wheel, install it into a fresh venv, run a small sweep there"
+	@echo "make lower-bounds    test the oldest versions of libraries that pyproject.toml allows"
 	@echo "make install install into $(VENV) only"
 	@echo "make clean   remove $(VENV) and runs/"
+	@echo
+	@echo "TORCH_INDEX=URL  where torch comes from; by default the CPU build where no GPU is found,"
+	@echo "                 TORCH_INDEX= takes pip's own index (on Linux the CUDA build)"
+	@echo "PIP_ARGS=...     further arguments of pip install"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; give it as PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e .
+# torch alone comes from its index; what is installed already is left as it is
+$(VENV)/.torch: | $(BIN)/python
+	@index="$(TORCH_INDEX)"; if [ -n "$$index" ]; then \
+	  echo "torch from $$index (TORCH_INDEX= takes pip's own index)"; \
+	  $(PIP) $(PIP_ARGS) --index-url "$$index" torch torchvision; fi
 	@touch $@
 
-$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[test]'
+$(VENV)/.installed: pyproject.toml | $(VENV)/.torch
+	$(PIP) $(PIP_ARGS) -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(VENV)/.torch
+	$(PIP) $(PIP_ARGS) -e '.[test]'
 	@touch $@ $(VENV)/.installed
 
 install: $(VENV)/.installed
@@ -38,6 +55,12 @@ test: $(VENV)/.installed-test
 
 results-check: $(VENV)/.installed-test
 	$(BIN)/python -m analysis.published docs/results.md
+
+wheel-check: $(VENV)/.installed
+	PIP_ARGS="$(PIP_ARGS)" scripts/check_wheel.sh
+
+lower-bounds:
+	scripts/lower_bounds.sh
 
 clean:
 	rm -rf $(VENV) runs

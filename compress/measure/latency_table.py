@@ -16,7 +16,6 @@ import io
 import json
 import logging
 import math
-import platform
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,10 +27,10 @@ import numpy.typing as npt
 import torch
 
 from trainers.files import write_atomic
+from trainers.machine import processor_name
+from trainers.models.parameters import DIMENSIONS
 
 Array = npt.NDArray[Any]
-DIMENSIONS = ("embed", "heads", "qk", "v", "mlp")
-"""Columns of every array of dimensions, in this order."""
 _VERSION = 1
 _METADATA = b"latency_table"
 _NVIT_KEYS = (r"EMB_(\d+)", r"QK_(\d+)_(\d+)", r"V_(\d+)", r"MLP_(\d+)")
@@ -69,13 +68,7 @@ def device_name(device: torch.device) -> str:
     """The accelerator's name, or the processor's model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    model = (
-        re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
-        if cpuinfo.exists()
-        else None
-    )
-    return model[1].strip() if model else platform.processor() or platform.machine()
+    return processor_name()
 
 
 def num_threads(device: torch.device) -> int:

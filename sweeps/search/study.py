@@ -14,13 +14,14 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
+from optuna.samplers import RandomSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, TrialState, create_trial
 
-from sweeps.check import Checked
-from sweeps.search.samplers import make_sampler
+from sweeps.search.samplers import sampler_of
 from sweeps.space.space import Space
+from sweeps.space.sweep import Sweep
 from sweeps.spec.model import Spec
 from trainers.seeding import derive_seed
 
@@ -71,12 +72,12 @@ def placed(
             if not dimension.active(assignment):
                 continue
             try:
-                assignment |= dimension.draw(trial)
+                assignment |= dimension.suggest(trial)
             except ValueError as error:
                 if not dimension.is_drawn(given):
                     raise UndrawnError(f"{dimension.path} is missing") from error
                 raise ValueError(
-                    f"{dimension.path}={dimension.shown(given)!r} is outside the space"
+                    f"{dimension.path}={dimension.decode(given)!r} is outside the space"
                 ) from error
     extra = [name for name in given if name not in assignment]
     if extra:
@@ -87,7 +88,7 @@ def placed(
     return assignment, trial.distributions
 
 
-def open_study(checked: Checked, run: Path) -> tuple[optuna.Study, dict[int, Lost]]:
+def open_study(checked: Sweep, run: Path) -> tuple[optuna.Study, dict[int, Lost]]:
     """The run's study, made or continued; `optuna-dashboard RUN/study.journal` opens the same file.
 
     Returns:
@@ -120,16 +121,11 @@ def seed_sampler(
     points a second time. After `DRAWS` attempts, that were all repeats, it is drawn at
     random.
     """
-    seed = (
-        derive_seed(spec.seed, "sampler", number, *([attempt] if attempt else []))
-        % 2**32
-    )
-    sampler, options = (
-        (spec.search.sampler, spec.search.sampler_options)
-        if attempt < DRAWS
-        else ("random", {})
-    )
-    study.sampler = make_sampler(sampler, seed, options)
+    if attempt < DRAWS:
+        study.sampler = sampler_of(spec.search, spec.seed, number, attempt)
+    else:
+        seed = derive_seed(spec.seed, "sampler", number, attempt) % 2**32
+        study.sampler = RandomSampler(seed=seed)
 
 
 def draw(
@@ -187,7 +183,7 @@ def _drop_half_line(journal: Path) -> None:
         file.truncate(text.rfind(b"\n") + 1)
 
 
-def _create(checked: Checked, storage: JournalStorage, name: str) -> optuna.Study:
+def _create(checked: Sweep, storage: JournalStorage, name: str) -> optuna.Study:
     objectives = checked.spec.objectives
     study = optuna.create_study(
         study_name=name,
@@ -223,7 +219,7 @@ def _is_compatible(study: optuna.Study, space: Space) -> bool:
 
 
 def _moved(
-    checked: Checked, storage: JournalStorage, old: optuna.Study, name: str
+    checked: Sweep, storage: JournalStorage, old: optuna.Study, name: str
 ) -> optuna.Study:
     """A new study with the trials of `old` that the space contains."""
     kept = []

@@ -1,45 +1,45 @@
 """The spec: what one YAML file says about a sweep, validated."""
 
-import difflib
-import os
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
-    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
     Field,
+    JsonValue,
     StringConstraints,
-    ValidationError,
+    Tag,
     model_validator,
 )
 
+from analysis.contract import Objective
 from compress.measure.options import MeasureConfig as Measure
-from compress.pipeline import STAGES
-from compress.stage import Stage
 from sweeps.run.storage import local_folder
-from sweeps.spec.yaml_text import SpecError, parse_yaml, plain, read_text
+from sweeps.spec.yaml_text import did_you_mean
 from trainers.config import Config, DataConfig, SourceConfig
+from trainers.training.epoch_metrics import EpochMetric, epoch_metrics
 
 RunName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)
 ]
 
 
-class Objective(Config):
-    """One measure to optimise."""
+def epoch_metric(name: str) -> EpochMetric:
+    """The metric of an epoch with this name, ours or a plugin's.
 
-    metric: str = Field(
-        description="a measured metric or one that a stage reports (`sweeps methods`)"
-    )
-    mode: Literal["min", "max"]
-    bound: float | None = Field(
-        None,
-        description=(
-            "worst value that is acceptable: trials beyond it never enter the front"
-        ),
-    )
+    Raises:
+        ValueError: there is none.
+    """
+    known = epoch_metrics()
+    if name not in known:
+        hint = did_you_mean(name, known)
+        raise ValueError(
+            f"no epoch has a metric {name!r}; {hint}valid: {', '.join(known)}"
+        )
+    return known[name]
 
 
 class EarlyStopping(Config):
@@ -54,11 +54,13 @@ class EarlyStopping(Config):
             " other trials' means so far"
         )
     )
-    metric: Literal["accuracy", "top5_accuracy", "loss", "train_loss"] = Field(
-        "accuracy", description="of an epoch; all but train_loss on the validation part"
+    metric: str = Field(
+        "accuracy",
+        description="a metric that each epoch of training has (`sweeps methods`)",
     )
     mode: Literal["max", "min"] | None = Field(
-        None, description="default: max for accuracies, min for losses"
+        None,
+        description="whether large or small values are better; default: as the metric says",
     )
     cost: Literal["gmacs", "num_params"] = Field(
         "gmacs",
@@ -81,8 +83,12 @@ class EarlyStopping(Config):
 
     @property
     def direction(self) -> Literal["max", "min"]:
-        """What is better."""
-        return self.mode or ("max" if self.metric.endswith("accuracy") else "min")
+        """Whether large or small values of the metric are better.
+
+        Raises:
+            ValueError: no metric of an epoch has this name.
+        """
+        return self.mode or epoch_metric(self.metric).mode
 
 
 class Refine(Config):
@@ -103,12 +109,74 @@ class Refine(Config):
     )
 
 
+SamplerName = Literal["tpe", "random", "nsga2", "gp", "grid"]
+
+SHORT_SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
+"""Samplers that a spec names by one word."""
+
+
+class OtherSampler(Config):
+    """Any sampler of Optuna or OptunaHub; further keys are its own options."""
+
+    model_config = ConfigDict(extra="allow")
+
+    optuna: str | None = Field(
+        None, description="name of a class of optuna.samplers, for example QMCSampler"
+    )
+    hub: str | None = Field(
+        None,
+        description="an OptunaHub package, for example samplers/auto_sampler",
+    )
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> "OtherSampler":
+        if (self.optuna is None) == (self.hub is None):
+            raise ValueError(
+                "give either `optuna: CLASS` or `hub: PACKAGE`, and the sampler's own"
+                " options beside it"
+            )
+        return self
+
+    @property
+    def options(self) -> dict[str, JsonValue]:
+        """Keyword arguments of the sampler."""
+        return dict(self.model_extra or {})
+
+    def __str__(self) -> str:
+        return str(self.optuna or self.hub)
+
+
+def _sampler_of(value: Any) -> Any:
+    """Refuse what is no sampler; a union of types would not say what is valid."""
+    if not isinstance(value, str | dict | OtherSampler):
+        raise ValueError(
+            "give a short name, {optuna: CLASS, OPTION: VALUE} or {hub: PACKAGE}"
+        )
+    if isinstance(value, str) and value not in SHORT_SAMPLERS:
+        hint = did_you_mean(value, SHORT_SAMPLERS)
+        raise ValueError(
+            f"there is no sampler {value!r}; {hint}valid: {', '.join(SHORT_SAMPLERS)},"
+            " or {optuna: CLASS} for any other sampler of Optuna"
+        )
+    return value
+
+
 class Search(Config):
     """How the space is searched."""
 
-    sampler: Literal["tpe", "random", "nsga2", "gp", "grid"] = "tpe"
+    sampler: Annotated[
+        Annotated[SamplerName, Tag("<name>")] | Annotated[OtherSampler, Tag("<other>")],
+        Discriminator(lambda value: "<name>" if isinstance(value, str) else "<other>"),
+        BeforeValidator(_sampler_of),
+    ] = Field(
+        "tpe",
+        description=(
+            "a short name, {optuna: CLASS, OPTION: VALUE, ...} or {hub: PACKAGE, ...}"
+        ),
+    )
     sampler_options: dict[str, Any] = Field(
-        default_factory=dict, description="keyword arguments of Optuna's sampler"
+        default_factory=dict,
+        description="options of a sampler with a short name, as Optuna calls them",
     )
     trials: int = Field(
         24, ge=1, description="configurations to try; each runs `replicates` times"
@@ -198,11 +266,21 @@ class WandB(Config):
     mode: Literal["online", "offline"] = "online"
 
 
-class Watch(Config):
-    """Where trials are shown besides the records and TensorBoard."""
+class Trackers(Config):
+    """Where trials are shown besides the records and TensorBoard.
+
+    A further key is the name of a plugin's tracker, its value a mapping of that one's options.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     mlflow: MLflow | None = None
     wandb: WandB | None = None
+
+    @property
+    def others(self) -> dict[str, JsonValue]:
+        """Name → options of the plugins' trackers that are asked for."""
+        return dict(self.model_extra or {})
 
 
 class Spec(Config):
@@ -229,7 +307,14 @@ class Spec(Config):
     search: Search = Search()
     resources: Resources = Resources()
     measure: Measure = Measure()
-    watch: Watch = Watch()
+    trackers: Trackers = Trackers()
+    plugins: tuple[str, ...] = Field(
+        (),
+        description=(
+            "files (relative to the spec) or importable modules that offer further stages,"
+            " metrics, data sets, export formats and trackers"
+        ),
+    )
 
     @property
     def distributed(self) -> bool:
@@ -261,158 +346,3 @@ class Spec(Config):
     @property
     def cache_folder(self) -> Path:
         return local_folder(self.storage) / "_cache"
-
-
-def spec_from(raw: dict[str, Any]) -> Spec:
-    """A valid spec from plain values.
-
-    Raises:
-        SpecError: one line per mistake.
-    """
-    spec: Spec = validated(Spec, plain(raw, ""), "")
-    return spec
-
-
-def validated(model: type[BaseModel], value: Any, place: str) -> Any:
-    """`model` from `value`, with mistakes told in the spec's terms.
-
-    Raises:
-        SpecError: one line per mistake, each with its place, the rule and the valid choices.
-    """
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        lines = [
-            _explain(model, detail, place) for detail in error.errors(include_url=False)
-        ]
-        raise SpecError("\n".join(dict.fromkeys(lines))) from error
-
-
-def _explain(model: type[BaseModel], detail: Any, place: str) -> str:
-    location = [
-        str(part)
-        for part in detail["loc"]
-        if not str(part).startswith(("function-", "tuple["))
-    ]
-    where = ".".join([place, *location] if place else location) or "spec"
-    shown = repr(detail["input"])
-    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-    if detail["type"] == "extra_forbidden":
-        fields = _fields_at(model, location[:-1])
-        close = difflib.get_close_matches(location[-1], fields, 1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        return f"{where}: unknown key; {hint}valid keys: {', '.join(fields)}"
-    if detail["type"] == "missing":
-        return f"{where}: required, but not given"
-    message = (
-        detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    )
-    message = message[:1].lower() + message[1:]
-    return (
-        f"{where}: {message}"
-        if shown in message or len(location) == 0
-        else f"{where}: {message}; got {shown}"
-    )
-
-
-def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
-    current: Any = model
-    for part in location:
-        candidates = (
-            _models_in(current.model_fields[part].annotation)
-            if part in getattr(current, "model_fields", {})
-            else []
-        )
-        if not candidates:
-            if part.isdigit():  # an item of a list of models
-                continue
-            return []
-        current = candidates[0]
-    return [field.alias or name for name, field in current.model_fields.items()]
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [
-        found
-        for argument in getattr(annotation, "__args__", ())
-        for found in _models_in(argument)
-    ]
-
-
-def build_stage(kind: str, config: dict[str, Any], place: str) -> Stage:
-    """A stage from plain values.
-
-    Raises:
-        SpecError: no such stage, or a config that it refuses.
-    """
-    if kind not in STAGES:
-        close = difflib.get_close_matches(kind, STAGES, 1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise SpecError(
-            f"{place}: no stage {kind!r}; {hint}valid stages: {', '.join(STAGES)} (or"
-            " give `stage: KIND`)"
-        )
-    return validated(STAGES[kind], config, place)
-
-
-def portable(config: BaseModel) -> dict[str, Any]:
-    """A config as JSON values, its paths absolute: nodes and later runs work in other folders."""
-    return _absolute(config.model_dump(), config.model_dump(mode="json"))
-
-
-def _absolute(value: Any, as_json: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value.absolute())
-    if isinstance(value, dict):
-        return {
-            key: _absolute(inner, as_json[str(key)]) for key, inner in value.items()
-        }
-    return as_json
-
-
-def preset_names() -> list[str]:
-    """Names of the shipped specs."""
-    folder = resources.files("sweeps.presets")
-    return sorted(
-        Path(entry.name).stem
-        for entry in folder.iterdir()
-        if entry.name.endswith(".yaml")
-    )
-
-
-def preset_text(name: str) -> str:
-    """The YAML text of a shipped spec."""
-    return (resources.files("sweeps.presets") / f"{name}.yaml").read_text(
-        encoding="utf-8"
-    )
-
-
-def read_spec(source: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(spec, tiny overrides) as plain values from a YAML file or a preset's name.
-
-    Raises:
-        SpecError: no such file or preset, not YAML, not a mapping.
-    """
-    presets = preset_names()
-    if os.sep not in source and source in presets:
-        documents = parse_yaml(preset_text(source), f"preset {source}")
-    elif Path(source).is_file():
-        documents = parse_yaml(read_text(Path(source)), source)
-    else:
-        close = difflib.get_close_matches(source, presets, 1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise SpecError(
-            f"{source}: no such file or preset; {hint}presets: {', '.join(presets)}"
-        )
-    if (
-        not documents
-        or len(documents) > 2
-        or not all(isinstance(d, dict) for d in documents)
-    ):
-        raise SpecError(
-            f"{source}: a spec is one mapping (and, after ---, one mapping of overrides"
-            " for --tiny)"
-        )
-    return documents[0], documents[1] if len(documents) == 2 else {}

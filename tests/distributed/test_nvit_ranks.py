@@ -9,12 +9,13 @@ from compress.nvit.groups import UnitLayout
 from compress.nvit.importance import TaylorMeter
 from compress.nvit.cost import MacsModel
 from compress.nvit.pruner import Pruner
-from compress.nvit.surgery import MaskedVit
+from compress.nvit.masked_vit import MaskedVit
 from compress.stage import Context
 from trainers.config import DataConfig
 from trainers.data.splits import load_data
-from trainers.models.arch import ModelState, make_arch
-from trainers.models.pruned_vit import from_timm
+from trainers.models.arch import ModelState
+from trainers.models.make import make_arch
+from trainers.models.from_timm import from_timm
 
 meter = TaylorMeter(2, 0.9, torch.device("cpu"))  # ranks that saw other contributions
 meter.add(torch.tensor([1.0, 2.0]).double() * (rank + 1))

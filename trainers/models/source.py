@@ -3,20 +3,21 @@ folder of ours.
 """
 
 import pickle
-import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from trainers.config import SourceConfig
-from trainers.models.arch import Arch, ModelState, make_arch
+from trainers.models.arch import Arch, ModelState
+from trainers.models.make import make_arch
+from trainers.models.parameters import classifier_layers
+from trainers.timm_internals import converted_checkpoint
+from trainers.timm_library import timm
 
 _KEYS = ("model_ema", "state_dict_ema", "model", "module", "state_dict")
 
@@ -128,23 +129,6 @@ def read_state_dict(
     }
 
 
-def classifier_names(module: nn.Module) -> tuple[str, ...]:
-    """Names of the classifying layers (two in distilled DeiT), as timm gives them."""
-    configured = getattr(module, "pretrained_cfg", None) or {}
-    names = configured.get("classifier") or ()
-    names = (names,) if isinstance(names, str) else tuple(names)
-    if names:
-        return names
-    find: Any = getattr(module, "get_classifier", None)
-    found = find() if find is not None else ()
-    heads = found if isinstance(found, tuple | list) else (found,)
-    return tuple(
-        name
-        for name, child in module.named_modules()
-        if any(child is head for head in heads)
-    )
-
-
 def _fitted(
     fresh: ModelState, weights: dict[str, Tensor], origin: str, head_scale: float | None
 ) -> ModelState:
@@ -152,13 +136,10 @@ def _fitted(
     classifier left fresh.
     """
     module = fresh.build()
-    convert = getattr(
-        sys.modules[type(module).__module__], "checkpoint_filter_fn", None
-    )
-    if fresh.arch.builder == "timm" and convert is not None:
-        weights = convert(weights, module)
+    if fresh.arch.builder == "timm":
+        weights = converted_checkpoint(weights, module)
     result = dict(fresh.weights)
-    heads = classifier_names(module)
+    heads = classifier_layers(module)
     missing, misfits = [], []
     for name, own in fresh.weights.items():
         theirs = weights.get(name)
@@ -200,7 +181,7 @@ def _fitted(
 
 def _resampled(pos_embed: Tensor, module: nn.Module) -> Tensor:
     grid: Any = module.get_submodule("patch_embed").grid_size
-    return resample_abs_pos_embed(
+    return timm.layers.resample_abs_pos_embed(
         pos_embed,
         new_size=list(grid),
         num_prefix_tokens=getattr(module, "num_prefix_tokens", 0),

@@ -3,13 +3,11 @@
 import math
 from typing import Any
 
-from timm.optim import create_optimizer_v2, get_optimizer_class
-from timm.scheduler import CosineLRScheduler, PlateauLRScheduler, StepLRScheduler
-from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from trainers.config import TrainConfig, duration_in_steps
+from trainers.timm_library import timm
 
 
 def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
@@ -18,6 +16,8 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
     Raises:
         ValueError: timm has no such optimiser, or it does not take an option given.
     """
+    from trainers.timm_library import timm
+
     options: dict[str, Any] = {}
     if config.betas is not None:
         options["betas"] = config.betas
@@ -26,7 +26,7 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
     ):
         options["eps"] = config.eps
     try:
-        return create_optimizer_v2(
+        return timm.optim.create_optimizer_v2(
             module,
             opt=config.optimizer,
             lr=config.scaled(config.lr),
@@ -49,7 +49,9 @@ def _fused(module: nn.Module, optimizer: str) -> dict[str, Any]:
     It also reads the flag of a loss scale on the device, where others make the host wait.
     """
     on_gpu = all(parameter.is_cuda for parameter in module.parameters())
-    kind = get_optimizer_class(optimizer, bind_defaults=False)
+    from trainers.timm_library import timm
+
+    kind = timm.optim.get_optimizer_class(optimizer, bind_defaults=False)
     return {"fused": True} if on_gpu and kind in (Adam, AdamW, SGD) else {}
 
 
@@ -94,7 +96,7 @@ class Schedule:
         self._lr = self._make(optimizer, config)
         self.after_step(0)
 
-    def _make(self, optimizer: Optimizer, config: TrainConfig) -> Scheduler:
+    def _make(self, optimizer: Optimizer, config: TrainConfig) -> Any:
         warmup = duration_in_steps(config.warmup, self.steps_per_epoch, self.total)
         if warmup and warmup >= self.total:
             raise ValueError(
@@ -117,7 +119,7 @@ class Schedule:
         minimum = config.scaled(config.min_lr)
         if config.schedule == "plateau":
             common["warmup_t"] = warmup / self.steps_per_epoch
-            return PlateauLRScheduler(
+            return timm.scheduler.PlateauLRScheduler(
                 optimizer,
                 decay_rate=config.decay_rate,
                 patience_t=config.patience_epochs,
@@ -129,7 +131,7 @@ class Schedule:
         common["t_in_epochs"] = False
         if config.schedule == "cosine":
             span = self.total - config.cooldown_epochs * self.steps_per_epoch
-            return CosineLRScheduler(
+            return timm.scheduler.CosineLRScheduler(
                 optimizer,
                 t_initial=max(span, 1),
                 lr_min=minimum,
@@ -140,7 +142,7 @@ class Schedule:
         decay_steps = (
             math.inf if constant else config.decay_epochs * self.steps_per_epoch
         )
-        return StepLRScheduler(
+        return timm.scheduler.StepLRScheduler(
             optimizer, decay_t=decay_steps, decay_rate=config.decay_rate, **common
         )
 

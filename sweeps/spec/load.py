@@ -1,0 +1,188 @@
+"""A spec from a file, a preset or plain values: read and validated, with mistakes explained."""
+
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from sweeps.spec.model import Spec
+from sweeps.spec.yaml_text import (
+    SpecError,
+    Tree,
+    did_you_mean,
+    parse_yaml,
+    plain,
+    read_text,
+)
+
+RENAMED = {"watch": "trackers"}
+"""Old keys of a spec and what they are called now. Version 0.2 accepts both."""
+
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
+
+
+def spec_from(raw: Tree) -> Spec:
+    """A valid spec from plain values; its plugins must have been loaded before.
+
+    Raises:
+        SpecError: one line per mistake.
+    """
+    return validated(Spec, renamed(plain(raw, ""))[0], "")
+
+
+def renamed(raw: Tree) -> tuple[Tree, list[str]]:
+    """The plain values of a spec with today's keys, and a line for each old key in it.
+
+    Raises:
+        SpecError: a key is given under its old name and under its new one.
+    """
+    notes = []
+    for old, new in RENAMED.items():
+        if old not in raw:
+            continue
+        if new in raw:
+            raise SpecError(f"{old}: is the old name of {new}; give {new} alone")
+        raw = {new if key == old else key: value for key, value in raw.items()}
+        notes.append(
+            f"{old}: this key is called {new} now; version 0.3 will refuse the old name"
+        )
+    return raw, notes
+
+
+def validated(model: type[AnyModel], value: Any, place: str) -> AnyModel:
+    """`model` from `value`, with mistakes explained in the spec's terms.
+
+    Raises:
+        SpecError: one line per mistake, each with its place, the rule and the valid choices.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        lines = [
+            _explain(model, detail, place) for detail in error.errors(include_url=False)
+        ]
+        raise SpecError("\n".join(dict.fromkeys(lines))) from error
+
+
+def _explain(model: type[BaseModel], detail: Any, place: str) -> str:
+    location = [
+        str(part)
+        for part in detail["loc"]
+        if not str(part).startswith(("function-", "tuple[", "<"))
+    ]
+    where = ".".join([place, *location] if place else location) or "spec"
+    shown = repr(detail["input"])
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    if detail["type"] == "extra_forbidden":
+        fields = _fields_at(model, location[:-1])
+        hint = did_you_mean(location[-1], fields)
+        return f"{where}: unknown key; {hint}valid keys: {', '.join(fields)}"
+    if detail["type"] == "missing":
+        return f"{where}: required, but not given"
+    message = (
+        detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    )
+    message = message[:1].lower() + message[1:]
+    return (
+        f"{where}: {message}"
+        if shown in message or len(location) == 0
+        else f"{where}: {message}; got {shown}"
+    )
+
+
+def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
+    current: Any = model
+    for part in location:
+        candidates = (
+            _models_in(current.model_fields[part].annotation)
+            if part in getattr(current, "model_fields", {})
+            else []
+        )
+        if not candidates:
+            if part.isdigit():  # an item of a list of models
+                continue
+            return []
+        current = candidates[0]
+    return [field.alias or name for name, field in current.model_fields.items()]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [
+        found
+        for argument in getattr(annotation, "__args__", ())
+        for found in _models_in(argument)
+    ]
+
+
+def portable(config: BaseModel) -> Tree:
+    """A config as JSON values, its paths absolute: nodes and later runs work in other folders."""
+    return _absolute(config.model_dump(), config.model_dump(mode="json"))
+
+
+def _absolute(value: Any, as_json: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value.absolute())
+    if isinstance(value, dict):
+        return {
+            key: _absolute(inner, as_json[str(key)]) for key, inner in value.items()
+        }
+    return as_json
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped specs."""
+    folder = resources.files("sweeps.presets")
+    return sorted(
+        Path(entry.name).stem
+        for entry in folder.iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def preset_text(name: str) -> str:
+    """The YAML text of a shipped spec."""
+    return (resources.files("sweeps.presets") / f"{name}.yaml").read_text(
+        encoding="utf-8"
+    )
+
+
+def read_spec(source: str) -> tuple[Tree, Tree]:
+    """(spec, tiny overrides) as plain values from a YAML file or a preset's name.
+
+    Raises:
+        SpecError: no such file or preset, not YAML, not a mapping.
+    """
+    presets = preset_names()
+    if os.sep not in source and source in presets:
+        documents = parse_yaml(preset_text(source), f"preset {source}")
+    elif Path(source).is_file():
+        documents = parse_yaml(read_text(Path(source)), source)
+    else:
+        hint = did_you_mean(source, presets)
+        raise SpecError(
+            f"{source}: no such file or preset; {hint}presets: {', '.join(presets)}"
+        )
+    if (
+        not documents
+        or len(documents) > 2
+        or not all(isinstance(d, dict) for d in documents)
+    ):
+        raise SpecError(
+            f"{source}: a spec is one mapping (and, after ---, one mapping of overrides"
+            " for --tiny)"
+        )
+    return documents[0], documents[1] if len(documents) == 2 else {}
+
+
+def preset_comment(name: str) -> str:
+    """The first paragraph of a preset's comment."""
+    lines = []
+    for line in preset_text(name).splitlines():
+        if not line.startswith("#") or line.strip() == "#":
+            break
+        lines.append(line.lstrip("# ").rstrip())
+    return " ".join(lines)

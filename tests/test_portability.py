@@ -1,0 +1,52 @@
+"""What Linux alone has is used nowhere that macOS or Windows must go."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+ABSENT = ("fcntl", "resource", "pwd", "grp", "termios")
+"""Standard modules that Windows lacks."""
+
+AS_ELSEWHERE = f"""
+import importlib, importlib.abc, os, pathlib, signal, sys
+
+# libraries of others know their systems: they come before anything is taken away
+from trainers.torchvision_internals import import_torchvision
+import_torchvision()
+import numpy, pandas, torch, timm, torchmetrics, ray.tune, ray.train, ray.train.torch
+import optuna, scipy.stats, sklearn.linear_model, pyarrow.parquet, rich.live, typer.testing
+import ray.tune.schedulers, ray.tune.search, ray.util.queue, duckdb, matplotlib.pyplot
+import onnx, onnxruntime, plotly.graph_objects, constriction, moocore, filelock
+
+for name in {ABSENT!r}:
+    sys.modules[name] = None  # "import name" raises ImportError
+for name in ("sched_getaffinity", "fork", "getuid", "getloadavg", "statvfs"):
+    delattr(os, name)
+for name in ("SIGUSR1", "SIGHUP", "SIGKILL", "SIGSTOP", "SIGALRM"):
+    delattr(signal, name)
+
+for top in ("analysis", "trainers", "compress", "sweeps"):
+    for path in sorted(pathlib.Path(top).rglob("*.py")):
+        name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+        if not name.endswith("__main__"):
+            importlib.import_module(name)
+
+from trainers.machine import processor_name, usable_cores
+assert usable_cores() == os.cpu_count()
+assert processor_name()
+"""
+
+
+def test_every_module_imports_without_what_linux_alone_has() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AS_ELSEWHERE], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_file_is_told_by_its_case_alone() -> None:
+    """macOS and Windows take `Report.py` and `report.py` for one file."""
+    listed = [p for p in ROOT.rglob("*") if ".venv" not in p.parts and p.is_file()]
+    lowered = [str(path).lower() for path in listed]
+    assert len(lowered) == len(set(lowered))

@@ -1,0 +1,40 @@
+"""What this machine is, asked in ways that Linux, macOS and Windows know."""
+
+import os
+import platform
+import re
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; Linux can give a process fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@lru_cache(maxsize=1)
+def processor_name() -> str:
+    """The processor as its maker calls it: "AMD EPYC 7B13", "Apple M2"."""
+    if sys.platform == "darwin":
+        return _macos_processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+        if model is not None:
+            return model[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _macos_processor() -> str:
+    """The brand that the kernel reports; empty where it reports none."""
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    size = ctypes.c_size_t(256)
+    text = ctypes.create_string_buffer(size.value)
+    name = b"machdep.cpu.brand_string"
+    failed = libc.sysctlbyname(name, text, ctypes.byref(size), None, ctypes.c_size_t(0))
+    return "" if failed else text.value.decode(errors="replace").strip()
