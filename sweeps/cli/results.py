@@ -68,7 +68,7 @@ def front(
     """The non-dominated trials as a table; replicates of a configuration are one point,
     mean and spread.
     """
-    from analysis import front_table
+    from analysis import front_text
     from sweeps.cli.main import console, fail
 
     loaded = _load(run)
@@ -78,7 +78,7 @@ def front(
         raise fail(str(error)) from None
     if pick is None:
         _print_table(
-            front_table(loaded, rows),
+            front_text(loaded, rows),
             f"front of {loaded.name}",
             "no trial is on the front: none is complete within the bounds",
         )
@@ -89,7 +89,7 @@ def front(
     if pick.replace(" ", "-") not in picks:
         raise fail(f"--pick {pick}: no such pick; valid: {', '.join(picks)}")
     chosen = rows.loc[[picks[pick.replace(" ", "-")]]]
-    _print_table(front_table(loaded, chosen), f"{pick} of {loaded.name}", "")
+    _print_table(front_text(loaded, chosen), f"{pick} of {loaded.name}", "")
     for what in ("onnx", "reproduce"):
         console.print(
             _command(loaded, chosen["trial_id"].iloc[0], what),
@@ -290,11 +290,11 @@ def unpack(
 
 def print_front(run: Path) -> "Run":
     """Print the non-dominated trials of a run as a table, and give the run."""
-    from analysis import front_table
+    from analysis import front_text
 
     loaded = _load(str(run))
     _print_table(
-        front_table(loaded),
+        front_text(loaded),
         f"front of {loaded.name}",
         "no trial is on the front: none is complete within the bounds",
     )
