@@ -34,7 +34,9 @@ function drawLayers() {
   if (t.histogram) panels.push([`The ${number(t.histogram.values.length)} values of the model`, "How often each value occurs among the weights; the axis is stretched around zero.", [valueTrace(t, color)]]);
   for (const family of t.counts) {
     const [least, most] = [family.items[0][0], family.items.at(-1)[0]];
-    panels.push([`${family.name}_${least} to ${family.name}_${most}`, family.items[0][2], [countTrace(family, color)]]);
+    const about = family.items[0][2];
+    const note = about ? `${family.name}_${least}: ${about}; and so on.` : "";
+    panels.push([`${family.name}_${least} to ${family.name}_${most}`, note, [countTrace(family, color)]]);
   }
   if (t.quantised) {
     panels.push(["Entropy of each layer", "Bits per weight that no code of independent symbols beats.", [layerTrace(t, t.bits, "bits", color)]]);
