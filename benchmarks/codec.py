@@ -30,7 +30,8 @@ from compress.codec.arch import arch_tensors
 from compress.codec.file import decode_bytes, encode
 from compress.measure.model import value_statistics
 from compress.wfn.clustering import cluster
-from trainers.models.arch import ModelState, make_arch
+from trainers.models.arch import ModelState
+from trainers.models.make import make_arch
 
 NNCODEC = """
 import json, sys, time

@@ -14,8 +14,8 @@ import numpy as np
 from nvit_digits import CPU, GROUPS, VIT
 
 from compress.measure.table_measurement import default_grid, measure_table
-from trainers.models.arch import make_arch
-from trainers.models.pruned_vit import dense_arch
+from trainers.models.from_timm import dense_arch
+from trainers.models.make import make_arch
 
 
 def main() -> None:

@@ -35,7 +35,8 @@ from compress.selection.stage import WeightSelection
 from compress.stage import Context, Stage
 from trainers.config import DataConfig
 from trainers.data.splits import Data, load_data
-from trainers.models.arch import ModelState, make_arch
+from trainers.models.arch import ModelState
+from trainers.models.make import make_arch
 from trainers.training.evaluate import evaluate
 
 CPU = torch.device("cpu")

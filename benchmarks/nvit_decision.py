@@ -22,8 +22,9 @@ from compress.nvit.groups import GroupSizes, UnitLayout
 from compress.nvit.importance import taylor
 from compress.nvit.pruner import Pruner, PruneRules
 from compress.nvit.surgery import MaskedVit
-from trainers.models.arch import ModelState, make_arch
-from trainers.models.pruned_vit import from_timm
+from trainers.models.arch import ModelState
+from trainers.models.from_timm import from_timm
+from trainers.models.make import make_arch
 
 
 def main() -> None:

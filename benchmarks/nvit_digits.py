@@ -37,8 +37,9 @@ from compress.nvit.stage import Nvit
 from compress.stage import Context
 from trainers.config import DataConfig
 from trainers.data.splits import Data, Split, load_data
-from trainers.models.arch import Arch, ModelState, make_arch
-from trainers.models.pruned_vit import dense_arch
+from trainers.models.arch import Arch, ModelState
+from trainers.models.from_timm import dense_arch
+from trainers.models.make import make_arch
 from trainers.training.evaluate import evaluate
 
 CPU = torch.device("cpu")

@@ -37,7 +37,7 @@ from compress.nvit.importance import magnitude_scores, taylor
 from compress.nvit.stage import Nvit
 from compress.nvit.surgery import MaskedVit, Masks
 from trainers.models.arch import ModelState
-from trainers.models.pruned_vit import from_timm
+from trainers.models.from_timm import from_timm
 from trainers.training.losses import TaskObjective
 
 Batches = list[tuple[Tensor, Tensor]]

@@ -47,7 +47,8 @@ from compress.measure.model import alternating_latency
 from compress.nvit.stage import Nvit
 from trainers.data.splits import Data
 from trainers.models.arch import Arch, ModelState
-from trainers.models.pruned_vit import BLOCK_DIMS, dense_arch
+from trainers.models.from_timm import dense_arch
+from trainers.models.pruned_vit import BLOCK_DIMS
 from trainers.training.losses import TaskObjective
 
 try:

@@ -30,7 +30,7 @@ from sweeps.spec.model import preset_text
 from trainers.config import DataConfig
 from trainers.data.splits import Data, load_data
 from trainers.models.arch import ModelState
-from trainers.models.pruned_vit import dense_arch
+from trainers.models.from_timm import dense_arch
 from trainers.training.evaluate import evaluate
 
 

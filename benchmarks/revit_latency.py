@@ -10,7 +10,7 @@ import yaml
 
 from compress.measure.model import alternating_latency, count_gmacs
 from sweeps.spec.model import preset_text
-from trainers.models.arch import make_arch
+from trainers.models.make import make_arch
 
 
 def main() -> None:

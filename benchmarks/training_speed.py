@@ -39,7 +39,8 @@ from trainers.config import (
     TrainConfig,
 )
 from trainers.data.splits import Data, TrainBatches, load_data
-from trainers.models.arch import ModelState, make_arch
+from trainers.models.arch import ModelState
+from trainers.models.make import make_arch
 from trainers.training.fit import fit
 from trainers.training.losses import TaskObjective
 

@@ -17,7 +17,8 @@ from collections.abc import Callable
 import torch
 
 from compress.wfn.regulariser import PullTable, pull
-from trainers.models.arch import ModelState, make_arch
+from trainers.models.arch import ModelState
+from trainers.models.make import make_arch
 
 
 def seconds(run: Callable[[], object], repeats: int) -> list[float]:

@@ -21,7 +21,7 @@ from compress.metrics import Metric
 from compress.stage import Context, Phase, Stage
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
-from trainers.models.source import classifier_names
+from trainers.models.parameters import classifier_layers
 from trainers.training import distributed
 from trainers.training.fit import Hook
 
@@ -185,7 +185,7 @@ def _linear_layers(arch: Arch) -> list[str]:
     """Paths of the Linear layers that 2:4 sparsity takes."""
     with torch.device("meta"):
         module = arch.build()
-    heads = classifier_names(module)
+    heads = classifier_layers(module)
     return [
         path
         for path, layer in module.named_modules()

@@ -9,7 +9,8 @@ from pydantic import Field, field_validator
 
 from compress.stage import Stage
 from trainers.data.splits import DataInfo
-from trainers.models.arch import Arch, buildable, make_arch
+from trainers.models.arch import Arch, buildable
+from trainers.models.make import make_arch
 
 
 class StudentStage(Stage):

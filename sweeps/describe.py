@@ -85,8 +85,11 @@ def preset_comment(name: str) -> str:
 
 def spec_schema() -> dict[str, Any]:
     """JSON schema of a spec; stages by their kind."""
+    from trainers.data.open import openers
+
     schema = Spec.model_json_schema()
     definitions = schema.setdefault("$defs", {})
+    definitions["DataConfig"]["properties"]["dataset"]["enum"] = list(openers())
     branches, by_name = [], {}
     for kind, stage in STAGES.items():
         own = stage.model_json_schema()

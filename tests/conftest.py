@@ -9,8 +9,10 @@ import torch
 
 from trainers.config import AugmentConfig, DataConfig, TrainConfig
 from trainers.data.splits import Data, load_data
+from trainers.torchvision_internals import declare_missing_operators
 
 torch.set_num_threads(1)  # bits depend on the number of threads
+declare_missing_operators()  # before a test imports timm or torchvision by itself
 
 
 @pytest.fixture(scope="session", autouse=True)

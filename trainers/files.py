@@ -1,12 +1,16 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and the CPUs of this machine."""
 
 import contextlib
 import hashlib
 import json
 import os
+import sys
+import time
 import uuid
 from pathlib import Path
 from typing import Any
+
+_WINDOWS_PATIENCE_SECONDS = 2.0
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -20,11 +24,30 @@ def write_atomic(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        _replace(beside, path)
     except BaseException:
         with contextlib.suppress(OSError):
             beside.unlink()
         raise
+
+
+def _replace(source: Path, target: Path) -> None:
+    """`os.replace`; on Windows it waits for a reader that has `target` open."""
+    deadline = time.monotonic() + _WINDOWS_PATIENCE_SECONDS
+    while True:
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Make sure that a file's content survives a loss of power."""
+    with open(path, "r+b") as file:  # Windows flushes only what is open for writing
+        os.fsync(file.fileno())
 
 
 def sha256_file(path: Path) -> str:

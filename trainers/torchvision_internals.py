@@ -1,81 +1,47 @@
-"""Make torchvision importable beside a torch of another build (CUDA torchvision, CPU torch).
+"""Declare the compiled operators that torchvision's import asks for, where they cannot be loaded.
 
-timm imports torchvision, and torchvision's import fails with "operator torchvision::nms does not
-exist" when its compiled library cannot load. None of its compiled operators (all for detection) is
-used here, so the missing names are declared without a kernel: calling one still raises.
+torchvision brings a compiled library that fits one build of torch (CPU, one CUDA version). Beside
+another build the library does not load, and then `import torchvision` fails, and with it
+`import timm`, although neither needs the operators in it: they serve object detection. Declared
+without a kernel, they let the import pass; whoever calls one still gets an error.
+
+Private to torchvision, and held by tests: where the library lies (`_C.*` beside `__init__.py`),
+and which operators are registered without asking whether it was loaded.
 """
 
-import re
+import importlib.util
 import sys
-from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+from pathlib import Path
 
-_MISSING = re.compile(r"operator torchvision::(\w+) does not exist")
-_libraries: list[object] = []  # declarations live as long as their Library object
+_ASKED_FOR = {
+    "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+_declared: list[object] = []  # a declaration lives as long as its Library object
 
 
-def import_torchvision() -> ModuleType:
-    """Import torchvision, declaring the compiled operators that this build lacks.
-
-    Raises:
-        RuntimeError: torchvision fails to import for any other reason.
-    """
+def declare_missing_operators() -> None:
+    """Make `import torchvision` possible whatever build it is. Imports torch, not torchvision."""
+    found = importlib.util.find_spec("torchvision")
+    if _declared or "torchvision" in sys.modules or found is None or not found.origin:
+        return
     import torch
 
-    for _ in range(16):
-        try:
-            import torchvision
-
-            return torchvision
-        except RuntimeError as error:
-            missing = _MISSING.search(str(error))
-            if missing is None:
-                raise
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            library.define(
-                f"{missing[1]}(Tensor boxes, Tensor scores, float threshold) -> Tensor"
-            )
-            _libraries.append(library)
-            for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
-                del sys.modules[name]
-    raise RuntimeError(
-        "torchvision does not import; reinstall torch and torchvision together"
-    )
+    _load_compiled_library(Path(found.origin).parent)
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    _declared.append(library)
+    for name, schema in _ASKED_FOR.items():
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(schema)
 
 
-class _Imported(Loader):
-    """Hands over a module that is imported already."""
+def _load_compiled_library(folder: Path) -> None:
+    """Load the operators if this build of torch can; torchvision would do the same later."""
+    import torch
 
-    def __init__(self, module: ModuleType) -> None:
-        self.module = module
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return self.module
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Nothing: it has run."""
-
-
-class _Mender(MetaPathFinder):
-    """Takes the first import of torchvision, whoever asks for it, and leaves."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if name != "torchvision":
-            return None
-        sys.meta_path.remove(self)
-        module = import_torchvision()
-        return ModuleSpec(
-            name, _Imported(module), origin=module.__file__, is_package=True
-        )
-
-
-def mend_on_import() -> None:
-    """Arrange for torchvision's first import to be mended; imports nothing itself."""
-    if "torchvision" not in sys.modules and not any(
-        isinstance(f, _Mender) for f in sys.meta_path
-    ):
-        sys.meta_path.insert(0, _Mender())
+    for path in folder.glob("_C.*"):
+        if path.suffix in (".so", ".pyd", ".dylib"):
+            try:
+                torch.ops.load_library(str(path))
+            except OSError:  # a library of another build: the operators stay missing
+                return

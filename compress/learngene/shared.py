@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from compress.finetune import task_objective, with_drop_rates
@@ -21,6 +20,7 @@ from trainers.config import DistillConfig, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState, buildable
 from trainers.models.mean_vit import NORM_EPS
+from trainers.timm_library import timm
 from trainers.training.optim import check_train_config
 
 DESCENDANT = "vit_base_patch16_224"
@@ -175,7 +175,7 @@ def fitted(
     if result["pos_embed"].shape[1] != patches:
         side = round(patches**0.5)
         with torch.no_grad():
-            resampled = resample_abs_pos_embed(
+            resampled = timm.layers.resample_abs_pos_embed(
                 result["pos_embed"], new_size=[side, side], num_prefix_tokens=0
             )
         result["pos_embed"] = resampled.contiguous()

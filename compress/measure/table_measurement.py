@@ -29,7 +29,8 @@ from compress.measure.latency_table import (
 from compress.measure.model import timed_pass
 from compress.measure.options import Precision
 from trainers.models.arch import Arch
-from trainers.models.pruned_vit import BLOCK_DIMS, PrunedBlock, PrunedVit, dense_arch
+from trainers.models.from_timm import dense_arch
+from trainers.models.pruned_vit import BLOCK_DIMS, PrunedBlock, PrunedVit
 
 GROUPS: Mapping[str, int] = MappingProxyType(
     {"embed": 16, "heads": 2, "qk": 8, "v": 8, "mlp": 16}

@@ -32,7 +32,8 @@ from compress.stage import Context, Phase, Stage
 from trainers.config import DistillConfig, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
-from trainers.models.pruned_vit import BLOCK_DIMS, dense_arch, from_timm
+from trainers.models.from_timm import dense_arch, from_timm
+from trainers.models.pruned_vit import BLOCK_DIMS
 from trainers.training import distributed
 from trainers.training.losses import KlObjective
 from trainers.training.optim import check_train_config

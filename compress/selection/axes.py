@@ -28,12 +28,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from timm.models.convnext import ConvNeXt
-from timm.models.resnet import ResNet
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from trainers.models.resnet_cifar import ResNetCifar
+from trainers.timm_library import timm
 
 Segments = list[tuple[str, int]]
 _Table = Sequence[tuple[str, tuple[str | None, ...]]]
@@ -90,14 +88,14 @@ _BOTTLENECK: _Table = (
 
 def _table_of(module: nn.Module) -> tuple[_Table, dict[str, str]] | None:
     """Key patterns and aliases (key → the key whose channels it carries) of a known family."""
-    if isinstance(module, VisionTransformer):
+    if isinstance(module, timm.models.VisionTransformer):
         return _VIT, {}
-    if isinstance(module, ConvNeXt):
+    if isinstance(module, timm.models.ConvNeXt):
         stages = len(list(module.get_submodule("stages").children()))
         return _CONVNEXT, {f"into.{i}": f"stages.{i - 1}" for i in range(1, stages)} | {
             "last": f"stages.{stages - 1}"
         }
-    if not isinstance(module, ResNet | ResNetCifar):
+    if not isinstance(module, timm.models.ResNet | ResNetCifar):
         return None
     names = module.state_dict().keys()
     stages = sum(name.endswith(".0.conv1.weight") for name in names)
@@ -271,7 +269,7 @@ def magnitude_indices(
         Indices per tensor and axis, and how keys were found: "axis roles" or "axis sizes".
     """
     is_vit, is_cifar = (
-        isinstance(student, VisionTransformer),
+        isinstance(student, timm.models.VisionTransformer),
         isinstance(student, ResNetCifar),
     )
     split = (

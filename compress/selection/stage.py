@@ -33,7 +33,6 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from pydantic import Field
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from compress.selection.axes import l1_norms, magnitude_indices, strongest
@@ -42,6 +41,7 @@ from compress.student import StudentStage
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
 from trainers.seeding import derive_seed
+from trainers.timm_library import timm
 
 LayerRule = Literal["first", "uniform"]
 ElementRule = Literal[
@@ -288,7 +288,9 @@ def resample_positions(
     prefix = pos_embed[:, [t_names.index(name) for name in names]]
     patches = pos_embed[:, len(t_names) :]
     if grid != t_grid:
-        patches = resample_abs_pos_embed(patches, grid, t_grid, num_prefix_tokens=0)
+        patches = timm.layers.resample_abs_pos_embed(
+            patches, grid, t_grid, num_prefix_tokens=0
+        )
     return torch.cat([prefix, patches], 1)
 
 

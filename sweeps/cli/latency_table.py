@@ -138,7 +138,8 @@ def _dtype(name: str) -> Literal["float32", "bfloat16", "float16"]:
 
 
 def _arch(model: str, image_size: int | None, num_classes: int, args: str) -> "Arch":
-    from trainers.models.arch import ModelState, make_arch, own_image_size
+    from trainers.models.arch import ModelState
+    from trainers.models.make import make_arch, own_image_size
 
     if Path(model).is_dir():
         return ModelState.load(Path(model)).arch
@@ -175,7 +176,7 @@ def _measured(
     )
 
     from compress.measure.table_measurement import default_grid, measure_table
-    from trainers.models.pruned_vit import check_vit
+    from trainers.models.from_timm import check_vit
 
     grid = default_grid(check_vit(arch), points=points, groups=groups)
     shown = "  ".join(

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import yaml
 
 from analysis.report.markdown import code
@@ -228,11 +227,11 @@ def _made(run: Path, record: dict[str, Any]) -> str:
 
 def _source_licence(source: dict[str, Any]) -> str | None:
     """Licence of timm's pretrained weights, as timm states it."""
-    if (
-        not source.get("pretrained")
-        or not source.get("model")
-        or not timm.is_model(source["model"].split(".")[0])
-    ):
+    if not source.get("pretrained") or not source.get("model"):
+        return None
+    from trainers.timm_library import timm
+
+    if not timm.is_model(source["model"].split(".")[0]):
         return None
     return timm.get_pretrained_cfg_value(source["model"], "license")
 

@@ -21,7 +21,8 @@ from compress.asp import (
 from compress.finetune import Finetune
 from compress.stage import Context
 from trainers.data.splits import Data
-from trainers.models.arch import ModelState, make_arch
+from trainers.models.arch import ModelState
+from trainers.models.make import make_arch
 
 CPU = torch.device("cpu")
 

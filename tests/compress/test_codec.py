@@ -18,7 +18,8 @@ from compress.codec.models import Plane, encode_with_contexts
 from compress.codec.tensors import DTYPES
 from compress.measure.model import value_statistics
 from trainers.models import arch as models
-from trainers.models.arch import Arch, ModelState, make_arch
+from trainers.models.arch import Arch, ModelState
+from trainers.models.make import make_arch
 
 MakeToy = Callable[..., ModelState]
 SPECIAL = [

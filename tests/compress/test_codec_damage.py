@@ -17,7 +17,8 @@ import zstandard
 
 from compress.codec import format as codec_format
 from compress.codec.file import decode, decode_bytes, encode
-from trainers.models.arch import Arch, ModelState, make_arch
+from trainers.models.arch import Arch, ModelState
+from trainers.models.make import make_arch
 
 Edit = Callable[[dict[str, Any], dict[str, bytes]], None]
 PREFIX = struct.Struct("<8sHHII")

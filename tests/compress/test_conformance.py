@@ -17,7 +17,8 @@ from compress.pipeline import STAGES, NamedStage, Pipeline, run_pipeline
 from compress.stage import Context
 from trainers.config import DataConfig, SourceConfig
 from trainers.data.splits import Data
-from trainers.models.arch import Arch, ModelState, make_arch
+from trainers.models.arch import Arch, ModelState
+from trainers.models.make import make_arch
 from trainers.seeding import seed_everything
 from trainers.training import fit as fit_module
 

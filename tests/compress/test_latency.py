@@ -20,8 +20,10 @@ from torch import nn
 from compress.measure import table_measurement as latency_measure
 from compress.measure.latency_table import DIMENSIONS, Fingerprint, LatencyTable
 from compress.measure.table_measurement import default_grid, measure_table
-from trainers.models.arch import Arch, make_arch
-from trainers.models.pruned_vit import PrunedBlock, check_vit
+from trainers.models.arch import Arch
+from trainers.models.from_timm import check_vit
+from trainers.models.make import make_arch
+from trainers.models.pruned_vit import PrunedBlock
 from trainers.models.revit import revit_arch
 
 CPU = torch.device("cpu")

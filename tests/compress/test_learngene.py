@@ -29,7 +29,8 @@ from compress.selection.stage import WeightSelection
 from compress.stage import Context, Stage
 from trainers.config import DataConfig, SourceConfig
 from trainers.data.splits import Data, DataInfo
-from trainers.models.arch import Arch, ModelState, make_arch
+from trainers.models.arch import Arch, ModelState
+from trainers.models.make import make_arch
 from trainers.training import fit as fit_module
 
 CPU = torch.device("cpu")

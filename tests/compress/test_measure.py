@@ -17,7 +17,8 @@ from compress.measure.model import (
     measure_static,
     value_statistics,
 )
-from trainers.models.arch import ModelState, make_arch
+from trainers.models.arch import ModelState
+from trainers.models.make import make_arch
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from math import log2
 import torch
 
 from compress.measure.layers import measure_layers
-from trainers.models.arch import Arch, ModelState, make_arch
+from trainers.models.arch import Arch, ModelState
+from trainers.models.make import make_arch
 
 
 def test_every_layer_has_its_own_figures() -> None:

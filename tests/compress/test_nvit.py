@@ -21,8 +21,9 @@ from compress.nvit.stage import Nvit
 from compress.nvit.surgery import MaskedVit, cut
 from compress.stage import Context
 from trainers.data.splits import Data
-from trainers.models.arch import Arch, ModelState, make_arch
-from trainers.models.pruned_vit import dense_arch, from_timm
+from trainers.models.arch import Arch, ModelState
+from trainers.models.from_timm import dense_arch, from_timm
+from trainers.models.make import make_arch
 from trainers.training.losses import TaskObjective
 
 CPU = torch.device("cpu")

@@ -30,8 +30,9 @@ from compress.nvit.importance import (
     taylor,
 )
 from compress.nvit.surgery import MaskedLayerNorm, MaskedVit, Masks, cut
-from trainers.models.arch import Arch, ModelState, make_arch
-from trainers.models.pruned_vit import from_timm
+from trainers.models.arch import Arch, ModelState
+from trainers.models.from_timm import from_timm
+from trainers.models.make import make_arch
 
 SMALL = {"embed_dim": 24, "depth": 3, "num_heads": 3}
 ONES = GroupSizes(embed=1, heads=1, qk=1, v=1, mlp=1)

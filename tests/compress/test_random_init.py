@@ -13,7 +13,8 @@ from compress.selection.random_init import RandomInit
 from compress.selection.stage import WeightSelection
 from compress.stage import Context
 from trainers.data.splits import DataInfo
-from trainers.models.arch import ModelState, make_arch
+from trainers.models.arch import ModelState
+from trainers.models.make import make_arch
 
 INFO = DataInfo(num_classes=7, image_size=32, num_train=1)
 

@@ -26,7 +26,8 @@ from compress.selection.stage import (
 )
 from compress.stage import Context
 from trainers.data.splits import DataInfo
-from trainers.models.arch import Arch, ModelState, make_arch
+from trainers.models.arch import Arch, ModelState
+from trainers.models.make import make_arch
 
 CLASSES = 7
 

@@ -23,7 +23,8 @@ from compress.wfn.regulariser import PullTable, pull
 from compress.wfn.stage import HoldFixed, Wfn, fixable_parameters, flat
 from trainers.config import TrainConfig
 from trainers.data.splits import Data
-from trainers.models.arch import ModelState, make_arch
+from trainers.models.arch import ModelState
+from trainers.models.make import make_arch
 from trainers.training.fit import fit
 from trainers.training.losses import TaskObjective
 

@@ -13,8 +13,9 @@ from compress.nvit.surgery import MaskedVit
 from compress.stage import Context
 from trainers.config import DataConfig
 from trainers.data.splits import load_data
-from trainers.models.arch import ModelState, make_arch
-from trainers.models.pruned_vit import from_timm
+from trainers.models.arch import ModelState
+from trainers.models.make import make_arch
+from trainers.models.from_timm import from_timm
 
 meter = TaylorMeter(2, 0.9, torch.device("cpu"))  # ranks that saw other contributions
 meter.add(torch.tensor([1.0, 2.0]).double() * (rank + 1))

@@ -186,7 +186,7 @@ MISTAKES = [
         "measure.latency=false objectives=[{metric: latency_ms, mode: min}]",
         r"'latency_ms' \(it needs measure\.latency: true\)",
     ),
-    ("data.dataset=mnist", r"data\.dataset: input should be 'digits', 'parquet'"),
+    ("data.dataset=mnist", r"data\.dataset 'mnist' is unknown; valid: digits, folder"),
     ("data.dataset=parquet data.root=/no/such/folder", r"data.*/no/such/folder"),
     ("data.dataset=cifar10", r"data\.dataset 'cifar10' needs data\.root"),
     (

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from trainers.config import AugmentConfig, EmaConfig, TrainConfig, duration_in_steps
 from trainers.data.splits import Data
-from trainers.models.arch import ModelState, make_arch
+from trainers.models.arch import ModelState
+from trainers.models.make import make_arch
 from trainers.training.checkpoint import CheckpointFolder
 from trainers.training.fit import FitResult, Hook, NonFiniteLossError, fit
 from trainers.training.losses import TaskObjective

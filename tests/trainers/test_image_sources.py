@@ -12,16 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from trainers import plugins
 from trainers.config import DataConfig
-from trainers.data.cache import UnequalImages, open_images, open_pixels
-from trainers.data.parts import (
-    FilePart,
-    ParquetPart,
-    open_source,
-    stratified_order,
-    stratified_test,
-    to_rgb,
-)
+from trainers.data.cache import UnequalImagesError, open_images, open_pixels
+from trainers.data.open import OPENERS, open_dataset, openers
+from trainers.data.parts import ArrayPart, FilePart, ParquetPart, RandomAccess, to_rgb
+from trainers.data.stratify import stratified_order, stratified_test
 
 
 def picture(value: int, size: tuple[int, int] = (8, 8)) -> Image.Image:
@@ -95,21 +91,22 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def source_config(dataset: Any, root: Path | None, **options: Any) -> DataConfig:
+def config_of(dataset: Any, root: Path | None, **options: Any) -> DataConfig:
     return DataConfig(dataset=dataset, root=root, **options)
 
 
 def test_digits_are_fixed_and_stratified() -> None:
-    first, again = open_source(DataConfig()), open_source(DataConfig())
+    first, again = open_dataset(DataConfig()), open_dataset(DataConfig())
     assert np.array_equal(first.train.labels, again.train.labels)
-    assert first.train.pixels.shape == (1438, 3, 32, 32)  # type: ignore[union-attr]
+    assert isinstance(first.train, ArrayPart)
+    assert first.train.pixels.shape == (1438, 3, 32, 32)
     assert len(first.test.labels) == 359
     assert np.bincount(first.test.labels).min() > 30
     assert first.class_names[3] == "3"
 
 
 def test_parquet_reads_shards_in_order(parquet: Path, tmp_path: Path) -> None:
-    source = open_source(source_config("parquet", parquet))
+    source = open_dataset(config_of("parquet", parquet))
     assert source.class_names == ("ant", "bee")
     assert source.train.labels.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0, 1]
     assert source.train.first_size() == (8, 8)
@@ -130,7 +127,7 @@ def test_parquet_of_other_column_names(tmp_path: Path) -> None:
             None,
             "img fine_label",
         )
-    source = open_source(source_config("parquet", tmp_path))
+    source = open_dataset(config_of("parquet", tmp_path))
     assert source.class_names == ("0", "1", "2")
     assert isinstance(source.train, ParquetPart)
     assert source.train.column == "img"
@@ -140,31 +137,31 @@ def test_parquet_says_what_is_missing(
     parquet: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ValueError, match=r"data\.root"):
-        open_source(source_config("parquet", None))
+        open_dataset(config_of("parquet", None))
     with pytest.raises(ValueError, match="no such folder"):
-        open_source(source_config("parquet", tmp_path / "nowhere"))
+        open_dataset(config_of("parquet", tmp_path / "nowhere"))
     (parquet / "train-00001-of-00002.parquet").unlink()
-    open_source(source_config("parquet", parquet))
+    open_dataset(config_of("parquet", parquet))
     assert "1 of 00002 shards" in caplog.text
     (parquet / "test-00000-of-00001.parquet").unlink()
     with pytest.raises(ValueError, match=r"no test-\*\.parquet"):
-        open_source(source_config("parquet", parquet))
+        open_dataset(config_of("parquet", parquet))
     pq.write_table(
         pa.table({"x": [1], "label": [0]}), parquet / "train-00000-of-00002.parquet"
     )
     write_parquet(parquet / "test-0.parquet", [encoded(0)], [0])
     with pytest.raises(ValueError, match=r"'bytes'.*\['x', 'label'\]"):
-        open_source(source_config("parquet", parquet))
+        open_dataset(config_of("parquet", parquet))
 
 
 def test_unlabelled_parts_are_refused(parquet: Path) -> None:
     write_parquet(parquet / "test-00000-of-00001.parquet", [encoded(0)], [-1])
     with pytest.raises(ValueError, match=r"unlabelled"):
-        open_source(source_config("parquet", parquet))
+        open_dataset(config_of("parquet", parquet))
 
 
 def test_folder_takes_classes_from_train(folder: Path, tmp_path: Path) -> None:
-    source = open_source(source_config("folder", folder))
+    source = open_dataset(config_of("folder", folder))
     assert source.class_names == ("cat", "dog")
     assert isinstance(source.train, FilePart)
     assert source.train.paths[:2] == ("cat/0.bmp", "cat/1.png")
@@ -187,16 +184,16 @@ def test_folder_takes_classes_from_train(folder: Path, tmp_path: Path) -> None:
 def test_folder_says_what_is_wrong(folder: Path, tmp_path: Path) -> None:
     (folder / "val" / "eel").mkdir()
     with pytest.raises(ValueError, match=r"\['eel'\]"):
-        open_source(source_config("folder", folder))
+        open_dataset(config_of("folder", folder))
     (tmp_path / "empty" / "train").mkdir(parents=True)
     with pytest.raises(ValueError, match="test or val"):
-        open_source(source_config("folder", tmp_path / "empty"))
+        open_dataset(config_of("folder", tmp_path / "empty"))
     (tmp_path / "empty" / "val").mkdir()
     with pytest.raises(ValueError, match="one folder per class"):
-        open_source(source_config("folder", tmp_path / "empty"))
+        open_dataset(config_of("folder", tmp_path / "empty"))
     (tmp_path / "empty" / "train" / "cat").mkdir()
     with pytest.raises(ValueError, match="training part has no images"):
-        open_source(source_config("folder", tmp_path / "empty"))
+        open_dataset(config_of("folder", tmp_path / "empty"))
 
 
 @pytest.mark.parametrize("kind", ["folder", "parquet"])
@@ -211,7 +208,7 @@ def test_unreadable_images_are_named(
         broken = folder / "train" / "dog" / "1.png"
         broken.write_bytes(broken.read_bytes()[:45])
         config, name, rest = (
-            source_config("folder", folder),
+            config_of("folder", folder),
             "dog/1.png",
             [0, 1, 2, 3, 20, 22, 23],
         )
@@ -225,11 +222,11 @@ def test_unreadable_images_are_named(
             ["ant", "bee"],
         )
         config, name = (
-            source_config("parquet", parquet),
+            config_of("parquet", parquet),
             "train-00000-of-00002.parquet row 5",
         )
         rest = [0, 1, 2, 3, 4, 6, 7, 8, 9]
-    source = open_source(config)
+    source = open_dataset(config)
     with pytest.raises(ValueError, match=rf"{name}.*max_unreadable"):
         open_pixels(source, tmp_path / "cache", 0)
     parts = open_pixels(source, tmp_path / "cache", 1)
@@ -244,9 +241,9 @@ def test_unreadable_images_are_named(
 
 def test_unequal_images_are_no_array(folder: Path, tmp_path: Path) -> None:
     picture(1, (8, 9)).save(folder / "train" / "dog" / "3.png")
-    source = open_source(source_config("folder", folder))
+    source = open_dataset(config_of("folder", folder))
     for _ in range(2):  # the second time from the cache
-        with pytest.raises(UnequalImages, match=r"3\.png is 8 x 9"):
+        with pytest.raises(UnequalImagesError, match=r"3\.png is 8 x 9"):
             open_pixels(source, tmp_path / "cache", 0)
 
 
@@ -277,7 +274,7 @@ def test_identity_is_of_contents(parquet: Path, folder: Path, tmp_path: Path) ->
     cache = tmp_path / "cache"
 
     def identity(dataset: str, root: Path) -> str:
-        return open_source(source_config(dataset, root)).identity(cache)
+        return open_dataset(config_of(dataset, root)).content_hash(cache)
 
     first = identity("parquet", parquet)
     notes = {file: file.stat().st_mtime_ns for file in (cache / "hashes").iterdir()}
@@ -339,14 +336,14 @@ def test_cifar10_through_torchvision(
     import torchvision
 
     with pytest.raises(ValueError, match=r"data\.download"):
-        open_source(source_config("cifar10", None))
+        open_dataset(config_of("cifar10", None))
     with pytest.raises(
         ValueError, match=r"cifar10 is not in data\.root.*data\.download"
     ):
-        open_source(source_config("cifar10", tmp_path))
+        open_dataset(config_of("cifar10", tmp_path))
     write_cifar10(tmp_path)
     monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
-    source = open_source(source_config("cifar10", tmp_path))
+    source = open_dataset(config_of("cifar10", tmp_path))
     assert source.class_names == tuple(f"class{i}" for i in range(10))
     assert source.train.labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
     parts = open_pixels(source, tmp_path / "cache", 0)
@@ -359,13 +356,14 @@ def test_eurosat_gets_a_fixed_test_part(tmp_path: Path) -> None:
         (tmp_path / "eurosat" / "2750" / name).mkdir(parents=True)
         for i in range(10):
             picture(i).save(tmp_path / "eurosat" / "2750" / name / f"{name}_{i}.jpg")
-    source, again = (open_source(source_config("eurosat", tmp_path)) for _ in range(2))
+    source, again = (open_dataset(config_of("eurosat", tmp_path)) for _ in range(2))
     assert source.class_names == ("Forest", "River")
     assert np.bincount(source.test.labels).tolist() == [2, 2]
     assert isinstance(source.train, FilePart)
     assert isinstance(source.test, FilePart)
     assert not set(source.train.paths) & set(source.test.paths)
-    assert source.test.paths == again.test.paths  # type: ignore[union-attr]
+    assert isinstance(again.test, FilePart)
+    assert source.test.paths == again.test.paths
     assert source.test.read(0).size == (8, 8)
 
 
@@ -379,8 +377,47 @@ def test_dtd_joins_train_and_val(tmp_path: Path) -> None:
             picture(number).save(base / "images" / name / f"{part}.jpg")
             lines.append(f"{name}/{part}.jpg\n")
         (base / "labels" / f"{part}1.txt").write_text("".join(lines))
-    source = open_source(source_config("dtd", tmp_path))
+    source = open_dataset(config_of("dtd", tmp_path))
     assert source.train.labels.tolist() == [0, 1, 0, 1]
     assert isinstance(source.train, FilePart)
     assert source.train.paths[2] == "dtd/dtd/images/dotted/val.jpg"
     assert len(source.test.labels) == 2
+
+
+def test_every_data_set_has_a_reader() -> None:
+    assert openers() == OPENERS
+    assert set(OPENERS) >= {"digits", "folder", "parquet", "cifar10", "eurosat"}
+    with pytest.raises(
+        ValueError, match=r"data\.dataset 'cifar' is unknown; valid: digits"
+    ):
+        open_dataset(config_of("cifar", None))
+
+
+PLUGIN = """
+import numpy as np
+from trainers.data.parts import Dataset
+
+class Grey:
+    labels = np.arange(12) % 3
+    def name(self, row): return f"grey {row}"
+    def images(self): return (np.full((3, 8, 8), row, np.uint8) for row in range(12))
+    def first_size(self): return 8, 8
+    def content(self, cache_dir): return [b"grey"]
+
+DATASETS = {"grey": lambda config: Dataset(("a", "b", "c"), Grey(), Grey())}
+"""
+
+
+def test_a_plugins_data_set_with_a_part_of_its_own(tmp_path: Path) -> None:
+    file = plugins.PluginFile(name="g.py", sha256=plugins.digest(PLUGIN), text=PLUGIN)
+    plugins.load([file])
+    try:
+        dataset = open_dataset(config_of("grey", None))
+    finally:
+        plugins.forget()
+    assert not isinstance(dataset.train, RandomAccess)
+    pixels = open_pixels(dataset, tmp_path / "cache", 0)["train"].pixels
+    assert pixels[:, 0, 0, 0].tolist() == list(range(12))
+    packed = open_images(dataset, tmp_path / "packed")["test"]
+    assert packed.read(7).getpixel((3, 3)) == (7, 7, 7)
+    assert packed.name(7) == "grey 7"

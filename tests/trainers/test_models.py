@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainers.models.arch import Arch, ModelState, make_arch
+from trainers.models.arch import Arch, ModelState
+from trainers.models.make import make_arch
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,10 @@ from compress.selection.random_init import RandomInit
 from compress.selection.stage import WeightSelection
 from trainers.config import SourceConfig
 from trainers.data.splits import DataInfo
-from trainers.models.arch import Arch, ModelState, make_arch
-from trainers.models.pruned_vit import BLOCK_DIMS, check_vit, dense_arch, from_timm
+from trainers.models.arch import Arch, ModelState
+from trainers.models.from_timm import check_vit, dense_arch, from_timm
+from trainers.models.make import make_arch
+from trainers.models.pruned_vit import BLOCK_DIMS
 from trainers.models.revit import revit_arch
 from trainers.models.source import load_source
 

@@ -9,7 +9,8 @@ import fsspec
 import pytest
 
 from compress.cache import Artifact, StageCache
-from trainers.models.arch import ModelState, make_arch
+from trainers.models.arch import ModelState
+from trainers.models.make import make_arch
 from trainers.remote import Remote, is_uri
 
 

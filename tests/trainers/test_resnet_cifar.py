@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.models.arch import make_arch
+from trainers.models.make import make_arch
 from trainers.models.resnet_cifar import RESNET_CIFAR, BasicBlock, resnet_cifar
 
 

@@ -5,6 +5,7 @@ others wait; a cache that fails its check is rebuilt.
 """
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -23,16 +24,16 @@ from filelock import FileLock
 from PIL import Image
 
 from trainers.data.parts import (
-    UNREADABLE,
     ArrayPart,
-    FilePart,
+    Dataset,
     Labels,
-    ParquetPart,
     Part,
     Pixels,
-    Source,
+    RandomAccess,
+    UnreadableImageError,
     decode,
 )
+from trainers.files import flush_to_disk
 from trainers.machine import usable_cores
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ PARTS = ("train", "test")
 CHUNK = 512  # images decoded between two writes
 
 
-class UnequalImages(Exception):
+class UnequalImagesError(Exception):
     """Images of a set differ in size or are not square: they cannot be one array."""
 
 
@@ -51,21 +52,37 @@ class PackedPart:
     1] (int64, in bytes).
     """
 
-    source: ParquetPart
+    packed: Part
     file: Path
     offsets: Labels
 
     @property
     def labels(self) -> Labels:
         """int64 (N,)."""
-        return self.source.labels
+        return self.packed.labels
 
     def name(self, row: int) -> str:
         """What messages call image `row`."""
-        return self.source.name(row)
+        return self.packed.name(row)
+
+    def images(self) -> Iterator[bytes | Path | Pixels]:
+        """Every image in order."""
+        return self.packed.images()
+
+    def first_size(self) -> tuple[int, int] | None:
+        """(width, height) in pixels of the first readable image."""
+        return self.packed.first_size()
+
+    def content(self, cache_dir: Path) -> Iterator[bytes | memoryview]:
+        """As of the part that was packed."""
+        return self.packed.content(cache_dir)
 
     def read(self, row: int) -> Image.Image:
-        """Image `row` as RGB. Raises one of `UNREADABLE` when damaged."""
+        """Image `row` as RGB.
+
+        Raises:
+            UnreadableImageError: it is damaged.
+        """
         start, end = self.offsets[row : row + 2].tolist()
         with open(self.file, "rb") as file:
             file.seek(start)
@@ -73,21 +90,21 @@ class PackedPart:
 
 
 def open_pixels(
-    source: Source, folder: Path, max_unreadable: int
+    dataset: Dataset, folder: Path, max_unreadable: int
 ) -> dict[str, ArrayPart]:
     """All images decoded: uint8 (N, 3, S, S) memory-mapped, by part.
 
     Unreadable images are left out and named in a warning.
 
     Raises:
-        UnequalImages: the images are not squares of one size.
+        UnequalImagesError: the images are not squares of one size.
         ValueError: more than `max_unreadable` images cannot be read; names them.
     """
     meta = _published(
-        folder, lambda beside: _decode_all(source, beside, max_unreadable)
+        folder, lambda beside: _decode_all(dataset, beside, max_unreadable)
     )
     if meta["unequal"]:
-        raise UnequalImages(meta["unequal"])
+        raise UnequalImagesError(meta["unequal"])
     check_unreadable(meta["skipped"], max_unreadable)
     for name in meta["skipped"]:
         log.warning("unreadable image left out: %s", name)
@@ -100,17 +117,17 @@ def open_pixels(
     }
 
 
-def open_images(
-    source: Source, folder: Path
-) -> dict[str, ArrayPart | FilePart | PackedPart]:
-    """Parts whose images can be read one by one; Parquet is first re-packed into one flat
-    file a part.
+def open_images(dataset: Dataset, folder: Path) -> dict[str, RandomAccess]:
+    """Parts whose images can be read one by one; one whose images come only in order, as those of
+    Parquet, is first packed into one flat file.
     """
     return {
         name: (
-            _open_packed(part, folder / name) if isinstance(part, ParquetPart) else part
+            part
+            if isinstance(part, RandomAccess)
+            else _open_packed(part, folder / name)
         )
-        for name, part in (("train", source.train), ("test", source.test))
+        for name, part in dataset.parts().items()
     }
 
 
@@ -124,13 +141,13 @@ def check_unreadable(names: Sequence[str], limit: int) -> None:
         )
 
 
-def _decode_all(source: Source, folder: Path, max_unreadable: int) -> dict[str, Any]:
+def _decode_all(dataset: Dataset, folder: Path, max_unreadable: int) -> dict[str, Any]:
     skipped: list[str] = []
     try:
         side = None
-        for name, part in (("train", source.train), ("test", source.test)):
+        for name, part in dataset.parts().items():
             side = _decode_part(part, folder, name, side, skipped, max_unreadable)
-    except UnequalImages as reason:
+    except UnequalImagesError as reason:
         for file in folder.iterdir():
             file.unlink()
         return {"unequal": str(reason), "skipped": []}
@@ -144,52 +161,75 @@ def _decode_part(
     side: int | None,
     skipped: list[str],
     max_unreadable: int,
-) -> int | None:
-    """Write NAME.npy and NAME_labels.npy; returns the images' side in px."""
+) -> int:
+    """Write NAME.npy and NAME_labels.npy.
+
+    Args:
+        side: of the images of another part, px; None if this is the first part.
+        skipped: names of the unreadable images so far; this part's are added.
+
+    Returns:
+        The images' side, px.
+    """
+    file = folder / f"{name}.npy"
     if isinstance(part, ArrayPart):
-        np.save(folder / f"{name}.npy", part.pixels)
+        _check_shape(part, 0, part.pixels[0], side)
+        np.save(file, part.pixels)
         np.save(folder / f"{name}_labels.npy", part.labels)
         return part.pixels.shape[-1]
     kept: list[int] = []
     pixels: Pixels | None = None
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        for start, chunk in _chunks(part.encoded()):
-            for row, image in enumerate(pool.map(_decode_or_none, chunk), start):
-                if image is None:
-                    skipped.append(part.name(row))
-                    check_unreadable(skipped, max_unreadable)
-                    continue
-                side = side or image.shape[-1]
-                if image.shape != (3, side, side):
-                    raise UnequalImages(
-                        f"{part.name(row)} is {image.shape[2]} x {image.shape[1]} px,"
-                        f" others {side} x {side}"
-                    )
-                if pixels is None:
-                    shape = (len(part.labels), 3, side, side)
-                    pixels = np.lib.format.open_memmap(
-                        folder / f"{name}.npy", "w+", np.uint8, shape
-                    )
-                pixels[len(kept)] = image
-                kept.append(row)
-    if pixels is None:
+    for row, image in _decoded(part, skipped, max_unreadable):
+        side = side or image.shape[-1]
+        _check_shape(part, row, image, side)
+        if pixels is None:
+            shape = (len(part.labels), *image.shape)
+            pixels = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
+        pixels[len(kept)] = image
+        kept.append(row)
+    if pixels is None or side is None:
         raise ValueError(
             f"none of the {len(part.labels)} images of the {name} part can be read"
         )
     pixels.flush()  # type: ignore[attr-defined]
-    if len(kept) < len(
-        pixels
-    ):  # the header names a shape: write again without the rows left out
+    if len(kept) < len(pixels):
+        # the header names a shape: write again without the rows left out
         np.save(folder / "short.npy", pixels[: len(kept)])
-        os.replace(folder / "short.npy", folder / f"{name}.npy")
+        del pixels  # Windows replaces no file that is mapped
+        os.replace(folder / "short.npy", file)
     np.save(folder / f"{name}_labels.npy", part.labels[kept])
     return side
 
 
-def _decode_or_none(encoded: bytes | Path) -> Pixels | None:
+def _decoded(
+    part: Part, skipped: list[str], max_unreadable: int
+) -> Iterator[tuple[int, Pixels]]:
+    """(row, pixels) of every readable image in order; names of others go into `skipped`."""
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for start, chunk in _chunks(part.images()):
+            for row, image in enumerate(pool.map(_decode_or_none, chunk), start):
+                if image is not None:
+                    yield row, image
+                    continue
+                skipped.append(part.name(row))
+                check_unreadable(skipped, max_unreadable)
+
+
+def _check_shape(part: Part, row: int, image: Pixels, side: int | None) -> None:
+    height, width = image.shape[1:]
+    side = side or width
+    if (height, width) != (side, side):
+        raise UnequalImagesError(
+            f"{part.name(row)} is {width} x {height} px, others {side} x {side}"
+        )
+
+
+def _decode_or_none(image: bytes | Path | Pixels) -> Pixels | None:
+    if isinstance(image, np.ndarray):
+        return image
     try:
-        return np.asarray(decode(encoded)).transpose(2, 0, 1)
-    except UNREADABLE:
+        return np.asarray(decode(image)).transpose(2, 0, 1)
+    except UnreadableImageError:
         return None
 
 
@@ -200,12 +240,12 @@ def _chunks(items: Iterator[Any]) -> Iterator[tuple[int, list[Any]]]:
         start += len(chunk)
 
 
-def _open_packed(part: ParquetPart, folder: Path) -> PackedPart:
+def _open_packed(part: Part, folder: Path) -> PackedPart:
     def build(beside: Path) -> dict[str, Any]:
         sizes = []
         with open(beside / "images.bin", "wb") as file:
-            for blob in part.encoded():
-                sizes.append(file.write(blob))
+            for image in part.images():
+                sizes.append(file.write(_encoded(image)))
         np.save(
             beside / "offsets.npy",
             np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]),
@@ -216,14 +256,24 @@ def _open_packed(part: ParquetPart, folder: Path) -> PackedPart:
     return PackedPart(part, folder / "images.bin", np.load(folder / "offsets.npy"))
 
 
+def _encoded(image: bytes | Path | Pixels) -> bytes:
+    """An image as the bytes of a file."""
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, Path):
+        return image.read_bytes()
+    buffer = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def _published(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """The notes of a whole cache at `folder`, built first if it is missing or damaged."""
     notes = _whole(folder)
     if notes is not None:
         return notes
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # saves doing the same work twice; the lock ends with its process, and correctness never
-    # depends on it
+    # it saves doing the same work twice; correctness never depends on the lock
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         notes = _whole(
             folder
@@ -244,7 +294,7 @@ def _published(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[st
             }
             (beside / "notes.json").write_text(json.dumps(notes))
             for file in beside.iterdir():
-                _sync(file)
+                flush_to_disk(file)
             _replace_folder(beside, folder)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
@@ -289,8 +339,3 @@ def _checksum(file: Path) -> int | None:
         while chunk := stream.read(1 << 22):
             checksum = zlib.crc32(chunk, checksum)
     return checksum
-
-
-def _sync(file: Path) -> None:
-    with open(file, "rb") as stream:
-        os.fsync(stream.fileno())

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from trainers.config import AugmentConfig, DataConfig
 from trainers.data.augment import BatchAugment, EvalTransform, Finish
-from trainers.data.cache import UnequalImages, open_images, open_pixels
+from trainers.data.cache import UnequalImagesError, open_images, open_pixels
 from trainers.data.mixing import mix, one_hot
-from trainers.data.parts import Labels, Source, open_source, stratified_order
+from trainers.data.open import open_dataset
+from trainers.data.parts import Dataset, Labels
+from trainers.data.stratify import stratified_order
 from trainers.data.streaming import (
     ImageReader,
     Streams,
@@ -124,24 +126,24 @@ def data_info(config: DataConfig) -> DataInfo:
     Raises:
         ValueError: a folder, file, column or class is missing; says which, and what to do.
     """
-    return _info(config, open_source(config))
+    return _info(config, open_dataset(config))
 
 
 @functools.lru_cache(maxsize=4)
 def load_data(config: DataConfig, cache_dir: Path) -> Data:
     """Open a data set and split it. Remembered in the process.
 
-    Small images are decoded into `cache_dir/<identity of the source>/`, once per node;
+    Small images are decoded into `cache_dir/<hash of its content>/`, once per node;
     every process maps the same files. A damaged cache is noticed and built again.
 
     Raises:
         ValueError: as `data_info`; more than `max_unreadable` images cannot be read; `limit` leaves
             nothing to train on; `in_memory: yes` for images that are not squares of one size.
     """
-    source = open_source(config)
-    info = _info(config, source)
-    identity = source.identity(cache_dir)
-    stores, labels = _stores(config, source, cache_dir / identity)
+    dataset = open_dataset(config)
+    info = _info(config, dataset)
+    content = dataset.content_hash(cache_dir)
+    stores, labels = _stores(config, dataset, cache_dir / content)
     train_rows, val_rows = _split(labels["train"], config)
     test_rows = stratified_order(labels["test"], config.split_seed)[: config.limit_test]
 
@@ -154,8 +156,8 @@ def load_data(config: DataConfig, cache_dir: Path) -> Data:
     return Data(
         config=config,
         info=info,
-        class_names=source.class_names,
-        fingerprint=_fingerprint(config, info, identity, in_memory),
+        class_names=dataset.class_names,
+        fingerprint=_fingerprint(config, info, content, in_memory),
         train=images(
             "train", train_rows
         ),  # in stratified order: the first batches show every class
@@ -352,14 +354,14 @@ def eval_batches(
         yield transform(pixels), images.labels[chosen].to(device)
 
 
-def _info(config: DataConfig, source: Source) -> DataInfo:
-    total = len(source.train.labels)
+def _info(config: DataConfig, dataset: Dataset) -> DataInfo:
+    total = len(dataset.train.labels)
     size = config.image_size
     if size is None:
-        width, height = source.train.first_size() or (0, 1)
+        width, height = dataset.train.first_size() or (0, 1)
         size = width if width == height and width <= IN_MEMORY_PX else LARGE_PX
     total = min(total, config.limit or total)
-    return DataInfo(len(source.class_names), size, total - _num_val(total, config))
+    return DataInfo(len(dataset.class_names), size, total - _num_val(total, config))
 
 
 def _num_val(total: int, config: DataConfig) -> int:
@@ -380,15 +382,15 @@ def _num_val(total: int, config: DataConfig) -> int:
 
 
 def _stores(
-    config: DataConfig, source: Source, folder: Path
+    config: DataConfig, dataset: Dataset, folder: Path
 ) -> tuple[dict[str, PixelStore] | dict[str, ImageReader], dict[str, Labels]]:
     """The store and labels of each part: in memory where the config and the images allow it."""
-    width, height = source.train.first_size() or (0, 1)
+    width, height = dataset.train.first_size() or (0, 1)
     if config.in_memory == "yes" or (
         config.in_memory == "auto" and width == height and width <= IN_MEMORY_PX
     ):
         try:
-            parts = open_pixels(source, folder / "pixels", config.max_unreadable)
+            parts = open_pixels(dataset, folder / "pixels", config.max_unreadable)
             return (
                 {
                     name: PixelStore(torch.from_numpy(part.pixels))
@@ -396,13 +398,13 @@ def _stores(
                 },
                 {name: part.labels for name, part in parts.items()},
             )
-        except UnequalImages as reason:
+        except UnequalImagesError as reason:
             if config.in_memory == "yes":
                 raise ValueError(
                     f"data.in_memory yes needs square images of one size: {reason}; set"
                     " data.in_memory to no"
                 ) from None
-    readers = open_images(source, folder)
+    readers = open_images(dataset, folder)
     unreadable: set[str] = set()  # one count for both parts
     return (
         {
@@ -423,7 +425,7 @@ def _split(labels: Labels, config: DataConfig) -> tuple[Labels, Labels]:
 
 
 def _fingerprint(
-    config: DataConfig, info: DataInfo, identity: str, in_memory: bool
+    config: DataConfig, info: DataInfo, content: str, in_memory: bool
 ) -> str:
     loading = {
         "dataset",
@@ -436,7 +438,7 @@ def _fingerprint(
         "image_size",
     }
     facts = {
-        "source": identity,
+        "source": content,
         "image_size": info.image_size,
         "decoded": in_memory,
         "options": config.model_dump(mode="json", exclude=loading),

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from trainers.config import AugmentConfig, DataConfig
 from trainers.data.augment import PADDED_CROP_PX, crop_kind
-from trainers.data.cache import PackedPart, check_unreadable
-from trainers.data.parts import UNREADABLE, ArrayPart, FilePart
+from trainers.data.cache import check_unreadable
+from trainers.data.parts import RandomAccess, UnreadableImageError
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class ImageReader:
     process.
     """
 
-    part: ArrayPart | FilePart | PackedPart
+    part: RandomAccess
     max_unreadable: int
     unreadable: set[str] = field(default_factory=set)
 
@@ -101,7 +101,7 @@ class _Samples(Dataset[_Sample]):
             row = int(self.rows[at])
             try:
                 image = self.part.read(row)
-            except UNREADABLE:
+            except UnreadableImageError:
                 unreadable.append(self.part.name(row))
                 continue
             with _seeded(seed):
@@ -185,11 +185,12 @@ def train_transform(
     config: AugmentConfig, data: DataConfig, image_size: int
 ) -> Transform:
     """Crop, mirror and colour as timm's `create_transform`, up to the uint8 tensor."""
-    from timm.data import create_transform
     from torchvision import transforms
 
+    from trainers.timm_library import timm
+
     if config.preset == "none":
-        return create_transform(
+        return timm.data.create_transform(
             image_size,
             is_training=True,
             no_aug=True,
@@ -199,7 +200,7 @@ def train_transform(
     colour = config.preset == "deit"
     policy = ("3a" if config.three_augment else config.auto_augment) if colour else None
     try:
-        primary, secondary, final = create_transform(
+        primary, secondary, final = timm.data.create_transform(
             image_size,
             is_training=True,
             scale=config.crop_scale,
@@ -238,9 +239,9 @@ def train_transform(
 
 def eval_transform(data: DataConfig, image_size: int) -> Transform:
     """Resize and centre crop as timm's `create_transform`, up to the uint8 tensor."""
-    from timm.data import create_transform
+    from trainers.timm_library import timm
 
-    return create_transform(
+    return timm.data.create_transform(
         image_size,
         interpolation=data.interpolation,
         crop_pct=data.crop_fraction if image_size > PADDED_CROP_PX else 1.0,
@@ -252,12 +253,12 @@ def _allow_black_posterize(secondary: Transform) -> None:
     """timm posterizes to 0 bits (black) at full strength; recent Pillow refuses that with a
     ValueError.
     """
-    from timm.data import auto_augment
+    from trainers.timm_library import timm
 
     for policy in secondary.transforms:
         sub_policies = getattr(policy, "policy", [getattr(policy, "ops", ())])
         for op in (op for sub_policy in sub_policies for op in sub_policy):
-            if op.aug_fn is auto_augment.posterize:
+            if op.aug_fn is timm.data.auto_augment.posterize:
                 op.aug_fn = _posterize
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from trainers.config import DataConfig
-from trainers.data.parts import ArrayPart, FilePart, Part, Source, stratified_test
+from trainers.data.parts import ArrayPart, Dataset, FilePart, Part
+from trainers.data.stratify import stratified_test
+from trainers.torchvision_internals import declare_missing_operators
 
-_PARTS: dict[
+TORCHVISION_SETS: dict[
     str, tuple[str, tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]
 ] = {
     "cifar10": ("CIFAR10", ({"train": True},), ({"train": False},)),
@@ -36,13 +38,14 @@ parts).
 """
 
 
-def open_torchvision(config: DataConfig) -> Source:
-    """The source that `config.dataset` names, from `config.root`; downloaded where
+def open_torchvision(config: DataConfig) -> Dataset:
+    """The data set that `config.dataset` names, from `config.root`; downloaded where
     `config.download` says so.
 
     Raises:
         ValueError: the set is not in `root`, or cannot be downloaded.
     """
+    declare_missing_operators()
     import torchvision
 
     if config.root is None:
@@ -50,7 +53,7 @@ def open_torchvision(config: DataConfig) -> Source:
             f"data.dataset {config.dataset!r} needs data.root: the folder that holds"
             " it, or, with data.download true, where to put it"
         )
-    class_name, train_args, test_args = _PARTS[config.dataset]
+    class_name, train_args, test_args = TORCHVISION_SETS[config.dataset]
     builder = getattr(torchvision.datasets, class_name)
     train = [_build(builder, config, args) for args in train_args]
     test = [_build(builder, config, args) for args in test_args]
@@ -62,7 +65,7 @@ def open_torchvision(config: DataConfig) -> Source:
     names = getattr(train[0], "classes", None) or [
         str(k) for k in range(int(train_part.labels.max()) + 1)
     ]
-    return Source(tuple(names), train_part, test_part)
+    return Dataset(tuple(names), train_part, test_part)
 
 
 def _build(
@@ -100,7 +103,7 @@ def _part(dataset: Any, root: Path) -> ArrayPart | FilePart:
     else:
         files = getattr(dataset, "_image_files", None) or dataset._images
     return FilePart(
-        root, tuple(str(Path(file).relative_to(root)) for file in files), labels
+        root, tuple(Path(file).relative_to(root).as_posix() for file in files), labels
     )
 
 

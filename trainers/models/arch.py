@@ -1,26 +1,22 @@
 """Model descriptions that rebuild anywhere, and their weights, without pickle."""
 
-import difflib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from timm.layers import LayerNorm
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from trainers.files import write_atomic
-from trainers.models.lets_vit import LetsVit
-from trainers.models.resnet_cifar import RESNET_CIFAR, resnet_cifar
-from trainers.models.shared_vit import SwsVit, TlegVit
+from trainers.models.resnet_cifar import resnet_cifar
 
 
 @dataclass(frozen=True)
@@ -41,9 +37,6 @@ class Arch:
 
     def build(self) -> nn.Module:
         """A freshly initialised module (torch's global generator decides the values)."""
-        if torch.get_default_device().type == "meta":
-            with _NoValues():
-                return BUILDERS[self.builder](self)
         return BUILDERS[self.builder](self)
 
     def to_json(self) -> dict[str, Any]:
@@ -62,6 +55,63 @@ class Arch:
                 f" {', '.join(BUILDERS)}"
             )
         return cls(**value)
+
+
+# ------------------------------------------------------------------ builders
+# Each imports its model's file when it is called: most of them need timm, which takes seconds.
+
+
+def _timm(arch: Arch) -> nn.Module:
+    from trainers.timm_library import timm
+
+    args = dict(arch.args)
+    if "norm_eps" in args:  # timm takes it only as a class
+        args["norm_layer"] = partial(timm.layers.LayerNorm, eps=args.pop("norm_eps"))
+    return timm.create_model(arch.name, pretrained=False, **args)
+
+
+def _resnet_cifar(arch: Arch) -> nn.Module:
+    return resnet_cifar(arch.name, **arch.args)
+
+
+def _pruned_vit(arch: Arch) -> nn.Module:
+    from trainers.models.pruned_vit import PrunedVit
+
+    return PrunedVit(dims=arch.dims, **arch.args)
+
+
+def _sws_vit(arch: Arch) -> nn.Module:
+    from trainers.models.shared_vit import SwsVit
+
+    return SwsVit(**arch.args)
+
+
+def _tleg_vit(arch: Arch) -> nn.Module:
+    from trainers.models.shared_vit import TlegVit
+
+    return TlegVit(**arch.args)
+
+
+def _lets_vit(arch: Arch) -> nn.Module:
+    from trainers.models.lets_vit import LetsVit
+
+    return LetsVit(**arch.args)
+
+
+BUILDERS: dict[str, Callable[[Arch], nn.Module]] = {
+    "timm": _timm,
+    "resnet_cifar": _resnet_cifar,
+    "pruned_vit": _pruned_vit,
+    "sws_vit": _sws_vit,
+    "tleg_vit": _tleg_vit,
+    "lets_vit": _lets_vit,
+}
+"""`Arch.builder` → the function that builds the module."""
+DROP_RATE_BUILDERS = ("timm", "pruned_vit", "sws_vit", "tleg_vit", "lets_vit")
+"""Builders that take `drop_rate` and `drop_path_rate`."""
+
+
+# ------------------------------------------------------------------ without memory
 
 
 class _NoValues(TorchFunctionMode):
@@ -97,93 +147,19 @@ class _NoValues(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _build_timm(arch: Arch) -> nn.Module:
-    args = dict(arch.args)
-    if "norm_eps" in args:  # timm takes it only as a class
-        args["norm_layer"] = partial(LayerNorm, eps=args.pop("norm_eps"))
-    return timm.create_model(arch.name, pretrained=False, **args)
+@contextmanager
+def meta_device() -> Iterator[None]:
+    """Modules built in this block have shapes but neither values nor memory."""
+    with torch.device("meta"), _NoValues():
+        yield
 
 
-def _build_resnet_cifar(arch: Arch) -> nn.Module:
-    return resnet_cifar(arch.name, **arch.args)
-
-
-def _build_pruned_vit(arch: Arch) -> nn.Module:
-    from trainers.models.pruned_vit import PrunedVit  # it imports this file
-
-    return PrunedVit(dims=arch.dims, **arch.args)
-
-
-BUILDERS: dict[str, Callable[[Arch], nn.Module]] = {
-    "timm": _build_timm,
-    "resnet_cifar": _build_resnet_cifar,
-    "pruned_vit": _build_pruned_vit,
-    "sws_vit": lambda arch: SwsVit(**arch.args),
-    "tleg_vit": lambda arch: TlegVit(**arch.args),
-    "lets_vit": lambda arch: LetsVit(**arch.args),
-}
-DROP_RATE_BUILDERS = ("timm", "pruned_vit", "sws_vit", "tleg_vit", "lets_vit")
-"""Builders that take `drop_rate` and `drop_path_rate`."""
-
-
-def make_arch(
-    name: str, *, num_classes: int, image_size: int, args: dict[str, Any] | None = None
-) -> Arch:
-    """The `Arch` of a timm model, a CIFAR ResNet or a ReViT ("revit":
-    `trainers.models.revit.revit_arch`) for this data.
-
-    `img_size` is filled in for models that take it (ViTs), unless `args` gives it.
-
-    Raises:
-        ValueError: no such model, or arguments that it does not take.
+def on_meta(arch: Arch) -> nn.Module:
+    """The module of `arch` on the meta device: shapes, neither values nor memory. Takes
+    milliseconds; no random number is drawn.
     """
-    given = dict(args or {})
-    if "num_classes" in given:
-        raise ValueError(
-            f"model {name!r}: num_classes comes from the data; remove it from args"
-        )
-    args = {"num_classes": num_classes, **given}
-    if name in RESNET_CIFAR:
-        return buildable(Arch("resnet_cifar", name, args))
-    if name == "revit":
-        return _revit({"img_size": image_size, **args})
-    base = name.split(".")[0]
-    if not timm.is_model(base):
-        near = sorted(
-            timm.list_models(),
-            key=lambda n: -difflib.SequenceMatcher(None, base, n[: len(base)]).ratio(),
-        )
-        raise ValueError(
-            f"unknown model {name!r}; valid: {', '.join(RESNET_CIFAR)}, revit or any"
-            f" name of timm.list_models(); similar: {', '.join(near[:5])}"
-        )
-    if "img_size" not in given:
-        try:
-            return buildable(Arch("timm", name, {**args, "img_size": image_size}))
-        except ValueError as error:
-            if "unexpected keyword argument 'img_size'" not in str(error):
-                raise
-    return buildable(Arch("timm", name, args))
-
-
-def own_image_size(name: str) -> int:
-    """Pixels of the images that a timm model was made for; 224 where timm does not know."""
-    size = (
-        timm.get_pretrained_cfg_value(name, "input_size")
-        if timm.is_model(name.split(".")[0])
-        else None
-    )
-    return size[-1] if size else 224
-
-
-def _revit(args: dict[str, Any]) -> Arch:
-    from trainers.models.revit import revit_arch  # it imports this file
-
-    if "embed" not in args:
-        raise ValueError(
-            "model 'revit' needs its width: args: {embed: 176} is ReViT-T, 384 ReViT-S"
-        )
-    return buildable(revit_arch(**args))
+    with meta_device():
+        return arch.build()
 
 
 def buildable(arch: Arch) -> Arch:
@@ -192,11 +168,19 @@ def buildable(arch: Arch) -> Arch:
     Raises:
         ValueError: arguments or dimensions that the model does not take.
     """
+    built_on_meta(arch)
+    return arch
+
+
+def built_on_meta(arch: Arch) -> nn.Module:
+    """As `on_meta`, for an `arch` that a user asked for.
+
+    Raises:
+        ValueError: arguments or dimensions that the model does not take.
+    """
     try:
-        with torch.device("meta"):
-            grid = getattr(
-                getattr(arch.build(), "patch_embed", None), "grid_size", None
-            )
+        module = on_meta(arch)
+        grid = getattr(getattr(module, "patch_embed", None), "grid_size", None)
         if grid is not None and 0 in tuple(grid):
             raise ValueError(
                 "the patch is larger than the image; lower patch_size or raise"
@@ -208,7 +192,10 @@ def buildable(arch: Arch) -> Arch:
         raise ValueError(
             f"model {arch.name!r} does not take {shown}: {reason}"
         ) from error
-    return arch
+    return module
+
+
+# ------------------------------------------------------------------ a model between stages
 
 
 @dataclass(frozen=True)

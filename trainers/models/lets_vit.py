@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from trainers.models.lets_layers import (
@@ -29,6 +28,7 @@ from trainers.models.lets_layers import (
     num_groups,
 )
 from trainers.models.mean_vit import NORM_EPS, MeanVit, Weights, state_of, template
+from trainers.timm_library import timm
 
 _OUTER = {
     "patch_embed.proj.bias": "patch_bias",
@@ -143,7 +143,7 @@ class LetsVit(MeanVit):
         self.pos_embed = nn.Parameter(
             torch.empty(1, vit.patch_embed.num_patches, embed_dim)
         )
-        trunc_normal_(self.pos_embed, std=0.02)
+        timm.layers.trunc_normal_(self.pos_embed, std=0.02)
         self.residual = nn.ParameterDict()
         if residual is not None:
             with torch.no_grad():

@@ -12,12 +12,13 @@ Legend
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm, drop_path
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from trainers.timm_library import timm
 
 Weights = Mapping[str, Tensor]
 NORM_EPS = 1e-6
@@ -52,10 +53,10 @@ def layer(
     (B, P, D).
     """
     normed = F.layer_norm(x, x.shape[-1:], w["norm1.weight"], w["norm1.bias"], eps)
-    x = x + drop_path(_attention(normed, w, num_heads), drop_rate, training)
+    x = x + timm.layers.drop_path(_attention(normed, w, num_heads), drop_rate, training)
     normed = F.layer_norm(x, x.shape[-1:], w["norm2.weight"], w["norm2.bias"], eps)
     hidden = F.gelu(F.linear(normed, w["mlp.fc1.weight"], w["mlp.fc1.bias"]))
-    return x + drop_path(
+    return x + timm.layers.drop_path(
         F.linear(hidden, w["mlp.fc2.weight"], w["mlp.fc2.bias"]), drop_rate, training
     )
 
@@ -69,9 +70,9 @@ def template(
     num_heads: int,
     num_classes: int,
     norm_eps: float,
-) -> VisionTransformer:
-    """A freshly initialised timm ViT with mean pooling, whose parts a network takes."""
-    return VisionTransformer(
+) -> Any:
+    """A freshly initialised timm `VisionTransformer` with mean pooling, for its parts."""
+    return timm.models.VisionTransformer(
         img_size=img_size,
         patch_size=patch_size,
         embed_dim=embed_dim,
@@ -80,7 +81,7 @@ def template(
         num_classes=num_classes,
         class_token=False,
         global_pool="avg",
-        norm_layer=partial(LayerNorm, eps=norm_eps),
+        norm_layer=partial(timm.layers.LayerNorm, eps=norm_eps),
     )
 
 

@@ -8,15 +8,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from trainers.config import SourceConfig
-from trainers.models.arch import Arch, ModelState, make_arch
+from trainers.models.arch import Arch, ModelState
+from trainers.models.make import make_arch
+from trainers.models.parameters import classifier_layers
 
 _KEYS = ("model_ema", "state_dict_ema", "model", "module", "state_dict")
 
@@ -65,6 +65,8 @@ def load_source(
 
 
 def _pretrained(arch: Arch) -> dict[str, Tensor]:
+    from trainers.timm_library import timm
+
     try:
         module = timm.create_model(arch.name, pretrained=True, **arch.args)
     except (OSError, RuntimeError) as error:
@@ -128,23 +130,6 @@ def read_state_dict(
     }
 
 
-def classifier_names(module: nn.Module) -> tuple[str, ...]:
-    """Names of the classifying layers (two in distilled DeiT), as timm gives them."""
-    configured = getattr(module, "pretrained_cfg", None) or {}
-    names = configured.get("classifier") or ()
-    names = (names,) if isinstance(names, str) else tuple(names)
-    if names:
-        return names
-    find: Any = getattr(module, "get_classifier", None)
-    found = find() if find is not None else ()
-    heads = found if isinstance(found, tuple | list) else (found,)
-    return tuple(
-        name
-        for name, child in module.named_modules()
-        if any(child is head for head in heads)
-    )
-
-
 def _fitted(
     fresh: ModelState, weights: dict[str, Tensor], origin: str, head_scale: float | None
 ) -> ModelState:
@@ -158,7 +143,7 @@ def _fitted(
     if fresh.arch.builder == "timm" and convert is not None:
         weights = convert(weights, module)
     result = dict(fresh.weights)
-    heads = classifier_names(module)
+    heads = classifier_layers(module)
     missing, misfits = [], []
     for name, own in fresh.weights.items():
         theirs = weights.get(name)
@@ -199,8 +184,10 @@ def _fitted(
 
 
 def _resampled(pos_embed: Tensor, module: nn.Module) -> Tensor:
+    from trainers.timm_library import timm
+
     grid: Any = module.get_submodule("patch_embed").grid_size
-    return resample_abs_pos_embed(
+    return timm.layers.resample_abs_pos_embed(
         pos_embed,
         new_size=list(grid),
         num_prefix_tokens=getattr(module, "num_prefix_tokens", 0),

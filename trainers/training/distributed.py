@@ -42,6 +42,22 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
+def rows_of_all_ranks(rows: Tensor) -> Tensor:
+    """The rows (n, …) of every rank, those of rank 0 first, on every rank. The ranks may have
+    different numbers of rows.
+    """
+    if not active():
+        return rows
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
+    counts[rank()] = len(rows)
+    sizes = sum_over_ranks(counts).tolist()
+    padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
 def barrier() -> None:
     if active():
         dist.barrier()

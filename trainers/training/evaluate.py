@@ -1,28 +1,66 @@
-"""Accuracy and loss, exact over ranks: every image counts once."""
+"""The metrics of a model on a split, exact over ranks: every image counts once."""
 
-from typing import Literal
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from trainers.data.splits import Data, eval_batches
+from trainers.data.splits import Data, Split, eval_batches
 from trainers.training import distributed
+from trainers.training.epoch_metrics import epoch_metrics, per_class_accuracy
 from trainers.training.losses import cross_entropy
 
 
-@torch.inference_mode()
+class Evaluation(NamedTuple):
+    """What a model does on a split.
+
+    Attributes:
+        metrics: of `epoch_metrics()`, all that have a meaning here, by name.
+        class_accuracy: for each class the share of its images that is recognised; None
+            without images.
+    """
+
+    metrics: dict[str, float]
+    class_accuracy: list[float | None]
+
+
 def evaluate(
     module: nn.Module,
     data: Data,
-    split: Literal["train", "val", "test"],
+    split: Split,
     device: torch.device,
     *,
     batch_size: int = 256,
     amp: torch.dtype | None = None,
 ) -> dict[str, float]:
-    """Top-1 and top-5 accuracy (fractions) and mean cross-entropy of `module` on a split.
+    """The metrics of `module` on a split: `evaluate_classes` without the classes."""
+    return evaluate_classes(
+        module, data, split, device, batch_size=batch_size, amp=amp
+    ).metrics
 
-    The module's train/eval mode is restored. Top-5 of fewer than 5 classes counts all of them.
+
+@torch.inference_mode()
+def evaluate_classes(
+    module: nn.Module,
+    data: Data,
+    split: Split,
+    device: torch.device,
+    *,
+    batch_size: int = 256,
+    amp: torch.dtype | None = None,
+) -> Evaluation:
+    """All epoch metrics of `module` on a split, and the accuracy of each class.
+
+    Accuracies are fractions, the loss is the mean cross-entropy. Top-5 of fewer than 5 classes
+    counts all of them. A metric that has no meaning here (`auroc` where a class has no images) or
+    no finite value is left out. The module's train/eval mode is restored. In a process group every
+    rank calls this and gets the same result.
+
+    Args:
+        batch_size: images of one forward pass on one rank.
+        amp: type of autocast; None is without.
 
     Raises:
         ValueError: the split has no images.
@@ -33,30 +71,71 @@ def evaluate(
         )
     was_training = module.training
     module.eval()
-    totals = torch.zeros(
-        4, dtype=torch.float64, device=device
-    )  # correct, correct in 5, loss, images
+    # correct, correct in 5, loss, images
+    totals = torch.zeros(4, dtype=torch.float64, device=device)
+    all_logits, all_labels = [], []
+    for logits, labels in _predictions(module, data, split, device, batch_size, amp):
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels[:, None])
+        loss = cross_entropy(logits, labels) * len(labels)
+        count = torch.tensor(len(labels), device=device)
+        totals += torch.stack([best[:, 0].sum(), best.sum(), loss, count]).double()
+        all_logits.append(logits)
+        all_labels.append(labels)
+    module.train(was_training)
+    correct, in_five, loss, images = distributed.sum_over_ranks(totals).tolist()
+    metrics = {
+        "accuracy": correct / images,
+        "top5_accuracy": in_five / images,
+        "loss": loss / images,
+    }
+    logits, labels = _of_all_ranks(all_logits, all_labels, data, device)
+    by_class = per_class_accuracy(logits, labels).tolist()
+    return Evaluation(
+        metrics | _computed(logits, labels),
+        [None if math.isnan(value) else value for value in by_class],
+    )
+
+
+def _predictions(
+    module: nn.Module,
+    data: Data,
+    split: Split,
+    device: torch.device,
+    batch_size: int,
+    amp: torch.dtype | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(logits float32 (B, C), labels (B,)) of this rank's batches."""
     batches = eval_batches(
         data, split, batch_size, device, distributed.rank(), distributed.world_size()
     )
     for images, labels in batches:
         with torch.autocast(device.type, amp or torch.float32, enabled=amp is not None):
-            logits = module(images)
-        logits = (logits[0] if isinstance(logits, tuple) else logits).float()
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels[:, None])
-        loss = cross_entropy(logits, labels) * len(labels)
-        totals += torch.stack(
-            [
-                best[:, 0].sum(),
-                best.sum(),
-                loss,
-                torch.tensor(len(labels), device=device),
-            ]
-        ).double()
-    module.train(was_training)
-    correct, in_five, loss, images = distributed.sum_over_ranks(totals).tolist()
-    return {
-        "accuracy": correct / images,
-        "top5_accuracy": in_five / images,
-        "loss": loss / images,
+            output = module(images)
+        yield (output[0] if isinstance(output, tuple) else output).float(), labels
+
+
+def _of_all_ranks(
+    logits: list[Tensor], labels: list[Tensor], data: Data, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(logits (N, C), labels (N,)) of the whole split, the same on every rank. A rank may have
+    no images.
+    """
+    # an empty block in front: a rank without images must know the shape, too
+    own_logits = torch.cat(
+        [torch.empty(0, data.info.num_classes, device=device), *logits]
+    )
+    own_labels = torch.cat([torch.empty(0, dtype=torch.int64, device=device), *labels])
+    return distributed.rows_of_all_ranks(own_logits), distributed.rows_of_all_ranks(
+        own_labels
+    )
+
+
+def _computed(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """The metrics that are computed from all predictions, where they have a finite value."""
+    values = {
+        name: metric.compute(logits, labels)
+        for name, metric in epoch_metrics().items()
+        if metric.compute is not None
     }
+    numbers = {k: float(value) for k, value in values.items() if value is not None}
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}

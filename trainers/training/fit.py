@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainers.config import TrainConfig
+from trainers.config import EmaConfig, TrainConfig
 from trainers.data.splits import Data, TrainBatches
 from trainers.seeding import derive_seed, seed_everything
 from trainers.training import distributed
@@ -149,10 +148,7 @@ class _Fit:
         self.schedule = Schedule(self.optimizer, config, self.batches.steps_per_epoch)
         self.amp = _AMP[config.amp]
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
-        ema = config.ema
-        self.ema = (
-            ModelEmaV3(module, decay=ema.decay, device=ema.device) if ema else None
-        )
+        self.ema = _averaged(module, config.ema)
         self.ddp = self._distributed(world)
         compiled: Any = torch.compile(self.ddp) if config.compile else self.ddp
         self.model: nn.Module = compiled
@@ -278,6 +274,15 @@ class _Fit:
             self.ema.module.load_state_dict(state["ema"])
         for hook, hook_state in zip(self.hooks, state["hooks"], strict=True):
             hook.load_state_dict(hook_state)
+
+
+def _averaged(module: nn.Module, config: EmaConfig | None) -> Any:
+    """timm's moving average of the weights; None where none is kept."""
+    if config is None:
+        return None
+    from trainers.timm_library import timm
+
+    return timm.utils.ModelEmaV3(module, decay=config.decay, device=config.device)
 
 
 def fit(

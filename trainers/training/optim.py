@@ -3,9 +3,6 @@
 import math
 from typing import Any
 
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler, PlateauLRScheduler, StepLRScheduler
-from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
@@ -25,8 +22,10 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
         ("sgd", "momentum", "nesterov", "lion")
     ):
         options["eps"] = config.eps
+    from trainers.timm_library import timm
+
     try:
-        return create_optimizer_v2(
+        return timm.optim.create_optimizer_v2(
             module,
             opt=config.optimizer,
             lr=config.scaled(config.lr),
@@ -83,7 +82,9 @@ class Schedule:
         self._lr = self._make(optimizer, config)
         self.after_step(0)
 
-    def _make(self, optimizer: Optimizer, config: TrainConfig) -> Scheduler:
+    def _make(self, optimizer: Optimizer, config: TrainConfig) -> Any:
+        from trainers.timm_library import timm
+
         warmup = duration_in_steps(config.warmup, self.steps_per_epoch, self.total)
         if warmup and warmup >= self.total:
             raise ValueError(
@@ -106,7 +107,7 @@ class Schedule:
         minimum = config.scaled(config.min_lr)
         if config.schedule == "plateau":
             common["warmup_t"] = warmup / self.steps_per_epoch
-            return PlateauLRScheduler(
+            return timm.scheduler.PlateauLRScheduler(
                 optimizer,
                 decay_rate=config.decay_rate,
                 patience_t=config.patience_epochs,
@@ -118,7 +119,7 @@ class Schedule:
         common["t_in_epochs"] = False
         if config.schedule == "cosine":
             span = self.total - config.cooldown_epochs * self.steps_per_epoch
-            return CosineLRScheduler(
+            return timm.scheduler.CosineLRScheduler(
                 optimizer,
                 t_initial=max(span, 1),
                 lr_min=minimum,
@@ -129,7 +130,7 @@ class Schedule:
         decay_steps = (
             math.inf if constant else config.decay_epochs * self.steps_per_epoch
         )
-        return StepLRScheduler(
+        return timm.scheduler.StepLRScheduler(
             optimizer, decay_t=decay_steps, decay_rate=config.decay_rate, **common
         )
 

@@ -1,0 +1,84 @@
+"""The `Arch` of a model by its name: timm's models, CIFAR ResNets, ReViT."""
+
+import difflib
+import inspect
+from typing import Any
+
+from trainers.models.arch import Arch, buildable, built_on_meta
+from trainers.models.resnet_cifar import RESNET_CIFAR
+from trainers.models.revit import revit_arch
+
+
+def make_arch(
+    name: str, *, num_classes: int, image_size: int, args: dict[str, Any] | None = None
+) -> Arch:
+    """The `Arch` of a timm model, a CIFAR ResNet or a ReViT ("revit":
+    `trainers.models.revit.revit_arch`) for this data.
+
+    `img_size` is filled in for models that take it (ViTs), unless `args` gives it.
+
+    Raises:
+        ValueError: no such model, or arguments that it does not take.
+    """
+    given = dict(args or {})
+    if "num_classes" in given:
+        raise ValueError(
+            f"model {name!r}: num_classes comes from the data; remove it from args"
+        )
+    args = {"num_classes": num_classes, **given}
+    if name in RESNET_CIFAR:
+        return buildable(Arch("resnet_cifar", name, args))
+    if name == "revit":
+        return _revit({"img_size": image_size, **args})
+    from trainers.timm_library import timm
+
+    base = name.split(".")[0]
+    if not timm.is_model(base):
+        near = sorted(
+            timm.list_models(),
+            key=lambda n: -difflib.SequenceMatcher(None, base, n[: len(base)]).ratio(),
+        )
+        raise ValueError(
+            f"unknown model {name!r}; valid: {', '.join(RESNET_CIFAR)}, revit or any"
+            f" name of timm.list_models(); similar: {', '.join(near[:5])}"
+        )
+    arch = Arch("timm", name, args)
+    module = built_on_meta(arch)
+    if "img_size" in given or not _takes(type(module), "img_size"):
+        return arch
+    return buildable(Arch("timm", name, {**args, "img_size": image_size}))
+
+
+def _takes(kind: type, argument: str) -> bool:
+    """Whether the class's initialiser, or one that it hands its `**kwargs` on to, names
+    `argument`.
+    """
+    for each in inspect.getmro(kind):
+        if "__init__" not in vars(each):
+            continue
+        parameters = inspect.signature(vars(each)["__init__"]).parameters
+        if argument in parameters:
+            return True
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+            return False
+    return False
+
+
+def own_image_size(name: str) -> int:
+    """Pixels of the images that a timm model was made for; 224 where timm does not know."""
+    from trainers.timm_library import timm
+
+    size = (
+        timm.get_pretrained_cfg_value(name, "input_size")
+        if timm.is_model(name.split(".")[0])
+        else None
+    )
+    return size[-1] if size else 224
+
+
+def _revit(args: dict[str, Any]) -> Arch:
+    if "embed" not in args:
+        raise ValueError(
+            "model 'revit' needs its width: args: {embed: 176} is ReViT-T, 384 ReViT-S"
+        )
+    return buildable(revit_arch(**args))
