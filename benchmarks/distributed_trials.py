@@ -16,7 +16,7 @@ from typing import Any
 from sweeps.check import check_spec
 from sweeps.drive.driver import run_sweep
 from sweeps.run.record import trial_records
-from sweeps.spec.model import spec_from
+from sweeps.spec.load import spec_from
 
 SPEC: dict[str, Any] = {
     "source": {

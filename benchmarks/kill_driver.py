@@ -24,12 +24,13 @@ from typing import Any
 
 from rich.console import Console
 
-from sweeps.check import Checked, check_spec
+from sweeps.check import check_spec
 from sweeps.drive.driver import run_sweep
 from sweeps.drive.progress import Progress
 from sweeps.run.record import trial_records
 from sweeps.search.refine import front_numbers
-from sweeps.spec.model import spec_from
+from sweeps.space.sweep import Sweep
+from sweeps.spec.load import spec_from
 
 TRIALS, EPOCHS, EPOCH_SECONDS = 12, 3, 0.15
 
@@ -61,7 +62,7 @@ def trial(plan: dict[str, Any]) -> dict[str, Any]:
     return {"status": "complete", "metrics": metrics}
 
 
-def checked_spec(storage: Path) -> Checked:
+def checked_spec(storage: Path) -> Sweep:
     """Two objectives, two dimensions, one trial at a time."""
     space = {
         f"stages.finetune.{name}": {"low": 0.0, "high": 1.0}

@@ -26,7 +26,7 @@ from nvit_torch_pruning import as_pruned_vit, measured, torch_pruned
 from compress.finetune import Finetune
 from compress.measure.latency_table import LatencyTable
 from compress.measure.model import measure_static
-from sweeps.spec.model import preset_text
+from sweeps.spec.load import preset_text
 from trainers.config import DataConfig
 from trainers.data.splits import Data, load_data
 from trainers.models.arch import ModelState

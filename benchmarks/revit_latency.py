@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from compress.measure.model import alternating_latency, count_gmacs
-from sweeps.spec.model import preset_text
+from sweeps.spec.load import preset_text
 from trainers.models.make import make_arch
 
 

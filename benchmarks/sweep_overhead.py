@@ -15,7 +15,7 @@ from typing import Any
 from sweeps.check import check_spec
 from sweeps.drive.cluster import start_ray
 from sweeps.drive.driver import run_sweep
-from sweeps.spec.model import spec_from
+from sweeps.spec.load import spec_from
 from trainers.seeding import derive_seed
 
 

@@ -26,7 +26,7 @@ from sweeps.drive.cluster import start_ray
 from sweeps.drive.driver import run_sweep
 from sweeps.drive.progress import Progress
 from sweeps.run.record import trial_records
-from sweeps.spec.model import spec_from
+from sweeps.spec.load import spec_from
 
 _MIB = 2**20
 

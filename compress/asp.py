@@ -95,10 +95,10 @@ class HoldZeros(Hook):
                 parameter.grad.mul_(keep)
 
     @torch.no_grad()
-    def on_step(self, step: int) -> bool:
+    def on_step(self, step: int) -> bool | None:
         for parameter, keep in self.held:
             parameter.mul_(keep)
-        return False
+        return None
 
 
 def asp_masks(model: ModelState) -> dict[str, Tensor]:

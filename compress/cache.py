@@ -1,90 +1,82 @@
-"""The stage cache: immutable artifacts by key, and leases that keep two trials from the same work.
+"""The stage cache: finished stages by key, and leases that keep two trials from the same work.
 
-An artifact is a folder `<root>/<key>` published by one rename, with hashes over all of it.
-A lease is a file beside it. Correctness never depends on a lease: two trials doing the same
-work get the same artifact, and the second rename loses.
+A finished stage is a folder `<root>/<key>`, published by one rename, with hashes over all of
+it. A lease is a file beside it. Correctness never depends on a lease: two trials that do the
+same work get the same result, and of two renames the second has no effect.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
 import shutil
-import socket
-import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compress.keys import content_key
+from compress.metrics import Value
 from trainers.files import write_atomic
+from trainers.lease import Lease
 from trainers.models.arch import ModelState
 from trainers.remote import Remote
 
 _log = logging.getLogger(__name__)
-_LAST = "stage.json"  # an artifact with this file is whole
-
-
-def content_key(*parts: Any) -> str:
-    """SHA-256 of JSON-able parts, in order."""
-    return hashlib.sha256(
-        json.dumps(parts, sort_keys=True, allow_nan=False).encode()
-    ).hexdigest()
+_LAST = "stage.json"
+"""Written last: an artifact with this file is whole."""
 
 
 @dataclass
 class Artifact:
-    """A finished stage: its model, what it reported, its epoch rows and the seconds that it
-    took.
+    """A finished stage.
+
+    Attributes:
+        model: what it returned.
+        seconds: that it took, over all the processes that worked on it.
+        metrics: what it reported.
+        rows: its epochs, as the training loop described them.
     """
 
     model: ModelState
     seconds: float
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Value] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
+        """Write the model and, last, `stage.json` with everything else and its hash."""
         self.model.save(folder)
         note = {"seconds": self.seconds, "metrics": self.metrics, "rows": self.rows}
-        write_atomic(
-            folder / _LAST,
-            json.dumps({"note": note, "hash": content_key(note)}).encode(),
-        )
+        content = {"note": note, "hash": content_key(note)}
+        write_atomic(folder / _LAST, json.dumps(content).encode())
 
     @classmethod
     def load(cls, folder: Path) -> "Artifact":
-        """Read and verify.
+        """Read and verify what `save` wrote.
 
         Raises:
             ValueError: damaged or incomplete.
         """
+        path = folder / _LAST
         try:
-            content = json.loads((folder / "stage.json").read_text())
-            note, intact = (
-                content["note"],
-                content["hash"] == content_key(content["note"]),
-            )
+            content = json.loads(path.read_text())
+            note = content["note"]
+            intact = content["hash"] == content_key(note)
         except (OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder}: unreadable stage.json ({error})") from error
+            raise ValueError(f"{folder}: unreadable {_LAST} ({error})") from error
         if not intact:
-            raise ValueError(f"{folder}: stage.json differs from its hash")
+            raise ValueError(f"{folder}: {_LAST} differs from its hash")
         return cls(ModelState.load(folder), **note)
 
 
-@dataclass(frozen=True)
-class _Owner:
-    host: str
-    pid: int
-    token: str
-    beat: int
-
-
 class StageCache:
-    """Artifacts under `root`, a folder that all trials of a sweep see, or this node's copy
-    of `remote`.
+    """Artifacts under a folder.
+
+    Args:
+        root: a folder that all trials of a sweep see, or this node's copy of `remote`.
+        remote: where nodes without a common folder exchange artifacts.
+        heartbeat_seconds, silence_seconds: of the leases; see `trainers.lease.Lease`.
     """
 
     def __init__(
@@ -92,15 +84,13 @@ class StageCache:
         root: Path,
         *,
         remote: Remote | None = None,
-        beat_seconds: float = 2.0,
-        stale_seconds: float = 30.0,
+        heartbeat_seconds: float = 2.0,
+        silence_seconds: float = 30.0,
     ) -> None:
-        self.root, self.remote, self.beat_seconds, self.stale_seconds = (
-            root,
-            remote,
-            beat_seconds,
-            stale_seconds,
-        )
+        self.root = root
+        self.remote = remote
+        self.heartbeat_seconds = heartbeat_seconds
+        self.silence_seconds = silence_seconds
 
     def workdir(self, key: str) -> Path:
         """Where the stage of this key keeps its checkpoints until it is published."""
@@ -114,7 +104,7 @@ class StageCache:
         try:
             return Artifact.load(folder)
         except ValueError as error:
-            if not folder.exists():  # somebody else removed it as damaged meanwhile
+            if not folder.exists():  # another process removed the damaged one meanwhile
                 return None
             _log.warning("damaged artifact, built again: %s", error)
             aside = self.root / f".damaged-{uuid.uuid4().hex}"
@@ -153,84 +143,29 @@ class StageCache:
     def get_or_build(
         self, key: str, build: Callable[[Path], Artifact]
     ) -> tuple[Artifact, bool]:
-        """(artifact, whether it was there). `build` gets the work folder; a failure leaves
-        nothing published.
+        """The artifact of a key, from the cache or newly built.
+
+        Args:
+            build: gets the work folder; where it fails, nothing is published.
+
+        Returns:
+            The artifact, and whether it came from the cache.
         """
-        if (artifact := self.load(key)) is not None:
-            return artifact, True
-        with self._lease(key):
-            if (artifact := self.load(key)) is not None:
-                return artifact, True
+        found = self.load(key)
+        if found is not None:
+            return found, True
+        lease = Lease(
+            self.root / f"{key}.lease",
+            heartbeat_seconds=self.heartbeat_seconds,
+            silence_seconds=self.silence_seconds,
+        )
+        with lease.held_unless((self.root / key).exists):
+            found = self.load(key)
+            if found is not None:
+                return found, True
             workdir = self.workdir(key)
             workdir.mkdir(parents=True, exist_ok=True)
             artifact = build(workdir)
             self.publish(key, artifact)
             shutil.rmtree(workdir, ignore_errors=True)
             return artifact, False
-
-    @contextlib.contextmanager
-    def _lease(self, key: str) -> Iterator[None]:
-        path = self.root / f"{key}.lease"
-        owner = _Owner(socket.gethostname(), os.getpid(), uuid.uuid4().hex, 0)
-        self.root.mkdir(parents=True, exist_ok=True)
-        if not self._acquire(path, owner, key):
-            yield  # published while we waited
-            return
-        stop = threading.Event()
-        beats = threading.Thread(
-            target=self._keep_beating, args=(path, owner, stop), daemon=True
-        )
-        beats.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            beats.join()
-            seen = _read_owner(path)
-            if seen is not None and seen.token == owner.token:
-                path.unlink(missing_ok=True)
-
-    def _acquire(self, path: Path, owner: _Owner, key: str) -> bool:
-        last, since, pause = None, time.monotonic(), 0.05
-        while not (self.root / key).exists():
-            try:
-                with open(path, "x") as file:
-                    json.dump(asdict(owner), file)
-                return True
-            except FileExistsError:
-                seen = _read_owner(path)
-            if seen != last:
-                last, since = seen, time.monotonic()
-            # our own clock decides: clocks of nodes and of a file server differ
-            if _is_dead(seen) or time.monotonic() - since > self.stale_seconds:
-                write_atomic(path, json.dumps(asdict(owner)).encode())
-                return True
-            time.sleep(pause)
-            pause = min(1.0, pause * 1.5)
-        return False
-
-    def _keep_beating(self, path: Path, owner: _Owner, stop: threading.Event) -> None:
-        beat = 0
-        while not stop.wait(self.beat_seconds):
-            beat += 1
-            with contextlib.suppress(OSError):
-                write_atomic(path, json.dumps(asdict(owner) | {"beat": beat}).encode())
-
-
-def _read_owner(path: Path) -> _Owner | None:
-    try:
-        return _Owner(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def _is_dead(owner: _Owner | None) -> bool:
-    if owner is None or owner.host != socket.gethostname() or owner.pid == os.getpid():
-        return False
-    try:
-        os.kill(owner.pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from compress.measure.options import MeasureConfig
+from trainers import plugins
 
 if TYPE_CHECKING:
     import torch
@@ -297,8 +298,28 @@ METRICS: dict[str, Metric] = _by_name(MEASUREMENTS)
 
 
 def measurements() -> dict[str, Measurement]:
-    """The built-in measurements and those that plugins offer."""
-    return MEASUREMENTS
+    """The built-in measurements and those that plugins offer.
+
+    Raises:
+        ValueError: a plugin offers something else than a `Measurement`, or a metric whose
+            name is taken.
+    """
+    found = plugins.merged(
+        plugins.METRICS,
+        MEASUREMENTS,
+        lambda value: isinstance(value, Measurement),
+        "a compress.metrics.Measurement",
+    )
+    origin: dict[str, str] = {}
+    for name, measurement in found.items():
+        for metric in measurement.metrics:
+            other = origin.setdefault(metric.name, name)
+            if other != name:
+                raise ValueError(
+                    f"metric {metric.name!r} is given by the measurements {other!r} and"
+                    f" {name!r}; rename one of them"
+                )
+    return found
 
 
 def metrics() -> dict[str, Metric]:

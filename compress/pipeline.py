@@ -1,37 +1,39 @@
 """A source model and a list of stages: checked before any work, run through the stage cache."""
 
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 
 from compress.asp import Asp
-from compress.cache import Artifact, StageCache, content_key
+from compress.cache import Artifact, StageCache
 from compress.finetune import Finetune
+from compress.keys import computing, library_versions, source_key, stage_key
 from compress.learngene.lets import LetsAux, LetsExpand
 from compress.learngene.sws import SwsAux, SwsExpand
 from compress.learngene.tleg import TlegAux, TlegExpand
+from compress.metrics import Value
 from compress.nvit.stage import Nvit
 from compress.quant_baselines import KmeansQuant, UniformQuant
 from compress.selection.random_init import RandomInit
 from compress.selection.stage import WeightSelection
 from compress.stage import Context, Stage
 from compress.wfn.stage import Wfn
+from trainers import plugins
 from trainers.config import DataConfig, SourceConfig
 from trainers.data.splits import DataInfo, load_data
-from trainers.files import sha256_file
 from trainers.models.arch import Arch, ModelState
 from trainers.models.source import load_source
 from trainers.seeding import derive_seed
 from trainers.training import distributed
+
+Row = dict[str, Any]
+"""One epoch as the training loop describes it; JSON-able."""
 
 STAGES: dict[str, type[Stage]] = {
     "finetune": Finetune,
@@ -53,8 +55,17 @@ STAGES: dict[str, type[Stage]] = {
 
 
 def stages() -> dict[str, type[Stage]]:
-    """Every method by its name in a spec: `STAGES` and those that plugins offer."""
-    return STAGES
+    """Every method by its name in a spec: `STAGES` and those that plugins offer.
+
+    Raises:
+        ValueError: a plugin offers something else than a stage, or under a taken name.
+    """
+    return plugins.merged(
+        plugins.STAGES,
+        STAGES,
+        lambda value: isinstance(value, type) and issubclass(value, Stage),
+        "a class derived from compress.stage.Stage",
+    )
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,19 @@ class Pipeline:
 
 @dataclass
 class StageRun:
-    """What happened to one stage. `seconds` were spent now, `seconds_full` when it was computed."""
+    """What happened to one stage.
+
+    Attributes:
+        index: position in the pipeline, from 0.
+        name: the stage's name in the pipeline.
+        kind: its method, a key of `stages()`.
+        phase: init, train, prune or quantize.
+        key: of its result in the stage cache.
+        cached: whether the result came from the cache.
+        seconds: spent now.
+        seconds_full: spent when the result was computed.
+        metrics: what the stage reported.
+    """
 
     index: int
     name: str
@@ -88,13 +111,17 @@ class StageRun:
     cached: bool
     seconds: float
     seconds_full: float
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Value] = field(default_factory=dict)
 
 
 @dataclass
 class PipelineResult:
-    """What a pipeline gave. `inputs`: the hashes of what it started from, the source's
-    weights and the data.
+    """What a pipeline gave.
+
+    Attributes:
+        model: the final model.
+        stages: what happened to each stage.
+        inputs: hashes of what it started from: the source's weights and the data.
     """
 
     model: ModelState
@@ -102,8 +129,8 @@ class PipelineResult:
     inputs: dict[str, str] = field(default_factory=dict)
 
     @property
-    def metrics(self) -> dict[str, Any]:
-        """What the stages reported; a later stage's value stands."""
+    def metrics(self) -> dict[str, Value]:
+        """What the stages reported; of two values of one name the later stage's counts."""
         return {
             name: value
             for stage in self.stages
@@ -112,7 +139,7 @@ class PipelineResult:
 
 
 def check_order(stages: Sequence[NamedStage]) -> None:
-    """Refuse an order that undoes work.
+    """Refuse an order in which a stage would undo what an earlier one did.
 
     Raises:
         ValueError: an init stage after pruning, or anything but quantize stages after a
@@ -169,39 +196,11 @@ def check_pipeline(
     return archs
 
 
-def library_versions() -> dict[str, str]:
-    """Versions that can change a result."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": version("timm"),
-        "numpy": numpy.__version__,
-    }
-
-
-def _hashed_paths(value: Any) -> Any:
-    """Config values with every path replaced by its content's hash: where a file lies
-    decides nothing.
-    """
-    if isinstance(value, Path):
-        if value.is_dir():
-            return {
-                p.relative_to(value).as_posix(): sha256_file(p)
-                for p in sorted(value.rglob("*"))
-                if p.is_file()
-            }
-        return sha256_file(value)
-    if isinstance(value, dict):
-        return {k: _hashed_paths(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_hashed_paths(v) for v in value]
-    return value
-
-
 @lru_cache(maxsize=4)
 def _named_teacher(
     name: str, checkpoint: Path | None, classes: int, image_size: int
 ) -> ModelState:
+    """A teacher that is neither the source nor a stage: a folder of ours or a named model."""
     if Path(name).is_dir():
         return ModelState.load(Path(name))
     config = SourceConfig(
@@ -211,7 +210,12 @@ def _named_teacher(
 
 
 class _Run:
-    """One pass through a pipeline: keys, models by name, and the stages done so far."""
+    """One pass through a pipeline: keys, models by name, and the stages done so far.
+
+    Attributes:
+        model: what the stages so far have made of the source.
+        key: of that model in the stage cache.
+    """
 
     def __init__(
         self,
@@ -219,107 +223,99 @@ class _Run:
         cache: StageCache,
         data_cache: Path,
         device: torch.device,
-        on_epoch: Callable[[dict[str, Any]], None],
+        on_epoch: Callable[[Row], None],
     ) -> None:
-        self.pipeline, self.cache, self.device, self.on_epoch = (
-            pipeline,
-            cache,
-            device,
-            on_epoch,
-        )
+        self.pipeline = pipeline
+        self.cache = cache
+        self.device = device
+        self.on_epoch = on_epoch
         self.data = load_data(pipeline.data, data_cache)
-        info = self.data.info
         self.source = load_source(
             pipeline.source,
-            num_classes=info.num_classes,
-            image_size=info.image_size,
+            num_classes=self.data.info.num_classes,
+            image_size=self.data.info.image_size,
             seed=derive_seed(pipeline.seed, "source"),
         )
-        compute = {
-            "device": device.type,
-            "threads": torch.get_num_threads() if device.type == "cpu" else 0,
-        }
-        if distributed.world_size() > 1:
-            compute["workers"] = distributed.world_size()
-        self.key = content_key(
+        self.key = source_key(
             self.source.hash(),
             self.data.fingerprint,
             pipeline.seed,
-            compute,
+            computing(device),
             library_versions(),
         )
         self.model = self.source
-        self.models: dict[str, ModelState] = {}
-        self.keys: dict[str, str] = {}
-        self.kinds: Counter[str] = Counter()
+        self._models: dict[str, ModelState] = {}
+        self._keys: dict[str, str] = {}
+        self._kinds: Counter[str] = Counter()
 
     def find_teacher(self, name: str, checkpoint: Path | None) -> ModelState:
+        """The model that a teacher's name means; see `DistillConfig.teacher`."""
         if name == "source":
             return self.source
         if name.startswith("stage:"):
-            return self.models[name.removeprefix("stage:")]
-        return _named_teacher(
-            name, checkpoint, self.data.info.num_classes, self.data.info.image_size
-        )
+            return self._models[name.removeprefix("stage:")]
+        info = self.data.info
+        return _named_teacher(name, checkpoint, info.num_classes, info.image_size)
 
     def _teacher_key(self, name: str, checkpoint: Path | None) -> str:
         if name.startswith("stage:"):
-            return self.keys[name.removeprefix("stage:")]
+            return self._keys[name.removeprefix("stage:")]
         return self.find_teacher(name, checkpoint).hash()
 
     def run_stage(self, index: int, stage: NamedStage) -> StageRun:
-        config = stage.config
-        teachers = [self._teacher_key(*teacher) for teacher in config.teachers()]
-        canonical = _hashed_paths(config.model_dump())
-        self.key = content_key(
-            self.key, stage.kind, config.version, canonical, teachers
-        )
-        # not the place in the list: a slot that is empty must not change its successors' randomness
-        seed = derive_seed(self.pipeline.seed, stage.kind, self.kinds[stage.kind])
-        self.kinds[stage.kind] += 1
-        rows: list[dict[str, Any]] = []
-
-        def note_epoch(row: dict[str, Any]) -> None:
-            rows.append(row)
-            self.on_epoch({"stage": stage.name, "cached": False} | row)
-
-        def build(workdir: Path) -> Artifact:
-            ctx = Context(
-                self.data, self.device, seed, workdir, self.find_teacher, note_epoch
-            )
-            begun = time.perf_counter()
-            torch.manual_seed(seed)
-            model = config.run(self.model, ctx)
-            seconds = time.perf_counter() - begun + ctx.restored_seconds
-            return Artifact(model, seconds, ctx.reported, rows)
+        """Run the next stage, or take its result from the cache."""
+        teachers = [self._teacher_key(*each) for each in stage.config.teachers()]
+        self.key = stage_key(self.key, stage.kind, stage.config, teachers)
+        # the seed depends on how many of this kind came before, not on the position in the
+        # list: a slot that is left empty must not change the randomness of its successors
+        seed = derive_seed(self.pipeline.seed, stage.kind, self._kinds[stage.kind])
+        self._kinds[stage.kind] += 1
 
         begun = time.perf_counter()
-        artifact, cached = (
-            self._shared(build)
-            if distributed.active()
-            else self.cache.get_or_build(self.key, build)
+        artifact, cached = self._get_or_build(
+            lambda workdir: self._build(stage, seed, workdir)
         )
         if cached:
             for row in artifact.rows:
                 self.on_epoch({"stage": stage.name, "cached": True} | row)
-        self.model = self.models[stage.name] = artifact.model
-        self.keys[stage.name] = self.key
+        self.model = artifact.model
+        self._models[stage.name] = artifact.model
+        self._keys[stage.name] = self.key
         return StageRun(
-            index,
-            stage.name,
-            stage.kind,
-            config.phase,
-            self.key,
-            cached,
-            time.perf_counter() - begun,
-            artifact.seconds,
-            artifact.metrics,
+            index=index,
+            name=stage.name,
+            kind=stage.kind,
+            phase=stage.config.phase,
+            key=self.key,
+            cached=cached,
+            seconds=time.perf_counter() - begun,
+            seconds_full=artifact.seconds,
+            metrics=artifact.metrics,
         )
 
-    def _shared(self, build: Callable[[Path], Artifact]) -> tuple[Artifact, bool]:
-        """Rank 0 asks the cache, and calls the others where the stage is to be computed;
-        all get rank 0's artifact.
+    def _build(self, stage: NamedStage, seed: int, workdir: Path) -> Artifact:
+        """Run a stage on the present model."""
+        rows: list[Row] = []
+
+        def note_epoch(row: Row) -> None:
+            rows.append(row)
+            self.on_epoch({"stage": stage.name, "cached": False} | row)
+
+        ctx = Context(
+            self.data, self.device, seed, workdir, self.find_teacher, note_epoch
+        )
+        begun = time.perf_counter()
+        torch.manual_seed(seed)
+        model = stage.config.run(self.model, ctx)
+        seconds = time.perf_counter() - begun + ctx.restored_seconds
+        return Artifact(model, seconds, ctx.reported, rows)
+
+    def _get_or_build(self, build: Callable[[Path], Artifact]) -> tuple[Artifact, bool]:
+        """Ask the cache. In a process group rank 0 asks it, and calls the others where the
+        stage is to be computed; all get rank 0's artifact.
         """
+        if not distributed.active():
+            return self.cache.get_or_build(self.key, build)
         if distributed.rank() == 0:
 
             def call_all(workdir: Path) -> Artifact:
@@ -343,13 +339,21 @@ def run_pipeline(
     data_cache: Path,
     device: torch.device,
     on_begin: Callable[[NamedStage, ModelState], None] = lambda stage, model: None,
-    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+    on_epoch: Callable[[Row], None] = lambda row: None,
     on_stage: Callable[[StageRun], None] = lambda run: None,
 ) -> PipelineResult:
-    """Run every stage, or take it from the cache. `on_epoch` sees every epoch row, cached
-    ones too; `on_begin` sees every stage with the model that it gets.
+    """Run every stage, or take its result from the cache.
 
     In a process group every rank calls this with the same pipeline, and gets the same model.
+
+    Args:
+        pipeline: source, data, stages and root seed.
+        cache: of stages.
+        data_cache: folder of decoded images.
+        device: where modules run.
+        on_begin: called before each stage with the stage and the model that it gets.
+        on_epoch: called with every epoch's row, also with those of cached stages.
+        on_stage: called after each stage.
     """
     run = _Run(pipeline, cache, data_cache, device, on_epoch)
     done: list[StageRun] = []

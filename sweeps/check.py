@@ -4,7 +4,6 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,13 @@ from compress.metrics import TEXT, Conditions, missing_because, trial_metrics
 from compress.pipeline import NamedStage, check_pipeline
 from sweeps.check_search import check_search
 from sweeps.search.samplers import make_sampler
+from sweeps.space.dimension import Draw
 from sweeps.space.overrides import apply_overrides, set_override
-from sweeps.space.space import Space, is_pipeline, is_slot, resolved_trial
-from sweeps.spec.model import Spec, read_spec, spec_from
+from sweeps.space.resolve import resolved_trial
+from sweeps.space.space import Space
+from sweeps.space.sweep import Sweep
+from sweeps.spec.load import read_spec, spec_from
+from sweeps.spec.model import Spec
 from sweeps.spec.yaml_text import SpecError
 from trainers.config import DataConfig, FitOptions, SourceConfig
 from trainers.data.splits import DataInfo, data_info
@@ -27,52 +30,6 @@ from trainers.remote import Remote, is_uri
 
 MOST_GRID = 100_000
 """Configurations that a grid may have."""
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A spec that holds, with what was found on the way."""
-
-    spec: Spec
-    space: Space
-    points: list[dict[str, Any]]
-    example: tuple[NamedStage, ...]
-    example_archs: list[Arch]
-
-    @property
-    def num_configurations(self) -> int:
-        """Configurations that the search will try."""
-        size, trials = self.space.size(), self.spec.search.trials
-        return trials if size is None else min(trials, size)
-
-    def distinct_stages(self) -> list[tuple[str, int]]:
-        """For each stage the number of times that it is computed at most, thanks to the cache.
-
-        A slot counts as one stage; the stages of its sub-pipelines follow it, each with the
-        most over alternatives.
-        """
-        names, rows = list(self.spec.stages), []
-        for i, name in enumerate(names):
-            rows.append((name, self._at_most(self.space.size(names[: i + 1]))))
-            entry, inner = self.spec.stages[name], dict[str, int]()
-            for alternative, config in (
-                entry["one_of"].items() if is_slot(entry) else ()
-            ):
-                stages = list(config["stages"]) if is_pipeline(config) else []
-                for j, stage in enumerate(stages):
-                    times = self._at_most(
-                        self.space.size(names[:i], (name, alternative, stages[: j + 1]))
-                    )
-                    inner[stage] = max(times, inner.get(stage, 0))
-            rows += inner.items()
-        return rows
-
-    def _at_most(self, size: int | None) -> int:
-        limit = self.num_configurations
-        return (
-            min(limit, size if size is not None else limit)
-            * self.spec.search.replicates
-        )
 
 
 def raw_spec(
@@ -95,7 +52,7 @@ def raw_spec(
 
 def load_spec(
     source: str, overrides: Sequence[str] = (), *, tiny: bool = False
-) -> Checked:
+) -> Sweep:
     """Read, override and check a spec file or preset.
 
     Raises:
@@ -104,7 +61,7 @@ def load_spec(
     return check_spec(spec_from(raw_spec(source, overrides, tiny=tiny)))
 
 
-def check_spec(spec: Spec, *, local: bool = True) -> Checked:
+def check_spec(spec: Spec, *, local: bool = True) -> Sweep:
     """Check all that a valid form can still get wrong; `local`: it is to run on this
     machine's cores.
 
@@ -128,8 +85,8 @@ def check_spec(spec: Spec, *, local: bool = True) -> Checked:
             " choose random or tpe"
         )
     example, archs = _check_pipelines(spec, space)
-    points = [space.point(point) for point in spec.search.points]
-    return Checked(spec, space, points, example, archs)
+    points = tuple(space.encode(given) for given in spec.search.points)
+    return Sweep(spec, space, points, example, tuple(archs))
 
 
 def _check_cores(spec: Spec) -> None:
@@ -185,8 +142,8 @@ def _check_pipelines(
     example: tuple[tuple[NamedStage, ...], list[Arch]] | None = None
     seen: set[str] = set()
     pipelines: list[tuple[NamedStage, ...]] = []
-    for assignment in space.probes():
-        trial = resolved_trial(space, assignment)
+    for draw in space.probes():
+        trial = resolved_trial(space, draw)
         identity = json.dumps(trial.config, sort_keys=True, default=str)
         if identity in seen:
             continue
@@ -196,7 +153,7 @@ def _check_pipelines(
             archs = check_pipeline(_source(trial.source, info), trial.stages, info)
             _check_workers(trial.stages, spec.resources.workers)
         except (ValueError, TypeError) as error:
-            raise SpecError(_with_choice(str(error), space, assignment)) from error
+            raise SpecError(_with_choice(str(error), space, draw)) from error
         _check_objectives(spec, trial.stages, trial.data)
         example = example or (trial.stages, archs)
         pipelines.append(trial.stages)
@@ -214,7 +171,7 @@ def _check_workers(stages: Sequence[NamedStage], workers: int) -> None:
                 raise ValueError(f"stages.{stage.name}: {error}") from error
 
 
-def _with_choice(message: str, space: Space, assignment: dict[str, Any]) -> str:
+def _with_choice(message: str, space: Space, draw: Draw) -> str:
     """`message` with the choices that can have led to it: those of the section that it names."""
     section = message.split(":")[0].split(".")
     named = section[1] if section[0] == "stages" and len(section) > 1 else section[0]
@@ -224,9 +181,9 @@ def _with_choice(message: str, space: Space, assignment: dict[str, Any]) -> str:
     concerned = [
         d
         for d in space.dimensions
-        if d.section in sections and d.stage in (None, named) and d.is_drawn(assignment)
+        if d.section in sections and d.stage in (None, named) and d.is_drawn(draw)
     ]
-    told = ", ".join(f"{d.path}={d.shown(assignment)}" for d in concerned)
+    told = ", ".join(f"{d.path}={d.decode(draw)}" for d in concerned)
     return f"{message} (with {told})" if told else message
 
 

@@ -5,10 +5,11 @@ watchers.
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.contract import Objective
 from compress.pipeline import NamedStage
 from sweeps.drive.trackers import check_watch
 from sweeps.search.refine import check_refine
-from sweeps.spec.model import Objective, Spec
+from sweeps.spec.model import Spec
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.epoch_curve import watched_stage
 from trainers.files import read_json

@@ -12,8 +12,9 @@ from analysis.numbers import plain
 from compress.metrics import metrics
 from compress.pipeline import STAGES
 from compress.stage import Stage
-from sweeps.check import Checked
-from sweeps.spec.model import Spec, preset_text
+from sweeps.space.sweep import Sweep
+from sweeps.spec.load import preset_text
+from sweeps.spec.model import Spec
 
 
 def stage_table(stage: type[Stage]) -> Table:
@@ -165,16 +166,16 @@ def _times(n: int) -> str:
     return "once" if n == 1 else f"{n} times"
 
 
-def print_checked(checked: Checked, console: Console) -> None:
+def print_sweep(sweep: Sweep, console: Console) -> None:
     """The resolved pipeline, the space, and how much work it is."""
-    spec, search = checked.spec, checked.spec.search
+    spec, search = sweep.spec, sweep.spec.search
     console.print(f"[bold]{escape(spec.name)}[/]  is valid", highlight=False)
     console.print(
         f"source     {escape(str(spec.source.model or spec.source.checkpoint))}   data"
         f" {spec.data.dataset}",
         highlight=False,
     )
-    counts = dict(checked.distinct_stages())
+    counts = dict(sweep.distinct_stages())
     table = Table(
         "stage",
         "kind",
@@ -185,7 +186,7 @@ def print_checked(checked: Checked, console: Console) -> None:
         pad_edge=False,
         header_style="dim",
     )
-    for stage, arch in zip(checked.example, checked.example_archs, strict=True):
+    for stage, arch in zip(sweep.example, sweep.archs, strict=True):
         n = counts.get(stage.name, 0)
         args = " ".join(f"{k}={plain(v)}" for k, v in arch.args.items())
         table.add_row(
@@ -196,7 +197,7 @@ def print_checked(checked: Checked, console: Console) -> None:
             _times(n),
         )
     console.print(table)
-    example = {stage.name for stage in checked.example}
+    example = {stage.name for stage in sweep.example}
     others = [
         f"{name} {_times(n)}"
         for name, n in counts.items()
@@ -210,17 +211,17 @@ def print_checked(checked: Checked, console: Console) -> None:
     space = Table(
         "dimension", "values", "when", box=None, pad_edge=False, header_style="dim"
     )
-    for dimension in checked.space.dimensions:
+    for dimension in sweep.space.dimensions:
         when = (
             f"{dimension.slot} in {', '.join(sorted(dimension.alternatives))}"
             if dimension.slot
             else ""
         )
-        space.add_row(dimension.path, escape(dimension.values_told()), escape(when))
-    if checked.space.dimensions:
+        space.add_row(dimension.path, escape(dimension.describe()), escape(when))
+    if sweep.space.dimensions:
         console.print(space)
-    size = checked.space.size()
-    trials = checked.num_configurations * search.replicates
+    size = sweep.space.size()
+    trials = sweep.num_configurations * search.replicates
     goals = ", ".join(
         f"{o.mode} {o.metric}"
         + (f" (bound {o.bound:g})" if o.bound is not None else "")
@@ -229,7 +230,7 @@ def print_checked(checked: Checked, console: Console) -> None:
     console.print(
         f"objectives {goals}\nspace     "
         f" {'a continuum' if size is None else f'{size:,} configurations'}, searched by"
-        f" {search.sampler}\ntrials     {trials} = {checked.num_configurations}"
+        f" {search.sampler}\ntrials     {trials} = {sweep.num_configurations}"
         f" configurations × {search.replicates} seeds\nrun folder {spec.run_folder}",
         highlight=False,
         soft_wrap=True,

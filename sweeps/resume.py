@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from sweeps.check import Checked, check_spec
+from sweeps.check import check_spec
 from sweeps.run.record import trial_records
 from sweeps.run.storage import local_folder
 from sweeps.space.overrides import apply_overrides
-from sweeps.space.space import is_slot
-from sweeps.spec.model import Spec, spec_from
+from sweeps.space.slots import is_slot
+from sweeps.space.sweep import Sweep
+from sweeps.spec.load import spec_from
+from sweeps.spec.model import Spec
 from sweeps.spec.yaml_text import SpecError
 from trainers.files import read_json
 
@@ -87,7 +89,7 @@ def refuse_changes(run: Path, old: dict[str, Any], new: Spec) -> None:
         )
 
 
-def resumed_spec(run: Path, overrides: Sequence[str], *, local: bool = True) -> Checked:
+def resumed_spec(run: Path, overrides: Sequence[str], *, local: bool = True) -> Sweep:
     """The checked spec with which a run goes on: its own, with changes of budget and space.
 
     Raises:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweeps.spec.model import Objective
+from analysis.contract import Objective
 
 _SIGN = {"min": 1.0, "max": -1.0}
 

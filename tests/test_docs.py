@@ -13,7 +13,7 @@ from compress.cache import StageCache
 from compress.pipeline import NamedStage, Pipeline, run_pipeline
 from sweeps.check import check_spec
 from sweeps.space.overrides import apply_overrides
-from sweeps.spec.model import spec_from
+from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import parse_yaml
 from trainers.config import DataConfig, SourceConfig
 from trainers.models.arch import ModelState

@@ -94,11 +94,11 @@ class Pruner(Hook):
         if self.masks is not None:
             self.masks.on_grads()
 
-    def on_step(self, step: int) -> bool:
+    def on_step(self, step: int) -> bool | None:
         if self.masks is not None:
             self.masks.on_values()
         if step % self.rules.interval_prune:
-            return False
+            return None
         ended = self.decide()
         if self.masks is not None:
             self.masks.on_values()

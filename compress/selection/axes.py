@@ -30,8 +30,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from compress.selection.elements import l1_norms, strongest
 from trainers.models.resnet_cifar import ResNetCifar
-from trainers.timm_library import timm
 
 Segments = list[tuple[str, int]]
 _Table = Sequence[tuple[str, tuple[str | None, ...]]]
@@ -88,6 +88,8 @@ _BOTTLENECK: _Table = (
 
 def _table_of(module: nn.Module) -> tuple[_Table, dict[str, str]] | None:
     """Key patterns and aliases (key → the key whose channels it carries) of a known family."""
+    from trainers.timm_library import timm
+
     if isinstance(module, timm.models.VisionTransformer):
         return _VIT, {}
     if isinstance(module, timm.models.ConvNeXt):
@@ -136,6 +138,17 @@ def _split_cifar(key: str, size: int) -> Segments:
         *_split_cifar(before, size - pad),
         (f"{key}.high", pad - pad // 2),
     ]
+
+
+def _splitter(module: nn.Module) -> Callable[[str, int], Segments]:
+    """How an axis of this module divides into segments: (key, size) → segments."""
+    from trainers.timm_library import timm
+
+    if isinstance(module, timm.models.VisionTransformer):
+        return _split_qkv
+    if isinstance(module, ResNetCifar):
+        return _split_cifar
+    return lambda key, size: [(key, size)]
 
 
 def axis_keys(
@@ -216,21 +229,6 @@ def _lay_out_by_size(
     return layout
 
 
-def l1_norms(tensor: Tensor, axis: int) -> Tensor:
-    """(size of the axis,) sum of |w| over all other axes, float64."""
-    others = [a for a in range(tensor.ndim) if a != axis]
-    return (
-        tensor.abs().sum(others, dtype=torch.float64)
-        if others
-        else tensor.abs().double()
-    )
-
-
-def strongest(scores: Tensor, count: int) -> Tensor:
-    """Ascending indices of the `count` largest entries of `scores`; ties go to the lower index."""
-    return scores.argsort(descending=True, stable=True)[:count].sort().values
-
-
 def _choose_heads(
     qk: Tensor, v: Tensor, size: int, heads: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -268,17 +266,7 @@ def magnitude_indices(
     Returns:
         Indices per tensor and axis, and how keys were found: "axis roles" or "axis sizes".
     """
-    is_vit, is_cifar = (
-        isinstance(student, timm.models.VisionTransformer),
-        isinstance(student, ResNetCifar),
-    )
-    split = (
-        _split_qkv
-        if is_vit
-        else _split_cifar
-        if is_cifar
-        else lambda key, size: [(key, size)]
-    )
+    split = _splitter(student)
     keys = axis_keys(student, list(tensors))
     layout = None if keys is None else _lay_out(tensors, shapes, keys, split)
     grouping = "axis sizes" if layout is None else "axis roles"

@@ -15,8 +15,16 @@ For given centroids f is a function of one number, smooth between neighbouring b
 (centroids and ±gamma_0). It is tabulated there, values and slopes, and read by cubic
 interpolation: O(n) a step whatever K is. The table is refined until it agrees with the
 dense formula to `TOLERANCE` at points between its knots.
+
+Weights of any size are read without asking how many lie where, so that no step waits for
+an accelerator:
+    B        reach of the table, at least every |c_k| and gamma_0
+    x(w)     place of a weight in the table: w itself up to ±B. Beyond, in relative mode,
+             ±(2B − B²/|w|), which brings infinity to ±2B: D_k = 1 − c_k/w is smooth there.
+             In euclidean mode ±B, and |w| − B is added to f: all D_k grow alike
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,7 +37,12 @@ CHUNK = 1 << 20
 """Weights read from the table at once: bounds the working memory to about 64 MB, whatever n
 and K are.
 """
+ACCELERATOR_CHUNK = 1 << 24
+"""The same on an accelerator (1 GB), where many small kernels would leave it idle."""
 _DENSE_CELLS = 1 << 22
+_TAIL_SEGMENTS = 8
+_TAIL_END = 2.0**-20
+"""B/|w| of the last knot; weights beyond are read there, where f has reached its limit."""
 
 Distance = Literal["relative", "euclidean"]
 
@@ -87,17 +100,18 @@ def _dense_in_chunks(
 
 @dataclass(frozen=True)
 class PullTable:
-    """f and f' between breaks.
+    """f and its slope between breaks.
 
     Attributes:
-        breaks: ends of the segments (S + 1,), ascending.
-        values, slopes: f and f' at the knots, (S · (cells + 1),), float32; slopes per unit of w.
+        reach: B, in the weights' unit.
+        breaks: ends of the segments (S + 1,), ascending, as places x.
+        values, slopes: f and df/dx at the knots, (S · (cells + 1),), float32.
         cells: equal cells of each segment.
     """
 
-    centroids: Tensor
     distance: Distance
     zero_distance: float
+    reach: float
     breaks: Tensor
     values: Tensor
     slopes: Tensor
@@ -107,8 +121,7 @@ class PullTable:
     def build(
         cls, centroids: Tensor, largest: float, distance: Distance, zero_distance: float
     ) -> "PullTable":
-        """Tabulate for weights of magnitude up to `largest`; those beyond are computed
-        densely when asked for.
+        """Tabulate f, with the weights' own values as places up to `largest` at least.
 
         Raises:
             ValueError: no centroid.
@@ -116,22 +129,19 @@ class PullTable:
         if centroids.numel() == 0:
             raise ValueError("the regulariser needs at least one centroid")
         exact = centroids.double()
-        marks = [
-            exact,
-            torch.tensor([-largest, largest], dtype=torch.float64, device=exact.device),
-        ]
+        reach = max(largest, float(centroids.abs().max()))
         if distance == "relative":
-            marks.append(
-                torch.tensor(
-                    [-zero_distance, zero_distance],
-                    dtype=torch.float64,
-                    device=exact.device,
-                )
-            )
-        breaks = torch.cat(marks).unique()
+            reach = max(reach, zero_distance)
+        marks = [-reach, reach]
+        if distance == "relative":
+            marks += [-zero_distance, zero_distance]
+            steps = [1 - i / _TAIL_SEGMENTS for i in range(1, _TAIL_SEGMENTS)]
+            tail = [reach * (2 - u) for u in (*steps, _TAIL_END)]
+            marks += [sign * x for x in tail for sign in (-1, 1)]
+        breaks = torch.cat([exact, exact.new_tensor(marks)]).unique()
         cells = 8
         while True:
-            table = cls._tabulated(exact, breaks, distance, zero_distance, cells)
+            table = cls._tabulated(exact, breaks, distance, zero_distance, reach, cells)
             if cells >= 1024 or table._error(exact, breaks) <= TOLERANCE:
                 return table
             cells *= 2
@@ -143,6 +153,7 @@ class PullTable:
         breaks: Tensor,
         distance: Distance,
         zero_distance: float,
+        reach: float,
         cells: int,
     ) -> "PullTable":
         low, width = breaks[:-1, None], breaks.diff()[:, None]
@@ -152,15 +163,19 @@ class PullTable:
         knots = (low + width * steps).reshape(-1)
         middle = (low + width / 2).expand(-1, cells + 1).reshape(-1)
         values, slopes = _dense_in_chunks(
-            knots, middle, centroids, distance, zero_distance
-        )
-        return cls(
-            centroids.float(),
+            _weight_at(knots, reach),
+            _weight_at(middle, reach),
+            centroids,
             distance,
             zero_distance,
+        )
+        return cls(
+            distance,
+            zero_distance,
+            reach,
             breaks.float(),
             values.float(),
-            slopes.float(),
+            (slopes * _rate_at(knots, reach)).float(),
             cells,
         )
 
@@ -173,9 +188,11 @@ class PullTable:
             torch.arange(self.cells, dtype=torch.float64, device=breaks.device) + 0.37
         ) / self.cells
         points = (low + width * at).reshape(-1)
+        weights = _weight_at(points, self.reach)
         value, slope = _dense_in_chunks(
-            points, points, centroids, self.distance, self.zero_distance
+            weights, weights, centroids, self.distance, self.zero_distance
         )
+        slope = slope * _rate_at(points, self.reach)
         segment = torch.arange(len(width), device=breaks.device).repeat_interleave(
             self.cells
         )
@@ -215,46 +232,104 @@ class PullTable:
 
     def read(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """f and f' of weights (n,), float32."""
-        segment = (torch.bucketize(weights, self.breaks, right=True) - 1).clamp_(
+        # on the CPU asking is cheaper than computing, on an accelerator it is not
+        on_cpu = weights.device.type == "cpu"
+        if on_cpu and not bool((weights.abs() > self.reach).any()):
+            return self._at(weights)
+        x = weights.clamp(-self.reach, self.reach)
+        beyond = weights.abs() - x.abs()  # 0 up to the reach
+        if self.distance == "euclidean":
+            value, slope = self._at(x)
+            return value + beyond, slope
+        inverse = self.reach / weights.abs().clamp_min(self.reach)  # 1 up to the reach
+        tail = torch.sign(weights) * (self.reach * (2 - inverse.clamp_min(_TAIL_END)))
+        value, slope = self._at(torch.where(beyond > 0, tail, x))
+        return value, slope * inverse.square()
+
+    def _at(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """f and df/dx at places x (n,)."""
+        segment = (torch.bucketize(x, self.breaks, right=True) - 1).clamp_(
             0, len(self.breaks) - 2
         )
         low, h = self.breaks[segment], (self.breaks.diff() / self.cells)[segment]
-        position = (weights - low) / h.clamp_min(1e-30)
+        position = (x - low) / h.clamp_min(1e-30)
         cell = position.floor().clamp_(0, self.cells - 1)
         t, cell = (position - cell).clamp_(0, 1), cell.long()
-        value, slope = self._value(segment, cell, t, h), self._slope(segment, cell, t)
-        beyond = (weights < self.breaks[0]) | (weights > self.breaks[-1])
-        if bool(beyond.any()):
-            far = weights[beyond].double()
-            exact = _dense_in_chunks(
-                far, far, self.centroids.double(), self.distance, self.zero_distance
-            )
-            value[beyond], slope[beyond] = exact[0].float(), exact[1].float()
-        return value, slope
+        return self._value(segment, cell, t, h), self._slope(segment, cell, t)
+
+
+def _weight_at(x: Tensor, reach: float) -> Tensor:
+    """The weight whose place is x, |x| < 2B."""
+    tail = torch.sign(x) * (
+        reach**2 / (2 * reach - x.abs()).clamp_min(reach * _TAIL_END / 2)
+    )
+    return torch.where(x.abs() > reach, tail, x)
+
+
+def _rate_at(x: Tensor, reach: float) -> Tensor:
+    """dw/dx at place x."""
+    return torch.where(x.abs() > reach, (_weight_at(x, reach) / reach).square(), 1.0)
 
 
 class _Pull(torch.autograd.Function):
-    """Sum of f, with f' kept for the backward pass: n floats, nothing recomputed."""
+    """Sums of f over each of several tensors, with f' kept for the backward pass: n floats,
+    nothing recomputed.
+    """
 
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, table: PullTable) -> Tensor:
-        slopes = torch.empty_like(weights)
-        total = torch.zeros((), dtype=torch.float64, device=weights.device)
-        for part, slope in zip(weights.split(CHUNK), slopes.split(CHUNK), strict=True):
-            value, slope[:] = table.read(part)
-            total += value.double().sum()
-        ctx.save_for_backward(slopes)
-        return total.float()
+    def forward(ctx: Any, table: PullTable, *parts: Tensor) -> Tensor:
+        limit = CHUNK if parts[0].device.type == "cpu" else ACCELERATOR_CHUNK
+        sums = [part.new_zeros((), dtype=torch.float64) for part in parts]
+        slopes: list[Tensor] = []
+        for batch in _batches([part.numel() for part in parts], limit):
+            pieces = [parts[i][start:stop] for i, start, stop in batch]
+            value, slope = table.read(torch.cat(pieces))
+            slopes.append(slope)
+            values = value.split([len(piece) for piece in pieces])
+            for (i, _, _), piece in zip(batch, values, strict=True):
+                sums[i] = sums[i] + piece.double().sum()
+        ctx.sizes = [len(part) for part in parts]
+        ctx.save_for_backward(torch.cat(slopes))
+        return torch.stack(sums).float()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors
-        return slopes * gradients[0], None
+        each = zip(slopes.split(ctx.sizes), gradients[0].unbind(), strict=True)
+        return None, *(slope * gradient for slope, gradient in each)
+
+
+def _batches(sizes: list[int], limit: int) -> Iterator[list[tuple[int, int, int]]]:
+    """Cut tensors of these sizes into pieces (number, start, stop) of at most `CHUNK`
+    weights, and put pieces of at most `limit` weights together.
+    """
+    batch: list[tuple[int, int, int]] = []
+    free = limit
+    for number, size in enumerate(sizes):
+        for start in range(0, size, CHUNK):
+            stop = min(start + CHUNK, size)
+            if stop - start > free:
+                yield batch
+                batch, free = [], limit
+            batch.append((number, start, stop))
+            free -= stop - start
+    if batch:
+        yield batch
+
+
+def pull_each(parts: Sequence[Tensor], table: PullTable) -> Tensor:
+    """Σ f over each of `parts`, (k,) float32, differentiable in them; nothing waits for an
+    accelerator.
+
+    Args:
+        parts: at least one tensor, (n_i,) float32 with n_i > 0 each.
+    """
+    result: Tensor = _Pull.apply(table, *parts)
+    return result
 
 
 def pull(weights: Tensor, table: PullTable) -> Tensor:
     """Σ f over weights of any shape (float32), differentiable in them."""
     if weights.numel() == 0:
         return weights.sum()
-    result: Tensor = _Pull.apply(weights.reshape(-1), table)
-    return result
+    return pull_each([weights.reshape(-1)], table)[0]

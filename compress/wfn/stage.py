@@ -26,7 +26,7 @@ from torch.nn.modules.conv import _ConvNd
 from compress.metrics import Metric
 from compress.stage import Context, Phase, Stage
 from compress.wfn.clustering import Clustering, cluster
-from compress.wfn.regulariser import PullTable, pull
+from compress.wfn.regulariser import PullTable, pull_each
 from trainers.config import FitOptions, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
@@ -93,20 +93,31 @@ class HoldFixed(Hook):
             v.view_as(p)
             for v, p in zip(values.split(sizes), self.parameters, strict=True)
         ]
-        self.free = [~f for f in self.fixed]
-        self.num_free = int(sum(int(f.sum()) for f in self.free))
+        self.free: list[tuple[nn.Parameter, Tensor | None]] = []
+        """Parameters with weights that are pulled, and the places of these, (n_i,), None
+        for all. They stay the same during a fit: found once, so that no step asks for them.
+        """
+        self.num_free = 0
+        if table is not None and ratio > 0:
+            for parameter, held in zip(self.parameters, self.fixed, strict=True):
+                places = (~held).reshape(-1).nonzero()[:, 0]
+                self.num_free += len(places)
+                if len(places):
+                    every = len(places) == parameter.numel()
+                    self.free.append((parameter, None if every else places))
         self.table, self.ratio = table, ratio
 
     def on_loss(self, loss: Tensor, step: int) -> Tensor:
-        if self.table is None or self.ratio == 0 or self.num_free == 0:
+        if self.table is None or not self.free:
             return loss
         with torch.autocast(loss.device.type, enabled=False):
             parts = [
-                pull(p[f], self.table)
-                for p, f in zip(self.parameters, self.free, strict=True)
-                if bool(f.any())
+                p.reshape(-1)
+                if places is None
+                else p.reshape(-1).index_select(0, places)
+                for p, places in self.free
             ]
-            regulariser = torch.stack(parts).sum() / self.num_free
+            regulariser = pull_each(parts, self.table).sum() / self.num_free
         alpha = (self.ratio * loss / regulariser.clamp_min(1e-12)).detach()
         return loss + alpha * regulariser
 
@@ -115,13 +126,13 @@ class HoldFixed(Hook):
             if parameter.grad is not None:
                 parameter.grad.masked_fill_(fixed, 0.0)
 
-    def on_step(self, step: int) -> bool:
+    def on_step(self, step: int) -> bool | None:
         with torch.no_grad():
             for parameter, fixed, value in zip(
                 self.parameters, self.fixed, self.values, strict=True
             ):
                 torch.where(fixed, value, parameter, out=parameter.data)
-        return False
+        return None
 
 
 class Wfn(Stage, FitOptions):

@@ -88,7 +88,7 @@ def methods(
 def presets() -> None:
     """The shipped specs, with what each says of itself."""
     from sweeps.describe import preset_comment
-    from sweeps.spec.model import preset_names
+    from sweeps.spec.load import preset_names
 
     table = Table("preset", "what it does", box=None, pad_edge=False)
     for name in preset_names():
@@ -109,9 +109,9 @@ def validate(
     spec: SpecArgument, overrides: Overrides = None, tiny: Tiny = False
 ) -> None:
     """Check a spec; print its pipeline, search space and number of trials. Takes no resource."""
-    from sweeps.describe import print_checked
+    from sweeps.describe import print_sweep
 
-    print_checked(_checked(spec, overrides, tiny), console)
+    print_sweep(_checked(spec, overrides, tiny), console)
 
 
 add_commands(app)  # run, resume, stop, reproduce

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from sweeps.check import Checked
+    from sweeps.space.sweep import Sweep
     from sweeps.trial.reproduce import Reproduction
 
 Address = Annotated[
@@ -247,11 +247,11 @@ def perform(request: Request, address: str = "auto", ship: bool = False) -> int:
     return 0
 
 
-def _checked(request: Request, *, local: bool) -> "Checked":
+def _checked(request: Request, *, local: bool) -> "Sweep":
     from sweeps.check import check_spec
     from sweeps.resume import resumed_spec
     from sweeps.run.storage import find_run
-    from sweeps.spec.model import spec_from
+    from sweeps.spec.load import spec_from
 
     if "spec" in request:
         return check_spec(spec_from(request["spec"]), local=local)

@@ -5,7 +5,7 @@ and a report.
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import ray.tune
 import yaml
 
 import analysis
-from sweeps.check import Checked, default_data_cache
+from sweeps.check import default_data_cache
 from sweeps.drive.cluster import LOCAL, check_nodes, connected
 from sweeps.drive.interrupt import Interrupt, quiet
 from sweeps.drive.progress import Progress
@@ -36,6 +36,7 @@ from sweeps.run.storage import RunPlace, run_place
 from sweeps.search.searcher import ENDED, StudySearch
 from sweeps.search.stopping import EpochScheduler
 from sweeps.space.dimension import config_keys
+from sweeps.space.sweep import Sweep
 from sweeps.spec.model import Resources
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.attempt import run_trial
@@ -60,7 +61,7 @@ class Outcome:
 
 
 def run_sweep(
-    checked: Checked,
+    checked: Sweep,
     *,
     overwrite: bool = False,
     command: Sequence[str] = (),
@@ -109,7 +110,7 @@ def _full(run: Path, error: str) -> str:
 
 
 def _drive(
-    checked: Checked,
+    checked: Sweep,
     place: RunPlace,
     trial: TrialFunction,
     progress: Progress,
@@ -137,7 +138,7 @@ def _drive(
 
 
 def _prepare(
-    checked: Checked, place: RunPlace, overwrite: bool, command: Sequence[str]
+    checked: Sweep, place: RunPlace, overwrite: bool, command: Sequence[str]
 ) -> None:
     spec, run = checked.spec, place.run
     earlier = read_json(run / "run.json")
@@ -155,7 +156,7 @@ def _prepare(
         "name": spec.name,
         "created": (earlier or {}).get("created", now()),
         "seed": spec.seed,
-        "objectives": [o.model_dump() for o in spec.objectives],
+        "objectives": [asdict(o) for o in spec.objectives],
         "params": list(
             dict.fromkeys(k for d in checked.space.dimensions for k in config_keys(d))
         ),
@@ -170,7 +171,7 @@ def _prepare(
     place.push_run()
 
 
-def _common(checked: Checked, run: Path) -> dict[str, Any]:
+def _common(checked: Sweep, run: Path) -> dict[str, Any]:
     """The part of a plan that all trials share."""
     spec = checked.spec
     cuda = spec.resources.gpus_per_worker > 0 and spec.resources.device != "cpu"
@@ -185,7 +186,7 @@ def _common(checked: Checked, run: Path) -> dict[str, Any]:
         "workers": spec.resources.workers,
         "gpus_per_worker": spec.resources.gpus_per_worker,
         "keep_workers": spec.resources.worker_group == "keep",
-        "objectives": [o.model_dump() for o in spec.objectives],
+        "objectives": [asdict(o) for o in spec.objectives],
         "code": code_version(),
         "remote": spec.storage if is_uri(spec.storage) else None,
     }
@@ -336,7 +337,7 @@ class _Watch(ray.tune.Callback):
 
 
 def _tune(
-    checked: Checked,
+    checked: Sweep,
     place: RunPlace,
     search: StudySearch,
     trial: TrialFunction,

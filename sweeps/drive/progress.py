@@ -21,10 +21,10 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from analysis.contract import Objective
 from analysis.numbers import plain
-from sweeps.check import Checked
 from sweeps.run.record import TrialRecord
-from sweeps.spec.model import Objective
+from sweeps.space.sweep import Sweep
 from sweeps.values import finite_values, is_feasible
 
 _MARKS = {
@@ -91,7 +91,7 @@ class Standing:
 class Progress:
     """Draws what the driver tells it; on a pipe only a line for each ended trial."""
 
-    def __init__(self, checked: Checked, console: Console | None = None) -> None:
+    def __init__(self, checked: Sweep, console: Console | None = None) -> None:
         self.dimensions = checked.space.dimensions
         self.objectives = checked.spec.objectives
         self.console = console or Console()
@@ -206,7 +206,7 @@ class Progress:
         params = content.get("params") or {}
         drawn = [d for d in self.dimensions if d.is_drawn(params)]
         shown = [
-            f"{d.path.removeprefix('stages.')}={plain(d.shown(params))}" for d in drawn
+            f"{d.path.removeprefix('stages.')}={plain(d.decode(params))}" for d in drawn
         ]
         parts.append(f"[dim]{escape(' '.join(shown))}[/]")
         stages = content.get("stages") or []

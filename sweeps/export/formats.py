@@ -22,7 +22,7 @@ from compress.codec.file import decode, encode
 from sweeps.export.card import write_card
 from sweeps.export.models import trial_model
 from sweeps.run.record import named_record
-from sweeps.spec.model import validated
+from sweeps.spec.load import validated
 from trainers.config import DataConfig
 from trainers.data.splits import data_info
 from trainers.models.arch import ModelState

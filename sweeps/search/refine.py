@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from analysis.contract import Objective
 from compress.pipeline import NamedStage
 from sweeps.space.dimension import leaves
 from sweeps.space.overrides import set_override
-from sweeps.spec.model import Objective, Refine, build_stage
+from sweeps.spec.model import Refine
+from sweeps.spec.stages import build_stage
 from sweeps.spec.yaml_text import SpecError
 from sweeps.values import finite_values
 

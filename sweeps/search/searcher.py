@@ -14,7 +14,6 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from sweeps.check import Checked
 from sweeps.run.driving import stop_requested
 from sweeps.run.record import TrialRecord, trial_folder, trial_records
 from sweeps.search.refine import front_numbers, refined_stages
@@ -30,8 +29,10 @@ from sweeps.search.study import (
     tried_points,
 )
 from sweeps.search.warm_start import add_earlier_runs
-from sweeps.space.space import resolved_trial
-from sweeps.spec.model import Spec, portable
+from sweeps.space.resolve import resolved_trial
+from sweeps.space.sweep import Sweep
+from sweeps.spec.load import portable
+from sweeps.spec.model import Spec
 from sweeps.trial.epoch_curve import curve, watch_of
 from sweeps.values import excesses, finite_values
 from trainers.seeding import derive_seed
@@ -79,7 +80,7 @@ class StudySearch(Searcher):
         notes: lines for the user about how the study begins.
     """
 
-    def __init__(self, checked: Checked, run: Path, common: dict[str, Any]) -> None:
+    def __init__(self, checked: Sweep, run: Path, common: dict[str, Any]) -> None:
         super().__init__()
         self.checked, self.run, self.common = checked, run, common
         self.spec: Spec = checked.spec

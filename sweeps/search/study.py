@@ -18,9 +18,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, TrialState, create_trial
 
-from sweeps.check import Checked
 from sweeps.search.samplers import make_sampler
 from sweeps.space.space import Space
+from sweeps.space.sweep import Sweep
 from sweeps.spec.model import Spec
 from trainers.seeding import derive_seed
 
@@ -71,12 +71,12 @@ def placed(
             if not dimension.active(assignment):
                 continue
             try:
-                assignment |= dimension.draw(trial)
+                assignment |= dimension.suggest(trial)
             except ValueError as error:
                 if not dimension.is_drawn(given):
                     raise UndrawnError(f"{dimension.path} is missing") from error
                 raise ValueError(
-                    f"{dimension.path}={dimension.shown(given)!r} is outside the space"
+                    f"{dimension.path}={dimension.decode(given)!r} is outside the space"
                 ) from error
     extra = [name for name in given if name not in assignment]
     if extra:
@@ -87,7 +87,7 @@ def placed(
     return assignment, trial.distributions
 
 
-def open_study(checked: Checked, run: Path) -> tuple[optuna.Study, dict[int, Lost]]:
+def open_study(checked: Sweep, run: Path) -> tuple[optuna.Study, dict[int, Lost]]:
     """The run's study, made or continued; `optuna-dashboard RUN/study.journal` opens the same file.
 
     Returns:
@@ -187,7 +187,7 @@ def _drop_half_line(journal: Path) -> None:
         file.truncate(text.rfind(b"\n") + 1)
 
 
-def _create(checked: Checked, storage: JournalStorage, name: str) -> optuna.Study:
+def _create(checked: Sweep, storage: JournalStorage, name: str) -> optuna.Study:
     objectives = checked.spec.objectives
     study = optuna.create_study(
         study_name=name,
@@ -223,7 +223,7 @@ def _is_compatible(study: optuna.Study, space: Space) -> bool:
 
 
 def _moved(
-    checked: Checked, storage: JournalStorage, old: optuna.Study, name: str
+    checked: Sweep, storage: JournalStorage, old: optuna.Study, name: str
 ) -> optuna.Study:
     """A new study with the trials of `old` that the space contains."""
     kept = []

@@ -8,10 +8,10 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState, create_trial
 
+from analysis.contract import Objective
 from sweeps.run.record import trial_records
 from sweeps.search.study import placed
 from sweeps.space.space import Space
-from sweeps.spec.model import Objective
 from sweeps.values import excesses, finite_values
 
 

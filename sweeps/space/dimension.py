@@ -9,12 +9,21 @@ from math import isfinite
 from typing import Any, Literal
 
 import optuna
+from pydantic import JsonValue
 
 from sweeps.spec.yaml_text import SpecError
 
-Assignment = Mapping[str, Any]
-"""Names of Optuna parameters → label (categorical) or number. Of most dimensions the path
-is the only name.
+Draw = dict[str, JsonValue]
+"""Optuna's own parameters and what it drew for them: a label (categorical) or a number.
+
+Most dimensions are one parameter of Optuna, named by their path; a layer map is several.
+"""
+
+Configuration = dict[str, JsonValue]
+"""A draw as people read it: dotted parameter → plain value.
+
+A slot's value is the name of its alternative, a choice that the spec gives a label is that
+label, and a layer map is a list of ints.
 """
 
 
@@ -31,6 +40,7 @@ class Dimension:
         alternatives: those of the slot under which it is active.
         stage: the stage of the alternative's sub-pipeline that it belongs to, or None.
         is_slot: whether it chooses an alternative.
+        is_labelled: whether the spec itself gives its choices labels.
     """
 
     path: str
@@ -44,6 +54,7 @@ class Dimension:
     alternatives: frozenset[str] = frozenset()
     stage: str | None = None
     is_slot: bool = False
+    is_labelled: bool = False
 
     @property
     def section(self) -> str:
@@ -51,12 +62,15 @@ class Dimension:
         parts = self.path.split(".")
         return parts[1] if parts[0] == "stages" else parts[0]
 
-    def active(self, chosen: Assignment) -> bool:
+    def active(self, chosen: Mapping[str, JsonValue]) -> bool:
         """Whether it applies, given the slots chosen so far."""
         return self.slot is None or chosen.get(self.slot, None) in self.alternatives
 
-    def suggest(self, trial: optuna.trial.BaseTrial) -> Any:
-        """Draw by an Optuna trial."""
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Draw:
+        """Let an Optuna trial draw it: its part of a draw."""
+        return {self.path: self._suggest(trial)}
+
+    def _suggest(self, trial: optuna.trial.BaseTrial) -> Any:
         if self.kind == "categorical":
             assert self.choices is not None
             return trial.suggest_categorical(self.path, list(self.choices))
@@ -72,9 +86,27 @@ class Dimension:
             self.path, self.low, self.high, step=self.step, log=self.log
         )
 
-    def value(self, drawn: Any) -> Any:
-        """What goes into the spec for a drawn label or number."""
+    def is_drawn(self, draw: Mapping[str, JsonValue]) -> bool:
+        """Whether a draw has it."""
+        return self.path in draw
+
+    def value(self, draw: Mapping[str, JsonValue]) -> JsonValue:
+        """What goes into the spec by a draw that has it."""
+        drawn: Any = draw[self.path]
         return copy.deepcopy(self.choices[drawn]) if self.choices is not None else drawn
+
+    def decode(self, draw: Mapping[str, JsonValue]) -> JsonValue:
+        """Its value in the configuration that a draw stands for."""
+        drawn: Any = draw[self.path]
+        return drawn if self.is_labelled else self.value(draw)
+
+    def encode(self, value: Any) -> Draw:
+        """The part of a draw that stands for this value.
+
+        Raises:
+            SpecError: the dimension does not contain it.
+        """
+        return {self.path: self._coerced(value)}
 
     def grid(self) -> list[Any] | None:
         """All that can be drawn, or None where that is a continuum."""
@@ -95,8 +127,8 @@ class Dimension:
         """Draws that stand for all: every label, or both ends."""
         return list(self.choices) if self.choices is not None else [self.low, self.high]
 
-    def coerced(self, value: Any) -> Any:
-        """A point's value as this dimension draws it.
+    def _coerced(self, value: Any) -> Any:
+        """A value as Optuna draws it.
 
         Raises:
             SpecError: not one of the choices, or outside the range.
@@ -121,24 +153,8 @@ class Dimension:
             )
         return int(value) if self.kind == "int" else float(value)
 
-    def draw(self, trial: optuna.trial.BaseTrial) -> Assignment:
-        """Its part of an assignment, drawn by an Optuna trial."""
-        return {self.path: self.suggest(trial)}
-
-    def is_drawn(self, assignment: Assignment) -> bool:
-        """Whether an assignment has it."""
-        return self.path in assignment
-
-    def drawn_value(self, assignment: Assignment) -> Any:
-        """What goes into the spec by an assignment that has it."""
-        return self.value(assignment[self.path])
-
-    def shown(self, assignment: Assignment) -> Any:
-        """The label or number to show of an assignment that has it."""
-        return assignment[self.path]
-
-    def draws(self) -> list[Assignment] | None:
-        """Its part of every assignment, or None where that is a continuum."""
+    def draws(self) -> list[Draw] | None:
+        """Its part of every draw, or None where that is a continuum."""
         grid = self.grid()
         return None if grid is None else [{self.path: drawn} for drawn in grid]
 
@@ -147,19 +163,11 @@ class Dimension:
         grid = self.grid()
         return None if grid is None else len(grid)
 
-    def probes(self) -> list[Assignment]:
-        """Parts that stand for all."""
+    def probes(self) -> list[Draw]:
+        """Parts of draws that stand for all."""
         return [{self.path: drawn} for drawn in self.samples()]
 
-    def placed(self, value: Any) -> Assignment:
-        """The part of an assignment that gives a point's value.
-
-        Raises:
-            SpecError: the dimension does not contain it.
-        """
-        return {self.path: self.coerced(value)}
-
-    def values_told(self) -> str:
+    def describe(self) -> str:
         """Its values in words."""
         if self.choices is not None:
             return ", ".join(map(str, self.choices))
@@ -206,7 +214,10 @@ def parse_dimension(path: str, given: Any, **where: Any) -> Dimension:
         raise SpecError(f"{place}: needs at least one choice")
     if len(choices) < len(given):
         raise SpecError(f"{place}: the choices {given!r} are not distinct")
-    return Dimension(path, "categorical", choices=choices, **where)
+    labelled = isinstance(given, dict)
+    return Dimension(
+        path, "categorical", choices=choices, is_labelled=labelled, **where
+    )
 
 
 def _number_dimension(
@@ -266,6 +277,7 @@ def _number_dimension(
 
 
 def leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of all that is no mapping."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from leaves(f"{prefix}.{key}", inner)

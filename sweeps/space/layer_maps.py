@@ -25,8 +25,9 @@ from math import comb
 from typing import Any, Literal
 
 import optuna
+from pydantic import JsonValue
 
-from sweeps.space.dimension import Assignment, Dimension
+from sweeps.space.dimension import Dimension, Draw
 from sweeps.spec.yaml_text import SpecError
 
 Rule = Literal["onto", "into", "strict"]
@@ -107,10 +108,10 @@ class LayerMaps:
         )
         chosen = self._subset(given) if whole and len(given) == self.length else None
         if chosen is None or self._map(chosen) != list(given):
-            raise ValueError(f"{given!r} is none of the {self.told()}")
+            raise ValueError(f"{given!r} is none of the {self.describe()}")
         return quantiles(chosen, self.n_k[0])
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """In words."""
         top = (self.values - 1) * self.step
         how = {
@@ -146,7 +147,7 @@ class LayerMaps:
 
 @dataclass(frozen=True)
 class MapDimension(Dimension):
-    """A searched layer map: `maps` says which; an assignment holds its numbers under `names`."""
+    """A searched layer map: `maps` says which; a draw holds its numbers under `names`."""
 
     maps: LayerMaps = LayerMaps("onto", 1, 1)
 
@@ -161,35 +162,36 @@ class MapDimension(Dimension):
             for i in range(self.maps.n_k[1])
         ]
 
-    def draw(self, trial: optuna.trial.BaseTrial) -> Assignment:
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Draw:
         return {name: trial.suggest_float(name, 0.0, 1.0) for name in self.names}
 
-    def is_drawn(self, assignment: Assignment) -> bool:
-        return all(name in assignment for name in self.names)
+    def is_drawn(self, draw: Mapping[str, JsonValue]) -> bool:
+        return all(name in draw for name in self.names)
 
-    def drawn_value(self, assignment: Assignment) -> list[int]:
-        return self.maps.decode([assignment[name] for name in self.names])
+    def value(self, draw: Mapping[str, JsonValue]) -> JsonValue:
+        numbers: list[Any] = [draw[name] for name in self.names]
+        return list(self.maps.decode(numbers))
 
-    def shown(self, assignment: Assignment) -> list[int]:
-        return self.drawn_value(assignment)
+    def decode(self, draw: Mapping[str, JsonValue]) -> JsonValue:
+        return self.value(draw)
 
-    def draws(self) -> list[Assignment]:
-        return [self.placed(given) for given in self.maps]
-
-    def num_draws(self) -> int:
-        return self.maps.count
-
-    def probes(self) -> list[Assignment]:
-        return [dict.fromkeys(self.names, u) for u in (0.0, 1.0)]
-
-    def placed(self, value: Any) -> Assignment:
+    def encode(self, value: Any) -> Draw:
         try:
             return dict(zip(self.names, self.maps.encode(value), strict=True))
         except ValueError as error:
             raise SpecError(f"search.points: {self.path}: {error}") from error
 
-    def values_told(self) -> str:
-        return self.maps.told()
+    def draws(self) -> list[Draw]:
+        return [self.encode(given) for given in self.maps]
+
+    def num_draws(self) -> int:
+        return self.maps.count
+
+    def probes(self) -> list[Draw]:
+        return [dict.fromkeys(self.names, u) for u in (0.0, 1.0)]
+
+    def describe(self) -> str:
+        return self.maps.describe()
 
 
 def is_map(given: Any) -> bool:

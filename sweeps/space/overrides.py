@@ -7,7 +7,7 @@ takes it.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sweeps.space.space import (
+from sweeps.space.slots import (
     chosen_stages,
     inside_alternative,
     is_slot,

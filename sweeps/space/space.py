@@ -1,4 +1,4 @@
-"""The search space: dotted parameters, slots with alternatives, and what an assignment resolves to.
+"""The search space: dotted parameters and slots, and what a draw from it means.
 
 A slot is an entry of `stages` of the form `{one_of: {alternative: config, sub-pipeline or
 null}}`; it is a dimension by itself. Under a slot a path names the alternative
@@ -14,66 +14,30 @@ import copy
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import optuna
+from pydantic import JsonValue
 
-from compress.pipeline import NamedStage
-from sweeps.space.dimension import Assignment, Dimension, leaves, parse_dimension
+from sweeps.space.dimension import Configuration, Dimension, Draw, parse_dimension
 from sweeps.space.layer_maps import is_map, parse_map
-from sweeps.spec.model import Spec, build_stage, validated
+from sweeps.space.slots import (
+    chosen_stages,
+    inside_alternative,
+    is_pipeline,
+    is_slot,
+    named_alternatives,
+)
+from sweeps.spec.model import Spec
 from sweeps.spec.yaml_text import SpecError
-from trainers.config import DataConfig, SourceConfig
 
 ROOTS = ("stages", "source", "data")
 """Sections that a dimension may name."""
 
 
-def is_slot(entry: Any) -> bool:
-    return isinstance(entry, dict) and "one_of" in entry
-
-
-def is_pipeline(config: Any) -> bool:
-    """Whether an alternative of a slot is a sub-pipeline."""
-    return isinstance(config, dict) and isinstance(config.get("stages"), dict)
-
-
-def named_alternatives(
-    options: Mapping[str, Any], wanted: str, following: str | None
-) -> frozenset[str]:
-    """The alternatives, not empty ones, that the part `wanted` of a path means; `following`
-    is the part after it.
-
-    `*` means the sub-pipelines with a stage of that name, or where there are none, every
-    alternative of one stage.
-    """
-    if wanted != "*":
-        return frozenset({wanted} if options.get(wanted) is not None else ())
-    nested = frozenset(
-        o
-        for o, config in options.items()
-        if is_pipeline(config) and following in config["stages"]
-    )
-    return nested or frozenset(
-        o
-        for o, config in options.items()
-        if config is not None and not is_pipeline(config)
-    )
-
-
-def inside_alternative(config: Any, parts: Sequence[str]) -> list[str]:
-    """Keys within an alternative's config for what follows it in a path."""
-    return (
-        ["stages", *parts]
-        if is_pipeline(config) and parts and parts[0] != "stages"
-        else list(parts)
-    )
-
-
 class Space:
-    """All dimensions of a spec, slots first, and the way from an assignment to a pipeline.
+    """All dimensions of a spec, slots first, and the way from a draw to a pipeline.
 
     Raises:
         SpecError: a path that names nothing, or a dimension that is none.
@@ -191,15 +155,36 @@ class Space:
             "stage": following if nested else None,
         }
 
-    def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
-        """A valid assignment: slots first, then what is active under them."""
-        drawn: dict[str, Any] = {}
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Draw:
+        """Let an Optuna trial draw: slots first, then what is active under them."""
+        draw: Draw = {}
         for dimension in self.dimensions:
-            if dimension.active(drawn):
-                drawn |= dimension.draw(trial)
-        return drawn
+            if dimension.active(draw):
+                draw |= dimension.suggest(trial)
+        return draw
 
-    def resolve(self, assignment: Assignment) -> dict[str, Any]:
+    def decode(self, draw: Mapping[str, JsonValue]) -> Configuration:
+        """The configuration that a draw stands for, or the part of it that a part stands for."""
+        return {d.path: d.decode(draw) for d in self.dimensions if d.is_drawn(draw)}
+
+    def encode(self, configuration: Mapping[str, Any]) -> Draw:
+        """A draw that stands for a configuration, or for a part of one (`search.points`).
+
+        Raises:
+            SpecError: a name that is no dimension, or a value outside it.
+        """
+        known = {d.path: d for d in self.dimensions}
+        for path in configuration:
+            if path not in known:
+                raise SpecError(
+                    f"search.points: {path!r} is no dimension; valid:"
+                    f" {', '.join(known) or 'none'}"
+                )
+        return _joined(
+            *[known[path].encode(value) for path, value in configuration.items()]
+        )
+
+    def resolve(self, draw: Mapping[str, JsonValue]) -> dict[str, Any]:
         """The raw spec with values in place and slots replaced by what was chosen.
 
         Raises:
@@ -207,11 +192,11 @@ class Space:
         """
         raw = copy.deepcopy(self.spec.raw)
         for dimension in self.dimensions:
-            if dimension.is_slot or not dimension.is_drawn(assignment):
+            if dimension.is_slot or not dimension.is_drawn(draw):
                 continue
             parts = dimension.path.split(".")
             if dimension.slot is not None:
-                alternative = assignment[dimension.slot]
+                alternative = str(draw[dimension.slot])
                 config = raw["stages"][parts[1]]["one_of"][alternative]
                 parts = [
                     *parts[:2],
@@ -219,11 +204,11 @@ class Space:
                     alternative,
                     *inside_alternative(config, parts[3:]),
                 ]
-            set_path(raw, parts, dimension.drawn_value(assignment), dimension.path)
+            set_path(raw, parts, dimension.value(draw), dimension.path)
         stages: dict[str, Any] = {}
         for name, entry in raw["stages"].items():
             chosen = (
-                chosen_stages(name, entry, assignment[f"stages.{name}"])
+                chosen_stages(name, entry, str(draw[f"stages.{name}"]))
                 if is_slot(entry)
                 else {name: entry}
             )
@@ -237,10 +222,10 @@ class Space:
         raw["stages"] = stages
         return raw
 
-    def grid(self) -> list[dict[str, Any]] | None:
-        """Every assignment, or None where a dimension is a continuum."""
+    def grid(self) -> list[Draw] | None:
+        """Every draw, or None where a dimension is a continuum."""
         slots = [d for d in self.dimensions if d.is_slot]
-        points: list[dict[str, Any]] = []
+        draws: list[Draw] = []
         for labels in product(*[d.samples() for d in slots]):
             chosen = {d.path: label for d, label in zip(slots, labels, strict=True)}
             free = [d for d in self.dimensions if not d.is_slot and d.active(chosen)]
@@ -248,22 +233,17 @@ class Space:
             if any(axis is None for axis in axes):
                 return None
             for values in product(*[axis for axis in axes if axis is not None]):
-                points.append(_joined(chosen, *values))
-        return points
+                draws.append(_joined(chosen, *values))
+        return draws
 
-    def identity(self, assignment: Mapping[str, Any]) -> str:
-        """The same text for assignments that mean the same: maps are decoded, numbers may
-        be rounded otherwise.
+    def identity(self, draw: Mapping[str, JsonValue]) -> str:
+        """The same text for draws that mean the same: layer maps are decoded, and numbers may
+        be rounded differently.
         """
-        shown = {
-            d.path: d.shown(assignment)
-            for d in self.dimensions
-            if d.is_drawn(assignment)
-        }
         return json.dumps(
             {
-                path: f"{v:.12g}" if isinstance(v, float) else v
-                for path, v in shown.items()
+                path: f"{value:.12g}" if isinstance(value, float) else value
+                for path, value in self.decode(draw).items()
             }
         )
 
@@ -272,7 +252,7 @@ class Space:
         stages: Sequence[str] | None = None,
         within: tuple[str, str, Sequence[str]] | None = None,
     ) -> int | None:
-        """Number of assignments (of what concerns the named stages, source and data); None
+        """Number of draws (of what concerns the named stages, source and data); None
         is a continuum.
 
         Args:
@@ -285,7 +265,7 @@ class Space:
             for d in self.dimensions
             if stages is None or d.section in (*stages, "source", "data")
         ]
-        fixed: dict[str, Any] = {}
+        fixed: Draw = {}
         if within is not None:
             slot, alternative, inner = within
             fixed = {f"stages.{slot}": alternative}
@@ -304,8 +284,8 @@ class Space:
             total += math.prod(axis for axis in axes if axis is not None)
         return total
 
-    def probes(self) -> Iterator[dict[str, Any]]:
-        """Assignments that between them use every alternative and every dimension's samples."""
+    def probes(self) -> Iterator[Draw]:
+        """Draws that between them use every alternative and every dimension's samples."""
         slots = [d for d in self.dimensions if d.is_slot]
         for labels in product(*[d.samples() for d in slots]):
             chosen = {d.path: label for d, label in zip(slots, labels, strict=True)}
@@ -316,40 +296,9 @@ class Space:
                 for probe in dimension.probes()[1:]:
                     yield _joined(base, probe)
 
-    def point(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """A user's point with labels for values.
 
-        Raises:
-            SpecError: a name that is no dimension, or a value outside it.
-        """
-        known = {d.path: d for d in self.dimensions}
-        for path in given:
-            if path not in known:
-                raise SpecError(
-                    f"search.points: {path!r} is no dimension; valid:"
-                    f" {', '.join(known) or 'none'}"
-                )
-        return _joined(*[known[path].placed(value) for path, value in given.items()])
-
-
-def _joined(*parts: Assignment) -> dict[str, Any]:
+def _joined(*parts: Draw) -> Draw:
     return {name: drawn for part in parts for name, drawn in part.items()}
-
-
-def chosen_stages(
-    slot: str, entry: Mapping[str, Any], alternative: str
-) -> dict[str, Any]:
-    """The stages that a slot's alternative stands for: none, one under the slot's name, or
-    a sub-pipeline's.
-    """
-    config = entry["one_of"][alternative]
-    if config is None:
-        return {}
-    if is_pipeline(config):
-        return dict(config["stages"])
-    return {
-        slot: {"stage": alternative, **config} if isinstance(config, dict) else config
-    }
 
 
 def set_path(raw: dict[str, Any], parts: Sequence[str], value: Any, shown: str) -> None:
@@ -375,66 +324,3 @@ def set_path(raw: dict[str, Any], parts: Sequence[str], value: Any, shown: str) 
         if isinstance(before, dict) and isinstance(value, dict)
         else value
     )
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """A trial's part of the spec, validated: source, data, stages, and the flat config for
-    its record.
-    """
-
-    source: SourceConfig
-    data: DataConfig
-    stages: tuple[NamedStage, ...]
-    config: dict[str, Any]
-
-
-def resolved_trial(space: Space, assignment: Assignment) -> Resolved:
-    """Validate what an assignment resolves to.
-
-    Raises:
-        SpecError: with the place in the spec.
-    """
-    raw = space.resolve(assignment)
-    source = validated(SourceConfig, raw["source"], "source")
-    data = validated(DataConfig, raw["data"], "data")
-    stages: list[NamedStage] = []
-    for name, entry in raw["stages"].items():
-        if not isinstance(entry, dict):
-            raise SpecError(
-                f"stages.{name}: a stage is a mapping of its parameters; got {entry!r}"
-            )
-        kind = entry.get("stage", name)
-        place = f"stages.{name}"
-        if not isinstance(kind, str):
-            raise SpecError(f"{place}.stage: the name of a stage; got {kind!r}")
-        config = {key: value for key, value in entry.items() if key != "stage"}
-        stages.append(NamedStage(name, kind, build_stage(kind, config, place)))
-    return Resolved(
-        source,
-        data,
-        tuple(stages),
-        _flat_config(space, assignment, source, data, stages),
-    )
-
-
-def _flat_config(
-    space: Space,
-    assignment: Assignment,
-    source: SourceConfig,
-    data: DataConfig,
-    stages: Sequence[NamedStage],
-) -> dict[str, Any]:
-    flat: dict[str, Any] = {
-        d.path.removeprefix("stages."): assignment[d.path]
-        for d in space.dimensions
-        if d.is_slot
-    }
-    sections = {
-        "source": source,
-        "data": data,
-        **{stage.name: stage.config for stage in stages},
-    }
-    for name, section in sections.items():
-        flat |= dict(leaves(name, section.model_dump(mode="json")))
-    return flat

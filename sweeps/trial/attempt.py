@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from compress.pipeline import library_versions
+from analysis.contract import Objective
+from compress.keys import library_versions
 from sweeps.run.record import (
     RecordTakenError,
     TrialRecord,
     is_storage_fault,
     trial_folder,
 )
-from sweeps.spec.model import Objective
 from sweeps.trial.epoch_curve import WatchedEpochs
 from sweeps.trial.execute import Execution, Plan, Row, RowSink, execute
 from sweeps.values import is_feasible

@@ -21,7 +21,9 @@ from compress.pipeline import (
     StageRun,
     run_pipeline,
 )
-from sweeps.spec.model import Measure, build_stage, validated
+from sweeps.spec.load import validated
+from sweeps.spec.model import Measure
+from sweeps.spec.stages import build_stage
 from trainers.config import DataConfig, SourceConfig
 from trainers.data.splits import load_data
 from trainers.models.arch import ModelState

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from compress.pipeline import library_versions
+from compress.keys import library_versions
 from sweeps.check import default_data_cache
 from sweeps.run.code_version import code_version
 from sweeps.run.record import named_record
-from sweeps.spec.model import build_stage
+from sweeps.spec.stages import build_stage
 from sweeps.trial.attempt import cpu_name
 from sweeps.trial.execute import Plan, Row, execute, pipeline_of
 from trainers.config import FitOptions

@@ -94,3 +94,29 @@ def test_an_undeclared_metric_is_refused(
     monkeypatch.setattr(metrics_module, "MEASUREMENTS", {"energy": joules})
     with pytest.raises(ValueError, match="'energy' gave power_w, which its metrics"):
         measure(final, quantized=False)
+
+
+def test_plugins_give_metrics_and_no_name_twice(
+    final: FinalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def largest(final: FinalModel) -> Mapping[str, Value]:
+        return {
+            "largest_weight": max(float(w.max()) for w in final.state.weights.values())
+        }
+
+    offer = Measurement(
+        (Metric("largest_weight", "largest of all weights", "1"),), largest
+    )
+    offers: dict[str, object] = {"largest": offer}
+    monkeypatch.setattr(
+        metrics_module.plugins,
+        "merged",
+        lambda group, ours, fits, rule: {**ours, **offers},
+    )
+    assert metrics_module.metrics()["largest_weight"].unit == "1"
+    assert float(measure(final, quantized=False)["largest_weight"]) > 0
+    offers["again"] = offer
+    with pytest.raises(
+        ValueError, match=r"'largest_weight' is given by .*'largest' and 'again'"
+    ):
+        metrics_module.metrics()

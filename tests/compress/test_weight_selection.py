@@ -17,13 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from compress.selection.elements import select, uniform_indices
+from compress.selection.layers import map_layers
 from compress.selection.random_init import RandomInit
-from compress.selection.stage import (
-    WeightSelection,
-    map_layers,
-    select,
-    uniform_indices,
-)
+from compress.selection.stage import WeightSelection
 from compress.stage import Context
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState

@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 from sweeps.check import check_spec
 from sweeps.run.record import TrialRecord, trial_folder, trial_records
 from sweeps.search.searcher import StudySearch
-from sweeps.spec.model import spec_from
+from sweeps.spec.load import spec_from
 
 COMMON: dict[str, Any] = {
     "run": "",

@@ -13,7 +13,7 @@ from sweeps.cli.main import app
 from sweeps.export.models import trial_model
 from sweeps.run.record import TrialRecord, trial_folder
 from sweeps.search.searcher import StudySearch
-from sweeps.spec.model import spec_from
+from sweeps.spec.load import spec_from
 from sweeps.trial.attempt import run_trial
 
 

@@ -21,7 +21,7 @@ from sweeps.cli.main import app
 from sweeps.drive import cluster
 from sweeps.drive.cluster import check_address, check_nodes
 from sweeps.drive.driver import run_sweep
-from sweeps.spec.model import spec_from
+from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.reproduce import reproduce
 from tests.sweeps.helpers import contents
@@ -201,7 +201,7 @@ from sweeps.drive.cluster import set_environment
 from sweeps.drive.driver import run_sweep
 from sweeps.drive.progress import Progress
 from sweeps.run.record import trial_records
-from sweeps.spec.model import spec_from
+from sweeps.spec.load import spec_from
 from sweeps.trial.attempt import run_trial
 
 raw, nodes, ship, watched, trained = json.loads(sys.argv[1])

@@ -16,7 +16,7 @@ import analysis
 from sweeps.check import check_spec
 from sweeps.drive.driver import Outcome, run_sweep
 from sweeps.run.record import TrialRecord, trial_folder, trial_records
-from sweeps.spec.model import spec_from
+from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
 
 

@@ -17,7 +17,8 @@ from sweeps.check import check_spec
 from sweeps.drive.driver import run_sweep
 from sweeps.run.record import RecordTakenError, TrialRecord, trial_folder
 from sweeps.search.stopping import EpochScheduler
-from sweeps.spec.model import EarlyStopping, spec_from
+from sweeps.spec.load import spec_from
+from sweeps.spec.model import EarlyStopping
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.attempt import run_trial
 from sweeps.trial.epoch_curve import WatchedEpochs, curve, prune

@@ -14,8 +14,9 @@ import yaml
 from torch import Tensor
 from typer.testing import CliRunner
 
-from compress.cache import Artifact, StageCache, content_key
+from compress.cache import Artifact, StageCache
 from compress.codec.file import decode
+from compress.keys import content_key
 from sweeps.cli.main import app
 from sweeps.export.formats import FORMATS, export
 from trainers.models.arch import Arch, ModelState

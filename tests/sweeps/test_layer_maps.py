@@ -26,8 +26,8 @@ from sweeps.space.layer_maps import (
     subset,
 )
 from sweeps.space.overrides import apply_overrides
-from sweeps.space.space import resolved_trial
-from sweeps.spec.model import spec_from
+from sweeps.space.resolve import resolved_trial
+from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError, parse_yaml
 from sweeps.trial.attempt import run_trial
 
@@ -66,7 +66,7 @@ def test_all_330_maps_of_the_paper_are_reachable() -> None:
     draws = dimension.draws()
     assert dimension.num_draws() == len(draws) == 330
     assert all(len(point) == 4 for point in draws)  # a few ordered numbers
-    maps = [tuple(dimension.drawn_value(point)) for point in draws]
+    maps = [tuple(dimension.value(point)) for point in draws]
     assert len(set(maps)) == 330
     assert all(valid(dimension.maps, list(found)) for found in maps)
     # and these are all that there are: compositions of 12 into 5 positive parts
@@ -86,11 +86,11 @@ def test_all_330_maps_of_the_paper_are_reachable() -> None:
     ],
 )
 def test_the_papers_maps_round_trip(dimension: MapDimension, paper: list[int]) -> None:
-    point = dimension.placed(paper)
-    assert dimension.drawn_value(point) == paper
+    point = dimension.encode(paper)
+    assert dimension.value(point) == paper
     study = optuna.create_study()
     study.enqueue_trial(dict(point))
-    assert dimension.draw(study.ask()) == point
+    assert dimension.suggest(study.ask()) == point
 
 
 SIZES = st.tuples(
@@ -177,7 +177,7 @@ def test_samplers_propose_maps_only(sampler: Any) -> None:
     dimension, study = sws(12, 5), optuna.create_study(sampler=sampler)
     for _ in range(25):
         trial = study.ask()
-        found = dimension.drawn_value(dimension.draw(trial))
+        found = dimension.value(dimension.suggest(trial))
         assert valid(dimension.maps, found)
         study.tell(
             trial, sum(abs(a - b) for a, b in zip(found, PAPER_SWS, strict=True))

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
+from analysis.contract import Objective
 from sweeps.check import check_spec
 from sweeps.run.record import TrialRecord, trial_folder
 from sweeps.search.refine import front_numbers
-from sweeps.spec.model import Objective, spec_from
+from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
 from tests.sweeps.helpers import finish, searcher, states
 

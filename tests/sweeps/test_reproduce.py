@@ -13,7 +13,7 @@ from sweeps.check import load_spec
 from sweeps.cli.main import app
 from sweeps.run.record import TrialRecord, trial_records
 from sweeps.search.searcher import StudySearch
-from sweeps.spec.model import preset_names
+from sweeps.spec.load import preset_names
 from sweeps.trial.attempt import run_trial
 from sweeps.trial.reproduce import (
     CannotReproduceError,

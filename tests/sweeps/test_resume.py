@@ -24,7 +24,7 @@ from sweeps.run import driving as run_state
 from sweeps.run.driving import driving, request_stop, stop_requested
 from sweeps.run.record import RecordTakenError, TrialRecord, trial_folder, trial_records
 from sweeps.run.storage import find_run
-from sweeps.spec.model import spec_from
+from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.attempt import run_trial
 from tests.sweeps.helpers import begin, contents, finish, searcher, states

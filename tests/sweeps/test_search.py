@@ -15,7 +15,7 @@ from sweeps.run.record import TrialRecord, trial_folder, trial_records
 from sweeps.search.samplers import make_sampler
 from sweeps.search.searcher import StudySearch
 from sweeps.search.study import canonical, draw
-from sweeps.spec.model import preset_names, spec_from
+from sweeps.spec.load import preset_names, spec_from
 from sweeps.trial.attempt import run_trial
 from tests.sweeps.helpers import COMMON, finish, searcher, states
 

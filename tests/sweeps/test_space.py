@@ -1,5 +1,6 @@
-"""The space: every assignment valid, conditions hold, grids and sizes agree, points resolve."""
+"""The space: every draw valid, conditions hold, grids and sizes agree, points resolve."""
 
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -8,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sweeps.space.dimension import config_keys, parse_dimension
-from sweeps.space.space import Space, resolved_trial
-from sweeps.spec.model import spec_from
+from sweeps.space.resolve import resolved_trial
+from sweeps.space.space import Space
+from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
 
 
@@ -22,13 +24,13 @@ def test_suggestions_are_valid_and_conditional(raw: dict[str, Any]) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     seen = set()
     for _ in range(60):
-        assignment = space.suggest(study.ask())
-        trial = resolved_trial(space, assignment)
+        draw = space.suggest(study.ask())
+        trial = resolved_trial(space, draw)
         kinds = {s.name: s.kind for s in trial.stages}
-        choice = assignment["stages.init"]
+        choice = draw["stages.init"]
         seen.add(choice)
-        assert ("stages.init.*.args.embed_dim" in assignment) == (choice != "none")
-        assert ("stages.init.weight_selection.element_rule" in assignment) == (
+        assert ("stages.init.*.args.embed_dim" in draw) == (choice != "none")
+        assert ("stages.init.weight_selection.element_rule" in draw) == (
             choice == "weight_selection"
         )
         assert trial.config["init"] == choice
@@ -39,9 +41,9 @@ def test_suggestions_are_valid_and_conditional(raw: dict[str, Any]) -> None:
             assert kinds["init"] == choice
             assert (
                 trial.config["init.args.embed_dim"]
-                == assignment["stages.init.*.args.embed_dim"]
+                == draw["stages.init.*.args.embed_dim"]
             )
-        assert trial.config["finetune.lr"] == assignment["stages.finetune.lr"]
+        assert trial.config["finetune.lr"] == draw["stages.finetune.lr"]
         assert list(kinds)[-1] == "finetune"
     assert seen == {"weight_selection", "random_init", "none"}
 
@@ -81,7 +83,7 @@ def test_named_choices_set_mappings(raw: dict[str, Any]) -> None:
         "init.args.embed_dim",
         "init.args.depth",
     ]
-    assert space.point({"stages.init.*.args": {"embed_dim": 32, "depth": 2}}) == {
+    assert space.encode({"stages.init.*.args": {"embed_dim": 32, "depth": 2}}) == {
         "stages.init.*.args": "M"
     }
 
@@ -141,7 +143,7 @@ def test_ranges_hold(
         assert log
         return
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    drawn = dimension.suggest(study.ask())
+    drawn = dimension.suggest(study.ask())["stages.x.y"]
     assert low <= drawn <= low + width
     integral = all(
         isinstance(v, int) for v in (low, low + width, 1 if step is None else step)
@@ -150,7 +152,7 @@ def test_ranges_hold(
     grid = dimension.grid()
     if grid is not None:
         assert any(abs(drawn - g) < 1e-9 * max(1, abs(g)) for g in grid)
-    assert dimension.coerced(drawn) == drawn
+    assert dimension.encode(drawn) == {"stages.x.y": drawn}
 
 
 def test_points_first_draw_what_they_say(raw: dict[str, Any]) -> None:
@@ -160,7 +162,54 @@ def test_points_first_draw_what_they_say(raw: dict[str, Any]) -> None:
     }
     space = space_of(raw)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    study.enqueue_trial(space.point(point))
+    study.enqueue_trial(space.encode(point))
     assert point.items() <= space.suggest(study.ask()).items()
     with pytest.raises(SpecError, match="is no choice"):
-        space.point({"stages.init": "magic"})
+        space.encode({"stages.init": "magic"})
+
+
+def test_a_configuration_has_plain_values(raw: dict[str, Any]) -> None:
+    """Optuna's own names and numbers stay in the draw."""
+    sizes = {"choices": {"small": {"embed_dim": 16}, "large": {"embed_dim": 32}}}
+    space = space_of(
+        raw,
+        space={
+            "stages.init.*.args": sizes,
+            "stages.finetune.betas": [[0.9, 0.99], [0.9, 0.999]],
+            "stages.finetune.lr": {"low": 1e-4, "high": 1e-2, "log": True},
+        },
+    )
+    draw = {
+        "stages.init": "random_init",
+        "stages.init.*.args": "small",
+        "stages.finetune.betas": "[0.9,0.99]",
+        "stages.finetune.lr": 0.001,
+    }
+    configuration = space.decode(draw)
+    assert configuration == draw | {"stages.finetune.betas": [0.9, 0.99]}
+    assert space.encode(configuration) == draw
+    assert space.decode({"stages.finetune.lr": 0.5}) == {"stages.finetune.lr": 0.5}
+
+
+def test_a_plan_has_specs_of_stages_with_absolute_paths(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("weights.pt", "teacher.pt"):
+        Path(name).touch()
+    raw["source"]["checkpoint"] = "weights.pt"
+    raw["data"]["root"] = "images"
+    raw["stages"]["finetune"]["distill"] = {
+        "teacher": "resnet18",
+        "teacher_checkpoint": "teacher.pt",
+    }
+    space = space_of(raw, space={})
+    trial = resolved_trial(space, {"stages.init": "none"})
+    assert trial.source.checkpoint == tmp_path / "weights.pt"
+    assert trial.data.root == tmp_path / "images"
+    teacher, finetune = trial.specs
+    assert (teacher.name, teacher.kind) == ("teacher", "finetune")
+    distill = finetune.config["distill"]
+    assert isinstance(distill, dict)
+    assert distill["teacher_checkpoint"] == str(tmp_path / "teacher.pt")
+    assert trial.configuration == {"stages.init": "none"}

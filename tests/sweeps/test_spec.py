@@ -18,7 +18,7 @@ from sweeps.check import check_spec, load_spec
 from sweeps.cli.main import app
 from sweeps.describe import spec_schema
 from sweeps.space.overrides import apply_overrides
-from sweeps.spec.model import preset_names, preset_text, spec_from
+from sweeps.spec.load import preset_names, preset_text, spec_from
 from sweeps.spec.yaml_text import SpecError, parse_yaml
 
 

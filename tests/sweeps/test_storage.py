@@ -14,7 +14,7 @@ from sweeps.drive.driver import run_sweep
 from sweeps.resume import resumed_spec
 from sweeps.run.record import TrialRecord, trial_folder, trial_records
 from sweeps.run.storage import RunMirror, find_run, local_run, run_place
-from sweeps.spec.model import spec_from
+from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
 from trainers.remote import Remote
 

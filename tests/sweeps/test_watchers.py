@@ -9,11 +9,12 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
+from analysis.contract import Objective
 from sweeps.check import check_spec
 from sweeps.drive.progress import Progress, Standing
 from sweeps.drive.trackers import Listener, TensorBoard, Watchers, check_watch
 from sweeps.run.record import TrialRecord, trial_folder
-from sweeps.spec.model import Objective, spec_from
+from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
 
 

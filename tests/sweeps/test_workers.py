@@ -14,7 +14,8 @@ import ray
 from sweeps.check import check_spec
 from sweeps.drive.driver import _fit_at_once, run_sweep
 from sweeps.run.record import trial_records
-from sweeps.spec.model import Resources, spec_from
+from sweeps.spec.load import spec_from
+from sweeps.spec.model import Resources
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.worker_group import GroupShape, WorkerGroup, WorkersDied
 from trainers.training.distributed import RankFailed, from_rank_0, rank, world_size

@@ -7,6 +7,7 @@ Images are uint8 until normalised.
 """
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from trainers.config import AugmentConfig, DataConfig
 from trainers.data import image_ops as ops
 from trainers.data.randaugment import RandAugment, RandAugmentSpec
+from trainers.data.transfer import put
 
 # crop auto: padded up to this size, resized above; also: no centre crop at evaluation
 PADDED_CROP_PX = 32
@@ -124,11 +126,10 @@ class BatchAugment:
 
     def _crop_and_flip(self, images: Tensor, rng: np.random.Generator) -> Tensor:
         batch, native = images.shape[0], images.shape[-1]
-        flip = self._put(rng.random(batch) < self._hflip)
+        flip = put(rng.random(batch) < self._hflip, self._device)
         if self._crop == "resized":
-            boxes = self._put(
-                resized_crop_boxes(batch, native, self.config.crop_scale, rng)
-            )
+            boxes = resized_crop_boxes(batch, native, self.config.crop_scale, rng)
+            boxes = put(boxes, self._device)
             return ops.resized_crop(
                 images, boxes, flip, self._size, self._interpolation
             )
@@ -136,16 +137,14 @@ class BatchAugment:
             images = ops.to_uint8(ops.resize(images, self._size, self._interpolation))
         if self._crop == "padded":
             padding = self.config.crop_padding_px
-            top, left = self._put(rng.integers(2 * padding + 1, size=(2, batch)))
+            corner = rng.integers(2 * padding + 1, size=(2, batch))
+            top, left = put(corner, self._device)
             return ops.padded_crop(images, padding, top, left, flip)
         return (
             torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)
             if self._hflip
             else images
         )
-
-    def _put(self, values: NDArray) -> Tensor:
-        return torch.from_numpy(values).to(self._device, non_blocking=True)
 
 
 class Finish:
@@ -221,14 +220,16 @@ def color_jitter(images: Tensor, strength: float, rng: np.random.Generator) -> T
         max(0.0, 1 - strength), 1 + strength, (len(kinds), len(images))
     )
     order = rng.random((len(images), len(kinds))).argsort(axis=1)
+    # of each turn the images sorted by kind, and the factors beside them
+    rows = order.argsort(axis=0, kind="stable")
+    kind_of = np.take_along_axis(order, rows, axis=0)
+    values = put(factor[kind_of, rows], images.device, torch.float32)
+    places = put(rows, images.device)
     for turn in range(len(kinds)):
-        for number, kind in enumerate(kinds):
-            rows = np.flatnonzero(order[:, turn] == number)
-            if len(rows):
-                where = torch.from_numpy(rows).to(images.device)
-                value = torch.from_numpy(factor[number, rows]).to(
-                    images.device, torch.float32
-                )
+        bounds = np.searchsorted(kind_of[:, turn], np.arange(len(kinds) + 1)).tolist()
+        for kind, (start, stop) in zip(kinds, pairwise(bounds), strict=True):
+            if stop > start:
+                where, value = places[start:stop, turn], values[start:stop, turn]
                 images[where] = kind(images[where], value)
     return images
 
@@ -240,22 +241,25 @@ def three_augment(images: Tensor, rng: np.random.Generator) -> Tensor:
     images = images.clone()
     chosen = rng.integers(3, size=len(images))
     sigma = rng.uniform(*BLUR_SIGMA, len(images))
-    for number in range(3):
-        rows = np.flatnonzero(chosen == number)
-        if not len(rows):
+    rows = chosen.argsort(kind="stable")
+    places, sigmas = (
+        put(rows, images.device),
+        put(sigma[rows], images.device, torch.float32),
+    )
+    bounds = np.searchsorted(chosen[rows], np.arange(4)).tolist()
+    for number, (start, stop) in enumerate(pairwise(bounds)):
+        if start == stop:
             continue
-        where = torch.from_numpy(rows).to(images.device)
+        where = places[start:stop]
         part = images[where]
         if number == 0:
             images[where] = ops.grey(part).expand(-1, 3, -1, -1)
         elif number == 1:
             images[where] = ops.solarize(
-                part, torch.full((len(rows),), SOLARIZE_THRESHOLD, device=images.device)
+                part, torch.full((len(part),), SOLARIZE_THRESHOLD, device=images.device)
             )
         else:
-            images[where] = ops.gaussian_blur(
-                part, torch.from_numpy(sigma[rows]).to(images.device, torch.float32)
-            )
+            images[where] = ops.gaussian_blur(part, sigmas[start:stop])
     return images
 
 
@@ -280,17 +284,12 @@ def erase(
         return
     height, width = images.shape[2:]
     boxes = erase_boxes(len(rows), height, width, config.erase_count, rng)
-    where = torch.from_numpy(rows).to(images.device)
+    where = put(rows, images.device)
     part = images[where]
     y = torch.arange(height, device=images.device).view(1, -1, 1)
     x = torch.arange(width, device=images.device).view(1, 1, -1)
-    for top, left, tall, wide in (
-        torch.from_numpy(boxes)
-        .to(images.device)
-        .permute(1, 2, 0)
-        .unsqueeze(-1)
-        .unsqueeze(-1)
-    ):
+    edges = put(boxes, images.device).permute(1, 2, 0).unsqueeze(-1).unsqueeze(-1)
+    for top, left, tall, wide in edges:
         inside = (
             (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide)
         ).unsqueeze(1)

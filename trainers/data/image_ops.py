@@ -60,9 +60,9 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     """ImageEnhance.Sharpness: 0 is smoothed, 1 the image, 2 sharpened; the border stays as
     it is.
     """
-    kernel = (
-        torch.tensor([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]], device=images.device) / 13
-    )
+    kernel = torch.ones(3, 3, device=images.device)
+    kernel[1, 1] = 5
+    kernel /= 13
     smooth = images.clone()
     inner = F.conv2d(images.float(), kernel.expand(3, 1, 3, 3), groups=3)
     smooth[:, :, 1:-1, 1:-1] = inner.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)

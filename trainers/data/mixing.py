@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainers.config import AugmentConfig
+from trainers.data.transfer import put
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def mix(
     plan = draw_mix(len(images), images.shape[2], images.shape[3], config, rng)
     if (plan.lam == 1).all():
         return images, targets
-    lam = torch.from_numpy(plan.lam).to(images.device, torch.float32)
+    lam = put(plan.lam, images.device, torch.float32)
     targets = targets.flip(0).lerp(targets, lam.view(-1, 1))
     partners = images.flip(0)
     if not plan.cut.any():
@@ -49,13 +50,13 @@ def mix(
         mixed = images.clone()
         mixed[:, :, top:bottom, left:right] = partners[:, :, top:bottom, left:right]
         return mixed, targets
-    boxes = torch.from_numpy(plan.boxes).to(images.device).view(-1, 4, 1, 1)
+    boxes = put(plan.boxes, images.device).view(-1, 4, 1, 1)
     y = torch.arange(images.shape[2], device=images.device).view(1, -1, 1)
     x = torch.arange(images.shape[3], device=images.device).view(1, 1, -1)
     inside = (
         (y >= boxes[:, 0]) & (y < boxes[:, 1]) & (x >= boxes[:, 2]) & (x < boxes[:, 3])
     )
-    cut = torch.from_numpy(plan.cut).to(images.device).view(-1, 1, 1)
+    cut = put(plan.cut, images.device).view(-1, 1, 1)
     weight = torch.where(cut, (~inside).float(), lam.view(-1, 1, 1)).unsqueeze(1)
     return partners.lerp(images, weight), targets
 

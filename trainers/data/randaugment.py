@@ -8,6 +8,7 @@ operation, so that the work is a few calls on sub-batches whatever the batch siz
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainers.data import image_ops as ops
+from trainers.data.transfer import put
 
 Values = NDArray[np.float64]
 
@@ -184,34 +186,45 @@ class RandAugment:
         self, images: Tensor, chosen: NDArray[np.int64], level: Values, sign: Values
     ) -> None:
         """Change images[i] in place by operation chosen[i] (-1: none)."""
-        moved, matrices = [], []
-        for number, name in enumerate(OPERATIONS):
-            rows = np.flatnonzero(chosen == number)
-            if not len(rows):
+        rows = np.argsort(chosen, kind="stable")  # by operation
+        bounds = np.searchsorted(chosen[rows], np.arange(len(OPERATIONS) + 1)).tolist()
+        groups = dict(zip(OPERATIONS, pairwise(bounds), strict=True))
+        values = np.zeros(len(rows))
+        for name, (start, stop) in groups.items():
+            if stop > start and name not in _WITHOUT_LEVEL:
+                part = rows[start:stop]
+                values[start:stop] = argument(
+                    name, level[part], sign[part], self.spec.increasing
+                )
+        places = put(rows, images.device)
+        arguments = put(values, images.device, torch.float32)
+        for name, (start, stop) in groups.items():
+            if start == stop or name in GEOMETRIC:
                 continue
+            where = places[start:stop]
             if name in _WITHOUT_LEVEL:
-                where = torch.from_numpy(rows).to(images.device)
                 images[where] = _WITHOUT_LEVEL[name](images[where])
                 continue
-            value = argument(name, level[rows], sign[rows], self.spec.increasing)
-            if name in GEOMETRIC:
-                moved.append(rows)
-                matrices.append(geometric_matrix(name, value))
-                continue
-            where = torch.from_numpy(rows).to(images.device)
-            kind = (
-                torch.long
-                if name in ("Posterize", "Solarize", "SolarizeAdd")
-                else torch.float32
-            )
-            images[where] = _BY_LEVEL[name](
-                images[where], torch.from_numpy(value).to(images.device, kind)
-            )
-        if moved:  # one sampling for all five
-            where = torch.from_numpy(np.concatenate(moved)).to(images.device)
-            matrix = torch.from_numpy(np.concatenate(matrices)).to(
-                images.device, torch.float32
-            )
-            images[where] = ops.affine(
-                images[where], matrix, self.interpolation, self.fill
-            )
+            value = arguments[start:stop]
+            if name in ("Posterize", "Solarize", "SolarizeAdd"):
+                value = value.long()
+            images[where] = _BY_LEVEL[name](images[where], value)
+        self._move(images, groups, values, places)
+
+    def _move(
+        self,
+        images: Tensor,
+        groups: dict[str, tuple[int, int]],
+        values: Values,
+        places: Tensor,
+    ) -> None:
+        """The geometric operations, all in one sampling; they come first in `OPERATIONS`."""
+        first, last = groups[GEOMETRIC[0]][0], groups[GEOMETRIC[-1]][1]
+        if first == last:
+            return
+        matrices = [
+            geometric_matrix(name, values[slice(*groups[name])]) for name in GEOMETRIC
+        ]
+        matrix = put(np.concatenate(matrices), images.device, torch.float32)
+        where = places[first:last]
+        images[where] = ops.affine(images[where], matrix, self.interpolation, self.fill)

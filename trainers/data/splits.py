@@ -30,6 +30,7 @@ from trainers.data.streaming import (
     eval_transform,
     train_transform,
 )
+from trainers.data.transfer import put
 
 Split = Literal["train", "val", "test"]
 
@@ -70,16 +71,10 @@ class PixelStore:
         if device.type == "cpu":
             return self.pixels.index_select(0, rows)
         if self.pixels.numel() > ON_DEVICE_BYTES:
-            return (
-                self.pixels.index_select(0, rows)
-                .pin_memory()
-                .to(device, non_blocking=True)
-            )
+            return put(self.pixels.index_select(0, rows), device)
         if device not in self._on_device:
             self._on_device[device] = self.pixels.to(device)
-        return self._on_device[device].index_select(
-            0, rows.to(device, non_blocking=True)
-        )
+        return self._on_device[device].index_select(0, put(rows, device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,7 +308,7 @@ class TrainBatches:
         labels = images.labels.to(self._device)
         for positions, copy in zip(order, copies, strict=True):
             pixels = images.store.gather(images.rows[positions], self._device)
-            yield self._augment(pixels, rng), labels[positions.to(self._device)], copy
+            yield self._augment(pixels, rng), labels[put(positions, self._device)], copy
 
 
 def eval_batches(
@@ -351,7 +346,7 @@ def eval_batches(
         return
     for chosen in batches:
         pixels = images.store.gather(images.rows[chosen], device)
-        yield transform(pixels), images.labels[chosen].to(device)
+        yield transform(pixels), put(images.labels[chosen], device)
 
 
 def _info(config: DataConfig, dataset: Dataset) -> DataInfo:

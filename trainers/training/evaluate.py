@@ -77,7 +77,7 @@ def evaluate_classes(
     for logits, labels in _predictions(module, data, split, device, batch_size, amp):
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels[:, None])
         loss = cross_entropy(logits, labels) * len(labels)
-        count = torch.tensor(len(labels), device=device)
+        count = torch.full((), len(labels), device=device)
         totals += torch.stack([best[:, 0].sum(), best.sum(), loss, count]).double()
         all_logits.append(logits)
         all_labels.append(labels)

@@ -40,9 +40,14 @@ class Hook:
     def on_grads(self, step: int) -> None:
         """After backward and unscaling, before clipping and the update."""
 
-    def on_step(self, step: int) -> bool:
-        """After the update, gradients still there. True ends the fit."""
-        return False
+    def on_step(self, step: int) -> bool | None:
+        """After the update, gradients still there. True ends the fit; None where there is
+        nothing to decide at this step.
+
+        Several workers agree on what is decided, which makes them wait for each other; so
+        whether it is None must be the same on all of them.
+        """
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only: checkpoints are read without unpickling code."""
@@ -229,9 +234,10 @@ class _Fit:
             self.ema.update(self.module)
         self.result.steps += 1
         stops = [hook.on_step(self.result.steps) for hook in self.hooks]
+        decided = [stop for stop in stops if stop is not None]
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.after_step(self.result.steps)
-        return distributed.any_rank(any(stops), self.device) if self.hooks else False
+        return distributed.any_rank(any(decided), self.device) if decided else False
 
     def validate(self) -> dict[str, float]:
         """Accuracy on the validation part; empty when there is none."""

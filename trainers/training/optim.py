@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from trainers.config import TrainConfig, duration_in_steps
 
@@ -15,6 +15,8 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
     Raises:
         ValueError: timm has no such optimiser, or it does not take an option given.
     """
+    from trainers.timm_library import timm
+
     options: dict[str, Any] = {}
     if config.betas is not None:
         options["betas"] = config.betas
@@ -22,8 +24,6 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
         ("sgd", "momentum", "nesterov", "lion")
     ):
         options["eps"] = config.eps
-    from trainers.timm_library import timm
-
     try:
         return timm.optim.create_optimizer_v2(
             module,
@@ -33,12 +33,25 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
             momentum=config.momentum,
             layer_decay=config.layer_decay,
             **options,
+            **_fused(module, config.optimizer),
         )
     except (AssertionError, TypeError, ValueError) as error:
         raise ValueError(
             f"optimizer {config.optimizer!r}: {error} (see"
             " timm.optim.list_optimizers())"
         ) from error
+
+
+def _fused(module: nn.Module, optimizer: str) -> dict[str, Any]:
+    """The option for one kernel over all parameters, where torch has it: on a GPU.
+
+    It also reads the flag of a loss scale on the device, where others make the host wait.
+    """
+    on_gpu = all(parameter.is_cuda for parameter in module.parameters())
+    from trainers.timm_library import timm
+
+    kind = timm.optim.get_optimizer_class(optimizer, bind_defaults=False)
+    return {"fused": True} if on_gpu and kind in (Adam, AdamW, SGD) else {}
 
 
 def check_train_config(config: TrainConfig, num_train: int) -> None:
