@@ -152,7 +152,7 @@ def _failure(plugin: str, source: str, error: Exception) -> str:
         line, cause = error.lineno, error.msg
         where = plugin if is_file else error.filename
     remedy = "mend it"
-    if is_file and isinstance(error, ImportError):
+    if is_file and isinstance(error, ModuleNotFoundError):
         remedy = (
             "install it, or put its code into the file (a plugin file stands alone)"
         )
