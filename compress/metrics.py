@@ -1,10 +1,10 @@
 """Every metric of a trial's final model: its name, description and unit, and how it is measured.
 
 A new metric of the final model touches this file alone: give its `Metric` and the function
-that computes it as one more `Measurement`. Metrics that an epoch of training has too, such
-as the accuracy, come from `trainers.training.epoch_metrics`. A package of somebody else's offers the same
-object under `METRICS` (see docs/extending.md). What a stage reports about its own work is
-described by that stage (`Stage.metrics`).
+that computes it as one more `Measurement`. A package of somebody else's offers the same
+object under `METRICS` (see docs/extending.md). Metrics that an epoch of training has too,
+such as the accuracy, are declared in `trainers.training.epoch_metrics`, and what a stage
+reports about its own work in that stage (`Stage.metrics`).
 
 Nothing heavy is imported before something is measured.
 """
