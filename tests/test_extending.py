@@ -65,8 +65,9 @@ def test_the_page_shows_one_of_each() -> None:
     }
 
 
-def test_the_stage() -> None:
-    for model in check_stage(stages()["ternary"](threshold=0.5)):
+def test_the_stage(digits: Data) -> None:
+    stage = stages()["ternary"](threshold=0.5)
+    for model in check_stage(stage, tiny_models(digits), digits):
         matrices = [value for value in model.weights.values() if value.ndim > 1]
         assert all(len(value.unique()) == 3 for value in matrices)
 
@@ -131,6 +132,7 @@ def small_spec(folder: Path) -> dict[str, Any]:
                 "stage": "finetune",
                 "epochs": 2,
                 "batch_size": 40,
+                "warmup": 0,
                 "augment": "none",
             },
             "quant": {"stage": "ternary"},
