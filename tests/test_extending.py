@@ -167,10 +167,11 @@ def test_all_in_one_sweep(tmp_path: Path) -> None:
     spec.write_text(json.dumps(small_spec(tmp_path)))
     run = tmp_path / "runs" / "extended"
 
-    def call(*arguments: str) -> str:
+    def call(*arguments: str, exit_code: int = 0) -> str:
+        plugins.forget()  # as in a process of its own
         done = CliRunner().invoke(app, arguments)
-        assert done.exit_code == 0, done.output
-        return done.output
+        assert done.exit_code == exit_code, done.output
+        return " ".join(done.output.split())
 
     call("run", str(spec))
     assert "noisy_accuracy" in call("front", str(run))
@@ -179,5 +180,12 @@ def test_all_in_one_sweep(tmp_path: Path) -> None:
     assert described["noisy_accuracy"]["unit"] == "fraction"
     plan = json.loads((run / "trials" / "00000" / "plan.json").read_text())
     assert "ternary.py" in plan["plugins"]
-    call("export", str(run), "00000", "--format", "zipped", "-o", str(tmp_path / "out"))
-    assert (tmp_path / "out" / "model.zip").stat().st_size > 0
+
+    trial = (str(run), "00000")
+    said = call("reproduce", *trial, exit_code=2)
+    assert "which is not here; give it as --plugin" in said
+    given = [f"--plugin={tmp_path}/{name}.py" for name in shown_files(tmp_path)]
+    call("reproduce", *trial, *given)
+    out = tmp_path / "out"
+    call("export", *trial, "--format", "zipped", "-o", str(out), *given)
+    assert (out / "model.zip").stat().st_size > 0
