@@ -25,6 +25,7 @@ from sweeps.spec.plugins import absolute_entries, load_plugins, plugins_of
 from sweeps.spec.yaml_text import SpecError
 from trainers.config import DataConfig, FitOptions, SourceConfig
 from trainers.data.splits import DataInfo, data_info
+from trainers.machine import usable_cores
 from trainers.models.arch import Arch
 from trainers.models.source import source_arch
 from trainers.plugins import PluginFile
@@ -109,19 +110,10 @@ def _check_sampler(spec: Spec, space: Space) -> None:
 
 
 def _check_cores(spec: Spec) -> None:
-    wanted, have = (
-        spec.resources,
-        (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        ),
-    )
-    cpus = wanted.cpus or have
-    workers, what = (
-        wanted.workers,
-        (f"{wanted.workers} workers x " if wanted.workers > 1 else ""),
-    )
+    wanted = spec.resources
+    cpus = wanted.cpus or usable_cores()
+    workers = wanted.workers
+    what = f"{workers} workers x " if workers > 1 else ""
     if workers * wanted.cpus_per_worker > cpus:
         raise SpecError(
             f"resources.cpus_per_worker: {what}{wanted.cpus_per_worker} cores asked"
