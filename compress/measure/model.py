@@ -12,6 +12,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -239,15 +240,15 @@ def alternating_latency(
     max_seconds: float = 60.0,
 ) -> list[float]:
     """Median milliseconds of one forward pass of each module, taken in turns, so that their
-    ratios hold on a busy machine.
+    ratios hold on a busy machine. On CUDA it is the device's own time (`replayed_pass`).
 
     Args:
         modules: in eval mode, on the device and in the precision of `images`; not copied.
         images: one batch (B, C, H, W).
         rounds: timed passes of each, fewer where `max_seconds` is over, but at least `min_rounds`.
     """
-    passes = [timed_pass(module, images, images.device) for module in modules]
     with torch.inference_mode():
+        passes = [replayed_pass(module, images, images.device) for module in modules]
         for _ in range(warmup):
             for timed in passes:
                 timed()
@@ -292,23 +293,55 @@ def _timer(
 def timed_pass(
     model: nn.Module, images: Tensor, device: torch.device
 ) -> Callable[[], float]:
-    """A function that runs one pass and returns its milliseconds."""
+    """A function that runs one pass, launched kernel by kernel, and returns its milliseconds."""
+    if device.type == "cuda":
+        return _by_events(lambda: model(images), device)
 
     def by_wall_clock() -> float:
         begin = time.perf_counter()
         model(images)
         return 1000 * (time.perf_counter() - begin)
 
-    def by_events() -> float:
+    return by_wall_clock
+
+
+def replayed_pass(
+    model: nn.Module, images: Tensor, device: torch.device, pool: Any = None
+) -> Callable[[], float]:
+    """`timed_pass`, on CUDA the replay of a graph that was captured once.
+
+    That is the time of the device alone, as of a deployed model. Launched from Python, the
+    kernels of a small layer wait for their launches, and all small layers take equally long.
+
+    Args:
+        pool: a handle of `torch.cuda.graph_pool_handle`, for graphs that share memory.
+    """
+    if device.type != "cuda":
+        return timed_pass(model, images, device)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        model(
+            images
+        )  # libraries choose kernels and take their memory before the capture
+        graph.capture_begin(pool=pool)
+        model(images)
+        graph.capture_end()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    return _by_events(graph.replay, device)
+
+
+def _by_events(run: Callable[[], Any], device: torch.device) -> Callable[[], float]:
+    """A function that runs `run` and returns its milliseconds by CUDA events."""
+
+    def timed() -> float:
         with torch.cuda.device(device):
-            begin, end = (
-                torch.cuda.Event(enable_timing=True),
-                torch.cuda.Event(enable_timing=True),
-            )
+            begin = torch.cuda.Event(enable_timing=True)
+            end = torch.cuda.Event(enable_timing=True)
             begin.record()
-            model(images)
+            run()
             end.record()
             end.synchronize()
             return begin.elapsed_time(end)
 
-    return by_events if device.type == "cuda" else by_wall_clock
+    return timed

@@ -25,7 +25,7 @@ from compress.measure.latency_table import (
     device_name,
     num_threads,
 )
-from compress.measure.model import timed_pass
+from compress.measure.model import replayed_pass
 from compress.measure.options import Precision
 from trainers.models.arch import Arch, meta_device
 from trainers.models.from_timm import dense_arch
@@ -199,7 +199,10 @@ class _Probe:
         self.inputs = torch.randn(inputs, generator=generator).to(
             device, getattr(torch, dtype)
         )
-        self.reference = timed_pass(*self._job(self.largest), device)
+        # graphs share their memory: no two run at once
+        self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        with torch.inference_mode():
+            self.reference = self._timed(self.largest)
 
     def _block(self, dims: tuple[int, ...]) -> nn.Module:
         with meta_device():
@@ -240,8 +243,11 @@ class _Probe:
         """Milliseconds of each pass and of the largest block beside it, after one of both
         that is not timed.
         """
-        timed = timed_pass(*self._job(job), self.device)
+        timed = self._timed(job)
         return [(timed(), self.reference()) for _ in range(1 + passes)][1:]
+
+    def _timed(self, job: tuple[Any, ...]) -> Callable[[], float]:
+        return replayed_pass(*self._job(job), self.device, self.pool)
 
     def warm_up(self) -> None:
         """Run the largest block until clocks and allocator have settled."""

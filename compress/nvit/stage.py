@@ -94,13 +94,13 @@ class Nvit(Stage, TrainConfig):
         ),
         Metric(
             "pruned_ms_measured",
-            "median time of one batch of the pruned model",
+            "median time of one batch of the pruned model, on CUDA of the device alone",
             "ms",
             is_time=True,
         ),
         Metric(
             "unpruned_ms_measured",
-            "median time of one batch of the incoming model",
+            "median time of one batch of the incoming model, on CUDA of the device alone",
             "ms",
             is_time=True,
         ),

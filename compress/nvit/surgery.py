@@ -10,6 +10,8 @@ dense cut would differ. Here the masked model's norms take mean and variance ove
 channels.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,13 +34,14 @@ class MaskedLayerNorm(nn.LayerNorm):
         self.register_buffer(
             "num_kept", torch.tensor(float(channels)), persistent=False
         )
-        self.whole = True
+        self.whole, self.share = True, 1.0
 
     def set_keep(self, keep: Tensor) -> None:
         """Normalise over `keep` (E,) bool from now on."""
         self.keep.copy_(keep)
         self.num_kept.copy_(keep.sum())
         self.whole = bool(keep.all())
+        self.share = float(keep.sum()) / len(keep)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.whole:
@@ -47,8 +50,18 @@ class MaskedLayerNorm(nn.LayerNorm):
             )
         x = x.float()
         centred = (x - x.sum(-1, keepdim=True) / self.num_kept) * self.keep
+        if x.is_cuda:
+            return self.of_centred(centred)
         variance = centred.square().sum(-1, keepdim=True) / self.num_kept
         return centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+
+    def of_centred(self, x: Tensor) -> Tensor:
+        """The norm of x (…, E) with mean 0 over the kept channels and 0 at the others, by
+        one kernel: over all E channels the variance is n/E of that over the kept ones, so
+        eps counts n/E as much, and the weights take back the root of it.
+        """
+        weight, eps = self.weight * math.sqrt(self.share), self.share * self.eps
+        return F.layer_norm(x, self.normalized_shape, weight, self.bias, eps)
 
 
 class Masks:

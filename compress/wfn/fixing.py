@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress.wfn.clustering import Clustering, Distance, cluster
-from compress.wfn.regulariser import PullTable, pull
+from compress.wfn.regulariser import PullTable, pull_each
 from trainers.models.parameters import linear_and_conv_parameters
 from trainers.training.fit import Hook
 
@@ -87,21 +87,35 @@ class HoldFixed(Hook):
         self.parameters = list(parameters.values())
         self.fixed = _shaped_as(self.parameters, fixed)
         self.values = _shaped_as(self.parameters, values)
-        self.free = [~f for f in self.fixed]
-        self.num_free = int(sum(int(f.sum()) for f in self.free))
+        self.free: list[tuple[nn.Parameter, Tensor | None]] = []
+        """Parameters with weights that are pulled, and the indices of these, (n_i,), None
+        for all. They stay the same during a fit: found once, so that no step asks for them.
+        """
+        self.num_free = 0
+        if table is not None and ratio > 0:
+            self._find_free()
         self.table = table
         self.ratio = ratio
 
+    def _find_free(self) -> None:
+        for parameter, held in zip(self.parameters, self.fixed, strict=True):
+            indices = (~held).reshape(-1).nonzero()[:, 0]
+            self.num_free += len(indices)
+            if len(indices):
+                every = len(indices) == parameter.numel()
+                self.free.append((parameter, None if every else indices))
+
     def on_loss(self, loss: Tensor, step: int = 0) -> Tensor:
-        if self.table is None or self.ratio == 0 or self.num_free == 0:
+        if self.table is None or not self.free:
             return loss
         with torch.autocast(loss.device.type, enabled=False):
             parts = [
-                pull(p[f], self.table)
-                for p, f in zip(self.parameters, self.free, strict=True)
-                if bool(f.any())
+                p.reshape(-1)
+                if indices is None
+                else p.reshape(-1).index_select(0, indices)
+                for p, indices in self.free
             ]
-            regulariser = torch.stack(parts).sum() / self.num_free
+            regulariser = pull_each(parts, self.table).sum() / self.num_free
         alpha = (self.ratio * loss / regulariser.clamp_min(1e-12)).detach()
         return loss + alpha * regulariser
 
@@ -110,13 +124,13 @@ class HoldFixed(Hook):
             if parameter.grad is not None:
                 parameter.grad.masked_fill_(fixed, 0.0)
 
-    def on_step(self, step: int = 0) -> bool:
+    def on_step(self, step: int = 0) -> bool | None:
         with torch.no_grad():
             for parameter, fixed, value in zip(
                 self.parameters, self.fixed, self.values, strict=True
             ):
                 torch.where(fixed, value, parameter, out=parameter.data)
-        return False
+        return None
 
 
 class Fixing:

@@ -12,11 +12,12 @@ from typing import Any
 
 import yaml
 
+from analysis.header import metrics_of_run
 from analysis.report.markdown import code
-from analysis.tables.schema import metric_unit
 from compress.pipeline import STAGES
 from trainers.files import read_json, sha256_file, write_atomic
 from trainers.models.arch import ModelState
+from trainers.timm_library import timm
 
 UNKNOWN = "unknown"
 CODE_LICENCE = "Apache-2.0"
@@ -66,7 +67,7 @@ def write_card(
         "## Data",
         _data(record),
         "## Metrics",
-        _metrics(record["metrics"]),
+        _metrics(run, record["metrics"]),
         "## How it was made",
         _made(run, record),
         "## Licence",
@@ -179,12 +180,13 @@ def _data(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _metrics(metrics: dict[str, Any]) -> str:
+def _metrics(run: Path, metrics: dict[str, Any]) -> str:
+    described = metrics_of_run(run, metrics)
     names = [n for n in _FIRST if n in metrics] + sorted(
         n for n in metrics if n not in _FIRST
     )
     rows = [
-        f"| {code(name)} | {_value(metrics[name])} | {metric_unit(name) or ' '} |"
+        f"| {code(name)} | {_value(metrics[name])} | {described.unit(name) or ' '} |"
         for name in names
     ]
     return "\n".join(["| metric | value | unit |", "| --- | ---: | --- |", *rows])
@@ -229,8 +231,6 @@ def _source_licence(source: dict[str, Any]) -> str | None:
     """Licence of timm's pretrained weights, as timm states it."""
     if not source.get("pretrained") or not source.get("model"):
         return None
-    from trainers.timm_library import timm
-
     if not timm.is_model(source["model"].split(".")[0]):
         return None
     return timm.get_pretrained_cfg_value(source["model"], "license")

@@ -20,7 +20,7 @@ from compress.nvit.groups import UnitLayout, block_table
 from compress.nvit.masked_vit import MaskedVit
 from compress.nvit.pruner import Pruner
 from compress.nvit.stage import Nvit
-from compress.nvit.surgery import cut
+from compress.nvit.surgery import MaskedLayerNorm, cut
 from compress.stage import Context
 from trainers.data.splits import Data
 from trainers.models.arch import Arch, ModelState
@@ -213,6 +213,39 @@ def test_zeroed_units_stay_zero_and_the_cut_is_what_was_trained(
         torch.testing.assert_close(
             small(images), student.eval()(images), rtol=1e-5, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_masked_norm_by_one_kernel(device: str) -> None:
+    """On a GPU it is torch's layer norm of the centred input, with other weights and eps;
+    values and gradients at kept channels are those of a norm of these channels alone.
+    """
+    generator = torch.Generator().manual_seed(0)
+    keep = torch.rand(48, generator=generator) < 0.6
+    norm = MaskedLayerNorm(48, eps=1e-2).to(device)
+    norm.set_keep(keep.to(device))
+    small = torch.nn.LayerNorm(int(keep.sum()), eps=1e-2).to(device)
+    with torch.no_grad():
+        for mine, theirs in zip(norm.parameters(), small.parameters(), strict=True):
+            theirs.copy_(torch.randn(len(theirs), generator=generator))
+            mine.zero_()[keep] = theirs
+    x = torch.randn(5, 7, 48, generator=generator).to(device).mul_(keep.to(device))
+    x = (x + 0.5 * keep.to(device)).requires_grad_()
+    cut_x = x.detach()[..., keep].requires_grad_()
+    if device == "cpu":
+        out = norm.of_centred((x - x.sum(-1, keepdim=True) / keep.sum()) * norm.keep)
+    else:
+        out = norm(x)
+    expected = small(cut_x)
+    torch.testing.assert_close(out[..., keep], expected, rtol=1e-4, atol=1e-5)
+    assert not out[..., ~keep].any()
+    pull = torch.randn(5, 7, 48, generator=generator).to(device)
+    out.backward(pull)
+    expected.backward(pull[..., keep])
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad[..., keep], cut_x.grad, rtol=1e-4, atol=1e-5)
+    for mine, theirs in zip(norm.parameters(), small.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad[keep], theirs.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_importances_differ_and_are_deterministic(digits: Data, tmp_path: Path) -> None:

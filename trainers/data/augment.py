@@ -128,8 +128,8 @@ class BatchAugment:
         batch, native = images.shape[0], images.shape[-1]
         flip = put(rng.random(batch) < self._hflip, self._device)
         if self._crop == "resized":
-            boxes = resized_crop_boxes(batch, native, self.config.crop_scale, rng)
-            boxes = put(boxes, self._device)
+            drawn = resized_crop_boxes(batch, native, self.config.crop_scale, rng)
+            boxes = put(drawn, self._device)
             return ops.resized_crop(
                 images, boxes, flip, self._size, self._interpolation
             )
