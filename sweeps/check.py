@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from compress.library import default_data_cache as default_data_cache
 from compress.metrics import TEXT, Conditions, missing_because, trial_metrics
 from compress.pipeline import NamedStage, check_pipeline
 from sweeps.check_search import check_search
@@ -246,14 +247,3 @@ def _check_objectives(
             )
         if objective.bound is not None and not math.isfinite(objective.bound):
             raise SpecError(f"objectives.{i}.bound: must be a finite number")
-
-
-def default_data_cache() -> Path:
-    """Where decoded images are kept: $SWEEPS_DATA_CACHE, or a folder of the user's cache."""
-    base = os.environ.get("SWEEPS_DATA_CACHE")
-    if base:
-        return Path(base)
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        / "compression-sweeps"
-    )
