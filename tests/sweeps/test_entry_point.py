@@ -74,7 +74,8 @@ def test_a_package_in_our_place(tmp_path: Path) -> None:
 def test_a_package_that_is_gone(tmp_path: Path) -> None:
     shutil.copy(ROOT / "compression_sweeps.py", tmp_path)
     make_package(tmp_path / "analysis")
-    only_python = "sys.path[1:] = [p for p in sys.path[1:] if 'site' not in p]"
+    rule = "'lib/python' in p and 'site' not in p"
+    only_python = f"sys.path[1:] = [p for p in sys.path[1:] if {rule}]"
     done = started(tmp_path, code=f"{only_python}\n{START}")
     assert done.returncode == 1
     assert (
