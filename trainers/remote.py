@@ -8,9 +8,10 @@ are copied. A folder is complete when the file that was copied last is there.
 import uuid
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-from pyarrow import fs
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 
 def is_uri(place: str) -> bool:
@@ -25,6 +26,9 @@ class Remote:
 
     def __init__(self, uri: str) -> None:
         """Raises ValueError: no such scheme, or a malformed URI."""
+        import pyarrow as pa
+        from pyarrow import fs
+
         self.uri = uri.rstrip("/")
         try:
             self._fs, self._root = fs.FileSystem.from_uri(self.uri)
@@ -40,6 +44,8 @@ class Remote:
         Raises:
             ValueError: the store refuses; says what it said.
         """
+        import pyarrow as pa
+
         probe = self._at(f".probe-{uuid.uuid4().hex}")
         try:
             self._fs.create_dir(self._root, recursive=True)
@@ -56,6 +62,8 @@ class Remote:
         """Paths of all files below `relative`, relative to the URI; none where there is no
         such folder.
         """
+        from pyarrow import fs
+
         selector = fs.FileSelector(
             self._at(relative), recursive=True, allow_not_found=True
         )
@@ -71,10 +79,14 @@ class Remote:
 
     def exists(self, relative: str) -> bool:
         """Whether there is a file of that name."""
+        from pyarrow import fs
+
         return self._fs.get_file_info(self._at(relative)).type == fs.FileType.File
 
     def upload(self, path: Path, relative: str) -> None:
         """Copy a file; on stores that have folders a reader may see a part of it."""
+        from pyarrow import fs
+
         target = self._at(relative)
         self._fs.create_dir(str(PurePosixPath(target).parent), recursive=True)
         fs.copy_files(
@@ -94,6 +106,8 @@ class Remote:
 
     def download(self, relative: str, path: Path) -> None:
         """Copy a file here; it appears whole."""
+        from pyarrow import fs
+
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
@@ -109,6 +123,8 @@ class Remote:
 
     def delete_folder(self, relative: str) -> None:
         """Remove all files below `relative`; none need be there."""
+        from pyarrow import fs
+
         if self._fs.get_file_info(self._at(relative)).type == fs.FileType.Directory:
             self._fs.delete_dir(self._at(relative))
 
@@ -132,7 +148,9 @@ class Remote:
         return count
 
 
-def _by_fsspec(uri: str, refusal: Exception) -> tuple[fs.FileSystem, str]:
+def _by_fsspec(uri: str, refusal: Exception) -> "tuple[fs.FileSystem, str]":
+    from pyarrow import fs
+
     try:
         import fsspec
 

@@ -1,19 +1,38 @@
-"""timm, importable beside any build of torchvision; all code here takes it from this file.
+"""timm, imported when it is first used; all code here takes it from this file.
 
-Importing timm takes some two seconds, mostly for torchvision, so files that can do without it
-import this one inside the function that needs it.
+    from trainers.timm_library import timm
+
+is cheap. Using it (`timm.layers.DropPath`) imports timm, which takes some two seconds, mostly for
+torchvision. Before that the operators that torchvision's import asks for are declared, so that it
+passes beside any build of torch.
 """
+
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
 
 from trainers.torchvision_internals import declare_missing_operators
 
-declare_missing_operators()  # before timm imports torchvision
 
-import timm  # noqa: E402
-import timm.data  # noqa: E402
-import timm.layers  # noqa: E402
-import timm.models  # noqa: E402
-import timm.optim  # noqa: E402
-import timm.scheduler  # noqa: E402
-import timm.utils  # noqa: E402
+class _Timm:
+    """Stands for the package: every attribute is timm's."""
 
-__all__ = ["timm"]
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_import(), name)
+
+
+@lru_cache(maxsize=1)
+def _import() -> ModuleType:
+    declare_missing_operators()
+    import timm
+    import timm.data
+    import timm.layers
+    import timm.models
+    import timm.optim
+    import timm.scheduler
+    import timm.utils
+
+    return timm
+
+
+timm: Any = _Timm()

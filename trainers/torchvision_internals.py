@@ -1,17 +1,19 @@
-"""Declare the compiled operators that torchvision's import asks for, where they cannot be loaded.
+"""What is taken from torchvision beyond its documented interface; a test for each fails when it
+moves.
 
-torchvision brings a compiled library that fits one build of torch (CPU, one CUDA version). Beside
-another build the library does not load, and then `import torchvision` fails, and with it
-`import timm`, although neither needs the operators in it: they serve object detection. Declared
-without a kernel, they let the import pass; whoever calls one still gets an error.
-
-Private to torchvision, and held by tests: where the library lies (`_C.*` beside `__init__.py`),
-and which operators are registered without asking whether it was loaded.
+- Its import asks for compiled operators. They lie in `_C.*` beside `__init__.py`, in a library that
+  fits one build of torch (CPU, one version of CUDA). Beside another build the library does not
+  load, and then `import torchvision` fails, and with it `import timm`, although neither needs those
+  operators: they serve object detection. Declared without a kernel, they let the import pass;
+  whoever calls one still gets an error.
+- Its data sets keep labels and file names in attributes of several names.
 """
 
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 _ASKED_FOR = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -45,3 +47,20 @@ def _load_compiled_library(folder: Path) -> None:
                 torch.ops.load_library(str(path))
             except OSError:  # a library of another build: the operators stay missing
                 return
+
+
+def labels_of(dataset: Any) -> Sequence[int]:
+    """The labels of a torchvision data set, in the order of its images."""
+    for name in ("targets", "labels"):
+        if hasattr(dataset, name):
+            return getattr(dataset, name)
+    return dataset._labels  # flowers102, pets, food101, dtd
+
+
+def files_of(dataset: Any) -> Sequence[str | Path]:
+    """The image files of a torchvision data set that is not kept as one array."""
+    if hasattr(dataset, "samples"):  # eurosat
+        return [path for path, _ in dataset.samples]
+    if hasattr(dataset, "_image_files"):  # flowers102, food101, dtd
+        return dataset._image_files
+    return dataset._images  # pets

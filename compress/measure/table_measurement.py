@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from compress.measure.latency_table import (
-    DIMENSIONS,
     Fingerprint,
     LatencyTable,
     device_name,
@@ -28,9 +27,10 @@ from compress.measure.latency_table import (
 )
 from compress.measure.model import replayed_pass
 from compress.measure.options import Precision
-from trainers.models.arch import Arch
+from trainers.models.arch import Arch, meta_device
 from trainers.models.from_timm import dense_arch
-from trainers.models.pruned_vit import BLOCK_DIMS, PrunedBlock, PrunedVit
+from trainers.models.parameters import BLOCK_DIMS, DIMENSIONS
+from trainers.models.pruned_vit import PrunedBlock, PrunedVit
 
 GROUPS: Mapping[str, int] = MappingProxyType(
     {"embed": 16, "heads": 2, "qk": 8, "v": 8, "mlp": 16}
@@ -205,12 +205,12 @@ class _Probe:
             self.reference = self._timed(self.largest)
 
     def _block(self, dims: tuple[int, ...]) -> nn.Module:
-        with torch.device("meta"):
+        with meta_device():
             return PrunedBlock(*dims, **self.kind).eval()
 
     def _vit(self, embed: int) -> PrunedVit:
         dims = {"embed": embed, **{name: [1] for name in BLOCK_DIMS}}
-        with torch.device("meta"):
+        with meta_device():
             return PrunedVit(dims=dims, **self.arch.args).eval()
 
     def _filled(self, module: nn.Module) -> nn.Module:

@@ -17,6 +17,7 @@ from analysis.report.markdown import code
 from compress.pipeline import STAGES
 from trainers.files import read_json, sha256_file, write_atomic
 from trainers.models.arch import ModelState
+from trainers.timm_library import timm
 
 UNKNOWN = "unknown"
 CODE_LICENCE = "Apache-2.0"
@@ -230,8 +231,6 @@ def _source_licence(source: dict[str, Any]) -> str | None:
     """Licence of timm's pretrained weights, as timm states it."""
     if not source.get("pretrained") or not source.get("model"):
         return None
-    from trainers.timm_library import timm
-
     if not timm.is_model(source["model"].split(".")[0]):
         return None
     return timm.get_pretrained_cfg_value(source["model"], "license")

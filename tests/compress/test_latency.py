@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compress.measure import table_measurement as latency_measure
-from compress.measure.latency_table import DIMENSIONS, Fingerprint, LatencyTable
+from compress.measure.latency_table import Fingerprint, LatencyTable
 from compress.measure.table_measurement import default_grid, measure_table
 from trainers.models.arch import Arch
 from trainers.models.from_timm import check_vit
 from trainers.models.make import make_arch
+from trainers.models.parameters import DIMENSIONS
 from trainers.models.pruned_vit import PrunedBlock
 from trainers.models.revit import revit_arch
 

@@ -12,18 +12,21 @@ import pytest
 import torch
 
 from compress.finetune import Finetune
-from compress.measure.latency_table import DIMENSIONS, Fingerprint, LatencyTable
+from compress.measure import table_measurement
+from compress.measure.latency_table import Fingerprint, LatencyTable
 from compress.nvit import stage as nvit_module
 from compress.nvit.cost import MacsModel
 from compress.nvit.groups import UnitLayout, block_table
+from compress.nvit.masked_vit import MaskedVit
 from compress.nvit.pruner import Pruner
 from compress.nvit.stage import Nvit
-from compress.nvit.surgery import MaskedLayerNorm, MaskedVit, cut
+from compress.nvit.surgery import MaskedLayerNorm, cut
 from compress.stage import Context
 from trainers.data.splits import Data
 from trainers.models.arch import Arch, ModelState
 from trainers.models.from_timm import dense_arch, from_timm
 from trainers.models.make import make_arch
+from trainers.models.parameters import DIMENSIONS
 from trainers.training.losses import TaskObjective
 
 CPU = torch.device("cpu")
@@ -346,7 +349,7 @@ def test_scratch_forgets_weights_and_keeps_the_shape(
 
 
 # --- latency
-# ----------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------
 
 
 def table_of(arch: Arch, **changes: Any) -> LatencyTable:
@@ -469,7 +472,7 @@ def test_a_table_is_measured_once_and_survives_a_kill(
         calls.append(options)
         return table_of(arch)
 
-    monkeypatch.setattr(nvit_module, "measure_table", measured)
+    monkeypatch.setattr(table_measurement, "measure_table", measured)
     monkeypatch.setattr(
         Context,
         "fit",
@@ -478,7 +481,7 @@ def test_a_table_is_measured_once_and_survives_a_kill(
     with pytest.raises(KeyboardInterrupt):
         prune(digits, tmp_path, latency="measured", latency_batch=7)
     monkeypatch.undo()
-    monkeypatch.setattr(nvit_module, "measure_table", measured)
+    monkeypatch.setattr(table_measurement, "measure_table", measured)
     result, _ = prune(digits, tmp_path, latency="measured", latency_batch=7)
     assert result.meta["nvit"]["stop_reason"] == "latency_target"
     prune(

@@ -24,13 +24,9 @@ from trainers.data.mixing import mix, one_hot
 from trainers.data.open import open_dataset
 from trainers.data.parts import Dataset, Labels
 from trainers.data.stratify import stratified_order
-from trainers.data.streaming import (
-    ImageReader,
-    Streams,
-    eval_transform,
-    train_transform,
-)
+from trainers.data.streaming import ImageReader, Streams
 from trainers.data.transfer import put
+from trainers.timm_internals import eval_transform, train_transform
 
 Split = Literal["train", "val", "test"]
 

@@ -9,27 +9,25 @@ device, by the code that serves images in memory.
 import contextlib
 import logging
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from trainers.config import AugmentConfig, DataConfig
-from trainers.data.augment import PADDED_CROP_PX, crop_kind
+from trainers.config import DataConfig
 from trainers.data.cache import check_unreadable
 from trainers.data.parts import RandomAccess, UnreadableImageError
 
 log = logging.getLogger(__name__)
 
 
-# timm's and torchvision's transforms: PIL image in, PIL image or uint8 (3, H, W) out
-Transform = Any
+Transform = Callable[[Any], Any]
+"""PIL image → uint8 (3, H, W), a NumPy array or a tensor."""
 Key = tuple[int, int]
 """(position in the split, seed of the augmentation)."""
 
@@ -179,97 +177,6 @@ class Streams:
                     batch.images.to(self._device, non_blocking=True),
                     batch.labels.to(self._device, non_blocking=True),
                 )
-
-
-def train_transform(
-    config: AugmentConfig, data: DataConfig, image_size: int
-) -> Transform:
-    """Crop, mirror and colour as timm's `create_transform`, up to the uint8 tensor."""
-    from torchvision import transforms
-
-    from trainers.timm_library import timm
-
-    if config.preset == "none":
-        return timm.data.create_transform(
-            image_size,
-            is_training=True,
-            no_aug=True,
-            interpolation=data.interpolation,
-            use_prefetcher=True,
-        )
-    colour = config.preset == "deit"
-    policy = ("3a" if config.three_augment else config.auto_augment) if colour else None
-    try:
-        primary, secondary, final = timm.data.create_transform(
-            image_size,
-            is_training=True,
-            scale=config.crop_scale,
-            hflip=config.hflip,
-            color_jitter=config.color_jitter if colour else None,
-            auto_augment=policy,
-            interpolation=data.interpolation,
-            mean=data.mean,
-            std=data.std,
-            use_prefetcher=True,
-            separate=True,
-        )
-    except AssertionError as error:  # timm's way to say so
-        raise ValueError(
-            f"auto_augment {policy!r} is not in timm's notation, such as"
-            f" 'rand-m9-mstd0.5-inc1': {error}"
-        ) from None
-    crop = crop_kind(config, image_size)
-    if crop != "resized":  # the first of timm's is the random resized crop
-        mode = transforms.InterpolationMode(data.interpolation)
-        first = [transforms.Resize(image_size, interpolation=mode)]
-        if crop == "padded":
-            first.append(
-                transforms.RandomCrop(
-                    image_size, padding=config.crop_padding_px, pad_if_needed=True
-                )
-            )
-        else:
-            first.append(transforms.CenterCrop(image_size))
-        primary.transforms[:1] = first
-    _allow_black_posterize(secondary)
-    return transforms.Compose(
-        [*primary.transforms, *secondary.transforms, *final.transforms]
-    )
-
-
-def eval_transform(data: DataConfig, image_size: int) -> Transform:
-    """Resize and centre crop as timm's `create_transform`, up to the uint8 tensor."""
-    from trainers.timm_library import timm
-
-    return timm.data.create_transform(
-        image_size,
-        interpolation=data.interpolation,
-        crop_pct=data.crop_fraction if image_size > PADDED_CROP_PX else 1.0,
-        use_prefetcher=True,
-    )
-
-
-def _allow_black_posterize(secondary: Transform) -> None:
-    """timm posterizes to 0 bits (black) at full strength; recent Pillow refuses that with a
-    ValueError.
-    """
-    from trainers.timm_library import timm
-
-    for policy in secondary.transforms:
-        sub_policies = getattr(policy, "policy", [getattr(policy, "ops", ())])
-        for op in (op for sub_policy in sub_policies for op in sub_policy):
-            if op.aug_fn is timm.data.auto_augment.posterize:
-                op.aug_fn = _posterize
-
-
-def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
-    if bits_to_keep >= 8:
-        return image
-    return (
-        ImageOps.posterize(image, bits_to_keep)
-        if bits_to_keep > 0
-        else Image.new(image.mode, image.size)
-    )
 
 
 def _collate(samples: list[_Sample]) -> _Batch:

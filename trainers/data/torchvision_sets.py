@@ -14,7 +14,11 @@ import numpy as np
 from trainers.config import DataConfig
 from trainers.data.parts import ArrayPart, Dataset, FilePart, Part
 from trainers.data.stratify import stratified_test
-from trainers.torchvision_internals import declare_missing_operators
+from trainers.torchvision_internals import (
+    declare_missing_operators,
+    files_of,
+    labels_of,
+)
 
 TORCHVISION_SETS: dict[
     str, tuple[str, tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]
@@ -87,24 +91,14 @@ def _build(
 
 def _part(dataset: Any, root: Path) -> ArrayPart | FilePart:
     """The labels and images of a torchvision data set, whichever way that set keeps them."""
-    for name in ("targets", "labels", "_labels"):
-        if hasattr(dataset, name):
-            labels = np.asarray(getattr(dataset, name), np.int64)
-            break
+    labels = np.asarray(labels_of(dataset), np.int64)
     if hasattr(dataset, "data"):
-        pixels = (
-            dataset.data
-            if dataset.data.shape[1] == 3
-            else dataset.data.transpose(0, 3, 1, 2)
+        pixels = dataset.data
+        return ArrayPart(
+            pixels if pixels.shape[1] == 3 else pixels.transpose(0, 3, 1, 2), labels
         )
-        return ArrayPart(pixels, labels)
-    if hasattr(dataset, "samples"):
-        files = [path for path, _ in dataset.samples]
-    else:
-        files = getattr(dataset, "_image_files", None) or dataset._images
-    return FilePart(
-        root, tuple(Path(file).relative_to(root).as_posix() for file in files), labels
-    )
+    files = (Path(file).relative_to(root).as_posix() for file in files_of(dataset))
+    return FilePart(root, tuple(files), labels)
 
 
 def _join(parts: list[ArrayPart | FilePart]) -> Part:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from trainers.files import write_atomic
 from trainers.models.resnet_cifar import resnet_cifar
+from trainers.timm_library import timm
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,6 @@ class Arch:
 
 
 def _timm(arch: Arch) -> nn.Module:
-    from trainers.timm_library import timm
-
     args = dict(arch.args)
     if "norm_eps" in args:  # timm takes it only as a class
         args["norm_layer"] = partial(timm.layers.LayerNorm, eps=args.pop("norm_eps"))

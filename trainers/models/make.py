@@ -6,7 +6,7 @@ from typing import Any
 
 from trainers.models.arch import Arch, buildable, built_on_meta
 from trainers.models.resnet_cifar import RESNET_CIFAR
-from trainers.models.revit import revit_arch
+from trainers.timm_library import timm
 
 
 def make_arch(
@@ -30,8 +30,6 @@ def make_arch(
         return buildable(Arch("resnet_cifar", name, args))
     if name == "revit":
         return _revit({"img_size": image_size, **args})
-    from trainers.timm_library import timm
-
     base = name.split(".")[0]
     if not timm.is_model(base):
         near = sorted(
@@ -66,8 +64,6 @@ def _takes(kind: type, argument: str) -> bool:
 
 def own_image_size(name: str) -> int:
     """Pixels of the images that a timm model was made for; 224 where timm does not know."""
-    from trainers.timm_library import timm
-
     size = (
         timm.get_pretrained_cfg_value(name, "input_size")
         if timm.is_model(name.split(".")[0])
@@ -77,6 +73,8 @@ def own_image_size(name: str) -> int:
 
 
 def _revit(args: dict[str, Any]) -> Arch:
+    from trainers.models.revit import revit_arch  # it needs timm
+
     if "embed" not in args:
         raise ValueError(
             "model 'revit' needs its width: args: {embed: 176} is ReViT-T, 384 ReViT-S"

@@ -3,7 +3,6 @@ folder of ours.
 """
 
 import pickle
-import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from trainers.config import SourceConfig
 from trainers.models.arch import Arch, ModelState
 from trainers.models.make import make_arch
 from trainers.models.parameters import classifier_layers
+from trainers.timm_internals import converted_checkpoint
+from trainers.timm_library import timm
 
 _KEYS = ("model_ema", "state_dict_ema", "model", "module", "state_dict")
 
@@ -65,8 +66,6 @@ def load_source(
 
 
 def _pretrained(arch: Arch) -> dict[str, Tensor]:
-    from trainers.timm_library import timm
-
     try:
         module = timm.create_model(arch.name, pretrained=True, **arch.args)
     except (OSError, RuntimeError) as error:
@@ -137,11 +136,8 @@ def _fitted(
     classifier left fresh.
     """
     module = fresh.build()
-    convert = getattr(
-        sys.modules[type(module).__module__], "checkpoint_filter_fn", None
-    )
-    if fresh.arch.builder == "timm" and convert is not None:
-        weights = convert(weights, module)
+    if fresh.arch.builder == "timm":
+        weights = converted_checkpoint(weights, module)
     result = dict(fresh.weights)
     heads = classifier_layers(module)
     missing, misfits = [], []
@@ -184,8 +180,6 @@ def _fitted(
 
 
 def _resampled(pos_embed: Tensor, module: nn.Module) -> Tensor:
-    from trainers.timm_library import timm
-
     grid: Any = module.get_submodule("patch_embed").grid_size
     return timm.layers.resample_abs_pos_embed(
         pos_embed,

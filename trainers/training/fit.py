@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainers.config import EmaConfig, TrainConfig
 from trainers.data.splits import Data, TrainBatches
 from trainers.seeding import derive_seed, seed_everything
+from trainers.timm_library import timm
 from trainers.training import distributed
 from trainers.training.checkpoint import CheckpointFolder
 from trainers.training.evaluate import evaluate
@@ -286,8 +287,6 @@ def _averaged(module: nn.Module, config: EmaConfig | None) -> Any:
     """timm's moving average of the weights; None where none is kept."""
     if config is None:
         return None
-    from trainers.timm_library import timm
-
     return timm.utils.ModelEmaV3(module, decay=config.decay, device=config.device)
 
 

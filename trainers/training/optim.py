@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from trainers.config import TrainConfig, duration_in_steps
+from trainers.timm_library import timm
 
 
 def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
@@ -96,8 +97,6 @@ class Schedule:
         self.after_step(0)
 
     def _make(self, optimizer: Optimizer, config: TrainConfig) -> Any:
-        from trainers.timm_library import timm
-
         warmup = duration_in_steps(config.warmup, self.steps_per_epoch, self.total)
         if warmup and warmup >= self.total:
             raise ValueError(
