@@ -129,9 +129,12 @@ class BatchAugment:
         flip = put(rng.random(batch) < self._hflip, self._device)
         if self._crop == "resized":
             boxes = resized_crop_boxes(batch, native, self.config.crop_scale, rng)
-            boxes = put(boxes, self._device)
             return ops.resized_crop(
-                images, boxes, flip, self._size, self._interpolation
+                images,
+                put(boxes, self._device),
+                flip,
+                self._size,
+                self._interpolation,
             )
         if native != self._size:
             images = ops.to_uint8(ops.resize(images, self._size, self._interpolation))

@@ -41,6 +41,19 @@ def _attention(x: Tensor, w: Weights, num_heads: int) -> Tensor:
     return F.linear(x, w["attn.proj.weight"], w["attn.proj.bias"])
 
 
+def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Stochastic depth, timm's `drop_path` number for number: while training, a branch x (B, …) is
+    left out for a share `rate` of the images and scaled up for the others.
+    """
+    if rate == 0.0 or not training:
+        return x
+    keep = 1 - rate
+    kept = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep)
+    if keep > 0.0:
+        kept.div_(keep)
+    return x * kept
+
+
 def layer(
     x: Tensor,
     w: Weights,
@@ -53,10 +66,10 @@ def layer(
     (B, P, D).
     """
     normed = F.layer_norm(x, x.shape[-1:], w["norm1.weight"], w["norm1.bias"], eps)
-    x = x + timm.layers.drop_path(_attention(normed, w, num_heads), drop_rate, training)
+    x = x + drop_path(_attention(normed, w, num_heads), drop_rate, training)
     normed = F.layer_norm(x, x.shape[-1:], w["norm2.weight"], w["norm2.bias"], eps)
     hidden = F.gelu(F.linear(normed, w["mlp.fc1.weight"], w["mlp.fc1.bias"]))
-    return x + timm.layers.drop_path(
+    return x + drop_path(
         F.linear(hidden, w["mlp.fc2.weight"], w["mlp.fc2.bias"]), drop_rate, training
     )
 
