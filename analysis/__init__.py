@@ -15,9 +15,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from analysis.comparison import Comparison, Group, compare, merge
+    from analysis.comparison import Comparison, Group, compare
     from analysis.contract import Objective
     from analysis.loading import gather, load
+    from analysis.merging import merge
     from analysis.numbers import duration, quantity
     from analysis.queries import query, write_rows
     from analysis.report.figures import write_figures
@@ -29,14 +30,16 @@ if TYPE_CHECKING:
         command,
         failures,
         front_table,
+        front_text,
         stage_table,
         totals,
     )
 
 _HOMES = {
-    "analysis.comparison": ("Comparison", "Group", "compare", "merge"),
+    "analysis.comparison": ("Comparison", "Group", "compare"),
     "analysis.contract": ("Objective",),
     "analysis.loading": ("gather", "load"),
+    "analysis.merging": ("merge",),
     "analysis.numbers": ("duration", "quantity"),
     "analysis.queries": ("query", "write_rows"),
     "analysis.report.figures": ("write_figures",),
@@ -48,6 +51,7 @@ _HOMES = {
         "command",
         "failures",
         "front_table",
+        "front_text",
         "stage_table",
         "totals",
     ),
@@ -65,6 +69,7 @@ __all__ = [
     "duration",
     "failures",
     "front_table",
+    "front_text",
     "gather",
     "load",
     "merge",

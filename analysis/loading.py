@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from analysis.contract import Objective
-from analysis.points import fronts_table
+from analysis.contract import RECORD_SCHEMA, RUN_FILE, TABLES_FOLDER, TRIALS_FOLDER
+from analysis.fronts import fronts_table
+from analysis.header import Header, read_header
+from analysis.metrics import to_json
 from analysis.run import Run
-from analysis.tables import store
-from analysis.tables.frames import as_float, clean_text, fits, to_pandas
-from analysis.tables.read import read_json
-from analysis.tables.schema import RECORD_SCHEMA, TABLES
+from analysis.tables import parts, schema_1, store
+from analysis.tables.frames import to_pandas
+from analysis.tables.json_files import read_json
+from analysis.tables.schema import TABLES, Declared
+from analysis.text import clean_text
 
 _LONGEST_PROBLEM = 500
 
 
 def load(path: str | Path) -> Run:
-    """Read the run folder at `path`: its records where there are any, else its Parquet
+    """Read the run folder at `path`: its trials where there are any, else its Parquet
     tables. Writes nothing.
 
     Rows that the tables of an earlier `gather` hold, and whose files have not changed, come
     from there. Damaged, half-written and foreign files are named in `Run.problems`, and the
     rest loads. Raises ValueError where `path` is not a run folder.
     """
-    return _load(Path(path))[0]
+    return _load(Path(path)).run
 
 
 def loaded(run: str | Path | Run) -> Run:
@@ -44,149 +45,121 @@ def gather(path: str | Path) -> Run:
     metadata of every file under the key "sweeps". Raises ValueError where `path` is not a
     run folder, OSError where it cannot be written.
     """
-    run, rows = _load(Path(path))
-    folder, header = run.path / "parquet", header_of(run)
-    if rows is not None:
+    found = _load(Path(path))
+    run, header = found.run, header_of(found.run)
+    if found.to_write:
         store.write(
-            run.path, *rows, [objective.metric for objective in run.objectives], header
+            run.path, found.rows, found.tables, found.declared, run.metrics, header
         )
-    fronts = store.described(fronts_table(run), "fronts", header)
-    store.write_table(store.part_path(folder, "fronts", 0), fronts)
+    fronts = fronts_table(run.configurations(), run.objectives)
+    parts.write_table(
+        parts.part_path(run.path / TABLES_FOLDER, "fronts", 0),
+        parts.described(fronts, "fronts", run.metrics, header),
+    )
     return run
 
 
-def _load(
-    folder: Path,
-) -> tuple[Run, tuple[store.Store, dict[str, list[pa.Table]]] | None]:
-    """The run, and its rows in parts where the stored tables may lack some."""
-    trials, tables = folder / "trials", folder / "parquet"
-    has_records = trials.is_dir() and any(trials.iterdir())
-    has_tables = (tables / "trials").is_dir() or (tables / "trials.parquet").is_file()
-    if not (has_records or has_tables or (folder / "run.json").is_file()):
+@dataclass(frozen=True)
+class _Loaded:
+    """A run and its rows in parts; `to_write` says whether the stored tables may lack some."""
+
+    run: Run
+    declared: Declared
+    rows: store.Store
+    tables: dict[str, list[pa.Table]]
+    to_write: bool
+
+
+def _load(folder: Path) -> _Loaded:
+    stored = folder / TABLES_FOLDER
+    single = (stored / "trials.parquet").is_file()  # tables of schema 1
+    has_trials = _has_trials(folder)
+    has_tables = single or (stored / "trials").is_dir()
+    if not (has_trials or has_tables or (folder / RUN_FILE).is_file()):
         raise ValueError(
-            f"not a run folder: {folder} has neither run.json, trials/ nor parquet/;"
-            " give a run's folder"
+            f"not a run folder: {folder} has neither {RUN_FILE}, {TRIALS_FOLDER}/ nor"
+            f" {TABLES_FOLDER}/; give a run's folder"
         )
     problems: list[str] = []
-    header = (
-        read_json(folder / "run.json", "run.json", problems)
-        if (folder / "run.json").is_file()
-        else None
-    )
-    stored: dict[str, Any] | None = None
-    rows: store.Store | None = None
-    if has_tables and (header is None or not has_records):
+    data = None
+    if (folder / RUN_FILE).is_file():
+        data = read_json(folder / RUN_FILE, RUN_FILE, problems)
+    rows = store.Store()
+    if has_tables and (data is None or not has_trials):
         found: list[str] = []
-        stored, rows = store.read_tables(tables, found)
-        problems += [] if has_records else found
-        header = stored if header is None else header
-    if header is None:
-        problems.append("run.json: missing, so the objectives are not known")
-    info = _header(header or {}, folder, problems)
-    objectives = [objective.metric for objective in info["objectives"]]
-    if has_records or rows is None:
-        rows = (
-            store.collect(folder, objectives, problems)
-            if has_records
-            else store.Store()
-        )
-    made = store.unified(rows, objectives, info["params"])
-    frames: dict[str, Any] = {
-        name: to_pandas(store.whole(made[name])) for name in TABLES
-    }
-    run = Run(
-        path=folder,
-        problems=[clean_text(p)[:_LONGEST_PROBLEM] for p in problems],
-        **info,
-        **frames,
+        stored_data, stored_parts = parts.read_tables(stored, found)
+        data = stored_data if data is None else data
+        if not has_trials:
+            problems += found
+            rows = store.Store(stored_parts)
+    header = read_header(data, folder, problems)
+    declared = Declared(
+        objectives=[objective.metric for objective in header.objectives],
+        parameters=header.parameters,
+        metrics=list(header.metrics),
     )
+    if has_trials:
+        rows = store.collect(folder, declared, problems)
+    tables = parts.unified(rows.parts, declared)
+    run = _run(folder, header, tables, problems)
     # tables without records are not rewritten, but for those of schema 1, whole
-    as_they_are = (
-        not has_records
-        and has_tables
-        and (bool(problems) or not (tables / "trials.parquet").is_file())
+    as_they_are = not has_trials and has_tables and (bool(problems) or not single)
+    return _Loaded(run, declared, rows, tables, not as_they_are)
+
+
+def _has_trials(folder: Path) -> bool:
+    trials = folder / TRIALS_FOLDER
+    return trials.is_dir() and any(trials.iterdir())
+
+
+def _run(
+    folder: Path,
+    header: Header,
+    tables: dict[str, list[pa.Table]],
+    problems: list[str],
+) -> Run:
+    frames = {name: to_pandas(parts.whole(tables[name])) for name in TABLES}
+    metrics = header.metrics
+    if not header.describes_metrics:
+        metrics = schema_1.metrics_of(_metric_names(tables))
+    return Run(
+        path=folder,
+        name=header.name,
+        objectives=header.objectives,
+        parameters=header.parameters,
+        created=header.created,
+        command=header.command,
+        seed=header.seed,
+        spec=header.spec,
+        metrics=metrics,
+        problems=[clean_text(p)[:_LONGEST_PROBLEM] for p in problems],
+        trials=frames["trials"],
+        epochs=frames["epochs"],
+        stages=frames["stages"],
+        layers=frames["layers"],
     )
-    return run, None if as_they_are else (rows, made)
+
+
+def _metric_names(tables: dict[str, list[pa.Table]]) -> list[str]:
+    """Names of the metrics that the tables hold, and of the plain columns of epochs."""
+    columns = [c for name in TABLES for c in tables[name][0].column_names]
+    found = [c.partition("/")[2] for c in columns if c.startswith("metric/")]
+    return found + [c for c in tables["epochs"][0].column_names if "/" not in c]
 
 
 def header_of(run: Run) -> dict[str, Any]:
     """What `run.json` says, from a run."""
-    objectives = [
-        {"metric": o.metric, "mode": o.mode, "bound": o.bound} for o in run.objectives
-    ]
     return {
-        **{
-            "schema": RECORD_SCHEMA,
-            "name": run.name,
-            "created": run.created,
-            "seed": run.seed,
-        },
-        **{
-            "objectives": objectives,
-            "params": run.params,
-            "command": run.command,
-            "spec": run.spec,
-        },
+        "schema": RECORD_SCHEMA,
+        "name": run.name,
+        "created": run.created,
+        "seed": run.seed,
+        "objectives": [
+            {"metric": o.metric, "mode": o.mode, "bound": o.bound}
+            for o in run.objectives
+        ],
+        "params": run.parameters,
+        "command": run.command,
+        "spec": run.spec,
+        "metrics": to_json(run.metrics),
     }
-
-
-def _header(
-    data: Mapping[str, Any], folder: Path, problems: list[str]
-) -> dict[str, Any]:
-    """The fields of `Run` that run.json gives; what is malformed is a problem and takes its
-    default.
-    """
-    defaults: dict[str, Any] = {
-        "name": folder.resolve().name,
-        "created": "",
-        "command": "",
-        "spec": {},
-    }
-    info: dict[str, Any] = {}
-    for key, default in defaults.items():
-        value = data.get(key, default)
-        if not isinstance(value, type(default)):
-            problems.append(
-                f"run.json: {key} must be {type(default).__name__}, got {value!r}"
-            )
-            value = default
-        info[key] = clean_text(value) if isinstance(value, str) else value
-    try:
-        json.dumps(info["spec"])
-    except RecursionError:
-        problems.append("run.json: spec is nested too deeply")
-        info["spec"] = {}
-    info["seed"] = data.get("seed") if fits(data.get("seed"), "Int64") else None
-    params = data.get("params", [])
-    if not isinstance(params, list) or not all(isinstance(p, str) for p in params):
-        problems.append(f"run.json: params must be a list of names, got {params!r}")
-        params = []
-    info["params"] = list(dict.fromkeys(clean_text(p) for p in params))
-    info["objectives"] = _objectives(data.get("objectives", []), problems)
-    return info
-
-
-def _objective(item: Mapping[str, Any]) -> Objective:
-    """Raises TypeError, KeyError, AttributeError or ValueError for what is none."""
-    metric, mode, bound = item["metric"], item["mode"], item.get("bound")
-    if not isinstance(metric, str):
-        raise ValueError("metric must be text")
-    if mode not in ("min", "max"):
-        raise ValueError("mode must be min or max")
-    number = as_float(bound)
-    if bound is not None and (number is None or not math.isfinite(number)):
-        raise ValueError("bound must be a finite number or null")
-    return Objective(clean_text(metric), mode, number)
-
-
-def _objectives(items: Any, problems: list[str]) -> list[Objective]:
-    found: dict[str, Objective] = {}
-    for item in items if isinstance(items, list) else [items]:
-        try:
-            found[clean_text(item["metric"])] = _objective(item)
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
-            problems.append(
-                f"run.json: objective {item!r} is malformed ({type(error).__name__}:"
-                f" {error})"
-            )
-    return list(found.values())

@@ -241,3 +241,9 @@ def knee(values: Floats, objectives: Sequence[Objective]) -> int:
     return int(
         np.lexsort((scaled.max(axis=1).round(12), scaled.sum(axis=1).round(12)))[0]
     )
+
+
+def spans_decades(values: Floats) -> bool:
+    """Whether finite positive values span so much that a log scale shows them better."""
+    values = values[np.isfinite(values)]
+    return bool(len(values) and values.min() > 0 and values.max() / values.min() >= 30)

@@ -23,8 +23,8 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 
+from analysis.files import write_text
 from analysis.queries import select
-from analysis.tables.store import write_text
 
 _BLOCK = re.compile(
     r"(<!-- table (?P<sources>[^\n]+)\n(?P<sql>.*?)-->\n)(?P<table>(?:\|[^\n]*\n)*)",

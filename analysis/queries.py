@@ -9,11 +9,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis.files import atomic_write
+from analysis.fronts import fronts_table
 from analysis.loading import loaded
-from analysis.points import fronts_table
 from analysis.run import Run
 from analysis.tables.schema import TABLES
-from analysis.tables.store import atomic_write
 
 _LOCKED = (
     "SET autoinstall_known_extensions = false",
@@ -41,7 +41,9 @@ def query(path: str | Path | Run, sql: str) -> pd.DataFrame:
         name: pa.Table.from_pandas(getattr(run, name), preserve_index=False)
         for name in TABLES
     }
-    return select(tables | {"fronts": fronts_table(run)}, sql)
+    return select(
+        tables | {"fronts": fronts_table(run.configurations(), run.objectives)}, sql
+    )
 
 
 def write_rows(rows: pd.DataFrame, out: Path) -> None:

@@ -8,31 +8,45 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from analysis import pareto
-from analysis.contract import Objective
+from analysis.configurations import configurations_of, objective_values
+from analysis.contract import STATUSES, Objective
+from analysis.fronts import front_of, fronts_table, picks_of
+from analysis.metrics import Metrics
 from analysis.pareto import Floats
-from analysis.points import front_of, fronts_table, points_of
 from analysis.where import where_mask
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
-    """One sweep's results. Times in seconds; `problems` names every file that could not be
-    read, and why.
+    """One sweep's results. Times in seconds.
 
     `trials` has a row for every trial whatever its outcome, with columns `config/<key>`,
     `metric/<name>` and `version/<library>` beside those of `analysis.tables.schema.TRIALS`;
-    `epochs`, `stages` and `layers` refer to it by trial_id. Fronts are of points: the
-    replicates of a configuration are one (see `analysis.points`).
+    `epochs`, `stages` and `layers` refer to it by trial_id. Fronts are of configurations: the
+    replicates of one count together (see `analysis.configurations`).
+
+    Attributes:
+        path: the run folder.
+        name: of the sweep.
+        objectives: what the search optimised.
+        parameters: those that were searched, in the order of the spec.
+        created: ISO time of the sweep's start.
+        command: the shell command that began it.
+        seed: the sweep's root seed.
+        spec: the resolved spec.
+        metrics: descriptions and units of what was measured.
+        problems: every file that could not be read, by name, and why.
+        members: the runs that a merged one (`analysis.merge`) is made of, by the first part of
+            its trial ids.
     """
 
     path: Path
     name: str
     objectives: list[Objective]
-    params: list[str]
+    parameters: list[str]
     created: str
     command: str
     trials: pd.DataFrame
@@ -41,79 +55,90 @@ class Run:
     layers: pd.DataFrame
     seed: int | None = None
     spec: dict[str, Any] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=Metrics)
     problems: list[str] = field(default_factory=list)
     members: dict[str, Run] = field(default_factory=dict)
-    """The runs that a merged one (`analysis.merge`) is made of, by the first part of its
-    trial ids.
-    """
+
+    def __repr__(self) -> str:
+        """'<Run demo: 40 trials (31 complete, 9 failed), objectives accuracy max, gmacs min>'."""
+        counts = self.status_counts()
+        statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
+        goals = ", ".join(f"{o.metric} {o.mode}" for o in self.objectives) or "none"
+        trials = f"{len(self.trials)} trials" + (f" ({statuses})" if statuses else "")
+        return f"<Run {self.name}: {trials}, objectives {goals}>"
+
+    def status_counts(self) -> dict[str, int]:
+        """Status → number of trials, those that occur, in the order of `STATUSES`."""
+        counts = self.trials["status"].value_counts()
+        return {status: int(counts[status]) for status in STATUSES if status in counts}
 
     def complete(self) -> pd.DataFrame:
         """The complete trials."""
         return self.trials[self.trials["status"] == "complete"]
 
-    @property
-    def metrics(self) -> list[str]:
-        """Columns of the objectives."""
-        return [f"metric/{objective.metric}" for objective in self.objectives]
-
     @cached_property
-    def _points(self) -> pd.DataFrame:
-        return points_of(self.complete(), self.objectives)
+    def _configurations(self) -> pd.DataFrame:
+        return configurations_of(self.complete(), self.objectives)
 
-    def points(self) -> pd.DataFrame:
+    def configurations(self) -> pd.DataFrame:
         """A row for each configuration with complete trials: means, `sd/<metric>`,
-        `replicates`, `trial_ids`.
+        `replicates`, `trial_ids`; indexed by the row of the trial that stands for it.
         """
-        return self._points
+        return self._configurations
+
+    @property
+    def has_replicates(self) -> bool:
+        """Whether some configuration has several complete trials."""
+        return bool((self.configurations()["replicates"] > 1).any())
 
     @property
     def fronts(self) -> pd.DataFrame:
-        """The `fronts` table: points of the front, and of the front that ignores measured
-        noise, with their picks.
+        """The `fronts` table: the front, and the front that ignores measured noise, with
+        their picks.
         """
-        return fronts_table(self).to_pandas()
+        return fronts_table(self.configurations(), self.objectives).to_pandas()
 
     def source_of(self, trial_id: str) -> tuple[Path, str]:
         """Run folder and trial id under which a trial is found on disk."""
-        label = next(
-            (label for label in self.members if trial_id.startswith(f"{label}/")), None
-        )
-        return (
-            (self.path, trial_id)
-            if label is None
-            else (self.members[label].path, trial_id[len(label) + 1 :])
-        )
+        for label, member in self.members.items():
+            if trial_id.startswith(f"{label}/"):
+                return member.path, trial_id[len(label) + 1 :]
+        return self.path, trial_id
 
-    def values(self, trials: pd.DataFrame) -> Floats:
-        """(n, k) the objectives of `trials`, as recorded; NaN where missing."""
-        return trials[self.metrics].to_numpy(dtype=np.float64, na_value=np.nan)
+    def values(self, rows: pd.DataFrame) -> Floats:
+        """(n, k) the objectives of trials or configurations, as recorded; NaN where missing."""
+        return objective_values(rows, self.objectives)
 
     def front(self, where: str | None = None, *, noise: bool = False) -> pd.DataFrame:
-        """The points, within all bounds, that no other such point dominates; best first
-        objective first.
+        """The configurations, within all bounds, that no other dominates; best first objective
+        first. The objectives and the searched parameters are the first columns.
 
         Args:
-            where: only points that pass this constraint (see `analysis.where`) count.
+            where: only configurations that pass this constraint (see `analysis.where`) count.
             noise: differences of a latency inside its measured quartiles are ignored
                 (`pareto.noisy_front_mask`).
 
         Raises ValueError for a constraint that cannot be read, or noise that was not measured.
         """
-        points = self.points()
+        rows = self.configurations()
         if where is not None:
-            points = points[where_mask(where, points)]
-        return front_of(points, self.objectives, noise)
+            rows = rows[where_mask(where, rows)]
+        front = front_of(rows, self.objectives, noise)
+        first = [f"metric/{o.metric}" for o in self.objectives]
+        first += [f"config/{p}" for p in self.parameters if f"config/{p}" in front]
+        return front[[*first, *front.columns.difference(first, sort=False)]]
 
     def reference(self) -> dict[str, float]:
         """The reference point that `hypervolume` takes by default: 10 % beyond the worst
-        eligible point.
+        eligible configuration.
 
-        Raises ValueError where no point is eligible.
+        Raises ValueError where none is eligible.
         """
-        point = pareto.reference_point(self.values(self.points()), self.objectives)
+        values = self.values(self.configurations())
+        reference = pareto.reference_point(values, self.objectives)
         return {
             objective.metric: float(value)
-            for objective, value in zip(self.objectives, point, strict=True)
+            for objective, value in zip(self.objectives, reference, strict=True)
         }
 
     def hypervolume(
@@ -128,7 +153,7 @@ class Run:
         """
         if not self.objectives:
             return 0.0
-        values = self.values(self.points())
+        values = self.values(self.configurations())
         if reference is None:
             if not pareto.eligible(values, self.objectives).any():
                 return 0.0
@@ -141,24 +166,13 @@ class Run:
         """Name → row of `trials` picked from the front (or `front`): "best <metric>" for
         each objective, "knee".
         """
-        front = self.front() if front is None else front
-        if front.empty:
-            return {}
-        costs = pareto.to_costs(self.values(front), self.objectives)
-        places = {
-            f"best {o.metric}": int(costs[:, i].argmin())
-            for i, o in enumerate(self.objectives)
-        }
-        if len(self.objectives) > 1:
-            places["knee"] = pareto.knee(self.values(front), self.objectives)
-        return {name: int(front.index[place]) for name, place in places.items()}
+        return picks_of(self.front() if front is None else front, self.objectives)
 
     def best(self, where: str | None = None) -> pd.DataFrame:
         """The picks, as rows of the front indexed by name; see `picks` and `front`."""
         front = self.front(where)
         picks = self.picks(front)
         rows = front.loc[list(picks.values())].copy()
-        rows.index = pd.Index(
-            list(picks), name="pick", dtype="object" if picks else None
-        )
+        dtype = "object" if picks else None
+        rows.index = pd.Index(list(picks), name="pick", dtype=dtype)
         return rows

@@ -2,34 +2,55 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from analysis.fronts import KNEE, best_name
+from analysis.metrics import Metric, on_test_set
+from analysis.numbers import plain, plus_minus, quantity, significant
 from analysis.run import Run
-from analysis.tables.schema import STATUSES, metric_unit
 
 
 def front_table(run: Run, front: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The front (or `front`) to print: trial_id, the objectives and the searched
+    """The front (or `front`) as numbers: trial_id, the objectives and the searched
     parameters, by their plain names.
 
-    Where points have replicates: their number as `seeds`, and each objective's standard
+    Where configurations have replicates: their number as `seeds`, and each objective's standard
     deviation as `<metric> sd`.
     """
     front = run.front() if front is None else front
+    seeds = len(front) > 0 and run.has_replicates
     columns = {"trial_id": "trial_id"}
-    seeds = bool(len(front)) and bool((run.points()["replicates"] > 1).any())
     for objective in run.objectives:
         columns[f"metric/{objective.metric}"] = objective.metric
         if seeds:
             columns[f"sd/{objective.metric}"] = f"{objective.metric} sd"
     columns |= {"replicates": "seeds"} if seeds else {}
-    columns |= {f"config/{p}": p for p in run.params if f"config/{p}" in front}
+    columns |= {f"config/{p}": p for p in run.parameters if f"config/{p}" in front}
     return front[list(columns)].rename(columns=columns).reset_index(drop=True)
+
+
+def front_text(run: Run, front: pd.DataFrame | None = None) -> pd.DataFrame:
+    """`front_table` as text, as the report writes it: objectives with their units and, over
+    seeds, their standard deviation ('92.41 ± 0.64 %'); empty where a parameter is not set.
+    """
+    front = run.front() if front is None else front
+    columns = {"trial_id": [str(v) for v in front["trial_id"]]}
+    for objective in run.objectives:
+        metric = objective.metric
+        unit = run.metrics.unit(metric)
+        pairs = zip(front[f"metric/{metric}"], front[f"sd/{metric}"], strict=True)
+        columns[metric] = [plus_minus(mean, spread, unit) for mean, spread in pairs]
+    if len(front) and run.has_replicates:
+        columns["seeds"] = [str(v) for v in front["replicates"]]
+    for name in run.parameters:
+        if f"config/{name}" in front:
+            values = front[f"config/{name}"]
+            columns[name] = ["" if pd.isna(v) else plain(v) for v in values]
+    return pd.DataFrame(columns, dtype="object")
 
 
 def totals(run: Run) -> dict[str, Any]:
@@ -40,14 +61,11 @@ def totals(run: Run) -> dict[str, Any]:
     the whole pipeline would have taken.
     """
     trials = run.trials
-    counts = trials["status"].value_counts()
     saved = (trials["seconds_full"] - trials["seconds"]).dropna().clip(lower=0)
     return {
         "trials": len(trials),
         "front": len(run.front()),
-        "status": {
-            status: int(counts[status]) for status in STATUSES if status in counts
-        },
+        "status": run.status_counts(),
         "seconds": float(trials["seconds"].sum()),
         "seconds_saved": float(saved.sum()),
     }
@@ -57,12 +75,9 @@ def stage_table(run: Run) -> pd.DataFrame:
     """For each stage: method, phase, runs, cache hits, seconds spent and seconds saved by
     the cache.
     """
-    stages = run.stages.assign(
-        saved=(run.stages["seconds_full"] - run.stages["seconds"])
-        .clip(lower=0)
-        .where(run.stages["cached"].fillna(False)),
-        hit=run.stages["cached"].fillna(False).astype("int64"),
-    )
+    cached = run.stages["cached"].fillna(False)
+    saved = (run.stages["seconds_full"] - run.stages["seconds"]).clip(lower=0)
+    stages = run.stages.assign(saved=saved.where(cached), hit=cached.astype("int64"))
     groups = stages.groupby(["name", "stage", "phase"], dropna=False, sort=False)
     table = groups.agg(
         position=("index", "mean"),
@@ -95,9 +110,25 @@ def failures(run: Run) -> pd.DataFrame:
     )
 
 
-def advice(run: Run) -> list[tuple[str, int, str]]:
-    """Which model to ship: (title, row of trials, what it offers) of each picked trial, the
-    recommended one first.
+class Advice(NamedTuple):
+    """A picked trial: what it is, its row of `trials`, and what it offers."""
+
+    title: str
+    row: int
+    text: str
+
+
+def pick_title(run: Run, name: str) -> str:
+    """A pick in words: 'best compromise', 'lowest gmacs', 'highest accuracy'."""
+    if name == KNEE:
+        return "best compromise"
+    words = {"min": "lowest", "max": "highest"}
+    titles = {best_name(o): f"{words[o.mode]} {o.metric}" for o in run.objectives}
+    return titles[name]
+
+
+def advice(run: Run) -> list[Advice]:
+    """Which model to ship: each picked trial, the recommended one first.
 
     The knee is recommended, or the best of a single objective; the others say what they
     give and cost beside it.
@@ -105,52 +136,62 @@ def advice(run: Run) -> list[tuple[str, int, str]]:
     picks = run.picks()
     if not picks:
         return []
-    words = {"min": "lowest", "max": "highest"}
-    titles = {"knee": "best compromise"} | {
-        f"best {o.metric}": f"{words[o.mode]} {o.metric}" for o in run.objectives
-    }
-    by_row: dict[int, list[str]] = {}
-    for name in sorted(picks, key=lambda name: name != "knee"):
-        by_row.setdefault(picks[name], []).append(titles[name])
-    metrics = [o.metric for o in run.objectives]
-    values = dict(
-        zip(run.points().index, run.values(run.points()).tolist(), strict=True)
-    )
-    base = values[next(iter(by_row))]
+    titles: dict[int, list[str]] = {}
+    for name in sorted(picks, key=lambda name: name != KNEE):
+        titles.setdefault(picks[name], []).append(pick_title(run, name))
+    rows = run.configurations()
+    values = dict(zip(rows.index, run.values(rows).tolist(), strict=True))
+    metrics = [run.metrics.of(o.metric) for o in run.objectives]
+    first = next(iter(titles))
     found = []
-    for row, names in by_row.items():
-        if values[row] is base:
+    for row, names in titles.items():
+        if row == first:
             text = ", ".join(
-                f"{metric} {quantity(value, metric)}"
-                for metric, value in zip(metrics, base, strict=True)
+                f"{metric.name} {quantity(value, metric.unit)}"
+                for metric, value in zip(metrics, values[row], strict=True)
             )
         else:
-            changes = [
-                change(metric, *pair)
-                for metric, *pair in zip(metrics, base, values[row], strict=True)
-            ]
+            pairs = zip(metrics, values[first], values[row], strict=True)
+            changes = [change(*pair) for pair in pairs]
             text = ", ".join(c for c in changes if c) or "the same figures"
-        found.append((", ".join(names), row, text))
+        found.append(Advice(", ".join(names), row, text))
     return found
 
 
-def change(metric: str, before: float, after: float) -> str:
+def change(metric: Metric, before: float, after: float) -> str:
     """A change of a metric in words: '+3.2 points accuracy', '2.4 × the gmacs', '−38 %
     latency_ms'; '' for none.
     """
     if before == after:
         return ""
     sign = "+" if after > before else "−"
-    if metric_unit(metric) == "fraction":
-        return f"{sign}{100 * abs(after - before):.2g} points {metric}"
+    if metric.unit == "fraction":
+        return f"{sign}{significant(100 * abs(after - before), 2)} points {metric.name}"
     if before <= 0 or after <= 0:
-        return f"{metric} {quantity(before, metric)} → {quantity(after, metric)}"
+        return (
+            f"{metric.name} {quantity(before, metric.unit)} →"
+            f" {quantity(after, metric.unit)}"
+        )
     ratio = after / before
-    return (
-        f"{ratio:.3g} × the {metric}"
-        if ratio >= 2
-        else f"{sign}{100 * abs(ratio - 1):.2g} % {metric}"
-    )
+    if ratio >= 2:
+        return f"{significant(ratio, 3)} × the {metric.name}"
+    return f"{sign}{significant(100 * abs(ratio - 1), 2)} % {metric.name}"
+
+
+def figures_of(run: Run, row: pd.Series) -> list[tuple[str, str]]:
+    """Name and text of a configuration's objectives with their spread, then of the same metrics
+    on the test set.
+    """
+    names = [o.metric for o in run.objectives]
+    names += [on_test_set(name) for name in names if on_test_set(name) not in names]
+    found = []
+    for name in names:
+        value = row.get(f"metric/{name}")
+        if value is not None and pd.notna(value) and not isinstance(value, str):
+            spread = row.get(f"sd/{name}")
+            text = plus_minus(float(value), spread, run.metrics.unit(name))
+            found.append((name, text))
+    return found
 
 
 def command(run: Run, trial_id: str, what: str) -> str:
@@ -158,65 +199,9 @@ def command(run: Run, trial_id: str, what: str) -> str:
     folder, name = run.source_of(trial_id)
     path, here = folder.resolve(), Path.cwd()
     place = str(path.relative_to(here) if path.is_relative_to(here) else path)
-    options = (
-        []
-        if what == "reproduce"
-        else ["--format", what, "-o", f"./{path.name}-{name}-{what}"]
-    )
+    words = ["sweeps", "reproduce"]
+    if what != "reproduce":
+        words = ["sweeps", "export", "--format", what]
+        words += ["-o", f"./{path.name}-{name}-{what}"]
     dashes = ["--"] if place.startswith("-") or name.startswith("-") else []
-    return shlex.join(
-        [
-            "sweeps",
-            "reproduce" if what == "reproduce" else "export",
-            *options,
-            *dashes,
-            place,
-            name,
-        ]
-    )
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: '0.4 s', '35 s', '2 min 10 s', '3 h 5 min', '2 d 4 h'."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for size, name, smaller, small in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "min"),
-        (60, "min", 1, "s"),
-    ):
-        if whole >= size:
-            rest = whole % size // smaller
-            return f"{whole // size} {name}" + (f" {rest} {small}" if rest else "")
-    return f"{whole} s"
-
-
-def plus_minus(value: float, spread: float, metric: str) -> str:
-    """A metric's mean and standard deviation with its unit, to two digits of the latter:
-    '92.41 ± 0.64 %'.
-    """
-    unit = metric_unit(metric)
-    scale = 100.0 if unit == "fraction" else 1.0
-    if not spread > 1e-9 * abs(value):
-        return quantity(value, metric)
-    digits = min(max(1 - math.floor(math.log10(scale * spread)), 0), 9)
-    text = f"{scale * value:,.{digits}f} ± {scale * spread:,.{digits}f}".replace(
-        ",", "\u202f"
-    )
-    shown = {"fraction": " %", "1": "", "10^9": ""}.get(
-        unit, f" {unit}" if unit else ""
-    )
-    return text + shown
-
-
-def quantity(value: float, metric: str) -> str:
-    """A metric's value as text with its unit; fractions as percent."""
-    unit = metric_unit(metric)
-    if unit == "fraction":
-        return f"{100 * value:.2f} %"
-    if (float(value).is_integer() or abs(value) >= 1e4) and abs(value) < 1e15:
-        return f"{value:,.0f}".replace(",", "\u202f") + (
-            f" {unit}" if unit not in ("", "1") else ""
-        )
-    return f"{value:.4g}" + (f" {unit}" if unit not in ("", "1", "10^9") else "")
+    return shlex.join([*words, *dashes, place, name])

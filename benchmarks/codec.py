@@ -160,10 +160,10 @@ def report(title: str, state: ModelState, repeats: int, nncodec: Path | None) ->
     tensors = [state.weights[name] for name in indexable(state)]
     count = sum(t.numel() for t in tensors)
     statistics = value_statistics(tensors)
-    bound = count * statistics["entropy_bits"] / 8
+    bound = count * statistics.entropy_bits / 8
     print(
-        f"{title}: {count:,} weights, {statistics['unique_values']} values,"
-        f" {statistics['entropy_bits']:.4f} bits; order-0 bound {bound:,.0f} bytes,"
+        f"{title}: {count:,} weights, {statistics.unique_values} values,"
+        f" {statistics.entropy_bits:.4f} bits; order-0 bound {bound:,.0f} bytes,"
         f" float32 {4 * count:,} bytes"
     )
     for mode in ("contexts", "order0"):

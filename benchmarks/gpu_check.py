@@ -2,9 +2,10 @@
 
     python benchmarks/gpu_check.py [--out results/gpu.json] [--parts card,train_224] [--minutes 8]
 
-The parts (`benchmarks/gpu_parts.py`) are ordered by worth. Each runs in a process of its own, which is
-killed at the part's time limit. Whatever a part measures is printed as one JSON line, and appended to
-`--out`, at that moment; one more line says how the part ended. So a run that was cut off still tells.
+The parts (`benchmarks/gpu_parts.py`) are ordered by worth. Each runs in a process of its
+own, which is killed at the part's time limit. Whatever a part measures is printed as one
+JSON line, and appended to `--out`, at that moment; one more line says how the part ended.
+So a run that was cut off still tells.
 
 Without a CUDA device, or with --tiny, all sizes are tiny: that only shows that the command works.
 """
@@ -25,6 +26,7 @@ from typing import Any
 
 import gpu_parts
 import torch
+from gpu_bench import Bench
 
 Line = dict[str, Any]
 
@@ -70,9 +72,11 @@ def _work(name: str, tiny: bool, sender: Connection) -> None:
     with _TellError(sender):
         cuda = torch.cuda.is_available()
         device = torch.device("cuda" if cuda else "cpu")
-        gpu_parts.PARTS[name].run(
-            gpu_parts.Bench(device, tiny or not cuda, sender.send)
-        )
+        if not cuda:
+            torch.set_num_threads(
+                1
+            )  # tiny sizes only; other work may share the machine
+        gpu_parts.PARTS[name].run(Bench(device, tiny or not cuda, sender.send))
 
 
 def _lines_until(process: Any, receiver: Connection, deadline: float) -> Iterator[Line]:

@@ -20,8 +20,8 @@ from compress.measure.latency_table import LatencyTable
 from compress.nvit.cost import LatencyModel, MacsModel
 from compress.nvit.groups import GroupSizes, UnitLayout
 from compress.nvit.importance import taylor
+from compress.nvit.masked_vit import MaskedVit
 from compress.nvit.pruner import Pruner, PruneRules
-from compress.nvit.surgery import MaskedVit
 from trainers.models.arch import ModelState
 from trainers.models.from_timm import from_timm
 from trainers.models.make import make_arch

@@ -34,8 +34,9 @@ from torch import Tensor
 
 from compress.nvit.groups import UnitLayout, rank_groups
 from compress.nvit.importance import magnitude_scores, taylor
+from compress.nvit.masked_vit import MaskedVit
 from compress.nvit.stage import Nvit
-from compress.nvit.surgery import MaskedVit, Masks
+from compress.nvit.surgery import Masks
 from trainers.models.arch import ModelState
 from trainers.models.from_timm import from_timm
 from trainers.training.losses import TaskObjective

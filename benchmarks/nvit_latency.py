@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from scipy.interpolate import RegularGridInterpolator
 
-from compress.measure.latency_table import DIMENSIONS, LatencyTable
+from compress.measure.latency_table import LatencyTable
 from compress.measure.model import alternating_latency
 from compress.measure.table_measurement import default_grid, measure_table
 from trainers.models.from_timm import dense_arch
 from trainers.models.make import make_arch
-from trainers.models.pruned_vit import BLOCK_DIMS
+from trainers.models.parameters import BLOCK_DIMS, DIMENSIONS
 
 GROUPS = {"embed": 8, "heads": 1, "qk": 4, "v": 4, "mlp": 16}
 

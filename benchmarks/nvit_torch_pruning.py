@@ -48,7 +48,7 @@ from compress.nvit.stage import Nvit
 from trainers.data.splits import Data
 from trainers.models.arch import Arch, ModelState
 from trainers.models.from_timm import dense_arch
-from trainers.models.pruned_vit import BLOCK_DIMS
+from trainers.models.parameters import BLOCK_DIMS
 from trainers.training.losses import TaskObjective
 
 try:

@@ -147,7 +147,7 @@ def fixed_statistics(result: Clustering) -> tuple[int, float]:
     """Distinct values and entropy, bits, of the fixed weights."""
     fixed: Tensor = result.values[result.fixed]
     statistics = value_statistics([fixed])
-    return int(statistics["unique_values"]), float(statistics["entropy_bits"])
+    return int(statistics.unique_values), float(statistics.entropy_bits)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from compress.measure.model import alternating_latency
 from compress.metrics import Metric
 from compress.stage import Context, Phase, Stage
 from trainers.data.splits import DataInfo
-from trainers.models.arch import Arch, ModelState
+from trainers.models.arch import Arch, ModelState, on_meta
 from trainers.models.parameters import classifier_layers
 from trainers.training import distributed
 from trainers.training.fit import Hook
@@ -51,7 +51,9 @@ def mask_2_of_4(weight: Tensor) -> Tensor:
 
 
 def has_sparse_kernels(device: torch.device) -> bool:
-    """Whether torch multiplies 2:4 sparse matrices faster on this device."""
+    """Whether torch has kernels for 2:4 sparse matrices on this device. They need not be
+    faster than dense ones: on an H100 whole models were slower (docs/benchmarks.md).
+    """
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
@@ -75,7 +77,13 @@ def with_sparse_kernels(
             layer.weight = nn.Parameter(
                 to_sparse_semi_structured(layer.weight), requires_grad=False
             )
+            layer.register_forward_hook(_in_order)
     return module
+
+
+def _in_order(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """Copies what sparse kernels leave transposed: all that follows is slow on that."""
+    return output.contiguous()
 
 
 class HoldZeros(Hook):
@@ -124,7 +132,8 @@ class Asp(Stage):
         ),
         Metric(
             "sparse_speedup_measured",
-            "latency in float16 with dense kernels over that with sparse ones",
+            "latency in float16 with dense kernels over that with sparse ones, of the"
+            " device alone",
             "1",
             is_time=True,
         ),
@@ -166,8 +175,15 @@ class Asp(Stage):
                 ctx.device,
             )
         elif self.measure:
-            speedup = self._speedup(sparse, ctx) if distributed.rank() == 0 else None
-            ctx.report(sparse_speedup_measured=distributed.from_rank_0(speedup))
+            measured = self._speedup(sparse, ctx) if distributed.rank() == 0 else None
+            speedup = distributed.from_rank_0(measured)
+            ctx.report(sparse_speedup_measured=speedup)
+            if speedup <= 1:
+                _log.warning(
+                    "asp: the 2:4 kernels of %s are not faster: %.2f of the dense speed",
+                    ctx.device,
+                    speedup,
+                )
         return sparse
 
     def _speedup(self, model: ModelState, ctx: Context) -> float:
@@ -183,8 +199,7 @@ class Asp(Stage):
 
 def _linear_layers(arch: Arch) -> list[str]:
     """Paths of the Linear layers that 2:4 sparsity takes."""
-    with torch.device("meta"):
-        module = arch.build()
+    module = on_meta(arch)
     heads = classifier_layers(module)
     return [
         path

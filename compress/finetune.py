@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field
 from torch import nn
 
@@ -11,7 +10,7 @@ from compress.asp import HoldZeros, asp_masks
 from compress.stage import Context, Phase, Stage
 from trainers.config import DistillConfig, FitOptions, TrainConfig
 from trainers.data.splits import DataInfo
-from trainers.models.arch import DROP_RATE_BUILDERS, Arch, ModelState
+from trainers.models.arch import DROP_RATE_BUILDERS, Arch, ModelState, on_meta
 from trainers.training.losses import (
     DistillObjective,
     KlObjective,
@@ -64,8 +63,7 @@ class Finetune(Stage, TrainConfig):
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
         check_train_config(self, data.num_train)
-        with torch.device("meta"):
-            with_drop_rates(arch, self).build()
+        on_meta(with_drop_rates(arch, self))
         return arch
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:

@@ -2,19 +2,25 @@
 
 A new metric of the final model touches this file alone: give its `Metric` and the function
 that computes it as one more `Measurement`. A package of somebody else's offers the same
-object under `METRICS` (see docs/extending.md). What a stage reports about its own work is
-described by that stage (`Stage.metrics`).
+object under `METRICS` (see docs/extending.md). Metrics that an epoch of training has too,
+such as the accuracy, are declared in `trainers.training.epoch_metrics`, and what a stage
+reports about its own work in that stage (`Stage.metrics`).
 
 Nothing heavy is imported before something is measured.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from compress.measure.options import MeasureConfig
 from trainers import plugins
+from trainers.training.epoch_metrics import (
+    EPOCH_METRICS,
+    EpochMetric,
+    epoch_metrics,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -187,25 +193,34 @@ def _peak_memory(final: FinalModel) -> Mapping[str, Value]:
     return {"peak_memory_mb": peak / MEGABYTE}
 
 
-_VALIDATED = (
-    Metric("accuracy", "top-1 accuracy on the validation part", "fraction"),
-    Metric("top5_accuracy", "top-5 accuracy on the validation part", "fraction"),
-    Metric("loss", "cross-entropy on the validation part", "nats"),
-)
-_TESTED = tuple(
-    Metric(
-        f"test_{metric.name}",
-        metric.description.replace(
-            "the validation part", "the test set, which the search never sees"
-        ),
-        metric.unit,
-    )
-    for metric in _VALIDATED
-)
+def _of_epochs(known: Mapping[str, EpochMetric], *, test: bool) -> tuple[Metric, ...]:
+    """What evaluation gives of a final model: every epoch metric of a split."""
+    found = []
+    for metric in known.values():
+        if not metric.on_validation:
+            continue
+        name, description = metric.name, metric.description
+        if test:
+            name = f"test_{name}"
+            description = description.replace("the validation part", "the test set")
+            description = description.replace("validation images", "test images")
+        found.append(Metric(name, description, metric.unit))
+    return tuple(found)
+
 
 MEASUREMENTS: dict[str, Measurement] = {
-    "validation": Measurement(_VALIDATED, _evaluate_validation, "validation", True),
-    "test": Measurement(_TESTED, _evaluate_test, "test", True),
+    "validation": Measurement(
+        _of_epochs(EPOCH_METRICS, test=False),
+        _evaluate_validation,
+        needs="validation",
+        on_every_rank=True,
+    ),
+    "test": Measurement(
+        _of_epochs(EPOCH_METRICS, test=True),
+        _evaluate_test,
+        needs="test",
+        on_every_rank=True,
+    ),
     "static": Measurement(
         (
             Metric("num_params", "parameters", "1"),
@@ -252,7 +267,7 @@ MEASUREMENTS: dict[str, Measurement] = {
             ),
         ),
         _coded,
-        "quantized",
+        needs="quantized",
     ),
     "latency": Measurement(
         (
@@ -269,7 +284,7 @@ MEASUREMENTS: dict[str, Measurement] = {
             Metric("latency_dtype", "type of weights and images", TEXT, True),
         ),
         _latency,
-        "latency",
+        needs="latency",
     ),
     "peak_memory": Measurement(
         (
@@ -310,6 +325,9 @@ def measurements() -> dict[str, Measurement]:
         lambda value: isinstance(value, Measurement),
         "a compress.metrics.Measurement",
     )
+    known = epoch_metrics()
+    for part, test in (("validation", False), ("test", True)):
+        found[part] = replace(found[part], metrics=_of_epochs(known, test=test))
     origin: dict[str, str] = {}
     for name, measurement in found.items():
         for metric in measurement.metrics:

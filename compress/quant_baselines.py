@@ -17,7 +17,7 @@ from torch import Tensor
 from compress.stage import Context, Phase, Stage
 from compress.wfn.stage import fixable_parameters
 from trainers.data.splits import DataInfo
-from trainers.models.arch import Arch, ModelState
+from trainers.models.arch import Arch, ModelState, on_meta
 
 _MOST_ROUNDS = 200
 
@@ -35,8 +35,8 @@ class _SharedValues(Stage):
         return arch
 
     def _names(self, arch: Arch) -> list[str]:
-        with torch.device("meta"):
-            return list(fixable_parameters(arch.build(), self.include_norm))
+        """Names of the tensors that are quantised."""
+        return list(fixable_parameters(on_meta(arch), self.include_norm))
 
 
 class UniformQuant(_SharedValues):

@@ -13,19 +13,21 @@ import torch
 from compress.metrics import TEXT, Conditions, missing_because, trial_metrics
 from compress.pipeline import NamedStage, check_pipeline
 from sweeps.check_search import check_search
-from sweeps.search.samplers import make_sampler
+from sweeps.search.samplers import rehearse, sampler_of
 from sweeps.space.dimension import Draw
 from sweeps.space.overrides import apply_overrides, set_override
 from sweeps.space.resolve import resolved_trial
 from sweeps.space.space import Space
 from sweeps.space.sweep import Sweep
 from sweeps.spec.load import read_spec, spec_from
-from sweeps.spec.model import Spec
+from sweeps.spec.model import OtherSampler, Spec
+from sweeps.spec.plugins import absolute_entries, load_plugins, plugins_of
 from sweeps.spec.yaml_text import SpecError
 from trainers.config import DataConfig, FitOptions, SourceConfig
 from trainers.data.splits import DataInfo, data_info
 from trainers.models.arch import Arch
 from trainers.models.source import source_arch
+from trainers.plugins import PluginFile
 from trainers.remote import Remote, is_uri
 
 MOST_GRID = 100_000
@@ -45,25 +47,35 @@ def raw_spec(
         raise SpecError(
             f"{source}: has no tiny variant (a second YAML document with overrides)"
         )
+    folder = Path(source).parent if Path(source).is_file() else Path()
+    raw = absolute_entries(raw, folder)
     for path, value in (tiny_overrides if tiny else {}).items():
         set_override(raw, path, value)
-    return apply_overrides(raw, overrides)
+    return absolute_entries(apply_overrides(raw, overrides), Path())
 
 
 def load_spec(
     source: str, overrides: Sequence[str] = (), *, tiny: bool = False
 ) -> Sweep:
-    """Read, override and check a spec file or preset.
+    """Read, override and check a spec file or preset; its plugins are loaded.
 
     Raises:
         SpecError: the first group of mistakes found, a line each.
     """
-    return check_spec(spec_from(raw_spec(source, overrides, tiny=tiny)))
+    raw = raw_spec(source, overrides, tiny=tiny)
+    plugins = plugins_of(raw)
+    load_plugins(plugins)
+    return check_spec(spec_from(raw), plugins=plugins)
 
 
-def check_spec(spec: Spec, *, local: bool = True) -> Sweep:
-    """Check all that a valid form can still get wrong; `local`: it is to run on this
-    machine's cores.
+def check_spec(
+    spec: Spec, *, local: bool = True, plugins: Sequence[PluginFile] = ()
+) -> Sweep:
+    """Check all that a valid form can still get wrong.
+
+    Args:
+        local: whether it is to run on this machine's cores.
+        plugins: those of the spec, loaded.
 
     Raises:
         SpecError: place, rule, value, remedy.
@@ -72,7 +84,7 @@ def check_spec(spec: Spec, *, local: bool = True) -> Sweep:
         _check_cores(spec)
     _check_storage(spec)
     space = Space(spec)
-    make_sampler(spec.search.sampler, spec.seed, spec.search.sampler_options)
+    _check_sampler(spec, space)
     size = space.size()
     if spec.search.sampler == "grid" and size is None:
         raise SpecError(
@@ -86,7 +98,14 @@ def check_spec(spec: Spec, *, local: bool = True) -> Sweep:
         )
     example, archs = _check_pipelines(spec, space)
     points = tuple(space.encode(given) for given in spec.search.points)
-    return Sweep(spec, space, points, example, tuple(archs))
+    return Sweep(spec, space, points, example, tuple(archs), tuple(plugins))
+
+
+def _check_sampler(spec: Spec, space: Space) -> None:
+    search = spec.search
+    sampler_of(search, spec.seed)
+    if isinstance(search.sampler, OtherSampler):
+        rehearse(search, spec.seed, spec.objectives, space.suggest)
 
 
 def _check_cores(spec: Spec) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from analysis.contract import Objective
 from compress.pipeline import NamedStage
-from sweeps.drive.trackers import check_watch
+from sweeps.drive.trackers import check_trackers
 from sweeps.search.refine import check_refine
 from sweeps.spec.model import Spec
 from sweeps.spec.yaml_text import SpecError
@@ -58,7 +58,7 @@ def check_search(
         for stages in pipelines:
             check_refine(stages, refine)
     _check_earlier_runs(spec.search.earlier_runs, spec.objectives)
-    check_watch(spec.watch)
+    check_trackers(spec.trackers)
 
 
 def _check_earlier_runs(runs: Sequence[Path], objectives: Sequence[Objective]) -> None:

@@ -1,6 +1,6 @@
-"""What the system says about itself: stages, presets, the spec's schema, a checked spec."""
+"""What the system says about itself on a terminal: stages, metrics, a checked sweep."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -8,35 +8,28 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from analysis.contract import Objective
 from analysis.numbers import plain
 from compress.metrics import metrics
-from compress.pipeline import STAGES
-from compress.stage import Stage
-from sweeps.space.sweep import Sweep
-from sweeps.spec.load import preset_text
-from sweeps.spec.model import Spec
+from trainers.training.epoch_metrics import epoch_metrics
+
+if TYPE_CHECKING:
+    from compress.stage import Stage
+    from sweeps.space.sweep import Sweep
 
 
-def stage_table(stage: type[Stage]) -> Table:
+def stage_table(stage: "type[Stage]") -> Table:
     """Parameters of a stage: name, type, default, meaning; nested configs as dotted names."""
-    table = Table(
-        "parameter",
-        "type",
-        "default",
-        "meaning",
-        box=None,
-        pad_edge=False,
-        header_style="dim",
-    )
+    rows = table("parameter", "type", "default", "meaning")
     for name, field, kind in _parameters(stage):
         default = "[red]required[/]" if field.is_required() else escape(_default(field))
-        table.add_row(
+        rows.add_row(
             f"  {name}",
             f"[cyan]{escape(kind)}[/]",
             default,
             escape(field.description or ""),
         )
-    return table
+    return rows
 
 
 def _parameters(
@@ -74,164 +67,95 @@ def _default(field: FieldInfo) -> str:
     return "null" if value is None else str(value)
 
 
-def preset_comment(name: str) -> str:
-    """The first paragraph of a preset's comment."""
-    lines = []
-    for line in preset_text(name).splitlines():
-        if not line.startswith("#") or line.strip() == "#":
-            break
-        lines.append(line.lstrip("# ").rstrip())
-    return " ".join(lines)
+def metric_table() -> Table:
+    """The metrics of a final model: name, unit, meaning; and those of an epoch."""
+    rows = table("metric", "unit", "of an epoch too", "meaning")
+    of_epochs = epoch_metrics()
+    for name, metric in metrics().items():
+        unit = "" if metric.unit == "1" else metric.unit
+        early = "yes" if name in of_epochs else ""
+        rows.add_row(f"  {name}", f"[cyan]{unit}[/]", early, escape(metric.description))
+    for name, epoch_metric in of_epochs.items():
+        if name not in metrics():
+            rows.add_row(
+                f"  {name}",
+                f"[cyan]{epoch_metric.unit}[/]",
+                "only",
+                escape(epoch_metric.description),
+            )
+    return rows
 
 
-def spec_schema() -> dict[str, Any]:
-    """JSON schema of a spec; stages by their kind."""
-    from trainers.data.open import openers
-
-    schema = Spec.model_json_schema()
-    definitions = schema.setdefault("$defs", {})
-    definitions["DataConfig"]["properties"]["dataset"]["enum"] = list(openers())
-    branches, by_name = [], {}
-    for kind, stage in STAGES.items():
-        own = stage.model_json_schema()
-        definitions |= own.pop("$defs", {})
-        own["properties"] = {"stage": {"const": kind}, **own["properties"]}
-        own.pop("required", None)  # a required parameter may come from search.space
-        definitions[f"stage_{kind}"] = own
-        is_kind = {"properties": {"stage": {"const": kind}}, "required": ["stage"]}
-        branches.append({"if": is_kind, "then": {"$ref": f"#/$defs/stage_{kind}"}})
-        # an entry named like a stage is one, unless it says otherwise
-        other = {"anyOf": [{"required": ["stage"]}, {"required": ["one_of"]}]}
-        by_name[kind] = {
-            "if": other,
-            "then": {"$ref": "#/$defs/entry"},
-            "else": {"$ref": f"#/$defs/stage_{kind}"},
-        }
-    kinds = {"properties": {"stage": {"enum": list(STAGES)}}, "required": ["stage"]}
-    definitions["stage"] = {"type": "object", **kinds, "allOf": branches}
-    inner = {
-        "type": "object",
-        "properties": by_name,
-        "additionalProperties": {"$ref": "#/$defs/stage"},
-    }
-    definitions["pipeline"] = {
-        "type": "object",
-        "required": ["stages"],
-        "additionalProperties": False,
-        "properties": {"stages": inner},
-    }
-    alternative = {
-        "anyOf": [
-            {"$ref": "#/$defs/stage"},
-            {"$ref": "#/$defs/pipeline"},
-            {"type": "null"},
-        ]
-    }
-    several = {
-        "anyOf": [{"required": ["stages"]}, {"required": ["stage"]}, {"type": "null"}]
-    }
-    named = {
-        kind: {
-            "if": several,
-            "then": alternative,
-            "else": {"$ref": f"#/$defs/stage_{kind}"},
-        }
-        for kind in by_name
-    }
-    options = {
-        "type": "object",
-        "properties": named,
-        "additionalProperties": alternative,
-    }
-    definitions["slot"] = {
-        "type": "object",
-        "required": ["one_of"],
-        "additionalProperties": False,
-        "properties": {"one_of": options},
-    }
-    definitions["entry"] = {
-        "anyOf": [{"$ref": "#/$defs/slot"}, {"$ref": "#/$defs/stage"}]
-    }
-    schema["properties"]["stages"] |= {
-        "properties": by_name,
-        "additionalProperties": {"$ref": "#/$defs/entry"},
-    }
-    objective = definitions["Objective"]["properties"]["metric"]
-    objective["anyOf"] = [{"enum": sorted(metrics())}, {"type": "string"}]
-    objective.pop("type", None)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def _times(n: int) -> str:
-    return "once" if n == 1 else f"{n} times"
-
-
-def print_sweep(sweep: Sweep, console: Console) -> None:
+def print_sweep(sweep: "Sweep", console: Console) -> None:
     """The resolved pipeline, the space, and how much work it is."""
     spec, search = sweep.spec, sweep.spec.search
     console.print(f"[bold]{escape(spec.name)}[/]  is valid", highlight=False)
+    source = escape(str(spec.source.model or spec.source.checkpoint))
     console.print(
-        f"source     {escape(str(spec.source.model or spec.source.checkpoint))}   data"
-        f" {spec.data.dataset}",
-        highlight=False,
+        f"source     {source}   data {escape(spec.data.dataset)}", highlight=False
     )
+    if sweep.plugins:
+        names = ", ".join(plugin.name for plugin in sweep.plugins)
+        console.print(f"plugins    {escape(names)}", highlight=False)
+    _print_stages(sweep, console)
+    if sweep.space.dimensions:
+        console.print(_space_table(sweep))
+    size = sweep.space.size()
+    amount = "a continuum" if size is None else f"{size:,} configurations"
+    configurations = sweep.num_configurations
+    for line in (
+        f"objectives {', '.join(_goal(o) for o in spec.objectives)}",
+        f"space      {amount}, searched by {search.sampler}",
+        f"trials     {configurations * search.replicates} = {configurations}"
+        f" configurations × {search.replicates} seeds",
+        f"run folder {spec.run_folder}",
+    ):
+        console.print(escape(line), highlight=False, soft_wrap=True)
+
+
+def _print_stages(sweep: "Sweep", console: Console) -> None:
+    """The stages of one configuration, and those that other alternatives have."""
     counts = dict(sweep.distinct_stages())
-    table = Table(
-        "stage",
-        "kind",
-        "phase",
-        "model after it",
-        "computed at most",
-        box=None,
-        pad_edge=False,
-        header_style="dim",
-    )
+    rows = table("stage", "kind", "phase", "model after it", "computed at most")
     for stage, arch in zip(sweep.example, sweep.archs, strict=True):
-        n = counts.get(stage.name, 0)
-        args = " ".join(f"{k}={plain(v)}" for k, v in arch.args.items())
-        table.add_row(
+        args = " ".join(f"{key}={plain(value)}" for key, value in arch.args.items())
+        rows.add_row(
             stage.name,
             stage.kind,
             stage.config.phase,
             escape(f"{arch.name} {args}"),
-            _times(n),
+            _times(counts.get(stage.name, 0)),
         )
-    console.print(table)
-    example = {stage.name for stage in sweep.example}
+    console.print(rows)
+    printed = {stage.name for stage in sweep.example} | set(sweep.spec.stages)
     others = [
-        f"{name} {_times(n)}"
-        for name, n in counts.items()
-        if name not in example | set(spec.stages)
+        f"{name} {_times(n)}" for name, n in counts.items() if name not in printed
     ]
     if others:
         console.print(
             f"in other alternatives, at most: {escape(', '.join(others))}",
             highlight=False,
         )
-    space = Table(
-        "dimension", "values", "when", box=None, pad_edge=False, header_style="dim"
-    )
+
+
+def _space_table(sweep: "Sweep") -> Table:
+    rows = table("dimension", "values", "when")
     for dimension in sweep.space.dimensions:
-        when = (
-            f"{dimension.slot} in {', '.join(sorted(dimension.alternatives))}"
-            if dimension.slot
-            else ""
-        )
-        space.add_row(dimension.path, escape(dimension.describe()), escape(when))
-    if sweep.space.dimensions:
-        console.print(space)
-    size = sweep.space.size()
-    trials = sweep.num_configurations * search.replicates
-    goals = ", ".join(
-        f"{o.mode} {o.metric}"
-        + (f" (bound {o.bound:g})" if o.bound is not None else "")
-        for o in spec.objectives
-    )
-    console.print(
-        f"objectives {goals}\nspace     "
-        f" {'a continuum' if size is None else f'{size:,} configurations'}, searched by"
-        f" {search.sampler}\ntrials     {trials} = {sweep.num_configurations}"
-        f" configurations × {search.replicates} seeds\nrun folder {spec.run_folder}",
-        highlight=False,
-        soft_wrap=True,
-    )
+        alternatives = ", ".join(sorted(dimension.alternatives))
+        when = f"{dimension.slot} in {alternatives}" if dimension.slot else ""
+        rows.add_row(dimension.path, escape(dimension.describe()), escape(when))
+    return rows
+
+
+def _goal(objective: Objective) -> str:
+    bound = "" if objective.bound is None else f" (bound {objective.bound:g})"
+    return f"{objective.mode} {objective.metric}{bound}"
+
+
+def _times(n: int) -> str:
+    return "once" if n == 1 else f"{n} times"
+
+
+def table(*columns: str) -> Table:
+    """An empty table without lines."""
+    return Table(*columns, box=None, pad_edge=False, header_style="dim")

@@ -28,7 +28,8 @@ FREE = (
     "search.from",
     "search.refine",
     "resources",
-    "watch",
+    "trackers",
+    "plugins",
     "storage",
 )
 """What decides how much is searched, where and with what; no finished trial means anything

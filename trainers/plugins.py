@@ -87,6 +87,11 @@ class _Offer(NamedTuple):
 _loaded: dict[str, tuple[PluginFile, ModuleType]] = {}  # by the plugin's name
 
 
+def is_path(entry: str) -> bool:
+    """Whether an entry of `plugins` names a file; otherwise it names a module."""
+    return entry.endswith(".py") or "/" in entry or "\\" in entry
+
+
 def read(entry: str, folder: Path) -> PluginFile:
     """What a spec's entry of `plugins` means; the source is read and hashed, not executed.
 
@@ -97,7 +102,7 @@ def read(entry: str, folder: Path) -> PluginFile:
     Raises:
         ValueError: no such file, or no such module in this environment.
     """
-    if entry.endswith(".py") or "/" in entry or "\\" in entry:
+    if is_path(entry):
         return _read_file(entry, folder)
     return PluginFile(name=entry, sha256=hash_of_module(entry, entry), module=entry)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,14 @@ import pandas as pd
 
 from analysis.comparison import Comparison, compare
 from analysis.contract import Objective
+from analysis.files import write_bytes
 from analysis.importance import importance
-from analysis.report import data as plots
+from analysis.merging import RUN_PARAMETER
+from analysis.numbers import label, number
+from analysis.pareto import spans_decades
+from analysis.report import columns, data
 from analysis.report.layers import layer_data
 from analysis.run import Run
-from analysis.tables.schema import metric_unit
-from analysis.tables.store import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +41,7 @@ PALETTE = (
 )
 """Colours of groups, as in the report: told apart by people with colour-blindness."""
 _MARKERS = "osD^PvXh"
+_INK = "#1c1f23"
 _STYLE = {
     "text.parse_math": False,  # a `$` in a name is a `$`
     "svg.hashsalt": "sweeps",  # same data, same bytes
@@ -46,7 +49,7 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#9a9a94",
-    "axes.labelcolor": "#1c1f23",
+    "axes.labelcolor": _INK,
     "xtick.color": "#5b626b",
     "ytick.color": "#5b626b",
     "axes.grid": True,
@@ -73,7 +76,7 @@ def write_figures(run: Run, folder: str | Path, by: str | None = None) -> list[P
             "figures need matplotlib; install it: pip install"
             " 'compression-sweeps[analysis]'"
         ) from None
-    found = compare(run, by or "run") if by or run.members else None
+    found = compare(run, by or RUN_PARAMETER) if by or run.members else None
     drawn: dict[str, Callable[[Figure], bool]] = {
         "front": lambda figure: _front(figure, run, found),
         "progress": lambda figure: _progress(figure, run),
@@ -87,56 +90,59 @@ def write_figures(run: Run, folder: str | Path, by: str | None = None) -> list[P
         for name, draw in drawn.items():
             figure = Figure(figsize=(6.4, 4.2), layout="constrained")
             if draw(figure):
-                for kind in ("svg", "png"):
-                    buffer = io.BytesIO()
-                    figure.savefig(
-                        buffer,
-                        format=kind,
-                        metadata={"Date": None} if kind == "svg" else None,
-                    )
-                    content = buffer.getvalue()
-                    atomic_write(target / f"{name}.{kind}", partial(_put, content))
+                _save(figure, target / f"{name}.svg", {"Date": None})
+                _save(figure, target / f"{name}.png", None)
                 written.append(target / f"{name}.png")
     return written
 
 
-def _put(content: bytes, file: Any) -> None:
-    file.write(content)
+def _save(figure: Figure, path: Path, metadata: dict[str, Any] | None) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:], metadata=metadata)
+    write_bytes(path, buffer.getvalue())
 
 
-def _label(metric: str) -> str:
-    unit = metric_unit(metric)
-    told = unit in ("", "1", "fraction") or metric.endswith(f"_{unit}")
-    return metric if told else f"{metric} ({unit.replace('10^9', '10⁹')})"
-
-
-def _scale(axes: Axes, axis: str, metric: str, values: Any) -> None:
-    if plots.spans_decades(np.asarray(values, dtype=float)):
+def _scale(axes: Axes, axis: str, run: Run, metric: str, values: Any) -> None:
+    """Scale, ticks and label of an axis that shows a metric."""
+    unit = run.metrics.unit(metric)
+    if spans_decades(np.asarray(values, dtype=float)):
         getattr(axes, f"set_{axis}scale")("log")
-    if metric_unit(metric) == "fraction":
-        from matplotlib.ticker import PercentFormatter
 
-        getattr(axes, f"{axis}axis").set_major_formatter(PercentFormatter(1.0))
-    getattr(axes, f"set_{axis}label")(_label(metric))
+    def tick(value: float, _: int) -> str:
+        return f"{number(100 * value)} %" if unit == "fraction" else number(value)
+
+    getattr(axes, f"{axis}axis").set_major_formatter(tick)
+    getattr(axes, f"set_{axis}label")(label(metric, unit))
 
 
-def _groups(
-    run: Run, points: pd.DataFrame, column: str
-) -> list[tuple[str, np.ndarray]]:
-    """Names and masks of the groups that colour the points; one without a name where there
-    are none or too many.
+@dataclass(frozen=True)
+class _Group:
+    """Configurations that are drawn alike: `mask` (n,) marks them."""
+
+    name: str
+    mask: np.ndarray
+    colour: str
+    marker: str
+
+
+def _groups(rows: pd.DataFrame, column: str) -> list[_Group]:
+    """The groups that colour the configurations; one without a name where there are none or
+    too many.
     """
-    if column == "status" or column not in points:
-        return [("", np.ones(len(points), dtype=bool))]
-    names, codes = plots.levels(points[column])
+    names, codes = [""], [0] * len(rows)
+    if column != "status" and column in rows:
+        names, codes = columns.levels(rows[column])
     if len(names) > len(PALETTE):
-        return [("", np.ones(len(points), dtype=bool))]
-    return [(name, np.asarray(codes) == i) for i, name in enumerate(names)]
+        names, codes = [""], [0] * len(rows)
+    return [
+        _Group(name, np.asarray(codes) == i, PALETTE[i], _MARKERS[i])
+        for i, name in enumerate(names)
+    ]
 
 
 def _front(figure: Figure, run: Run, found: Comparison | None) -> bool:
-    points = run.points()
-    if points.empty or not run.objectives:
+    rows = run.configurations()
+    if rows.empty or not run.objectives:
         return False
     pairs: list[tuple[Objective, Objective | None]] = [
         *combinations(run.objectives[:3], 2)
@@ -144,191 +150,174 @@ def _front(figure: Figure, run: Run, found: Comparison | None) -> bool:
     pairs = pairs or [(run.objectives[0], None)]
     figure.set_size_inches(6.4 if len(pairs) == 1 else 4.4 * len(pairs), 4.2)
     groups = _groups(
-        run, points, f"config/{found.by}" if found else plots.colour_param(run)
+        rows, f"config/{found.by}" if found else columns.colour_column(run)
     )
-    front = set(run.front().index)
-    for number, (y, x) in enumerate(pairs):
-        axes = figure.add_subplot(1, len(pairs), number + 1)
-        _scatter(axes, run, points, groups, front, x, y, per_group=found is not None)
-        if number == 0 and len(groups) > 1:
+    for index, (y, x) in enumerate(pairs):
+        axes = figure.add_subplot(1, len(pairs), index + 1)
+        _scatter(axes, run, groups, x, y)
+        if x is not None:
+            _front_lines(axes, rows, groups, x, y, each=found is not None)
+        if index == 0 and len(groups) > 1:
             axes.legend(fontsize=8.5, loc="best")
     return True
 
 
 def _scatter(
-    axes: Axes,
-    run: Run,
-    points: pd.DataFrame,
-    groups: list[tuple[str, np.ndarray]],
-    front: set[int],
-    x: Objective | None,
-    y: Objective,
-    *,
-    per_group: bool,
+    axes: Axes, run: Run, groups: list[_Group], x: Objective | None, y: Objective
 ) -> None:
-    across = (
-        points[f"metric/{x.metric}"]
-        if x
-        else pd.Series(np.arange(len(points)), index=points.index)
-    )
-    up = points[f"metric/{y.metric}"]
-    on = np.array([row in front for row in points.index])
-    for i, (name, mask) in enumerate(groups):
-        colour = PALETTE[i % len(PALETTE)]
-        if x and (points["replicates"] > 1).any():
-            errors: dict[str, Any] = {
-                "xerr": points[f"sd/{x.metric}"][mask],
-                "yerr": points[f"sd/{y.metric}"][mask],
-            }
-            axes.errorbar(
-                across[mask],
-                up[mask],
-                fmt="none",
-                ecolor=colour,
-                alpha=0.35,
-                linewidth=1,
-                **errors,
-            )
-        style: dict[str, Any] = {
-            "marker": _MARKERS[i % len(_MARKERS)],
-            "color": colour,
-            "edgecolors": "white",
-        }
-        label = None if (mask & on).any() else name
+    """Configurations by two objectives, or by one in the order of the table."""
+    rows = run.configurations()
+    up = rows[f"metric/{y.metric}"]
+    across = pd.Series(np.arange(len(rows)), index=rows.index)
+    if x is not None:
+        across = rows[f"metric/{x.metric}"]
+    on_front = rows.index.isin(run.front().index)
+    for group in groups:
+        if x is not None and run.has_replicates:
+            _error_bars(axes, rows[group.mask], x, y, group.colour)
+        inside, outside = group.mask & on_front, group.mask & ~on_front
+        style: dict[str, Any] = {"marker": group.marker, "color": group.colour}
         axes.scatter(
-            across[mask & ~on],
-            up[mask & ~on],
+            across[outside],
+            up[outside],
             s=22,
             alpha=0.6,
-            label=label,
+            label=None if inside.any() else group.name,
             linewidths=0.5,
+            edgecolors="white",
             **style,
         )
-        style |= {"edgecolors": "#1c1f23"}
         axes.scatter(
-            across[mask & on], up[mask & on], s=48, label=name, linewidths=1, **style
+            across[inside],
+            up[inside],
+            s=48,
+            label=group.name,
+            linewidths=1,
+            edgecolors=_INK,
+            **style,
         )
-        if x and per_group:
-            _stairs(axes, across[mask], up[mask], x, y, colour)
-    if x and not per_group:
-        _stairs(axes, across, up, x, y, "#1c1f23")
-    if x:
-        _scale(axes, "x", x.metric, across)
-    else:
+    _scale(axes, "y", run, y.metric, up)
+    if x is None:
         axes.set_xlabel("configuration")
-    _scale(axes, "y", y.metric, up)
+    else:
+        _scale(axes, "x", run, x.metric, across)
 
 
-def _stairs(
+def _error_bars(
+    axes: Axes, rows: pd.DataFrame, x: Objective, y: Objective, colour: str
+) -> None:
+    """Standard deviations over seeds."""
+    axes.errorbar(
+        rows[f"metric/{x.metric}"],
+        rows[f"metric/{y.metric}"],
+        xerr=rows[f"sd/{x.metric}"],
+        yerr=rows[f"sd/{y.metric}"],
+        fmt="none",
+        ecolor=colour,
+        alpha=0.35,
+        linewidth=1,
+    )
+
+
+def _front_lines(
     axes: Axes,
-    across: pd.Series,
-    up: pd.Series,
+    rows: pd.DataFrame,
+    groups: list[_Group],
     x: Objective,
     y: Objective,
-    colour: str,
+    each: bool,
 ) -> None:
-    """The front of two objectives as the border of what it dominates."""
-    order = np.lexsort((y.sign * up, x.sign * across))
-    best, steps = np.inf, []
-    for a, u in zip(
-        across.to_numpy(float)[order], up.to_numpy(float)[order], strict=True
-    ):
-        if y.sign * u < best:
-            best = y.sign * u
-            steps.append((a, u))
-    if len(steps) > 1:
-        axes.plot(
-            *zip(*steps, strict=True),
-            drawstyle="steps-post",
-            color=colour,
-            linewidth=1.3,
-            zorder=1,
-        )
+    """The front of two objectives as the border of what it dominates, or that of each group."""
+    everything = _Group("", np.ones(len(rows), dtype=bool), _INK, "")
+    for group in groups if each else [everything]:
+        part = rows[group.mask]
+        up = part[f"metric/{y.metric}"].to_numpy(float)
+        across = part[f"metric/{x.metric}"].to_numpy(float)
+        best, steps = np.inf, []
+        for i in np.lexsort((y.sign * up, x.sign * across)):
+            if y.sign * up[i] < best:
+                best = y.sign * up[i]
+                steps.append((across[i], up[i]))
+        if len(steps) > 1:
+            axes.plot(
+                *zip(*steps, strict=True),
+                drawstyle="steps-post",
+                color=group.colour,
+                linewidth=1.3,
+                zorder=1,
+            )
 
 
 def _progress(figure: Figure, run: Run) -> bool:
-    share = plots.progress(run)["share"]
+    share = data.progress(run)["share"]
     if len(share) < 2:
         return False
     figure.set_size_inches(6.4, 3.2)
     axes = figure.add_subplot()
-    axes.step(
-        np.arange(1, len(share) + 1),
-        share,
-        where="post",
-        color=PALETTE[0],
-        linewidth=1.8,
-    )
+    _step(axes, np.arange(1, len(share) + 1), share, PALETTE[0], None)
     axes.set(
-        xlabel="complete trials, in the order they ended",
+        xlabel="complete configurations, in the order they ended",
         ylabel="hypervolume (share)",
         ylim=(0, None),
     )
     return True
 
 
+def _step(axes: Axes, x: Any, y: Any, colour: str, name: str | None) -> None:
+    axes.step(x, y, where="post", color=colour, linewidth=1.8, label=name)
+
+
 def _importance(figure: Figure, run: Run) -> bool:
     found = importance(run)[:15]
     if not found:
         return False
-    figure.set_size_inches(
-        6.4, 1.2 + 0.36 * len(found) * max(1, len(run.objectives) / 2)
-    )
+    count = len(run.objectives)
+    figure.set_size_inches(6.4, 1.2 + 0.36 * len(found) * max(1, count / 2))
     axes = figure.add_subplot()
-    height = 0.8 / len(run.objectives)
+    height = 0.8 / count
     for i, objective in enumerate(run.objectives):
-        places = np.arange(len(found)) + (i - (len(run.objectives) - 1) / 2) * height
-        shares = [0.0 if np.isnan(item.shares[i]) else item.shares[i] for item in found]
         axes.barh(
-            places,
-            shares,
+            np.arange(len(found)) + (i - (count - 1) / 2) * height,
+            [0.0 if np.isnan(item.shares[i]) else item.shares[i] for item in found],
             height=0.9 * height,
             color=PALETTE[i % len(PALETTE)],
             label=objective.metric,
         )
-    names = [item.param + (" *" if item.conditional else "") for item in found]
+    names = [item.parameter + (" *" if item.conditional else "") for item in found]
     axes.set_yticks(np.arange(len(found)), names)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(
-        "share of the variation explained (fANOVA)"
-        + ("; * where present" if any(i.conditional for i in found) else "")
-    )
+    note = "; * where present" if any(i.conditional for i in found) else ""
+    axes.set_xlabel(f"share of the variation explained (fANOVA){note}")
     axes.legend(fontsize=8.5)
     return True
 
 
-def _bars(axes: Axes, values: Sequence[float | None], label: str, colour: str) -> None:
-    axes.bar(range(len(values)), [v or 0 for v in values], color=colour, width=0.8)
-    axes.set(ylabel=label)
-    axes.grid(axis="x", visible=False)
-
-
 def _layers(figure: Figure, run: Run) -> bool:
     """Of the recommended trial: dimensions a block, or entropy a layer of a quantised model."""
-    data = layer_data(run)
-    if not data:
+    shown = layer_data(run)
+    if not shown:
         return False
-    first = data[0]
-    panels: list[tuple[Sequence[float | None], str]] = []
+    first = shown[0]
+    panels: list[tuple[str, Sequence[float | None]]] = []
     if first["quantised"]:
-        panels = [(first["bits"], "entropy (bits)"), (first["unique"], "unique values")]
+        panels = [("entropy (bits)", first["bits"]), ("unique values", first["unique"])]
     elif first["dims"]:
-        panels = [
-            (values, name) for name, values in first["dims"].items() if name != "embed"
-        ]
+        panels = [item for item in first["dims"].items() if item[0] != "embed"]
     if not panels:
         return False
     figure.set_size_inches(6.4, 1.0 + 1.3 * len(panels))
-    for i, (values, label) in enumerate(panels):
+    for i, (name, values) in enumerate(panels):
         axes = figure.add_subplot(len(panels), 1, i + 1)
-        _bars(axes, values, label, PALETTE[i % len(PALETTE)])
-        if i == len(panels) - 1:
-            what = "layer" if first["quantised"] else "block"
-            axes.set_xlabel(
-                f"{what} of trial {run.trials['trial_id'].iloc[first['row']]}, from"
-                " input to output"
-            )
+        heights = [value or 0 for value in values]
+        axes.bar(
+            range(len(values)), heights, color=PALETTE[i % len(PALETTE)], width=0.8
+        )
+        axes.set(ylabel=name)
+        axes.grid(axis="x", visible=False)
+    what = "layer" if first["quantised"] else "block"
+    trial_id = run.trials["trial_id"].iloc[first["row"]]
+    axes.set_xlabel(f"{what} of trial {trial_id}, from input to output")
     return True
 
 
@@ -337,16 +326,11 @@ def _comparison(figure: Figure, found: Comparison | None) -> bool:
         return False
     axes = figure.add_subplot()
     for i, group in enumerate(found.groups):
-        x, y = group.curves["points"]
-        axes.step(
-            x,
-            y,
-            where="post",
-            color=PALETTE[i % len(PALETTE)],
-            linewidth=1.8,
-            label=group.name,
-        )
+        x, y = group.curves["configurations"]
+        _step(axes, x, y, PALETTE[i % len(PALETTE)], group.name)
     axes.axvline(found.budget, color="#9a9a94", linewidth=1, linestyle=":")
-    axes.set(xlabel="complete trials", ylabel="hypervolume (share)", ylim=(0, None))
+    axes.set(
+        xlabel="complete configurations", ylabel="hypervolume (share)", ylim=(0, None)
+    )
     axes.legend(fontsize=8.5)
     return True

@@ -5,21 +5,27 @@ layer, where each came from.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.configurations import is_numeric
+from analysis.fronts import KNEE
+from analysis.report.columns import compact, compact_all
+from analysis.tables.schema import BLOCK_DIMENSIONS
+
 if TYPE_CHECKING:
     from analysis.run import Run
 
-BLOCK_DIMS = ("embed", "heads", "qk", "v", "mlp")
 MAX_TRIALS = 60
 """Trials whose layers the report carries: the picks, the rest of the front, then the others
 as they come.
 """
 MAX_VALUES = 400
 """Different values of a model that are drawn one by one."""
+_NUMBERED = re.compile(r"metric/(.+)_(\d{1,3})")
 FEW_VALUES = 4096
 """A model of which no layer has more different values than this is quantised."""
 
@@ -30,29 +36,69 @@ def layer_data(run: Run) -> list[dict[str, Any]]:
     """
     if run.layers.empty:
         return []
-    front = run.front()
-    picks = sorted(
-        run.picks(front).items(), key=lambda pick: pick[0] != "knee"
-    )  # what is recommended comes first
-    first = [*(row for _, row in picks), *front.index, *run.points().index]
-    order = list(dict.fromkeys(int(row) for row in first))
-    known = set(run.layers["trial_id"].unique())
-    ids = run.trials["trial_id"]
-    shown = {str(ids.iloc[row]): row for row in order if ids.iloc[row] in known}
-    wanted = dict(list(shown.items())[:MAX_TRIALS])
-    rows: dict[str, list[dict[str, Any]]] = {trial: [] for trial in wanted}
-    kept = run.layers[run.layers["trial_id"].isin(wanted)].sort_values(
-        ["trial_id", "index"], kind="stable"
-    )
+    shown = _shown_trials(run)
+    rows: dict[str, list[dict[str, Any]]] = {trial: [] for trial in shown}
+    kept = run.layers[run.layers["trial_id"].isin(shown)]
+    kept = kept.sort_values(["trial_id", "index"], kind="stable")
     for record in kept.astype(object).where(kept.notna(), None).to_dict("records"):
         rows[record["trial_id"]].append({str(k): v for k, v in record.items()})
+    families = numbered_metrics(run)
     return [
-        {"row": row, **trial_layers(rows[trial], _orders(run, row))}
-        for trial, row in wanted.items()
+        {"row": row, **trial_layers(rows[trial], _counts(run, row, families))}
+        for trial, row in shown.items()
     ]
 
 
-def trial_layers(rows: list[dict[str, Any]], orders: dict[int, int]) -> dict[str, Any]:
+def _shown_trials(run: Run) -> dict[str, int]:
+    """Trial → row of those that are shown: the recommended one, the other picks, the rest of
+    the front, then others.
+    """
+    front = run.front()
+    picks = sorted(run.picks(front).items(), key=lambda pick: pick[0] != KNEE)
+    rows = [*(row for _, row in picks), *front.index, *run.configurations().index]
+    known = set(run.layers["trial_id"].unique())
+    ids = run.trials["trial_id"]
+    found = {str(ids.iloc[int(r)]): int(r) for r in rows if ids.iloc[int(r)] in known}
+    return dict(list(found.items())[:MAX_TRIALS])
+
+
+def numbered_metrics(run: Run) -> dict[str, list[int]]:
+    """Metrics that count the same thing for 0, 1, 2 …: their common name → the numbers.
+
+    `order_0`, `order_1` and `order_2` are such a family; it needs two members at least.
+    """
+    found: dict[str, list[int]] = {}
+    for column in map(str, run.trials):
+        match = _NUMBERED.fullmatch(column)
+        if match and is_numeric(run.trials[column]):
+            found.setdefault(match[1], []).append(int(match[2]))
+    return {
+        name: sorted(numbers)
+        for name, numbers in found.items()
+        if len(numbers) > 1 and sorted(numbers) == list(range(len(numbers)))
+    }
+
+
+def _counts(run: Run, row: int, families: dict[str, list[int]]) -> list[dict[str, Any]]:
+    """What one trial counted in each family: its name, and number, count and description of
+    each member.
+    """
+    found = []
+    for name, numbers in families.items():
+        items = []
+        for number in numbers:
+            value = run.trials[f"metric/{name}_{number}"].iloc[row]
+            if pd.notna(value):
+                description = run.metrics.of(f"{name}_{number}").description
+                items.append([number, compact(value), description])
+        if items:
+            found.append({"name": name, "items": items})
+    return found
+
+
+def trial_layers(
+    rows: list[dict[str, Any]], counts: list[dict[str, Any]]
+) -> dict[str, Any]:
     """What there is to see of one model, from its rows of the `layers` table in order.
 
     Returns:
@@ -62,14 +108,14 @@ def trial_layers(rows: list[dict[str, Any]], orders: dict[int, int]) -> dict[str
             and share of zeros.
         quantised: whether most weights lie in layers of few values.
         histogram: the model's values, ascending, with their counts; None where they are many.
-        orders: number of powers of two → weights, of a weight-fixing network.
+        counts: as given.
     """
     blocks = [row for row in rows if row["kind"] == "block"]
     layers = [
         row for row in rows if (row["num_weights"] or 0) > 0 and row["kind"] != "model"
     ]
     mapped = [row for row in rows if row["source_layer"] is not None]
-    dims = {name: [_number(row[name]) for row in blocks] for name in BLOCK_DIMS}
+    dims = {name: [compact(row[name]) for row in blocks] for name in BLOCK_DIMENSIONS}
     return {
         "blocks": [_text(row["layer"]) for row in blocks],
         "dims": {
@@ -80,13 +126,13 @@ def trial_layers(rows: list[dict[str, Any]], orders: dict[int, int]) -> dict[str
         "mapped": [_text(row["layer"]) for row in mapped],
         "sources": [_plain(row["source_layer"]) for row in mapped],
         "layers": [_text(row["layer"]) for row in layers],
-        "weights": [_number(row["num_weights"]) for row in layers],
-        "bits": [_number(row["entropy_bits"]) for row in layers],
-        "unique": [_number(row["num_unique"]) for row in layers],
-        "zeros": [_number(row["zero_fraction"]) for row in layers],
+        "weights": [compact(row["num_weights"]) for row in layers],
+        "bits": [compact(row["entropy_bits"]) for row in layers],
+        "unique": [compact(row["num_unique"]) for row in layers],
+        "zeros": [compact(row["zero_fraction"]) for row in layers],
         "quantised": _mostly_few(layers),
         "histogram": _histogram([row for row in rows if row["kind"] == "model"]),
-        "orders": [[order, count] for order, count in sorted(orders.items())],
+        "counts": counts,
     }
 
 
@@ -96,29 +142,16 @@ def _text(value: Any) -> str:
 
 def _mostly_few(layers: list[dict[str, Any]]) -> bool:
     """Whether most weights lie in layers with few different values for their size."""
+    weights = [(row["num_weights"], row["num_unique"]) for row in layers]
     few = [
-        r["num_weights"]
-        for r in layers
-        if (u := r["num_unique"]) is not None
-        and u <= FEW_VALUES
-        and 2 * u < r["num_weights"]
+        size
+        for size, unique in weights
+        if unique is not None and unique <= FEW_VALUES and 2 * unique < size
     ]
-    return sum(few) > 0.5 * sum(row["num_weights"] for row in layers)
+    return sum(few) > 0.5 * sum(size for size, _ in weights)
 
 
-def _orders(run: Run, row: int) -> dict[int, int]:
-    """Weights by how many powers of two they are a sum of, from the metrics `order_<k>`."""
-    found = {}
-    for column in map(str, run.trials):
-        name = column.removeprefix("metric/order_")
-        if name != column and name.isdigit() and len(name) < 4:
-            value = run.trials[column].iloc[row]
-            if pd.notna(value) and not isinstance(value, str):
-                found[int(name)] = int(value)
-    return found
-
-
-def _histogram(models: list[dict[str, Any]]) -> dict[str, list[float]] | None:
+def _histogram(models: list[dict[str, Any]]) -> dict[str, list[Any]] | None:
     """Values and counts of a model's row, checked: they come from the run folder."""
     for row in models:
         try:
@@ -126,26 +159,16 @@ def _histogram(models: list[dict[str, Any]]) -> dict[str, list[float]] | None:
             c = np.asarray(json.loads(row["counts"]), dtype=np.float64)
         except (TypeError, ValueError, RecursionError):
             continue
-        if (
-            v.ndim == 1
-            and v.shape == c.shape
-            and len(v) > 0
-            and np.isfinite(v).all()
-            and np.isfinite(c).all()
-        ):
+        if v.ndim != 1 or v.shape != c.shape or not len(v):
+            continue
+        if np.isfinite(v).all() and np.isfinite(c).all():
             order = np.argsort(-c, kind="stable")[:MAX_VALUES]
             order = order[np.argsort(v[order], kind="stable")]
             return {
-                "values": [float(f"{x:.6g}") for x in v[order]],
+                "values": compact_all(v[order]),
                 "counts": [int(x) for x in c[order]],
             }
     return None
-
-
-def _number(value: Any) -> float | int | None:
-    if value is None or not np.isfinite(value):
-        return None
-    return int(value) if float(value).is_integer() else float(f"{value:.5g}")
 
 
 def _plain(value: Any) -> int | str:

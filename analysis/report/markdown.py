@@ -5,17 +5,29 @@ code spans: it stays text.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from analysis import summary
 from analysis.comparison import Comparison, compare
+from analysis.files import write_text
+from analysis.merging import RUN_PARAMETER
+from analysis.numbers import (
+    THIN_SPACE,
+    duration,
+    fixed,
+    number,
+    percent,
+    plural,
+    quantity,
+)
 from analysis.run import Run
-from analysis.tables.store import write_text
+from analysis.text import clean_text
 
 _MAX_ROWS = 30
+_SPACE = re.compile(rf"[^\S{THIN_SPACE}]+")
+_MARKUP = "\\`*_[]<>|&#@!~"
 
 
 def write_markdown(
@@ -26,7 +38,7 @@ def write_markdown(
 
     Raises ValueError where there is no parameter `by`, OSError where the file cannot be written.
     """
-    found = compare(run, by or "run") if by or run.members else None
+    found = compare(run, by or RUN_PARAMETER) if by or run.members else None
     target = Path(out)
     text = render(run, found, [_relative(path, target.parent) for path in figures])
     write_text(target, text)
@@ -47,109 +59,115 @@ def render(
 ) -> str:
     """The summary as Markdown text."""
     total = summary.totals(run)
-    counts = ", ".join(f"{count} {status}" for status, count in total["status"].items())
+    counts = ", ".join(f"{number(n)} {status}" for status, n in total["status"].items())
     blocks = [
         f"# {code(run.name)}",
-        f"{total['trials']} trials: {counts or 'none'}. {_cost(total)}",
+        f"{plural(total['trials'], 'trial')}: {counts or 'none'}. {_cost(total)}",
+        *_picks(run),
     ]
-    advised = summary.advice(run)
-    if advised:
-        rows = [
-            [title, code(run.trials["trial_id"].iloc[row]), text]
-            for title, row, text in advised
-        ]
-        blocks += [
-            "## Picks",
-            _table(
-                ["pick", "trial", "offers"], [[_cell(c) for c in row] for row in rows]
-            ),
-        ]
-        commands = [
-            summary.command(run, run.trials["trial_id"].iloc[advised[0][1]], what)
-            for what in ("onnx", "reproduce")
-        ]
-        blocks.append(_fenced("\n".join(commands)))
     if compared is not None:
         blocks += [f"## Compared by {code(compared.by)}", _comparison(run, compared)]
-    front = summary.front_table(run)
-    if len(front):
-        rows = [
-            [_value(v) for v in row]
-            for row in front.head(_MAX_ROWS).itertuples(index=False)
-        ]
-        blocks += ["## Front", _table([_value(name) for name in front.columns], rows)]
-        blocks += (
-            [f"and {len(front) - _MAX_ROWS} more"] if len(front) > _MAX_ROWS else []
-        )
+    blocks += _front(run)
     blocks += [
         f"![{Path(name).stem}](<{name}>)"
         for name in figures
         if not set("<>\n") & set(name)
     ]
-    failed = summary.failures(run)
-    if len(failed):
-        rows = [
-            [str(row["count"]), _value(row["error"])]
-            for row in failed.head(_MAX_ROWS).to_dict("records")
-        ]
-        blocks += ["## Failures", _table(["trials", "error"], rows)]
+    blocks += _failures(run)
     if run.command:
         blocks += ["## Command", _fenced(run.command)]
     return "\n\n".join(blocks) + "\n"
 
 
 def _cost(total: dict[str, float]) -> str:
-    saved = (
-        f"; the stage cache saved {summary.duration(total['seconds_saved'])} more"
-        if total["seconds_saved"]
-        else ""
-    )
-    return f"They took {summary.duration(total['seconds'])}{saved}."
+    text = f"They took {duration(total['seconds'])}"
+    if total["seconds_saved"]:
+        text += f"; the stage cache saved {duration(total['seconds_saved'])} more"
+    return f"{text}."
+
+
+def _picks(run: Run) -> list[str]:
+    advised = summary.advice(run)
+    if not advised:
+        return []
+    ids = run.trials["trial_id"]
+    rows = [[_cell(a.title), code(ids.iloc[a.row]), _cell(a.text)] for a in advised]
+    best = ids.iloc[advised[0].row]
+    commands = [summary.command(run, best, what) for what in ("onnx", "reproduce")]
+    return [
+        "## Picks",
+        _table(["pick", "trial", "offers"], rows),
+        _fenced("\n".join(commands)),
+    ]
+
+
+def _front(run: Run) -> list[str]:
+    front = summary.front_text(run)
+    if front.empty:
+        return []
+    measured = {objective.metric for objective in run.objectives} | {"seeds"}
+    rows = [
+        [
+            _cell(value) if name in measured else code(value) if value else ""
+            for name, value in zip(front.columns, row, strict=True)
+        ]
+        for row in front.head(_MAX_ROWS).itertuples(index=False)
+    ]
+    blocks = ["## Front", _table([code(name) for name in front.columns], rows)]
+    if len(front) > _MAX_ROWS:
+        blocks.append(f"and {number(len(front) - _MAX_ROWS)} more")
+    return blocks
+
+
+def _failures(run: Run) -> list[str]:
+    failed = summary.failures(run).head(_MAX_ROWS)
+    if failed.empty:
+        return []
+    rows = [
+        [number(row["count"]), code(row["error"])] for row in failed.to_dict("records")
+    ]
+    return ["## Failures", _table(["trials", "error"], rows)]
 
 
 def _comparison(run: Run, found: Comparison) -> str:
     head = [
-        found.by,
-        "points",
+        code(found.by),
+        "configurations",
         "on the common front",
         "hypervolume",
-        f"after {found.budget} points",
-    ]
-    head += [
-        f"after {summary.duration(found.time)}",
-        *(f"best {o.metric}" for o in run.objectives),
+        f"after {plural(found.budget, 'configuration')}",
+        f"after {duration(found.time)}",
+        *(_cell(f"best {o.metric}") for o in run.objectives),
     ]
     rows = []
-    for g in found.groups:
-        spread = f" ± {100 * g.spread:.1f}" if math.isfinite(g.spread) else ""
-        row = [
-            code(g.name),
-            str(g.points),
-            f"{g.on_front} of {g.front}",
-            f"{100 * g.volume:.1f}{spread} %",
+    for group in found.groups:
+        best = [
+            quantity(value, run.metrics.unit(objective.metric))
+            for value, objective in zip(group.best, run.objectives, strict=True)
         ]
-        row += [f"{100 * g.budget:.1f} %", f"{100 * g.at_time:.1f} %"]
+        spread = group.spread if math.isfinite(group.spread) else None
+        volume = percent(group.volume)
+        if spread is not None:
+            volume = f"{fixed(100 * group.volume, 1)} ± {percent(spread)}"
         rows.append(
             [
-                *row,
-                *(
-                    summary.quantity(v, o.metric)
-                    for v, o in zip(g.best, run.objectives, strict=True)
-                ),
+                code(group.name),
+                number(group.configurations),
+                f"{number(group.on_front)} of {number(group.front)}",
+                volume,
+                percent(group.budget),
+                percent(group.at_time),
+                *best,
             ]
         )
-    return _table(
-        [_cell(name) if i else code(name) for i, name in enumerate(head)], rows
-    )
+    return _table(head, rows)
 
 
 def code(text: object) -> str:
     """Text as a code span on one line that can stand in a table: nothing in it is markup, a
     link or a mention.
     """
-    plain = " ".join(
-        str(text).encode("utf-8", "replace").decode("utf-8").replace("`", "'").split()
-    )
+    plain = " ".join(clean_text(str(text)).replace("`", "'").split())
     return "`" + (plain.replace("|", "\\|") or " ") + "`"
 
 
@@ -157,29 +175,8 @@ def _cell(text: str) -> str:
     """Our own words with metrics' names in them: the few characters that a name may have,
     escaped.
     """
-    return (
-        text
-        if text.startswith("`")
-        else "".join(
-            "\\" + c if c in "\\`*_[]<>|&#@!~" else c for c in " ".join(text.split())
-        )
-    )
-
-
-def _value(value: object) -> str:
-    if (
-        value is None
-        or value is pd.NA
-        or (isinstance(value, float) and math.isnan(value))
-    ):
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return (
-        str(value)
-        if isinstance(value, int) and not isinstance(value, bool)
-        else code(value)
-    )
+    line = _SPACE.sub(" ", text)
+    return "".join("\\" + c if c in _MARKUP else c for c in line)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -16,16 +16,19 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from analysis.comparison import Comparison, compare, merge
+from analysis.comparison import Comparison, compare
+from analysis.contract import REPORT_FILE
+from analysis.files import write_text
 from analysis.loading import loaded
+from analysis.merging import RUN_PARAMETER, merge
 from analysis.report import data as plots
-from analysis.report import words as report_parts
-from analysis.report.words import escape
+from analysis.report import words
+from analysis.report.html import escape
 from analysis.run import Run
-from analysis.tables.store import write_text
 
 _SCRIPTS = (
     "report.js",
+    "report_numbers.js",
     "report_parallel.js",
     "report_plots.js",
     "report_more.js",
@@ -44,18 +47,21 @@ def write_report(
     Args:
         path: a run folder or a loaded run, or several.
         out: the file; by default `<run>/report.html`, needed for several.
-        by: compare the points by this parameter too, as `init`; several runs are compared by `run`.
+        by: compare the configurations by this parameter, for example `init`; several runs are
+            compared by `run`.
 
     Raises ValueError where a path is not a run folder, `out` is missing, the runs share no
     objective, or there is no parameter `by`; OSError where the report cannot be written.
     """
     paths = [path] if isinstance(path, str | Path | Run) else list(path)
     if len(paths) > 1 and out is None:
-        raise ValueError("a report of several runs needs a place: give out")
+        raise ValueError(
+            "a report of several runs belongs to none of them: give out, its file"
+        )
     runs = [loaded(p) for p in paths]
     run = runs[0] if len(runs) == 1 else merge(runs)
-    found = compare(run, by or "run") if by or run.members else None
-    target = Path(out) if out is not None else run.path / "report.html"
+    found = compare(run, by or RUN_PARAMETER) if by or run.members else None
+    target = Path(out) if out is not None else run.path / REPORT_FILE
     text = render(run, found)
     write_text(target, text)
     return target
@@ -75,9 +81,9 @@ def render(run: Run, compared: Comparison | None = None) -> str:
         "plotly": scripts[0],
         "script": scripts[1],
         "data": json_for_script(plots.page_data(run, compared)),
-        **report_parts.parts(run, compared),
+        **words.parts(run, compared),
     }
-    # One pass, so that what is put in is never searched for further places.
+    # One pass, so that what is put in is never searched for further gaps.
     return re.sub(
         r"\{\{(\w+)\}\}", lambda match: parts[match.group(1)], _asset("report.html")
     )

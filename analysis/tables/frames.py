@@ -12,6 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from analysis.text import clean_text
+
 _INT64 = 2**63
 _EXACT = 2**53
 _ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
@@ -40,13 +42,6 @@ _PANDAS = {
     pa.int64(): pd.Int64Dtype(),
     pa.string(): pd.StringDtype(),
 }
-
-
-def clean_text(value: str) -> str:
-    """`value` without lone surrogates, which JSON can spell and UTF-8 cannot."""
-    return (
-        value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
-    )
 
 
 def as_float(value: Any) -> float | None:
@@ -194,17 +189,26 @@ def to_pandas(data: pa.Table) -> pd.DataFrame:
     return data.to_pandas(types_mapper=_PANDAS.get)
 
 
-def group_order(names: Sequence[str], first: Sequence[str]) -> list[str]:
-    """`names` in a table's order: plain ones as they come, then `config/`, `metric/`,
-    `version/`, those of `first` first.
+_GROUPS = {"": 1, "config": 2, "metric": 3, "version": 4}
+
+
+def group_order(
+    names: Sequence[str], first: Sequence[str], metrics: Sequence[str] = ()
+) -> list[str]:
+    """`names` in a table's order: plain ones, then `config/`, `metric/`, `version/`.
+
+    In each group those of `first` stand first, then, among the plain ones, `metrics` in their
+    order, then the others by name.
     """
     rank = {name: i for i, name in enumerate(first)}
+    for name in metrics:
+        rank.setdefault(name, len(rank))
+    leading = {name for name in first if "/" not in name}
 
     def key(name: str) -> tuple[int, int, str]:
-        if name in rank and "/" not in name:
+        if name in leading:
             return (0, rank[name], "")
-        groups = {"": 1, "config": 2, "metric": 3, "version": 4}
         group = name.partition("/")[0] if "/" in name else ""
-        return (groups.get(group, 5), rank.get(name, len(rank)), name)
+        return (_GROUPS.get(group, 5), rank.get(name, len(rank)), name)
 
     return sorted(dict.fromkeys(names), key=key)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-RECORD_SCHEMA = 1
-"""Version of the run folder's own files (`run.json`, `record.json`, `layers.json`) that
-this package reads.
-"""
+from analysis.contract import STATUSES
+from analysis.metrics import Metrics
 
 TABLE_SCHEMA = 2
 """Version of the Parquet tables that this package writes. 1: one file a table, without
@@ -16,9 +16,6 @@ TABLE_SCHEMA = 2
 
 READABLE = (1, 2)
 """Versions of the Parquet tables that this package reads."""
-
-STATUSES = ("complete", "pruned", "failed", "interrupted", "running")
-"""Every outcome that a trial's record can state."""
 
 TABLES = ("trials", "epochs", "stages", "layers")
 """Names of the tables that hold what was recorded; `fronts` is derived from them."""
@@ -86,10 +83,7 @@ EPOCHS: Columns = {
     "epoch": ("Int64", "epoch within the training loop, from 0", ""),
     "step": ("Int64", "optimiser steps done within the training loop", "1"),
     "cached": ("boolean", "whether the epoch came from the stage cache", ""),
-    "train_loss": ("float64", "mean training loss of the epoch", ""),
     "lr": ("float64", "learning rate at the end of the epoch", ""),
-    "accuracy": ("float64", "top-1 accuracy on the validation part", "fraction"),
-    "loss": ("float64", "loss on the validation part", ""),
     "seconds": ("float64", "wall time of the epoch", "s"),
     "images_per_second": ("float64", "training throughput", "images/s"),
     "steps_per_second": ("float64", "training throughput", "steps/s"),
@@ -133,25 +127,45 @@ LAYERS: Columns = {
     ),
     "counts": ("json", "how often each of them occurs, as a JSON list", ""),
 }
+BLOCK_DIMENSIONS = {
+    "embed": "embedding",
+    "heads": "heads",
+    "qk": "query and key, per head",
+    "v": "value, per head",
+    "mlp": "MLP",
+}
+"""Columns of `LAYERS` that are a block's dimensions, and what they are called in short."""
 FRONTS: Columns = {
     "front": (
         "string",
         (
-            "'mean': no point is better; 'noise': the same, differences inside measured"
+            "'mean': no configuration is better; 'noise': the same, differences inside measured"
             " noise set aside"
         ),
         "",
     ),
-    "position": ("Int64", "place on the front, best first objective first, from 0", ""),
-    "trial_id": (
-        "string",
-        "the trial whose model stands for the point: its replicate nearest the mean",
+    "position": (
+        "Int64",
+        "position on the front, best first objective first, from 0",
         "",
     ),
-    "trial_ids": ("json", "all complete replicates of the point, as a JSON list", ""),
+    "trial_id": (
+        "string",
+        "the trial that stands for the configuration: its replicate nearest the mean",
+        "",
+    ),
+    "trial_ids": (
+        "json",
+        "all complete replicates of the configuration, as a JSON list",
+        "",
+    ),
     "number": ("Int64", "number of the configuration in the search", ""),
-    "replicates": ("Int64", "complete replicates of the point", "1"),
-    "picks": ("json", "names under which the point is picked, as a JSON list", ""),
+    "replicates": ("Int64", "complete replicates of the configuration", "1"),
+    "picks": (
+        "json",
+        "names under which the configuration is picked, as a JSON list",
+        "",
+    ),
 }
 FIXED: dict[str, Columns] = {
     "trials": TRIALS,
@@ -162,104 +176,75 @@ FIXED: dict[str, Columns] = {
 }
 
 
+@dataclass(frozen=True)
+class Declared:
+    """What `run.json` says about columns that are named by the sweep itself.
+
+    Attributes:
+        objectives: metrics that must be numbers, and have a column whatever was measured.
+        parameters: searched parameters, which have a column whatever was drawn.
+        metrics: all metrics that a trial or an epoch can have; of an epoch they are numbers.
+    """
+
+    objectives: Sequence[str] = ()
+    parameters: Sequence[str] = ()
+    metrics: Sequence[str] = ()
+
+    def first(self, table: str) -> list[str]:
+        """Columns of `table` in the order in which they stand before all others."""
+        names = list(FIXED[table])
+        if table == "trials":
+            names += [f"config/{name}" for name in self.parameters]
+            names += [f"metric/{name}" for name in self.objectives]
+        return names
+
+    def always(self, table: str) -> dict[str, str]:
+        """Column → type of those columns of `table` whose type is known beforehand."""
+        found = dtypes_of(table)
+        if table == "trials":
+            found |= dict.fromkeys((f"metric/{o}" for o in self.objectives), "float64")
+        return found
+
+    def types(self, table: str, present: Iterable[str]) -> dict[str, str]:
+        """`always`, and the types of those columns whose type is known once they occur."""
+        found = self.always(table)
+        if table == "epochs":
+            known = set(self.metrics) - set(found)
+            found |= {name: "float64" for name in present if name in known}
+        return found
+
+
 def dtypes_of(name: str) -> dict[str, str]:
     """Column → type of the fixed columns of table `name` whose type is fixed too."""
     return {column: dtype for column, (dtype, _, _) in FIXED[name].items() if dtype}
 
 
-_METRICS: dict[str, tuple[str, str]] = {
-    "accuracy": ("top-1 accuracy on the validation part", "fraction"),
-    "test_accuracy": (
-        "top-1 accuracy on the test set, never seen by the search",
-        "fraction",
-    ),
-    "top5_accuracy": ("top-5 accuracy on the validation part", "fraction"),
-    "test_top5_accuracy": (
-        "top-5 accuracy on the test set, never seen by the search",
-        "fraction",
-    ),
-    "loss": ("loss on the validation part", ""),
-    "gmacs": ("multiply-accumulates of one inference", "10^9"),
-    "num_params": ("parameters of the model", "1"),
-    "latency_ms": ("median latency of one inference of a batch", "ms"),
-    "latency_p25_ms": ("first quartile of the latency", "ms"),
-    "latency_p75_ms": ("third quartile of the latency", "ms"),
-    "entropy_bits": (
-        "entropy of the values of linear and convolutional parameters",
-        "bits",
-    ),
-    "unique_values": (
-        "different values among the linear and convolutional parameters",
-        "1",
-    ),
-    "model_bytes": ("parameters and buffers as stored", "bytes"),
-    "coded_bytes": ("size of the coded model", "bytes"),
-}
-_SUFFIXES = {
-    "_ms": "ms",
-    "_bytes": "bytes",
-    "_seconds": "s",
-    "_bits": "bits",
-    "_mb": "MB",
-    "_accuracy": "fraction",
-    "_fraction": "fraction",
-}
-
-
-def metric_unit(name: str) -> str:
-    """Unit of metric `name`, from its name; empty where the name does not say."""
-    if name in _METRICS:
-        return _METRICS[name][1]
-    return next(
-        (unit for suffix, unit in _SUFFIXES.items() if name.endswith(suffix)), ""
-    )
-
-
-def well_known(name: str) -> bool:
-    """Whether metric `name` is one that every trial measures, rather than one that a stage
-    reports.
-    """
-    return name in _METRICS
-
-
-def column_doc(table: str, column: str) -> dict[str, str]:
+def column_doc(table: str, column: str, metrics: Metrics) -> dict[str, str]:
     """Description and unit of a column of `table`, one of `TABLES` or "fronts"."""
     if column in FIXED[table]:
         _, text, unit = FIXED[table][column]
         return {"description": text, "unit": unit}
     group, _, name = column.partition("/")
     if group == "config" and name:
-        return {
-            "description": (
-                f"configuration value {name}; JSON text where values are not of one"
-                " type"
-            ),
-            "unit": "",
-        }
+        text = f"value of {name}; JSON text where values are not of one type"
+        return {"description": text, "unit": ""}
     if group == "version" and name:
         return {"description": f"version of {name}", "unit": ""}
     if group == "sd" and name:
-        return {
-            "description": f"standard deviation of {name} over the replicates",
-            "unit": metric_unit(name),
-        }
-    name = name if group == "metric" and name else column
-    text = _METRICS.get(name, (f"metric {name}", ""))[0]
-    if name.startswith("order_") and name[6:].isdigit():
-        text = f"weights fixed to a sum of {name[6:]} powers of two"
-    return {
-        "description": (
-            text + (", mean over the replicates" if table == "fronts" else "")
-        ),
-        "unit": metric_unit(name),
-    }
+        text = f"standard deviation of {name} over the replicates"
+        return {"description": text, "unit": metrics.unit(name)}
+    metric = metrics.of(name if group == "metric" and name else column)
+    text = metric.description or f"metric {metric.name}"
+    if table == "fronts":
+        text += ", mean over the replicates"
+    return {"description": text, "unit": metric.unit}
 
 
 def table_metadata(
-    table: str, columns: list[str], run: dict[str, Any]
+    table: str, columns: list[str], metrics: Metrics, run: dict[str, Any]
 ) -> dict[str, Any]:
     """What a Parquet table says of itself: schema version, table, columns, and the run's
     `run.json`.
     """
-    docs = {column: column_doc(table, column) for column in columns}
+    docs = {column: column_doc(table, column, metrics) for column in columns}
     return {"schema": TABLE_SCHEMA, "table": table, "columns": docs, "run": run}

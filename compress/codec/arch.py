@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import torch
-from torch import nn
 from torch.nn.modules import module as hooks
-from torch.nn.modules.conv import _ConvNd
 
-from trainers.models.arch import Arch
+from trainers.models.arch import Arch, meta_device
+from trainers.models.parameters import linear_and_conv_parameters
 
 MAX_ARGUMENT = 1 << 20
 """Largest integer among the arguments of an architecture: some constructors allocate by
@@ -84,18 +82,10 @@ def _arch_tensors(description: str, most_tensors: int) -> ArchTensors:
             " allowed"
         )
     _check_arguments({**arch.args, "": arch.dims})
-    with torch.device("meta"), _at_most(most_tensors):
+    with meta_device(), _at_most(most_tensors):
         module = arch.build()
-    indexable = frozenset(
-        f"{path}.{leaf}" if path else leaf
-        for path, layer in module.named_modules()
-        if isinstance(layer, nn.Linear | _ConvNd)
-        for leaf, _ in layer.named_parameters(recurse=False)
-    )
-    return ArchTensors(
-        {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()},
-        indexable,
-    )
+    shapes = {name: tuple(t.shape) for name, t in module.state_dict().items()}
+    return ArchTensors(shapes, frozenset(linear_and_conv_parameters(module)))
 
 
 def _check_arguments(value: Any) -> None:

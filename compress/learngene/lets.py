@@ -21,7 +21,6 @@ from compress.stage import Context
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
 from trainers.models.lets_layers import DepthInit, WidthInit
-from trainers.models.lets_vit import LetsVit
 
 PAPER = (
     "Xia et al., Initializing Variable-sized Vision Transformers from Learngene with"
@@ -137,10 +136,8 @@ class LetsExpand(Expansion):
                 f"the data has {data.num_classes} classes, the grown head"
                 f" {aux['num_classes']}; set head: fresh"
             )
-        head_dim, width = (
-            aux["embed_dim"] // aux["num_heads"],
-            self.width or aux["embed_dim"],
-        )
+        head_dim = aux["embed_dim"] // aux["num_heads"]
+        width = self.width or aux["embed_dim"]
         if width % head_dim or not aux["gene_dim"] <= width <= aux["embed_dim"]:
             raise ValueError(
                 f"width {width} must be a multiple of a head's {head_dim} from"
@@ -163,13 +160,12 @@ class LetsExpand(Expansion):
         )
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:
-        arch, (layers, groups) = (
-            self.check(model.arch, ctx.data.info),
-            self._maps(model.arch.args),
-        )
+        from trainers.models.lets_vit import LetsVit
+
+        arch = self.check(model.arch, ctx.data.info)
+        layers, groups = self._maps(model.arch.args)
         network = model.build()
         assert isinstance(network, LetsVit)
         weights = network.descendant(arch.args["embed_dim"], layers, groups)
-        return fitted(
-            arch, weights, "cut" if self.head == "grown" else "fresh", ctx.seed, layers
-        )
+        head: Literal["cut", "fresh"] = "cut" if self.head == "grown" else "fresh"
+        return fitted(arch, weights, head, ctx.seed, layers)

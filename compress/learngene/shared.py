@@ -19,8 +19,7 @@ from compress.stage import Context, Phase, Stage
 from trainers.config import DistillConfig, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState, buildable
-from trainers.models.mean_vit import NORM_EPS
-from trainers.timm_library import timm
+from trainers.models.parameters import NORM_EPS
 from trainers.training.optim import check_train_config
 
 DESCENDANT = "vit_base_patch16_224"
@@ -161,7 +160,7 @@ def fitted(
             in `meta`.
     """
     fresh = ModelState.initialised(arch, seed)
-    result = dict(weights)
+    result = {name: value.detach().clone() for name, value in weights.items()}
     if "norm.weight" in fresh.weights:
         result |= {
             f"norm.{part}": result.pop(f"fc_norm.{part}") for part in ("weight", "bias")
@@ -173,6 +172,8 @@ def fitted(
         )
     patches = fresh.weights["pos_embed"].shape[1]
     if result["pos_embed"].shape[1] != patches:
+        from trainers.timm_library import timm
+
         side = round(patches**0.5)
         with torch.no_grad():
             resampled = timm.layers.resample_abs_pos_embed(

@@ -26,8 +26,6 @@ from compress.learngene.shared import (
 from compress.stage import Context
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
-from trainers.models.mean_vit import state_of
-from trainers.models.shared_vit import SwsVit
 
 PAPER = (
     "Xia et al., Efficient Initialization of Variable-sized Transformer Models via"
@@ -110,10 +108,9 @@ class SwsExpand(Expansion):
         )
 
     def _stages(self, aux: dict[str, Any]) -> list[int]:
-        depth, stages = (
-            agreed_depth(self.depth, {"layers_source": self.layers_source}),
-            len(aux["repeats"]),
-        )
+        """For each layer of the descendant the stage that it copies."""
+        depth = agreed_depth(self.depth, {"layers_source": self.layers_source})
+        stages = len(aux["repeats"])
         if self.layers_source is not None:
             return list(self.layers_source)
         if depth < stages:
@@ -124,10 +121,11 @@ class SwsExpand(Expansion):
         return spread(depth, stages)
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:
-        arch, stages = (
-            self.check(model.arch, ctx.data.info),
-            self._stages(model.arch.args),
-        )
+        from trainers.models.mean_vit import state_of
+        from trainers.models.shared_vit import SwsVit
+
+        arch = self.check(model.arch, ctx.data.info)
+        stages = self._stages(model.arch.args)
         network = model.build()
         assert isinstance(network, SwsVit)
         same = (

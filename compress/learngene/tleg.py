@@ -13,8 +13,6 @@ from compress.learngene.shared import Auxiliary, Expansion, fitted
 from compress.stage import Context
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
-from trainers.models.mean_vit import state_of
-from trainers.models.shared_vit import TlegVit
 
 PAPER = "Xia et al., Transformer as Linear Expansion of Learngene, AAAI 2024"
 
@@ -61,6 +59,9 @@ class TlegExpand(Expansion):
         )
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:
+        from trainers.models.mean_vit import state_of
+        from trainers.models.shared_vit import TlegVit
+
         arch = self.check(model.arch, ctx.data.info)
         network = model.build()
         assert isinstance(network, TlegVit)

@@ -28,10 +28,9 @@ import torch
 
 from trainers.files import write_atomic
 from trainers.machine import processor_name
+from trainers.models.parameters import DIMENSIONS
 
 Array = npt.NDArray[Any]
-DIMENSIONS = ("embed", "heads", "qk", "v", "mlp")
-"""Columns of every array of dimensions, in this order."""
 _VERSION = 1
 _METADATA = b"latency_table"
 _NVIT_KEYS = (r"EMB_(\d+)", r"QK_(\d+)_(\d+)", r"V_(\d+)", r"MLP_(\d+)")

@@ -1,120 +1,171 @@
 """What each layer of a model holds: the rows of a run's `layers` table."""
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.modules.conv import _ConvNd
+from torch import Tensor, nn
 
 from compress.measure.model import value_statistics
-from trainers.models.arch import ModelState
+from trainers.models.arch import ModelState, on_meta
+from trainers.models.parameters import BLOCK_DIMS, is_linear_or_conv
 
 MOST_VALUES = 1024
 """A model with more different values has no row of values and counts: it is not quantised
 as a whole.
 """
 
-_BLOCK_DIMS = ("heads", "qk", "v", "mlp")
+
+@dataclass(frozen=True)
+class LayerRow:
+    """A layer that has parameters of its own.
+
+    Attributes:
+        layer: its path in the model.
+        kind: its class.
+        shape: of its weight.
+        num_weights: values in all its parameters.
+        num_unique: different values among them.
+        entropy_bits: entropy of their histogram, bits per value.
+        entropy_nonzero_bits: the same of the values that are not zero.
+        zero_fraction: share of zeros among them.
+    """
+
+    layer: str
+    kind: str
+    shape: list[int]
+    num_weights: int
+    num_unique: int
+    entropy_bits: float
+    entropy_nonzero_bits: float
+    zero_fraction: float
+
+
+@dataclass(frozen=True)
+class BlockRow:
+    """A transformer block. Dimensions are None where the block does not show them.
+
+    Attributes:
+        layer: its path in the model.
+        embed: channels of the residual stream.
+        heads: attention heads.
+        qk, v: query/key and value dimensions of a head.
+        mlp: hidden units.
+        source_layer: the layer of the learngene that it came from, if it came from one.
+    """
+
+    layer: str
+    kind: str = "block"
+    embed: int | None = None
+    heads: int | None = None
+    qk: int | None = None
+    v: int | None = None
+    mlp: int | None = None
+    source_layer: int | None = None
+
+
+@dataclass(frozen=True)
+class ValuesRow:
+    """The values that all linear and convolutional layers of a quantised model share.
+
+    Attributes:
+        values: different values, ascending.
+        counts: how often each occurs.
+    """
+
+    values: list[float]
+    counts: list[int]
+    layer: str = ""
+    kind: str = "model"
+
+
+Row = LayerRow | BlockRow | ValuesRow
 
 
 def measure_layers(state: ModelState) -> list[dict[str, Any]]:
-    """One row for every layer that has parameters of its own, in module order, and one for
-    every transformer block.
-
-    Returns:
-        Rows with `layer` (its path) and `kind` (its class). Of a layer: `shape` (of its
-        weight), `num_weights` (all its parameters), `num_unique`, `entropy_bits`,
-        `entropy_nonzero_bits` (bits per value) and `zero_fraction` over them. Of a block
-        (`kind` is "block"): `embed`, `heads`, `qk`, `v` (per head) and `mlp`, and
-        `source_layer`, the learngene layer that it came from, where the model's meta has
-        `source_layers`. Last, of a model whose linear and convolutional parameters take at
-        most `MOST_VALUES` different values, a row of kind "model" with those `values`,
-        ascending, and their `counts`.
-    """
-    with torch.device("meta"):
-        module = state.arch.build()
-    sources = state.meta.get("source_layers")
-    rows: list[dict[str, Any]] = []
-    shared: list[torch.Tensor] = []
-    blocks, most = 0, 0
-    for path, layer in module.named_modules():
-        if hasattr(layer, "attn") and hasattr(layer, "mlp"):
-            rows.append(_block(path, layer, blocks, state))
-            if sources is not None and blocks < len(sources):
-                rows[-1]["source_layer"] = sources[blocks]
-            blocks += 1
-        names = [leaf for leaf, _ in layer.named_parameters(recurse=False)]
-        if names and path:  # the root's own are tokens and position embeddings
-            rows.append(_layer(path, layer, names, state))
-            if isinstance(layer, nn.Linear | _ConvNd):
-                shared += [
-                    state.weights[f"{path}.{name}"].reshape(-1) for name in names
-                ]
-                most = max(most, rows[-1]["num_unique"])
-    return rows + (_values(shared) if shared and most <= MOST_VALUES else [])
-
-
-def _values(tensors: list[torch.Tensor]) -> list[dict[str, Any]]:
-    values, counts = torch.unique(
-        torch.cat([t.float() for t in tensors]), return_counts=True
-    )
-    if len(values) > MOST_VALUES:
-        return []
+    """`layer_rows` as JSON-able dicts; what is None is left out."""
     return [
-        {
-            "layer": "",
-            "kind": "model",
-            "values": values.tolist(),
-            "counts": counts.tolist(),
-        }
+        {name: value for name, value in asdict(row).items() if value is not None}
+        for row in layer_rows(state)
     ]
+
+
+def layer_rows(state: ModelState) -> list[Row]:
+    """One row for every layer and every transformer block, in module order.
+
+    Last comes the row of shared values, for a model whose linear and convolutional
+    parameters take at most `MOST_VALUES` different ones.
+    """
+    rows: list[Row] = []
+    shared: list[Tensor] = []
+    most_unique = 0
+    num_blocks = 0
+    for path, layer in on_meta(state.arch).named_modules():
+        if hasattr(layer, "attn") and hasattr(layer, "mlp"):
+            rows.append(_block(path, layer, num_blocks, state))
+            num_blocks += 1
+        names = [leaf for leaf, _ in layer.named_parameters(recurse=False)]
+        if not names or not path:  # the root's own are tokens and position embeddings
+            continue
+        row = _layer(path, layer, names, state)
+        rows.append(row)
+        if is_linear_or_conv(layer):
+            shared += [state.weights[f"{path}.{name}"].reshape(-1) for name in names]
+            most_unique = max(most_unique, row.num_unique)
+    # a layer with too many values spares the count over the whole model, which takes seconds
+    values = _values(shared) if shared and most_unique <= MOST_VALUES else None
+    return rows if values is None else [*rows, values]
+
+
+def _values(tensors: list[Tensor]) -> ValuesRow | None:
+    """None where there are too many values."""
+    together = torch.cat([tensor.float() for tensor in tensors])
+    values, counts = torch.unique(together, return_counts=True)
+    if len(values) > MOST_VALUES:
+        return None
+    return ValuesRow(values.tolist(), counts.tolist())
 
 
 def _layer(
     path: str, layer: nn.Module, names: list[str], state: ModelState
-) -> dict[str, Any]:
+) -> LayerRow:
     tensors = [state.weights[f"{path}.{name}"] for name in names]
     statistics = value_statistics(tensors)
-    main = state.weights[
-        f"{path}.weight" if "weight" in names else f"{path}.{names[0]}"
-    ]
-    return {
-        "layer": path,
-        "kind": type(layer).__name__,
-        "shape": list(main.shape),
-        "num_weights": sum(t.numel() for t in tensors),
-        "num_unique": statistics["unique_values"],
-        **{
-            key: statistics[key]
-            for key in ("entropy_bits", "entropy_nonzero_bits", "zero_fraction")
-        },
-    }
+    main = "weight" if "weight" in names else names[0]
+    return LayerRow(
+        layer=path,
+        kind=type(layer).__name__,
+        shape=list(state.weights[f"{path}.{main}"].shape),
+        num_weights=sum(tensor.numel() for tensor in tensors),
+        num_unique=statistics.unique_values,
+        entropy_bits=statistics.entropy_bits,
+        entropy_nonzero_bits=statistics.entropy_nonzero_bits,
+        zero_fraction=statistics.zero_fraction,
+    )
 
 
-def _block(
-    path: str, block: nn.Module, index: int, state: ModelState
-) -> dict[str, Any]:
-    row: dict[str, Any] = {"layer": path, "kind": "block"}
+def _block(path: str, block: nn.Module, index: int, state: ModelState) -> BlockRow:
+    sources = state.meta.get("source_layers") or []
+    source_layer = sources[index] if index < len(sources) else None
     dims = state.arch.dims
-    if all(name in dims for name in _BLOCK_DIMS):
-        return (
-            row
-            | {"embed": dims["embed"]}
-            | {name: dims[name][index] for name in _BLOCK_DIMS}
-        )
-    proj, fc1 = getattr(block.attn, "proj", None), getattr(block.mlp, "fc1", None)
-    heads = getattr(block.attn, "num_heads", None)
-    if not (
-        isinstance(proj, nn.Linear)
-        and isinstance(fc1, nn.Linear)
-        and isinstance(heads, int)
-    ):
-        return row
+    if all(name in dims for name in BLOCK_DIMS):
+        own = {name: dims[name][index] for name in BLOCK_DIMS}
+        return BlockRow(path, embed=dims["embed"], source_layer=source_layer, **own)
+    attention: Any = block.attn
+    mlp: Any = block.mlp
+    proj = getattr(attention, "proj", None)
+    fc1 = getattr(mlp, "fc1", None)
+    heads = getattr(attention, "num_heads", None)
+    linear = isinstance(proj, nn.Linear) and isinstance(fc1, nn.Linear)
+    if proj is None or fc1 is None or not linear or not isinstance(heads, int):
+        return BlockRow(path, source_layer=source_layer)
     head_dim = proj.in_features // heads
-    return row | {
-        "embed": proj.out_features,
-        "heads": heads,
-        "qk": head_dim,
-        "v": head_dim,
-        "mlp": fc1.out_features,
-    }
+    return BlockRow(
+        path,
+        embed=proj.out_features,
+        heads=heads,
+        qk=head_dim,
+        v=head_dim,
+        mlp=fc1.out_features,
+        source_layer=source_layer,
+    )

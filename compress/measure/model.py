@@ -11,16 +11,17 @@ Legend
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress.measure.options import Precision
-from trainers.models.arch import Arch, ModelState
+from trainers.models.arch import Arch, ModelState, on_meta
+from trainers.models.parameters import linear_and_conv_parameters
 
 _CHUNK = 1 << 22
 
@@ -42,16 +43,11 @@ def measure_static(state: ModelState, image_size: int) -> dict[str, float | int]
         zero_fraction: share of zeros among them.
         model_bytes: parameters and buffers as stored, without any coding.
     """
-    module = _on_meta(state.arch)
-    names = [
-        f"{path}.{leaf}" if path else leaf
-        for path, layer in module.named_modules()
-        if isinstance(layer, nn.Linear | _ConvNd)
-        for leaf, _ in layer.named_parameters(recurse=False)
-    ]
+    module = on_meta(state.arch)
+    names = linear_and_conv_parameters(module)
     return {
         **_cost(module, state.arch, image_size),
-        **value_statistics([state.weights[name] for name in names]),
+        **asdict(value_statistics([state.weights[name] for name in names])),
         "model_bytes": sum(
             t.numel() * t.element_size() for t in state.weights.values()
         ),
@@ -60,7 +56,7 @@ def measure_static(state: ModelState, image_size: int) -> dict[str, float | int]
 
 def static_cost(arch: Arch, image_size: int) -> dict[str, float | int]:
     """num_params and gmacs, as `measure_static` gives them; without weights."""
-    return _cost(_on_meta(arch), arch, image_size)
+    return _cost(on_meta(arch), arch, image_size)
 
 
 def count_gmacs(arch: Arch, image_size: int) -> float:
@@ -83,9 +79,25 @@ def _cost(module: nn.Module, arch: Arch, image_size: int) -> dict[str, float | i
     }
 
 
-def value_statistics(tensors: list[Tensor]) -> dict[str, float | int]:
-    """Entropies (bits per value), number of different values and share of zeros over all
-    tensors together.
+@dataclass(frozen=True)
+class ValueStatistics:
+    """Which values some tensors hold, over all of them together.
+
+    Attributes:
+        entropy_bits: entropy of the histogram of values, bits per value.
+        entropy_nonzero_bits: the same of the values that are not zero.
+        unique_values: number of different values.
+        zero_fraction: share of zeros.
+    """
+
+    entropy_bits: float
+    entropy_nonzero_bits: float
+    unique_values: int
+    zero_fraction: float
+
+
+def value_statistics(tensors: Sequence[Tensor]) -> ValueStatistics:
+    """Statistics of the values of all tensors together.
 
     Values are compared as float32; -0.0 is 0.0. Of no values at all, every figure is 0.
     """
@@ -104,12 +116,12 @@ def value_statistics(tensors: list[Tensor]) -> dict[str, float | int]:
     unique, sum_c_log_c = _run_lengths(values)
     nonzero = total - zeros
     zeros_c_log_c = zeros * np.log2(zeros) if zeros else 0.0
-    return {
-        "entropy_bits": _entropy(total, sum_c_log_c),
-        "entropy_nonzero_bits": _entropy(nonzero, sum_c_log_c - zeros_c_log_c),
-        "unique_values": unique,
-        "zero_fraction": zeros / total if total else 0.0,
-    }
+    return ValueStatistics(
+        entropy_bits=_entropy(total, sum_c_log_c),
+        entropy_nonzero_bits=_entropy(nonzero, sum_c_log_c - zeros_c_log_c),
+        unique_values=unique,
+        zero_fraction=zeros / total if total else 0.0,
+    )
 
 
 def _entropy(total: int, sum_c_log_c: float) -> float:
@@ -133,11 +145,6 @@ def _run_lengths(values: np.ndarray) -> tuple[int, float]:
         count = len(values) - run_start
         unique, sum_c_log_c = unique + 1, sum_c_log_c + float(count * np.log2(count))
     return unique, sum_c_log_c
-
-
-def _on_meta(arch: Arch) -> nn.Module:
-    with torch.device("meta"):
-        return arch.build()
 
 
 @dataclass(frozen=True)
@@ -233,15 +240,15 @@ def alternating_latency(
     max_seconds: float = 60.0,
 ) -> list[float]:
     """Median milliseconds of one forward pass of each module, taken in turns, so that their
-    ratios hold on a busy machine.
+    ratios hold on a busy machine. On CUDA it is the device's own time (`replayed_pass`).
 
     Args:
         modules: in eval mode, on the device and in the precision of `images`; not copied.
         images: one batch (B, C, H, W).
         rounds: timed passes of each, fewer where `max_seconds` is over, but at least `min_rounds`.
     """
-    passes = [timed_pass(module, images, images.device) for module in modules]
     with torch.inference_mode():
+        passes = [replayed_pass(module, images, images.device) for module in modules]
         for _ in range(warmup):
             for timed in passes:
                 timed()
@@ -286,23 +293,55 @@ def _timer(
 def timed_pass(
     model: nn.Module, images: Tensor, device: torch.device
 ) -> Callable[[], float]:
-    """A function that runs one pass and returns its milliseconds."""
+    """A function that runs one pass, launched kernel by kernel, and returns its milliseconds."""
+    if device.type == "cuda":
+        return _by_events(lambda: model(images), device)
 
     def by_wall_clock() -> float:
         begin = time.perf_counter()
         model(images)
         return 1000 * (time.perf_counter() - begin)
 
-    def by_events() -> float:
+    return by_wall_clock
+
+
+def replayed_pass(
+    model: nn.Module, images: Tensor, device: torch.device, pool: Any = None
+) -> Callable[[], float]:
+    """`timed_pass`, on CUDA the replay of a graph that was captured once.
+
+    That is the time of the device alone, as of a deployed model. Launched from Python, the
+    kernels of a small layer wait for their launches, and all small layers take equally long.
+
+    Args:
+        pool: a handle of `torch.cuda.graph_pool_handle`, for graphs that share memory.
+    """
+    if device.type != "cuda":
+        return timed_pass(model, images, device)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        model(
+            images
+        )  # libraries choose kernels and take their memory before the capture
+        graph.capture_begin(pool=pool)
+        model(images)
+        graph.capture_end()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    return _by_events(graph.replay, device)
+
+
+def _by_events(run: Callable[[], Any], device: torch.device) -> Callable[[], float]:
+    """A function that runs `run` and returns its milliseconds by CUDA events."""
+
+    def timed() -> float:
         with torch.cuda.device(device):
-            begin, end = (
-                torch.cuda.Event(enable_timing=True),
-                torch.cuda.Event(enable_timing=True),
-            )
+            begin = torch.cuda.Event(enable_timing=True)
+            end = torch.cuda.Event(enable_timing=True)
             begin.record()
-            model(images)
+            run()
             end.record()
             end.synchronize()
             return begin.elapsed_time(end)
 
-    return by_events if device.type == "cuda" else by_wall_clock
+    return timed

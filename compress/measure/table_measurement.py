@@ -20,17 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from compress.measure.latency_table import (
-    DIMENSIONS,
     Fingerprint,
     LatencyTable,
     device_name,
     num_threads,
 )
-from compress.measure.model import timed_pass
+from compress.measure.model import replayed_pass
 from compress.measure.options import Precision
-from trainers.models.arch import Arch
+from trainers.models.arch import Arch, meta_device
 from trainers.models.from_timm import dense_arch
-from trainers.models.pruned_vit import BLOCK_DIMS, PrunedBlock, PrunedVit
+from trainers.models.parameters import BLOCK_DIMS, DIMENSIONS
+from trainers.models.pruned_vit import PrunedBlock, PrunedVit
 
 GROUPS: Mapping[str, int] = MappingProxyType(
     {"embed": 16, "heads": 2, "qk": 8, "v": 8, "mlp": 16}
@@ -199,15 +199,18 @@ class _Probe:
         self.inputs = torch.randn(inputs, generator=generator).to(
             device, getattr(torch, dtype)
         )
-        self.reference = timed_pass(*self._job(self.largest), device)
+        # graphs share their memory: no two run at once
+        self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        with torch.inference_mode():
+            self.reference = self._timed(self.largest)
 
     def _block(self, dims: tuple[int, ...]) -> nn.Module:
-        with torch.device("meta"):
+        with meta_device():
             return PrunedBlock(*dims, **self.kind).eval()
 
     def _vit(self, embed: int) -> PrunedVit:
         dims = {"embed": embed, **{name: [1] for name in BLOCK_DIMS}}
-        with torch.device("meta"):
+        with meta_device():
             return PrunedVit(dims=dims, **self.arch.args).eval()
 
     def _filled(self, module: nn.Module) -> nn.Module:
@@ -240,8 +243,11 @@ class _Probe:
         """Milliseconds of each pass and of the largest block beside it, after one of both
         that is not timed.
         """
-        timed = timed_pass(*self._job(job), self.device)
+        timed = self._timed(job)
         return [(timed(), self.reference()) for _ in range(1 + passes)][1:]
+
+    def _timed(self, job: tuple[Any, ...]) -> Callable[[], float]:
+        return replayed_pass(*self._job(job), self.device, self.pool)
 
     def warm_up(self) -> None:
         """Run the largest block until clocks and allocator have settled."""

@@ -6,7 +6,7 @@ Legend
     structure    a set of units of one kind: the embedding (one for the whole model) and, in
                  each block, heads, QK dimensions a head, V dimensions a head, MLP hidden
                  units; S = 1 + 4L of them, embedding first, then block by block in the
-                 order of `KINDS`
+                 order of `DIMENSIONS`
     unit         a channel, head, dimension or hidden unit; U = E + Σ (H + QK + V + M) of
                  them in one flat order
     I(s)         importance of unit s, from `compress.nvit.importance`
@@ -25,10 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from trainers.config import Config
-from trainers.models.pruned_vit import BLOCK_DIMS
-
-KINDS = ("embed", *BLOCK_DIMS)
-"""Kinds of structures, in the order of a latency table's columns."""
+from trainers.models.parameters import BLOCK_DIMS
 
 
 class GroupSizes(Config):
@@ -98,7 +95,7 @@ class UnitLayout:
 
 
 def block_table(counts: Tensor) -> Tensor:
-    """Dimensions (L, 5) of each block, columns as `KINDS`, from the sizes of the structures
+    """Dimensions (L, 5) of each block, columns as `DIMENSIONS`, from the sizes of the structures
     (S,).
     """
     blocks = counts[1:].view(-1, 4)

@@ -14,21 +14,23 @@ counted); for a V dimension its rows of v; for an MLP unit its row of fc1.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from compress.nvit.groups import UnitLayout
-from trainers.models.pruned_vit import PrunedVit
 from trainers.seeding import derive_seed
 from trainers.training import distributed
+
+if TYPE_CHECKING:
+    from trainers.models.pruned_vit import PrunedVit
 
 DIVISORS = {"heads": 6, "qk": 2, "v": 2}
 """d of each kind within a block; `mlp` has 1, `embed` the number of blocks."""
 
 
-def taylor(vit: PrunedVit) -> Tensor:
+def taylor(vit: "PrunedVit") -> Tensor:
     """I_t of every unit at the present weights and gradients, (U,), on the module's device."""
     return _unit_sums(
         vit,
@@ -37,14 +39,14 @@ def taylor(vit: PrunedVit) -> Tensor:
     ).square()
 
 
-def squared_norms(vit: PrunedVit) -> Tensor:
+def squared_norms(vit: "PrunedVit") -> Tensor:
     """Σ w² over P(s) of every unit (U,)."""
     return _unit_sums(vit, lambda p: p.square(), {})
 
 
 @torch.no_grad()
 def _unit_sums(
-    vit: PrunedVit, value: Callable[[Tensor], Tensor], divisors: dict[str, int]
+    vit: "PrunedVit", value: Callable[[Tensor], Tensor], divisors: dict[str, int]
 ) -> Tensor:
     """Σ over P(s) of `value`, divided (EMB by the number of blocks), for all units (U,)."""
 
@@ -136,7 +138,7 @@ class TaylorMeter:
         self.smoothed = state["smoothed"]
 
 
-def magnitude_scores(vit: PrunedVit, keep: Tensor, layout: UnitLayout) -> Tensor:
+def magnitude_scores(vit: "PrunedVit", keep: Tensor, layout: UnitLayout) -> Tensor:
     """L2 norm of each unit's parameters over its structure's mean, divided by the group
     size, float64 (U,).
 

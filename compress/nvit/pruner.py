@@ -9,7 +9,7 @@ Legend
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -23,8 +23,11 @@ from compress.nvit.importance import (
     random_scores,
     taylor,
 )
-from compress.nvit.surgery import MaskedVit, Masks
+from compress.nvit.surgery import Masks
 from trainers.training.fit import Hook
+
+if TYPE_CHECKING:
+    from compress.nvit.masked_vit import MaskedVit
 
 Importance = Literal["nvit", "taylor", "magnitude", "random"]
 StopReason = Literal["latency_target", "budget", "floors", "epochs"]
@@ -59,7 +62,7 @@ class Pruner(Hook):
 
     def __init__(
         self,
-        vit: MaskedVit,
+        vit: "MaskedVit",
         layout: UnitLayout,
         latency: LatencyModel,
         rules: PruneRules,

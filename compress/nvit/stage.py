@@ -22,18 +22,16 @@ from compress.finetune import task_objective, with_drop_rates
 from compress.measure.latency_table import LatencyTable, num_threads
 from compress.measure.model import alternating_latency
 from compress.measure.options import Precision
-from compress.measure.table_measurement import default_grid, measure_table
 from compress.metrics import TEXT, Metric
 from compress.nvit.cost import LatencyModel, MacsModel
 from compress.nvit.groups import GroupSizes, UnitLayout, block_table
 from compress.nvit.pruner import Importance, Pruner, PruneRules
-from compress.nvit.surgery import MaskedVit, cut
+from compress.nvit.surgery import cut
 from compress.stage import Context, Phase, Stage
 from trainers.config import DistillConfig, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
-from trainers.models.from_timm import dense_arch, from_timm
-from trainers.models.pruned_vit import BLOCK_DIMS
+from trainers.models.parameters import BLOCK_DIMS
 from trainers.training import distributed
 from trainers.training.losses import KlObjective
 from trainers.training.optim import check_train_config
@@ -52,6 +50,8 @@ def _table_here(
     threads: int,
 ) -> LatencyTable:
     """A table measured now; the trials of one process share it, since it takes minutes."""
+    from compress.measure.table_measurement import default_grid, measure_table
+
     model = Arch.from_json(json.loads(arch))
     _log.info(
         "nvit: measuring a latency table for %s at batch %d", model.name, batch_size
@@ -95,13 +95,13 @@ class Nvit(Stage, TrainConfig):
         ),
         Metric(
             "pruned_ms_measured",
-            "median time of one batch of the pruned model",
+            "median time of one batch of the pruned model, on CUDA of the device alone",
             "ms",
             is_time=True,
         ),
         Metric(
             "unpruned_ms_measured",
-            "median time of one batch of the incoming model",
+            "median time of one batch of the incoming model, on CUDA of the device alone",
             "ms",
             is_time=True,
         ),
@@ -235,6 +235,8 @@ class Nvit(Stage, TrainConfig):
             ValueError: not a ViT, a fit shorter than an interval, groups too large, a table
                 of other shapes.
         """
+        from trainers.models.from_timm import dense_arch
+
         dense = dense_arch(arch)
         with_drop_rates(dense, self)
         check_train_config(self, data.num_train)
@@ -260,6 +262,9 @@ class Nvit(Stage, TrainConfig):
         return dense
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:
+        from compress.nvit.masked_vit import MaskedVit
+        from trainers.models.from_timm import from_timm
+
         if "asp" in model.meta:
             raise ValueError(
                 "pruning after asp would break its 2:4 pattern; put asp after nvit"

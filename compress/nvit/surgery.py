@@ -10,7 +10,7 @@ dense cut would differ. Here the masked model's norms take mean and variance ove
 channels.
 """
 
-from typing import Any
+import math
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from compress.nvit.groups import UnitLayout, axis_keeps
 from trainers.models.arch import Arch, ModelState
-from trainers.models.pruned_vit import PrunedVit
 
 
 class MaskedLayerNorm(nn.LayerNorm):
@@ -35,13 +34,14 @@ class MaskedLayerNorm(nn.LayerNorm):
         self.register_buffer(
             "num_kept", torch.tensor(float(channels)), persistent=False
         )
-        self.whole = True
+        self.whole, self.share = True, 1.0
 
     def set_keep(self, keep: Tensor) -> None:
         """Normalise over `keep` (E,) bool from now on."""
         self.keep.copy_(keep)
         self.num_kept.copy_(keep.sum())
         self.whole = bool(keep.all())
+        self.share = float(keep.sum()) / len(keep)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.whole:
@@ -50,58 +50,32 @@ class MaskedLayerNorm(nn.LayerNorm):
             )
         x = x.float()
         centred = (x - x.sum(-1, keepdim=True) / self.num_kept) * self.keep
+        if x.is_cuda:
+            return self.of_centred(centred)
         variance = centred.square().sum(-1, keepdim=True) / self.num_kept
         return centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
 
-
-class MaskedVit(PrunedVit):
-    """A `PrunedVit` of full dimensions in which units are zeroed; same tensors, same names.
-
-    Attributes:
-        student_eval: whether `train()` leaves every layer in eval mode (no dropout, no
-            stochastic depth). The root stays in training mode, which only decides that a
-            distilled model gives both heads' logits.
-    """
-
-    def __init__(self, **args: Any) -> None:
-        super().__init__(**args)
-        self.student_eval = False
-        for name, layer in list(self.named_modules()):
-            if type(layer) is nn.LayerNorm:
-                parent, _, leaf = name.rpartition(".")
-                setattr(
-                    self.get_submodule(parent),
-                    leaf,
-                    MaskedLayerNorm(layer.normalized_shape[0], layer.eps),
-                )
-
-    @classmethod
-    def from_state(cls, state: ModelState) -> "MaskedVit":
-        """The module of a `pruned_vit` state, nothing masked, in training mode."""
-        with torch.random.fork_rng(devices=[]):
-            module = cls(dims=state.arch.dims, **state.arch.args)
-        module.load_state_dict(state.weights)
-        return module
-
-    def train(self, mode: bool = True) -> "MaskedVit":
-        super().train(mode)
-        if self.student_eval:
-            for child in self.children():
-                child.train(False)
-        return self
+    def of_centred(self, x: Tensor) -> Tensor:
+        """The norm of x (…, E) with mean 0 over the kept channels and 0 at the others, by
+        one kernel: over all E channels the variance is n/E of that over the kept ones, so
+        eps counts n/E as much, and the weights take back the root of it.
+        """
+        weight, eps = self.weight * math.sqrt(self.share), self.share * self.eps
+        return F.layer_norm(x, self.normalized_shape, weight, self.bias, eps)
 
 
 class Masks:
     """Zeroes the pruned units of a `MaskedVit`, and their gradients."""
 
-    def __init__(self, vit: MaskedVit, layout: UnitLayout, keep: Tensor) -> None:
+    def __init__(self, vit: nn.Module, layout: UnitLayout, keep: Tensor) -> None:
         named = dict(vit.named_parameters())
+        embedding = named["pos_embed"]
         axes = axis_keeps(keep, layout, list(named))
         shared = {
             id(kept): kept for by_axis in axes.values() for kept in by_axis.values()
         }
         factors = {
-            i: kept.to(vit.pos_embed.device, vit.pos_embed.dtype)
+            i: kept.to(embedding.device, embedding.dtype)
             for i, kept in shared.items()
             if not kept.all()
         }

@@ -8,22 +8,20 @@ along one axis) and `axes` (which axes carry the same channels).
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field
-from torch import nn
 
 from compress.selection.elements import ElementRule
 from compress.selection.layers import LayerRule
 from compress.selection.transfer import (
     Transfer,
-    classifier_names,
     plan_transfer,
     shapes_of,
 )
 from compress.stage import Context, Phase
 from compress.student import StudentStage
 from trainers.data.splits import DataInfo
-from trainers.models.arch import Arch, ModelState
+from trainers.models.arch import Arch, ModelState, on_meta
+from trainers.models.parameters import classifier_parameters
 
 
 class WeightSelection(StudentStage):
@@ -88,17 +86,11 @@ class WeightSelection(StudentStage):
             student,
             on_meta(arch),
             layer_rule=self.layer_rule,
-            heads=classifier_names(student),
+            heads=classifier_parameters(student),
             copy_head=self.copy_head,
             sized=_sized_by_image(target, arch),
             title=f"weight selection from {arch.name} to {target.name}",
         )
-
-
-def on_meta(arch: Arch) -> nn.Module:
-    """The module without values or memory."""
-    with torch.device("meta"):
-        return arch.build()
 
 
 def _sized_by_image(student: Arch, teacher: Arch) -> set[str]:

@@ -36,6 +36,7 @@ from compress.selection.elements import (
 )
 from compress.selection.layers import LayerMap, LayerRule, map_layers
 from compress.selection.positions import resample_positions
+from trainers.models.parameters import classifier_parameters
 
 Shape = tuple[int, ...]
 _MOST_FAULTS = 4
@@ -257,7 +258,7 @@ def head_tensors(
         ValueError: no such layer, or it is not known which layers classify.
     """
     if classifier is None:
-        return classifier_names(module)
+        return classifier_parameters(module)
     names = {
         name
         for name in module.state_dict()
@@ -269,33 +270,6 @@ def head_tensors(
             f" it has {', '.join(name for name, _ in module.named_children())}"
         )
     return names
-
-
-def classifier_names(module: nn.Module) -> set[str]:
-    """State-dict names of the classifying layers (both of a distilled model), by timm's
-    `get_classifier`.
-
-    Raises:
-        ValueError: the model does not say which layers classify.
-    """
-    get_classifier = getattr(module, "get_classifier", None)
-    if get_classifier is None:
-        raise ValueError(
-            f"{type(module).__name__} has no get_classifier, so that its classifier is"
-            " not known; name its classifying layers (classifier=[…])"
-        )
-    heads = get_classifier()
-    heads = heads if isinstance(heads, tuple | list) else (heads,)
-    paths = [
-        path
-        for path, child in module.named_modules()
-        if any(child is head for head in heads)
-    ]
-    return {
-        name
-        for name in module.state_dict()
-        if any(name.startswith(f"{path}.") for path in paths)
-    }
 
 
 def shapes_of(module: nn.Module) -> dict[str, Shape]:

@@ -21,7 +21,6 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from compress.metrics import Metric
 from compress.stage import Context, Phase, Stage
@@ -29,7 +28,8 @@ from compress.wfn.clustering import Clustering, cluster
 from compress.wfn.regulariser import PullTable, pull_each
 from trainers.config import FitOptions, TrainConfig
 from trainers.data.splits import DataInfo
-from trainers.models.arch import Arch, ModelState
+from trainers.models.arch import Arch, ModelState, on_meta
+from trainers.models.parameters import linear_and_conv_parameters
 from trainers.training.fit import Hook
 from trainers.training.losses import TaskObjective
 from trainers.training.optim import check_train_config
@@ -54,17 +54,7 @@ def fixable_parameters(
     """Parameters of Linear and Conv layers, biases included, in module order; of norms too
     if asked for.
     """
-    kinds: tuple[type[nn.Module], ...] = (
-        nn.Linear,
-        _ConvNd,
-        *(_NORMS if include_norm else ()),
-    )
-    return {
-        f"{path}.{leaf}" if path else leaf: parameter
-        for path, layer in module.named_modules()
-        if isinstance(layer, kinds)
-        for leaf, parameter in layer.named_parameters(recurse=False)
-    }
+    return linear_and_conv_parameters(module, also=_NORMS if include_norm else ())
 
 
 def flat(parameters: dict[str, nn.Parameter]) -> Tensor:
@@ -231,9 +221,8 @@ class Wfn(Stage, FitOptions):
         check_train_config(
             self._fit_config(max(self.first_epoch, self.fixing_epochs)), data.num_train
         )
-        with torch.device("meta"):
-            if not fixable_parameters(arch.build(), self.include_norm):
-                raise ValueError(f"{arch.name} has no Linear or Conv parameters to fix")
+        if not fixable_parameters(on_meta(arch), self.include_norm):
+            raise ValueError(f"{arch.name} has no Linear or Conv parameters to fix")
         return arch
 
     def _fit_config(self, epochs: int) -> TrainConfig:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
+
+from sweeps.cli.terminal import console
 
 if TYPE_CHECKING:
     from trainers.models.arch import Arch
@@ -60,32 +61,26 @@ def latency_table(
     """Measure block latency over a grid of dimensions on this device, for pruning to a
     latency target.
     """
-    from sweeps.cli.main import console, fail
+    _check_writable(out)
+    counts, sizes = _numbers("--points", points), _numbers("--groups", groups)
+    import torch
 
-    try:
-        _check_writable(out)
-        counts, sizes = _numbers("--points", points), _numbers("--groups", groups)
-        import torch
-
-        where, precision = _device(device), _dtype(dtype)
-        if threads is not None:
-            torch.set_num_threads(threads)
-        table = _measured(
-            _arch(model, image_size, num_classes, args),
-            where,
-            console,
-            counts,
-            sizes,
-            batch_size=batch,
-            dtype=precision,
-            rounds=rounds,
-            tf32=tf32,
-        )
-        table.write(out)
-    except (ValueError, OSError) as error:
-        raise fail(str(error)) from None
+    where, precision = _device(device), _dtype(dtype)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    table = _measured(
+        _arch(model, image_size, num_classes, args),
+        where,
+        counts,
+        sizes,
+        batch_size=batch,
+        dtype=precision,
+        rounds=rounds,
+        tf32=tf32,
+    )
+    table.write(out)
     table.check_monotone()
-    _print_summary(table, out, console)
+    _print_summary(table, out)
 
 
 def _check_writable(out: Path) -> None:
@@ -162,7 +157,6 @@ def _arch(model: str, image_size: int | None, num_classes: int, args: str) -> "A
 def _measured(
     arch: "Arch",
     device: Any,
-    console: Console,
     points: dict[str, int],
     groups: dict[str, int],
     **options: Any,
@@ -202,7 +196,7 @@ def _measured(
         )
 
 
-def _print_summary(table: Any, out: Path, console: Console) -> None:
+def _print_summary(table: Any, out: Path) -> None:
     mark = table.fingerprint
     largest = table.block[-1, -1, -1, -1, -1]
     threads = f", threads {mark.num_threads}" if mark.num_threads else ""

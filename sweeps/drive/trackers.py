@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sweeps.run.record import TrialRecord, read_epochs, trial_folder
-from sweeps.spec.model import Spec, Watch
+from sweeps.spec.model import Spec, Trackers
 from sweeps.spec.yaml_text import SpecError
 
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -114,10 +114,10 @@ class MlflowRuns(Listener):
     def __init__(self, spec: Spec) -> None:
         from mlflow import MlflowClient
 
-        assert spec.watch.mlflow is not None
+        assert spec.trackers.mlflow is not None
         self.sweep = spec.name
-        self.client = MlflowClient(tracking_uri=spec.watch.mlflow.tracking_uri)
-        name = spec.watch.mlflow.experiment or spec.name
+        self.client = MlflowClient(tracking_uri=spec.trackers.mlflow.tracking_uri)
+        name = spec.trackers.mlflow.experiment or spec.name
         found = self.client.get_experiment_by_name(name)
         self.experiment = (
             found.experiment_id
@@ -158,12 +158,12 @@ class WandbRuns(Listener):
     def __init__(self, spec: Spec, run: Path) -> None:
         import wandb
 
-        assert spec.watch.wandb is not None
+        assert spec.trackers.wandb is not None
         self.wandb, self.sweep, self.folder, self.options = (
             wandb,
             spec.name,
             run,
-            spec.watch.wandb,
+            spec.trackers.wandb,
         )
         self._runs: dict[str, Any] = {}
 
@@ -195,16 +195,16 @@ class WandbRuns(Listener):
         run.finish(exit_code=0 if record["status"] in ("complete", "pruned") else 1)
 
 
-def check_watch(watch: Watch) -> None:
+def check_trackers(trackers: Trackers) -> None:
     """Refuse what is not installed.
 
     Raises:
         SpecError: names the extra to install.
     """
-    for name, wanted in (("mlflow", watch.mlflow), ("wandb", watch.wandb)):
+    for name, wanted in (("mlflow", trackers.mlflow), ("wandb", trackers.wandb)):
         if wanted is not None and importlib.util.find_spec(name) is None:
             raise SpecError(
-                f"watch.{name}: {name} is not installed; pip install"
+                f"trackers.{name}: {name} is not installed; pip install"
                 f" 'compression-sweeps[{name}]'"
             )
 
@@ -212,9 +212,9 @@ def check_watch(watch: Watch) -> None:
 def make_listeners(spec: Spec, run: Path) -> list[Callable[[], Listener]]:
     """Makers of TensorBoard and what the spec asks for."""
     makers: list[Callable[[], Listener]] = [lambda: TensorBoard(run)]
-    if spec.watch.mlflow is not None:
+    if spec.trackers.mlflow is not None:
         makers.append(lambda: MlflowRuns(spec))
-    if spec.watch.wandb is not None:
+    if spec.trackers.wandb is not None:
         makers.append(lambda: WandbRuns(spec, run))
     return makers
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from analysis.header import metrics_of_run
 from analysis.report.markdown import code
-from analysis.tables.schema import metric_unit
 from compress.pipeline import STAGES
 from trainers.files import read_json, sha256_file, write_atomic
 from trainers.models.arch import ModelState
@@ -67,7 +67,7 @@ def write_card(
         "## Data",
         _data(record),
         "## Metrics",
-        _metrics(record["metrics"]),
+        _metrics(run, record["metrics"]),
         "## How it was made",
         _made(run, record),
         "## Licence",
@@ -180,12 +180,13 @@ def _data(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _metrics(metrics: dict[str, Any]) -> str:
+def _metrics(run: Path, metrics: dict[str, Any]) -> str:
+    described = metrics_of_run(run, metrics)
     names = [n for n in _FIRST if n in metrics] + sorted(
         n for n in metrics if n not in _FIRST
     )
     rows = [
-        f"| {code(name)} | {_value(metrics[name])} | {metric_unit(name) or ' '} |"
+        f"| {code(name)} | {_value(metrics[name])} | {described.unit(name) or ' '} |"
         for name in names
     ]
     return "\n".join(["| metric | value | unit |", "| --- | ---: | --- |", *rows])

@@ -14,11 +14,12 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
+from optuna.samplers import RandomSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, TrialState, create_trial
 
-from sweeps.search.samplers import make_sampler
+from sweeps.search.samplers import sampler_of
 from sweeps.space.space import Space
 from sweeps.space.sweep import Sweep
 from sweeps.spec.model import Spec
@@ -120,16 +121,11 @@ def seed_sampler(
     points a second time. After `DRAWS` attempts, that were all repeats, it is drawn at
     random.
     """
-    seed = (
-        derive_seed(spec.seed, "sampler", number, *([attempt] if attempt else []))
-        % 2**32
-    )
-    sampler, options = (
-        (spec.search.sampler, spec.search.sampler_options)
-        if attempt < DRAWS
-        else ("random", {})
-    )
-    study.sampler = make_sampler(sampler, seed, options)
+    if attempt < DRAWS:
+        study.sampler = sampler_of(spec.search, spec.seed, number, attempt)
+    else:
+        seed = derive_seed(spec.seed, "sampler", number, attempt) % 2**32
+        study.sampler = RandomSampler(seed=seed)
 
 
 def draw(

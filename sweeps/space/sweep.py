@@ -8,6 +8,7 @@ from sweeps.space.slots import is_pipeline, is_slot
 from sweeps.space.space import Space
 from sweeps.spec.model import Spec
 from trainers.models.arch import Arch
+from trainers.plugins import PluginFile
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Sweep:
         points: draws to try first, of `search.points`; the sampler draws what one lacks.
         example: the stages of one configuration.
         archs: the architecture after each of them.
+        plugins: those that the spec names, as they travel to every process.
     """
 
     spec: Spec
@@ -27,6 +29,7 @@ class Sweep:
     points: tuple[Draw, ...]
     example: tuple[NamedStage, ...]
     archs: tuple[Arch, ...]
+    plugins: tuple[PluginFile, ...] = ()
 
     @property
     def num_configurations(self) -> int:

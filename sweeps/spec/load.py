@@ -1,29 +1,58 @@
 """A spec from a file, a preset or plain values: read and validated, with mistakes explained."""
 
-import difflib
 import os
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from sweeps.spec.model import Spec
-from sweeps.spec.yaml_text import SpecError, parse_yaml, plain, read_text
+from sweeps.spec.yaml_text import (
+    SpecError,
+    Tree,
+    did_you_mean,
+    parse_yaml,
+    plain,
+    read_text,
+)
+
+RENAMED = {"watch": "trackers"}
+"""Old keys of a spec and what they are called now. Version 0.2 accepts both."""
+
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
-def spec_from(raw: dict[str, Any]) -> Spec:
-    """A valid spec from plain values.
+def spec_from(raw: Tree) -> Spec:
+    """A valid spec from plain values; its plugins must have been loaded before.
 
     Raises:
         SpecError: one line per mistake.
     """
-    spec: Spec = validated(Spec, plain(raw, ""), "")
-    return spec
+    return validated(Spec, renamed(plain(raw, ""))[0], "")
 
 
-def validated(model: type[BaseModel], value: Any, place: str) -> Any:
-    """`model` from `value`, with mistakes told in the spec's terms.
+def renamed(raw: Tree) -> tuple[Tree, list[str]]:
+    """The plain values of a spec with today's keys, and a line for each old key in it.
+
+    Raises:
+        SpecError: a key is given under its old name and under its new one.
+    """
+    notes = []
+    for old, new in RENAMED.items():
+        if old not in raw:
+            continue
+        if new in raw:
+            raise SpecError(f"{old}: is the old name of {new}; give {new} alone")
+        raw = {new if key == old else key: value for key, value in raw.items()}
+        notes.append(
+            f"{old}: this key is called {new} now; version 0.3 will refuse the old name"
+        )
+    return raw, notes
+
+
+def validated(model: type[AnyModel], value: Any, place: str) -> AnyModel:
+    """`model` from `value`, with mistakes explained in the spec's terms.
 
     Raises:
         SpecError: one line per mistake, each with its place, the rule and the valid choices.
@@ -41,15 +70,14 @@ def _explain(model: type[BaseModel], detail: Any, place: str) -> str:
     location = [
         str(part)
         for part in detail["loc"]
-        if not str(part).startswith(("function-", "tuple["))
+        if not str(part).startswith(("function-", "tuple[", "<"))
     ]
     where = ".".join([place, *location] if place else location) or "spec"
     shown = repr(detail["input"])
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
     if detail["type"] == "extra_forbidden":
         fields = _fields_at(model, location[:-1])
-        close = difflib.get_close_matches(location[-1], fields, 1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(location[-1], fields)
         return f"{where}: unknown key; {hint}valid keys: {', '.join(fields)}"
     if detail["type"] == "missing":
         return f"{where}: required, but not given"
@@ -90,7 +118,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     ]
 
 
-def portable(config: BaseModel) -> dict[str, Any]:
+def portable(config: BaseModel) -> Tree:
     """A config as JSON values, its paths absolute: nodes and later runs work in other folders."""
     return _absolute(config.model_dump(), config.model_dump(mode="json"))
 
@@ -122,7 +150,7 @@ def preset_text(name: str) -> str:
     )
 
 
-def read_spec(source: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_spec(source: str) -> tuple[Tree, Tree]:
     """(spec, tiny overrides) as plain values from a YAML file or a preset's name.
 
     Raises:
@@ -134,8 +162,7 @@ def read_spec(source: str) -> tuple[dict[str, Any], dict[str, Any]]:
     elif Path(source).is_file():
         documents = parse_yaml(read_text(Path(source)), source)
     else:
-        close = difflib.get_close_matches(source, presets, 1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(source, presets)
         raise SpecError(
             f"{source}: no such file or preset; {hint}presets: {', '.join(presets)}"
         )
@@ -149,3 +176,13 @@ def read_spec(source: str) -> tuple[dict[str, Any], dict[str, Any]]:
             " for --tiny)"
         )
     return documents[0], documents[1] if len(documents) == 2 else {}
+
+
+def preset_comment(name: str) -> str:
+    """The first paragraph of a preset's comment."""
+    lines = []
+    for line in preset_text(name).splitlines():
+        if not line.startswith("#") or line.strip() == "#":
+            break
+        lines.append(line.lstrip("# ").rstrip())
+    return " ".join(lines)

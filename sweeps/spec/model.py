@@ -2,18 +2,44 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
 from analysis.contract import Objective
 from compress.measure.options import MeasureConfig as Measure
 from sweeps.run.storage import local_folder
+from sweeps.spec.yaml_text import did_you_mean
 from trainers.config import Config, DataConfig, SourceConfig
+from trainers.training.epoch_metrics import EpochMetric, epoch_metrics
 
 RunName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)
 ]
+
+
+def epoch_metric(name: str) -> EpochMetric:
+    """The metric of an epoch with this name, ours or a plugin's.
+
+    Raises:
+        ValueError: there is none.
+    """
+    known = epoch_metrics()
+    if name not in known:
+        hint = did_you_mean(name, known)
+        raise ValueError(
+            f"no epoch has a metric {name!r}; {hint}valid: {', '.join(known)}"
+        )
+    return known[name]
 
 
 class EarlyStopping(Config):
@@ -28,11 +54,13 @@ class EarlyStopping(Config):
             " other trials' means so far"
         )
     )
-    metric: Literal["accuracy", "top5_accuracy", "loss", "train_loss"] = Field(
-        "accuracy", description="of an epoch; all but train_loss on the validation part"
+    metric: str = Field(
+        "accuracy",
+        description="a metric that each epoch of training has (`sweeps methods`)",
     )
     mode: Literal["max", "min"] | None = Field(
-        None, description="default: max for accuracies, min for losses"
+        None,
+        description="whether large or small values are better; default: as the metric says",
     )
     cost: Literal["gmacs", "num_params"] = Field(
         "gmacs",
@@ -55,8 +83,12 @@ class EarlyStopping(Config):
 
     @property
     def direction(self) -> Literal["max", "min"]:
-        """What is better."""
-        return self.mode or ("max" if self.metric.endswith("accuracy") else "min")
+        """Whether large or small values of the metric are better.
+
+        Raises:
+            ValueError: no metric of an epoch has this name.
+        """
+        return self.mode or epoch_metric(self.metric).mode
 
 
 class Refine(Config):
@@ -77,12 +109,74 @@ class Refine(Config):
     )
 
 
+SamplerName = Literal["tpe", "random", "nsga2", "gp", "grid"]
+
+SHORT_SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
+"""Samplers that a spec names by one word."""
+
+
+class OtherSampler(Config):
+    """Any sampler of Optuna or OptunaHub; further keys are its own options."""
+
+    model_config = ConfigDict(extra="allow")
+
+    optuna: str | None = Field(
+        None, description="name of a class of optuna.samplers, for example QMCSampler"
+    )
+    hub: str | None = Field(
+        None,
+        description="an OptunaHub package, for example samplers/auto_sampler",
+    )
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> "OtherSampler":
+        if (self.optuna is None) == (self.hub is None):
+            raise ValueError(
+                "give either `optuna: CLASS` or `hub: PACKAGE`, and the sampler's own"
+                " options beside it"
+            )
+        return self
+
+    @property
+    def options(self) -> dict[str, JsonValue]:
+        """Keyword arguments of the sampler."""
+        return dict(self.model_extra or {})
+
+    def __str__(self) -> str:
+        return str(self.optuna or self.hub)
+
+
+def _sampler_of(value: Any) -> Any:
+    """Refuse what is no sampler; a union of types would not say what is valid."""
+    if not isinstance(value, str | dict | OtherSampler):
+        raise ValueError(
+            "give a short name, {optuna: CLASS, OPTION: VALUE} or {hub: PACKAGE}"
+        )
+    if isinstance(value, str) and value not in SHORT_SAMPLERS:
+        hint = did_you_mean(value, SHORT_SAMPLERS)
+        raise ValueError(
+            f"there is no sampler {value!r}; {hint}valid: {', '.join(SHORT_SAMPLERS)},"
+            " or {optuna: CLASS} for any other sampler of Optuna"
+        )
+    return value
+
+
 class Search(Config):
     """How the space is searched."""
 
-    sampler: Literal["tpe", "random", "nsga2", "gp", "grid"] = "tpe"
+    sampler: Annotated[
+        Annotated[SamplerName, Tag("<name>")] | Annotated[OtherSampler, Tag("<other>")],
+        Discriminator(lambda value: "<name>" if isinstance(value, str) else "<other>"),
+        BeforeValidator(_sampler_of),
+    ] = Field(
+        "tpe",
+        description=(
+            "a short name, {optuna: CLASS, OPTION: VALUE, ...} or {hub: PACKAGE, ...}"
+        ),
+    )
     sampler_options: dict[str, Any] = Field(
-        default_factory=dict, description="keyword arguments of Optuna's sampler"
+        default_factory=dict,
+        description="options of a sampler with a short name, as Optuna calls them",
     )
     trials: int = Field(
         24, ge=1, description="configurations to try; each runs `replicates` times"
@@ -172,11 +266,21 @@ class WandB(Config):
     mode: Literal["online", "offline"] = "online"
 
 
-class Watch(Config):
-    """Where trials are shown besides the records and TensorBoard."""
+class Trackers(Config):
+    """Where trials are shown besides the records and TensorBoard.
+
+    A further key is the name of a plugin's tracker, its value a mapping of that one's options.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     mlflow: MLflow | None = None
     wandb: WandB | None = None
+
+    @property
+    def others(self) -> dict[str, JsonValue]:
+        """Name → options of the plugins' trackers that are asked for."""
+        return dict(self.model_extra or {})
 
 
 class Spec(Config):
@@ -203,7 +307,14 @@ class Spec(Config):
     search: Search = Search()
     resources: Resources = Resources()
     measure: Measure = Measure()
-    watch: Watch = Watch()
+    trackers: Trackers = Trackers()
+    plugins: tuple[str, ...] = Field(
+        (),
+        description=(
+            "files (relative to the spec) or importable modules that offer further stages,"
+            " metrics, data sets, export formats and trackers"
+        ),
+    )
 
     @property
     def distributed(self) -> bool:

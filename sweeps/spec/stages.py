@@ -1,12 +1,11 @@
 """Stages from the plain values of a spec or a plan."""
 
-import difflib
 from typing import Any
 
-from compress.pipeline import STAGES
+from compress.pipeline import stages
 from compress.stage import Stage
 from sweeps.spec.load import validated
-from sweeps.spec.yaml_text import SpecError
+from sweeps.spec.yaml_text import SpecError, did_you_mean
 
 
 def build_stage(kind: str, config: dict[str, Any], place: str) -> Stage:
@@ -15,11 +14,11 @@ def build_stage(kind: str, config: dict[str, Any], place: str) -> Stage:
     Raises:
         SpecError: no such stage, or a config that it refuses.
     """
-    if kind not in STAGES:
-        close = difflib.get_close_matches(kind, STAGES, 1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+    known = stages()
+    if kind not in known:
+        hint = did_you_mean(kind, known)
         raise SpecError(
-            f"{place}: no stage {kind!r}; {hint}valid stages: {', '.join(STAGES)} (or"
+            f"{place}: no stage {kind!r}; {hint}valid stages: {', '.join(known)} (or"
             " give `stage: KIND`)"
         )
-    return validated(STAGES[kind], config, place)
+    return validated(known[kind], config, place)

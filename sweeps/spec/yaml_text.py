@@ -1,15 +1,30 @@
 """YAML as people expect it: 1e-3 is a number, a key given twice is an error."""
 
+import difflib
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+Tree = dict[str, Any]
+"""A mapping of YAML: text as keys, plain values, lists and further mappings as values.
+
+A type checker is told `Any` for the values, since these trees are walked and changed before
+anything has validated them. What is validated has a type of its own.
+"""
+
 
 class SpecError(ValueError):
-    """A mistake in a spec, told as place, rule and remedy in one message."""
+    """A mistake of the user: place, rule, value and remedy in one message."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`did you mean 'X'? ` with a blank behind it for a name much like a known one, else ''."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f"did you mean {close[0]!r}? " if close else ""
 
 
 class _Loader(yaml.SafeLoader):

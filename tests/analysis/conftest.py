@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,30 @@ from typing import Any
 import numpy as np
 import pytest
 
+import analysis
+
+sys.path.insert(0, str(Path(__file__).parent))
+from browser import Browser, Page
+
 SLOTS = ("none", "weight_selection", "sws_expand", "lets_expand")
 RULES = ("uniform", "first", "random")
+METRICS = {
+    "accuracy": ("top-1 accuracy on the validation part", "fraction", False),
+    "loss": ("loss on the validation part", "", False),
+    "train_loss": ("mean training loss of the epoch", "", False),
+    "test_accuracy": ("top-1 accuracy on the test set", "fraction", False),
+    "gmacs": ("multiply-accumulates of one inference", "10^9", False),
+    "latency_ms": ("median latency of one inference of a batch", "ms", True),
+    "latency_p25_ms": ("first quartile of the latency", "ms", True),
+    "latency_p75_ms": ("third quartile of the latency", "ms", True),
+    "num_params": ("parameters of the model", "1", False),
+    **{
+        f"order_{k}": (f"weights fixed to a sum of {k} powers of two", "1", False)
+        for k in range(4)
+    },
+}
 RUN = {
-    "schema": 1,
+    "schema": 2,
     "name": "demo",
     "created": "2026-03-04T09:00:00+00:00",
     "seed": 7,
@@ -32,6 +54,10 @@ RUN = {
     ],
     "command": "sweeps run demo --trials 40",
     "spec": {"model": "vit_tiny", "data": {"name": "digits"}},
+    "metrics": {
+        name: {"description": text, "unit": unit, "is_time": is_time}
+        for name, (text, unit, is_time) in METRICS.items()
+    },
 }
 TRACEBACK = (
     'Traceback (most recent call last):\n  File "stage.py", line 12, in run\n    return'
@@ -61,7 +87,7 @@ def _config(rng: np.random.Generator) -> dict[str, Any]:
         "finetune.epochs": int(rng.choice([4, 6, 8])),
         "nvit.target": round(float(rng.uniform(0.3, 1.0)), 3),
         "wfn.delta": float(f"{10 ** rng.uniform(-3, -1):.3g}"),
-        "model.depth": 6,
+        "source.args.depth": 6,
         "finetune.betas": [0.9, 0.999],
     }
 
@@ -103,23 +129,18 @@ def _epochs(
             reached = accuracy * share + rng.normal(0, 0.004)
             rows.append(
                 {
-                    **{
-                        "stage": stage,
-                        "fit": "fit",
-                        "epoch": epoch,
-                        "step": 12 * (epoch + 1),
-                        "cached": False,
-                    },
-                    **{
-                        "train_loss": 2.3 * (1 - share) + 0.1,
-                        "lr": config["finetune.lr"] / (epoch + 1),
-                    },
-                    **{
-                        "accuracy": float(reached),
-                        "loss": 2.3 * float(1 - reached),
-                        "seconds": 1.5,
-                    },
-                    **{"images_per_second": 900.0, "steps_per_second": 8.0},
+                    "stage": stage,
+                    "fit": "fit",
+                    "epoch": epoch,
+                    "step": 12 * (epoch + 1),
+                    "cached": False,
+                    "train_loss": 2.3 * (1 - share) + 0.1,
+                    "lr": config["finetune.lr"] / (epoch + 1),
+                    "accuracy": float(reached),
+                    "loss": 2.3 * float(1 - reached),
+                    "seconds": 1.5,
+                    "images_per_second": 900.0,
+                    "steps_per_second": 8.0,
                 }
             )
     return rows
@@ -136,18 +157,14 @@ def _stages(config: dict[str, Any], number: int) -> list[dict[str, Any]]:
         )
         rows.append(
             {
-                **{
-                    "index": index,
-                    "name": stage,
-                    "stage": stage,
-                    "phase": phase,
-                    "key": f"{number:064x}",
-                },
-                **{
-                    "cached": cached,
-                    "seconds": 0.02 if cached else full[phase],
-                    "seconds_full": full[phase],
-                },
+                "index": index,
+                "name": stage,
+                "stage": stage,
+                "phase": phase,
+                "key": f"{number:064x}",
+                "cached": cached,
+                "seconds": 0.02 if cached else full[phase],
+                "seconds_full": full[phase],
                 "metrics": {"accuracy": 0.5},
             }
         )
@@ -157,7 +174,7 @@ def _stages(config: dict[str, Any], number: int) -> list[dict[str, Any]]:
 def layers(config: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
     """Layers of a pruned and weight-fixed transformer of six blocks."""
     rows: list[dict[str, Any]] = []
-    for block in range(config["model.depth"]):
+    for block in range(config["source.args.depth"]):
         dims = {
             "heads": int(rng.integers(1, 4)),
             "qk": int(rng.integers(2, 9)) * 8,
@@ -168,27 +185,18 @@ def layers(config: dict[str, Any], rng: np.random.Generator) -> list[dict[str, A
         if config["init"] == "sws_expand":
             row["source_layer"] = block // 2
         rows.append(row)
-        for name, width in (
-            ("attn.qkv", 576),
-            ("attn.proj", 192),
-            ("mlp.fc1", dims["mlp"]),
-        ):
-            figures = {
-                "num_unique": int(rng.integers(20, 60)),
-                "entropy_bits": float(rng.uniform(2, 4)),
-                "zero_fraction": 0.05,
-            }
-            shape = {
-                "shape": [width, 192],
-                "num_weights": 192 * width,
-                "entropy_nonzero_bits": 2.5,
-            }
+        widths = {"attn.qkv": 576, "attn.proj": 192, "mlp.fc1": dims["mlp"]}
+        for name, width in widths.items():
             rows.append(
                 {
                     "layer": f"blocks.{block}.{name}",
                     "kind": "Linear",
-                    **shape,
-                    **figures,
+                    "shape": [width, 192],
+                    "num_weights": 192 * width,
+                    "num_unique": int(rng.integers(20, 60)),
+                    "entropy_bits": float(rng.uniform(2, 4)),
+                    "entropy_nonzero_bits": 2.5,
+                    "zero_fraction": 0.05,
                 }
             )
     powers = [sign * 2.0**-k for k in range(1, 10) for sign in (-1, 1)]
@@ -206,63 +214,117 @@ def trial(
     rng: np.random.Generator,
     config: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The record and the epochs of one trial."""
+    """The record of schema 1 and the epochs of one trial."""
     config = config or _config(rng)
     metrics = _metrics(config, rng)
-    seen = 8 if status == "complete" else 3
     stages = _stages(config, number)
     started = datetime(2026, 3, 4, 9, tzinfo=UTC) + timedelta(seconds=40 * number)
     spent = sum(stage["seconds"] for stage in stages)
-    failure = {
-        "type": "ValueError",
-        "message": f"stage nvit: target {config['nvit.target']} leaves no head",
-    }
     record = {
-        **{
-            "schema": 1,
-            "trial_id": f"{number:05d}",
-            "number": number,
-            "replicate": 0,
-            "status": status,
-        },
-        **{
-            "seed": 1000 + number,
-            "config": config,
-            "attempts": 1 + (status == "failed"),
-        },
-        "metrics": (
-            metrics
-            if status == "complete"
-            else {"accuracy": 0.4}
-            if status == "pruned"
-            else {}
-        ),
-        "error": (
-            {**failure, "traceback": TRACEBACK + "ValueError: no head"}
-            if status == "failed"
-            else None
-        ),
+        "schema": 1,
+        "trial_id": f"{number:05d}",
+        "number": number,
+        "replicate": 0,
+        "status": status,
+        "seed": 1000 + number,
+        "config": config,
+        "attempts": 1 + (status == "failed"),
+        "metrics": {"complete": metrics, "pruned": {"accuracy": 0.4}}.get(status, {}),
+        "error": None,
         "started": started.isoformat(),
-        "ended": (
-            None
-            if status == "running"
-            else (started + timedelta(seconds=spent)).isoformat()
-        ),
-        "seconds": None if status == "running" else spent,
-        "seconds_full": (
-            None
-            if status == "running"
-            else sum(stage["seconds_full"] for stage in stages)
-        ),
+        "ended": (started + timedelta(seconds=spent)).isoformat(),
+        "seconds": spent,
+        "seconds_full": sum(stage["seconds_full"] for stage in stages),
         "stages": stages if status == "complete" else stages[:2],
         "versions": {"torch": "2.13", "ray": "2.54"},
         "device": {"type": "cpu", "name": "EPYC", "threads": 1},
         "host": "node-1",
     }
-    epochs = (
-        [] if status == "failed" else _epochs(config, metrics["accuracy"], seen, rng)
-    )
-    return record, epochs
+    if status == "running":
+        record |= {"ended": None, "seconds": None, "seconds_full": None}
+    if status == "failed":
+        record["error"] = {
+            "type": "ValueError",
+            "message": f"stage nvit: target {config['nvit.target']} leaves no head",
+            "traceback": TRACEBACK + "ValueError: no head",
+        }
+        return record, []
+    seen = 8 if status == "complete" else 3
+    return record, _epochs(config, metrics["accuracy"], seen, rng)
+
+
+def in_schema_2(
+    record: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The plan and the record that state the same as a record of schema 1."""
+    configuration: dict[str, Any] = {}
+    sections: dict[str, dict[str, Any]] = {"source": {}, "data": {}}
+    for key, value in record["config"].items():
+        section, dot, rest = key.partition(".")
+        if dot:
+            sections.setdefault(section, {})[rest] = value
+        else:
+            configuration[f"stages.{key}"] = value
+    for key in ("finetune.lr", "wfn.delta"):  # these say nothing that `stages` does not
+        configuration[f"stages.{key}"] = record["config"].get(key)
+    source, data = sections.pop("source"), sections.pop("data")
+    plan = {
+        "schema": 2,
+        "trial_id": record["trial_id"],
+        "number": record["number"],
+        "replicate": record["replicate"],
+        "seed": record["seed"],
+        "refines": record.get("refines"),
+        "configuration": configuration,
+        "draw": {},
+        "source": source,
+        "data": data,
+        "stages": [
+            {"name": name, "kind": name, "config": config}
+            for name, config in sections.items()
+        ],
+        "measure": {},
+        "stopping": None,
+    }
+    names = ("trial_id", "status", "attempts", "started", "ended", "seconds")
+    names += ("seconds_full", "metrics", "stages", "error", "feasible", "pruned")
+    machine = ("device", "versions", "host", "world_size", "code")
+    ended = {
+        "schema": 2,
+        "token": "0" * 32,
+        "inputs": {},
+        **{name: record.get(name) for name in names},
+        "machine": {"pid": 1, **{name: record.get(name) for name in machine}},
+    }
+    return plan, ended
+
+
+def write_json(path: Path, data: object) -> None:
+    """A JSON file."""
+    path.write_text(json.dumps(data))
+
+
+def write_trial(
+    run: Path,
+    record: dict[str, Any],
+    epochs: list[dict[str, Any]],
+    model_layers: list[dict[str, Any]],
+    schema: int,
+) -> None:
+    """A trial's folder; `record` is one of schema 1."""
+    folder = run / "trials" / record["trial_id"]
+    folder.mkdir(parents=True)
+    if schema == 1:
+        write_json(folder / "record.json", record)
+    else:
+        plan, ended = in_schema_2(record)
+        write_json(folder / "plan.json", plan)
+        write_json(folder / "record.json", ended)
+    if epochs:
+        lines = [json.dumps(row) + "\n" for row in epochs]
+        (folder / "epochs.jsonl").write_text("".join(lines))
+    if model_layers:
+        write_json(folder / "layers.json", {"schema": schema, "layers": model_layers})
 
 
 def write_run(
@@ -272,17 +334,19 @@ def write_run(
     change: Callable[[dict[str, Any]], None] | None = None,
     replicates: int = 1,
     seed: int = 0,
+    schema: int = 2,
 ) -> Path:
     """Write a run folder of `trials` trials.
 
-    `header` updates run.json, `change` edits each record before it is written; with
-    `replicates`, as many trials in a row share a configuration.
+    `header` updates run.json, `change` edits each record, as one of schema 1, before it is
+    written; with `replicates`, as many trials in a row share a configuration.
     """
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text(
-        json.dumps(RUN | {"name": folder.name} | (header or {}))
-    )
+    run = RUN | {"name": folder.name, "schema": schema}
+    if schema == 1:
+        del run["metrics"]
+    write_json(folder / "run.json", run | (header or {}))
     config: dict[str, Any] | None = None
     for number in range(trials):
         replicate = number % replicates
@@ -293,17 +357,9 @@ def write_run(
             record["trial_id"] = f"{number // replicates:05d}-r{replicate}"
         if change:
             change(record)
-        home = folder / "trials" / record["trial_id"]
-        home.mkdir(parents=True)
-        (home / "record.json").write_text(json.dumps(record))
-        if epochs:
-            (home / "epochs.jsonl").write_text(
-                "".join(json.dumps(row) + "\n" for row in epochs)
-            )
-        if record["status"] == "complete":
-            (home / "layers.json").write_text(
-                json.dumps({"schema": 1, "layers": layers(record["config"], rng)})
-            )
+        complete = record["status"] == "complete"
+        model_layers = layers(record["config"], rng) if complete else []
+        write_trial(folder, record, epochs, model_layers, schema)
     return folder
 
 
@@ -315,3 +371,50 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         return write_run(tmp_path / name, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of 40 trials that all tests share: read it, and write nothing there."""
+    return write_run(tmp_path_factory.mktemp("runs") / "demo")
+
+
+@pytest.fixture(scope="session")
+def demo_run(demo: Path) -> analysis.Run:
+    """What `demo` holds; its tables are not to be changed."""
+    return analysis.load(demo)
+
+
+@pytest.fixture(scope="session")
+def demo_page(
+    browser: Browser,
+    demo_run: analysis.Run,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Page:
+    """The report of `demo` in the browser, for tests that do not mind its state."""
+    folder = tmp_path_factory.mktemp("report")
+    return browser.open(analysis.write_report(demo_run, folder / "report.html"))
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A Chromium that all tests share; where there is none, its tests are skipped."""
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("chromium is not installed")
+    with Browser(program, tmp_path_factory.mktemp("chromium")) as running:
+        yield running
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens a file in the browser; the page is closed after the test."""
+    pages: list[Page] = []
+
+    def open_one(path: Path, width: int = 1280, height: int = 900) -> Page:
+        pages.append(browser.open(path, width, height))
+        return pages[-1]
+
+    yield open_one
+    for page in pages:
+        page.close()

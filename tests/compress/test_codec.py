@@ -207,11 +207,11 @@ def test_one_histogram_is_at_the_entropy(make_toy: MakeToy, step: float) -> None
     count = sum(t.numel() for t in tensors)
     assert count >= 300_000
     assert coded.size.coded_weights == count
-    assert coded.size.codebook_values == statistics["unique_values"]
-    bound = count * statistics["entropy_bits"] / 8
+    assert coded.size.codebook_values == statistics.unique_values
+    bound = count * statistics.entropy_bits / 8
     assert (
         coded.size.index_bytes + coded.size.codebook_bytes
-        <= 1.001 * bound + 4 * statistics["unique_values"]
+        <= 1.001 * bound + 4 * statistics.unique_values
     )
     assert coded.size.index_bytes <= 1.0005 * bound
 
@@ -266,7 +266,7 @@ def test_values_of_each_tensor(make_toy: MakeToy) -> None:
     coded = encode(state)
     assert_same(state, decode_bytes(coded.content))
     one_by_one = sum(
-        t.numel() * value_statistics([t])["entropy_bits"] / 8 for t in tensors
+        t.numel() * value_statistics([t]).entropy_bits / 8 for t in tensors
     )
     assert coded.size.index_bytes < 1.03 * one_by_one
     assert coded.size.index_bytes < 0.85 * encode(state, mode="order0").size.index_bytes

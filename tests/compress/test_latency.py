@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compress.measure import table_measurement as latency_measure
-from compress.measure.latency_table import DIMENSIONS, Fingerprint, LatencyTable
+from compress.measure.latency_table import Fingerprint, LatencyTable
 from compress.measure.table_measurement import default_grid, measure_table
 from trainers.models.arch import Arch
 from trainers.models.from_timm import check_vit
 from trainers.models.make import make_arch
+from trainers.models.parameters import DIMENSIONS
 from trainers.models.pruned_vit import PrunedBlock
 from trainers.models.revit import revit_arch
 
@@ -344,7 +345,9 @@ def test_measures_each_point_in_its_place(monkeypatch: pytest.MonkeyPatch) -> No
     """
     visits: list[Any] = []
 
-    def fake(module: nn.Module, x: torch.Tensor, device: torch.device) -> Any:
+    def fake(
+        module: nn.Module, x: torch.Tensor, device: torch.device, pool: Any
+    ) -> Any:
         module(x)  # it runs
         parts: Any = module
         if isinstance(module, PrunedBlock):
@@ -374,7 +377,7 @@ def test_measures_each_point_in_its_place(monkeypatch: pytest.MonkeyPatch) -> No
             samples = itertools.cycle([value])
         return lambda: next(samples) * (3 if len(visits) % 3 == 0 else 1)
 
-    monkeypatch.setattr(latency_measure, "timed_pass", fake)
+    monkeypatch.setattr(latency_measure, "replayed_pass", fake)
     monkeypatch.setattr(latency_measure, "_WARM_SECONDS", 0.0)
     counts: list[tuple[int, int]] = []
     table = measure_table(

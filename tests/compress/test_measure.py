@@ -3,6 +3,7 @@
 import math
 import time
 from collections import Counter
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -90,10 +91,10 @@ def test_entropy_by_hand() -> None:
         [torch.tensor([0.0, -0.0, 1.0, 1.0]), torch.tensor([[0.0, 0.0], [2.0, 3.0]])]
     )
     # 0 ×4, 1 ×2, 2, 3 of 8: 4/8·1 + 2/8·2 + 2·1/8·3; without zeros 1/2, 1/4, 1/4
-    assert statistics["entropy_bits"] == pytest.approx(1.75)
-    assert statistics["entropy_nonzero_bits"] == pytest.approx(1.5)
-    assert statistics["unique_values"] == 4
-    assert statistics["zero_fraction"] == 0.5
+    assert statistics.entropy_bits == pytest.approx(1.75)
+    assert statistics.entropy_nonzero_bits == pytest.approx(1.5)
+    assert statistics.unique_values == 4
+    assert statistics.zero_fraction == 0.5
 
 
 @pytest.mark.parametrize(
@@ -102,9 +103,9 @@ def test_entropy_by_hand() -> None:
 )
 def test_entropy_of_extremes(values: list[float], bits: float) -> None:
     statistics = value_statistics([torch.tensor(list(values), dtype=torch.float32)])
-    assert statistics["entropy_bits"] == pytest.approx(bits)
-    assert statistics["entropy_bits"] >= 0
-    assert statistics["unique_values"] == len(set(values))
+    assert statistics.entropy_bits == pytest.approx(bits)
+    assert statistics.entropy_bits >= 0
+    assert statistics.unique_values == len(set(values))
 
 
 @given(
@@ -118,12 +119,12 @@ def test_entropy_is_that_of_the_histogram(values: list[float]) -> None:
 
     statistics = value_statistics([torch.tensor(values[:7]), torch.tensor(values[7:])])
     nonzero = [v for v in values if v]
-    assert statistics["entropy_bits"] == pytest.approx(entropy(values), abs=1e-12)
-    assert statistics["entropy_nonzero_bits"] == pytest.approx(
+    assert statistics.entropy_bits == pytest.approx(entropy(values), abs=1e-12)
+    assert statistics.entropy_nonzero_bits == pytest.approx(
         entropy(nonzero) if nonzero else 0.0, abs=1e-12
     )
-    assert statistics["unique_values"] == len(set(values))
-    assert statistics["zero_fraction"] == values.count(0.0) / len(values)
+    assert statistics.unique_values == len(set(values))
+    assert statistics.zero_fraction == values.count(0.0) / len(values)
 
 
 def test_entropy_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +134,7 @@ def test_entropy_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = value_statistics([values])
     for chunk in (1, 7, 333, 999, 1000):
         monkeypatch.setattr("compress.measure.model._CHUNK", chunk)
-        assert value_statistics([values]) == pytest.approx(whole)
+        assert asdict(value_statistics([values])) == pytest.approx(asdict(whole))
 
 
 def test_static_measures_of_a_model() -> None:

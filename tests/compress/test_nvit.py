@@ -12,18 +12,21 @@ import pytest
 import torch
 
 from compress.finetune import Finetune
-from compress.measure.latency_table import DIMENSIONS, Fingerprint, LatencyTable
+from compress.measure import table_measurement
+from compress.measure.latency_table import Fingerprint, LatencyTable
 from compress.nvit import stage as nvit_module
 from compress.nvit.cost import MacsModel
 from compress.nvit.groups import UnitLayout, block_table
+from compress.nvit.masked_vit import MaskedVit
 from compress.nvit.pruner import Pruner
 from compress.nvit.stage import Nvit
-from compress.nvit.surgery import MaskedVit, cut
+from compress.nvit.surgery import MaskedLayerNorm, cut
 from compress.stage import Context
 from trainers.data.splits import Data
 from trainers.models.arch import Arch, ModelState
 from trainers.models.from_timm import dense_arch, from_timm
 from trainers.models.make import make_arch
+from trainers.models.parameters import DIMENSIONS
 from trainers.training.losses import TaskObjective
 
 CPU = torch.device("cpu")
@@ -212,6 +215,39 @@ def test_zeroed_units_stay_zero_and_the_cut_is_what_was_trained(
         )
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_masked_norm_by_one_kernel(device: str) -> None:
+    """On a GPU it is torch's layer norm of the centred input, with other weights and eps;
+    values and gradients at kept channels are those of a norm of these channels alone.
+    """
+    generator = torch.Generator().manual_seed(0)
+    keep = torch.rand(48, generator=generator) < 0.6
+    norm = MaskedLayerNorm(48, eps=1e-2).to(device)
+    norm.set_keep(keep.to(device))
+    small = torch.nn.LayerNorm(int(keep.sum()), eps=1e-2).to(device)
+    with torch.no_grad():
+        for mine, theirs in zip(norm.parameters(), small.parameters(), strict=True):
+            theirs.copy_(torch.randn(len(theirs), generator=generator))
+            mine.zero_()[keep] = theirs
+    x = torch.randn(5, 7, 48, generator=generator).to(device).mul_(keep.to(device))
+    x = (x + 0.5 * keep.to(device)).requires_grad_()
+    cut_x = x.detach()[..., keep].requires_grad_()
+    if device == "cpu":
+        out = norm.of_centred((x - x.sum(-1, keepdim=True) / keep.sum()) * norm.keep)
+    else:
+        out = norm(x)
+    expected = small(cut_x)
+    torch.testing.assert_close(out[..., keep], expected, rtol=1e-4, atol=1e-5)
+    assert not out[..., ~keep].any()
+    pull = torch.randn(5, 7, 48, generator=generator).to(device)
+    out.backward(pull)
+    expected.backward(pull[..., keep])
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad[..., keep], cut_x.grad, rtol=1e-4, atol=1e-5)
+    for mine, theirs in zip(norm.parameters(), small.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad[keep], theirs.grad, rtol=1e-4, atol=1e-5)
+
+
 def test_importances_differ_and_are_deterministic(digits: Data, tmp_path: Path) -> None:
     results = {
         kind: (
@@ -313,7 +349,7 @@ def test_scratch_forgets_weights_and_keeps_the_shape(
 
 
 # --- latency
-# ----------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------
 
 
 def table_of(arch: Arch, **changes: Any) -> LatencyTable:
@@ -436,7 +472,7 @@ def test_a_table_is_measured_once_and_survives_a_kill(
         calls.append(options)
         return table_of(arch)
 
-    monkeypatch.setattr(nvit_module, "measure_table", measured)
+    monkeypatch.setattr(table_measurement, "measure_table", measured)
     monkeypatch.setattr(
         Context,
         "fit",
@@ -445,7 +481,7 @@ def test_a_table_is_measured_once_and_survives_a_kill(
     with pytest.raises(KeyboardInterrupt):
         prune(digits, tmp_path, latency="measured", latency_batch=7)
     monkeypatch.undo()
-    monkeypatch.setattr(nvit_module, "measure_table", measured)
+    monkeypatch.setattr(table_measurement, "measure_table", measured)
     result, _ = prune(digits, tmp_path, latency="measured", latency_batch=7)
     assert result.meta["nvit"]["stop_reason"] == "latency_target"
     prune(

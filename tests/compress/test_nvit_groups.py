@@ -16,7 +16,6 @@ from torch import Tensor
 from compress.measure.model import count_gmacs
 from compress.nvit.cost import MacsModel
 from compress.nvit.groups import (
-    KINDS,
     GroupSizes,
     UnitLayout,
     block_table,
@@ -29,10 +28,12 @@ from compress.nvit.importance import (
     random_scores,
     taylor,
 )
-from compress.nvit.surgery import MaskedLayerNorm, MaskedVit, Masks, cut
+from compress.nvit.masked_vit import MaskedVit
+from compress.nvit.surgery import MaskedLayerNorm, Masks, cut
 from trainers.models.arch import Arch, ModelState
 from trainers.models.from_timm import from_timm
 from trainers.models.make import make_arch
+from trainers.models.parameters import DIMENSIONS
 
 SMALL = {"embed_dim": 24, "depth": 3, "num_heads": 3}
 ONES = GroupSizes(embed=1, heads=1, qk=1, v=1, mlp=1)
@@ -224,7 +225,7 @@ def test_dropped_layers_keep_both_heads_in_training() -> None:
 
 
 # --- importance
-# -------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------
 
 
 def slow_importance(
@@ -308,7 +309,7 @@ def test_importance_is_the_formula_unit_by_unit(kind: str) -> None:
         layout.split(taylor(module)),
         slow_importance(state, weights, grads),
     )
-    for kind_of_unit in KINDS:
+    for kind_of_unit in DIMENSIONS:
         mine = (
             parts[kind_of_unit]
             if kind_of_unit == "embed"
@@ -375,7 +376,7 @@ def test_baseline_scores() -> None:
 
 
 # --- ranking
-# ----------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------
 
 
 def slow_ranking(
@@ -407,7 +408,7 @@ def slow_ranking(
 def test_ranking_is_sort_cut_and_sum(
     seed: int, share: float, sizes: tuple[int, ...], ties: bool
 ) -> None:
-    groups = GroupSizes(**dict(zip(KINDS, sizes, strict=True)))
+    groups = GroupSizes(**dict(zip(DIMENSIONS, sizes, strict=True)))
     dims = {"embed": 9, "heads": [3, 2], "qk": [6, 5], "v": [8, 1], "mlp": [13, 12]}
     layout = UnitLayout.of(dims, groups)
     keep = random_keep(layout, seed, share)

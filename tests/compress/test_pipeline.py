@@ -118,6 +118,24 @@ def test_same_bits_without_the_cache(
     )
 
 
+def test_killed_and_resumed_is_uninterrupted(
+    tmp_path: Path, digits_config: DataConfig, data_cache: Path
+) -> None:
+    """A killed stage leaves its checkpoints in the cache, where the next attempt finds them."""
+    stages = (student(), named("finetune", "finetune", **TRAIN | {"epochs": 2}))
+    whole = go(tmp_path / "whole", digits_config, data_cache, *stages)
+
+    def die(row: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "killed", digits_config, data_cache, *stages, on_epoch=die)
+    again = go(tmp_path / "killed", digits_config, data_cache, *stages)
+    assert [run.cached for run in again.stages] == [True, False]
+    assert again.stages[1].seconds_full > again.stages[1].seconds
+    assert again.model.hash() == whole.model.hash()
+
+
 def test_keys_follow_what_decides_a_result(
     tmp_path: Path, digits_config: DataConfig, data_cache: Path
 ) -> None:

@@ -19,7 +19,7 @@ from compress.quant_baselines import (
 from compress.stage import Context
 from compress.wfn import stage as wfn_module
 from compress.wfn.clustering import cluster
-from compress.wfn.regulariser import PullTable, pull
+from compress.wfn.regulariser import PullTable, dense, pull, pull_each
 from compress.wfn.stage import HoldFixed, Wfn, fixable_parameters, flat
 from trainers.config import TrainConfig
 from trainers.data.splits import Data
@@ -85,6 +85,42 @@ def test_regulariser_is_the_dense_formula(
     assert slow.grad is not None
     error = (fast.grad.double() / 2 - slow.grad).norm() / slow.grad.norm()
     assert error < 1e-5
+
+
+@pytest.mark.parametrize("distance", ["relative", "euclidean"])
+def test_weights_beyond_the_table_are_read_too(distance: Any) -> None:
+    """Far beyond all centroids, where an accelerator may not be asked how many there are."""
+    centroids = torch.tensor([-0.4, -0.1, 0.0, 0.02, 0.3])
+    table = PullTable.build(centroids, 0.5, distance, GAMMA_0)
+    sizes = torch.logspace(-4.03, 5.01, 400)
+    weights = torch.cat([-sizes, sizes, torch.tensor([0.5, -0.5, 1e9, -1e12])])
+    value, slope = table.read(weights)
+    there = weights.double()
+    expected, rise = dense(there, centroids.double(), distance, GAMMA_0)
+    torch.testing.assert_close(value.double(), expected, rtol=2e-5, atol=2e-6)
+    size = weights.abs().double().clamp_min(0.5)  # df/dw falls as 1/w² there
+    scale = size.square() if distance == "relative" else torch.ones(())
+    torch.testing.assert_close(
+        slope * scale, rise * scale, rtol=1e-3, atol=1e-3, check_dtype=False
+    )
+
+
+def test_sums_of_parts_are_those_of_each_alone() -> None:
+    """However parts are put together, values and gradients are the same bits."""
+    generator = torch.Generator().manual_seed(0)
+    table = PullTable.build(torch.linspace(-0.3, 0.3, 9), 0.5, "relative", GAMMA_0)
+    sizes = (3, 1_200_000, 1, 900_000)
+    parts = [
+        torch.randn(n, generator=generator).mul_(0.2).requires_grad_() for n in sizes
+    ]
+    alone = [part.detach().clone().requires_grad_() for part in parts]
+    sums = pull_each(parts, table)
+    (sums * torch.arange(1.0, 5.0)).sum().backward()
+    for i, part in enumerate(alone):
+        expected = pull(part, table)
+        (expected * (i + 1)).backward()
+        assert torch.equal(sums[i], expected)
+        assert torch.equal(parts[i].grad, part.grad)
 
 
 def test_regulariser_never_builds_the_matrix() -> None:

@@ -363,8 +363,8 @@ def test_known_clustering() -> None:
     )
     result = cluster(w, 1.0, 0.02)
     statistics = value_statistics([result.values])
-    assert statistics["unique_values"] == len(result.codebook) == 142
-    assert statistics["entropy_bits"] == pytest.approx(6.235033, abs=1e-6)
+    assert statistics.unique_values == len(result.codebook) == 142
+    assert statistics.entropy_bits == pytest.approx(6.235033, abs=1e-6)
     assert result.orders == {0: 1069, 1: 7639, 2: 9533, 3: 1724, 21: 31, 22: 4}
 
 

@@ -9,7 +9,7 @@ from compress.nvit.groups import UnitLayout
 from compress.nvit.importance import TaylorMeter
 from compress.nvit.cost import MacsModel
 from compress.nvit.pruner import Pruner
-from compress.nvit.surgery import MaskedVit
+from compress.nvit.masked_vit import MaskedVit
 from compress.stage import Context
 from trainers.config import DataConfig
 from trainers.data.splits import load_data

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from ray.tune.search import Searcher
 
 from sweeps.check import check_spec
-from sweeps.describe import spec_schema
 from sweeps.run.record import TrialRecord, trial_folder, trial_records
 from sweeps.search.searcher import StudySearch
 from sweeps.space.layer_maps import (
@@ -28,6 +27,7 @@ from sweeps.space.layer_maps import (
 from sweeps.space.overrides import apply_overrides
 from sweeps.space.resolve import resolved_trial
 from sweeps.spec.load import spec_from
+from sweeps.spec.schema import spec_schema
 from sweeps.spec.yaml_text import SpecError, parse_yaml
 from sweeps.trial.attempt import run_trial
 

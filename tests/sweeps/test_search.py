@@ -12,7 +12,7 @@ from ray.tune.search import Searcher
 
 from sweeps.check import check_spec
 from sweeps.run.record import TrialRecord, trial_folder, trial_records
-from sweeps.search.samplers import make_sampler
+from sweeps.search.samplers import sampler_of
 from sweeps.search.searcher import StudySearch
 from sweeps.search.study import canonical, draw
 from sweeps.spec.load import preset_names, spec_from
@@ -269,17 +269,12 @@ def test_a_sampler_that_is_stuck_in_a_continuum_is_helped(
     raw["stages"]["init"] = {"stage": "random_init"}
     space = {"stages.finetune.finetune.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
 
-    def stuck(name: str, seed: int, options: Any) -> optuna.samplers.BaseSampler:
-        sampler = make_sampler(name, seed, options)
-        return (
-            sampler
-            if name == "random"
-            else optuna.samplers.PartialFixedSampler(
-                {"stages.finetune": "none"}, sampler
-            )
+    def stuck(*arguments: Any) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.PartialFixedSampler(
+            {"stages.finetune": "none"}, sampler_of(*arguments)
         )
 
-    monkeypatch.setattr("sweeps.search.study.make_sampler", stuck)
+    monkeypatch.setattr("sweeps.search.study.sampler_of", stuck)
     search = searcher(raw, tmp_path, sampler="tpe", trials=6, space=space)
     plans = [
         finish(search, tmp_path, str(i), accuracy=0.5, gmacs=1.0) for i in range(6)

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from sweeps.check import check_spec, load_spec
 from sweeps.cli.main import app
-from sweeps.describe import spec_schema
 from sweeps.space.overrides import apply_overrides
-from sweeps.spec.load import preset_names, preset_text, spec_from
+from sweeps.spec.load import preset_names, preset_text, renamed, spec_from
+from sweeps.spec.schema import spec_schema
 from sweeps.spec.yaml_text import SpecError, parse_yaml
 
 
@@ -49,8 +49,8 @@ MISTAKES = [
     (
         "search.sampler=tpes",
         (
-            r"search\.sampler: input should be 'tpe', 'random', 'nsga2', 'gp' or"
-            r" 'grid'; got 'tpes'"
+            r"search\.sampler: there is no sampler 'tpes'; did you mean 'tpe'\? valid: tpe,"
+            " random, nsga2, gp, grid"
         ),
     ),
     (
@@ -434,3 +434,18 @@ def test_fuzzed_specs_are_refused_or_accepted_cleanly(
 def test_fuzzed_yaml_is_refused_or_parsed(text: str) -> None:
     with contextlib.suppress(SpecError):
         parse_yaml(text, "fuzz")
+
+
+def test_an_old_key_is_accepted_with_a_note(raw: dict[str, Any]) -> None:
+    """`watch` was the name of `trackers` in version 0.1."""
+    values, notes = renamed(raw | {"watch": {"mlflow": {"experiment": "x"}}})
+    assert "watch" not in values
+    assert notes == [
+        "watch: this key is called trackers now; version 0.3 will refuse the old name"
+    ]
+    spec = spec_from(raw | {"watch": {"mlflow": {"experiment": "x"}}})
+    assert spec.trackers.mlflow is not None
+    assert spec.trackers.mlflow.experiment == "x"
+    assert renamed(raw) == (raw, [])
+    with pytest.raises(SpecError, match="watch: is the old name of trackers"):
+        spec_from(raw | {"watch": {}, "trackers": {}})

@@ -12,7 +12,7 @@ from tensorboardX.proto.event_pb2 import Event
 from analysis.contract import Objective
 from sweeps.check import check_spec
 from sweeps.drive.progress import Progress, Standing
-from sweeps.drive.trackers import Listener, TensorBoard, Watchers, check_watch
+from sweeps.drive.trackers import Listener, TensorBoard, Watchers, check_trackers
 from sweeps.run.record import TrialRecord, trial_folder
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
@@ -146,15 +146,15 @@ def test_missing_extras_are_named(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name in ("mlflow", "wandb"):
-        spec = spec_from(raw | {"watch": {name: {}}})
+        spec = spec_from(raw | {"trackers": {name: {}}})
         with pytest.raises(
             SpecError,
             match=(
-                rf"watch\.{name}: {name} is not installed; pip install"
+                rf"trackers\.{name}: {name} is not installed; pip install"
                 r" 'compression-sweeps\["
             ),
         ):
-            check_watch(spec.watch)
+            check_trackers(spec.trackers)
 
 
 def test_the_standing_front() -> None:

@@ -22,7 +22,7 @@ from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
 from trainers.models.from_timm import check_vit, dense_arch, from_timm
 from trainers.models.make import make_arch
-from trainers.models.pruned_vit import BLOCK_DIMS
+from trainers.models.parameters import BLOCK_DIMS
 from trainers.models.revit import revit_arch
 from trainers.models.source import load_source
 

@@ -128,13 +128,10 @@ class BatchAugment:
         batch, native = images.shape[0], images.shape[-1]
         flip = put(rng.random(batch) < self._hflip, self._device)
         if self._crop == "resized":
-            boxes = resized_crop_boxes(batch, native, self.config.crop_scale, rng)
+            drawn = resized_crop_boxes(batch, native, self.config.crop_scale, rng)
+            boxes = put(drawn, self._device)
             return ops.resized_crop(
-                images,
-                put(boxes, self._device),
-                flip,
-                self._size,
-                self._interpolation,
+                images, boxes, flip, self._size, self._interpolation
             )
         if native != self._size:
             images = ops.to_uint8(ops.resize(images, self._size, self._interpolation))

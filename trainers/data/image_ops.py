@@ -61,7 +61,7 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     it is.
     """
     kernel = torch.ones(3, 3, device=images.device)
-    kernel[1, 1] = 5
+    kernel[1, 1].fill_(5)  # assigned, the number would be waited for
     kernel /= 13
     smooth = images.clone()
     inner = F.conv2d(images.float(), kernel.expand(3, 1, 3, 3), groups=3)

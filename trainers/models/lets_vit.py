@@ -27,7 +27,8 @@ from trainers.models.lets_layers import (
     mix_as,
     num_groups,
 )
-from trainers.models.mean_vit import NORM_EPS, MeanVit, Weights, state_of, template
+from trainers.models.mean_vit import MeanVit, Weights, state_of, template
+from trainers.models.parameters import NORM_EPS
 from trainers.timm_library import timm
 
 _OUTER = {

@@ -6,7 +6,6 @@ from typing import Any
 
 from trainers.models.arch import Arch, buildable, built_on_meta
 from trainers.models.resnet_cifar import RESNET_CIFAR
-from trainers.models.revit import revit_arch
 from trainers.timm_library import timm
 
 
@@ -74,6 +73,8 @@ def own_image_size(name: str) -> int:
 
 
 def _revit(args: dict[str, Any]) -> Arch:
+    from trainers.models.revit import revit_arch  # it needs timm
+
     if "embed" not in args:
         raise ValueError(
             "model 'revit' needs its width: args: {embed: 176} is ReViT-T, 384 ReViT-S"

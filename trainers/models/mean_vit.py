@@ -21,8 +21,6 @@ from torch import Tensor, nn
 from trainers.timm_library import timm
 
 Weights = Mapping[str, Tensor]
-NORM_EPS = 1e-6
-"""timm's epsilon of a ViT's LayerNorm."""
 
 
 def _attention(x: Tensor, w: Weights, num_heads: int) -> Tensor:

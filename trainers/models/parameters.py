@@ -1,8 +1,18 @@
-"""Which parameters of a model are meant by "Linear and Conv parameters", and which classify."""
+"""Which parameters of a model are meant by "Linear and Conv parameters", which classify, and
+what the dimensions of a transformer block are called.
+"""
 
 from typing import Any
 
 from torch import nn
+
+BLOCK_DIMS = ("heads", "qk", "v", "mlp")
+"""Per-block entries of `Arch.dims` of a ViT whose blocks differ, each a list over blocks."""
+DIMENSIONS = ("embed", *BLOCK_DIMS)
+"""All its entries; `embed` is one number. Columns of arrays of dimensions are in this order."""
+
+NORM_EPS = 1e-6
+"""timm's epsilon of a ViT's LayerNorm."""
 
 LINEAR_AND_CONV: tuple[type[nn.Module], ...] = (
     nn.Linear,

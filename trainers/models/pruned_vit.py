@@ -20,10 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainers.models.parameters import BLOCK_DIMS
 from trainers.timm_library import timm
-
-BLOCK_DIMS = ("heads", "qk", "v", "mlp")
-"""Per-block entries of `Arch.dims`, each a list over blocks; `embed` is one number."""
 
 
 class PrunedAttention(nn.Module):

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainers.models.mean_vit import NORM_EPS, MeanVit, Weights, template
+from trainers.models.mean_vit import MeanVit, Weights, template
+from trainers.models.parameters import NORM_EPS
 
 
 class _SharedVit(MeanVit):

@@ -16,8 +16,6 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
     Raises:
         ValueError: timm has no such optimiser, or it does not take an option given.
     """
-    from trainers.timm_library import timm
-
     options: dict[str, Any] = {}
     if config.betas is not None:
         options["betas"] = config.betas
@@ -49,8 +47,6 @@ def _fused(module: nn.Module, optimizer: str) -> dict[str, Any]:
     It also reads the flag of a loss scale on the device, where others make the host wait.
     """
     on_gpu = all(parameter.is_cuda for parameter in module.parameters())
-    from trainers.timm_library import timm
-
     kind = timm.optim.get_optimizer_class(optimizer, bind_defaults=False)
     return {"fused": True} if on_gpu and kind in (Adam, AdamW, SGD) else {}
 

@@ -1,11 +1,13 @@
-/* The page's state, colours and formats. The other scripts draw; all of them read D, the data of plots.page_data. */
+/* The page's state and colours. The other scripts draw; all of them read D, which is what page_data of
+   analysis/report/data.py gives. */
 "use strict";
 const D = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const COLUMN = new Map(D.columns.map((column) => [column.key, column]));
 const FRONT = new Set(D.front);
 const ELIGIBLE = new Set(D.eligible);
-/* A point is known by the row of the trial that stands for it; SEEDS are its replicates, SEED_OF leads from them to it. */
+/* A configuration is known by the row of the trial that stands for it; SEEDS are its replicates, SEED_OF leads from them to
+   it. */
 const SEEDS = new Map(Object.entries(D.replicates).map(([row, rows]) => [Number(row), rows]));
 const SEED_OF = new Map([...SEEDS].flatMap(([point, rows]) => rows.filter((row) => row !== point).map((row) => [row, point])));
 const onFront = (row) => FRONT.has(SEED_OF.get(row) ?? row);
@@ -21,20 +23,9 @@ const RAMP = { light: ["#23407c", "#56748c", "#959a6c", "#dfc23a"], dark: ["#4c7
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star", "triangle-down", "hexagon"];
 const state = { row: null, hidden: new Set(), colour: D.colour, painters: [] };
 
-/* Value of a point: the mean over its seeds; its spread is null of one seed. */
-for (const column of D.columns.filter((c) => c.kind === "num" && SEEDS.size)) {
-  column.means = column.values.slice();
-  column.spreads = new Map();
-  for (const [point, rows] of SEEDS) {
-    const known = rows.map((row) => column.values[row]).filter((v) => v !== null);
-    if (!known.length) continue;
-    const mean = known.reduce((a, b) => a + b, 0) / known.length;
-    column.means[point] = known.every((v) => v === known[0]) ? known[0] : mean;
-    if (known.length > 1) column.spreads.set(point, Math.sqrt(known.reduce((a, v) => a + (v - mean) ** 2, 0) / (known.length - 1)));
-  }
-}
-const valueAt = (column, row) => (column.means || column.values)[row];
-const spreadAt = (column, row) => (column.spreads && column.spreads.has(row) ? column.spreads.get(row) : null);
+/* Value of a configuration: the mean over its seeds; its spread is null of one seed. */
+const valueAt = (column, row) => (column.means && row in column.means ? column.means[row] : column.values[row]);
+const spreadAt = (column, row) => (column.spreads && row in column.spreads ? column.spreads[row] : null);
 
 const isDark = () => document.documentElement.dataset.theme === "dark";
 const token = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
@@ -60,32 +51,12 @@ function svg(tag, attributes = {}, text = null) {
 const inert = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const clip = (text, n = 28) => (text.length > n ? text.slice(0, n - 1) + "…" : text);
 
-function number(value) {
-  if (value === null) return "–";
-  const size = Math.abs(value);
-  if (value !== 0 && (size < 1e-3 || size >= 1e9)) return value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e");
-  if (Number.isInteger(value)) return value.toLocaleString("en").replace(/,/g, "\u202f");
-  return size >= 1000 ? value.toLocaleString("en", { maximumFractionDigits: 1 }).replace(/,/g, "\u202f")
-    : String(Number(value.toPrecision(4)));
-}
-/* A value of a column as text. */
-const formatted = (column, value) => (value !== null && column.unit === "fraction" ? (100 * value).toFixed(2) + " %" : number(value));
+/* A trial's value in a column as text. */
 function show(column, row) {
   const value = column.values[row];
   if (column.kind === "cat") return column.levels[value];
-  if (column.key === "seconds") return value === null ? "–" : number(Number(value.toPrecision(3)));
-  return formatted(column, value);
+  return column.role === "parameter" ? plain(value) : figure(value, column.unit);
 }
-/* A mean with its standard deviation, to two digits of the latter. */
-function plusMinus(column, mean, spread) {
-  if (mean === null || !(spread > 1e-9 * Math.abs(mean))) return formatted(column, mean);
-  const scale = column.unit === "fraction" ? 100 : 1;
-  const digits = Math.min(Math.max(1 - Math.floor(Math.log10(scale * spread)), 0), 9);
-  const text = (v) => (scale * v).toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace(/,/g, "\u202f");
-  return `${text(mean)} ± ${text(spread)}${scale === 100 ? " %" : ""}`;
-}
-/* A column's name and its unit, where the name does not end with it. */
-const title = (column) => column.label + (column.unit && !["fraction", "1"].includes(column.unit) && !column.label.endsWith("_" + column.unit) ? ` (${column.unit.replace("10^9", "10⁹")})` : "");
 /* A trial in lines, for hovering; as Plotly's text it is made once. */
 const described = new Map();
 function describe(row, breaks) {
@@ -98,22 +69,16 @@ function describeAs(row, breaks) {
   const name = `Trial ${D.ids[row]}${seeds ? ` and ${seeds.length - 1} more seed${seeds.length > 2 ? "s" : ""}` : ` · ${D.status[row]}`}`;
   const lines = [`${name}${onFront(row) ? " · on the front" : ""}`];
   for (const column of D.columns) {
-    let text = column.role === "time" ? "–" : show(column, row);
-    if (seeds && column.kind === "num" && column.role !== "param" && text !== "–") {
-      text = plusMinus(column, valueAt(column, row), spreadAt(column, row));
-    }
-    if (text !== "–" && (column.role !== "metric" || column.label === "test_accuracy")) lines.push(`${column.label}  ${clip(text, 40)}`);
+    if (column.role === "time" || column.role === "metric") continue;
+    const text = seeds && column.shown && row in column.shown ? column.shown[row] : show(column, row);
+    if (text !== MISSING) lines.push(`${column.label}  ${clip(text, 40)}`);
   }
   return breaks === "\n" ? lines.join("\n") : lines.map(inert).map((l, i) => (i ? l : `<b>${l}</b>`)).join(breaks);
 }
 
-/* Row of a pick → its names in words. */
+/* Row of a pick → its names in words, the recommended one first. */
 const PICKS = new Map();
-for (const [pick, row] of Object.entries(D.picks).sort(([a], [b]) => (b === "knee") - (a === "knee"))) {
-  const objective = OBJECTIVES.find((o) => pick === "best " + o.metric);
-  const word = objective ? `${objective.mode === "min" ? "lowest" : "highest"} ${objective.metric}` : "best compromise";
-  PICKS.set(row, PICKS.has(row) ? `${PICKS.get(row)}, ${word}` : word);
-}
+for (const [words, row] of D.picks) PICKS.set(row, PICKS.has(row) ? `${PICKS.get(row)}, ${words}` : words);
 
 /* What colours the trials: groups of a column with few values, or a ramp over a numeric one. */
 function colouring() {
@@ -135,10 +100,10 @@ function colouring() {
     codes = column.values;
   } else {
     const order = distinct.sort((a, b) => a - b);
-    names = [...order.map(number), "–"];
+    names = [...order.map(plain), MISSING];
     codes = column.values.map((v) => (v === null ? order.length : order.indexOf(v)));
   }
-  const colour = (code) => (names[code] === "–" ? token("muted") : PALETTE[dark][code % 8]);
+  const colour = (code) => (names[code] === MISSING ? token("muted") : PALETTE[dark][code % 8]);
   const groups = names.map((name, code) => ({
     name, colour: colour(code), symbol: SYMBOLS[(code + (code >> 3)) % 8], rows: [],
   }));
@@ -178,7 +143,7 @@ function drawLegends() {
         repaint();
       };
       node.append(el("button", { type: "button", "aria-pressed": pressed, title: "Show or hide", onclick: flip },
-        mark, clip(group.name === "–" ? "not set" : group.name, 40)));
+        mark, clip(group.name === MISSING ? "not set" : group.name, 40)));
     }
   }
 }

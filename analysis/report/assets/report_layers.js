@@ -1,7 +1,6 @@
 /* Inside a model: dimensions of its blocks, where they came from, entropy and values of its layers. */
 "use strict";
 const inside = { index: 0 };
-const DIMS = { embed: "embedding", heads: "heads", qk: "query and key, per head", v: "value, per head", mlp: "MLP" };
 
 function startLayers() {
   if (!D.layers.length) return hide("layers");
@@ -33,14 +32,17 @@ function drawLayers() {
   }
   if (t.sources.length) panels.push(["Where each layer came from", "Rows are the layers of the learngene, columns those of this model.", [mapTrace(t, color)]]);
   if (t.histogram) panels.push([`The ${number(t.histogram.values.length)} values of the model`, "How often each value occurs among the weights; the axis is stretched around zero.", [valueTrace(t, color)]]);
-  if (t.orders.length) panels.push(["Powers of two in a weight", "How many weights are a sum of so many powers of two.", [orderTrace(t, color)]]);
+  for (const family of t.counts) {
+    const [least, most] = [family.items[0][0], family.items.at(-1)[0]];
+    panels.push([`${family.name}_${least} to ${family.name}_${most}`, family.items[0][2], [countTrace(family, color)]]);
+  }
   if (t.quantised) {
     panels.push(["Entropy of each layer", "Bits per weight that no code of independent symbols beats.", [layerTrace(t, t.bits, "bits", color)]]);
     panels.push(["Different values in each layer", "", [layerTrace(t, t.unique, "values", color)]]);
     if (t.zeros.some(Boolean)) panels.push(["Share of zeros in each layer", "", [layerTrace(t, t.zeros, "zeros", color)]]);
   }
   $("layers-note").textContent = `${t.layers.length} layers with weights${t.blocks.length ? `, ${t.blocks.length} blocks` : ""}, from input to output.`
-    + (D.layers.length > 1 ? " Click a point of the front to see its model." : "") + (panels.length ? "" : " Nothing was pruned, shared or mapped.");
+    + (D.layers.length > 1 ? " Click a mark on the front to see its model." : "") + (panels.length ? "" : " Nothing was pruned, shared or mapped.");
   while ($("layers-plots").children.length > panels.length) { Plotly.purge($("layers-plots").lastChild.lastChild); $("layers-plots").lastChild.remove(); }
   panels.forEach(([heading, note, traces], i) => drawPanel(i, heading, note, traces));
 }
@@ -75,10 +77,10 @@ function drawPanel(i, heading, note, traces) {
 const count = (values) => values.map((_, i) => i);
 function dimTrace(t, key, values, color) {
   const most = Math.max(...values.map((v) => v || 0));
-  const hovertext = values.map((v, i) => `${inert(t.blocks[i])}: ${v} ${DIMS[key]}`);
+  const hovertext = values.map((v, i) => `${inert(t.blocks[i])}: ${number(v)} ${D.dimensions[key]}`);
   const ghost = { type: "bar", x: count(values), y: values.map(() => most), marker: { color: "rgba(0,0,0,0)", line: { color: token("line"), width: 1 } }, hoverinfo: "skip" };
   const bar = { type: "bar", x: count(values), y: values, marker: { color }, hovertext, hovertemplate: "%{hovertext}<extra></extra>" };
-  return { name: DIMS[key], data: [ghost, bar], x: { title: { text: "" }, dtick: values.length > 14 ? 4 : 1 }, y: { rangemode: "tozero", title: { text: "" } } };
+  return { name: D.dimensions[key], data: [ghost, bar], x: { title: { text: "" }, dtick: values.length > 14 ? 4 : 1 }, y: { rangemode: "tozero", title: { text: "" } } };
 }
 function mapTrace(t, color) {
   const rows = [...new Set(t.sources)].sort((a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a) < String(b) ? -1 : 1));
@@ -104,12 +106,14 @@ function valueTrace(t, color) {
     text: values.map((v, i) => `${number(v)}: ${number(counts[i])} weights`), hovertemplate: hover };
   return { name: "", data: [stems, heads], x: { title: { text: "value" }, tickvals: ticks.map(place), ticktext: ticks.map(number), tickangle: 0 }, y: { type: "log", title: { text: "weights" }, dtick: 1, tickformat: "~s" } };
 }
-function orderTrace(t, color) {
-  const bar = { type: "bar", x: t.orders.map(([k]) => k), y: t.orders.map(([, n]) => n), marker: { color }, hovertemplate: "%{y} weights of %{x} powers of two<extra></extra>" };
-  return { name: "", data: [bar], x: { title: { text: "powers of two" }, dtick: 1 }, y: { title: { text: "weights" }, rangemode: "tozero", tickformat: "~s" } };
+/* Metrics that count the same thing for 0, 1, 2 and so on. */
+function countTrace({ name, items }, color) {
+  const hovertext = items.map(([k, n, about]) => `${inert(name)}_${k}: ${number(n)}${about ? `<br>${inert(about)}` : ""}`);
+  const bar = { type: "bar", x: items.map(([k]) => k), y: items.map(([, n]) => n), marker: { color }, hovertext, hovertemplate: "%{hovertext}<extra></extra>" };
+  return { name: "", data: [bar], x: { title: { text: inert(name) }, dtick: 1 }, y: { title: { text: "" }, rangemode: "tozero", tickformat: "~s" } };
 }
 function layerTrace(t, values, unit, color) {
-  const text = values.map((v, i) => `${inert(t.layers[i])}: ${v === null ? "–" : unit === "zeros" ? (100 * v).toFixed(1) + " %" : number(v)} ${unit === "zeros" ? "zeros" : unit}, ${number(t.weights[i])} weights`);
+  const text = values.map((v, i) => `${inert(t.layers[i])}: ${unit === "zeros" ? percent(v) : number(v)} ${unit === "zeros" ? "zeros" : unit}, ${number(t.weights[i])} weights`);
   const bar = { type: "bar", x: count(values), y: values, marker: { color }, hovertext: text, hovertemplate: "%{hovertext}<extra></extra>" };
   return { name: "", data: [bar], x: { title: { text: "layer" } }, y: { rangemode: "tozero", title: { text: { zeros: "share", bits: "bits per weight" }[unit] || unit }, ...(unit === "zeros" ? { tickformat: ".0%" } : {}) } };
 }

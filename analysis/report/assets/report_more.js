@@ -1,7 +1,7 @@
 /* Groups compared, and parameter importance. */
 "use strict";
-const versus = { axis: "points" };
-const AXES = { points: "complete configurations", compute: "time of trials", wall: "wall time since the first start" };
+const versus = { axis: "configurations" };
+const AXES = { configurations: "complete configurations", compute: "time of trials", wall: "wall time since the first start" };
 
 function startCompare() {
   if (!D.compare) return;
@@ -19,19 +19,19 @@ function timeUnit(longest) {
 }
 function groupColour(name) {
   const colours = colouring();
-  const group = colours.groups.find((g) => g.name === name || (g.name === "–" && name === "not set"));
+  const group = colours.groups.find((g) => g.name === name || (g.name === MISSING && name === "not set"));
   return D.compare && state.colour === "config/" + D.compare.by && group ? group.colour : token("muted");
 }
 function drawCompare() {
-  const time = versus.axis !== "points";
+  const time = versus.axis !== "configurations";
   const longest = Math.max(...D.compare.groups.map((g) => g.curves[versus.axis][0].at(-1) || 0));
   const [, size, unit] = time ? timeUnit(longest) : [0, 1, ""];
   const traces = D.compare.groups.filter((g) => !state.hidden.has(g.name)).map((g) => {
     const [x, y] = g.curves[versus.axis];
     return { type: "scatter", mode: "lines", x: [0, ...x].map((v) => v / size), y: [0, ...y], line: { shape: "hv", width: 2.4, color: groupColour(g.name) },
-      text: [0, ...y].map((v) => `<b>${inert(g.name)}</b><br>${(100 * v).toFixed(1)} %`), hovertemplate: hover };
+      text: [0, ...y].map((v) => `<b>${inert(g.name)}</b><br>${percent(v)}`), hovertemplate: hover };
   });
-  const common = versus.axis === "points" ? D.compare.budget : versus.axis === "compute" ? D.compare.time / size : null;
+  const common = versus.axis === "configurations" ? D.compare.budget : versus.axis === "compute" ? D.compare.time / size : null;
   const shapes = common === null ? [] : [{ type: "line", x0: common, x1: common, y0: 0, y1: 1, yref: "paper", line: { color: token("muted"), width: 1.2, dash: "dot" } }];
   draw($("compare-plot"), traces, layout({
     xaxis: { title: { text: AXES[versus.axis] + (unit ? ` (${unit})` : "") }, rangemode: "tozero" },
@@ -53,10 +53,10 @@ function startImportance() {
 function drawImportance() {
   const shown = D.importance.slice(0, 20).reverse();
   const palette = PALETTE[isDark() ? "dark" : "light"];
-  const names = shown.map((i) => inert(clip(i.param, 30)) + (i.conditional ? " *" : ""));
+  const names = shown.map((i) => inert(clip(i.parameter, 30)) + (i.conditional ? " *" : ""));
   const traces = OBJECTIVES.map((o, k) => ({
     type: "bar", orientation: "h", name: inert(o.metric), y: shown.map((_, i) => i), x: shown.map((i) => i.shares[k]),
-    marker: { color: palette[k % 8], cornerradius: 3 }, text: shown.map((i) => (i.shares[k] === null ? "" : `${Math.round(100 * i.shares[k])} %`)), textposition: "outside",
+    marker: { color: palette[k % 8], cornerradius: 3 }, text: shown.map((i) => (i.shares[k] === null ? "" : percent(i.shares[k], 0))), textposition: "outside",
     cliponaxis: false, customdata: shown.map((i) => i.count), hovertemplate: "%{x:.1%} of " + inert(o.metric) + ", %{customdata} configurations<extra></extra>",
   })).reverse();
   draw($("importance-plot"), traces, layout({

@@ -25,7 +25,7 @@ function roundTicks(low, high, log, count = 5) {
 /* An axis: where a row lies, and its ticks. Objectives get better upwards. What a trial lacks lies under the axis. */
 function parallelAxis(column) {
   const at = (share) => PAD.top + (1 - share) * (HEIGHT - PAD.top - PAD.bottom);
-  const lacking = column.kind === "cat" ? column.levels.indexOf("–") : -1;
+  const lacking = column.kind === "cat" ? column.levels.indexOf(MISSING) : -1;
   const missing = (row) => (column.kind === "cat" ? column.values[row] === lacking : column.values[row] === null);
   const axis = { column, lack: HEIGHT - 14, some: D.eligible.some(missing) };
   const parts = column.kind === "cat" ? levelAxis(column, lacking, at) : numberAxis(column, missing, at);
@@ -51,13 +51,13 @@ function numberAxis(column, missing, at) {
   const share = (v) => (flip ? 1 - up(v) : up(v));
   const distinct = [...new Set(known)];
   const values = distinct.length <= 6 && distinct.every(Number.isInteger) ? distinct : roundTicks(low, high, column.log);
-  const text = (v) => (column.unit === "fraction" ? Number((100 * v).toFixed(2)) + " %" : number(v));
+  const text = (v) => (column.unit === "fraction" ? `${number(100 * v)} %` : column.role === "parameter" ? plain(v) : number(v));
   return { place: (row) => at(share(valueAt(column, row))), ticks: values.map((v) => [at(share(v)), text(v)]) };
 }
 function startParallel() {
-  const wanted = D.columns.filter((c) => c.role === "param" || c.role === "objective");
-  const axes = [...wanted.filter((c) => c.role === "param"), ...wanted.filter((c) => c.role === "objective")]
-    .filter((c) => D.eligible.some((row) => c.kind === "cat" ? c.levels[c.values[row]] !== "–" : c.values[row] !== null));
+  const wanted = D.columns.filter((c) => c.role === "parameter" || c.role === "objective");
+  const axes = [...wanted.filter((c) => c.role === "parameter"), ...wanted.filter((c) => c.role === "objective")]
+    .filter((c) => D.eligible.some((row) => c.kind === "cat" ? c.levels[c.values[row]] !== MISSING : c.values[row] !== null));
   if (axes.length < 2 || !D.eligible.length) return hide("parallel");
   par.axes = axes.map(parallelAxis);
   document.body.append(el("div", { class: "tip", role: "status" }));
@@ -117,7 +117,7 @@ function drawAxis(root, axis, i, x) {
   root.append(svg("line", { class: "axis", x1: x, x2: x, y1: PAD.top, y2: HEIGHT - PAD.bottom }));
   const objective = OBJECTIVES.find((o) => o.key === axis.column.key);
   const name = svg("text", { class: "name", x, y: 18, "text-anchor": "middle" }, clip(axis.column.label, 17));
-  name.append(svg("title", {}, title(axis.column)));
+  name.append(svg("title", {}, axis.column.title));
   root.append(name);
   if (objective) root.append(svg("text", { x, y: 33, "text-anchor": "middle" }, objective.mode === "min" ? "↑ lower, better" : "↑ higher, better"));
   for (const [y, text] of axis.ticks) root.append(svg("text", { class: "tick", x: x + aside, y: y + 4, "text-anchor": anchor }, text));

@@ -26,7 +26,7 @@ function layout(extra) {
 }
 /* Axis of a column: its name, its scale; fractions as percent. */
 function axisOf(column) {
-  const axis = { title: { text: inert(title(column)) }, type: column.log ? "log" : "linear" };
+  const axis = { title: { text: inert(column.title) }, type: column.log ? "log" : "linear" };
   return column.unit === "fraction" ? { ...axis, tickformat: ".3~p" } : axis;
 }
 const hover = "%{text}<extra></extra>";
@@ -49,7 +49,7 @@ function startFront() {
   const measured = (key) => numeric.some((c) => c.key === key);
   if (!measured(front.x) || !measured(front.y)) return hide("front");
   const axes = numeric.map((c) => [c.key, c.label]);
-  const colours = D.columns.filter((c) => c.role === "param").map((c) => [c.key, c.label]);
+  const colours = D.columns.filter((c) => c.role === "parameter").map((c) => [c.key, c.label]);
   const set = (name) => (value) => { front[name] = value; drawFront(); };
   const z = chooser("z", axes, front.z, set("z"));
   z.hidden = true;
@@ -69,23 +69,23 @@ function startFront() {
       FRONT.clear();
       for (const row of on ? D.noise.front : D.front) FRONT.add(row);
       described.clear();
-      tellFront(third);
+      explainFront(third);
       repaint();
       document.dispatchEvent(new CustomEvent("front"));
     })] : []),
   );
-  tellFront(third);
+  explainFront(third);
   drawFront();
   state.painters.push(drawFront);
   document.addEventListener("chosen", drawFront);
 }
-function tellFront(third) {
-  const goal = OBJECTIVES.map((o) => `${o.metric} ${o.mode === "min" ? "low" : "high"}${o.bound === null ? "" : `, ${o.mode === "min" ? "at most" : "at least"} ${formatted(COLUMN.get(o.key), o.bound)}`}`);
-  const parts = [`Wanted: ${goal.join("; ")}. Ringed points are on the front${third ? " of all objectives; the line is the front of the two shown" : ""}.`];
-  if (front.noise) parts.push(`Two points whose quartiles of ${D.noise.metric} overlap count as equal in it.`);
-  if (SEEDS.size) parts.push("A point is the mean over its seeds, with its standard deviation; small dots are the seeds.");
+function explainFront(third) {
+  const goal = OBJECTIVES.map((o) => `${o.metric} ${o.mode === "min" ? "low" : "high"}${o.bound === null ? "" : `, ${o.mode === "min" ? "at most" : "at least"} ${o.shown}`}`);
+  const parts = [`Wanted: ${goal.join("; ")}. Ringed marks are on the front${third ? " of all objectives; the line is the front of the two shown" : ""}.`];
+  if (front.noise) parts.push(`Two configurations whose quartiles of ${D.noise.metric} overlap count as equal in it.`);
+  if (SEEDS.size) parts.push("A configuration is shown at the mean over its seeds, with the standard deviation; small dots are the seeds.");
   if (D.ids.length > D.eligible.length + SEED_OF.size) parts.push("A thin cross is a trial that is not complete or out of bounds.");
-  $("front-note").textContent = parts.join(" ") + " Click a point to mark it in every plot and in the table.";
+  $("front-note").textContent = parts.join(" ") + " Click a mark to find its trial in every plot and in the table.";
 }
 function frontMarks(colours, at) {
   const traces = [];
@@ -258,14 +258,13 @@ function drawCurves() {
   const log = unit !== "fraction" && low > 0 && high / low > 30;
   draw($("curves-plot"), traces, layout({
     xaxis: { title: { text: "epoch of the stage" }, rangemode: "tozero" },
-    yaxis: { title: { text: inert(curve.metric) }, type: log ? "log" : "linear", ...(unit === "fraction" ? { tickformat: ".3~p" } : {}) },
+    yaxis: { title: { text: inert(D.curves.metrics[index].title) }, type: log ? "log" : "linear", ...(unit === "fraction" ? { tickformat: ".3~p" } : {}) },
   }));
 }
 
 function startProgress() {
   if (!D.progress.rows.length) return hide("progress");
-  const reference = Object.entries(D.progress.reference).map(([metric, value]) => `${metric} ${formatted(COLUMN.get("metric/" + metric), value)}`);
-  $("progress-note").textContent = `Hypervolume of the front after each complete configuration, as a share of the box between the best values seen and the reference point (${reference.join(", ")}). A flat end says that more of the same would add little.`;
+  $("progress-note").textContent = `Hypervolume of the front after each complete configuration, as a share of the box between the best values seen and the reference point (${D.progress.reference}). A flat end says that more of the same would add little.`;
   drawProgress();
   state.painters.push(drawProgress);
   document.addEventListener("chosen", drawProgress);
@@ -273,7 +272,7 @@ function startProgress() {
 function drawProgress() {
   const { rows, share } = D.progress;
   const better = rows.map((_, i) => i).filter((i) => share[i] > (i ? share[i - 1] : 0));
-  const text = (i) => `<b>Trial ${inert(D.ids[rows[i]])}</b><br>${(100 * share[i]).toFixed(1)} %`;
+  const text = (i) => `<b>Trial ${inert(D.ids[rows[i]])}</b><br>${percent(share[i])}`;
   const order = rows.map((_, i) => i);
   const line = { color: token("accent"), width: 2.2, shape: "hv" };
   const traces = [
@@ -298,8 +297,8 @@ function startEffects() {
       drawEffects();
     }));
   }
-  for (const { param } of D.effects) {
-    $("effects-plots").append(el("article", {}, el("h3", {}, param), el("div", { class: "plot" }), el("div", {})));
+  for (const { parameter } of D.effects) {
+    $("effects-plots").append(el("article", {}, el("h3", {}, parameter), el("div", { class: "plot" }), el("div", {})));
   }
   drawEffects();
   state.painters.push(drawEffects);
@@ -309,13 +308,11 @@ function drawEffects() {
 }
 function drawEffect({ key, levels }, article) {
   const objective = COLUMN.get(OBJECTIVES[effect.objective].key);
-  const column = COLUMN.get(key);
   const dark = isDark() ? "dark" : "light";
   const known = levels.map((l, i) => ({ ...l, i })).filter((l) => l.count);
-  const name = (row) => (column.kind === "cat" ? column.levels[column.values[row]] : column.values[row] === null ? "–" : String(column.values[row]));
   const same = key === state.colour;
   const traces = known.map((level, place) => {
-    const rows = D.eligible.filter((row) => name(row) === level.value);
+    const { rows } = level;
     const color = same ? colouring().of(rows[0] ?? 0) : PALETTE[dark][0];
     return {
       type: "box", x: rows.map(() => place), y: rows.map((row) => valueAt(objective, row)), text: rows.map((r) => describe(r, "<br>")),
@@ -324,13 +321,13 @@ function drawEffect({ key, levels }, article) {
     };
   });
   const room = Math.max(4, Math.floor((article.clientWidth - 60) / known.length / 7.6) - 1);
-  const ticktext = known.map((l) => inert(clip(l.value === "–" ? "not set" : l.value, room)));
+  const ticktext = known.map((l) => inert(clip(l.value === MISSING ? "not set" : l.value, room)));
   draw(article.children[1], traces, layout({
     xaxis: { tickvals: known.map((_, i) => i), ticktext, tickangle: 0, showgrid: false, range: [-0.6, known.length - 0.4], fixedrange: true },
-    yaxis: { ...axisOf(objective), title: { text: inert(title(objective)) } }, margin: { l: 50, r: 6, t: 8, b: 30 },
+    yaxis: { ...axisOf(objective), title: { text: inert(objective.title) } }, margin: { l: 50, r: 6, t: 8, b: 30 },
   }), { ...CONFIG, displayModeBar: false });
-  const body = known.map((l) => el("tr", {}, el("th", { scope: "row" }, clip(l.value === "–" ? "not set" : l.value, 40)), el("td", { class: "n" }, String(l.count)),
-    el("td", { class: "n" }, plusMinus(objective, l.mean[effect.objective], l.std[effect.objective]))));
+  const body = known.map((l) => el("tr", {}, el("th", { scope: "row" }, clip(l.value === MISSING ? "not set" : l.value, 40)), el("td", { class: "n" }, String(l.count)),
+    el("td", { class: "n" }, l.shown[effect.objective])));
   article.children[2].replaceChildren(el("table", { class: "plain" },
-    el("thead", {}, el("tr", {}, el("th", {}, "Value"), el("th", { class: "n" }, "Trials"), el("th", { class: "n" }, "Mean ± std"))), el("tbody", {}, ...body)));
+    el("thead", {}, el("tr", {}, el("th", {}, "Value"), el("th", { class: "n" }, "Count"), el("th", { class: "n" }, "Mean ± sd"))), el("tbody", {}, ...body)));
 }

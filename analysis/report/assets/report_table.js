@@ -4,11 +4,8 @@ const PAGE = 400;
 const table = { nodes: new Map(), order: [], sort: null, down: false, limit: PAGE, words: [], front: false };
 
 function tableColumns() {
-  const objectives = D.columns.filter((c) => c.role === "objective");
-  const metrics = D.columns.filter((c) => c.role === "metric").slice(0, 6);
-  const params = D.columns.filter((c) => c.role === "param");
-  const time = D.columns.filter((c) => c.role === "time");
-  return [...objectives, ...metrics.filter((c) => c.label === "test_accuracy"), ...params, ...metrics.filter((c) => c.label !== "test_accuracy"), ...time];
+  const of = (role) => D.columns.filter((c) => c.role === role);
+  return [...of("objective"), ...of("test"), ...of("parameter"), ...of("metric").slice(0, 6), ...of("time")];
 }
 function errorCell(row) {
   const text = D.error[row];
@@ -23,7 +20,7 @@ function tableRow(row, columns, errors) {
   const cells = columns.map((column) => {
     const text = show(column, row);
     const kind = column.kind === "num" ? "n" : text.length < 25 ? "word" : "text";
-    return el("td", { class: text === "–" ? kind + " none" : kind }, text);
+    return el("td", { class: text === MISSING ? kind + " none" : kind }, text);
   });
   const state_ = el("td", {}, el("span", { class: "badge " + D.status[row] }, D.status[row]));
   const node = el("tr", {}, el("th", { scope: "row" }, D.ids[row], star), state_, ...cells, errors ? errorCell(row) : null);
@@ -37,7 +34,7 @@ function sortValue(key, row) {
   if (key === "error") return D.error[row] || null;
   const column = COLUMN.get(key);
   const value = column.values[row];
-  return column.kind === "cat" && column.levels[value] === "–" ? null : value;
+  return column.kind === "cat" && column.levels[value] === MISSING ? null : value;
 }
 function sortTable(key, heads) {
   table.down = table.sort === key ? !table.down : OBJECTIVES.some((o) => o.key === key && o.mode === "max");
@@ -76,10 +73,11 @@ function startTable() {
   if (!D.ids.length) return hide("trials");
   const columns = tableColumns();
   const errors = Object.keys(D.error).length > 0;
-  const keys = [["id", "Trial"], ["status", "Status"], ...columns.map((c) => [c.key, title(c)]), ...(errors ? [["error", "Error"]] : [])];
+  const keys = [["id", "Trial"], ["status", "Status"], ...columns.map((c) => [c.key, c.title]), ...(errors ? [["error", "Error"]] : [])];
   const heads = new Map(keys.map(([key, text]) => {
     const numeric = COLUMN.has(key) && COLUMN.get(key).kind === "num";
-    return [key, el("th", { class: numeric ? "n" : null, scope: "col" }, el("button", { type: "button", onclick: () => sortTable(key, heads) }, text))];
+    const about = COLUMN.has(key) && COLUMN.get(key).description ? COLUMN.get(key).description : null;
+    return [key, el("th", { class: numeric ? "n" : null, scope: "col", title: about }, el("button", { type: "button", onclick: () => sortTable(key, heads) }, text))];
   }));
   Object.assign(table, { columns, errors, order: D.ids.map((_, row) => row), count: el("span", { class: "count", "aria-live": "polite" }) });
   const texts = [];

@@ -56,7 +56,7 @@ def test_what_passes(expression: str, rows: list[int]) -> None:
         ("accuracy", "ends where an operator should follow"),
         ("accuracy>=", "ends where a value should follow"),
         ("acuracy>=0.9", "no metric, parameter or column 'acuracy'; near: accuracy"),
-        ("accuracy>=high", "accuracy holds numbers; 'high' is none"),
+        ("accuracy>=high", "accuracy holds numbers, and 'high' is not one"),
         ("init>none", "init holds text; compare it by == or !="),
         (
             "accuracy>=0.9 latency_ms<5",

@@ -11,30 +11,31 @@ import pyarrow.parquet as pq
 import pytest
 
 import analysis
-from analysis import summary
 from analysis.tables.schema import TABLES
 
 
-def test_all_trials_have_a_row(make_run):
-    run = analysis.load(make_run())
-    assert len(run.trials) == 40
-    assert run.problems == []
-    assert run.name == "demo"
-    assert run.trials["status"].value_counts().to_dict() == {
-        **{"complete": 31, "pruned": 4, "failed": 3, "interrupted": 1, "running": 1}
+def test_all_trials_have_a_row(demo_run):
+    assert len(demo_run.trials) == 40
+    assert demo_run.problems == []
+    assert demo_run.name == "demo"
+    assert demo_run.trials["status"].value_counts().to_dict() == {
+        "complete": 31,
+        "pruned": 4,
+        "failed": 3,
+        "interrupted": 1,
+        "running": 1,
     }
-    failed = run.trials[run.trials["status"] == "failed"]
+    failed = demo_run.trials[demo_run.trials["status"] == "failed"]
     assert failed["error"].str.startswith("ValueError: stage nvit").all()
     assert failed["error_traceback"].str.contains("Traceback").all()
-    assert run.trials["started"].dtype == "datetime64[us, UTC]"
-    assert set(run.epochs["trial_id"]) <= set(run.trials["trial_id"])
-    assert {"metric/accuracy", "cached", "seconds_full"} <= set(run.stages.columns)
+    assert demo_run.trials["started"].dtype == "datetime64[us, UTC]"
+    assert set(demo_run.epochs["trial_id"]) <= set(demo_run.trials["trial_id"])
+    assert {"metric/accuracy", "cached", "seconds_full"} <= set(demo_run.stages.columns)
 
 
-def test_front_holds_complete_trials_within_bounds(make_run):
-    run = analysis.load(make_run())
-    front = run.front()
-    done = run.complete()
+def test_front_holds_complete_trials_within_bounds(make_run, demo_run):
+    front = demo_run.front()
+    done = demo_run.complete()
     for _, row in front.iterrows():
         better = (done["metric/accuracy"] > row["metric/accuracy"]) & (
             done["metric/gmacs"] <= row["metric/gmacs"]
@@ -52,25 +53,25 @@ def test_front_holds_complete_trials_within_bounds(make_run):
     )
 
 
-def test_picks_and_hypervolume(make_run):
-    run = analysis.load(make_run())
-    best = run.best()
+def test_picks_and_hypervolume(demo_run):
+    best = demo_run.best()
     assert list(best.index) == ["best accuracy", "best gmacs", "knee"]
     assert (
         best.loc["best accuracy", "metric/accuracy"]
-        == run.complete()["metric/accuracy"].max()
+        == demo_run.complete()["metric/accuracy"].max()
     )
     assert (
-        best.loc["best gmacs", "metric/gmacs"] == run.complete()["metric/gmacs"].min()
+        best.loc["best gmacs", "metric/gmacs"]
+        == demo_run.complete()["metric/gmacs"].min()
     )
-    assert run.hypervolume() == run.hypervolume(run.reference()) > 0
+    assert demo_run.hypervolume() == demo_run.hypervolume(demo_run.reference()) > 0
     assert (
-        run.hypervolume([0.0, 2.0])
-        == run.hypervolume({"gmacs": 2.0, "accuracy": 0.0})
-        > run.hypervolume()
+        demo_run.hypervolume([0.0, 2.0])
+        == demo_run.hypervolume({"gmacs": 2.0, "accuracy": 0.0})
+        > demo_run.hypervolume()
     )
     with pytest.raises(ValueError, match="reference point"):
-        run.hypervolume([0.0])
+        demo_run.hypervolume([0.0])
 
 
 def test_one_objective(make_run):
@@ -101,8 +102,8 @@ def test_not_finite_metrics_are_loaded_and_never_on_a_front(make_run):
     assert np.isfinite(run.hypervolume())
 
 
-def test_damaged_files_are_named_and_the_rest_loads(make_run):
-    path = make_run()
+def test_damaged_files_of_schema_1_are_named_and_the_rest_loads(make_run):
+    path = make_run(schema=1)
     trials = path / "trials"
     (trials / "00000" / "record.json").write_text('{"schema": 1, "trial_id": "000')
     (trials / "00001" / "record.json").write_text('{"other": "software"}')
@@ -138,7 +139,7 @@ def test_damaged_files_are_named_and_the_rest_loads(make_run):
         assert f"trials/{part}" in text
     for part in (
         "00005 (copy)/record.json: trial_id",
-        "empty: no record",
+        "empty: neither plan.json nor record.json",
         "seed 'seven'",
         "started 'yesterday'",
     ):
@@ -187,10 +188,10 @@ def test_parquet_there_and_back(make_run):
     (path / "run.json").unlink()
     stored = analysis.load(path)
     assert stored.problems == []
-    assert (stored.name, stored.objectives, stored.params) == (
+    assert (stored.name, stored.objectives, stored.parameters) == (
         run.name,
         run.objectives,
-        run.params,
+        run.parameters,
     )
     assert (stored.seed, stored.command, stored.spec) == (
         run.seed,
@@ -206,13 +207,12 @@ def test_parquet_there_and_back(make_run):
         if p.is_file()
     )
     assert files == [
-        *(
-            "epochs/part-00000.parquet",
-            "fronts/part-00000.parquet",
-            "layers/part-00000.parquet",
-            "manifest.json",
-        ),
-        *("stages/part-00000.parquet", "trials/part-00000.parquet"),
+        "epochs/part-00000.parquet",
+        "fronts/part-00000.parquet",
+        "layers/part-00000.parquet",
+        "manifest.json",
+        "stages/part-00000.parquet",
+        "trials/part-00000.parquet",
     ]
 
 
@@ -220,16 +220,13 @@ def test_parquet_states_schema_and_units(make_run):
     path = make_run()
     analysis.gather(path)
     for table, column, unit in [
-        *(
-            ("trials", "seconds", "s"),
-            ("trials", "metric/latency_ms", "ms"),
-            ("epochs", "images_per_second", "images/s"),
-        ),
-        *(
-            ("stages", "seconds_full", "s"),
-            ("layers", "entropy_bits", "bits"),
-            ("fronts", "sd/accuracy", "fraction"),
-        ),
+        ("trials", "seconds", "s"),
+        ("trials", "metric/latency_ms", "ms"),
+        ("epochs", "images_per_second", "images/s"),
+        ("epochs", "accuracy", "fraction"),
+        ("stages", "seconds_full", "s"),
+        ("layers", "entropy_bits", "bits"),
+        ("fronts", "sd/accuracy", "fraction"),
     ]:
         schema = pq.read_schema(path / "parquet" / table / "part-00000.parquet")
         meta = json.loads(schema.metadata[b"sweeps"])
@@ -319,36 +316,3 @@ def test_not_a_run_folder(tmp_path):
     for path in (tmp_path, tmp_path / "absent"):
         with pytest.raises(ValueError, match="not a run folder"):
             analysis.load(path)
-
-
-def test_summary(make_run):
-    run = analysis.load(make_run())
-    table = summary.front_table(run)
-    assert list(table.columns[:4]) == ["trial_id", "accuracy", "gmacs", "init"]
-    assert len(table) == len(run.front())
-    total = summary.totals(run)
-    assert total["seconds_saved"] == pytest.approx(
-        (run.trials["seconds_full"] - run.trials["seconds"]).sum()
-    )
-    stages = summary.stage_table(run).set_index("name")
-    assert stages.loc["finetune", "runs"] == 40
-    assert stages.loc["finetune", "hits"] == 9
-    assert stages.loc["finetune", "saved"] == pytest.approx(9 * (30 - 0.02))
-    failures = summary.failures(run)
-    assert failures[["count", "alike"]].to_numpy().tolist() == [[3, 3]]
-    assert failures.loc[0, "error"] == run.trials["error"].dropna().iloc[0]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.42, "0.4 s"),
-        (59.6, "1 min"),
-        (130, "2 min 10 s"),
-        (3600, "1 h"),
-        (11100, "3 h 5 min"),
-        (187200, "2 d 4 h"),
-    ],
-)
-def test_duration(seconds, text):
-    assert summary.duration(seconds) == text

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import analysis
 from analysis import pareto
+from analysis.configurations import configurations_of
 from analysis.contract import Objective
-from analysis.points import points_of
 
 NUMBERS = st.one_of(
     st.integers(0, 4).map(float),
@@ -28,7 +28,7 @@ INTERVALS = st.lists(
 )
 
 
-def points(k: int) -> st.SearchStrategy[np.ndarray]:
+def rows_of(k: int) -> st.SearchStrategy[np.ndarray]:
     rows = st.lists(st.tuples(*[NUMBERS] * k), max_size=12)
     return rows.map(lambda rows: np.array(rows, dtype=float).reshape(len(rows), k))
 
@@ -36,7 +36,7 @@ def points(k: int) -> st.SearchStrategy[np.ndarray]:
 @settings(deadline=None, max_examples=120)
 @given(st.data(), st.integers(1, 4))
 def test_front_by_its_definition(data: st.DataObject, k: int) -> None:
-    values = data.draw(points(k))
+    values = data.draw(rows_of(k))
     objectives = [
         Objective(f"m{i}", data.draw(st.sampled_from(["min", "max"]))) for i in range(k)
     ]
@@ -80,7 +80,7 @@ def test_noise_front_is_the_kernel_of_beating(rows: list[tuple[int, int, int]]) 
 
 
 @settings(deadline=None, max_examples=60)
-@given(points(2))
+@given(rows_of(2))
 def test_noise_of_no_width_is_no_noise(values: np.ndarray) -> None:
     objectives = [Objective("a", "min"), Objective("t_ms", "min")]
     found = pareto.noisy_front_mask(values, objectives, 1, values[:, 1], values[:, 1])
@@ -158,7 +158,7 @@ def trials(rows: list[tuple[int, float, float]]) -> pd.DataFrame:
 GOALS = [Objective("accuracy", "max"), Objective("gmacs", "min")]
 
 
-def test_replicates_are_one_point_with_spread() -> None:
+def test_replicates_are_one_row_with_spread() -> None:
     done = trials(
         [
             (0, 0.80, 1.0),
@@ -168,7 +168,7 @@ def test_replicates_are_one_point_with_spread() -> None:
             (2, 0.9, math.nan),
         ]
     )
-    found = points_of(done, GOALS)
+    found = configurations_of(done, GOALS)
     assert found["trial_ids"].tolist() == [["t0", "t2", "t3"], ["t1"]]
     assert found["replicates"].tolist() == [3, 1]
     assert found["trial_id"].tolist() == [
@@ -183,14 +183,14 @@ def test_replicates_are_one_point_with_spread() -> None:
 
 def test_one_lucky_seed_is_not_on_the_front() -> None:
     lucky = [(0, 0.99, 1.0), (0, 0.61, 1.0), (1, 0.9, 1.0), (1, 0.9, 1.0)]
-    found = points_of(trials(lucky), GOALS)
+    found = configurations_of(trials(lucky), GOALS)
     mask = pareto.front_mask(
         found[["metric/accuracy", "metric/gmacs"]].to_numpy(float), GOALS
     )
     assert found["number"][mask].tolist() == [1]
 
 
-def test_runs_front_of_points_and_its_table(make_run) -> None:
+def test_a_runs_front_and_its_table(make_run) -> None:
     objectives = [
         {"metric": "accuracy", "mode": "max"},
         {"metric": "latency_ms", "mode": "min"},

@@ -1,0 +1,36 @@
+"""Files written whole or not at all. (`trainers.files` does the same for the layers that may
+import it; this package imports none of them.)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def atomic_write(path: Path, write: Callable[[Any], object]) -> None:
+    """Let `write` fill a file beside `path`, then rename it to `path`, so that readers see
+    the old or the new. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """A file, written whole or not at all. Raises OSError."""
+    atomic_write(path, lambda file: file.write(content))
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, written whole or not at all. Raises OSError."""
+    write_bytes(path, text.encode("utf-8"))

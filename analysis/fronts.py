@@ -1,0 +1,122 @@
+"""Fronts of configurations, the picks from them, and the `fronts` table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from analysis import pareto
+from analysis.configurations import is_numeric, objective_values
+from analysis.contract import Objective
+from analysis.pareto import Floats
+from analysis.tables.frames import array
+from analysis.tables.schema import FRONTS
+
+KNEE = "knee"
+"""Name of the pick that gives most for what it costs."""
+
+
+def best_name(objective: Objective) -> str:
+    """Name of the pick that is best in one objective."""
+    return f"best {objective.metric}"
+
+
+def noise_of(
+    rows: pd.DataFrame, objectives: Sequence[Objective]
+) -> tuple[int, Floats, Floats] | None:
+    """The objective with measured quartiles: its index, and (n,) first and third quartiles
+    in its unit; else None.
+
+    The quartiles of `<name>_<unit>` are the metrics `<name>_p25_<unit>` and `<name>_p75_<unit>`.
+    """
+    for index, objective in enumerate(objectives):
+        stem, _, unit = objective.metric.rpartition("_")
+        columns = [f"metric/{stem}_{quartile}_{unit}" for quartile in ("p25", "p75")]
+        if stem and all(c in rows and is_numeric(rows[c]) for c in columns):
+            low, high = (
+                rows[c].to_numpy(dtype=np.float64, na_value=np.nan) for c in columns
+            )
+            return index, low, high
+    return None
+
+
+def front_of(
+    rows: pd.DataFrame, objectives: Sequence[Objective], noise: bool = False
+) -> pd.DataFrame:
+    """The configurations on the front, best first objective first.
+
+    Args:
+        noise: whether differences inside an objective's measured quartiles are ignored.
+
+    Raises ValueError for `noise` where none was measured.
+    """
+    values = objective_values(rows, objectives)
+    if noise:
+        measured = noise_of(rows, objectives)
+        if measured is None:
+            names = ", ".join(o.metric for o in objectives) or "none"
+            raise ValueError(
+                "no objective has measured quartiles, as latency_ms has; the objectives"
+                f" are {names}"
+            )
+        mask = pareto.noisy_front_mask(values, objectives, *measured)
+    else:
+        mask = pareto.front_mask(values, objectives)
+    columns = [f"metric/{objective.metric}" for objective in objectives]
+    ascending = [objective.mode == "min" for objective in objectives]
+    return rows[mask].sort_values(
+        [*columns, "trial_id"], ascending=[*ascending, True], kind="stable"
+    )
+
+
+def picks_of(front: pd.DataFrame, objectives: Sequence[Objective]) -> dict[str, int]:
+    """Name of each pick → its index in `front`."""
+    if front.empty:
+        return {}
+    values = objective_values(front, objectives)
+    costs = pareto.to_costs(values, objectives)
+    rows = {
+        best_name(objective): int(costs[:, column].argmin())
+        for column, objective in enumerate(objectives)
+    }
+    if len(objectives) > 1:
+        rows[KNEE] = pareto.knee(values, objectives)
+    return {name: int(front.index[row]) for name, row in rows.items()}
+
+
+def fronts_table(rows: pd.DataFrame, objectives: Sequence[Objective]) -> pa.Table:
+    """The `fronts` table of a run's configurations: those on the front, and, where an objective
+    has measured noise, those on the noise front.
+    """
+    parts = {"mean": front_of(rows, objectives)}
+    if noise_of(rows, objectives) is not None:
+        parts["noise"] = front_of(rows, objectives, noise=True)
+    picked: dict[int, list[str]] = {}
+    for name, row in picks_of(parts["mean"], objectives).items():
+        picked.setdefault(row, []).append(name)
+    listed = pd.concat(
+        [
+            part.assign(front=name, position=np.arange(len(part)))
+            for name, part in parts.items()
+        ]
+    )
+    values = {
+        "front": list(listed["front"]),
+        "position": [int(v) for v in listed["position"]],
+        "trial_id": list(listed["trial_id"]),
+        "trial_ids": [json.dumps(ids) for ids in listed["trial_ids"]],
+        "number": [None if pd.isna(v) else int(v) for v in listed["number"]],
+        "replicates": [int(v) for v in listed["replicates"]],
+        "picks": [json.dumps(picked.get(int(row), [])) for row in listed.index],
+    }
+    columns = {name: array(values[name], FRONTS[name][0]) for name in FRONTS}
+    for prefix in ("metric/", "sd/"):
+        for objective in objectives:
+            name = prefix + objective.metric
+            data = listed[name].to_numpy(dtype=np.float64, na_value=np.nan)
+            columns[name] = pa.array(data, pa.float64())
+    return pa.table(columns)

@@ -1,0 +1,101 @@
+"""What a run says of its metrics: descriptions and units come from `run.json`.
+
+This package knows no metric by name. Runs of schema 1 say nothing of theirs; for them alone there
+is `analysis.tables.schema_1`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from analysis.contract import TEST_PREFIX
+from analysis.text import clean_text
+
+_LONGEST_TEXT = 300
+
+
+class Metric(NamedTuple):
+    """A measured number as a run describes it.
+
+    Attributes:
+        name: as it stands in records and, after `metric/`, in the tables.
+        description: what is measured, in words; empty where the run does not say.
+        unit: for example "ms", "bytes", "fraction" (of one), "1" (a count), "10^9", "text" (a
+            word); "" for none.
+        is_time: whether it is a time that depends on the machine, and so differs between runs.
+    """
+
+    name: str
+    description: str = ""
+    unit: str = ""
+    is_time: bool = False
+
+
+class Metrics(dict[str, Metric]):
+    """Metrics by name, in the order in which the run declares them."""
+
+    def of(self, name: str) -> Metric:
+        """The metric of this name; one without description and unit where the run has none."""
+        return self.get(name) or Metric(name)
+
+    def unit(self, name: str) -> str:
+        """Its unit; empty where the run does not say."""
+        return self.of(name).unit
+
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        """`names` in the order of declaration, others last as they come."""
+        rank = {name: index for index, name in enumerate(self)}
+        return sorted(names, key=lambda name: rank.get(name, len(rank)))
+
+
+def on_test_set(name: str) -> str:
+    """Name of the metric that is `name` on the test set."""
+    return TEST_PREFIX + name
+
+
+def read_metrics(data: Any, problems: list[str]) -> Metrics:
+    """The metrics that `run.json` declares; what is malformed is a problem and left out."""
+    found = Metrics()
+    if not isinstance(data, Mapping):
+        problems.append(f"run.json: metrics must be an object by name, got {data!r}")
+        return found
+    for name, facts in data.items():
+        metric = _metric(clean_text(name), facts)
+        if metric is None:
+            problems.append(
+                f"run.json: metric {name!r} needs a description and a unit as text and"
+                f" is_time as true or false, got {facts!r}"
+            )
+        else:
+            found[metric.name] = metric
+    return found
+
+
+def _metric(name: str, facts: Any) -> Metric | None:
+    if not isinstance(facts, Mapping):
+        return None
+    description, unit = facts.get("description", ""), facts.get("unit", "")
+    is_time = facts.get("is_time", False)
+    if not (isinstance(description, str) and isinstance(unit, str)):
+        return None
+    if not isinstance(is_time, bool):
+        return None
+    return Metric(
+        name,
+        clean_text(description)[:_LONGEST_TEXT],
+        clean_text(unit)[:_LONGEST_TEXT],
+        is_time,
+    )
+
+
+def to_json(metrics: Metrics) -> dict[str, dict[str, Any]]:
+    """As `run.json` states them."""
+    return {
+        metric.name: {
+            "description": metric.description,
+            "unit": metric.unit,
+            "is_time": metric.is_time,
+        }
+        for metric in metrics.values()
+    }

@@ -1,0 +1,81 @@
+"""JSON files of a run folder. Nothing in them is trusted: what is malformed is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from analysis.contract import READABLE_RECORD_SCHEMAS, TRIALS_FOLDER
+from analysis.tables.frames import fits
+from analysis.text import clean_text
+
+Row = dict[str, Any]
+
+
+def read_json(path: Path, label: str, problems: list[str]) -> Row | None:
+    """The JSON object in a file of a run folder, or None and a problem."""
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        problems.append(f"{label}: cannot be read ({error.strerror})")
+        return None
+    except (ValueError, RecursionError):
+        problems.append(f"{label}: not valid JSON (damaged or half-written)")
+        return None
+    if not isinstance(data, dict):
+        problems.append(f"{label}: not a JSON object")
+        return None
+    schema = data.get("schema")
+    if type(schema) is not int or schema not in READABLE_RECORD_SCHEMAS:
+        known = " and ".join(map(str, READABLE_RECORD_SCHEMAS))
+        problems.append(f"{label}: schema {schema!r}, this reader knows {known}")
+        return None
+    return data
+
+
+def trial_label(name: str) -> str:
+    """How a trial's folder is named in problems."""
+    return f"{TRIALS_FOLDER}/{clean_text(name)}"
+
+
+def field(
+    data: Mapping[str, Any], key: str, dtype: str, label: str, problems: list[str]
+) -> Any:
+    """data[key] where it is of `dtype` (see `frames.ARROW`; "" is anything).
+
+    None where it is missing, or, with a problem, where it is something else.
+    """
+    value = data.get(key)
+    if value is None or not dtype:
+        return value
+    if dtype == "datetime":
+        return _moment(value, f"{label}: {key}", problems)
+    if not fits(value, dtype):
+        problems.append(f"{label}: {key} {value!r} is not of type {dtype}")
+        return None
+    return value
+
+
+def _moment(value: Any, label: str, problems: list[str]) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        problems.append(f"{label} {value!r} is not an ISO time")
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def part(data: Mapping[str, Any], key: str, label: str, problems: list[str]) -> Row:
+    """The JSON object data[key]; empty where it is missing, or, with a problem, where it is
+    something else.
+    """
+    value = data.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{label}: {key} must be a JSON object, got {value!r}")
+        return {}
+    return value

@@ -1,0 +1,71 @@
+"""What the commands print on, and the one place where a user's mistake becomes a message.
+
+Whatever is wrong with what a user gave is raised as `ValueError` (a spec's mistakes as
+`SpecError`) or `OSError`, with a message that says it all. SWEEPS_TRACEBACK=1 shows where it
+was raised.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from typer.core import TyperGroup
+
+TRACEBACK = "SWEEPS_TRACEBACK"
+MISTAKE = 2
+"""Exit code of a command that cannot do what it was asked."""
+
+_width = None if sys.stdout.isatty() else 140  # a pipe has no width: do not fold at 80
+console = Console(width=_width)
+errors = Console(stderr=True, width=_width)
+
+
+def say(text: str, style: str = "") -> None:
+    """Print a line as it is; it is neither folded nor coloured by its content."""
+    console.print(text, style=style, highlight=False, soft_wrap=True, markup=False)
+
+
+def warn(text: str) -> None:
+    """Print a warning to the error stream."""
+    errors.print(f"[yellow]warning[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def fail(message: str) -> typer.Exit:
+    """Print one message for a user's mistake; the exit to raise."""
+    errors.print(
+        "[bold red]error[/] " + escape(message), highlight=False, soft_wrap=True
+    )
+    return typer.Exit(MISTAKE)
+
+
+def handled(call: Callable[[], Any]) -> Any:
+    """What `call` returns.
+
+    Raises:
+        typer.Exit: it refused what the user gave; the message has been printed.
+    """
+    try:
+        return call()
+    except BrokenPipeError:  # the reader of our output has gone
+        raise
+    except (ValueError, OSError) as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        raise fail(str(error)) from None
+
+
+class Commands(TyperGroup):
+    """All commands of `sweeps`; a mistake in any of them ends it with a message."""
+
+    def invoke(self, ctx: Any) -> Any:
+        return handled(lambda: super(Commands, self).invoke(ctx))
+
+
+def table(*columns: str, header_style: str = "dim") -> Table:
+    """An empty table without lines."""
+    return Table(*columns, box=None, pad_edge=False, header_style=header_style)

@@ -1,0 +1,35 @@
+"""A run in Markdown: text from it stays text."""
+
+from __future__ import annotations
+
+import re
+
+import analysis
+from analysis.report.markdown import code
+
+EVIL = "<img src=x onerror=alert(1)> [a](javascript:1) `b` | c\n# d @everyone"
+
+
+def test_markdown_keeps_text_as_text(make_run, tmp_path):
+    def change(record):
+        record["config"]["init"] = (
+            EVIL if record["config"]["init"] == "none" else record["config"]["init"]
+        )
+        if record["error"]:
+            record["error"] = {"type": "E", "message": EVIL, "traceback": ""}
+
+    run = analysis.load(
+        make_run(change=change, header={"name": EVIL, "command": "run ```\n<b>x</b>"})
+    )
+    text = analysis.write_markdown(run, tmp_path / "out.md", by="init").read_text()
+    outside = re.sub(r"(`{3,}).*?\1", "", text, flags=re.DOTALL)
+    outside = re.sub(r"`[^`\n]*`", "", outside)
+    assert not re.search(r"<img|javascript|@everyone|<b>|^# d", outside, re.MULTILINE)
+    assert "40 trials: 31 complete" in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(len(re.findall(r"(?<!\\)\|", a)) >= 3 for a in tables)
+
+
+def test_code_span():
+    assert code("a`b|c\n d") == "`a'b\\|c d`"
+    assert code("") == "` `"

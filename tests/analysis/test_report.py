@@ -1,0 +1,313 @@
+"""The report: escaping, and how a real browser shows it."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import analysis
+from analysis import numbers
+from analysis.numbers import percent
+from analysis.report import columns
+from analysis.report import data as plots
+from analysis.report import page as report
+
+EVIL = (
+    "</script><script>window.evil = 1</script><img src=x"
+    ' onerror="window.evil=1"><!--\u2028\'"&amp;'
+)
+
+
+class Elements(HTMLParser):
+    """Collects start tags with their attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def evil_run(make_run):
+    def change(record):
+        record["config"]["init"] = {"none": EVIL}.get(
+            record["config"]["init"], record["config"]["init"]
+        )
+        record["config"][EVIL] = EVIL
+        record["host"] = EVIL
+        record["versions"][EVIL] = EVIL
+        for stage in record["stages"]:
+            stage["name"] = EVIL
+        if record["error"]:
+            record["error"] = {"type": EVIL, "message": EVIL, "traceback": EVIL}
+        if record["number"] < 4:
+            record["metrics"][EVIL] = 1.0
+
+    header = {
+        "name": EVIL,
+        "command": EVIL,
+        "params": ["init", "finetune.lr", EVIL],
+        "spec": {EVIL: EVIL},
+    }
+    path = make_run("evil", header=header, change=change)
+    (path / "trials" / EVIL.replace("/", "")).mkdir()
+    return path
+
+
+def test_json_for_script_cannot_leave_its_element():
+    text = report.json_for_script({"a": EVIL + "\u2029", "b": ["</", "<!--"]})
+    assert not re.search("[<>&\u2028\u2029]", text)
+    assert json.loads(text)["a"] == EVIL + "\u2029"
+    with pytest.raises(ValueError, match="Out of range"):
+        report.json_for_script([float("nan")])
+
+
+def test_nothing_from_the_run_becomes_markup(make_run):
+    text = analysis.write_report(evil_run(make_run)).read_text()
+    elements = Elements(text).found
+    assert sum(tag == "script" for tag, _ in elements) == 3
+    assert not any(
+        tag in ("img", "iframe", "object", "link", "form") for tag, _ in elements
+    )
+    assert not any(
+        name.startswith("on") for _, attributes in elements for name in attributes
+    )
+    assert text.count("plotly.js v") == 1
+
+
+def test_nothing_is_asked_of_a_network(make_run):
+    text = analysis.write_report(make_run(trials=8)).read_text()
+    for _, attributes in Elements(text).found:
+        assert not any(
+            (attributes.get(name) or "").startswith(("http", "//"))
+            for name in ("src", "href", "action")
+        )
+    own = text.replace(report._plotly(), "")
+    assert set(re.findall(r"https?://[^\"' ]+", own)) <= {"http://www.w3.org/2000/svg"}
+    assert "@import" not in own
+    assert "url(" not in own
+    policy = next(
+        a["content"]
+        for _, a in Elements(text).found
+        if a.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+
+
+def test_report_goes_where_it_is_told(make_run, tmp_path):
+    path = make_run(trials=8)
+    assert analysis.write_report(path) == path / "report.html"
+    assert analysis.write_report(path, tmp_path / "elsewhere.html").is_file()
+    with pytest.raises(ValueError, match="give out"):
+        analysis.write_report([path, path])
+
+
+def test_several_runs_are_compared_on_one_page(make_run, tmp_path):
+    paths = [make_run("one", trials=8), make_run("two", seed=1, trials=6)]
+    text = analysis.write_report(paths, tmp_path / "both.html").read_text()
+    assert "Comparison of sweeps" in text
+    for part in (
+        "<h2>Compared by run</h2>",
+        "<th scope='row'>one</th>",
+        "<th scope='row'>two</th>",
+        "after 4 configurations",
+    ):
+        assert part in text
+
+
+def test_seeds_are_told_once(make_run):
+    text = analysis.write_report(make_run(trials=60, replicates=3)).read_text()
+    assert "They are 20 configurations, each with up to 3 seeds." in text
+    assert text.count("over seeds; the trial is the seed nearest the mean") == 1
+
+
+def test_page_data(make_run, demo_run):
+    data = plots.page_data(demo_run)
+    assert data["colour"] == "config/init"
+    assert len(data["front"]) == len(analysis.load(make_run("again")).front())
+    share = data["progress"]["share"]
+    assert share == sorted(share)
+    assert 0 < share[-1] <= 1
+    effect = next(e for e in data["effects"] if e["parameter"] == "init")
+    assert sum(level["count"] for level in effect["levels"]) == 31
+    assert {t["stage"] for t in data["curves"]["trials"]} == {"wfn"}
+
+
+def test_explained_variance():
+    values = np.array([1.0, 2.0, 3.0, 11.0, 12.0, 13.0])
+    assert columns.explained([0, 0, 0, 1, 1, 1], values) > 0.7
+    assert columns.explained([0, 1, 0, 1, 0, 1], values) < 0.2
+    assert columns.explained([0] * 6, values) == 0.0
+
+
+def test_browser_draws_all_and_runs_nothing_of_the_run(make_run, open_page):
+    """A script or handler from the run, were there one, would meet the policy and a message
+    on the console.
+    """
+    page = open_page(analysis.write_report(evil_run(make_run), by="init"))
+    assert page.console == []
+    dom = page.dom
+    elements = Elements(dom).found
+    plots_ = [a for _, a in elements if "js-plotly-plot" in (a.get("class") or "")]
+    assert {
+        "front-plot",
+        "curves-plot",
+        "progress-plot",
+        "importance-plot",
+        "compare-plot",
+    } <= {attributes.get("id") for attributes in plots_}
+    assert len(plots_) > 7  # and one for each choice that is compared
+    assert not any(
+        tag == "img" or "onerror" in attributes for tag, attributes in elements
+    )
+    assert page.run("return window.evil === undefined")
+    assert f"<h1>{EVIL}</h1>" in html.unescape(dom)
+
+
+def three_objectives(make_run) -> Path:
+    bounds = {"accuracy": ("max", 0.85), "latency_ms": ("min", 9.0)}
+    bounds["num_params"] = ("min", None)
+    objectives = [
+        {"metric": metric, "mode": mode, "bound": bound}
+        for metric, (mode, bound) in bounds.items()
+    ]
+    return make_run(header={"objectives": objectives})
+
+
+ROWS = "[...document.querySelectorAll('tbody tr[data-row]')]"
+
+
+def test_browser_ties_marks_to_rows_and_fits_a_phone(make_run, open_page):
+    path = three_objectives(make_run)
+    page = open_page(analysis.write_report(path), 500)
+    best = analysis.load(path).complete()["metric/accuracy"].max()
+    cell = f"return {ROWS}.filter((r) => !r.hidden)[0].cells[2].textContent"
+    assert page.run(cell) == percent(best, 2)
+    on = page.run("""
+        const plot = $('front-plot');
+        const trace = plot.data.findLast((t) => t.customdata);
+        const curveNumber = plot.data.lastIndexOf(trace);
+        Plotly.Fx.hover(plot, [{ curveNumber, pointNumber: 0 }]);
+        const texts = [...plot.querySelectorAll('.hoverlayer text')];
+        const hover = texts.map((t) => t.textContent).join(' ');
+        plot.emit('plotly_click', { points: [{ customdata: trace.customdata[0] }] });
+        const rows = [...document.querySelectorAll('tr.on')];
+        return {
+          rows: rows.map((r) => Number(r.dataset.row) - trace.customdata[0]),
+          hover: hover.includes('Trial ' + D.ids[trace.customdata[0]]),
+          lines: document.querySelectorAll('.parallel path.on').length,
+          bounds: plot.layout.shapes.length,
+        };
+    """)
+    assert on == {"rows": [0], "hover": True, "lines": 1, "bounds": 2}
+    page.run("document.querySelectorAll('#table thead button')[2].click()")
+    assert page.run(cell) == "40.00 %"
+    page.run("""
+        const search = document.querySelector('#table-controls input[type=search]');
+        search.value = 'failed';
+        search.dispatchEvent(new Event('input'));
+    """)
+    assert page.run(f"return {ROWS}.filter((r) => !r.hidden).length") == 3
+    page.run("$('theme').click()")
+    assert page.run("return document.documentElement.dataset.theme") == "dark"
+    assert page.run("return $('front-plot').layout.font.color") == "#e9ebed"
+    assert (
+        page.run("""
+        const root = document.documentElement;
+        return root.scrollWidth - root.clientWidth;
+    """)
+        == 0
+    )
+    assert page.run("return document.querySelectorAll('.segments button').length") == 2
+    selects = "document.querySelectorAll('#front-controls select').length"
+    assert page.run(f"return {selects}") == 4
+    assert page.run("return performance.getEntriesByType('resource').length") == 0
+    assert page.console == []
+
+
+def test_browser_sorts_plain_tables(demo_page):
+    hits = demo_page.run("""
+        const heads = [...document.querySelectorAll('#stages thead button')];
+        heads.find((b) => b.textContent === 'Hits').click();
+        const rows = [...document.querySelectorAll('#stages tbody tr')];
+        return rows.map((r) => Number(r.cells[3].textContent));
+    """)
+    assert len(hits) > 2
+    assert hits == sorted(hits, reverse=True)
+
+
+def test_browser_leaves_out_the_front_of_a_run_without_a_complete_trial(
+    make_run, open_page
+):
+    def interrupt(record):
+        record["status"] = "interrupted"
+        record["metrics"] = {}
+
+    path = analysis.write_report(make_run(trials=3, change=interrupt))
+    page = open_page(path)
+    assert page.run("return document.getElementById('front') === null")
+    assert page.run(f"return {ROWS}.length") == 3
+    assert "No complete trial" in path.read_text()
+    assert page.console == []
+
+
+def test_the_page_writes_numbers_as_python_does(demo_page):
+    rng = np.random.default_rng(0)
+    values = [0.0, 1.0, -2.5, 0.5, 1234.5, 2.0**53, 1e15, 1e21, 0.125, 9.9995e-5]
+    values += (10 ** rng.uniform(-9, 17, 400) * rng.choice([-1, 1], 400)).tolist()
+    values += np.round(rng.uniform(0, 20000, 200), 1).tolist()
+    values += (rng.integers(0, 20000, 400) / 2 ** rng.integers(0, 18, 400)).tolist()
+    for name, write in (
+        ("number(v)", numbers.number),
+        ("plain(v)", lambda v: numbers.plain(v)),
+        ("figure(v, 'fraction')", lambda v: numbers.figure(v, "fraction")),
+    ):
+        kept = (
+            values
+            if name != "figure(v, 'fraction')"
+            else [v for v in values if abs(v) < 1e15]
+        )
+        shown = demo_page.run(f"return {json.dumps(kept)}.map((v) => {name})")
+        assert shown == [write(v) for v in kept]
+
+
+def test_a_value_is_the_same_in_report_markdown_and_terminal(
+    make_run, open_page, tmp_path
+):
+    """Over seeds too, and where rounding to six digits and then to four would differ."""
+
+    def change(record):
+        if record["status"] == "complete":
+            record["metrics"] |= {"gmacs": 0.12344996 + 1e-3 * record["number"]}
+
+    path = make_run(trials=24, change=change)
+    run = analysis.load(path)
+    front = analysis.front_text(run)
+    markdown = analysis.write_markdown(run, tmp_path / "out.md").read_text()
+    page = open_page(analysis.write_report(run))
+    for _, row in front.iterrows():
+        cells = page.run(
+            f"const row = ROW.get({json.dumps(row['trial_id'])});"
+            "return D.columns.map((c) => show(c, row));"
+        )
+        for name in ("accuracy", "gmacs", "finetune.lr"):
+            assert row[name] in cells
+            assert row[name] in markdown
+    assert "0.1234" in set(front["gmacs"])
+    replicated = analysis.load(make_run("seeds", trials=24, replicates=3))
+    page = open_page(analysis.write_report(replicated))
+    for _, row in analysis.front_text(replicated).iterrows():
+        lines = page.run(
+            f"return describe(ROW.get({json.dumps(row['trial_id'])}), '\\n')"
+        )
+        assert row["accuracy"] in lines
+        assert "±" in row["accuracy"]

@@ -1,0 +1,56 @@
+"""The smallest config of every stage on each kind of model, for the tests that run them all."""
+
+from typing import Any
+
+TRAIN = {"epochs": 2, "batch_size": 40, "lr": 1e-3, "warmup": 0, "augment": "flip"}
+WFN = {
+    "percentages": [0.5, 1.0],
+    "first_epoch": 1,
+    "fixing_epochs": 1,
+    "batch_size": 40,
+    "lr": 1e-3,
+    "augment": "flip",
+    "distance_allowed": 0.1,
+}
+AUX = TRAIN | {
+    "patch_size": 16,
+    "embed_dim": 16,
+    "num_heads": 2,
+    "distill": {"teacher": "source", "kind": "soft", "alpha": 1},
+}
+NVIT = TRAIN | {
+    "latency": "macs",
+    "measure": False,
+    "latency_target": 0.3,
+    "interval_prune": 2,
+    "prune_per_iter": 48,
+    "groups": {"embed": 4, "heads": 1, "qk": 2, "v": 2, "mlp": 8},
+}
+CASES: dict[str, dict[str, Any]] = {
+    "finetune": {"vit": TRAIN, "resnet": TRAIN},
+    "random_init": {
+        "vit": {"args": {"embed_dim": 16}},
+        "resnet": {"args": {"width": 4}},
+    },
+    "weight_selection": {
+        "vit": {"args": {"embed_dim": 16, "depth": 1}},
+        "resnet": {"args": {"width": 4}},
+    },
+    "sws_aux": {"vit": AUX | {"repeats": [1, 2]}},
+    "sws_expand": {"vit": {"layers_source": [0, 1, 1]}},
+    "lets_aux": {"vit": AUX | {"gene_dim": 8, "depth": 4}},
+    "lets_expand": {"vit": {"width": 8, "depth": 3}},
+    "tleg_aux": {"vit": AUX | {"depth": 3}},
+    "tleg_expand": {"vit": {"depth": 2}},
+    "nvit": {"vit": NVIT, "resnet": "is a ViT or DeiT"},
+    "asp": {"vit": {"measure": False}, "resnet": "no Linear layer"},
+    "wfn": {"vit": WFN, "resnet": WFN},
+    "uniform_quant": {"vit": {"bits": 4}, "resnet": {"bits": 4}},
+    "kmeans_quant": {
+        "vit": {"clusters": 8},
+        "resnet": {"clusters": 8, "scope": "network"},
+    },
+}
+"""Stage → source → config, or a text that its refusal must hold."""
+FIRST = {"sws_expand": "sws_aux", "lets_expand": "lets_aux", "tleg_expand": "tleg_aux"}
+"""Stage → the stage that makes its input; others take the source."""
