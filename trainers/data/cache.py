@@ -275,9 +275,8 @@ def _published(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[st
     folder.parent.mkdir(parents=True, exist_ok=True)
     # it saves doing the same work twice; correctness never depends on the lock
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        notes = _whole(
-            folder
-        )  # another process may have built it while this one waited
+        # another process may have built it while this one waited
+        notes = _whole(folder)
         if notes is not None:
             return notes
         if folder.exists():

@@ -32,9 +32,8 @@ Split = Literal["train", "val", "test"]
 
 IN_MEMORY_PX = 96
 LARGE_PX = 224  # what a model sees of large images unless the config says otherwise
-ON_DEVICE_BYTES = (
-    4 << 30
-)  # larger pixel arrays stay in host memory and are copied batch by batch
+# larger pixel arrays stay in host memory and are copied batch by batch
+ON_DEVICE_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -149,9 +148,8 @@ def load_data(config: DataConfig, cache_dir: Path) -> Data:
         info=info,
         class_names=dataset.class_names,
         fingerprint=_fingerprint(config, info, content, in_memory),
-        train=images(
-            "train", train_rows
-        ),  # in stratified order: the first batches show every class
+        # in stratified order: the first batches show every class
+        train=images("train", train_rows),
         val=images("train", np.sort(val_rows)),
         test=images("test", np.sort(test_rows)),
     )

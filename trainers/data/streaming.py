@@ -87,9 +87,8 @@ class _Samples(Dataset[_Sample]):
     ) -> None:
         self.part, self.rows, self.labels = reader.part, rows.numpy(), labels.numpy()
         self.transform = transform
-        self.attempts = (
-            reader.max_unreadable + 1 if substitute else 1
-        )  # more failures than that are an error
+        # more failures than that are an error
+        self.attempts = reader.max_unreadable + 1 if substitute else 1
 
     def __getitem__(self, key: Key) -> _Sample:
         position, seed = key
@@ -147,9 +146,8 @@ class Streams:
             collate_fn=_collate,
             pin_memory=data.pin_memory and device.type == "cuda",
             persistent_workers=training and data.workers > 0,
-            generator=torch.Generator().manual_seed(
-                0
-            ),  # else the loader draws from torch's global one
+            # else the loader draws from torch's global one
+            generator=torch.Generator().manual_seed(0),
         )
 
     def train(
@@ -204,9 +202,8 @@ def _seeded(seed: int) -> Iterator[None]:
     )
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(
-        seed
-    )  # torch.manual_seed would seed the accelerators too
+    # torch.manual_seed would seed the accelerators too
+    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:

@@ -141,9 +141,8 @@ class MeanVit(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of images (B, 3, S, S)."""
-        with torch.autocast(
-            images.device.type, enabled=False
-        ):  # weights are computed as precisely as they are kept
+        # weights are computed as precisely as they are kept
+        with torch.autocast(images.device.type, enabled=False):
             outer, layers = self.weights()
         kernel = outer["patch_embed.proj.weight"]
         x = F.conv2d(
