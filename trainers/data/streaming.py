@@ -110,7 +110,9 @@ class _Samples(Dataset[_Sample]):
 
 
 class _Keys(Sampler[list[Key]]):
-    """The batches of the coming pass, set before each: loader processes so live over epochs."""
+    """The batches of the next pass. They are set before each pass, so that loader processes live
+    on from epoch to epoch.
+    """
 
     def __init__(self) -> None:
         self.positions: Sequence[Tensor] = ()
@@ -195,11 +197,9 @@ def _seeded(seed: int) -> Iterator[None]:
     """Seed the global generators that timm's transforms draw from, and put them back
     (loaders may run in-process).
     """
-    python, numpy, torch_state = (
-        random.getstate(),
-        np.random.get_state(),
-        torch.get_rng_state(),
-    )
+    python = random.getstate()
+    numpy = np.random.get_state()
+    torch_state = torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
     # torch.manual_seed would seed the accelerators too

@@ -117,11 +117,9 @@ class MeanVit(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        self.num_heads, self.norm_eps, self.norm_before_pool = (
-            num_heads,
-            norm_eps,
-            norm_before_pool,
-        )
+        self.num_heads = num_heads
+        self.norm_eps = norm_eps
+        self.norm_before_pool = norm_before_pool
         self.drop_rate = drop_rate
         self.drop_path_rates = [
             drop_path_rate * i / max(depth - 1, 1) for i in range(depth)

@@ -52,7 +52,7 @@ def _fused(module: nn.Module, optimizer: str) -> dict[str, Any]:
 
 
 def check_train_config(config: TrainConfig, num_train: int) -> None:
-    """Find what a fit on `num_train` images would refuse, before it starts.
+    """Refuse what a fit on `num_train` images would refuse, before it starts.
 
     Raises:
         ValueError: batch size, warm-up or optimiser do not fit.
@@ -158,7 +158,7 @@ class Schedule:
                 )
 
     def after_epoch(self, epoch: int, accuracy: float | None) -> None:
-        """Tell `plateau` the validation accuracy (a fraction) at the end of an epoch."""
+        """End an epoch with this validation accuracy (a fraction); only `plateau` looks at it."""
         if self.config.schedule == "plateau":
             self._lr.step(epoch + 1, accuracy)
 
