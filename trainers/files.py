@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and the CPUs of this machine."""
+"""Files that are whole or absent."""
 
 import contextlib
 import hashlib
