@@ -6,6 +6,7 @@ this session's Ray.
 """
 
 import json
+import platform
 import socket
 import subprocess
 import sys
@@ -18,9 +19,10 @@ from typer.testing import CliRunner
 
 from sweeps.check import check_spec
 from sweeps.cli.main import app
-from sweeps.drive import cluster
-from sweeps.drive.cluster import check_address, check_nodes
+from sweeps.drive import cluster, nodes
+from sweeps.drive.cluster import check_address
 from sweeps.drive.driver import run_sweep
+from sweeps.drive.nodes import check_nodes
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.reproduce import reproduce
@@ -95,26 +97,53 @@ def test_something_else_listens(monkeypatch: pytest.MonkeyPatch) -> None:
         check_address(f"127.0.0.1:{server.getsockname()[1]}")
 
 
-def test_other_versions_are_named() -> None:
+def failing_with(
+    monkeypatch: pytest.MonkeyPatch, statement: str, address: str = "auto"
+) -> str:
+    """What a user reads where Ray's connection ends like this."""
+    monkeypatch.setattr(cluster, "_check_port", lambda address: None)
+    probe = cluster._PROBE.replace("import ray\n", "").replace(
+        'ray.init(sys.argv[1], log_to_driver=False, logging_level="CRITICAL")',
+        statement,
+    )
+    monkeypatch.setattr(cluster, "_PROBE", probe)
+    with pytest.raises(SpecError) as refusal:
+        check_address(address)
+    return str(refusal.value)
+
+
+def test_other_versions_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError) as refusal:
         ray._private.utils.check_version_info(
             {"ray_version": "2.9.0", "python_version": "3.8.1"}, "here"
         )
-    told = cluster._told("head:6379", f"Traceback\n{refusal.value}")
-    assert told.startswith(
-        "--address head:6379: the cluster has other versions: The cluster was started"
-        " with: Ray: 2.9.0"
+    raised = f"raise RuntimeError({str(refusal.value)!r})"
+    said = failing_with(monkeypatch, raised, "head:6379")
+    assert said.startswith(
+        "--address head:6379: the cluster does not take this process"
     )
-    assert "Python: 3.8.1" in told
-    assert f"Ray: {ray.__version__}" in told
+    for version in (ray.__version__, platform.python_version(), "2.9.0", "3.8.1"):
+        assert version in said
+    assert "\n" not in said
 
 
-def test_no_cluster_on_this_machine() -> None:
-    told = cluster._told(
-        "auto",
-        "ConnectionError: Could not find any running Ray instance. Please specify",
-    )
-    assert "no Ray runs on this machine; start one (`ray start --head`)" in told
+def test_no_cluster_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises a ConnectionError there, whatever it says in it."""
+    said = failing_with(monkeypatch, "raise ConnectionError('words')")
+    assert "no Ray runs on this machine; start one (`ray start --head`)" in said
+
+
+def test_ray_may_end_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = "print('GCS is gone', file=sys.stderr); sys.exit(1)"
+    said = failing_with(monkeypatch, ended, "head:6379")
+    assert said == "--address head:6379: Ray does not connect: GCS is gone"
+
+
+def test_the_client_needs_grpc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_check_port", lambda address: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SpecError, match=r"pip install 'compression-sweeps\[client\]'"):
+        check_address("ray://head:10001")
 
 
 def test_from_outside_the_storage_must_be_the_cluster_s(
@@ -160,7 +189,7 @@ def test_nodes_that_could_run_nothing(
         | answer
     )
     assert check_nodes(tmp_path) == []  # the real probe, on this machine
-    monkeypatch.setattr(cluster, "_node_probe", lambda: lambda folder, token: told)
+    monkeypatch.setattr(nodes, "_node_probe", lambda: lambda folder, token: told)
     with pytest.raises(SpecError, match=message):
         check_nodes(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -171,7 +200,7 @@ def test_other_libraries_are_told(
 ) -> None:
     versions = {"torch": "1.0", "timm": "0", "numpy": "1", "optuna": "1"}
     told = json.dumps({"host": "far", "versions": versions, "problem": None})
-    monkeypatch.setattr(cluster, "_node_probe", lambda: lambda folder, token: told)
+    monkeypatch.setattr(nodes, "_node_probe", lambda: lambda folder, token: told)
     lines = check_nodes(tmp_path)
     assert len(lines) == 4
     assert lines[0].startswith("node far has torch 1.0, this process ")
