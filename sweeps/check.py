@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from compress.library import default_data_cache as default_data_cache
 from compress.metrics import TEXT, Conditions, missing_because, trial_metrics
 from compress.pipeline import NamedStage, check_pipeline
 from sweeps.check_search import check_search
@@ -25,6 +26,7 @@ from sweeps.spec.plugins import absolute_entries, load_plugins, plugins_of
 from sweeps.spec.yaml_text import SpecError
 from trainers.config import DataConfig, FitOptions, SourceConfig
 from trainers.data.splits import DataInfo, data_info
+from trainers.machine import usable_cores
 from trainers.models.arch import Arch
 from trainers.models.source import source_arch
 from trainers.plugins import PluginFile
@@ -109,19 +111,10 @@ def _check_sampler(spec: Spec, space: Space) -> None:
 
 
 def _check_cores(spec: Spec) -> None:
-    wanted, have = (
-        spec.resources,
-        (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        ),
-    )
-    cpus = wanted.cpus or have
-    workers, what = (
-        wanted.workers,
-        (f"{wanted.workers} workers x " if wanted.workers > 1 else ""),
-    )
+    wanted = spec.resources
+    cpus = wanted.cpus or usable_cores()
+    workers = wanted.workers
+    what = f"{workers} workers x " if workers > 1 else ""
     if workers * wanted.cpus_per_worker > cpus:
         raise SpecError(
             f"resources.cpus_per_worker: {what}{wanted.cpus_per_worker} cores asked"
@@ -254,14 +247,3 @@ def _check_objectives(
             )
         if objective.bound is not None and not math.isfinite(objective.bound):
             raise SpecError(f"objectives.{i}.bound: must be a finite number")
-
-
-def default_data_cache() -> Path:
-    """Where decoded images are kept: $SWEEPS_DATA_CACHE, or a folder of the user's cache."""
-    base = os.environ.get("SWEEPS_DATA_CACHE")
-    if base:
-        return Path(base)
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        / "compression-sweeps"
-    )
