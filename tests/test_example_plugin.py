@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compress.testing import check_stage
 
 from compress.metrics import measurements, metrics
 from compress.pipeline import stages
+from compress.testing import check_stage
 from trainers import plugins
 from trainers.config import DataConfig
 from trainers.data.open import open_dataset

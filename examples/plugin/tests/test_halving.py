@@ -1,7 +1,8 @@
 """What compression-sweeps promises of every stage holds for this one."""
 
-from compress.testing import check_stage
 from halving import Halve
+
+from compress.testing import check_stage
 
 
 def test_halve() -> None:
