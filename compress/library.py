@@ -1,6 +1,5 @@
 """A whole pipeline from Python: no spec, no Ray, no run folder."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from compress.pipeline import (
 from compress.stage import Stage
 from trainers.config import DataConfig, SourceConfig
 from trainers.data.splits import data_info, load_data
+from trainers.files import default_data_cache, user_cache
 from trainers.models.source import source_arch
 
 StageGiven = Stage | tuple[str, Mapping[str, Any]] | str
@@ -94,18 +94,6 @@ def measured(
     )
     quantized = any(stage.phase == "quantize" for stage in result.stages)
     return measure(final, quantized=quantized)
-
-
-def user_cache() -> Path:
-    """The user's folder for what can be computed again: `$XDG_CACHE_HOME` or `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "compression-sweeps"
-
-
-def default_data_cache() -> Path:
-    """Where decoded images are kept: `$SWEEPS_DATA_CACHE`, or a folder of the user's cache."""
-    base = os.environ.get("SWEEPS_DATA_CACHE")
-    return Path(base) if base else user_cache()
 
 
 def _data_cache(given: Path | str | None) -> Path:

@@ -112,10 +112,8 @@ def _fault(module: Any) -> str | None:
         timm.models.VisionTransformerDistilled,
     ):
         return f"it is a {type(module).__name__}"
-    distilled, identity = (
-        isinstance(module, timm.models.VisionTransformerDistilled),
-        nn.Identity,
-    )
+    identity = nn.Identity
+    distilled = isinstance(module, timm.models.VisionTransformerDistilled)
     checks = {
         "another patch embedding": (
             type(module.patch_embed) is timm.layers.PatchEmbed
