@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from compress.stage import Context
 from trainers.config import AugmentConfig, DataConfig, TrainConfig
 from trainers.data.splits import Data, DataInfo, Images, PixelStore
-from trainers.models.arch import Arch, ModelState, make_arch
+from trainers.models.arch import Arch, ModelState
+from trainers.models.make import make_arch
 from trainers.training.fit import Hook, fit
 from trainers.training.losses import Objective, TaskObjective
 

@@ -18,8 +18,9 @@ from compress.wfn.clustering import cluster
 from compress.wfn.regulariser import PullTable
 from compress.wfn.stage import HoldFixed, fixable_parameters, flat
 from trainers.config import AugmentConfig, EmaConfig
-from trainers.models.arch import ModelState, make_arch
-from trainers.models.pruned_vit import from_timm
+from trainers.models.arch import ModelState
+from trainers.models.make import make_arch
+from trainers.models.from_timm import from_timm
 from trainers.training.fit import Hook
 
 

@@ -21,7 +21,7 @@ from compress.wfn.clustering import cluster
 from compress.wfn.regulariser import PullTable, pull
 from compress.wfn.stage import fixable_parameters, flat
 from trainers.models.arch import ModelState
-from trainers.models.pruned_vit import dense_arch
+from trainers.models.from_timm import dense_arch
 
 
 def latency(bench: Bench) -> None:

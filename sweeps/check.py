@@ -253,14 +253,3 @@ def _check_objectives(
 
 def _is_of_test_set(metric: str) -> bool:
     return metric.startswith(_TEST) and metric.removeprefix(_TEST) in epoch_metrics()
-
-
-def default_data_cache() -> Path:
-    """Where decoded images are kept: $SWEEPS_DATA_CACHE, or a folder of the user's cache."""
-    base = os.environ.get("SWEEPS_DATA_CACHE")
-    if base:
-        return Path(base)
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        / "compression-sweeps"
-    )

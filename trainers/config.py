@@ -54,7 +54,7 @@ Duration = Annotated[float | str, AfterValidator(_check_duration)]
 def duration_in_steps(
     duration: float | str, steps_per_epoch: int, total_steps: int
 ) -> int:
-    """The one place that turns epochs, steps or percent into optimiser steps (rounded)."""
+    """A duration as a number of optimiser steps, rounded."""
     if not isinstance(duration, str):
         return round(duration * steps_per_epoch)
     match = _DURATION.match(duration)
@@ -263,7 +263,7 @@ class EmaConfig(Config):
 
 
 class FitOptions(Config):
-    """All options of a fit but its length: schedule, optimiser, regularisation,
+    """All options of a fit except its length: schedule, optimiser, regularisation,
     augmentation, precision.
     """
 
@@ -354,13 +354,13 @@ class FitOptions(Config):
 
 
 class TrainConfig(FitOptions):
-    """One fit."""
+    """All options of a fit."""
 
     epochs: int = Field(300, ge=0)
 
 
 class SourceConfig(Config):
-    """The source model."""
+    """The model that a pipeline starts from."""
 
     model: str | None = Field(
         None,

@@ -105,7 +105,7 @@ class Remote:
             self.upload(path, f"{relative}/{path.relative_to(folder).as_posix()}")
 
     def download(self, relative: str, path: Path) -> None:
-        """Copy a file here; it appears whole."""
+        """Copy a file to `path`, where it appears whole."""
         from pyarrow import fs
 
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,8 +131,10 @@ class Remote:
     def download_missing(
         self, relative: str, folder: Path, skip: Sequence[str] = ()
     ) -> int:
-        """Copy here what `folder` lacks of the files below `relative`, but for names in
-        `skip`; how many.
+        """Copy the files below `relative` that `folder` lacks, except those named in `skip`.
+
+        Returns:
+            How many files were copied.
         """
         count = 0
         for name in self.files(relative):

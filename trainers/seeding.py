@@ -1,4 +1,4 @@
-"""Seeds that flow from one number."""
+"""All seeds of a trial are derived from one root seed."""
 
 import hashlib
 import random
@@ -16,7 +16,7 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def seed_everything(seed: int) -> None:
-    """Set Python's, NumPy's and torch's global generators."""
+    """Seed the global generators of Python, NumPy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # timm draws from this one
     torch.manual_seed(seed)

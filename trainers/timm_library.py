@@ -4,7 +4,8 @@
 
 is cheap. Using it (`timm.layers.DropPath`) imports timm, which takes some two seconds, mostly for
 torchvision. Before that the operators that torchvision's import asks for are declared, so that it
-passes beside any build of torch.
+passes beside any build of torch. It is used to build models and optimisers, not in a forward pass:
+torch.compile cannot follow it.
 """
 
 from functools import lru_cache

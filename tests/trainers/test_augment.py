@@ -31,9 +31,8 @@ from trainers.data.randaugment import (
     geometric_matrix,
 )
 
-timm_augment = importlib.import_module(
-    "timm.data.auto_augment"
-)  # after trainers, which makes it importable
+# after trainers, which makes it importable
+timm_augment = importlib.import_module("timm.data.auto_augment")
 CPU = torch.device("cpu")
 FILL = (12, 40, 250)
 WITH_INCREASING = (
@@ -114,18 +113,16 @@ def test_operation_is_timms(
             )
             to_args = timm_augment.LEVEL_TO_ARG[theirs_name]
             args = to_args(level, {}) if to_args else ()
-            if (
-                theirs_name == "Posterize" and args[0] == 0
-            ):  # Pillow refuses 0 bits; see the test of it
+            # Pillow refuses 0 bits; see the test of it
+            if theirs_name == "Posterize" and args[0] == 0:
                 continue
             apply: Any = timm_augment.NAME_TO_OP[theirs_name]
             theirs = [
                 apply(p, *args, fillcolor=FILL, resample=Image.Resampling.BILINEAR)
                 for p in to_pil(images)
             ]
-            limit = (
-                1 if name in GEOMETRIC else 0
-            )  # Pillow truncates what it interpolates, we round
+            # Pillow truncates what it interpolates, we round
+            limit = 1 if name in GEOMETRIC else 0
             assert (
                 difference(
                     apply_only(name, images, level, sign, increasing), theirs
@@ -227,9 +224,8 @@ def test_resized_crop_is_pillows(images: torch.Tensor) -> None:
         for p in to_pil(smooth)
     ]
     theirs[1] = theirs[1].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    inner = difference(ours, theirs)[
-        :, :, 2:-2, 2:-2
-    ]  # at its edge a crop of ours sees the pixels beyond
+    # at its edge a crop of ours sees the pixels beyond
+    inner = difference(ours, theirs)[:, :, 2:-2, 2:-2]
     assert inner.max() <= 1
 
 
@@ -284,9 +280,8 @@ def test_three_augment_is_one_of_three(images: torch.Tensor) -> None:
 
 
 def test_color_jitter_stays_in_its_range() -> None:
-    level = torch.full(
-        (200, 3, 4, 4), 100, dtype=torch.uint8
-    )  # of one grey colour only brightness shows
+    # of one grey colour only brightness shows
+    level = torch.full((200, 3, 4, 4), 100, dtype=torch.uint8)
     values = color_jitter(level, 0.4, rng()).flatten(1)[:, 0].float()
     assert 59 <= values.min() < 65
     assert 135 < values.max() <= 140

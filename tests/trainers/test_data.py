@@ -23,10 +23,11 @@ from trainers.data.splits import (
 
 CPU = torch.device("cpu")
 PLAIN = AugmentConfig(preset="none")
+# normalised values are the levels
 RAW = {
     "mean": (0.0, 0.0, 0.0),
     "std": (1 / 255, 1 / 255, 1 / 255),
-}  # normalised values are the levels
+}
 
 
 @pytest.fixture(autouse=True)
@@ -290,9 +291,8 @@ def test_workers_and_accumulation_share_each_global_batch(
             assert len(images) == micro
             assert labels.tolist() == [level % 2 for level in levels(images)]
             seen[number // accumulation] += levels(images)
-    paths = {
-        row: 2 * row if row < 20 else 2 * (row - 20) + 1 for row in range(40)
-    }  # files are sorted by class
+    # files are sorted by class
+    paths = {row: 2 * row if row < 20 else 2 * (row - 20) + 1 for row in range(40)}
     assert seen == [[paths[row] for row in step] for step in expected.tolist()]
 
 

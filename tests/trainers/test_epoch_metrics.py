@@ -63,9 +63,8 @@ def test_classes_without_images() -> None:
     assert auroc(logits, labels) is not None
     assert auroc(wide, labels) is None
     assert auroc(logits[labels == 1], labels[labels == 1]) is None
-    only = labels.clamp(
-        max=0
-    )  # all images of one class: no other image to compare with
+    # all images of one class: no other image to compare with
+    only = labels.clamp(max=0)
     assert auroc(logits[:, :1], only) is None
     # a class that was predicted and has no images lowers F1, not the balanced accuracy
     wide[0, 3] = 99.0
@@ -78,11 +77,12 @@ def test_known_values() -> None:
     for function, right, wrong in (
         (balanced_accuracy, 1.0, 0.0),
         (f1_macro, 1.0, 0.0),
+        # of three others, the one that is taken for the class is above
         (
             auroc,
             1.0,
             1 / 3,
-        ),  # of three others, the one that is taken for the class is above
+        ),
         (ece, 0.0, 1.0),
     ):
         for shift, expected in ((0, right), (1, wrong)):

@@ -80,22 +80,21 @@ class StopAfter(Hook):
 def test_killed_and_resumed_is_bitwise_uninterrupted(
     digits: Data, tmp_path: Path, extra: dict[str, Any]
 ) -> None:
-    augment = (
-        AugmentConfig()
-    )  # DeiT's whole augmentation: every random number must come back
+    # DeiT's whole augmentation: every random number must come back
+    augment = AugmentConfig()
     config = TrainConfig(
         epochs=4, batch_size=40, lr=1e-3, warmup="2 steps", augment=augment, **extra
     )
     whole, resumed = tiny_vit(), tiny_vit()
     expected = run(whole, digits, config, tmp_path / "whole", hooks=[StopAfter()])
     with pytest.raises(KeyboardInterrupt):
-        run(
-            resumed, digits, config, tmp_path / "part", hooks=[StopAfter(crash_at=8)]
-        )  # in the third epoch
+        # in the third epoch
+        run(resumed, digits, config, tmp_path / "part", hooks=[StopAfter(crash_at=8)])
+    # whatever weights the new process starts from
     again, hook = (
         tiny_vit(seed=9),
         StopAfter(),
-    )  # whatever weights the new process starts from
+    )
     result = run(again, digits, config, tmp_path / "part", hooks=[hook])
     assert bits(again) == bits(whole)
     assert hook.steps == result.steps == expected.steps == 12
@@ -239,9 +238,8 @@ def test_hooks_see_gradients_and_may_end_the_fit(
     assert result.steps == 4
     assert len(result.rows) == 2
     assert torch.equal(module.patch_embed.proj.weight, before)  # type: ignore[union-attr]
-    assert (
-        run(tiny_vit(), digits, config, tmp_path, hooks=[Watch()]).steps == 4
-    )  # ended stays ended
+    # ended stays ended
+    assert run(tiny_vit(), digits, config, tmp_path, hooks=[Watch()]).steps == 4
 
 
 def test_training_learns(digits: Data, tmp_path: Path) -> None:

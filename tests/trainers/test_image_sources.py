@@ -233,9 +233,8 @@ def test_unreadable_images_are_named(
     assert name in caplog.text
     assert parts["train"].pixels[:, 0, 0, 0].tolist() == rest
     assert len(parts["train"].labels) == len(rest)
-    with pytest.raises(
-        ValueError, match=name
-    ):  # a cache made under a larger limit does not hide it
+    # a cache made under a larger limit does not hide it
+    with pytest.raises(ValueError, match=name):
         open_pixels(source, tmp_path / "cache", 0)
 
 

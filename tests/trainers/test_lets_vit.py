@@ -208,9 +208,8 @@ def test_random_rows_sum_to_one(scheme: Any) -> None:
         initial_width(scheme, 0.0, 1, 400).amax()
         / initial_width(scheme, 0.0, 1, 400).amin()
     )
-    assert (
-        spread < 3 if scheme == "rand-softmax" else spread > 3
-    )  # e^1 is the most that a softmax of [0, 1] gives
+    # e^1 is the most that a softmax of [0, 1] gives
+    assert spread < 3 if scheme == "rand-softmax" else spread > 3
 
 
 def test_selection_copies_one_unit() -> None:

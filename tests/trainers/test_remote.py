@@ -67,9 +67,8 @@ def test_nodes_share_artifacts(remote: Remote, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     damaged.write_bytes(b"half")
     remote.upload(damaged, "key/model.safetensors")
-    assert (
-        nodes[2].get_or_build("key", build)[1] is False
-    )  # built again, and mended in the store
+    # built again, and mended in the store
+    assert nodes[2].get_or_build("key", build)[1] is False
     assert StageCache(tmp_path / "node-3", remote=remote).get_or_build("key", build)[1]
     assert len(built) == 2
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from trainers.config import TrainConfig
 from trainers.models.arch import Arch, buildable
+from trainers.models.mean_vit import drop_path
+from trainers.timm_library import timm
 from trainers.training.optim import make_optimizer
 
 SIZE: dict[str, Any] = {
@@ -78,6 +80,16 @@ def test_sws_equals_timm_with_copies(
     assert (
         module(IMAGES) - other(IMAGES)
     ).abs().max() > 1e-3  # the order of norm and pooling matters
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("training", [True, False])
+def test_stochastic_depth_is_timms(rate: float, training: bool) -> None:
+    x = torch.randn(8, 3, 2)
+    torch.manual_seed(1)
+    ours = drop_path(x, rate, training)
+    torch.manual_seed(1)
+    assert torch.equal(ours, timm.layers.drop_path(x, rate, training))
 
 
 def test_stochastic_depth_and_dropout_are_timms() -> None:

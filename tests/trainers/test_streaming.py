@@ -24,10 +24,11 @@ from trainers.data.streaming import ImageReader
 
 CPU = torch.device("cpu")
 PLAIN = AugmentConfig(preset="none")
+# normalised values are the levels
 RAW = {
     "mean": (0.0, 0.0, 0.0),
     "std": (1 / 255, 1 / 255, 1 / 255),
-}  # normalised values are the levels
+}
 
 
 @pytest.fixture(autouse=True)

@@ -242,10 +242,8 @@ def three_augment(images: Tensor, rng: np.random.Generator) -> Tensor:
     chosen = rng.integers(3, size=len(images))
     sigma = rng.uniform(*BLUR_SIGMA, len(images))
     rows = chosen.argsort(kind="stable")
-    places, sigmas = (
-        put(rows, images.device),
-        put(sigma[rows], images.device, torch.float32),
-    )
+    places = put(rows, images.device)
+    sigmas = put(sigma[rows], images.device, torch.float32)
     bounds = np.searchsorted(chosen[rows], np.arange(4)).tolist()
     for number, (start, stop) in enumerate(pairwise(bounds)):
         if start == stop:

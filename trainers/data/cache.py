@@ -275,9 +275,8 @@ def _published(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[st
     folder.parent.mkdir(parents=True, exist_ok=True)
     # it saves doing the same work twice; correctness never depends on the lock
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        notes = _whole(
-            folder
-        )  # another process may have built it while this one waited
+        # another process may have built it while this one waited
+        notes = _whole(folder)
         if notes is not None:
             return notes
         if folder.exists():
@@ -302,7 +301,7 @@ def _published(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[st
 
 
 def _replace_folder(beside: Path, folder: Path) -> None:
-    """Rename `beside` to `folder`; what is damaged there goes, what another process made
+    """Rename `beside` to `folder`. A damaged cache there is removed; one that another process made
     meanwhile stays.
     """
     aside = beside.with_suffix(".old")
@@ -331,7 +330,7 @@ def _whole(folder: Path) -> dict[str, Any] | None:
 
 
 def _checksum(file: Path) -> int | None:
-    """CRC-32; None for packed images, each of which has its own way to be found damaged."""
+    """CRC-32; None for packed images: each of them shows damage when it is decoded."""
     if file.suffix == ".bin":
         return None
     checksum = 0

@@ -73,9 +73,8 @@ def auto_contrast(images: Tensor) -> Tensor:
     """ImageOps.autocontrast: each channel stretched to 0..255."""
     low = images.amin(dim=(2, 3), keepdim=True).double()
     high = images.amax(dim=(2, 3), keepdim=True).double()
-    scale = torch.full_like(high, 255).div_(
-        (high - low).clamp_(min=1)
-    )  # 255 / x would round twice
+    # 255 / x would round twice
+    scale = torch.full_like(high, 255).div_((high - low).clamp_(min=1))
     stretched = (images * scale).sub_(low * scale).clamp_(0, 255).to(torch.uint8)
     return torch.where(high > low, stretched, images)
 

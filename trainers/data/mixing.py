@@ -83,17 +83,18 @@ def draw_mix(
     pasted = (
         (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / (height * width)
     )
+    # clipped boxes are smaller than drawn: the label follows the pixels that were pasted
     lam = np.where(mixed, np.where(cut, 1 - pasted, lam), 1.0)
     cut &= mixed
     if config.mix_mode == "batch":
         spread = np.zeros(batch, np.int64)
     elif config.mix_mode == "pair":
+        # image i and its partner from the other end have the i-th draw; the one in the middle of
+        # an odd batch is its own partner and stays as it is
         spread = np.minimum(np.arange(batch), np.arange(batch)[::-1])
-        lam, cut, boxes = (
-            np.append(lam, 1.0),
-            np.append(cut, False),
-            np.append(boxes, [[0, 0, 0, 0]], axis=0),
-        )
+        lam = np.append(lam, 1.0)
+        cut = np.append(cut, False)
+        boxes = np.append(boxes, [[0, 0, 0, 0]], axis=0)
     else:
         spread = np.arange(batch)
     return MixPlan(lam[spread], cut[spread], boxes[spread])
@@ -115,22 +116,16 @@ def _boxes(
             _between(int(side * minmax[0]), int(side * minmax[1]), n, rng)
             for side in (height, width)
         )
-        top, left = (
-            rng.integers(0, height - tall + 1),
-            rng.integers(0, width - wide + 1),
-        )
+        top = rng.integers(0, height - tall + 1)
+        left = rng.integers(0, width - wide + 1)
         return np.stack([top, top + tall, left, left + wide], axis=1)
     ratio = np.sqrt(1 - lam)
     tall, wide = (height * ratio).astype(np.int64), (width * ratio).astype(np.int64)
     y, x = rng.integers(height, size=n), rng.integers(width, size=n)
     edges = [y - tall // 2, y + (tall + 1) // 2, x - wide // 2, x + (wide + 1) // 2]
-    return np.stack(
-        [
-            e.clip(0, limit)
-            for e, limit in zip(edges, (height, height, width, width), strict=True)
-        ],
-        axis=1,
-    )
+    limits = (height, height, width, width)
+    clipped = [e.clip(0, limit) for e, limit in zip(edges, limits, strict=True)]
+    return np.stack(clipped, axis=1)
 
 
 def _between(

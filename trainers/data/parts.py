@@ -211,9 +211,8 @@ def decode(encoded: bytes | Path) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Grey, CMYK, palette, transparent and 16-bit images as 8-bit RGB (transparency is dropped)."""
-    if image.mode.startswith(
-        "I"
-    ):  # convert("RGB") would clip 16 bits to white instead of scaling them
+    # convert("RGB") would clip 16 bits to white instead of scaling them
+    if image.mode.startswith("I"):
         wide = np.asarray(image)
         return Image.fromarray(
             (wide >> 8 if wide.max() > 255 else wide).astype(np.uint8)

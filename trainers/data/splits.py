@@ -32,14 +32,13 @@ Split = Literal["train", "val", "test"]
 
 IN_MEMORY_PX = 96
 LARGE_PX = 224  # what a model sees of large images unless the config says otherwise
-ON_DEVICE_BYTES = (
-    4 << 30
-)  # larger pixel arrays stay in host memory and are copied batch by batch
+# larger pixel arrays stay in host memory and are copied batch by batch
+ON_DEVICE_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a model and a check need to know.
+    """Facts about a data set that a model and a check of a spec need.
 
     Attributes:
         num_classes: classes.
@@ -87,10 +86,10 @@ class Data:
     """A data set, split.
 
     Attributes:
-        fingerprint: hex SHA-256 over the source's contents and every option that changes
+        fingerprint: hex SHA-256 over the data set's contents and every option that changes
             the splits or what a model sees; where the files lie and how they are loaded
             does not enter.
-        train, val, test: the splits; `val` is a part of the source's training images,
+        train, val, test: the splits; `val` is a part of the training images,
             disjoint from `train`.
     """
 
@@ -122,7 +121,7 @@ def data_info(config: DataConfig) -> DataInfo:
 
 @functools.lru_cache(maxsize=4)
 def load_data(config: DataConfig, cache_dir: Path) -> Data:
-    """Open a data set and split it. Remembered in the process.
+    """Open a data set and split it. The last few stay in memory.
 
     Small images are decoded into `cache_dir/<hash of its content>/`, once per node;
     every process maps the same files. A damaged cache is noticed and built again.
@@ -149,9 +148,8 @@ def load_data(config: DataConfig, cache_dir: Path) -> Data:
         info=info,
         class_names=dataset.class_names,
         fingerprint=_fingerprint(config, info, content, in_memory),
-        train=images(
-            "train", train_rows
-        ),  # in stratified order: the first batches show every class
+        # in stratified order: the first batches show every class
+        train=images("train", train_rows),
         val=images("train", np.sort(val_rows)),
         test=images("test", np.sort(test_rows)),
     )
@@ -407,7 +405,7 @@ def _stores(
 
 
 def _split(labels: Labels, config: DataConfig) -> tuple[Labels, Labels]:
-    """(train rows, val rows) of the source's training part after `limit`: seeded,
+    """(train rows, val rows) of the training part after `limit`: seeded,
     stratified, disjoint.
     """
     order = stratified_order(labels, config.split_seed)[: config.limit]

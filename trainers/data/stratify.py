@@ -1,4 +1,4 @@
-"""A seeded order in which every prefix holds the classes in about their proportions."""
+"""A seeded order of images in which every prefix has the classes in about their proportions."""
 
 import numpy as np
 from numpy.typing import NDArray

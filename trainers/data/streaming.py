@@ -87,9 +87,8 @@ class _Samples(Dataset[_Sample]):
     ) -> None:
         self.part, self.rows, self.labels = reader.part, rows.numpy(), labels.numpy()
         self.transform = transform
-        self.attempts = (
-            reader.max_unreadable + 1 if substitute else 1
-        )  # more failures than that are an error
+        # more failures than that are an error
+        self.attempts = reader.max_unreadable + 1 if substitute else 1
 
     def __getitem__(self, key: Key) -> _Sample:
         position, seed = key
@@ -111,7 +110,9 @@ class _Samples(Dataset[_Sample]):
 
 
 class _Keys(Sampler[list[Key]]):
-    """The batches of the coming pass, set before each: loader processes so live over epochs."""
+    """The batches of the next pass. They are set before each pass, so that loader processes live
+    on from epoch to epoch.
+    """
 
     def __init__(self) -> None:
         self.positions: Sequence[Tensor] = ()
@@ -147,9 +148,8 @@ class Streams:
             collate_fn=_collate,
             pin_memory=data.pin_memory and device.type == "cuda",
             persistent_workers=training and data.workers > 0,
-            generator=torch.Generator().manual_seed(
-                0
-            ),  # else the loader draws from torch's global one
+            # else the loader draws from torch's global one
+            generator=torch.Generator().manual_seed(0),
         )
 
     def train(
@@ -197,16 +197,13 @@ def _seeded(seed: int) -> Iterator[None]:
     """Seed the global generators that timm's transforms draw from, and put them back
     (loaders may run in-process).
     """
-    python, numpy, torch_state = (
-        random.getstate(),
-        np.random.get_state(),
-        torch.get_rng_state(),
-    )
+    python = random.getstate()
+    numpy = np.random.get_state()
+    torch_state = torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(
-        seed
-    )  # torch.manual_seed would seed the accelerators too
+    # torch.manual_seed would seed the accelerators too
+    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:

@@ -1,1 +1,1 @@
-"""Models that rebuild anywhere from a description, and where their weights come from."""
+"""Models: their descriptions, the architectures of this package, and where weights come from."""

@@ -1,4 +1,4 @@
-"""Model descriptions that rebuild anywhere, and their weights, without pickle."""
+"""Descriptions from which a model can be rebuilt anywhere, and weights, stored without pickle."""
 
 import hashlib
 import json
@@ -114,8 +114,8 @@ DROP_RATE_BUILDERS = ("timm", "pruned_vit", "sws_vit", "tleg_vit", "lets_vit")
 
 
 class _NoValues(TorchFunctionMode):
-    """Leaves out the functions that initialise: on the meta device they only take time,
-    nearly all of a build's.
+    """Skips the functions that initialise values. On the meta device there are none to set, and
+    these functions take nearly all the time of a build.
     """
 
     _INITIALISE = frozenset(
@@ -199,7 +199,7 @@ def built_on_meta(arch: Arch) -> nn.Module:
 
 @dataclass(frozen=True)
 class ModelState:
-    """A model between stages: description, weights on the CPU, and what methods note about it.
+    """A model between stages: description, weights on the CPU, and notes of the methods.
 
     Attributes:
         arch: how to build it.

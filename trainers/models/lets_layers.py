@@ -111,9 +111,8 @@ def mix(grown: Tensor, coefficients: Tensor) -> Tensor:
     of_pairs = torch.nn.functional.pad(coefficients, (0, 0, 0, n - groups)).view(
         n // 2, 2, 2
     )
-    mixed = of_pairs @ grown.reshape(
-        n // 2, 2, -1
-    )  # (pairs, the pair's two groups, values)
+    # (pairs, the pair's two groups, values)
+    mixed = of_pairs @ grown.reshape(n // 2, 2, -1)
     return mixed.view(grown.shape)[:groups]
 
 

@@ -98,69 +98,66 @@ class LetsVit(MeanVit):
             drop_path_rate=drop_path_rate,
         )
         self.head_dim = embed_dim // num_heads
-        if (
-            embed_dim % num_heads
-            or gene_dim % self.head_dim
-            or not 0 < gene_dim <= embed_dim
-        ):
-            raise ValueError(
-                f"gene_dim {gene_dim} and embed_dim {embed_dim} must be multiples of"
-                f" one head's width, embed_dim / num_heads ({num_heads}), and gene_dim"
-                " at most embed_dim"
-            )
-        self.gene_dim, self.embed_dim, self.patch_size, self.depth = (
-            gene_dim,
-            embed_dim,
-            patch_size,
-            depth,
-        )
-        layers, new = gene_layers(depth), embed_dim - gene_dim
+        self.gene_dim = gene_dim
+        self.embed_dim = embed_dim
+        self.patch_size = patch_size
+        self.depth = depth
+        _check_widths(gene_dim, embed_dim, num_heads)
         vit = template(
             img_size=img_size,
             patch_size=patch_size,
             embed_dim=gene_dim,
-            depth=layers,
+            depth=gene_layers(depth),
             num_classes=num_classes,
             num_heads=gene_dim // self.head_dim,
             norm_eps=norm_eps,
         )
+        # the order of these lines is the order of random numbers
         self.gene = nn.ParameterDict(_gene_of(vit))
-        shapes = {
-            "embed": (new, gene_dim),
-            "qkv": (3, layers, new, gene_dim),
-            "ffn": (layers, 4 * new, 4 * gene_dim),
-            "cls": (new, gene_dim),
-        }
-        self.width = nn.ParameterDict(
-            {k: initial_width(width_init, noise, *shape) for k, shape in shapes.items()}
-        )
-        coefficients = (len(MIXED), num_groups(depth), 2)
-        self.coefficients = nn.ParameterDict(
-            {
-                part: initial_depth(depth_init, noise, *coefficients)
-                for part in ("weight", "bias")
-            }
-        )
+        self.width = self._initial_width(width_init, noise)
+        self.coefficients = self._initial_depth(depth_init, noise)
         self.pos_embed = nn.Parameter(
             torch.empty(1, vit.patch_embed.num_patches, embed_dim)
         )
         timm.layers.trunc_normal_(self.pos_embed, std=0.02)
-        self.residual = nn.ParameterDict()
-        if residual is not None:
-            with torch.no_grad():
-                grown = grow(dict(self.gene.items()), dict(self.width.items()))
-            self.residual.update(
-                {
-                    name: torch.empty_like(t).uniform_(-residual, residual)
-                    for name, t in grown.items()
-                }
-            )
-        for name, part in {
-            "gene": self.gene,
-            "width": self.width,
-            "depth": self.coefficients,
-        }.items():
-            part.requires_grad_(name in learn)
+        self.residual = self._initial_residual(residual)
+        self.gene.requires_grad_("gene" in learn)
+        self.width.requires_grad_("width" in learn)
+        self.coefficients.requires_grad_("depth" in learn)
+
+    def _initial_width(self, scheme: WidthInit, noise: float) -> nn.ParameterDict:
+        """F: for each part of a layer, the new rows as mixtures of the old ones."""
+        layers, old = gene_layers(self.depth), self.gene_dim
+        new = self.embed_dim - old
+        shapes = {
+            "embed": (new, old),
+            "qkv": (3, layers, new, old),
+            "ffn": (layers, 4 * new, 4 * old),
+            "cls": (new, old),
+        }
+        return nn.ParameterDict(
+            {k: initial_width(scheme, noise, *shape) for k, shape in shapes.items()}
+        )
+
+    def _initial_depth(self, scheme: DepthInit, noise: float) -> nn.ParameterDict:
+        """G: for each group of layers, the coefficients of its pair of learngene layers."""
+        shape = (len(MIXED), num_groups(self.depth), 2)
+        return nn.ParameterDict(
+            {part: initial_depth(scheme, noise, *shape) for part in ("weight", "bias")}
+        )
+
+    def _initial_residual(self, half_width: float | None) -> nn.ParameterDict:
+        """A trained term for every grown tensor, uniform at first; empty without one."""
+        if half_width is None:
+            return nn.ParameterDict()
+        with torch.no_grad():
+            grown = grow(dict(self.gene.items()), dict(self.width.items()))
+        return nn.ParameterDict(
+            {
+                name: torch.empty_like(tensor).uniform_(-half_width, half_width)
+                for name, tensor in grown.items()
+            }
+        )
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that timm's optimisers must not decay, though they are matrices:
@@ -259,6 +256,21 @@ class LetsVit(MeanVit):
             for name, own in _BLOCK.items()
             for part in ("weight", "bias")
         }
+
+
+def _check_widths(gene_dim: int, embed_dim: int, num_heads: int) -> None:
+    """Refuse widths of which one is no multiple of a head's width.
+
+    Raises:
+        ValueError: names all three numbers.
+    """
+    head_dim = embed_dim // num_heads
+    if embed_dim % num_heads or gene_dim % head_dim or not 0 < gene_dim <= embed_dim:
+        raise ValueError(
+            f"gene_dim {gene_dim} and embed_dim {embed_dim} must be multiples of one"
+            f" head's width, embed_dim / num_heads ({num_heads}), and gene_dim at most"
+            " embed_dim"
+        )
 
 
 def _gene_of(vit: Any) -> dict[str, Tensor]:

@@ -39,6 +39,19 @@ def _attention(x: Tensor, w: Weights, num_heads: int) -> Tensor:
     return F.linear(x, w["attn.proj.weight"], w["attn.proj.bias"])
 
 
+def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Stochastic depth, timm's `drop_path` number for number: while training, a branch x (B, …) is
+    left out for a share `rate` of the images and scaled up for the others.
+    """
+    if rate == 0.0 or not training:
+        return x
+    keep = 1 - rate
+    kept = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep)
+    if keep > 0.0:
+        kept.div_(keep)
+    return x * kept
+
+
 def layer(
     x: Tensor,
     w: Weights,
@@ -51,10 +64,10 @@ def layer(
     (B, P, D).
     """
     normed = F.layer_norm(x, x.shape[-1:], w["norm1.weight"], w["norm1.bias"], eps)
-    x = x + timm.layers.drop_path(_attention(normed, w, num_heads), drop_rate, training)
+    x = x + drop_path(_attention(normed, w, num_heads), drop_rate, training)
     normed = F.layer_norm(x, x.shape[-1:], w["norm2.weight"], w["norm2.bias"], eps)
     hidden = F.gelu(F.linear(normed, w["mlp.fc1.weight"], w["mlp.fc1.bias"]))
-    return x + timm.layers.drop_path(
+    return x + drop_path(
         F.linear(hidden, w["mlp.fc2.weight"], w["mlp.fc2.bias"]), drop_rate, training
     )
 
@@ -104,11 +117,9 @@ class MeanVit(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        self.num_heads, self.norm_eps, self.norm_before_pool = (
-            num_heads,
-            norm_eps,
-            norm_before_pool,
-        )
+        self.num_heads = num_heads
+        self.norm_eps = norm_eps
+        self.norm_before_pool = norm_before_pool
         self.drop_rate = drop_rate
         self.drop_path_rates = [
             drop_path_rate * i / max(depth - 1, 1) for i in range(depth)
@@ -128,9 +139,8 @@ class MeanVit(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of images (B, 3, S, S)."""
-        with torch.autocast(
-            images.device.type, enabled=False
-        ):  # weights are computed as precisely as they are kept
+        # weights are computed as precisely as they are kept
+        with torch.autocast(images.device.type, enabled=False):
             outer, layers = self.weights()
         kernel = outer["patch_embed.proj.weight"]
         x = F.conv2d(

@@ -165,40 +165,30 @@ class PrunedVit(nn.Module):
         super().__init__()
         check_dims(dims)
         _check_tokens(class_token, distilled, global_pool, fc_norm, no_embed_class)
-        embed, depth = dims["embed"], len(dims["heads"])
-        self.num_classes, self.global_pool = num_classes, global_pool
+        embed = dims["embed"]
+        self.num_classes = num_classes
+        self.global_pool = global_pool
         self.num_features = self.embed_dim = embed
         self.num_prefix_tokens = class_token + distilled
-        self.no_embed_class, self.distilled_training = no_embed_class, False
+        self.no_embed_class = no_embed_class
+        self.distilled_training = False
         # tuples: timm's PatchEmbed compares sizes, and JSON gives lists
         self.patch_embed = timm.layers.PatchEmbed(
             _pair(img_size), _pair(patch_size), in_chans, embed
         )
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed)) if class_token else None
         self.dist_token = nn.Parameter(torch.empty(1, 1, embed)) if distilled else None
-        positions = self.patch_embed.num_patches + (
-            0 if no_embed_class else self.num_prefix_tokens
-        )
+        positions = self.patch_embed.num_patches
+        if not no_embed_class:
+            positions += self.num_prefix_tokens
         self.pos_embed = nn.Parameter(torch.empty(1, positions, embed))
-        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
-        common: dict[str, Any] = {
-            "scale": scale,
-            "qkv_bias": qkv_bias,
-            "norm_eps": norm_eps,
-        }
-        self.blocks = nn.Sequential(
-            *(
-                PrunedBlock(embed, *block, drop_path=rate, **common)
-                for *block, rate in zip(
-                    *(dims[name] for name in BLOCK_DIMS), rates, strict=True
-                )
-            )
+        self.blocks = _blocks(
+            dims, drop_path_rate, scale=scale, qkv_bias=qkv_bias, norm_eps=norm_eps
         )
         after_pool = global_pool == "avg" if fc_norm is None else fc_norm
-        self.norm = nn.Identity() if after_pool else nn.LayerNorm(embed, eps=norm_eps)
-        self.fc_norm = (
-            nn.LayerNorm(embed, eps=norm_eps) if after_pool else nn.Identity()
-        )
+        norm = nn.LayerNorm(embed, eps=norm_eps)
+        self.norm = nn.Identity() if after_pool else norm
+        self.fc_norm = norm if after_pool else nn.Identity()
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(embed, num_classes)
         self.head_dist = nn.Linear(embed, num_classes) if distilled else None
@@ -269,6 +259,20 @@ class PrunedVit(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return self.classify(self.norm(self.blocks(self.embed(images))))
+
+
+def _blocks(
+    dims: dict[str, Any], drop_path_rate: float, **common: Any
+) -> nn.Sequential:
+    """The blocks of these dimensions; stochastic depth rises linearly to `drop_path_rate`."""
+    rates = torch.linspace(0, drop_path_rate, len(dims["heads"]), device="cpu").tolist()
+    columns = [dims[name] for name in BLOCK_DIMS]
+    return nn.Sequential(
+        *(
+            PrunedBlock(dims["embed"], *block, drop_path=rate, **common)
+            for *block, rate in zip(*columns, rates, strict=True)
+        )
+    )
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

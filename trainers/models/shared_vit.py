@@ -3,12 +3,12 @@
 Legend
     L    layers that a forward pass runs
     S    stages of SWS: parameter sets, each used by the layers of its stage
-    A, B the two parameter sets of TLEG, each a whole layer; layer l = 1 … L is B + (l −
-    1)/(L − 1)·A
+    A, B the two parameter sets of TLEG, each a whole layer;
+         layer l = 1 … L is B + (l − 1)/(L − 1)·A
 
-SWS: Xia et al., "Efficient Initialization of Variable-sized Transformer Models via
-Stage-wise Weight Sharing", IJCAI
-2024. TLEG: Xia et al., "Transformer as Linear Expansion of learnGene", AAAI 2024.
+SWS: Xia et al., "Efficient Initialization of Variable-sized Transformer Models via Stage-wise
+Weight Sharing", IJCAI 2024.
+TLEG: Xia et al., "Transformer as Linear Expansion of learnGene", AAAI 2024.
 """
 
 from collections.abc import Sequence
@@ -51,12 +51,11 @@ class _SharedVit(MeanVit):
             drop_path_rate=drop_path_rate,
         )
         parts = template(depth=sets, num_heads=num_heads, norm_eps=norm_eps, **vit)
-        self.patch_embed, self.pos_embed, self.blocks = (
-            parts.patch_embed,
-            parts.pos_embed,
-            parts.blocks,
-        )
-        self.fc_norm, self.head = parts.fc_norm, parts.head
+        self.patch_embed = parts.patch_embed
+        self.pos_embed = parts.pos_embed
+        self.blocks = parts.blocks
+        self.fc_norm = parts.fc_norm
+        self.head = parts.head
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that timm's optimisers must not decay, though they are matrices."""

@@ -57,7 +57,7 @@ def _load(config_json: str, num_classes: int, image_size: int, seed: int) -> Mod
 def load_source(
     config: SourceConfig, *, num_classes: int, image_size: int, seed: int
 ) -> ModelState:
-    """The source model; the last few are kept, so that trials of one process load it once.
+    """The source model. The last few stay in memory, so that trials of one process load it once.
 
     Raises:
         ValueError: the file is missing, unreadable, or does not fit the architecture.

@@ -1,1 +1,1 @@
-"""The one training loop, and what belongs to it."""
+"""The one training loop with its optimisers, losses, metrics and checkpoints."""

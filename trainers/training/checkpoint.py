@@ -31,8 +31,8 @@ class CheckpointFolder:
             old.unlink(missing_ok=True)
 
     def load(self) -> dict[str, Any] | None:
-        """The newest readable state, or None. A damaged file is named in a warning and
-        passed over.
+        """The newest state that can be read, or None. A damaged file is named in a warning, and
+        an older one is tried.
         """
         for path in reversed(self._files()):
             try:

@@ -1,4 +1,6 @@
-"""Rank, reduction and barrier; no-ops in one process."""
+"""Which of several processes this one is, and what they do together; in one process nothing
+happens.
+"""
 
 from typing import TypeVar
 
@@ -10,7 +12,7 @@ T = TypeVar("T")
 
 
 class RankFailed(RuntimeError):
-    """What a rank raised, told elsewhere.
+    """An error that a rank raised, as another process sees it.
 
     Attributes:
         details: `type`, `message` and `traceback` of the error.
@@ -28,10 +30,12 @@ def active() -> bool:
 
 
 def rank() -> int:
+    """Number of this process, from 0."""
     return dist.get_rank() if active() else 0
 
 
 def world_size() -> int:
+    """Number of processes."""
     return dist.get_world_size() if active() else 1
 
 
@@ -59,6 +63,7 @@ def rows_of_all_ranks(rows: Tensor) -> Tensor:
 
 
 def barrier() -> None:
+    """Wait until every rank has come here."""
     if active():
         dist.barrier()
 
@@ -74,8 +79,8 @@ def mean_over_ranks(value: float, device: torch.device) -> float:
 
 
 def from_rank_0(value: T | None) -> T:
-    """Rank 0's value on every rank; what other ranks give is ignored. Pickled among our own
-    processes only.
+    """The value of rank 0 on every rank; what other ranks give is ignored. It travels pickled, but
+    only between processes of this job.
     """
     if not active():
         assert value is not None
@@ -87,8 +92,8 @@ def from_rank_0(value: T | None) -> T:
 
 @torch.no_grad()
 def same_buffers(module: nn.Module) -> None:
-    """Give every rank rank 0's buffers: running statistics differ, since each rank sees
-    other images.
+    """Give every rank the buffers of rank 0: running statistics differ between ranks, since each
+    sees other images.
     """
     if active():
         for buffer in module.buffers():

@@ -91,7 +91,7 @@ def ece(logits: "Tensor", labels: "Tensor") -> "Tensor":
     return bins.bincount(gap, minlength=ECE_BINS).abs().sum() / len(labels)
 
 
-def auroc(logits: "Tensor", labels: "Tensor") -> "Tensor | None":
+def auroc(logits: "Tensor", labels: "Tensor") -> float | None:
     """Mean over the classes of the area under the ROC curve of "this class or not".
 
     A class's area is the share of pairs (an image of the class, another one) in which the first
@@ -99,20 +99,22 @@ def auroc(logits: "Tensor", labels: "Tensor") -> "Tensor | None":
     or all of them: its area does not exist then, and a mean over the others would be compared
     between trials that have other classes.
     """
-    import torch
+    import numpy as np
 
-    images = labels.bincount(minlength=logits.shape[1])
-    if not ((images > 0) & (images < len(labels))).all():
-        return None
+    # on the CPU, where NumPy's sort is several times as fast as torch's
+    probabilities = logits.softmax(1).T.contiguous().cpu().numpy()
+    classes = labels.cpu().numpy()
     areas = []
-    for label, scores in enumerate(logits.softmax(1).T):
-        mine = labels == label
-        own, others = scores[mine], scores[~mine].sort().values
-        below = torch.searchsorted(others, own) + torch.searchsorted(
-            others, own, right=True
-        )
-        areas.append(below.double().mean() / (2 * len(others)))
-    return torch.stack(areas).mean()
+    for label, scores in enumerate(probabilities):
+        own, every = scores[classes == label], np.sort(scores)
+        others = len(every) - len(own)
+        if not len(own) or not others:
+            return None
+        left, right = np.searchsorted(every, own), np.searchsorted(every, own, "right")
+        # of every pair within the class, one is below the other: n² / 2, with itself a half
+        below = (left + right).sum() / 2 - len(own) ** 2 / 2
+        areas.append(below / (len(own) * others))
+    return float(np.mean(areas))
 
 
 _BUILT_IN = (

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,45 +58,76 @@ class Hook:
         """Take back what `state_dict` gave."""
 
 
+Row = dict[str, Any]
+"""One epoch as it is recorded: `fit`, `epoch`, what `TrainedEpoch` has, and after an evaluation the
+metrics of the validation part (`trainers.training.epoch_metrics`).
+"""
+
+
+@dataclass(frozen=True)
+class TrainedEpoch:
+    """One pass over the training part.
+
+    Attributes:
+        step: optimiser steps since the fit began.
+        train_loss: mean loss of the pass's steps, over all ranks.
+        lr: learning rate of the last step.
+        seconds: of the pass alone, without evaluation.
+        images_per_second: over all ranks.
+        steps_per_second: optimiser steps.
+    """
+
+    step: int
+    train_loss: float
+    lr: float
+    seconds: float
+    images_per_second: float
+    steps_per_second: float
+
+
 @dataclass
 class FitResult:
     """What a fit did.
 
     Attributes:
-        rows: one per epoch (loss, learning rate, accuracies as fractions, seconds, images
-            and steps per second).
+        rows: one for each epoch, see `Row`.
         steps: optimiser steps taken.
         seconds: time spent training and evaluating, over all the processes that a resumed fit had.
         seconds_restored: the part of them that earlier processes spent.
     """
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     steps: int = 0
     seconds: float = 0.0
     seconds_restored: float = 0.0
 
 
 class _LossMeter:
-    """Sums losses where they are and checks them in blocks, so that a GPU is not waited for
-    each step.
+    """The mean loss of an epoch's steps. Losses stay on the device and are read in blocks: to read
+    one makes the host wait for a GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.block = 1 if device.type == "cpu" else 32
         self.pending: list[tuple[int, float, Tensor]] = []
-        self.total, self.count = 0.0, 0
+        self.total = 0.0
+        self.count = 0
 
     def add(self, step: int, lr: float, loss: Tensor) -> None:
+        """Note the loss of an optimiser step, a scalar on the device."""
         self.pending.append((step, lr, loss))
         if len(self.pending) >= self.block:
             self.check()
 
     def check(self) -> None:
-        values = (
-            torch.stack([loss for _, _, loss in self.pending]).tolist()
-            if self.pending
-            else []
-        )
+        """Read the losses noted since the last time.
+
+        Raises:
+            NonFiniteLossError: one of them is NaN or infinite.
+        """
+        if not self.pending:
+            return
+        values = torch.stack([loss for _, _, loss in self.pending]).tolist()
         for (step, lr, _), value in zip(self.pending, values, strict=True):
             if not math.isfinite(value):
                 raise NonFiniteLossError(
@@ -125,14 +156,12 @@ class _Fit:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.config, self.data, self.objective, self.hooks, self.device, self.seed = (
-            config,
-            data,
-            objective,
-            hooks,
-            device,
-            seed,
-        )
+        self.data = data
+        self.objective = objective
+        self.config = config
+        self.hooks = hooks
+        self.seed = seed
+        self.device = device
         self.module = module.to(device)
         if config.channels_last:
             layout: Any = torch.channels_last  # torch's stubs lack this overload
@@ -155,11 +184,13 @@ class _Fit:
         self.amp = _AMP[config.amp]
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
         self.ema = _averaged(module, config.ema)
+        # `module` has the parameters, `ddp` sums their gradients over ranks, `model` is called
         self.ddp = self._distributed(world)
         compiled: Any = torch.compile(self.ddp) if config.compile else self.ddp
         self.model: nn.Module = compiled
         self.result = FitResult()
-        self.epoch, self.ended = 0, False
+        self.epoch = 0
+        self.ended = False
 
     def _distributed(self, world: int) -> nn.Module:
         if world == 1:
@@ -169,60 +200,84 @@ class _Fit:
             device_ids=[self.device] if self.device.type == "cuda" else None,
         )
 
+    def run_epoch(self, name: str) -> Row:
+        """Train one epoch and evaluate where that is due; the row is part of the result, too."""
+        start = time.perf_counter()
+        row = {"fit": name, "epoch": self.epoch, **asdict(self.train_epoch())}
+        scores = {}
+        if self.is_last or (self.epoch + 1) % self.config.eval_every == 0:
+            scores = self.validate()
+        row |= scores
+        self.schedule.after_epoch(self.epoch, scores.get("accuracy"))
+        self.result.rows.append(row)
+        self.result.seconds += time.perf_counter() - start
+        self.epoch += 1
+        return row
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no epoch follows the one that is being trained."""
+        return self.ended or self.epoch + 1 == self.config.epochs
+
+    def train_epoch(self) -> TrainedEpoch:
+        """One pass over the training part. Sets `ended` when a hook ends the fit."""
+        seed_everything(derive_seed(self.seed, "epoch", self.epoch, distributed.rank()))
+        self.module.train()
+        meter = _LossMeter(self.device)
+        images_seen = 0
+        steps_before = self.result.steps
+        lr = self.schedule.lr
+        start = time.perf_counter()
+        step_loss = torch.zeros((), device=self.device)
+        for completes_step, images, targets in self._micro_batches():
+            step_loss = step_loss + self._backward(images, targets, completes_step)
+            images_seen += len(images)
+            if not completes_step:
+                continue
+            lr = self.schedule.lr
+            meter.add(self.result.steps, lr, step_loss)
+            step_loss = torch.zeros((), device=self.device)
+            if self._update():
+                self.ended = True
+                break
+        distributed.same_buffers(self.module)
+        train_loss = distributed.mean_over_ranks(meter.mean(), self.device)
+        seconds = time.perf_counter() - start
+        steps = self.result.steps - steps_before
+        return TrainedEpoch(
+            step=self.result.steps,
+            train_loss=train_loss,
+            lr=lr,
+            seconds=seconds,
+            images_per_second=images_seen * distributed.world_size() / seconds,
+            steps_per_second=steps / seconds,
+        )
+
     def _micro_batches(self) -> Iterator[tuple[bool, Tensor, Tensor]]:
+        """(whether an optimiser step follows, images, targets) of the epoch."""
         for i, (images, targets) in enumerate(self.batches.epoch(self.epoch)):
             if self.config.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             yield (i + 1) % self.accumulation == 0, images, targets
 
-    def train_epoch(self) -> dict[str, Any]:
-        """One pass; returns its row. Sets `ended` when a hook ends the fit."""
-        seed_everything(derive_seed(self.seed, "epoch", self.epoch, distributed.rank()))
-        self.module.train()
-        meter, images_seen, steps_before = _LossMeter(self.device), 0, self.result.steps
-        lr = self.schedule.lr
-        start = time.perf_counter()
-        step_loss = torch.zeros((), device=self.device)
-        for completes_step, images, targets in self._micro_batches():
-            sync: AbstractContextManager[Any] = nullcontext()
-            if not completes_step and isinstance(self.ddp, DistributedDataParallel):
-                sync = self.ddp.no_sync()
-            with (
-                sync,
-                torch.autocast(
-                    self.device.type,
-                    self.amp or torch.float32,
-                    enabled=self.amp is not None,
-                ),
-            ):
-                loss = self.objective(self.model, images, targets)
-                for hook in self.hooks:
-                    loss = hook.on_loss(loss, self.result.steps)
-                loss = loss / self.accumulation
-                self.scaler.scale(loss).backward()
-            step_loss = step_loss + loss.detach()
-            images_seen += len(images)
-            if completes_step:
-                meter.add(self.result.steps, self.schedule.lr, step_loss)
-                step_loss = torch.zeros((), device=self.device)
-                lr = self.schedule.lr
-                if self._update():
-                    self.ended = True
-                    break
-        distributed.same_buffers(self.module)
-        train_loss = distributed.mean_over_ranks(meter.mean(), self.device)
-        seconds = time.perf_counter() - start
-        steps = self.result.steps - steps_before
-        return {
-            "step": self.result.steps,
-            "train_loss": train_loss,
-            "lr": lr,
-            "seconds": seconds,
-            "images_per_second": images_seen * distributed.world_size() / seconds,
-            "steps_per_second": steps / seconds,
-        }
+    def _backward(
+        self, images: Tensor, targets: Tensor, completes_step: bool
+    ) -> Tensor:
+        """Add a micro-batch's gradients; its share of the step's loss, a scalar."""
+        sync: AbstractContextManager[Any] = nullcontext()
+        if not completes_step and isinstance(self.ddp, DistributedDataParallel):
+            sync = self.ddp.no_sync()  # ranks exchange gradients once a step
+        dtype, enabled = self.amp or torch.float32, self.amp is not None
+        with sync, torch.autocast(self.device.type, dtype, enabled=enabled):
+            loss = self.objective(self.model, images, targets)
+            for hook in self.hooks:
+                loss = hook.on_loss(loss, self.result.steps)
+            loss = loss / self.accumulation
+            self.scaler.scale(loss).backward()
+        return loss.detach()
 
     def _update(self) -> bool:
+        """One optimiser step with the gradients that are there; whether the fit ends here."""
         config = self.config
         self.scaler.unscale_(self.optimizer)
         for hook in self.hooks:
@@ -241,7 +296,7 @@ class _Fit:
         return distributed.any_rank(any(decided), self.device) if decided else False
 
     def validate(self) -> dict[str, float]:
-        """Accuracy on the validation part; empty when there is none."""
+        """The metrics of the validation part; empty when there is none."""
         if self.data.size("val") == 0:
             return {}
         ema = self.config.ema
@@ -253,6 +308,7 @@ class _Fit:
         return evaluate(module, self.data, "val", self.device, amp=self.amp)
 
     def state_dict(self) -> dict[str, Any]:
+        """All that a later process needs to go on to the same bits."""
         return {
             "epoch": self.epoch,
             "ended": self.ended,
@@ -268,7 +324,9 @@ class _Fit:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch, self.ended = state["epoch"], state["ended"]
+        """Go on from what `state_dict` gave."""
+        self.epoch = state["epoch"]
+        self.ended = state["ended"]
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.result = FitResult(
@@ -301,14 +359,23 @@ def fit(
     device: torch.device,
     workdir: Path,
     name: str = "fit",
-    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+    on_epoch: Callable[[Row], None] = lambda row: None,
 ) -> FitResult:
     """Train `module` in place; checkpoint into `workdir` and go on from there when called again.
 
-    Same arguments, same bits on the CPU with the same thread count, killed and resumed or
-    not: every random number comes from (seed, epoch, rank). A finished fit called again
-    only loads its weights. In a process group every rank calls this, with `on_epoch` too;
-    rank 0 writes the checkpoints, and all ranks end with the same weights and buffers.
+    The same arguments give the same bits on a CPU with the same number of threads, whether the fit
+    was killed and resumed or not: every random number comes from (seed, epoch, rank). A finished
+    fit that is called again only loads its weights. In a process group every rank calls this; rank
+    0 writes the checkpoints, and all ranks end with the same weights and buffers.
+
+    Args:
+        module: moved to `device` and left there, in eval mode.
+        objective: the loss of a batch.
+        hooks: what a method adds to the loop.
+        seed: of the order of images, augmentation and dropout.
+        workdir: of this fit alone.
+        name: of the fit, in its rows.
+        on_epoch: called with every row, on every rank; with those of earlier processes first.
 
     Raises:
         NonFiniteLossError: the loss is NaN or infinite.
@@ -319,28 +386,16 @@ def fit(
     )
     run = _Fit(module, data, objective, config, hooks, seed, device)
     checkpoints = CheckpointFolder(workdir, config.keep_checkpoints)
-    (state,) = distributed.from_rank_0(
-        (checkpoints.load(),) if distributed.rank() == 0 else None
-    )
+    writes = distributed.rank() == 0
+    (state,) = distributed.from_rank_0((checkpoints.load(),) if writes else None)
     if state is not None:
         run.load_state_dict(state)
         for row in run.result.rows:
             on_epoch(row)
     while run.epoch < config.epochs and not run.ended:
-        start = time.perf_counter()
-        row = {"fit": name, "epoch": run.epoch} | run.train_epoch()
-        last = run.ended or run.epoch + 1 == config.epochs
-        scores = (
-            run.validate() if last or (run.epoch + 1) % config.eval_every == 0 else {}
-        )
-        row |= scores
-        run.schedule.after_epoch(run.epoch, scores.get("accuracy"))
-        run.result.rows.append(row)
-        run.result.seconds += time.perf_counter() - start
-        run.epoch += 1
-        if distributed.rank() == 0 and (
-            last or run.epoch % config.checkpoint_every == 0
-        ):
+        row = run.run_epoch(name)
+        ends = run.ended or run.epoch == config.epochs
+        if writes and (ends or run.epoch % config.checkpoint_every == 0):
             checkpoints.save(run.epoch, run.state_dict())
         on_epoch(row)
     if run.ema is not None and config.ema is not None and config.ema.use:

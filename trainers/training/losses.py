@@ -70,7 +70,7 @@ class TaskObjective:
         return self.loss(model(images), images, targets)
 
     def loss(self, output: Output, images: Tensor, targets: Tensor) -> Tensor:
-        """The loss of a forward pass that was made."""
+        """The loss, given the output of the forward pass."""
         return cross_entropy(_class_logits(output), targets, self.smoothing)
 
 
@@ -88,7 +88,7 @@ class DistillObjective:
         return self.loss(model(images), images, targets)
 
     def loss(self, output: Output, images: Tensor, targets: Tensor) -> Tensor:
-        """The loss of a forward pass that was made."""
+        """The loss, given the output of the forward pass."""
         logits, distilled = output if isinstance(output, tuple) else (output, output)
         with torch.no_grad():
             teacher = _class_logits(self.teacher(images))

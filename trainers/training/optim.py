@@ -16,8 +16,6 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
     Raises:
         ValueError: timm has no such optimiser, or it does not take an option given.
     """
-    from trainers.timm_library import timm
-
     options: dict[str, Any] = {}
     if config.betas is not None:
         options["betas"] = config.betas
@@ -49,14 +47,12 @@ def _fused(module: nn.Module, optimizer: str) -> dict[str, Any]:
     It also reads the flag of a loss scale on the device, where others make the host wait.
     """
     on_gpu = all(parameter.is_cuda for parameter in module.parameters())
-    from trainers.timm_library import timm
-
     kind = timm.optim.get_optimizer_class(optimizer, bind_defaults=False)
     return {"fused": True} if on_gpu and kind in (Adam, AdamW, SGD) else {}
 
 
 def check_train_config(config: TrainConfig, num_train: int) -> None:
-    """Find what a fit on `num_train` images would refuse, before it starts.
+    """Refuse what a fit on `num_train` images would refuse, before it starts.
 
     Raises:
         ValueError: batch size, warm-up or optimiser do not fit.
@@ -162,7 +158,7 @@ class Schedule:
                 )
 
     def after_epoch(self, epoch: int, accuracy: float | None) -> None:
-        """Tell `plateau` the validation accuracy (a fraction) at the end of an epoch."""
+        """End an epoch with this validation accuracy (a fraction); only `plateau` looks at it."""
         if self.config.schedule == "plateau":
             self._lr.step(epoch + 1, accuracy)
 
