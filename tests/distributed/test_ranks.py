@@ -3,20 +3,29 @@ reference.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from trainers.config import AugmentConfig, TrainConfig
+from trainers.config import AugmentConfig, DataConfig, SourceConfig, TrainConfig
+from trainers.data.splits import load_data
+from trainers.models.source import load_source
+from trainers.training.epoch_metrics import EPOCH_METRICS
+from trainers.training.evaluate import evaluate_classes
 
 Ranks = Callable[..., list[Any]]
 
 COMMON = """
+from dataclasses import replace
 from compress.cache import StageCache
 from compress.pipeline import STAGES, NamedStage, Pipeline, run_pipeline
 from trainers.config import DataConfig
 from trainers.data.splits import load_data
-from trainers.training.evaluate import evaluate
+from trainers.models.source import load_source
+from trainers.training.evaluate import evaluate, evaluate_classes
 from trainers.config import SourceConfig
 
 TRAIN = dict(epochs=2, batch_size=40, lr=2e-3, lr_scaling="unscaled", warmup=0, augment="none")
@@ -24,6 +33,9 @@ RESNET = SourceConfig(model="resnet20_cifar", args={"width": 4})
 VIT = SourceConfig(model="vit_tiny_patch16_224", args={"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2})
 data, data_cache = DataConfig(dataset="digits", limit=160, limit_test=61, val_fraction=0.25), Path(os.environ["SWEEPS_DATA_CACHE"])
 CPU = torch.device("cpu")
+
+def first_image(images):
+    return replace(images, rows=images.rows[:1], labels=images.labels[:1])
 
 def run(kind, config, source=RESNET, cache="cache", on_epoch=None):
     rows = []
@@ -50,6 +62,10 @@ scores = evaluate(result.model.build(), load_data(data, data_cache), "test", CPU
 fit = {"hash": result.model.hash(), "rows": [[r["train_loss"], r["accuracy"]] for r in rows], "scores": scores,
        "cached": [s.cached for s in again.stages], "again": again.model.hash(), "replayed": len(rows_again)}
 
+evaluated = [tuple(evaluate_classes(load_source(RESNET, num_classes=10, image_size=32, seed=5).build(),
+                                   replace(opened, test=part), "test", CPU, batch_size=16))
+             for opened in [load_data(data, data_cache)] for part in (opened.test, first_image(opened.test))]
+
 seen, original = [], wfn.cluster
 def spy(*args, **options):
     found = original(*args, **options)
@@ -73,7 +89,7 @@ except Killed:
 dist.barrier()
 resumed, resumed_rows = run("finetune", TRAIN | {"epochs": 3}, cache="killed")
 whole, _ = run("finetune", TRAIN | {"epochs": 3}, cache="whole")
-give({"fit": fit, "wfn": {"seen": seen, "hash": fixed.model.hash(), "metrics": fixed.metrics}, "vit": vit(),
+give({"fit": fit, "evaluated": evaluated, "wfn": {"seen": seen, "hash": fixed.model.hash(), "metrics": fixed.metrics}, "vit": vit(),
       "resumed": [resumed.model.hash(), whole.model.hash(), len(resumed_rows)]})
 """
 )
@@ -99,6 +115,27 @@ def test_a_fit_counts_every_image_once_and_is_taken_from_the_cache(
     assert fit["cached"] == [True]
     assert fit["again"] == fit["hash"]
     assert fit["replayed"] == 2
+
+
+def test_every_epoch_metric_is_that_of_one_process(
+    two: list[dict[str, Any]], data_cache: Path
+) -> None:
+    """On 61 images, and on one alone, of which the second rank has none."""
+    config = DataConfig(dataset="digits", limit=160, limit_test=61, val_fraction=0.25)
+    data = load_data(config, data_cache)
+    source = SourceConfig(model="resnet20_cifar", args={"width": 4})
+    module = load_source(source, num_classes=10, image_size=32, seed=5).build()
+    first = replace(data.test, rows=data.test.rows[:1], labels=data.test.labels[:1])
+    for part, (metrics, by_class) in zip(
+        (data.test, first), two[0]["evaluated"], strict=True
+    ):
+        alone = evaluate_classes(
+            module, replace(data, test=part), "test", torch.device("cpu")
+        )
+        assert metrics == pytest.approx(alone.metrics, abs=1e-6)
+        assert by_class == alone.class_accuracy
+    assert set(two[0]["evaluated"][0][0]) == set(EPOCH_METRICS) - {"train_loss"}
+    assert "auroc" not in two[0]["evaluated"][1][0]
 
 
 def test_wfn_assigns_alike_in_every_iteration(two: list[dict[str, Any]]) -> None:
