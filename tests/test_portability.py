@@ -12,8 +12,8 @@ AS_ELSEWHERE = f"""
 import importlib, importlib.abc, os, pathlib, signal, sys
 
 # libraries of others know their systems: they come before anything is taken away
-from trainers.torchvision_internals import import_torchvision
-import_torchvision()
+from trainers.torchvision_internals import declare_missing_operators
+declare_missing_operators()
 import numpy, pandas, torch, timm, torchmetrics, ray.tune, ray.train, ray.train.torch
 import optuna, scipy.stats, sklearn.linear_model, pyarrow.parquet, rich.live, typer.testing
 import ray.tune.schedulers, ray.tune.search, ray.util.queue, duckdb, matplotlib.pyplot
