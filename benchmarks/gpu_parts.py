@@ -69,7 +69,17 @@ def tests(bench: Bench) -> None:
         if "pytest.mark.gpu" in f.read_text()
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *files],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-m",
+            "gpu",
+            "-p",
+            "no:cacheprovider",
+            "--tb=short",
+            *files,
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

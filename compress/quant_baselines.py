@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from compress.stage import Context, Phase, Stage
-from compress.wfn.stage import fixable_parameters
+from compress.wfn.fixing import fixable_parameters
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState, on_meta
 

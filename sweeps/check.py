@@ -1,12 +1,10 @@
 """Everything that can be found wrong before a resource is taken."""
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,21 +20,24 @@ from sweeps.space.sweep import Sweep
 from sweeps.spec.load import read_spec, spec_from
 from sweeps.spec.model import OtherSampler, Spec
 from sweeps.spec.plugins import absolute_entries, load_plugins, plugins_of
-from sweeps.spec.yaml_text import SpecError
+from sweeps.spec.yaml_text import SpecError, Tree, did_you_mean
 from trainers.config import DataConfig, FitOptions, SourceConfig
 from trainers.data.splits import DataInfo, data_info
+from trainers.machine import usable_cores
 from trainers.models.arch import Arch
 from trainers.models.source import source_arch
 from trainers.plugins import PluginFile
 from trainers.remote import Remote, is_uri
+from trainers.training.epoch_metrics import epoch_metrics
+
+_TEST = "test_"
+"""Before the name of a metric of the validation part: the same one on the test set."""
 
 MOST_GRID = 100_000
 """Configurations that a grid may have."""
 
 
-def raw_spec(
-    source: str, overrides: Sequence[str] = (), *, tiny: bool = False
-) -> dict[str, Any]:
+def raw_spec(source: str, overrides: Sequence[str] = (), *, tiny: bool = False) -> Tree:
     """A spec file or preset with its overrides, as plain values.
 
     Raises:
@@ -109,34 +110,25 @@ def _check_sampler(spec: Spec, space: Space) -> None:
 
 
 def _check_cores(spec: Spec) -> None:
-    wanted, have = (
-        spec.resources,
-        (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        ),
-    )
-    cpus = wanted.cpus or have
-    workers, what = (
-        wanted.workers,
-        (f"{wanted.workers} workers x " if wanted.workers > 1 else ""),
-    )
-    if workers * wanted.cpus_per_worker > cpus:
+    """Refuse a trial for which this machine has too few cores or GPUs."""
+    wanted = spec.resources
+    cpus = wanted.cpus or usable_cores()
+    each = f"{wanted.workers} workers x " if wanted.workers > 1 else ""
+    if wanted.workers * wanted.cpus_per_worker > cpus:
         raise SpecError(
-            f"resources.cpus_per_worker: {what}{wanted.cpus_per_worker} cores asked"
-            f" for, {cpus} there; lower it"
+            f"resources.cpus_per_worker: a trial wants {each}{wanted.cpus_per_worker}"
+            f" cores, and there are {cpus}; lower it"
         )
     gpus = torch.cuda.device_count()
-    if workers * wanted.gpus_per_worker > gpus:
+    if wanted.workers * wanted.gpus_per_worker > gpus:
         raise SpecError(
-            f"resources.gpus_per_worker: {what}{wanted.gpus_per_worker:g} GPUs asked"
-            f" for, {gpus} there; lower it"
+            f"resources.gpus_per_worker: a trial wants {each}{wanted.gpus_per_worker:g}"
+            f" GPUs, and there are {gpus}; lower it"
         )
     if wanted.device == "cuda" and (gpus == 0 or wanted.gpus_per_worker == 0):
         raise SpecError(
             "resources.device: cuda needs resources.gpus_per_worker > 0 and a GPU;"
-            f" {gpus} there"
+            f" there are {gpus}"
         )
 
 
@@ -202,8 +194,8 @@ def _with_choice(message: str, space: Space, draw: Draw) -> str:
         for d in space.dimensions
         if d.section in sections and d.stage in (None, named) and d.is_drawn(draw)
     ]
-    told = ", ".join(f"{d.path}={d.decode(draw)}" for d in concerned)
-    return f"{message} (with {told})" if told else message
+    choices = ", ".join(f"{d.path}={d.decode(draw)}" for d in concerned)
+    return f"{message} (with {choices})" if choices else message
 
 
 @lru_cache(maxsize=32)
@@ -231,37 +223,33 @@ def _source(config: SourceConfig, info: DataInfo) -> Arch:
 def _check_objectives(
     spec: Spec, stages: Sequence[NamedStage], data: DataConfig
 ) -> None:
+    """Refuse an objective that the trials of this pipeline will not have."""
     conditions = Conditions(
         validation=data.val_fraction > 0,
         latency=spec.measure.latency,
         quantized=any(stage.config.phase == "quantize" for stage in stages),
     )
     known = trial_metrics((stage.config for stage in stages), conditions)
-    available = {name for name, metric in known.items() if metric.unit != TEXT}
+    available = sorted(
+        name
+        for name, metric in known.items()
+        if metric.unit != TEXT and not _is_of_test_set(name)
+    )
     for i, objective in enumerate(spec.objectives):
-        place = f"objectives.{i}.metric"
-        if objective.metric.startswith("test_"):
+        name, place = objective.metric, f"objectives.{i}.metric"
+        if _is_of_test_set(name):
             raise SpecError(
                 f"{place}: the test set never guides the search; use"
-                f" {objective.metric.removeprefix('test_')!r}"
+                f" {name.removeprefix(_TEST)!r}"
             )
-        if objective.metric not in available:
-            reason = missing_because(objective.metric, conditions)
+        if name not in available:
+            reason = missing_because(name, conditions)
             why = f" ({reason})" if reason else ""
             raise SpecError(
-                f"{place}: this pipeline has no metric {objective.metric!r}{why};"
-                f" valid: {', '.join(sorted(available))}"
+                f"{place}: this pipeline has no metric {name!r}{why};"
+                f" {did_you_mean(name, available)}valid: {', '.join(available)}"
             )
-        if objective.bound is not None and not math.isfinite(objective.bound):
-            raise SpecError(f"objectives.{i}.bound: must be a finite number")
 
 
-def default_data_cache() -> Path:
-    """Where decoded images are kept: $SWEEPS_DATA_CACHE, or a folder of the user's cache."""
-    base = os.environ.get("SWEEPS_DATA_CACHE")
-    if base:
-        return Path(base)
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        / "compression-sweeps"
-    )
+def _is_of_test_set(metric: str) -> bool:
+    return metric.startswith(_TEST) and metric.removeprefix(_TEST) in epoch_metrics()

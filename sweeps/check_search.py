@@ -1,15 +1,16 @@
-"""What the search's further parts can get wrong: early stopping, refinement, earlier runs,
-watchers.
+"""What the further parts of a search can get wrong: early stopping, refinement, earlier runs,
+trackers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from analysis.contract import Objective
+from analysis.contract import RUN_FILE, Objective
 from compress.pipeline import NamedStage
 from sweeps.drive.trackers import check_trackers
 from sweeps.search.refine import check_refine
-from sweeps.spec.model import Spec
+from sweeps.spec.model import EarlyStopping, Spec, epoch_metric
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.epoch_curve import watched_stage
 from trainers.files import read_json
@@ -25,34 +26,12 @@ def check_search(
     """
     rule, refine = spec.search.early_stopping, spec.search.refine
     if rule is not None:
-        place = "search.early_stopping"
-        if not any(watched_stage(stages, rule.stage) for stages in pipelines):
-            names = list(
-                dict.fromkeys(
-                    s.name
-                    for stages in pipelines
-                    for s in stages
-                    if watched_stage([s], None)
-                )
-            )
-            wanted = (
-                "no stage of these pipelines trains"
-                if rule.stage is None
-                else f"no stage {rule.stage!r} that trains"
-            )
-            raise SpecError(
-                f"{place}.stage: {wanted}; those that train:"
-                f" {', '.join(names) or 'none'}"
-            )
+        _check_stopped_stage(rule, pipelines)
+        _check_stopping_metric(rule, val_fraction)
         if rule.scheduler == "moasha" and len(spec.objectives) == 1:
             raise SpecError(
-                f"{place}.scheduler: moasha compares by fronts; with one objective take"
-                " asha"
-            )
-        if rule.metric != "train_loss" and val_fraction == 0:
-            raise SpecError(
-                f"{place}.metric: {rule.metric} needs a validation part;"
-                " data.val_fraction is 0"
+                "search.early_stopping.scheduler: moasha compares by fronts; with one"
+                " objective take asha"
             )
     if refine is not None:
         for stages in pipelines:
@@ -61,18 +40,58 @@ def check_search(
     check_trackers(spec.trackers)
 
 
+def _check_stopped_stage(
+    rule: EarlyStopping, pipelines: Sequence[Sequence[NamedStage]]
+) -> None:
+    """Refuse a rule that would find no epochs in any pipeline."""
+    if any(watched_stage(stages, rule.stage) for stages in pipelines):
+        return
+    fault = "no stage of these pipelines trains"
+    if rule.stage is not None:
+        fault = f"no stage {rule.stage!r} that trains"
+    training = dict.fromkeys(_training_stages(pipelines))
+    raise SpecError(
+        f"search.early_stopping.stage: {fault}; those that train:"
+        f" {', '.join(training) or 'none'}"
+    )
+
+
+def _training_stages(pipelines: Sequence[Sequence[NamedStage]]) -> Iterator[str]:
+    for stages in pipelines:
+        for stage in stages:
+            if watched_stage([stage], None):
+                yield stage.name
+
+
+def _check_stopping_metric(rule: EarlyStopping, val_fraction: float) -> None:
+    place = "search.early_stopping.metric"
+    try:
+        metric = epoch_metric(rule.metric)
+    except ValueError as error:
+        raise SpecError(f"{place}: {error}") from error
+    if metric.on_validation and val_fraction == 0:
+        raise SpecError(
+            f"{place}: {rule.metric} needs a validation part; data.val_fraction is 0"
+        )
+
+
 def _check_earlier_runs(runs: Sequence[Path], objectives: Sequence[Objective]) -> None:
+    """Refuse runs whose trials say nothing about these objectives."""
     wanted = [(o.metric, o.mode) for o in objectives]
     for run in runs:
-        header = read_json(run / "run.json")
+        header = read_json(run / RUN_FILE)
         if header is None:
             raise SpecError(
-                f"search.from: {run} is not a run folder (no run.json in it)"
+                f"search.from: {run} is not a run folder (no {RUN_FILE} in it)"
             )
-        have = [(o["metric"], o["mode"]) for o in header["objectives"]]
+        have = [_goal(objective) for objective in header["objectives"]]
         if have != wanted:
-            told = ", ".join(f"{mode} {metric}" for metric, mode in have)
+            goals = ", ".join(f"{mode} {metric}" for metric, mode in have)
             raise SpecError(
-                f"search.from: {run} has other objectives ({told}); a study compares"
+                f"search.from: {run} has other objectives ({goals}); a study compares"
                 " trials by the same ones"
             )
+
+
+def _goal(objective: Mapping[str, Any]) -> tuple[str, str]:
+    return str(objective["metric"]), str(objective["mode"])

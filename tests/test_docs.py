@@ -81,6 +81,7 @@ def test_the_example_method_works(
 
 def test_links_lead_somewhere() -> None:
     root = DOCS.parent
-    for page in [root / "README.md", *DOCS.glob("*.md")]:
+    pages = [*root.glob("*.md"), *DOCS.glob("*.md"), *root.glob("examples/**/*.md")]
+    for page in pages:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,6 +1,7 @@
 """Plugins: what a file, a module and a distribution offer, and what is refused."""
 
 import inspect
+import multiprocessing
 import pickle
 import subprocess
 import sys
@@ -82,6 +83,16 @@ def test_a_file_travels(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "halve.py"
+
+
+def test_a_child_process_unpickles_what_a_file_made(tmp_path: Path) -> None:
+    """As loader processes do that are spawned: on macOS, on Windows, on Linux from 3.14."""
+    plugins.load([written(tmp_path, HALVE)])
+    halve = plugins.offered(plugins.STAGES)["halve"]
+    child = multiprocessing.get_context("spawn").Process(target=repr, args=(halve(),))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
 
 
 def test_an_edited_file_takes_the_place_of_the_old_one(tmp_path: Path) -> None:

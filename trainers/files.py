@@ -63,3 +63,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def user_cache() -> Path:
+    """The user's folder for what can be computed again: `$XDG_CACHE_HOME` or `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "compression-sweeps"
+
+
+def default_data_cache() -> Path:
+    """Where decoded images are kept: `$SWEEPS_DATA_CACHE`, or a folder of the user's cache."""
+    base = os.environ.get("SWEEPS_DATA_CACHE")
+    return Path(base) if base else user_cache()

@@ -1,12 +1,16 @@
 """Source of plugins: it is hashed, executed or imported, and its failures name file and line."""
 
+import atexit
 import hashlib
 import importlib
 import importlib.machinery
 import importlib.util
 import linecache
+import os
 import re
+import shutil
 import sys
+import tempfile
 import traceback
 from functools import lru_cache
 from pathlib import Path
@@ -49,7 +53,30 @@ def execute(file: str, text: str) -> ModuleType:
     except BaseException:  # after an interrupt no half of a module stays
         del sys.modules[name]
         raise
+    _show_to_children(name, text)
     return module
+
+
+@lru_cache(maxsize=1)
+def _children_folder() -> Path:
+    """A private folder on `sys.path`, removed when this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="compression-sweeps-plugins-"))
+    owner = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # not in a forked child
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    sys.path.append(str(folder))
+    return folder
+
+
+def _show_to_children(name: str, text: str) -> None:
+    """Let processes that this one starts import the module: a loader process gets a data set's
+    reader as a pickle, and takes over `sys.path` from its parent.
+    """
+    (_children_folder() / f"{name}.py").write_text(text, encoding="utf-8")
 
 
 def import_module(plugin: str, module: str) -> ModuleType:
@@ -152,7 +179,7 @@ def _failure(plugin: str, source: str, error: Exception) -> str:
         line, cause = error.lineno, error.msg
         where = plugin if is_file else error.filename
     remedy = "mend it"
-    if is_file and isinstance(error, ImportError):
+    if is_file and isinstance(error, ModuleNotFoundError):
         remedy = (
             "install it, or put its code into the file (a plugin file stands alone)"
         )

@@ -31,6 +31,7 @@ _SCRIPTS = (
     "report_numbers.js",
     "report_parallel.js",
     "report_plots.js",
+    "report_front.js",
     "report_more.js",
     "report_layers.js",
     "report_table.js",
@@ -69,7 +70,7 @@ def write_report(
 
 def render(run: Run, compared: Comparison | None = None) -> str:
     """The report of a run (or a merged one, with its comparison) as the text of an HTML page."""
-    scripts = [_plotly(), "\n".join(_asset(name) for name in _SCRIPTS)]
+    scripts = [plotly_script(), "\n".join(_asset(name) for name in _SCRIPTS)]
     hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
     parts = {
         "title": escape(run.name),
@@ -108,19 +109,14 @@ def _asset(name: str) -> str:
     )
 
 
-def _plotly() -> str:
+def plotly_script() -> str:
     """Plotly's script, with the line ends that the browser's parser gives it, so that its
     hash holds.
     """
-    text = (
-        resources.files("plotly")
-        .joinpath("package_data", "plotly.min.js")
-        .read_text(encoding="utf-8")
-    )
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    assert not re.search("</script|<!--", text), (
-        "plotly.min.js would end its own script element"
-    )
+    from plotly.offline import get_plotlyjs
+
+    text = str(get_plotlyjs()).replace("\r\n", "\n").replace("\r", "\n")
+    assert not re.search("</script|<!--", text), "it would end its own script element"
     return text
 
 

@@ -5,20 +5,22 @@ written as indices into one codebook of the whole network, entropy-coded; so are
 float32 tensors that lie on values of the codebook (norm parameters that were fixed too).
 Everything else is stored as it is, or zstd-compressed where that is smaller.
 
-    contexts    the default: adaptive histograms in contexts of size and sign, see `codec_models`
+    contexts    the default: adaptive histograms in contexts of size and sign, see
+                `compress.codec.models`
     order0      one histogram of the whole network, stored beside the codebook
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.codec.arch import ArchTensors, arch_tensors
 from compress.codec.format import (
@@ -49,6 +51,7 @@ from compress.codec.tensors import (
 from compress.codec.values import Bits, Indexed, group_by_values
 from trainers.files import write_atomic
 from trainers.models.arch import Arch, ModelState
+from trainers.models.parameters import linear_and_conv_parameters
 
 _MAX_CODEBOOK_VALUES = 1 << 22
 
@@ -90,11 +93,18 @@ def coded_bytes(state: ModelState) -> int:
 
 
 def encode(
-    state: ModelState, path: Path | None = None, *, mode: Coder = "contexts"
+    model: ModelState | nn.Module | Mapping[str, Tensor],
+    path: Path | None = None,
+    *,
+    mode: Coder = "contexts",
 ) -> Coded:
     """Code a model, and write it to `path` (whole or not at all) where one is given.
 
-    Mode contexts falls back on order0 where that is smaller.
+    Args:
+        model: a state, whose file rebuilds the model anywhere (`decode`); or any module or
+            state dict, whose file holds the tensors alone (`decode_weights`).
+        path: of the file.
+        mode: contexts falls back on order0 where that is smaller.
 
     Raises:
         ValueError: the weights are not those of the architecture, a tensor's type cannot be
@@ -102,10 +112,10 @@ def encode(
     """
     if mode not in get_args(Coder):
         raise ValueError(f"unknown mode {mode!r}; valid: {', '.join(get_args(Coder))}")
-    tensors = arch_tensors(state.arch, len(state.weights))
-    weights = _in_order(state, tensors)
+    given = _content_of(model)
+    weights = given.weights
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    indexed, code = _index(weights, shapes, tensors.indexable, mode)
+    indexed, code = _index(weights, shapes, given.founders, mode)
     groups = pack_tensors(
         {name: tensor for name, tensor in weights.items() if name not in indexed}
     )
@@ -118,8 +128,8 @@ def encode(
     }
     sections = {**coded, **groups}
     header = Header(
-        arch=state.arch.to_json(),
-        meta=state.meta,
+        arch=given.arch,
+        meta=given.meta,
         coder=code.coder,
         families=[len(book) for book in code.codebooks],
         tensors=[
@@ -134,10 +144,11 @@ def encode(
         sections=[packed.section(name) for name, packed in sections.items()],
     )
     content, header_bytes = write_container(header, list(sections.values()))
+    books = (coded["codebook"], coded["histogram"])
     size = CodedSize(
         total_bytes=len(content),
         header_bytes=header_bytes + FRAME_BYTES,
-        codebook_bytes=len(coded["codebook"].content) + len(coded["histogram"].content),
+        codebook_bytes=sum(len(packed.content) for packed in books),
         index_bytes=len(coded["indices"].content),
         tensor_bytes=sum(len(packed.content) for packed in groups.values()),
         coded_weights=sum(len(i.places) for i in indexed.values()),
@@ -148,42 +159,117 @@ def encode(
     return Coded(content, size)
 
 
+@dataclass(frozen=True)
+class _Content:
+    """What is to be coded.
+
+    Attributes:
+        weights: contiguous CPU tensors, in the order of the file.
+        founders: names of the tensors whose values may make a codebook.
+        arch, meta: of a state; else empty.
+    """
+
+    weights: dict[str, Tensor]
+    founders: frozenset[str]
+    arch: dict[str, Any] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def _content_of(model: ModelState | nn.Module | Mapping[str, Tensor]) -> _Content:
+    if isinstance(model, ModelState):
+        tensors = arch_tensors(model.arch, len(model.weights))
+        weights = _in_order(model, tensors)
+        return _Content(weights, tensors.indexable, model.arch.to_json(), model.meta)
+    if isinstance(model, nn.Module):
+        founders = frozenset(linear_and_conv_parameters(model))
+        return _Content(_on_cpu(model.state_dict()), founders)
+    return _Content(_on_cpu(model), frozenset(model))
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+
+
 def decode(path: Path, *, max_bytes: int = MAX_MODEL_BYTES) -> ModelState:
     """Read a coded model. Nothing in it is executed or unpickled.
 
     Args:
+        path: of a file that `encode` wrote of a state.
         max_bytes: refuse models whose tensors take more than this.
 
     Raises:
-        ValueError: not a coded model, damaged, cut off, too large, or of an architecture
-            that this installation builds otherwise; names the file.
+        ValueError: not a coded model, damaged, cut off, too large, of an architecture that
+            this installation builds otherwise, or without one; names the file.
     """
+    return decode_bytes(_read(path, max_bytes), str(path), max_bytes=max_bytes)
+
+
+def decode_weights(
+    path: Path, *, max_bytes: int = MAX_MODEL_BYTES
+) -> dict[str, Tensor]:
+    """The tensors of a coded model by name, for `module.load_state_dict`.
+
+    Args:
+        path: of any file that `encode` wrote.
+        max_bytes: refuse files whose tensors take more than this.
+
+    Raises:
+        ValueError: as `decode`, except that no architecture is needed.
+    """
+    content = _read(path, max_bytes)
+    with _named(str(path)):
+        header, sections = read_container(content)
+        arch = _arch_of(header) if header.arch else None
+        return _decode_tensors(header, sections, arch, max_bytes)
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
     try:
         if path.stat().st_size > max_bytes + MAX_HEADER_BYTES:
             raise ValueError(
                 f"{path.stat().st_size} bytes are more than max_bytes {max_bytes}"
                 " allows"
             )
-        content = path.read_bytes()
+        return path.read_bytes()
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as a coded model: {error}") from error
-    return decode_bytes(content, str(path), max_bytes=max_bytes)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Errors inside the block start with the file's name."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: cannot be read as a coded model: {error}") from error
 
 
 def decode_bytes(
     content: bytes, name: str = "coded model", *, max_bytes: int = MAX_MODEL_BYTES
 ) -> ModelState:
     """`decode` of a file's content; `name` is what errors call it."""
-    try:
-        return _decode(content, max_bytes)
-    except ValueError as error:
-        raise ValueError(f"{name}: cannot be read as a coded model: {error}") from error
+    with _named(name):
+        header, sections = read_container(content)
+        if not header.arch:
+            raise ValueError(
+                "the header describes no architecture; compress.codec.decode_weights"
+                " reads the tensors"
+            )
+        arch = _arch_of(header)
+        weights = _decode_tensors(header, sections, arch, max_bytes)
+        return ModelState(arch, weights, header.meta)
 
 
-def _decode(content: bytes, max_bytes: int) -> ModelState:
-    header, sections = read_container(content)
-    arch = _arch_of(header)
-    shapes = _checked_shapes(header, arch, max_bytes)
+def _decode_tensors(
+    header: Header,
+    sections: Mapping[str, memoryview],
+    arch: Arch | None,
+    max_bytes: int,
+) -> dict[str, Tensor]:
+    """All tensors in the order of the header, which is checked against `arch` first."""
+    shapes = _checked_shapes(header, max_bytes)
+    if arch is not None:
+        _check_against(arch, header, shapes)
     plain = [entry for entry in header.tensors if entry.family < 0]
     unpacked = _unpack_sections(header, sections, group_sizes(plain))
     ends = np.cumsum([0, *header.families])
@@ -203,7 +289,7 @@ def _decode(content: bytes, max_bytes: int) -> ModelState:
         for name, b in bits.items()
     }
     weights |= unpack_tensors(plain, unpacked)
-    return ModelState(arch, {name: weights[name] for name in shapes}, header.meta)
+    return {name: weights[name] for name in shapes}
 
 
 def _index(
@@ -251,51 +337,53 @@ def _arch_of(header: Header) -> Arch:
         raise ValueError(f"the header describes no architecture ({error})") from error
 
 
-def _checked_shapes(header: Header, arch: Arch, max_bytes: int) -> dict[str, Shape]:
-    """Shapes of all tensors: those of the architecture, small enough, of known types and
-    families.
-    """
+def _checked_shapes(header: Header, max_bytes: int) -> dict[str, Shape]:
+    """Shapes of all tensors: small enough, of known types and families, each named once."""
     total = 0
     for entry in header.tensors:
-        if entry.dtype not in DTYPES:
-            raise ValueError(
-                f"tensor {entry.name!r} has the unknown type {entry.dtype!r}"
-            )
-        if not -1 <= entry.family < len(header.families):
-            raise ValueError(
-                f"tensor {entry.name!r} names family {entry.family} of"
-                f" {len(header.families)}"
-            )
-        if entry.family >= 0 and (
-            entry.dtype != "float32"
-            or 0 in entry.shape
-            or not header.families[entry.family]
-        ):
-            raise ValueError(
-                f"tensor {entry.name!r} cannot be indices: type {entry.dtype}, shape"
-                f" {entry.shape}"
-            )
+        _check_entry(entry, header.families)
         total += math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
     if total > max_bytes:
         raise ValueError(
             f"its tensors take {total} bytes, more than max_bytes {max_bytes} allows"
         )
     shapes = {entry.name: entry.shape for entry in header.tensors}
-    expected = arch_tensors(arch, len(header.tensors)).shapes
-    if len(shapes) < len(header.tensors) or list(shapes.items()) != list(
-        expected.items()
-    ):
-        wrong = [
-            name
-            for name in {**shapes, **expected}
-            if shapes.get(name) != expected.get(name)
-        ]
-        raise ValueError(
-            f"its tensors are not those that this installation builds for {arch.name!r}"
-            f" (first: {', '.join(wrong[:3]) or 'their order'}); use the library"
-            " versions that packed it"
-        )
+    if len(shapes) < len(header.tensors):
+        raise ValueError("its tensors are not each named once")
     return shapes
+
+
+def _check_entry(entry: TensorEntry, families: Sequence[int]) -> None:
+    if entry.dtype not in DTYPES:
+        raise ValueError(f"tensor {entry.name!r} has the unknown type {entry.dtype!r}")
+    if not -1 <= entry.family < len(families):
+        raise ValueError(
+            f"tensor {entry.name!r} names family {entry.family} of {len(families)}"
+        )
+    is_index = entry.family >= 0
+    fits = entry.dtype == "float32" and 0 not in entry.shape
+    if is_index and not (fits and families[entry.family]):
+        raise ValueError(
+            f"tensor {entry.name!r} cannot be indices: type {entry.dtype}, shape"
+            f" {entry.shape}"
+        )
+
+
+def _check_against(arch: Arch, header: Header, shapes: Mapping[str, Shape]) -> None:
+    """Refuse tensors that are not those of the architecture, in its order."""
+    expected = arch_tensors(arch, len(header.tensors)).shapes
+    if list(shapes.items()) == list(expected.items()):
+        return
+    wrong = [
+        name
+        for name in {**shapes, **expected}
+        if shapes.get(name) != expected.get(name)
+    ]
+    raise ValueError(
+        f"its tensors are not those that this installation builds for {arch.name!r}"
+        f" (first: {', '.join(wrong[:3]) or 'their order'}); use the library versions"
+        " that packed it"
+    )
 
 
 def _unpack_sections(

@@ -17,7 +17,6 @@ from compress.learngene.shared import (
     layer_list,
     within,
 )
-from compress.stage import Context
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
 from trainers.models.lets_layers import DepthInit, WidthInit
@@ -159,13 +158,13 @@ class LetsExpand(Expansion):
             self.mapping_layer_coeff or [i // 2 * 2 for i in layers]
         )
 
-    def run(self, model: ModelState, ctx: Context) -> ModelState:
+    def expand(self, model: ModelState, data: DataInfo, seed: int) -> ModelState:
         from trainers.models.lets_vit import LetsVit
 
-        arch = self.check(model.arch, ctx.data.info)
+        arch = self.check(model.arch, data)
         layers, groups = self._maps(model.arch.args)
         network = model.build()
         assert isinstance(network, LetsVit)
         weights = network.descendant(arch.args["embed_dim"], layers, groups)
         head: Literal["cut", "fresh"] = "cut" if self.head == "grown" else "fresh"
-        return fitted(arch, weights, head, ctx.seed, layers)
+        return fitted(arch, weights, head, seed, layers)

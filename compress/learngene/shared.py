@@ -99,6 +99,19 @@ class Expansion(Stage):
     builder: ClassVar[str]
     """Of the auxiliary network that comes in."""
 
+    @abstractmethod
+    def expand(self, model: ModelState, data: DataInfo, seed: int) -> ModelState:
+        """The descendant of an auxiliary network.
+
+        Args:
+            model: the auxiliary network.
+            data: whose classes and image size the descendant has.
+            seed: of a fresh classifier.
+        """
+
+    def run(self, model: ModelState, ctx: Context) -> ModelState:
+        return self.expand(model, ctx.data.info, ctx.seed)
+
     def of_auxiliary(self, arch: Arch) -> dict[str, Any]:
         """The auxiliary network's arguments.
 

@@ -23,7 +23,6 @@ from compress.learngene.shared import (
     spread,
     within,
 )
-from compress.stage import Context
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
 
@@ -120,11 +119,11 @@ class SwsExpand(Expansion):
             )
         return spread(depth, stages)
 
-    def run(self, model: ModelState, ctx: Context) -> ModelState:
+    def expand(self, model: ModelState, data: DataInfo, seed: int) -> ModelState:
         from trainers.models.mean_vit import state_of
         from trainers.models.shared_vit import SwsVit
 
-        arch = self.check(model.arch, ctx.data.info)
+        arch = self.check(model.arch, data)
         stages = self._stages(model.arch.args)
         network = model.build()
         assert isinstance(network, SwsVit)
@@ -133,4 +132,4 @@ class SwsExpand(Expansion):
             and arch.args["num_classes"] == model.arch.args["num_classes"]
         )
         weights = state_of(network.outer_weights(), network.layer_weights(stages))
-        return fitted(arch, weights, "cut" if same else "fresh", ctx.seed, stages)
+        return fitted(arch, weights, "cut" if same else "fresh", seed, stages)

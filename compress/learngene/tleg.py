@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from compress.learngene.shared import Auxiliary, Expansion, fitted
-from compress.stage import Context
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
 
@@ -58,11 +57,11 @@ class TlegExpand(Expansion):
             num_heads=aux["num_heads"],
         )
 
-    def run(self, model: ModelState, ctx: Context) -> ModelState:
+    def expand(self, model: ModelState, data: DataInfo, seed: int) -> ModelState:
         from trainers.models.mean_vit import state_of
         from trainers.models.shared_vit import TlegVit
 
-        arch = self.check(model.arch, ctx.data.info)
+        arch = self.check(model.arch, data)
         network = model.build()
         assert isinstance(network, TlegVit)
         same = (
@@ -72,4 +71,4 @@ class TlegExpand(Expansion):
         weights = state_of(
             network.outer_weights(), network.layer_weights(arch.args["depth"])
         )
-        return fitted(arch, weights, "cut" if same else "fresh", ctx.seed)
+        return fitted(arch, weights, "cut" if same else "fresh", seed)

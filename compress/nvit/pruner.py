@@ -13,17 +13,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from compress.nvit.cost import LatencyModel
-from compress.nvit.groups import UnitLayout, block_table, latency_credit, rank_groups
+from compress.nvit.cost import LatencyModel, MacsModel
+from compress.nvit.groups import (
+    GroupSizes,
+    UnitLayout,
+    block_table,
+    latency_credit,
+    rank_groups,
+)
 from compress.nvit.importance import (
     TaylorMeter,
     magnitude_scores,
     random_scores,
     taylor,
 )
-from compress.nvit.surgery import Masks
+from compress.nvit.surgery import Masks, cut
+from trainers.models.arch import Arch, ModelState
 from trainers.training.fit import Hook
 
 if TYPE_CHECKING:
@@ -35,19 +42,33 @@ StopReason = Literal["latency_target", "budget", "floors", "epochs"]
 
 @dataclass(frozen=True)
 class PruneRules:
-    """How fast, by what and until when; fields as in `compress.nvit.stage.Nvit`."""
+    """How fast, by what and until when; the stage `Nvit` has the same fields and describes them.
 
-    importance: Importance
-    latency_target: float
-    latency_regularization: float
-    latency_unit: Literal["dense", "seconds"]
-    importance_unit: Literal["share", "loss"]
-    prune_per_iter: int
-    interval_prune: int
-    momentum: float
-    budget: int
-    student_eval: bool
-    seed: int
+    Attributes:
+        importance: what units are ranked by.
+        latency_target: estimated latency over the unpruned model's at which pruning ends.
+        latency_regularization: eta.
+        latency_unit: of eta: the unpruned model's latency ("dense"), or seconds.
+        importance_unit: a unit's share of the whole model's importance, or the loss itself.
+        prune_per_iter: 16ths of a group that are pruned in an interval.
+        interval_prune: optimiser steps of an interval.
+        momentum: of importance over intervals.
+        budget: units that may be pruned at most.
+        student_eval: no dropout and stochastic depth from the first pruning on.
+        seed: of the random importance.
+    """
+
+    importance: Importance = "nvit"
+    latency_target: float = 0.5
+    latency_regularization: float = 5e-4
+    latency_unit: Literal["dense", "seconds"] = "dense"
+    importance_unit: Literal["share", "loss"] = "loss"
+    prune_per_iter: int = 32
+    interval_prune: int = 100
+    momentum: float = 0.9
+    budget: int = 39_000
+    student_eval: bool = True
+    seed: int = 0
 
 
 class Pruner(Hook):
@@ -58,6 +79,7 @@ class Pruner(Hook):
         history: after each interval the step, units pruned so far, estimated latency over
             the unpruned model's, and all dimensions.
         stop_reason: why pruning ended.
+        arch: of the unpruned model, where `of` made the pruner.
     """
 
     def __init__(
@@ -68,7 +90,10 @@ class Pruner(Hook):
         rules: PruneRules,
         device: torch.device,
     ) -> None:
-        self.vit, self.layout, self.latency, self.rules = vit, layout, latency, rules
+        self.vit = vit
+        self.layout = layout
+        self.latency = latency
+        self.rules = rules
         self.keep = torch.ones(layout.num_units, dtype=torch.bool)
         self.dense_ms = self.latency_ms()
         self.meter = TaylorMeter(layout.num_units, rules.momentum, device)
@@ -76,6 +101,62 @@ class Pruner(Hook):
         self.intervals = 0
         self.history: list[dict[str, Any]] = []
         self.stop_reason: StopReason = "epochs"
+        self.arch: Arch | None = None
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        rules: PruneRules | None = None,
+        *,
+        groups: GroupSizes | None = None,
+        latency: LatencyModel | None = None,
+    ) -> "Pruner":
+        """A pruner for your own training loop.
+
+        Train its `vit` instead of the module: it has the same logits. In every step call
+        `on_grads` between the backward pass and the update, and `on_step` after it, until
+        `on_step` returns True. `dense_module` is then the small model.
+
+        Args:
+            module: a timm ViT or DeiT, plain or distilled; not changed.
+            rules: default: those of the paper, to half of the latency.
+            groups: units that are pruned together; small models need small groups.
+            latency: what a model of some dimensions costs: a measured
+                `compress.measure.latency_table.LatencyTable`; default: `MacsModel`, which
+                counts operations.
+
+        Raises:
+            ValueError: not such a model.
+        """
+        from compress.nvit.masked_vit import MaskedVit
+        from trainers.models.from_timm import state_of_module
+
+        state = state_of_module(module)
+        device = next(module.parameters()).device
+        vit = MaskedVit.from_state(state).to(device)
+        layout = UnitLayout.of(state.arch.dims, groups or GroupSizes())
+        latency = latency or MacsModel.of(state.arch)
+        pruner = cls(vit, layout, latency, rules or PruneRules(), device)
+        pruner.arch = state.arch
+        return pruner
+
+    def dense(self, arch: Arch) -> ModelState:
+        """The kept units as a dense model with the logits of the masked one.
+
+        Args:
+            arch: of the unpruned model, a `pruned_vit`.
+        """
+        return cut(ModelState.from_module(arch, self.vit), self.layout, self.keep)
+
+    def dense_module(self) -> nn.Module:
+        """The kept units as a dense module, in eval mode on the device of `vit`. Only of a
+        pruner that `of` made.
+        """
+        if self.arch is None:
+            raise ValueError("this pruner knows no architecture; make it by Pruner.of")
+        module = self.dense(self.arch).build()
+        return module.to(next(self.vit.parameters()).device)
 
     @property
     def pruned(self) -> bool:
@@ -91,7 +172,7 @@ class Pruner(Hook):
         table = block_table(self.layout.counts(self.keep)).numpy()
         return self.latency.model_ms(int(table[0, 0]), table[:, 1:])
 
-    def on_grads(self, step: int) -> None:
+    def on_grads(self, step: int = 0) -> None:
         if self.rules.importance in ("nvit", "taylor"):
             self.meter.add(taylor(self.vit))
         if self.masks is not None:
@@ -181,8 +262,10 @@ class Pruner(Hook):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.keep, self.intervals = state["keep"], state["intervals"]
-        self.history, self.stop_reason = state["history"], state["stop_reason"]
+        self.keep = state["keep"]
+        self.intervals = state["intervals"]
+        self.history = state["history"]
+        self.stop_reason = state["stop_reason"]
         self.meter.load_state_dict(state["meter"])
         if self.num_pruned:
             self._apply()

@@ -26,7 +26,6 @@ from compress.metrics import TEXT, Metric
 from compress.nvit.cost import LatencyModel, MacsModel
 from compress.nvit.groups import GroupSizes, UnitLayout, block_table
 from compress.nvit.pruner import Importance, Pruner, PruneRules
-from compress.nvit.surgery import cut
 from compress.stage import Context, Phase, Stage
 from trainers.config import DistillConfig, TrainConfig
 from trainers.data.splits import DataInfo
@@ -284,7 +283,7 @@ class Nvit(Stage, TrainConfig):
             active=lambda: pruner.pruned,
         )
         done = ctx.fit(student, objective, self, hooks=[pruner], name="prune")
-        small = cut(ModelState.from_module(dense.arch, student), layout, pruner.keep)
+        small = pruner.dense(dense.arch)
         ratio = pruner.latency_ms() / pruner.dense_ms
         _log.info(
             "nvit: stopped by %s at step %d, estimated latency %.3f",

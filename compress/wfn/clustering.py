@@ -35,7 +35,7 @@ the total at O(n log n), and some 0.3 ms a step for the candidates.
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -81,7 +81,7 @@ class Clustering:
 
 @torch.no_grad()
 def cluster(
-    weights: Tensor,
+    weights: Tensor | npt.NDArray[Any],
     fraction: float,
     max_distance: float,
     *,
@@ -95,7 +95,8 @@ def cluster(
     and 40 more for each weight that the largest single step fixes.
 
     Args:
-        weights: any shape, any floating type, any device; half types are exact, float64 is
+        weights: a tensor or a NumPy array of any shape and floating type, on any device;
+            what is returned are tensors in either case. Half types are exact, float64 is
             rounded to float32. The order, row by row, decides between weights at one
             distance.
         fraction: p, of all weights.
@@ -133,6 +134,7 @@ def cluster(
             f"zero_distance is {zero_distance}; it must be finite and at least 2^-126"
         )
     metric = _Metric(distance == "relative", zero_distance)
+    weights = torch.as_tensor(weights)
     flat = _as_float32(weights)
     steps = _Steps(np.full(len(flat), -1, np.int32))
     needed = math.floor(fraction * len(flat))

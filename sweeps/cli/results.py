@@ -68,13 +68,13 @@ def front(
 
     Replicates of a configuration are one row, with mean and spread.
     """
-    from analysis import command, front_table
+    from analysis import command, front_text
 
     loaded = _load(run)
     rows = loaded.front(where, noise=noise)
     if pick is None:
         title = f"front of {loaded.name}"
-        _print_table(front_table(loaded, rows), title, NO_FRONT)
+        _print_table(front_text(loaded, rows), title, NO_FRONT)
         return
     picks = {name.replace(" ", "-"): row for name, row in loaded.picks(rows).items()}
     if rows.empty:
@@ -82,7 +82,7 @@ def front(
     if pick.replace(" ", "-") not in picks:
         raise ValueError(f"--pick {pick}: no such pick; valid: {', '.join(picks)}")
     chosen = rows.loc[[picks[pick.replace(" ", "-")]]]
-    _print_table(front_table(loaded, chosen), f"{pick} of {loaded.name}", "")
+    _print_table(front_text(loaded, chosen), f"{pick} of {loaded.name}", "")
     for what in ("onnx", "reproduce"):
         say(command(loaded, chosen["trial_id"].iloc[0], what))
 
@@ -158,10 +158,10 @@ def query(
 
 def print_front(run: Path) -> "Run":
     """Print the non-dominated trials of a run as a table, and give the run."""
-    from analysis import front_table
+    from analysis import front_text
 
     loaded = _load(str(run))
-    _print_table(front_table(loaded), f"front of {loaded.name}", NO_FRONT)
+    _print_table(front_text(loaded), f"front of {loaded.name}", NO_FRONT)
     return loaded
 
 

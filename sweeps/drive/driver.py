@@ -14,7 +14,6 @@ import ray.tune
 import yaml
 
 import analysis
-from sweeps.check import default_data_cache
 from sweeps.drive.cluster import LOCAL, check_nodes, connected
 from sweeps.drive.interrupt import Interrupt, quiet
 from sweeps.drive.progress import Progress
@@ -41,7 +40,7 @@ from sweeps.spec.model import Resources
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.attempt import run_trial
 from sweeps.trial.epoch_curve import prune
-from trainers.files import read_json, write_atomic
+from trainers.files import default_data_cache, read_json, write_atomic
 from trainers.remote import is_uri
 
 TrialFunction = Callable[..., dict[str, Any]]

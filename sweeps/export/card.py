@@ -21,7 +21,6 @@ from trainers.timm_library import timm
 
 UNKNOWN = "unknown"
 CODE_LICENCE = "Apache-2.0"
-_LIBRARY = {"onnx": "onnx", "torchscript": "pytorch", "torch_export": "pytorch"}
 _FIRST = (
     "test_accuracy",
     "accuracy",
@@ -41,6 +40,7 @@ def write_card(
     state: ModelState,
     *,
     format_name: str,
+    library: str,
     usage: str,
     difference: float,
     input_shape: Sequence[int | str],
@@ -51,7 +51,7 @@ def write_card(
     name = f"{run.resolve().name} {record['trial_id']}"
     chosen = licence or source or UNKNOWN
     header = yaml.safe_dump(
-        _front_matter(run, record, format_name, chosen),
+        _front_matter(run, record, library, chosen),
         sort_keys=False,
         allow_unicode=True,
     )
@@ -81,7 +81,7 @@ def write_card(
 
 
 def _front_matter(
-    run: Path, record: dict[str, Any], format_name: str, licence: str
+    run: Path, record: dict[str, Any], library: str, licence: str
 ) -> dict[str, Any]:
     dataset = str(record["data"].get("dataset"))
     parts = [("validation part", "accuracy"), ("test set", "test_accuracy")]
@@ -96,7 +96,7 @@ def _front_matter(
     ]
     return {
         "license": licence.lower(),
-        "library_name": _LIBRARY.get(format_name, "compression-sweeps"),
+        "library_name": library,
         "pipeline_tag": "image-classification",
         "tags": [*dict.fromkeys(stage["stage"] for stage in record["pipeline"])],
         "datasets": [dataset],

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from sweeps.export.card import write_card
 from sweeps.export.models import trial_model
 from sweeps.run.record import named_record
 from sweeps.spec.load import validated
+from sweeps.spec.yaml_text import did_you_mean
+from trainers import plugins
 from trainers.config import DataConfig
 from trainers.data.splits import data_info
 from trainers.models.arch import ModelState
@@ -36,6 +39,12 @@ than 2 GiB.
 """
 _BATCHES = (1, 3)
 
+SAFETENSORS_FILE = "model.safetensors"
+ONNX_FILE = "model.onnx"
+TORCHSCRIPT_FILE = "model.pt"
+TORCH_EXPORT_FILE = "model.pt2"
+PACKED_FILE = "model.wfn"
+
 
 @dataclass(frozen=True)
 class Format:
@@ -46,12 +55,18 @@ class Format:
         write: (model, its module in eval mode, images (2, C, S, S), folder).
         run: (folder, images (B, C, S, S)) → logits (B, classes), by the format's own runtime.
         usage: Python that loads the model, for the card.
+        library: what loads the model, as Hugging Face's hub names it.
+        needs: modules without which the format can be neither written nor run.
+        extra: the extra of this distribution that installs them.
     """
 
     file: str
     write: Callable[[ModelState, nn.Module, Tensor, Path], None]
     run: Callable[[Path, Tensor], Tensor]
     usage: str
+    library: str = "compression-sweeps"
+    needs: tuple[str, ...] = ()
+    extra: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,7 @@ def export(
     or not at all.
 
     Args:
-        format_name: a key of `FORMATS`.
+        format_name: a key of `exporters()`.
         image_size: side of the square that the model sees, px; default: as in the trial.
         licence: SPDX identifier of the weights' licence, for the card.
 
@@ -87,40 +102,19 @@ def export(
             image size cannot be told, `out` holds something already, the model cannot be
             exported so, or the export computes otherwise.
     """
-    if format_name not in FORMATS:
-        raise ValueError(
-            f"no export format {format_name!r}; valid: {', '.join(FORMATS)}"
-        )
+    form = _format(format_name)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(
             f"{out}: exists and is not an empty folder; give another with -o"
         )
-    form = FORMATS[format_name]
-    _check_installed(format_name)
+    _check_installed(format_name, form)
     state = trial_model(run, trial_id)
     record = named_record(run, trial_id)
     size = image_size or _image_size(state, record.content["data"])
     channels = state.arch.args.get("in_chans", 3)
     module = state.build()
     with _beside(out) as folder:
-        try:
-            with _quiet():
-                form.write(state, module, _images(2, channels, size), folder)
-        except (
-            RuntimeError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            NotImplementedError,
-        ) as error:
-            reason = (
-                str(error).strip().splitlines()[0]
-                if str(error).strip()
-                else type(error).__name__
-            )
-            raise ValueError(
-                f"trial {trial_id} cannot be exported as {format_name}: {reason}"
-            ) from error
+        _write(form, state, module, _images(2, channels, size), folder, trial_id)
         difference = _compared(form, module, folder, channels, size, format_name)
         write_card(
             folder,
@@ -128,12 +122,48 @@ def export(
             record.content,
             state,
             format_name=format_name,
+            library=form.library,
             usage=form.usage,
             difference=difference,
             input_shape=("batch", channels, size, size),
             licence=licence,
         )
     return Exported(out, sorted(out.iterdir()), difference)
+
+
+def _format(name: str) -> Format:
+    known = exporters()
+    if name not in known:
+        raise ValueError(
+            f"there is no export format {name!r}; {did_you_mean(name, known)}valid:"
+            f" {', '.join(known)}"
+        )
+    return known[name]
+
+
+def _write(
+    form: Format,
+    state: ModelState,
+    module: nn.Module,
+    images: Tensor,
+    folder: Path,
+    trial_id: str,
+) -> None:
+    """Write the model's file. Raises ValueError where the format cannot hold this model."""
+    try:
+        with _quiet():
+            form.write(state, module, images, folder)
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        NotImplementedError,
+    ) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"trial {trial_id} cannot be exported as {form.file}: {reason}"
+        ) from error
 
 
 def _images(batch: int, channels: int, size: int) -> Tensor:
@@ -209,18 +239,13 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def _check_installed(name: str) -> None:
-    if name != "onnx":
-        return
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
+def _check_installed(name: str, form: Format) -> None:
+    missing = [module for module in form.needs if find_spec(module) is None]
+    if missing:
+        install = f"'compression-sweeps[{form.extra}]'" if form.extra else missing[0]
         raise ValueError(
-            f"export to ONNX needs {error.name}; install it: pip install"
-            " 'compression-sweeps[export]'"
-        ) from None
+            f"export to {name} needs {', '.join(missing)}; pip install {install}"
+        )
 
 
 def _write_safetensors(
@@ -237,24 +262,24 @@ def _run_safetensors(folder: Path, images: Tensor) -> Tensor:
 def _write_packed(
     state: ModelState, module: nn.Module, images: Tensor, folder: Path
 ) -> None:
-    encode(state, folder / FORMATS["packed"].file)
+    encode(state, folder / PACKED_FILE)
 
 
 def _run_packed(folder: Path, images: Tensor) -> Tensor:
     with torch.no_grad():
-        return decode(folder / FORMATS["packed"].file).build()(images)
+        return decode(folder / PACKED_FILE).build()(images)
 
 
 def _write_torchscript(
     state: ModelState, module: nn.Module, images: Tensor, folder: Path
 ) -> None:
     with torch.no_grad():
-        torch.jit.trace(module, images).save(str(folder / FORMATS["torchscript"].file))
+        torch.jit.trace(module, images).save(str(folder / TORCHSCRIPT_FILE))
 
 
 def _run_torchscript(folder: Path, images: Tensor) -> Tensor:
     with torch.no_grad():
-        return torch.jit.load(str(folder / FORMATS["torchscript"].file))(images)
+        return torch.jit.load(str(folder / TORCHSCRIPT_FILE))(images)
 
 
 def _write_torch_export(
@@ -263,12 +288,12 @@ def _write_torch_export(
     program = torch.export.export(
         module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)
     )
-    torch.export.save(program, folder / FORMATS["torch_export"].file)
+    torch.export.save(program, folder / TORCH_EXPORT_FILE)
 
 
 def _run_torch_export(folder: Path, images: Tensor) -> Tensor:
     with torch.no_grad():
-        return torch.export.load(folder / FORMATS["torch_export"].file).module()(images)
+        return torch.export.load(folder / TORCH_EXPORT_FILE).module()(images)
 
 
 def _write_onnx(
@@ -278,7 +303,7 @@ def _write_onnx(
     torch.onnx.export(
         module,
         (images,),
-        folder / FORMATS["onnx"].file,
+        folder / ONNX_FILE,
         dynamo=True,
         verbose=False,
         input_names=["images"],
@@ -292,44 +317,64 @@ def _run_onnx(folder: Path, images: Tensor) -> Tensor:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(
-        folder / FORMATS["onnx"].file, providers=["CPUExecutionProvider"]
+        folder / ONNX_FILE, providers=["CPUExecutionProvider"]
     )
     return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
-FORMATS: dict[str, Format] = {
+EXPORTERS: dict[str, Format] = {
     "safetensors": Format(
-        "model.safetensors",
+        SAFETENSORS_FILE,
         _write_safetensors,
         _run_safetensors,
         "from pathlib import Path\nfrom trainers.models.arch import ModelState\n\nmodel"
         ' = ModelState.load(Path(".")).build()  # eval mode',
     ),
     "onnx": Format(
-        "model.onnx",
+        ONNX_FILE,
         _write_onnx,
         _run_onnx,
         "import onnxruntime\n\nsession ="
         ' onnxruntime.InferenceSession("model.onnx")\nlogits = session.run(["logits"],'
         ' {"images": images})[0]',
+        library="onnx",
+        needs=("onnx", "onnxruntime", "onnxscript"),
+        extra="export",
     ),
     "torchscript": Format(
-        "model.pt",
+        TORCHSCRIPT_FILE,
         _write_torchscript,
         _run_torchscript,
         'import torch\n\nmodel = torch.jit.load("model.pt")',
+        library="pytorch",
     ),
     "torch_export": Format(
-        "model.pt2",
+        TORCH_EXPORT_FILE,
         _write_torch_export,
         _run_torch_export,
         'import torch\n\nmodel = torch.export.load("model.pt2").module()',
+        library="pytorch",
     ),
     "packed": Format(
-        "model.wfn",
+        PACKED_FILE,
         _write_packed,
         _run_packed,
         "from pathlib import Path\nfrom compress.codec.file import decode\n\nmodel ="
         ' decode(Path("model.wfn")).build()  # eval mode',
     ),
 }
+"""Our export formats by name."""
+
+
+def exporters() -> dict[str, Format]:
+    """Every export format by name: ours and those of plugins.
+
+    Raises:
+        ValueError: a plugin takes a name of ours, or offers something else.
+    """
+    return plugins.merged(
+        plugins.EXPORTERS,
+        EXPORTERS,
+        fits=lambda value: isinstance(value, Format),
+        rule="a sweeps.export.formats.Format",
+    )

@@ -42,10 +42,20 @@ def load_plugins(files: Sequence[PluginFile]) -> None:
     """Execute plugins, so that specs can name what they offer.
 
     Raises:
-        SpecError: one that cannot be imported, or that offers nothing of use.
+        SpecError: one that cannot be imported, that offers nothing of use, or that takes a
+            name of ours.
     """
+    if not files:
+        return
+    from compress.metrics import metrics
+    from compress.pipeline import stages
+    from trainers.data.open import openers
+    from trainers.training.epoch_metrics import epoch_metrics
+
     try:
         plugins.load(files)
+        for names in (stages, metrics, openers, epoch_metrics):
+            names()
     except ValueError as error:
         raise SpecError(str(error)) from error
 

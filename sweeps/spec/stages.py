@@ -18,7 +18,7 @@ def build_stage(kind: str, config: dict[str, Any], place: str) -> Stage:
     if kind not in known:
         hint = did_you_mean(kind, known)
         raise SpecError(
-            f"{place}: no stage {kind!r}; {hint}valid stages: {', '.join(known)} (or"
+            f"{place}: there is no stage {kind!r}; {hint}valid stages: {', '.join(known)} (or"
             " give `stage: KIND`)"
         )
     return validated(known[kind], config, place)

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from compress.keys import library_versions
-from sweeps.check import default_data_cache
 from sweeps.run.code_version import code_version
 from sweeps.run.record import named_record
 from sweeps.spec.stages import build_stage
@@ -24,6 +23,7 @@ from sweeps.trial.attempt import cpu_name
 from sweeps.trial.execute import Plan, Row, execute, pipeline_of
 from trainers.config import FitOptions
 from trainers.data.splits import load_data
+from trainers.files import default_data_cache
 from trainers.models.source import load_source
 from trainers.seeding import derive_seed
 

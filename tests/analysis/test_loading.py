@@ -181,6 +181,51 @@ def test_damaged_run_json(make_run, content):
     analysis.write_report(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"name": 3}, "run.json: name must be text, got 3"),
+        ({"spec": []}, "run.json: spec must be a JSON object"),
+        ({"seed": "x"}, None),
+        ({"objectives": [{"metric": "a", "mode": "up"}]}, "mode must be min or max"),
+        (
+            {"objectives": [{"metric": "a", "mode": "min", "bound": "x"}]},
+            "bound must be a finite number or null",
+        ),
+        ({"objectives": "accuracy"}, "run.json: objective 'accuracy' is malformed"),
+    ],
+)
+def test_a_malformed_field_of_run_json_takes_its_default(make_run, change, problem):
+    run = analysis.load(make_run(trials=2, header=change))
+    assert len(run.trials) == 2
+    if problem is None:
+        assert run.seed is None
+    else:
+        assert any(problem in text for text in run.problems)
+
+
+def test_damaged_layers_and_epochs_are_named(make_run):
+    trials = make_run(trials=6) / "trials"
+    (trials / "00000" / "layers.json").write_text("{")
+    (trials / "00001" / "layers.json").write_text('{"schema": 2, "layers": [3]}')
+    (trials / "00002" / "epochs.jsonl").write_text("[1]\n" * 9)
+    (trials / "00003" / "epochs.jsonl").write_text(
+        '\n{"épo\ud83d": 1}\n'.encode("utf-8", "replace").decode()
+    )
+    (trials / "00003" / "layers.json").unlink()
+    (trials / "00003" / "layers.json").mkdir()
+    run = analysis.load(trials.parent)
+    text = "\n".join(run.problems)
+    for part in (
+        "00000/layers.json: not valid JSON",
+        "00001/layers.json: layers must be a list",
+        "00002/epochs.jsonl: line 5 is not a JSON object",
+        "00002/epochs.jsonl: 4 more lines are not JSON objects",
+    ):
+        assert part in text
+    assert "épo?" in run.epochs
+
+
 def test_parquet_there_and_back(make_run):
     path = make_run()
     run = analysis.gather(path)

@@ -33,3 +33,23 @@ def test_markdown_keeps_text_as_text(make_run, tmp_path):
 def test_code_span():
     assert code("a`b|c\n d") == "`a'b\\|c d`"
     assert code("") == "` `"
+
+
+def test_markdown_of_several_runs_names_figures_and_is_cut(make_run, tmp_path):
+    runs = [
+        analysis.load(make_run(name, trials=90, replicates=2, seed=seed))
+        for seed, name in enumerate(("one", "two"))
+    ]
+    merged = analysis.merge(runs)
+    figures = [tmp_path / "front.png", tmp_path.parent / "elsewhere.png"]
+    text = analysis.write_markdown(
+        merged, tmp_path / "a.md", figures=figures
+    ).read_text()
+    assert "![front](<front.png>)" in text
+    assert f"![elsewhere](<{(tmp_path.parent / 'elsewhere.png').as_posix()}>)" in text
+    assert "## Compared by `run`" in text
+    assert "±" in text
+    empty = analysis.load(make_run("empty", trials=0, header={"command": ""}))
+    text = analysis.write_markdown(empty, tmp_path / "b.md").read_text()
+    assert "0 trials: none." in text
+    assert "## Picks" not in text

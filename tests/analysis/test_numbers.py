@@ -39,6 +39,13 @@ def test_number(value, text):
     assert numbers.number(value) == text.replace(" ", numbers.THIN_SPACE)
 
 
+def test_significant_digits():
+    assert numbers.significant(0.0) == "0"
+    assert numbers.significant(math.nan) == "–"
+    assert numbers.significant(38.46, 2) == "38"
+    assert numbers.significant(1234.5, 2) == "1\u202f235"
+
+
 def test_a_tie_is_rounded_away_from_zero_and_no_number_twice():
     assert numbers.fixed(0.125, 2) == "0.13"
     assert numbers.fixed(-0.125, 2) == "-0.13"

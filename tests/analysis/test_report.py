@@ -90,7 +90,7 @@ def test_nothing_is_asked_of_a_network(make_run):
             (attributes.get(name) or "").startswith(("http", "//"))
             for name in ("src", "href", "action")
         )
-    own = text.replace(report._plotly(), "")
+    own = text.replace(report.plotly_script(), "")
     assert set(re.findall(r"https?://[^\"' ]+", own)) <= {"http://www.w3.org/2000/svg"}
     assert "@import" not in own
     assert "url(" not in own
@@ -280,29 +280,37 @@ def test_the_page_writes_numbers_as_python_does(demo_page):
         assert shown == [write(v) for v in kept]
 
 
+@pytest.mark.parametrize("unit", ["ms", "fraction"])
+def test_what_is_rounded_for_the_page_reads_as_if_it_were_not(unit):
+    rng = np.random.default_rng(1)
+    values = 10 ** rng.uniform(-7, 12, 5000) * rng.choice([-1, 1], 5000)
+    if unit == "fraction":
+        values = rng.uniform(0, 1.2, 5000)
+    # close to a tie, as 0.12344996: to six digits it would be 0.123450, and then 0.1235
+    ties = np.round(values, 5) + rng.uniform(-4, 4, 5000) * 1e-8
+    whole = np.round(values) + 0.5
+    for exact in (values, ties, whole if unit == "ms" else ties):
+        for value, sent in zip(exact, columns.compact_all(exact, unit), strict=True):
+            assert numbers.figure(sent, unit) == numbers.figure(value, unit)
+    assert columns.compact_all(np.array([0.1234567, np.nan, 3.0])) == [
+        0.123457,
+        None,
+        3,
+    ]
+
+
 def test_a_value_is_the_same_in_report_markdown_and_terminal(
-    make_run, open_page, tmp_path
+    make_run, demo_run, demo_page, open_page, tmp_path
 ):
-    """Over seeds too, and where rounding to six digits and then to four would differ."""
-
-    def change(record):
-        if record["status"] == "complete":
-            record["metrics"] |= {"gmacs": 0.12344996 + 1e-3 * record["number"]}
-
-    path = make_run(trials=24, change=change)
-    run = analysis.load(path)
-    front = analysis.front_text(run)
-    markdown = analysis.write_markdown(run, tmp_path / "out.md").read_text()
-    page = open_page(analysis.write_report(run))
-    for _, row in front.iterrows():
-        cells = page.run(
+    markdown = analysis.write_markdown(demo_run, tmp_path / "out.md").read_text()
+    for _, row in analysis.front_text(demo_run).iterrows():
+        cells = demo_page.run(
             f"const row = ROW.get({json.dumps(row['trial_id'])});"
             "return D.columns.map((c) => show(c, row));"
         )
         for name in ("accuracy", "gmacs", "finetune.lr"):
             assert row[name] in cells
             assert row[name] in markdown
-    assert "0.1234" in set(front["gmacs"])
     replicated = analysis.load(make_run("seeds", trials=24, replicates=3))
     page = open_page(analysis.write_report(replicated))
     for _, row in analysis.front_text(replicated).iterrows():

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -287,6 +288,30 @@ def test_query(make_run):
     )
     assert fronts["trial_id"].tolist() == run.front()["trial_id"].tolist()
     assert not (path / "parquet").exists()  # a query writes nothing
+
+
+def test_a_querys_rows_as_a_file(make_run, tmp_path):
+    pytest.importorskip("duckdb")
+    rows = analysis.query(make_run(trials=4), "select trial_id from trials order by 1")
+    analysis.write_rows(rows, tmp_path / "rows.parquet")
+    assert pq.read_table(tmp_path / "rows.parquet").to_pandas().equals(rows)
+
+
+@pytest.mark.parametrize(
+    ("module", "use"),
+    [
+        ("duckdb", lambda run, folder: analysis.query(run, "select 1")),
+        ("matplotlib", lambda run, folder: analysis.write_figures(run, folder)),
+    ],
+)
+def test_an_extra_that_is_not_installed_is_named(
+    demo_run, tmp_path, monkeypatch, module, use
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        ValueError, match=r"pip install 'compression-sweeps\[analysis\]'"
+    ):
+        use(demo_run, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,11 @@ from compress.quant_baselines import (
     uniform_grid,
 )
 from compress.stage import Context
-from compress.wfn import stage as wfn_module
+from compress.wfn import fixing as wfn_module
 from compress.wfn.clustering import cluster
+from compress.wfn.fixing import HoldFixed, fixable_parameters, flat
 from compress.wfn.regulariser import PullTable, dense, pull, pull_each
-from compress.wfn.stage import HoldFixed, Wfn, fixable_parameters, flat
+from compress.wfn.stage import Wfn
 from trainers.config import TrainConfig
 from trainers.data.splits import Data
 from trainers.models.arch import ModelState
@@ -30,6 +31,13 @@ from trainers.training.losses import TaskObjective
 
 CPU = torch.device("cpu")
 GAMMA_0 = 2**-7
+
+
+@torch.no_grad()
+def assign(parameters: dict[str, nn.Parameter], values: Tensor) -> None:
+    parts = values.split([p.numel() for p in parameters.values()])
+    for parameter, part in zip(parameters.values(), parts, strict=True):
+        parameter.copy_(part.view_as(parameter))
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +179,7 @@ def test_held_weights_do_not_move_a_bit(
         workdir=tmp_path / "a",
     )
     clustering = cluster(flat(parameters), 0.6, 0.1)
-    wfn_module._assign(parameters, clustering.values)
+    assign(parameters, clustering.values)
     before = flat(parameters)
     table = PullTable.build(clustering.codebook, 5.0, "relative", GAMMA_0)
     hook = HoldFixed(parameters, clustering.fixed, clustering.values, table, 0.4)
@@ -198,7 +206,7 @@ def test_the_pull_pulls(model: ModelState, digits: Data, tmp_path: Path) -> None
         module = model.build()
         parameters = fixable_parameters(module, include_norm=False)
         clustering = cluster(flat(parameters), 0.3, 0.2)
-        wfn_module._assign(parameters, clustering.values)
+        assign(parameters, clustering.values)
         table = PullTable.build(clustering.codebook, 5.0, "relative", GAMMA_0)
         hook = HoldFixed(parameters, clustering.fixed, clustering.values, table, ratio)
         config = TrainConfig(

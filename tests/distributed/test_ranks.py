@@ -54,7 +54,7 @@ TWO = (
     COMMON
     + """
 import hashlib
-import compress.wfn.stage as wfn
+import compress.wfn.fixing as wfn
 
 result, rows = run("finetune", TRAIN)
 again, rows_again = run("finetune", TRAIN)

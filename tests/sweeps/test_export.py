@@ -2,8 +2,8 @@
 it cannot.
 """
 
-import builtins
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from compress.cache import Artifact, StageCache
 from compress.codec.file import decode
 from compress.keys import content_key
 from sweeps.cli.main import app
-from sweeps.export.formats import FORMATS, export
+from sweeps.export.formats import EXPORTERS, export
+from trainers import plugins
 from trainers.models.arch import Arch, ModelState
 
 VIT_ARGS = {"num_classes": 7, "img_size": 16, "patch_size": 8}
@@ -140,7 +141,7 @@ def logits_of(folder: Path, name: str, images: Tensor) -> Tensor:
     )
 
 
-CASES = [(arch, name) for arch in ARCHS for name in FORMATS]
+CASES = [(arch, name) for arch in ARCHS for name in EXPORTERS]
 SLOW = [
     ("timm", "onnx"),
     ("resnet20", "torch_export"),
@@ -158,7 +159,7 @@ def test_each_format_gives_the_models_logits(
     runs: dict[str, Path], tmp_path: Path, arch: str, name: str
 ) -> None:
     done = export(runs[arch], "00000", name, tmp_path / "out")
-    assert FORMATS[name].file in [path.name for path in done.files]
+    assert EXPORTERS[name].file in [path.name for path in done.files]
     images = torch.from_numpy(
         np.random.default_rng(0).normal(size=(5, 3, 16, 16)).astype(np.float32)
     )
@@ -257,32 +258,58 @@ def test_mistakes_leave_nothing_behind(runs: dict[str, Path], tmp_path: Path) ->
 def test_missing_package_is_named(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "onnxruntime":
-            raise ImportError("no", name=name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(
         ValueError,
-        match=r"onnxruntime; install it: pip install 'compression-sweeps\[export\]'",
+        match=r"onnx needs onnxruntime; pip install 'compression-sweeps\[export\]'",
     ):
         export(runs["timm"], "00000", "onnx", tmp_path / "out")
+
+
+PLUGIN = """
+from sweeps.export.formats import EXPORTERS as OURS, Format
+
+plain = OURS["safetensors"]
+EXPORTERS = {"plain": Format(plain.file, plain.write, plain.run, "unzip", library="zip")}
+"""
+
+
+def test_a_format_of_a_plugin(runs: dict[str, Path], tmp_path: Path) -> None:
+    """It is written, loaded again and described like ours, and only if the user gives it."""
+    file, out = tmp_path / "plain.py", tmp_path / "out"
+    file.write_text(PLUGIN)
+    arguments = [
+        "export",
+        str(runs["timm"]),
+        "00000",
+        "--format",
+        "plain",
+        "-o",
+        str(out),
+    ]
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == 2
+    assert "there is no export format 'plain'; valid: safetensors" in refused.output
+    try:
+        done = CliRunner().invoke(app, [*arguments, "--plugin", str(file)])
+    finally:
+        plugins.forget()
+    assert done.exit_code == 0, done.output
+    assert "library_name: zip" in (out / "README.md").read_text()
+    assert (out / "model.safetensors").exists()
 
 
 def test_an_export_that_computes_otherwise_is_refused(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    form = FORMATS["safetensors"]
+    form = EXPORTERS["safetensors"]
     wrong = type(form)(
         form.file,
         form.write,
         lambda folder, images: form.run(folder, images) + 0.01,
         form.usage,
     )
-    monkeypatch.setitem(FORMATS, "safetensors", wrong)
+    monkeypatch.setitem(EXPORTERS, "safetensors", wrong)
     with pytest.raises(ValueError, match=r"differs from the model by 0\.01"):
         export(runs["timm"], "00000", "safetensors", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

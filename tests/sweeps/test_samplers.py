@@ -1,4 +1,4 @@
-"""Samplers of a spec: the right class, options checked before anything starts, seeds that follow."""
+"""Samplers of a spec: the right class, and options that are checked before anything starts."""
 
 import sys
 import types

@@ -75,7 +75,7 @@ MISTAKES = [
     ),
     (
         "stages.finetune.stage=prune_all",
-        r"stages\.finetune: no stage 'prune_all'; valid stages: finetune",
+        r"stages\.finetune: there is no stage 'prune_all'; valid stages: finetune",
     ),
     ("stages.finetune=5", r"stages\.finetune is 5, not a mapping with parameters"),
     ("stages.finetune.batch_size=5000", r"stages\.finetune: batch_size 5000 .* 90"),
@@ -155,8 +155,15 @@ MISTAKES = [
     (
         "objectives=[{metric: acuracy, mode: max}]",
         (
-            r"objectives\.0\.metric: this pipeline has no metric 'acuracy'; valid:"
-            r" accuracy, entropy_bits"
+            r"objectives\.0\.metric: this pipeline has no metric 'acuracy'; did you mean"
+            r" 'accuracy'\? valid: accuracy, "
+        ),
+    ),
+    (
+        "search.early_stopping={scheduler: asha, metric: balanced_acuracy}",
+        (
+            r"search\.early_stopping\.metric: no epoch has a metric 'balanced_acuracy'; did"
+            r" you mean 'balanced_accuracy'\? valid: accuracy, top5_accuracy, loss"
         ),
     ),
     (
@@ -203,11 +210,11 @@ MISTAKES = [
     ),
     (
         "resources.cpus_per_worker=4000",
-        r"resources\.cpus_per_worker: 4000 cores asked for, \d+ there",
+        r"resources\.cpus_per_worker: a trial wants 4000 cores, and there are \d+; lower",
     ),
     (
         "resources.gpus_per_worker=64",
-        r"resources\.gpus_per_worker: 64 GPUs asked for, \d+ there",
+        r"resources\.gpus_per_worker: a trial wants 64 GPUs, and there are \d+; lower",
     ),
     (
         "storage=/etc/hostname/x",
@@ -449,3 +456,19 @@ def test_an_old_key_is_accepted_with_a_note(raw: dict[str, Any]) -> None:
     assert renamed(raw) == (raw, [])
     with pytest.raises(SpecError, match="watch: is the old name of trackers"):
         spec_from(raw | {"watch": {}, "trackers": {}})
+
+
+def test_early_stopping_watches_any_metric_of_an_epoch(raw: dict[str, Any]) -> None:
+    """What is better follows from the metric's own declaration."""
+    for metric, better in (("auroc", "max"), ("ece", "min"), ("train_loss", "min")):
+        raw["search"]["early_stopping"] = {"scheduler": "asha", "metric": metric}
+        rule = check_spec(spec_from(raw)).spec.search.early_stopping
+        assert rule is not None
+        assert rule.direction == better
+    raw["search"]["early_stopping"] = {"scheduler": "asha", "metric": "f1_macro"}
+    raw["data"]["val_fraction"] = 0
+    raw["objectives"] = [{"metric": "gmacs", "mode": "min"}]
+    with pytest.raises(SpecError, match="f1_macro needs a validation part"):
+        check_spec(spec_from(raw))
+    raw["search"]["early_stopping"]["metric"] = "train_loss"
+    check_spec(spec_from(raw))

@@ -1,5 +1,6 @@
 """timm's ViTs as `PrunedVit`: which of them can be one, its dimensions, its weights."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +33,26 @@ def dense_arch(arch: Arch) -> Arch:
     if arch.builder == "pruned_vit":
         check_dims(arch.dims)
         return arch
-    module = on_meta(arch)
+    return _dense_arch(arch, on_meta(arch))
+
+
+def state_of_module(module: nn.Module, name: str = "vit") -> ModelState:
+    """A timm ViT or DeiT that somebody built, as `from_timm` gives a model's state.
+
+    Args:
+        module: on any device; not changed.
+        name: what errors and the result call it.
+
+    Raises:
+        ValueError: not a plain or distilled ViT; names what it has instead.
+    """
+    arch = _dense_arch(Arch("timm", name), module)
+    return ModelState(
+        arch, _dense_weights(ModelState.from_module(arch, module).weights)
+    )
+
+
+def _dense_arch(arch: Arch, module: nn.Module) -> Arch:
     fault = _fault(module)
     if fault is not None:
         raise ValueError(
@@ -193,19 +213,24 @@ def from_timm(state: ModelState) -> ModelState:
     arch = dense_arch(state.arch)
     if arch is state.arch:
         return state
+    return replace(state, arch=arch, weights=_dense_weights(state.weights))
+
+
+def _dense_weights(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A timm ViT's weights by the names of a `PrunedVit`."""
     weights: dict[str, Tensor] = {}
-    for name, value in state.weights.items():
+    for name, value in given.items():
         path, _, leaf = name.rpartition(".")
         if path.endswith(".qkv"):
             for part, rows in zip("qkv", value.chunk(3), strict=True):
                 weights[f"{path.removesuffix('qkv')}{part}.{leaf}"] = rows.clone()
         elif leaf != "gamma":
             weights[name] = value.clone()
-    for name, gamma in state.weights.items():
+    for name, gamma in given.items():
         if name.endswith((".ls1.gamma", ".ls2.gamma")):
             layer = name.replace(".ls1.gamma", ".attn.proj").replace(
                 ".ls2.gamma", ".mlp.fc2"
             )
             weights[f"{layer}.weight"].mul_(gamma[:, None])
             weights[f"{layer}.bias"].mul_(gamma)
-    return replace(state, arch=arch, weights=weights)
+    return weights

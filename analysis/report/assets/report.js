@@ -1,41 +1,64 @@
-/* The page's state and colours. The other scripts draw; all of them read D, which is what page_data of
-   analysis/report/data.py gives. */
+/* The page's state and colours. The other scripts draw; all of them read D, which is what
+   page_data of analysis/report/data.py gives. */
 "use strict";
 const D = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const COLUMN = new Map(D.columns.map((column) => [column.key, column]));
 const FRONT = new Set(D.front);
 const ELIGIBLE = new Set(D.eligible);
-/* A configuration is known by the row of the trial that stands for it; SEEDS are its replicates, SEED_OF leads from them to
-   it. */
+/* A configuration is known by the row of the trial that stands for it; SEEDS are its replicates,
+   SEED_OF leads from them to it. */
 const SEEDS = new Map(Object.entries(D.replicates).map(([row, rows]) => [Number(row), rows]));
-const SEED_OF = new Map([...SEEDS].flatMap(([point, rows]) => rows.filter((row) => row !== point).map((row) => [row, point])));
+const SEED_OF = new Map(
+  [...SEEDS].flatMap(([point, rows]) =>
+    rows.filter((row) => row !== point).map((row) => [row, point]),
+  ),
+);
 const onFront = (row) => FRONT.has(SEED_OF.get(row) ?? row);
 const ROW = new Map(D.ids.map((id, row) => [id, row]));
 const OBJECTIVES = D.objectives.map((o) => ({ ...o, key: "metric/" + o.metric }));
 
-/* Okabe and Ito's colours, which people with colour-blindness tell apart, lightened on dark and darkened on light. */
+/* Okabe and Ito's colours, which people with colour-blindness tell apart, lightened on dark and
+   darkened on light. */
 const PALETTE = {
   light: ["#0b6bb0", "#d2600a", "#07916a", "#b3569b", "#c98a00", "#3f9fd8", "#5b4bb5", "#6b6f75"],
   dark: ["#5fb2ee", "#f58f4a", "#3fcf9e", "#e59bd0", "#f0c04a", "#a5dbfa", "#a99cf5", "#b3b8be"],
 };
-const RAMP = { light: ["#23407c", "#56748c", "#959a6c", "#dfc23a"], dark: ["#4c74c9", "#7f9bb0", "#bfb981", "#fde05e"] };
-const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star", "triangle-down", "hexagon"];
+const RAMP = {
+  light: ["#23407c", "#56748c", "#959a6c", "#dfc23a"],
+  dark: ["#4c74c9", "#7f9bb0", "#bfb981", "#fde05e"],
+};
+const SYMBOLS = [
+  "circle",
+  "square",
+  "diamond",
+  "triangle-up",
+  "cross",
+  "star",
+  "triangle-down",
+  "hexagon",
+];
 const state = { row: null, hidden: new Set(), colour: D.colour, painters: [] };
 
 /* Value of a configuration: the mean over its seeds; its spread is null of one seed. */
-const valueAt = (column, row) => (column.means && row in column.means ? column.means[row] : column.values[row]);
-const spreadAt = (column, row) => (column.spreads && row in column.spreads ? column.spreads[row] : null);
+const valueAt = (column, row) =>
+  column.means && row in column.means ? column.means[row] : column.values[row];
+const spreadAt = (column, row) =>
+  column.spreads && row in column.spreads ? column.spreads[row] : null;
 
 const isDark = () => document.documentElement.dataset.theme === "dark";
-const token = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
+const token = (name) =>
+  getComputedStyle(document.documentElement)
+    .getPropertyValue("--" + name)
+    .trim();
 
 /* Elements are made, never parsed, so that text from the run stays text. */
 function el(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== false) node.setAttribute(name, value === true ? "" : value);
+    else if (value !== null && value !== false)
+      node.setAttribute(name, value === true ? "" : value);
   }
   node.append(...children.filter((child) => child !== null && child !== undefined));
   return node;
@@ -48,7 +71,8 @@ function svg(tag, attributes = {}, text = null) {
 }
 
 /* Plotly reads a few tags in text: nothing from the run may be one. */
-const inert = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const inert = (text) =>
+  String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const clip = (text, n = 28) => (text.length > n ? text.slice(0, n - 1) + "…" : text);
 
 /* A trial's value in a column as text. */
@@ -66,30 +90,49 @@ function describe(row, breaks) {
 }
 function describeAs(row, breaks) {
   const seeds = SEEDS.get(row);
-  const name = `Trial ${D.ids[row]}${seeds ? ` and ${seeds.length - 1} more seed${seeds.length > 2 ? "s" : ""}` : ` · ${D.status[row]}`}`;
+  const others = seeds ? seeds.length - 1 : 0;
+  const more = others ? ` and ${others} more seed${others > 1 ? "s" : ""}` : ` · ${D.status[row]}`;
+  const name = `Trial ${D.ids[row]}${more}`;
   const lines = [`${name}${onFront(row) ? " · on the front" : ""}`];
   for (const column of D.columns) {
     if (column.role === "time" || column.role === "metric") continue;
-    const text = seeds && column.shown && row in column.shown ? column.shown[row] : show(column, row);
+    const text =
+      seeds && column.shown && row in column.shown ? column.shown[row] : show(column, row);
     if (text !== MISSING) lines.push(`${column.label}  ${clip(text, 40)}`);
   }
-  return breaks === "\n" ? lines.join("\n") : lines.map(inert).map((l, i) => (i ? l : `<b>${l}</b>`)).join(breaks);
+  return breaks === "\n"
+    ? lines.join("\n")
+    : lines
+        .map(inert)
+        .map((l, i) => (i ? l : `<b>${l}</b>`))
+        .join(breaks);
 }
 
 /* Row of a pick → its names in words, the recommended one first. */
 const PICKS = new Map();
-for (const [words, row] of D.picks) PICKS.set(row, PICKS.has(row) ? `${PICKS.get(row)}, ${words}` : words);
+for (const [words, row] of D.picks)
+  PICKS.set(row, PICKS.has(row) ? `${PICKS.get(row)}, ${words}` : words);
 
 /* What colours the trials: groups of a column with few values, or a ramp over a numeric one. */
 function colouring() {
   const dark = isDark() ? "dark" : "light";
   const column = COLUMN.get(state.colour);
-  const distinct = column && column.kind === "num" ? [...new Set(column.values.filter((v) => v !== null))] : [];
+  const distinct =
+    column && column.kind === "num" ? [...new Set(column.values.filter((v) => v !== null))] : [];
   if (column && column.kind === "num" && distinct.length > 6) {
     const ends = [Math.min(...distinct), Math.max(...distinct)];
-    const place = (v) => (column.log ? Math.log(v / ends[0]) / Math.log(ends[1] / ends[0]) : (v - ends[0]) / (ends[1] - ends[0] || 1));
-    const of = (row) => (column.values[row] === null ? token("muted") : mix(RAMP[dark], place(column.values[row])));
-    return { column, ends, groups: [{ name: "", rows: D.ids.map((_, row) => row), symbol: "circle" }], of };
+    const place = (v) =>
+      column.log
+        ? Math.log(v / ends[0]) / Math.log(ends[1] / ends[0])
+        : (v - ends[0]) / (ends[1] - ends[0] || 1);
+    const of = (row) =>
+      column.values[row] === null ? token("muted") : mix(RAMP[dark], place(column.values[row]));
+    return {
+      column,
+      ends,
+      groups: [{ name: "", rows: D.ids.map((_, row) => row), symbol: "circle" }],
+      of,
+    };
   }
   let names, codes;
   if (!column) {
@@ -105,7 +148,10 @@ function colouring() {
   }
   const colour = (code) => (names[code] === MISSING ? token("muted") : PALETTE[dark][code % 8]);
   const groups = names.map((name, code) => ({
-    name, colour: colour(code), symbol: SYMBOLS[(code + (code >> 3)) % 8], rows: [],
+    name,
+    colour: colour(code),
+    symbol: SYMBOLS[(code + (code >> 3)) % 8],
+    rows: [],
   }));
   codes.forEach((code, row) => groups[code].rows.push(row));
   return { column, groups: groups.filter((g) => g.rows.length), of: (row) => colour(codes[row]) };
@@ -120,18 +166,30 @@ function mix(stops, share) {
 const visible = (colours) => colours.groups.filter((group) => !state.hidden.has(group.name));
 
 const SHAPES = {
-  circle: "M7 2a5 5 0 1 0 .01 0z", square: "M2.5 2.5h9v9h-9z", diamond: "M7 1l6 6-6 6-6-6z", "triangle-up": "M7 1.5l6 10.5H1z",
-  cross: "M5 1.5h4V5h3.5v4H9v3.5H5V9H1.5V5H5z", star: "M7 1l1.8 4 4.2.5-3.1 2.9.9 4.2L7 10.5l-3.8 2.1.9-4.2L1 5.500 5.200 5z",
-  "triangle-down": "M7 12.500L1 2h12z", hexagon: "M7 1l5.200 3v6L7 13l-5.200-3V4z",
+  circle: "M7 2a5 5 0 1 0 .01 0z",
+  square: "M2.5 2.5h9v9h-9z",
+  diamond: "M7 1l6 6-6 6-6-6z",
+  "triangle-up": "M7 1.5l6 10.5H1z",
+  cross: "M5 1.5h4V5h3.5v4H9v3.5H5V9H1.5V5H5z",
+  star: "M7 1l1.8 4 4.2.5-3.1 2.9.9 4.2L7 10.5l-3.8 2.1.9-4.2L1 5.500 5.200 5z",
+  "triangle-down": "M7 12.500L1 2h12z",
+  hexagon: "M7 1l5.200 3v6L7 13l-5.200-3V4z",
 };
 function drawLegends() {
   const colours = colouring();
   for (const node of document.querySelectorAll(".legend")) {
-    node.replaceChildren(el("span", { class: "by" }, colours.column ? colours.column.label : "status"));
+    node.replaceChildren(
+      el("span", { class: "by" }, colours.column ? colours.column.label : "status"),
+    );
     if (colours.ends) {
       const ramp = el("span", { class: "ramp" });
-      ramp.style.background = `linear-gradient(90deg, ${RAMP[isDark() ? "dark" : "light"].join(",")})`;
-      node.append(el("span", {}, number(colours.ends[0])), ramp, el("span", {}, number(colours.ends[1])));
+      const stops = RAMP[isDark() ? "dark" : "light"].join(",");
+      ramp.style.background = `linear-gradient(90deg, ${stops})`;
+      node.append(
+        el("span", {}, number(colours.ends[0])),
+        ramp,
+        el("span", {}, number(colours.ends[1])),
+      );
       continue;
     }
     for (const group of colours.groups) {
@@ -139,11 +197,19 @@ function drawLegends() {
       mark.append(svg("path", { d: SHAPES[group.symbol], fill: group.colour }));
       const pressed = String(!state.hidden.has(group.name));
       const flip = () => {
-        state.hidden.has(group.name) ? state.hidden.delete(group.name) : state.hidden.add(group.name);
+        state.hidden.has(group.name)
+          ? state.hidden.delete(group.name)
+          : state.hidden.add(group.name);
         repaint();
       };
-      node.append(el("button", { type: "button", "aria-pressed": pressed, title: "Show or hide", onclick: flip },
-        mark, clip(group.name === MISSING ? "not set" : group.name, 40)));
+      node.append(
+        el(
+          "button",
+          { type: "button", "aria-pressed": pressed, title: "Show or hide", onclick: flip },
+          mark,
+          clip(group.name === MISSING ? "not set" : group.name, 40),
+        ),
+      );
     }
   }
 }
@@ -158,33 +224,58 @@ function repaint() {
   for (const paint of state.painters) paint();
 }
 function chooser(label, keys, value, change) {
-  const options = keys.map(([key, text]) => el("option", { value: key, selected: key === value }, clip(text, 40)));
-  return el("label", {}, label, el("select", { onchange: (event) => change(event.target.value) }, ...options));
+  const options = keys.map(([key, text]) =>
+    el("option", { value: key, selected: key === value }, clip(text, 40)),
+  );
+  return el(
+    "label",
+    {},
+    label,
+    el("select", { onchange: (event) => change(event.target.value) }, ...options),
+  );
 }
 function hide(id) {
   $(id).remove();
 }
 function segments(names, current, change) {
-  const buttons = names.map((name, i) => el("button", {
-    type: "button", "aria-pressed": String(i === current),
-    onclick: () => {
-      buttons.forEach((button, j) => button.setAttribute("aria-pressed", String(i === j)));
-      change(i);
-    },
-  }, name));
+  const buttons = names.map((name, i) =>
+    el(
+      "button",
+      {
+        type: "button",
+        "aria-pressed": String(i === current),
+        onclick: () => {
+          buttons.forEach((button, j) => button.setAttribute("aria-pressed", String(i === j)));
+          change(i);
+        },
+      },
+      name,
+    ),
+  );
   return el("span", { class: "segments" }, ...buttons);
 }
 function tick(label, checked, change) {
-  return el("label", {}, el("input", { type: "checkbox", checked, onchange: (event) => change(event.target.checked) }), label);
+  return el(
+    "label",
+    {},
+    el("input", { type: "checkbox", checked, onchange: (event) => change(event.target.checked) }),
+    label,
+  );
 }
 /* Commands get a button that copies them; where the browser refuses, they are selected. */
 function startCommands() {
   for (const node of document.querySelectorAll(".commands code, pre.command")) {
     const copy = async () => {
       getSelection().selectAllChildren(node);
-      try { await navigator.clipboard.writeText(node.textContent); } catch { return; }
+      try {
+        await navigator.clipboard.writeText(node.textContent);
+      } catch {
+        return;
+      }
       button.textContent = "copied";
-      setTimeout(() => { button.textContent = "copy"; }, 1500);
+      setTimeout(() => {
+        button.textContent = "copy";
+      }, 1500);
     };
     const button = el("button", { type: "button", class: "copy", onclick: copy }, "copy");
     node.after(button);
@@ -196,7 +287,11 @@ function startSorting() {
     const heads = [...tableNode.tHead.rows[0].cells];
     heads.forEach((head, index) => {
       if (head.tagName !== "TH") return;
-      const button = el("button", { type: "button", onclick: () => sortPlain(tableNode, heads, index) }, head.textContent);
+      const button = el(
+        "button",
+        { type: "button", onclick: () => sortPlain(tableNode, heads, index) },
+        head.textContent,
+      );
       head.replaceChildren(button);
     });
   }
@@ -207,7 +302,11 @@ function sortPlain(tableNode, heads, index) {
   heads[index].setAttribute("aria-sort", down < 0 ? "descending" : "ascending");
   const key = (row) => {
     const cell = row.cells[index];
-    return cell.dataset.v !== undefined ? Number(cell.dataset.v) : cell.classList.contains("n") ? null : cell.textContent;
+    return cell.dataset.v !== undefined
+      ? Number(cell.dataset.v)
+      : cell.classList.contains("n")
+        ? null
+        : cell.textContent;
   };
   const rows = [...tableNode.tBodies[0].rows].sort((a, b) => {
     const [p, q] = [key(a), key(b)];
@@ -223,22 +322,35 @@ function setTheme(theme) {
 function startTheme() {
   const system = matchMedia("(prefers-color-scheme: dark)");
   let chosen = null;
-  try { chosen = localStorage.getItem("sweep-report-theme"); } catch { /* a browser may refuse storage to files */ }
+  try {
+    chosen = localStorage.getItem("sweep-report-theme");
+  } catch {
+    /* a browser may refuse storage to files */
+  }
   const wanted = () => chosen || (system.matches ? "dark" : "light");
   setTheme(wanted());
-  system.addEventListener("change", () => { setTheme(wanted()); repaint(); });
+  system.addEventListener("change", () => {
+    setTheme(wanted());
+    repaint();
+  });
   $("theme").addEventListener("click", () => {
     chosen = isDark() ? "light" : "dark";
-    try { localStorage.setItem("sweep-report-theme", chosen); } catch { /* as above */ }
+    try {
+      localStorage.setItem("sweep-report-theme", chosen);
+    } catch {
+      /* as above */
+    }
     setTheme(chosen);
     repaint();
   });
-  /* On paper plots are drawn anew in the width of the page: drawn for a screen they would be cut off. */
+  /* On paper plots are drawn anew in the width of the page: drawn for a screen they would be cut
+     off. */
   const printing = (on) => {
     document.documentElement.classList.toggle("print", on);
     setTheme(on ? "light" : wanted());
     repaint();
-    if (!on) document.querySelectorAll(".js-plotly-plot").forEach((plot) => Plotly.Plots.resize(plot));
+    if (!on)
+      document.querySelectorAll(".js-plotly-plot").forEach((plot) => Plotly.Plots.resize(plot));
   };
   addEventListener("beforeprint", () => printing(true));
   addEventListener("afterprint", () => printing(false));
@@ -251,7 +363,8 @@ function startNav() {
   }
   const watch = () => {
     let here = null;
-    for (const section of links.keys()) if (here === null || section.getBoundingClientRect().top < 140) here = section;
+    for (const section of links.keys())
+      if (here === null || section.getBoundingClientRect().top < 140) here = section;
     for (const [section, link] of links) link.classList.toggle("here", section === here);
   };
   addEventListener("scroll", watch, { passive: true });
@@ -260,15 +373,31 @@ function startNav() {
 startTheme();
 /* After the other scripts have been read. */
 addEventListener("DOMContentLoaded", () => {
-  const steps = [startCommands, startSorting, startCompare, startFront, drawLegends, startTable, startParallel, startImportance,
-    startEffects, startLayers, startCurves, startProgress, startNav];
+  const steps = [
+    startCommands,
+    startSorting,
+    startCompare,
+    startFront,
+    drawLegends,
+    startTable,
+    startParallel,
+    startImportance,
+    startEffects,
+    startLayers,
+    startCurves,
+    startProgress,
+    startNav,
+  ];
   for (const button of document.querySelectorAll("button[data-trial]")) {
     button.addEventListener("click", () => select(ROW.get(button.dataset.trial), true));
   }
   /* One step a frame: the front shows while the rest is drawn. */
   const next = () => {
     const step = steps.shift();
-    if (!step) { document.documentElement.dataset.ready = String(Math.round(performance.now())); return; }
+    if (!step) {
+      document.documentElement.dataset.ready = String(Math.round(performance.now()));
+      return;
+    }
     step();
     setTimeout(next, 0);
   };

@@ -1,11 +1,25 @@
 /* The trials table: sorted by its heads, filtered by text, rows tied to the plots. */
 "use strict";
 const PAGE = 400;
-const table = { nodes: new Map(), order: [], sort: null, down: false, limit: PAGE, words: [], front: false };
+const table = {
+  nodes: new Map(),
+  order: [],
+  sort: null,
+  down: false,
+  limit: PAGE,
+  words: [],
+  front: false,
+};
 
 function tableColumns() {
   const of = (role) => D.columns.filter((c) => c.role === role);
-  return [...of("objective"), ...of("test"), ...of("parameter"), ...of("metric").slice(0, 6), ...of("time")];
+  return [
+    ...of("objective"),
+    ...of("test"),
+    ...of("parameter"),
+    ...of("metric").slice(0, 6),
+    ...of("time"),
+  ];
 }
 function errorCell(row) {
   const text = D.error[row];
@@ -13,17 +27,36 @@ function errorCell(row) {
   const trace = D.trace[row] === undefined ? null : el("pre", {}, D.tracebacks[D.trace[row]]);
   const short = clip(text, 90);
   if (!trace && short === text) return el("td", { class: "err" }, text);
-  return el("td", { class: "err" }, el("details", {}, el("summary", {}, short), short === text ? null : el("p", { class: "error" }, text), trace));
+  return el(
+    "td",
+    { class: "err" },
+    el(
+      "details",
+      {},
+      el("summary", {}, short),
+      short === text ? null : el("p", { class: "error" }, text),
+      trace,
+    ),
+  );
 }
 function tableRow(row, columns, errors) {
-  const star = onFront(row) ? el("span", { class: "star", title: "on the front", "aria-label": "on the front" }, "★") : null;
+  const star = onFront(row)
+    ? el("span", { class: "star", title: "on the front", "aria-label": "on the front" }, "★")
+    : null;
   const cells = columns.map((column) => {
     const text = show(column, row);
     const kind = column.kind === "num" ? "n" : text.length < 25 ? "word" : "text";
     return el("td", { class: text === MISSING ? kind + " none" : kind }, text);
   });
   const state_ = el("td", {}, el("span", { class: "badge " + D.status[row] }, D.status[row]));
-  const node = el("tr", {}, el("th", { scope: "row" }, D.ids[row], star), state_, ...cells, errors ? errorCell(row) : null);
+  const node = el(
+    "tr",
+    {},
+    el("th", { scope: "row" }, D.ids[row], star),
+    state_,
+    ...cells,
+    errors ? errorCell(row) : null,
+  );
   node.dataset.row = row;
   return node;
 }
@@ -37,7 +70,8 @@ function sortValue(key, row) {
   return column.kind === "cat" && column.levels[value] === MISSING ? null : value;
 }
 function sortTable(key, heads) {
-  table.down = table.sort === key ? !table.down : OBJECTIVES.some((o) => o.key === key && o.mode === "max");
+  table.down =
+    table.sort === key ? !table.down : OBJECTIVES.some((o) => o.key === key && o.mode === "max");
   table.sort = key;
   for (const [name, head] of heads) {
     if (name === key) head.setAttribute("aria-sort", table.down ? "descending" : "ascending");
@@ -53,7 +87,9 @@ function sortTable(key, heads) {
   showRows();
 }
 function fitsFilter(row) {
-  return (!table.front || onFront(row)) && table.words.every((word) => table.text(row).includes(word));
+  return (
+    (!table.front || onFront(row)) && table.words.every((word) => table.text(row).includes(word))
+  );
 }
 /* Rows are made when they are first shown: ten thousand would keep the page waiting. */
 function rowNode(row) {
@@ -63,29 +99,84 @@ function rowNode(row) {
 function showRows() {
   const fitting = table.order.filter(fitsFilter);
   const shown = fitting.slice(0, table.limit);
-  $("table").querySelector("tbody").replaceChildren(...shown.map(rowNode));
+  $("table")
+    .querySelector("tbody")
+    .replaceChildren(...shown.map(rowNode));
   table.count.textContent = `${fitting.length} of ${D.ids.length} trials`;
   const left = fitting.length - shown.length;
-  $("table-more").replaceChildren(...(left > 0 ? [el("button", { type: "button", class: "link", onclick: () => { table.limit += 2 * PAGE; showRows(); } }, `Show more (${left} left)`)] : []));
+  $("table-more").replaceChildren(
+    ...(left > 0
+      ? [
+          el(
+            "button",
+            {
+              type: "button",
+              class: "link",
+              onclick: () => {
+                table.limit += 2 * PAGE;
+                showRows();
+              },
+            },
+            `Show more (${left} left)`,
+          ),
+        ]
+      : []),
+  );
   markRows();
 }
 function startTable() {
   if (!D.ids.length) return hide("trials");
   const columns = tableColumns();
   const errors = Object.keys(D.error).length > 0;
-  const keys = [["id", "Trial"], ["status", "Status"], ...columns.map((c) => [c.key, c.title]), ...(errors ? [["error", "Error"]] : [])];
-  const heads = new Map(keys.map(([key, text]) => {
-    const numeric = COLUMN.has(key) && COLUMN.get(key).kind === "num";
-    const about = COLUMN.has(key) && COLUMN.get(key).description ? COLUMN.get(key).description : null;
-    return [key, el("th", { class: numeric ? "n" : null, scope: "col", title: about }, el("button", { type: "button", onclick: () => sortTable(key, heads) }, text))];
-  }));
-  Object.assign(table, { columns, errors, order: D.ids.map((_, row) => row), count: el("span", { class: "count", "aria-live": "polite" }) });
+  const keys = [
+    ["id", "Trial"],
+    ["status", "Status"],
+    ...columns.map((c) => [c.key, c.title]),
+    ...(errors ? [["error", "Error"]] : []),
+  ];
+  const heads = new Map(
+    keys.map(([key, text]) => {
+      const numeric = COLUMN.has(key) && COLUMN.get(key).kind === "num";
+      const about =
+        COLUMN.has(key) && COLUMN.get(key).description ? COLUMN.get(key).description : null;
+      return [
+        key,
+        el(
+          "th",
+          { class: numeric ? "n" : null, scope: "col", title: about },
+          el("button", { type: "button", onclick: () => sortTable(key, heads) }, text),
+        ),
+      ];
+    }),
+  );
+  Object.assign(table, {
+    columns,
+    errors,
+    order: D.ids.map((_, row) => row),
+    count: el("span", { class: "count", "aria-live": "polite" }),
+  });
   const texts = [];
-  table.text = (row) => (texts[row] ??= [D.ids[row], D.status[row], D.error[row] || "", ...columns.map((c) => c.label + "=" + show(c, row))].join(" ").toLowerCase());
-  const search = el("input", { type: "search", placeholder: "Filter, as in sws failed", "aria-label": "Filter the trials" });
+  table.text = (row) =>
+    (texts[row] ??= [
+      D.ids[row],
+      D.status[row],
+      D.error[row] || "",
+      ...columns.map((c) => c.label + "=" + show(c, row)),
+    ]
+      .join(" ")
+      .toLowerCase());
+  const search = el("input", {
+    type: "search",
+    placeholder: "Filter, as in sws failed",
+    "aria-label": "Filter the trials",
+  });
   const only = el("input", { type: "checkbox" });
   const apply = () => {
-    Object.assign(table, { words: search.value.toLowerCase().split(/\s+/).filter(Boolean), front: only.checked, limit: PAGE });
+    Object.assign(table, {
+      words: search.value.toLowerCase().split(/\s+/).filter(Boolean),
+      front: only.checked,
+      limit: PAGE,
+    });
     showRows();
   };
   search.addEventListener("input", apply);
@@ -94,15 +185,26 @@ function startTable() {
   const body = el("tbody", {});
   body.addEventListener("click", (event) => {
     const row = event.target.closest("tr");
-    if (row && !event.target.closest("details") && !String(getSelection())) select(Number(row.dataset.row));
+    if (row && !event.target.closest("details") && !String(getSelection()))
+      select(Number(row.dataset.row));
   });
-  /* The page shows before a long table is laid out; until then it takes the room that it will need. */
+  /* The page shows before a long table is laid out; until then it takes the room that it will
+     need. */
   $("table").style.containIntrinsicHeight = `auto ${Math.min(618, 36 * (D.ids.length + 1))}px`;
   $("table").append(el("table", {}, el("thead", {}, el("tr", {}, ...heads.values())), body));
   if (OBJECTIVES.length) sortTable(OBJECTIVES[0].key, heads);
   else showRows();
-  document.addEventListener("chosen", (event) => markRow(event.detail.scroll, () => { search.value = ""; only.checked = false; apply(); }));
-  document.addEventListener("front", () => { table.nodes.clear(); showRows(); });
+  document.addEventListener("chosen", (event) =>
+    markRow(event.detail.scroll, () => {
+      search.value = "";
+      only.checked = false;
+      apply();
+    }),
+  );
+  document.addEventListener("front", () => {
+    table.nodes.clear();
+    showRows();
+  });
 }
 function markRows() {
   for (const [row, node] of table.nodes) node.classList.toggle("on", row === state.row);
@@ -121,6 +223,10 @@ function markRow(scroll, showAll) {
   const box = $("table");
   const head = box.querySelector("thead").offsetHeight;
   const top = node.offsetTop - head - (box.clientHeight - head) / 2;
-  if (node.offsetTop - head < box.scrollTop || node.offsetTop + node.offsetHeight > box.scrollTop + box.clientHeight) box.scrollTop = top;
+  if (
+    node.offsetTop - head < box.scrollTop ||
+    node.offsetTop + node.offsetHeight > box.scrollTop + box.clientHeight
+  )
+    box.scrollTop = top;
   if (scroll) $("trials").scrollIntoView();
 }
