@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -28,7 +29,8 @@ from trainers.config import DataConfig, SourceConfig
 from trainers.data.splits import load_data
 from trainers.models.arch import ModelState
 from trainers.models.make import make_arch
-from trainers.training.evaluate import evaluate
+from trainers.models.source import load_source
+from trainers.training.evaluate import evaluate, evaluate_classes
 
 TRAIN: dict[str, Any] = {
     "epochs": 2,
@@ -70,6 +72,21 @@ def _run(
 
 def _data_cache() -> Path:
     return Path(os.environ["SWEEPS_DATA_CACHE"])
+
+
+def evaluated() -> list[tuple[Any, ...]]:
+    """Metrics and accuracy by class over the test set, and over its first image alone."""
+    data = load_data(DATA, _data_cache())
+    module = load_source(RESNET, num_classes=10, image_size=32, seed=5).build()
+    first = replace(data.test, rows=data.test.rows[:1], labels=data.test.labels[:1])
+    return [
+        tuple(
+            evaluate_classes(
+                module, replace(data, test=part), "test", CPU, batch_size=16
+            )
+        )
+        for part in (data.test, first)
+    ]
 
 
 def training(folder: Path) -> dict[str, Any]:

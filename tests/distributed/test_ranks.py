@@ -3,11 +3,18 @@ reference.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from trainers.config import AugmentConfig, TrainConfig
+from trainers.config import AugmentConfig, DataConfig, SourceConfig, TrainConfig
+from trainers.data.splits import load_data
+from trainers.models.source import load_source
+from trainers.training.epoch_metrics import EPOCH_METRICS
+from trainers.training.evaluate import evaluate_classes
 
 Ranks = Callable[..., list[Any]]
 
@@ -17,6 +24,7 @@ from tests.distributed import jobs
 give(
     {
         "fit": jobs.training(folder),
+        "evaluated": jobs.evaluated(),
         "wfn": jobs.fixing_weights(folder),
         "vit": jobs.vit(folder, world),
         "resumed": jobs.killed_and_resumed(folder),
@@ -50,6 +58,27 @@ def test_a_fit_counts_every_image_once_and_is_taken_from_the_cache(
     assert fit["cached"] == [True]
     assert fit["again"] == fit["hash"]
     assert fit["replayed"] == 2
+
+
+def test_every_epoch_metric_is_that_of_one_process(
+    two: list[dict[str, Any]], data_cache: Path
+) -> None:
+    """On 61 images, and on one alone, of which the second rank has none."""
+    config = DataConfig(dataset="digits", limit=160, limit_test=61, val_fraction=0.25)
+    data = load_data(config, data_cache)
+    source = SourceConfig(model="resnet20_cifar", args={"width": 4})
+    module = load_source(source, num_classes=10, image_size=32, seed=5).build()
+    first = replace(data.test, rows=data.test.rows[:1], labels=data.test.labels[:1])
+    for part, (metrics, by_class) in zip(
+        (data.test, first), two[0]["evaluated"], strict=True
+    ):
+        alone = evaluate_classes(
+            module, replace(data, test=part), "test", torch.device("cpu")
+        )
+        assert metrics == pytest.approx(alone.metrics, abs=1e-6)
+        assert by_class == alone.class_accuracy
+    assert set(two[0]["evaluated"][0][0]) == set(EPOCH_METRICS) - {"train_loss"}
+    assert "auroc" not in two[0]["evaluated"][1][0]
 
 
 def test_wfn_assigns_alike_in_every_iteration(two: list[dict[str, Any]]) -> None:
