@@ -1,4 +1,6 @@
-"""The doors into timm and torchvision that no document promises: each test fails when one moves."""
+"""The doors into timm, torchvision and scikit-learn that no document promises: each test fails when
+one moves.
+"""
 
 import ast
 import importlib.util
@@ -9,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +20,7 @@ from trainers.config import AugmentConfig, DataConfig
 from trainers.data.open import open_dataset
 from trainers.data.parts import FilePart
 from trainers.models.make import make_arch
+from trainers.sklearn_internals import digits
 from trainers.timm_internals import (
     converted_checkpoint,
     eval_transform,
@@ -65,6 +69,10 @@ for name in ("config", "files", "remote", "data.splits", "models.arch", "models.
              "models.from_timm", "training.fit", "training.optim"):
     importlib.import_module(f"trainers.{name}")
     assert not heavy & set(sys.modules), (name, heavy & set(sys.modules))
+from trainers.config import DataConfig
+from trainers.data.splits import data_info
+data_info(DataConfig())
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     in_a_new_process(code)
 
@@ -171,6 +179,18 @@ def test_labels_and_files_of_torchvisions_sets(
         assert part.labels.tolist() == [0, 1] * (len(part.labels) // 2)
         assert part.read(0).size == (4, 4)
     assert len(dataset.test.labels) == 2
+
+
+# --- scikit-learn's digits
+
+
+def test_digits_are_scikit_learns() -> None:
+    from sklearn.datasets import load_digits
+
+    images, labels = digits()
+    expected: Any = load_digits()
+    assert np.array_equal(images, expected.images)
+    assert np.array_equal(labels, expected.target)
 
 
 # --- timm's transforms
