@@ -15,9 +15,9 @@ import numpy as np
 from trainers import plugins
 from trainers.config import DataConfig
 from trainers.data.parts import ArrayPart, Dataset, FilePart, Labels, ParquetPart
+from trainers.data.sklearn_internals import load_digits
 from trainers.data.stratify import stratified_test
 from trainers.data.torchvision_sets import TORCHVISION_SETS, open_torchvision
-from trainers.sklearn_internals import digits
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def open_digits(config: DataConfig) -> Dataset:
     """
     from PIL import Image
 
-    images, labels = digits()
+    images, labels = load_digits()
     grey = np.rint(images * (255 / 16)).astype(np.uint8)
     size = (DIGITS_PX, DIGITS_PX)
     large = np.stack(
