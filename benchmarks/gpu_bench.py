@@ -13,12 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import compress  # noqa: F401 (it makes torchvision importable, which timm asks for)
-
-# isort: split
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
 from compress.stage import Context
@@ -26,6 +21,7 @@ from trainers.config import AugmentConfig, DataConfig, TrainConfig
 from trainers.data.splits import Data, DataInfo, Images, PixelStore
 from trainers.models.arch import Arch, ModelState
 from trainers.models.make import make_arch
+from trainers.timm_library import timm
 from trainers.training.fit import Hook, fit
 from trainers.training.losses import Objective, TaskObjective
 
@@ -241,8 +237,12 @@ def timm_step(
     """
     module = _on_device(bench, module, channels_last)
     images, labels = fixed_batch(bench, batch, channels_last)
-    optimizer = create_optimizer_v2(module, opt="adamw", lr=1e-4, weight_decay=0.05)
-    scheduler = CosineLRScheduler(optimizer, t_initial=10_000, t_in_epochs=False)
+    optimizer = timm.optim.create_optimizer_v2(
+        module, opt="adamw", lr=1e-4, weight_decay=0.05
+    )
+    scheduler = timm.scheduler.CosineLRScheduler(
+        optimizer, t_initial=10_000, t_in_epochs=False
+    )
     criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
     model: Any = torch.compile(module) if compiled else module
     updates = 0

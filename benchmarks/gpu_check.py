@@ -24,9 +24,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import gpu_bench
 import gpu_parts
 import torch
-from gpu_bench import Bench
 
 Line = dict[str, Any]
 
@@ -76,7 +76,9 @@ def _work(name: str, tiny: bool, sender: Connection) -> None:
             torch.set_num_threads(
                 1
             )  # tiny sizes only; other work may share the machine
-        gpu_parts.PARTS[name].run(Bench(device, tiny or not cuda, sender.send))
+        gpu_parts.PARTS[name].run(
+            gpu_bench.Bench(device, tiny or not cuda, sender.send)
+        )
 
 
 def _lines_until(process: Any, receiver: Connection, deadline: float) -> Iterator[Line]:
@@ -148,6 +150,7 @@ def main() -> None:
     unknown = [name for name in names if name not in gpu_parts.PARTS]
     if unknown:
         parser.error(f"no part {unknown[0]!r}; there are {', '.join(gpu_parts.PARTS)}")
+    vars(gpu_bench.timm.optim)  # imported here, once for all parts that are forked
     report = _Report(options.out)
     end = time.monotonic() + 60 * options.minutes
     failed = []

@@ -12,15 +12,15 @@ from torch import nn
 from compress.asp import Asp, HoldZeros, asp_masks
 from compress.nvit.cost import MacsModel
 from compress.nvit.groups import GroupSizes, UnitLayout
+from compress.nvit.masked_vit import MaskedVit
 from compress.nvit.pruner import Pruner, PruneRules
-from compress.nvit.surgery import MaskedVit
 from compress.wfn.clustering import cluster
+from compress.wfn.fixing import HoldFixed, fixable_parameters, flat
 from compress.wfn.regulariser import PullTable
-from compress.wfn.stage import HoldFixed, fixable_parameters, flat
 from trainers.config import AugmentConfig, EmaConfig
 from trainers.models.arch import ModelState
-from trainers.models.make import make_arch
 from trainers.models.from_timm import from_timm
+from trainers.models.make import make_arch
 from trainers.training.fit import Hook
 
 

@@ -18,8 +18,8 @@ from compress.codec.file import decode, encode
 from compress.measure.model import alternating_latency, measure_latency, timed_pass
 from compress.measure.table_measurement import default_grid, measure_table
 from compress.wfn.clustering import cluster
+from compress.wfn.fixing import fixable_parameters, flat
 from compress.wfn.regulariser import PullTable, pull
-from compress.wfn.stage import fixable_parameters, flat
 from trainers.models.arch import ModelState
 from trainers.models.from_timm import dense_arch
 

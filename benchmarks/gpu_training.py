@@ -25,8 +25,8 @@ from compress.measure.model import count_gmacs
 from trainers.config import AugmentConfig, EmaConfig, TrainConfig
 from trainers.data.splits import Data, TrainBatches
 from trainers.models.arch import Arch, ModelState
-from trainers.models.make import make_arch
 from trainers.models.from_timm import from_timm
+from trainers.models.make import make_arch
 from trainers.training.losses import KlObjective, TaskObjective
 
 PEAK_BF16_TFLOPS = {

@@ -3,6 +3,7 @@ a GPU is at hand.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ def check(out: Path, *options: str) -> tuple[list[dict[str, Any]], str]:
     done = subprocess.run(
         [*COMMAND, "--out", str(out), *options],
         cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
