@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tokenize
 import tomllib
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,7 +147,8 @@ def is_face(source: Source) -> bool:
     return source.place.endswith("__init__.py")
 
 
-def imports(source: Source) -> set[str]:
+@cache
+def imports(source: Source) -> frozenset[str]:
     """Dotted names of all that a module imports, wherever it does."""
     found: set[str] = set()
     for node in ast.walk(source.tree):
@@ -156,9 +157,10 @@ def imports(source: Source) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module}
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
+@cache
 def room_of(place: str) -> str:
     """The room of a file: the one that names it, else that of its folder or the next above."""
     homes = {held: room.name for room in ROOMS for held in room.holds.split()}
