@@ -45,7 +45,7 @@ def read_header(
         data: what `run.json` holds, or the copy of it in the Parquet tables; None for neither.
     """
     if data is None:
-        problems.append("run.json: missing, so the objectives are not known")
+        problems.append(f"{RUN_FILE}: missing, so the objectives are not known")
         data = {}
     describes = "metrics" in data
     seed = data.get("seed")
@@ -67,26 +67,26 @@ def read_header(
 def _text(data: Mapping[str, Any], key: str, default: str, problems: list[str]) -> str:
     value = data.get(key, default)
     if not isinstance(value, str):
-        problems.append(f"run.json: {key} must be text, got {value!r}")
+        problems.append(f"{RUN_FILE}: {key} must be text, got {value!r}")
         return default
     return clean_text(value)
 
 
 def _spec(value: Any, problems: list[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        problems.append(f"run.json: spec must be a JSON object, got {value!r}")
+        problems.append(f"{RUN_FILE}: spec must be a JSON object, got {value!r}")
         return {}
     try:
         json.dumps(value)
     except RecursionError:
-        problems.append("run.json: spec is nested too deeply")
+        problems.append(f"{RUN_FILE}: spec is nested too deeply")
         return {}
     return value
 
 
 def _parameters(value: Any, problems: list[str]) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(p, str) for p in value):
-        problems.append(f"run.json: params must be a list of names, got {value!r}")
+        problems.append(f"{RUN_FILE}: params must be a list of names, got {value!r}")
         return []
     return list(dict.fromkeys(clean_text(name) for name in value))
 
@@ -111,7 +111,7 @@ def _objectives(items: Any, problems: list[str]) -> list[Objective]:
             found[clean_text(item["metric"])] = _objective(item)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             problems.append(
-                f"run.json: objective {item!r} is malformed ({type(error).__name__}:"
+                f"{RUN_FILE}: objective {item!r} is malformed ({type(error).__name__}:"
                 f" {error})"
             )
     return list(found.values())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from analysis.contract import TEST_PREFIX
+from analysis.contract import RUN_FILE, TEST_PREFIX
 from analysis.text import clean_text
 
 _LONGEST_TEXT = 300
@@ -58,13 +58,13 @@ def read_metrics(data: Any, problems: list[str]) -> Metrics:
     """The metrics that `run.json` declares; what is malformed is a problem and left out."""
     found = Metrics()
     if not isinstance(data, Mapping):
-        problems.append(f"run.json: metrics must be an object by name, got {data!r}")
+        problems.append(f"{RUN_FILE}: metrics must be an object by name, got {data!r}")
         return found
     for name, facts in data.items():
         metric = _metric(clean_text(name), facts)
         if metric is None:
             problems.append(
-                f"run.json: metric {name!r} needs a description and a unit as text and"
+                f"{RUN_FILE}: metric {name!r} needs a description and a unit as text and"
                 f" is_time as true or false, got {facts!r}"
             )
         else:

@@ -41,8 +41,14 @@ indices = dict(np.load(sys.argv[1]))
 results = []
 for unary in (10, 20):
     start = time.perf_counter()
-    coded = nnc.compress({k: v.copy() for k, v in indices.items()}, bitstream_path=sys.argv[1] + ".nnc",
-                         use_dq=False, row_skipping=True, cabac_unary_length_minus1=unary, return_bitstream=True)
+    coded = nnc.compress(
+        {k: v.copy() for k, v in indices.items()},
+        bitstream_path=sys.argv[1] + ".nnc",
+        use_dq=False,
+        row_skipping=True,
+        cabac_unary_length_minus1=unary,
+        return_bitstream=True,
+    )
     middle = time.perf_counter()
     decoded = nnc.decompress(coded)
     end = time.perf_counter()

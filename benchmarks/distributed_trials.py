@@ -15,7 +15,8 @@ from typing import Any
 
 from sweeps.check import check_spec
 from sweeps.drive.driver import run_sweep
-from sweeps.run.record import trial_records
+from sweeps.run.plan import Site, TrialPlan
+from sweeps.run.record import Outcome, trial_records
 from sweeps.spec.load import spec_from
 
 SPEC: dict[str, Any] = {
@@ -45,7 +46,7 @@ TRAINED = {
 }
 
 
-def sleeping_trial(plan: dict[str, Any], execute: Any = None) -> dict[str, Any]:
+def sleeping_trial(plan: TrialPlan, site: Site, execute: Any = None) -> Outcome:
     """Two seconds on each worker of this process's group, recorded like a trial."""
     from sweeps.trial.attempt import run_trial
     from sweeps.trial.execute import Execution
@@ -57,14 +58,15 @@ def sleeping_trial(plan: dict[str, Any], execute: Any = None) -> dict[str, Any]:
         time.sleep(seconds)
         emit({})
 
-    def on_group(plan: dict[str, Any], on_epoch: Any, on_stage: Any) -> Execution:
-        shape = GroupShape(plan["workers"], plan["threads"], 0)
-        kept_group(shape, str(Path(plan["run"]) / "workers")).run(
-            sleep, 2.0, lambda event: None
-        )
+    def on_group(
+        plan: TrialPlan, site: Site, on_epoch: Any, on_stage: Any
+    ) -> Execution:
+        shape = GroupShape(site.workers, site.threads, 0)
+        group = kept_group(shape, str(site.run / "workers"))
+        group.run(sleep, 2.0, lambda event: None)
         return Execution({"accuracy": 0.5}, [], 2.0, 2.0, {})
 
-    return run_trial(plan, on_group)
+    return run_trial(plan, site, on_group)
 
 
 def overhead(storage: Path) -> None:
@@ -82,7 +84,7 @@ def overhead(storage: Path) -> None:
     begun = time.time()
     outcome = run_sweep(check_spec(spec_from(spec)), trial=sleeping_trial)
     ends = sorted(
-        datetime.fromisoformat(r.content["ended"]).timestamp()
+        datetime.fromisoformat(r.ended).timestamp()
         for r in trial_records(outcome.folder)
     )
     steps = [
@@ -106,7 +108,7 @@ def accuracy(storage: Path) -> None:
         }
         outcome = run_sweep(check_spec(spec_from(spec)))
         found = [
-            r.content["metrics"]["test_accuracy"] for r in trial_records(outcome.folder)
+            r.outcome.metrics["test_accuracy"] for r in trial_records(outcome.folder)
         ]
         mean, spread = statistics.mean(found), statistics.stdev(found)
         print(

@@ -27,7 +27,9 @@ from rich.console import Console
 from sweeps.check import check_spec
 from sweeps.drive.driver import run_sweep
 from sweeps.drive.progress import Progress
-from sweeps.run.record import trial_records
+from sweeps.run.folder import trial_folder
+from sweeps.run.plan import Site, TrialPlan
+from sweeps.run.record import Outcome, TrialRecord, trial_records
 from sweeps.search.refine import front_numbers
 from sweeps.space.sweep import Sweep
 from sweeps.spec.load import spec_from
@@ -35,31 +37,21 @@ from sweeps.spec.load import spec_from
 TRIALS, EPOCHS, EPOCH_SECONDS = 12, 3, 0.15
 
 
-def trial(plan: dict[str, Any]) -> dict[str, Any]:
-    """Epochs that only sleep; metrics that follow from the point."""
-    import time
-
-    from sweeps.run.record import TrialRecord, trial_folder
-
-    record = TrialRecord.begin(trial_folder(Path(plan["run"]), plan["trial_id"]), plan)
+def trial(plan: TrialPlan, site: Site) -> Outcome:
+    """Epochs that only sleep; metrics that follow from the configuration."""
+    record = TrialRecord.begin(trial_folder(site.run, plan.trial_id), plan)
     for epoch in range(EPOCHS):
         time.sleep(EPOCH_SECONDS)
         record.add_epoch({"stage": "finetune", "epoch": epoch, "accuracy": 0.5})
-    lr, floor = (
-        plan["params"]["stages.finetune.lr"],
-        plan["params"]["stages.finetune.min_lr"],
-    )
+    lr = plan.configuration["stages.finetune.lr"]
+    floor = plan.configuration["stages.finetune.min_lr"]
     metrics = {
         "accuracy": 1 - (lr - 0.3) ** 2 - 0.1 * floor,
         "gmacs": 1 + lr + floor**2,
     }
-    record.finish(
-        "complete",
-        metrics=metrics,
-        seconds=EPOCHS * EPOCH_SECONDS,
-        seconds_full=EPOCHS * EPOCH_SECONDS,
-    )
-    return {"status": "complete", "metrics": metrics}
+    seconds = EPOCHS * EPOCH_SECONDS
+    record.finish("complete", metrics=metrics, seconds=seconds, seconds_full=seconds)
+    return record.outcome
 
 
 def checked_spec(storage: Path) -> Sweep:
@@ -103,7 +95,7 @@ def driver(storage: Path) -> int:
                 run_sweep(
                     checked,
                     trial=trial,
-                    progress=Progress(checked, Console(file=nowhere)),
+                    progress=Progress(checked.spec.objectives, Console(file=nowhere)),
                 )
             code = 0
         finally:
@@ -116,15 +108,16 @@ def ended_well(pid: int) -> bool:
     return os.waitstatus_to_exitcode(status) == 0
 
 
-def records(run: Path) -> dict[str, dict[str, Any]]:
-    return {r.content["trial_id"]: r.content for r in trial_records(run)}
+def records(run: Path) -> dict[str, TrialRecord]:
+    return {record.trial_id: record for record in trial_records(run)}
 
 
 def outcome(run: Path) -> tuple[dict[str, Any], list[int]]:
-    """(trial id → point and values, the front's numbers)"""
+    """(trial id → configuration and metrics, the front's numbers)"""
     found = records(run)
     told = {
-        k: {"params": r["params"], "metrics": r["metrics"]} for k, r in found.items()
+        trial_id: (record.plan.configuration, record.outcome.metrics)
+        for trial_id, record in found.items()
     }
     return told, sorted(
         front_numbers(
@@ -146,15 +139,15 @@ def killed_once(
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     before = records(run)
-    complete = {k: r["ended"] for k, r in before.items() if r["status"] == "complete"}
+    complete = {k: r.ended for k, r in before.items() if r.status == "complete"}
     assert ended_well(driver(storage)), "the second driver failed"
     after_all = records(run)
     assert len(after_all) == TRIALS, sorted(after_all)
-    assert {r["status"] for r in after_all.values()} == {"complete"}
-    assert len({json.dumps(r["params"]) for r in after_all.values()}) == TRIALS, (
+    assert {r.status for r in after_all.values()} == {"complete"}
+    assert len({json.dumps(r.plan.draw) for r in after_all.values()}) == TRIALS, (
         "a point was tried twice"
     )
-    assert {k: after_all[k]["ended"] for k in complete} == complete, (
+    assert {k: after_all[k].ended for k in complete} == complete, (
         "a complete trial ran again"
     )
     assert all(
@@ -184,7 +177,7 @@ def main() -> None:
         assert ended_well(driver(storage)), "the uninterrupted sweep failed"
         found = records(storage / "killed").values()
         times = [
-            datetime.fromisoformat(r[key])
+            datetime.fromisoformat(getattr(r, key))
             for r in found
             for key in ("started", "ended")
         ]

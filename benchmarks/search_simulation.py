@@ -17,19 +17,18 @@ above the grid's median, decades of multiplications below the grid's largest.
 
 import argparse
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import optuna
 import pandas as pd
 from optuna.trial import TrialState
-from ray.tune.schedulers import TrialScheduler
 
 from analysis.pareto import Objective, hypervolume
 from sweeps.search.samplers import make_sampler
-from sweeps.search.stopping import rule_of
-from sweeps.search.study import Point, canonical, draw
+from sweeps.search.stopping import StoppingRule, rule_of
+from sweeps.search.study import Draw, canonical, draw
 from sweeps.spec.model import EarlyStopping
+from sweeps.trial.epoch_curve import EpochReport
 from trainers.seeding import derive_seed
 
 PARAMETERS = ["start", "embed_dim", "depth", "lr"]
@@ -106,10 +105,10 @@ def _next(
     seed: int,
     tried: set[str],
     untried: dict[str, tuple],
-) -> tuple[optuna.Trial, Point]:
+) -> tuple[optuna.Trial, Draw]:
     """What the sampler draws, or any point where it only repeats itself."""
 
-    def suggest(trial: optuna.Trial) -> Point:
+    def suggest(trial: optuna.Trial) -> Draw:
         return {
             name: trial.suggest_categorical(name, values)
             for name, values in choices.items()
@@ -131,19 +130,11 @@ def _next(
     return trial, point
 
 
-def _stopped(
-    halving: TrialScheduler, number: int, row: pd.Series, last: int
-) -> int | None:
+def _stopped(rule: StoppingRule, number: int, row: pd.Series, last: int) -> int | None:
     """The epoch after which the rule gives the trial up, if it does."""
-    trial = SimpleNamespace(trial_id=str(number))
-    halving.on_trial_add(None, trial)
     for epoch in range(1, last):
-        report = {
-            "epoch": epoch,
-            "value": row[f"epoch_{epoch}"],
-            "cost": row["decades"],
-        }
-        if halving.on_trial_result(None, trial, report) == TrialScheduler.STOP:
+        report = EpochReport(epoch, row[f"epoch_{epoch}"], row["decades"])
+        if rule.gives_up(str(number), report):
             return epoch
     return None
 

@@ -9,28 +9,27 @@ the clock) and of its trials alone, with the ratio to trials × seconds / cpus.
 import argparse
 import tempfile
 import time
-from pathlib import Path
-from typing import Any
 
 from sweeps.check import check_spec
 from sweeps.drive.cluster import start_ray
 from sweeps.drive.driver import run_sweep
+from sweeps.run.folder import trial_folder
+from sweeps.run.plan import Site, TrialPlan
+from sweeps.run.record import Outcome, TrialRecord
 from sweeps.spec.load import spec_from
 from trainers.seeding import derive_seed
 
 
-def sleeping_trial(plan: dict[str, Any]) -> dict[str, Any]:
+def sleeping_trial(plan: TrialPlan, site: Site) -> Outcome:
     """A trial with its record, and sleep for work."""
-    from sweeps.run.record import TrialRecord, trial_folder
-
-    record = TrialRecord.begin(trial_folder(Path(plan["run"]), plan["trial_id"]), plan)
-    time.sleep(plan["stages"][0]["config"]["lr"])
+    record = TrialRecord.begin(trial_folder(site.run, plan.trial_id), plan)
+    time.sleep(plan.stages[0].config["lr"])
     metrics = {
-        "accuracy": derive_seed(plan["number"]) / 2**63,
-        "gmacs": derive_seed(plan["number"], 1) / 2**63,
+        "accuracy": derive_seed(plan.number) / 2**63,
+        "gmacs": derive_seed(plan.number, 1) / 2**63,
     }
     record.finish("complete", metrics=metrics, seconds=1.0, seconds_full=1.0)
-    return {"status": "complete", "metrics": metrics}
+    return record.outcome
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ import threading
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -25,26 +24,25 @@ from sweeps.check import check_spec
 from sweeps.drive.cluster import start_ray
 from sweeps.drive.driver import run_sweep
 from sweeps.drive.progress import Progress
-from sweeps.run.record import trial_records
+from sweeps.run.folder import trial_folder
+from sweeps.run.plan import Site, TrialPlan
+from sweeps.run.record import Device, Machine, Outcome, TrialRecord, trial_records
 from sweeps.spec.load import spec_from
 
 _MIB = 2**20
 
 
-def sleeping_trial(plan: dict[str, Any]) -> dict[str, Any]:
+def sleeping_trial(plan: TrialPlan, site: Site) -> Outcome:
     """A trial with its record, and sleep for work."""
-    import os
     import time
 
-    from sweeps.run.record import TrialRecord, trial_folder
-
-    record = TrialRecord.begin(
-        trial_folder(Path(plan["run"]), plan["trial_id"]), plan | {"pid": os.getpid()}
-    )
-    time.sleep(plan["stages"][0]["config"]["lr"])
-    metrics = {"accuracy": plan["params"]["stages.finetune.min_lr"], "gmacs": 1.0}
+    device = Device(type="cpu", name="", threads=1)
+    machine = Machine(device=device, versions={}, host="", pid=os.getpid())
+    record = TrialRecord.begin(trial_folder(site.run, plan.trial_id), plan, machine)
+    time.sleep(plan.stages[0].config["lr"])
+    metrics = {"accuracy": plan.draw["stages.finetune.min_lr"], "gmacs": 1.0}
     record.finish("complete", metrics=metrics, seconds=1.0, seconds_full=1.0)
-    return {"status": "complete", "metrics": metrics}
+    return record.outcome
 
 
 def sweep(storage: Path, trials: int, seconds: float) -> Path:
@@ -74,22 +72,23 @@ def sweep(storage: Path, trials: int, seconds: float) -> Path:
         return run_sweep(
             checked,
             trial=sleeping_trial,
-            progress=Progress(checked, Console(file=nowhere)),
+            progress=Progress(checked.spec.objectives, Console(file=nowhere)),
         ).folder
 
 
 def slots(options: argparse.Namespace, storage: Path) -> None:
     """Print wall time and ratio to the ideal."""
     run = sweep(storage, options.trials, options.seconds)
-    rows = [r.content for r in trial_records(run)]
+    rows = list(trial_records(run))
     begun, ended = (
-        np.sort([datetime.fromisoformat(r[key]).timestamp() for r in rows])
+        np.sort([datetime.fromisoformat(getattr(r, key)).timestamp() for r in rows])
         for key in ("started", "ended")
     )
     first: dict[int, float] = {}
     for row in rows:
-        at = datetime.fromisoformat(row["started"]).timestamp()
-        first[row["pid"]] = min(at, first.get(row["pid"], at))
+        at = datetime.fromisoformat(row.started).timestamp()
+        pid = row.machine.pid
+        first[pid] = min(at, first.get(pid, at))
     busy = max(first.values())
     later = int((begun > busy).sum())
     wall = ended[-1] - busy

@@ -26,7 +26,8 @@ from trainers.training import distributed
 from trainers.training.fit import Hook
 
 _log = logging.getLogger(__name__)
-_ROWS, _COLUMNS = 32, 64
+_ROWS = 32
+_COLUMNS = 64
 """Shapes of half-precision matrices that torch's kernels take are multiples of these."""
 
 
@@ -145,13 +146,13 @@ class Asp(Stage):
             "measure the speed-up in float16 where the device has sparse kernels"
         ),
     )
-    measure_batch: int = Field(64, ge=1, description="images a batch")
+    measure_batch: int = Field(64, ge=1, description="images in a batch")
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
         if not _linear_layers(arch):
             raise ValueError(
-                f"{arch.name} has no Linear layer of a multiple of 4 inputs besides its"
-                " classifier"
+                f"{arch.name} has no Linear layer whose inputs divide by 4, besides its"
+                " classifier; 2:4 sparsity needs one"
             )
         return arch
 
@@ -170,8 +171,8 @@ class Asp(Stage):
         ctx.report(sparse_layers=len(layers), sparse_kernels=int(kernels))
         if not kernels:
             _log.warning(
-                "asp: %s has no 2:4 kernels; the zeros are kept by masks and bring no"
-                " speed here",
+                "asp: %s has no kernels for 2:4 sparsity; the zeros are kept, but they"
+                " make nothing faster here",
                 ctx.device,
             )
         elif self.measure:

@@ -38,18 +38,23 @@ class Finetune(Stage, TrainConfig):
     kl_teacher: str | None = Field(
         None,
         description=(
-            "NViT: a second teacher, the model before pruning, by KL; names as in"
-            " distill.teacher"
+            "a second teacher, whose outputs are followed by KL divergence (NViT: the"
+            " model before pruning); named as in distill.teacher"
         ),
     )
     kl_loss_coeff: float = Field(
-        1e5, ge=0, description="of the KL to kl_teacher (mean over batch × classes)"
+        1e5,
+        ge=0,
+        description=(
+            "weight of the KL divergence to kl_teacher (a mean over batch and classes)"
+        ),
     )
-    kl_tau: float = Field(3.0, gt=0, description="temperature of that KL")
+    kl_tau: float = Field(3.0, gt=0, description="temperature of that divergence")
     scratch: bool = Field(
         False,
         description=(
-            "forget the incoming weights: train the same shape from random ones"
+            "train the same architecture from random weights, not from the incoming"
+            " ones"
         ),
     )
 

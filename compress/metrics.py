@@ -199,7 +199,8 @@ def _of_epochs(known: Mapping[str, EpochMetric], *, test: bool) -> tuple[Metric,
     for metric in known.values():
         if not metric.on_validation:
             continue
-        name, description = metric.name, metric.description
+        name = metric.name
+        description = metric.description
         if test:
             name = f"test_{name}"
             description = description.replace("the validation part", "the test set")

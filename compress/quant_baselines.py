@@ -49,7 +49,10 @@ class UniformQuant(_SharedValues):
         8,
         ge=2,
         le=16,
-        description="per weight; one level of the 2^bits is not used (symmetric)",
+        description=(
+            "bits of a weight; the grid is symmetric, so that one of the 2^bits values"
+            " is not used"
+        ),
     )
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:
@@ -68,13 +71,15 @@ class KmeansQuant(_SharedValues):
         "the codebooks of Han et al., Deep Compression, ICLR 2016 (without retraining)"
     )
 
-    clusters: int = Field(16, ge=2, le=65536, description="values of a codebook")
+    clusters: int = Field(16, ge=2, le=65536, description="values in a codebook")
     scope: Literal["layer", "network"] = Field(
-        "layer", description="one codebook a tensor, or one for all"
+        "layer",
+        description="layer: a codebook for each tensor; network: one for all of them",
     )
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:
-        weights, names = dict(model.weights), self._names(model.arch)
+        weights = dict(model.weights)
+        names = self._names(model.arch)
         groups = [names] if self.scope == "network" else [[name] for name in names]
         for group in groups:
             values = torch.cat([weights[name].reshape(-1) for name in group])

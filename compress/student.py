@@ -22,14 +22,15 @@ class StudentStage(Stage):
     model: str | None = Field(
         None,
         description=(
-            "timm name, CIFAR ResNet or revit; default: the incoming model's name"
+            "the student: a timm name, a CIFAR ResNet or revit; default: the incoming"
+            " model's name"
         ),
     )
     args: dict[str, Any] = Field(
         default_factory=dict,
         description=(
-            "arguments of the student's builder; without `model`, over those of the"
-            " incoming model"
+            "arguments of the student's builder; without `model`, they replace those of"
+            " the incoming model one by one"
         ),
     )
 

@@ -75,7 +75,8 @@ def check_declarations(stage: type[Stage]) -> None:
     Raises:
         AssertionError: names the stage and what it lacks.
     """
-    phase, version = getattr(stage, "phase", None), getattr(stage, "version", None)
+    phase = getattr(stage, "phase", None)
+    version = getattr(stage, "version", None)
     _require(
         phase in get_args(Phase),
         stage,

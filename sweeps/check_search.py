@@ -12,7 +12,7 @@ from sweeps.drive.trackers import check_trackers
 from sweeps.search.refine import check_refine
 from sweeps.spec.model import EarlyStopping, Spec, epoch_metric
 from sweeps.spec.yaml_text import SpecError
-from sweeps.trial.epoch_curve import watched_stage
+from sweeps.trial.epoch_curve import trained_stage
 from trainers.files import read_json
 
 
@@ -44,7 +44,7 @@ def _check_stopped_stage(
     rule: EarlyStopping, pipelines: Sequence[Sequence[NamedStage]]
 ) -> None:
     """Refuse a rule that would find no epochs in any pipeline."""
-    if any(watched_stage(stages, rule.stage) for stages in pipelines):
+    if any(trained_stage(stages, rule.stage) for stages in pipelines):
         return
     fault = "no stage of these pipelines trains"
     if rule.stage is not None:
@@ -59,7 +59,7 @@ def _check_stopped_stage(
 def _training_stages(pipelines: Sequence[Sequence[NamedStage]]) -> Iterator[str]:
     for stages in pipelines:
         for stage in stages:
-            if watched_stage([stage], None):
+            if trained_stage([stage], None):
                 yield stage.name
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from analysis.contract import RUN_FILE
 from sweeps.check import check_spec
 from sweeps.run.record import trial_records
 from sweeps.run.storage import local_folder
@@ -15,6 +16,7 @@ from sweeps.space.sweep import Sweep
 from sweeps.spec.load import spec_from
 from sweeps.spec.model import Spec
 from sweeps.spec.yaml_text import SpecError
+from trainers import plugins
 from trainers.files import read_json
 
 FREE = (
@@ -90,15 +92,30 @@ def refuse_changes(run: Path, old: dict[str, Any], new: Spec) -> None:
         )
 
 
+def refuse_changed_plugins(run: Path) -> None:
+    """Let a run go on only with the plugins that its trials used.
+
+    Raises:
+        SpecError: names the first one that is missing or has changed.
+    """
+    recorded: dict[str, str] = {}
+    for record in trial_records(run):
+        recorded |= record.plan.plugins
+    try:
+        plugins.require_unchanged(recorded)
+    except ValueError as error:
+        raise SpecError(f"{run}: {error}") from error
+
+
 def resumed_spec(run: Path, overrides: Sequence[str], *, local: bool = True) -> Sweep:
     """The checked spec with which a run goes on: its own, with changes of budget and space.
 
     Raises:
         SpecError: a change of anything else (names the keys), or a spec that does not hold.
     """
-    header = read_json(run / "run.json")
+    header = read_json(run / RUN_FILE)
     if header is None or not isinstance(header.get("spec"), dict):
-        raise SpecError(f"{run}: its run.json cannot be read")
+        raise SpecError(f"{run}: its {RUN_FILE} cannot be read")
     old = header["spec"]
     before = spec_from(old).raw
     raw = apply_overrides(before, overrides)

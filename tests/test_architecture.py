@@ -15,13 +15,14 @@ ALLOWED = {
     "trainers": {"trainers"},
     "analysis": {"analysis"},
 }
-# cluster.py connects, early_stopping.py wraps Tune's schedulers; both serve the driver alone
+# all of them serve the driver, or run inside of Ray
 RAY_FILES = {
-    "sweeps/trial/worker_group.py",
-    "sweeps/search/searcher.py",
-    "sweeps/drive/driver.py",
     "sweeps/drive/cluster.py",
-    "sweeps/search/stopping.py",
+    "sweeps/drive/driver.py",
+    "sweeps/drive/nodes.py",
+    "sweeps/drive/tune_adapter.py",
+    "sweeps/trial/in_tune.py",
+    "sweeps/trial/worker_group.py",
 }
 SOURCES = [p for top in ALLOWED for p in sorted((ROOT / top).rglob("*.py"))]
 

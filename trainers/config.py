@@ -15,11 +15,18 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationInfo,
     model_validator,
 )
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+MAY_BE_GONE = "may_be_gone"
+"""Key of pydantic's validation context: whoever reads an old configuration sets it, so that files
+that were there once need not be there now.
+"""
 
 
 class Config(BaseModel):
@@ -401,9 +408,10 @@ class SourceConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _one_source(self) -> "SourceConfig":
+    def _one_source(self, info: ValidationInfo) -> "SourceConfig":
+        must_exist = not (info.context or {}).get(MAY_BE_GONE, False)
         if self.model is None and (
-            self.checkpoint is None or not self.checkpoint.is_dir()
+            self.checkpoint is None or (must_exist and not self.checkpoint.is_dir())
         ):
             raise ValueError(
                 "`model` is needed unless `checkpoint` is a folder that holds"
@@ -411,6 +419,6 @@ class SourceConfig(Config):
             )
         if self.pretrained and self.checkpoint is not None:
             raise ValueError("give either `pretrained: true` or `checkpoint`, not both")
-        if self.checkpoint is not None and not self.checkpoint.exists():
+        if must_exist and self.checkpoint is not None and not self.checkpoint.exists():
             raise ValueError(f"`checkpoint`: no such file: {self.checkpoint}")
         return self

@@ -185,7 +185,7 @@ class Lease:
 
     def _take_over(self, dead: Owner | None, me: Owner) -> bool:
         """Replace what a dead owner left, unless somebody else was quicker."""
-        with _one_at_a_time(self.path.with_name(f".{self.path.name}.lock")):
+        with one_at_a_time(self.path.with_name(f".{self.path.name}.lock")):
             if self.owner() != dead:
                 return False
             write_atomic(self.path, me.to_json())
@@ -262,12 +262,16 @@ def _owner_of(content: dict[str, Any] | None) -> Owner | None:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """A lock of this host. Where the file system knows no locks, the heartbeat's check alone
-    keeps two owners apart.
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """A lock among the processes of this host, for work that need not be done twice. It does
+    nothing where the file system knows no locks: correctness must not depend on it.
     """
+    lock = FileLock(path)
     try:
-        with FileLock(path):
-            yield
+        lock.acquire()
     except NotImplementedError:
+        log.debug("%s: this file system knows no locks", path)
+    try:
         yield
+    finally:
+        lock.release()

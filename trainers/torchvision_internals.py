@@ -1,11 +1,12 @@
 """What is taken from torchvision beyond its documented interface; a test for each fails when it
 moves.
 
-- Its import asks for compiled operators. They lie in `_C.*` beside `__init__.py`, in a library that
-  fits one build of torch (CPU, one version of CUDA). Beside another build the library does not
-  load, and then `import torchvision` fails, and with it `import timm`, although neither needs those
-  operators: they serve object detection. Declared without a kernel, they let the import pass;
-  whoever calls one still gets an error.
+- Its import asks for compiled operators. They lie in `_C.so` (from 0.29 on `_C_stable.so`) beside
+  `__init__.py`, in a library that fits one build of torch (CPU, one version of CUDA). Beside
+  another build the library does not load, and then `import torchvision` fails, and with it `import
+  timm`, although neither needs those operators: they serve object detection. Declared without a
+  kernel, they let the import pass; whoever calls one still gets an error. An operator that is
+  declared before its library loads aborts the process, so the library is looked for first.
 - Its data sets keep labels and file names in attributes of several names.
 """
 
@@ -41,7 +42,7 @@ def _load_compiled_library(folder: Path) -> None:
     """Load the operators if this build of torch can; torchvision would do the same later."""
     import torch
 
-    for path in folder.glob("_C.*"):
+    for path in folder.glob("_C*"):
         if path.suffix in (".so", ".pyd", ".dylib"):
             try:
                 torch.ops.load_library(str(path))

@@ -49,7 +49,7 @@ DECLARED = Metrics((metric.name, metric) for metric in _METRICS)
 
 
 def metrics_of(names: Iterable[str]) -> Metrics:
-    """`DECLARED` and the metrics of these names, with units as their names tell."""
+    """`DECLARED` and the metrics of these names, with units as their names say."""
     found = Metrics(DECLARED)
     for name in names:
         if name not in found:

@@ -108,7 +108,8 @@ def _check_arguments(value: Any) -> None:
 @contextmanager
 def _at_most(tensors: int) -> Iterator[None]:
     """Let modules of at most so many parameters and buffers be built."""
-    registered, thread = {"tensors": 0, "modules": 0}, threading.get_ident()
+    registered = {"tensors": 0, "modules": 0}
+    thread = threading.get_ident()
 
     def count(kind: str, limit: int) -> None:
         if threading.get_ident() != thread:  # the hooks are the process's

@@ -226,7 +226,8 @@ def read_container(content: bytes) -> tuple[Header, dict[str, memoryview]]:
     header = _parse(
         unpack(body[_PREFIX.size : _PREFIX.size + stored], PACKINGS[packing], unpacked)
     )
-    sections, place = {}, _PREFIX.size + stored
+    sections = {}
+    place = _PREFIX.size + stored
     for section in header.sections:
         if section.name in sections or section.stored_bytes > len(body) - place:
             raise ValueError(

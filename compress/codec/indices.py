@@ -106,7 +106,8 @@ def _encode_contexts(
     dtype = np.uint8 if num_symbols <= 256 else np.uint16
     planes = []
     for name, indexed in found.items():
-        order, alphabet = orders[indexed.family], alphabets[indexed.family]
+        order = orders[indexed.family]
+        alphabet = alphabets[indexed.family]
         symbols = np.ascontiguousarray(
             indexed.places.reshape(-1, _positions(shapes[name])).T
         ).reshape(-1)
@@ -138,7 +139,8 @@ def _decode_contexts(code: IndexCode, shapes: Mapping[str, Shape]) -> dict[str, 
         raise ValueError("one value needs no indices, and the file has some")
     decoded = {}
     for plane, (name, family) in zip(planes, code.family_of.items(), strict=True):
-        codebook, offset = code.codebooks[family], alphabets[family].offset
+        codebook = code.codebooks[family]
+        offset = alphabets[family].offset
         symbols = (
             np.zeros(math.prod(plane.shape), np.uint8)
             if plane.symbols is None
@@ -181,10 +183,8 @@ def _alphabets(codebooks: list[Bits]) -> tuple[list[_Alphabet], int]:
         ], len(codebooks[0])
     numbers = [codebook.view(np.float32) for codebook in codebooks]
     zeros = [int(np.argmin(np.where(np.isnan(n), np.inf, np.abs(n)))) for n in numbers]
-    below, above = (
-        max(zeros, default=0),
-        max((len(n) - z for n, z in zip(numbers, zeros, strict=True)), default=0),
-    )
+    below = max(zeros, default=0)
+    above = max((len(n) - z for n, z in zip(numbers, zeros, strict=True)), default=0)
     reach = max(below, above - 1, 1)
     alphabets = []
     for values, zero in zip(numbers, zeros, strict=True):
@@ -246,7 +246,8 @@ def _decode_order0(code: IndexCode, shapes: Mapping[str, Shape]) -> dict[str, Bi
     ):
         raise ValueError("the histogram does not fit the codebook")
     values = code.codebooks[0] if code.codebooks else np.empty(0, np.uint32)
-    coder, decoded = constriction.stream.stack.AnsCoder(code.words), {}
+    coder = constriction.stream.stack.AnsCoder(code.words)
+    decoded = {}
     model = _order0_model(code.histogram) if len(values) > 1 else None
     for name in code.family_of:
         size = math.prod(shapes[name])

@@ -49,15 +49,16 @@ _SIGNED_SYMBOLS = 512  # with more symbols the sign classes would be too thin to
 _SHRINK = 2  # weights' worth of G in R and C
 _BLOCK = 1 << 17  # elements: they stay in a core's second-level cache
 _COUNT_ALL = 1 << 13  # of a larger block every fourth element is counted
-_GROWTH, _GROWTH_OF_MANY = (
-    0.1,
-    0.2,
-)  # histograms are renewed when this much more has been seen ...
-_MANY = (
-    1 << 20
-)  # ... since the tensor began, or in all where a network has more weights than this
+# histograms are renewed when this much more has been seen since the tensor began ...
+_GROWTH = 0.1
+# ... or, in a network of more than `_MANY` weights, since the beginning
+_GROWTH_OF_MANY = 0.2
+_MANY = 1 << 20
 _PROBABILITY = 1 << 20
-_PRIOR_SIZE, _PRIOR_SIMILAR, _PRIOR_CELL = 50, 30, 60  # observations' worth of a prior
+# how many observations a prior is worth
+_PRIOR_SIZE = 50
+_PRIOR_SIMILAR = 30
+_PRIOR_CELL = 60
 
 
 def _eighths(values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -77,7 +78,8 @@ def _log_table() -> Int16s:
 
 def _cell_table() -> NDArray[np.uint8]:
     """(level of s, 7 bits of 2u) → cell."""
-    level, code = np.arange(_SIZE_LEVELS)[:, None], np.arange(128)
+    level = np.arange(_SIZE_LEVELS)[:, None]
+    code = np.arange(128)
     # V is stored times 16 for s, and u times 2
     ratio = (2 * (code & 63) - 8) - (level - 32)
     rank = np.searchsorted(_SIGN_THRESHOLDS, ratio) * ((code & 63) > 0)
@@ -122,21 +124,17 @@ class Scan:
         self.shape = (math.prod(shape[2:]), rows, columns)
         self._width = shape[-1] if len(shape) > 2 else 1
         self._height = shape[-2] if len(shape) > 3 else 1
-        self._signed, self._mean_16 = signed, mean_16
-        self._has_signs, self._halvings = (
-            histograms.has_signs,
-            (2 if self.shape[0] > 1 else 3) - histograms.many,
-        )
+        self._signed = signed
+        self._mean_16 = mean_16
+        self._has_signs = histograms.has_signs
+        self._halvings = (2 if self.shape[0] > 1 else 3) - histograms.many
         self._values = np.zeros(self.shape, np.int16)
-        self._row_sum, self._column_sum = (
-            np.zeros(rows, np.int64),
-            np.zeros(columns, np.int64),
-        )
-        self._row_count, self._column_count = (
-            np.zeros(rows, np.int64),
-            np.zeros(columns, np.int64),
-        )
-        self.sum, self.count = 0, 0
+        self._row_sum = np.zeros(rows, np.int64)
+        self._column_sum = np.zeros(columns, np.int64)
+        self._row_count = np.zeros(rows, np.int64)
+        self._column_count = np.zeros(columns, np.int64)
+        self.sum = 0
+        self.count = 0
 
     def blocks(self) -> Iterator[Block]:
         """All blocks in coding order. The first position is split, so that its later parts
@@ -144,10 +142,12 @@ class Scan:
         """
         positions, rows, columns = self.shape
         halvings = max(0, min(self._halvings, ((rows * columns).bit_length() - 8) // 2))
-        row_edges, column_edges = _edges(rows, halvings), _edges(columns, halvings)
+        row_edges = _edges(rows, halvings)
+        column_edges = _edges(columns, halvings)
         for position in range(positions):
             if position:
-                row_edges, column_edges = [0, rows], [0, columns]
+                row_edges = [0, rows]
+                column_edges = [0, columns]
             for top, bottom in pairwise(row_edges):
                 for left, right in pairwise(column_edges):
                     step = max(1, _BLOCK // (right - left))
@@ -171,7 +171,8 @@ class Scan:
         logs = _eighths(((total << 4) + _SHRINK * mean) // (count + _SHRINK)).astype(
             np.int16
         )
-        row, column = logs[:height], logs[height:-1] - logs[-1]
+        row = logs[:height]
+        column = logs[height:-1] - logs[-1]
         level = np.add.outer(row, column)
         if row.min() + column.min() < 0 or row.max() + column.max() >= _SIZE_LEVELS:
             np.clip(level, 0, _SIZE_LEVELS - 1, out=level)
@@ -185,7 +186,8 @@ class Scan:
     def _predicted(self, block: Block) -> Int16s | None:
         """2u, or None where nothing of the kernel is known."""
         position, rows, columns = block
-        x, y = position % self._width, position // self._width % self._height
+        x = position % self._width
+        y = position // self._width % self._height
         if not self._has_signs or not (x or y):
             return None
         left = self._values[position - 1, rows, columns]
@@ -245,7 +247,8 @@ class Histograms:
         self._first = (place * num_symbols).astype(np.int32)
         self._noted: dict[int, list[NDArray[np.int32]]] = {1: [], 4: []}
         self.many = num_weights >= _MANY
-        self._seen, self._pending = 0, 0
+        self._seen = 0
+        self._pending = 0
         self._renew()
 
     def begin(self) -> None:
@@ -306,7 +309,8 @@ class Histograms:
                 )
                 self._counts += (stride * counted).reshape(self._counts.shape)
                 places.clear()
-        self._seen, self._pending = self._seen + self._pending, 0
+        self._seen = self._seen + self._pending
+        self._pending = 0
         self._models: dict[int, Any] = {}
         total = self._counts.sum((0, 1)) + 0.5
         of_all = total / total.sum()

@@ -69,7 +69,8 @@ def group_sizes(entries: Sequence[TensorEntry]) -> dict[str, tuple[int, int]]:
     """Bytes of each section unpacked, and of one element in it."""
     sizes: dict[str, tuple[int, int]] = {}
     for entry in entries:
-        section, item_bytes = _section_of(entry.dtype), DTYPES[entry.dtype].itemsize
+        section = _section_of(entry.dtype)
+        item_bytes = DTYPES[entry.dtype].itemsize
         before, _ = sizes.get(section, (0, 0))
         sizes[section] = (before + math.prod(entry.shape) * item_bytes, item_bytes)
     return sizes
@@ -86,7 +87,8 @@ def unpack_tensors(
     places = dict.fromkeys(sections, 0)
     tensors = {}
     for entry in entries:
-        dtype, section = DTYPES[entry.dtype], _section_of(entry.dtype)
+        dtype = DTYPES[entry.dtype]
+        section = _section_of(entry.dtype)
         start = places[section]
         places[section] += math.prod(entry.shape) * dtype.itemsize
         content = bytearray(sections[section][start : places[section]])

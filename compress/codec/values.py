@@ -63,7 +63,8 @@ class Family:
                         1 << bits, np.uint8 if len(self.values) <= 256 else np.uint16
                     )
                     self._place[slots] = np.arange(len(slots))
-                    self._multiplier, self._shift = multiplier, shift
+                    self._multiplier = multiplier
+                    self._shift = shift
                     return
         self._place = np.argsort(self.values).astype(np.uint16)
 

@@ -48,8 +48,8 @@ class Auxiliary(Stage, TrainConfig):
     distill: DistillConfig | None = Field(
         None,
         description=(
-            "distillation from a teacher (the papers': soft, alpha 1, tau 1); null:"
-            " labels alone"
+            "distillation from a teacher (in the papers soft, alpha 1, tau 1); null:"
+            " train on labels alone"
         ),
     )
 
@@ -206,8 +206,8 @@ def layer_list(value: Any) -> Any:
     """
     if isinstance(value, dict):
         raise ValueError(
-            "a list with one number for each layer; a map to be searched belongs in"
-            " search.space"
+            "give a list with one number for each layer; a layer map that is to be"
+            " searched belongs in search.space"
         )
     return value
 
@@ -247,11 +247,13 @@ def agreed_depth(depth: int | None, maps: Mapping[str, Sequence[int] | None]) ->
     }
     given = {name: count for name, count in said.items() if count is not None}
     if not given:
-        raise ValueError(f"how deep is the descendant? give {' or '.join(said)}")
+        raise ValueError(
+            f"the descendant's depth is not known; give {' or '.join(said)}"
+        )
     if len(set(given.values())) > 1:
-        told = ", ".join(
+        stated = ", ".join(
             f"{name} has {n} layers" if name != "depth" else f"depth is {n}"
             for name, n in given.items()
         )
-        raise ValueError(f"{told}: they must agree")
+        raise ValueError(f"{stated}: they must agree")
     return next(iter(given.values()))

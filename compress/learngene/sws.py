@@ -73,7 +73,7 @@ class SwsExpand(Expansion):
         None, ge=1, description="layers; default: as many as layers_source has"
     )
     num_heads: int | None = Field(
-        None, ge=1, description="default, and rule: the auxiliary network's"
+        None, ge=1, description="must be the auxiliary network's, which is the default"
     )
     norm_before_pool: bool | None = Field(
         None, description="default: as in the auxiliary network"
@@ -89,8 +89,8 @@ class SwsExpand(Expansion):
         within("layers_source", stages, len(aux["repeats"]), "stages")
         if self.num_heads not in (None, aux["num_heads"]):
             raise ValueError(
-                f"num_heads is {self.num_heads}, the auxiliary network has"
-                f" {aux['num_heads']}: they must agree"
+                f"num_heads: it is {self.num_heads}, but the auxiliary network has"
+                f" {aux['num_heads']}; leave it out"
             )
         before = (
             aux["norm_before_pool"]

@@ -136,7 +136,8 @@ class LatencyTable:
         """
         dims = np.asarray(dims, np.float64)
         self._refuse_above(dims)
-        start, corners = np.zeros(len(dims), np.int64), np.zeros(1, np.int64)
+        start = np.zeros(len(dims), np.int64)
+        corners = np.zeros(1, np.int64)
         parts = []
         for j, axis in enumerate(self.axes):
             x = np.maximum(dims[:, j], axis[0])
@@ -222,7 +223,9 @@ class LatencyTable:
         """Log a warning, and return it, when the table was not measured on such a device
         with as many threads.
         """
-        mine, name, threads = self.fingerprint, device_name(device), num_threads(device)
+        mine = self.fingerprint
+        name = device_name(device)
+        threads = num_threads(device)
         if mine.device_name is None:
             problem = "the latency table does not say what device it was measured on"
         elif mine.device_name != name:

@@ -131,7 +131,9 @@ def _entropy(total: int, sum_c_log_c: float) -> float:
 
 def _run_lengths(values: np.ndarray) -> tuple[int, float]:
     """Number of runs of equal values in a sorted array, and Σ c log2 c over their lengths c."""
-    unique, sum_c_log_c, run_start = 0, 0.0, 0
+    unique = 0
+    sum_c_log_c = 0.0
+    run_start = 0
     for low in range(
         1, len(values), _CHUNK
     ):  # in chunks: an index array of all runs is twice the values' size
@@ -139,11 +141,13 @@ def _run_lengths(values: np.ndarray) -> tuple[int, float]:
         starts = np.flatnonzero(values[low:high] != values[low - 1 : high - 1]) + low
         if len(starts):
             counts = np.diff(starts, prepend=run_start).astype(np.float64)
-            unique, run_start = unique + len(starts), int(starts[-1])
+            unique = unique + len(starts)
+            run_start = int(starts[-1])
             sum_c_log_c += float((counts * np.log2(counts)).sum())
     if len(values):
         count = len(values) - run_start
-        unique, sum_c_log_c = unique + 1, sum_c_log_c + float(count * np.log2(count))
+        unique = unique + 1
+        sum_c_log_c = sum_c_log_c + float(count * np.log2(count))
     return unique, sum_c_log_c
 
 
@@ -318,7 +322,8 @@ def replayed_pass(
     """
     if device.type != "cuda":
         return timed_pass(model, images, device)
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         model(

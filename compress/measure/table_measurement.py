@@ -59,7 +59,8 @@ def default_grid(
     Raises:
         ValueError: an unknown dimension, fewer than 2 points or a group below 1.
     """
-    counts, sizes = {**POINTS, **(points or {})}, {**GROUPS, **(groups or {})}
+    counts = {**POINTS, **(points or {})}
+    sizes = {**GROUPS, **(groups or {})}
     unknown = sorted({*counts, *sizes} - set(DIMENSIONS))
     if unknown:
         raise ValueError(
@@ -114,7 +115,8 @@ def measure_table(
     Raises:
         ValueError: not a ViT, a grid without points, or a device that runs out of memory.
     """
-    arch, device = dense_arch(arch), torch.device(device)
+    arch = dense_arch(arch)
+    device = torch.device(device)
     grid = grid or default_grid(arch.dims)
     axes = tuple(np.array(grid[name]) for name in DIMENSIONS)
     probe = _Probe(arch, device, batch_size, dtype, [int(axis[-1]) for axis in axes])
@@ -171,7 +173,9 @@ class _Probe:
         dtype: Precision,
         largest: list[int],
     ) -> None:
-        self.arch, self.device, self.batch_size = arch, device, batch_size
+        self.arch = arch
+        self.device = device
+        self.batch_size = batch_size
         self.kind = {
             name: arch.args[name]
             for name in ("scale", "qkv_bias", "norm_eps")
@@ -215,7 +219,8 @@ class _Probe:
 
     def _filled(self, module: nn.Module) -> nn.Module:
         """The module with weights from the pool, each its own part of it, without copying."""
-        state, start = {}, 0
+        state = {}
+        start = 0
         for name, parameter in module.named_parameters():
             state[name] = self.weights[start : start + parameter.numel()].view(
                 parameter.shape
@@ -261,7 +266,8 @@ class _Part(nn.Module):
 
     def __init__(self, vit: nn.Module, part: str) -> None:
         super().__init__()
-        self.vit, self.part = vit, part
+        self.vit = vit
+        self.part = part
 
     def forward(self, x: Tensor) -> Any:
         vit: Any = self.vit

@@ -29,8 +29,8 @@ from trainers.models.parameters import BLOCK_DIMS
 
 
 class GroupSizes(Config):
-    """Units that are pruned together, and that every structure keeps at least. Small models
-    need small groups.
+    """How many units of a kind are pruned together. Every structure keeps at least one group.
+    Small models need small groups.
     """
 
     embed: int = Field(16, ge=1, description="channels of the residual stream")
@@ -157,7 +157,8 @@ def rank_groups(score: Tensor, keep: Tensor, layout: UnitLayout) -> Ranking:
     order = np.argsort(score[kept].numpy(), kind="stable")
     # small integers: NumPy sorts them by radix
     order = order[np.argsort(structure.numpy().astype(np.int16)[order], kind="stable")]
-    units, structure = kept[order], structure[order]
+    units = kept[order]
+    structure = structure[order]
     counts = layout.counts(keep)
     starts = counts.cumsum(0) - counts
     rank = torch.arange(len(units)) - starts[structure]
@@ -171,7 +172,8 @@ def rank_groups(score: Tensor, keep: Tensor, layout: UnitLayout) -> Ranking:
         0, group, score[units[prunable]]
     )
     ranked = scores.argsort(stable=True)
-    first, structures = first[ranked], structure[first[ranked]]
+    first = first[ranked]
+    structures = structure[first]
     return Ranking(
         units, first, first + layout.groups[structures], scores[ranked], structures
     )
@@ -217,7 +219,8 @@ def _block_axes(
     embed: Tensor, heads: Tensor, qk: Tensor, v: Tensor, mlp: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Layer of a block → its (rows, columns) that stay."""
-    queries, values = (heads[:, None] & qk).flatten(), (heads[:, None] & v).flatten()
+    queries = (heads[:, None] & qk).flatten()
+    values = (heads[:, None] & v).flatten()
     return {
         "q": (queries, embed),
         "k": (queries, embed),

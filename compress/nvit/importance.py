@@ -61,12 +61,11 @@ def _unit_sums(
     parts: list[Tensor] = []
     blocks: Any = vit.blocks
     for block in blocks:
-        attn, mlp = block.attn, block.mlp
-        (q, q_columns), (k, k_columns), (v, v_columns) = (
-            rows(attn.q),
-            rows(attn.k),
-            rows(attn.v),
-        )
+        attn = block.attn
+        mlp = block.mlp
+        (q, q_columns) = rows(attn.q)
+        (k, k_columns) = rows(attn.k)
+        (v, v_columns) = rows(attn.v)
         hidden, hidden_columns = rows(mlp.fc1)
         embed = (
             embed

@@ -1,5 +1,5 @@
-"""The hook that prunes a ViT while it trains: scores every step, cuts every interval, ends
-at the latency target.
+"""The hook that prunes a ViT while it trains: it scores units at every step, prunes at the
+end of every interval, and ends the training at the latency target.
 
 Legend
     I, I'     importance of a unit, without and with the latency term: I' = I − η · credit,
@@ -230,7 +230,8 @@ class Pruner(Hook):
     def _choose(self) -> bool:
         """Take the lowest groups out of `keep`; True where pruning has ended."""
         ranking = rank_groups(self.scores(), self.keep, self.layout)
-        per_iter, t = self.rules.prune_per_iter, self.intervals
+        per_iter = self.rules.prune_per_iter
+        t = self.intervals
         quota = t * per_iter // 16 - (t - 1) * per_iter // 16
         for group in range(min(quota, len(ranking.scores))):
             members = ranking.members(group)

@@ -2,8 +2,8 @@
 
 All structures of a ViT are pruned together, the least important first, where importance is
 a second-order Taylor term less what the unit's latency is worth, until the estimated
-latency meets a target; the zeroed model is then cut into a small dense one. The maths:
-`nvit_groups` (ranking), `nvit_importance`, `nvit_surgery` (masks, cut), `nvit_latency`.
+latency meets a target; the zeroed model is then cut into a small dense one. The maths is in
+`groups` (ranking), `importance`, `surgery` (masks and cut) and `cost` (latency).
 """
 
 import hashlib
@@ -130,55 +130,69 @@ class Nvit(Stage, TrainConfig):
     importance: Importance = Field(
         "nvit",
         description=(
-            "nvit: Taylor with latency; taylor: without; magnitude and random:"
-            " baselines"
+            "what ranks the units. nvit: the Taylor term less what their latency is"
+            " worth; taylor: the Taylor term alone; magnitude and random: baselines"
         ),
     )
     latency_regularization: float = Field(
-        5e-4, ge=0, description="eta: what latency is worth in importance"
+        5e-4, ge=0, description="eta: weight of the saved latency beside the importance"
     )
     latency_unit: Literal["dense", "seconds"] = Field(
         "dense",
         description=(
-            "of eta: the incoming model's latency, so that eta carries over between"
-            " devices, or seconds"
+            "unit of latency in eta. dense: the incoming model's latency, so that one"
+            " eta suits all devices; seconds: as in the paper"
         ),
     )
     latency: Literal["measured", "macs"] = Field(
         "measured",
-        description="macs counts operations: the same on every machine, but no latency",
+        description=(
+            "what the pruning goes by. measured: a table of latencies; macs: the number"
+            " of operations, which is the same on every machine but no latency"
+        ),
     )
     importance_unit: Literal["share", "loss"] = Field(
         "loss",
         description=(
-            "of importance beside latency: a unit's share of the whole model's, so that"
-            " eta carries over between losses and is as strong in the first intervals"
-            " as later, or the paper's squared change of the loss"
+            "unit of importance beside latency. loss: the squared change of the loss,"
+            " as in the paper; share: a unit's share of the whole model's importance,"
+            " so that one eta suits all losses and is as strong in the first intervals"
+            " as in later ones"
         ),
     )
     table: Path | None = Field(
         None,
-        description="a measured latency table; default: measured on the trial's device",
+        description=(
+            "file of a measured latency table; default: one is measured on the trial's"
+            " device"
+        ),
     )
     latency_batch: int = Field(
         64,
         ge=1,
-        description="images a batch, of a table measured here and of the final measure",
+        description=(
+            "images in a batch, when a table is measured here and when the models are"
+            " compared at the end"
+        ),
     )
-    latency_dtype: Precision = Field("float32", description="precision of the same")
+    latency_dtype: Precision = Field(
+        "float32", description="precision of these two measurements"
+    )
     measure: bool = Field(
-        True, description="measure the pruned and the incoming model at the end"
+        True, description="measure the latency of both models at the end"
     )
 
     groups: GroupSizes = GroupSizes()
     prune_per_iter: int = Field(
         32,
         ge=1,
-        description="16ths of a group that are pruned an interval (32: two groups)",
+        description="pruned in an interval, in 16ths of a group (32 are two groups)",
     )
-    interval_prune: int = Field(100, ge=1, description="optimiser steps of an interval")
+    interval_prune: int = Field(
+        100, ge=1, description="optimiser steps between two prunings"
+    )
     importance_momentum: float = Field(
-        0.9, ge=0, lt=1, description="of importance over intervals"
+        0.9, ge=0, lt=1, description="of the importance, from interval to interval"
     )
     budget: int = Field(
         39_000, ge=1, description="units that may be pruned at most (prune_dict.Global)"
@@ -187,20 +201,26 @@ class Nvit(Stage, TrainConfig):
     kl_loss_coeff: float = Field(
         1e5,
         ge=0,
-        description="of the KL to the incoming model (mean over batch × classes)",
+        description=(
+            "weight of the KL divergence to the incoming model (a mean over batch and"
+            " classes)"
+        ),
     )
-    kl_tau: float = Field(3.0, gt=0, description="temperature of that KL")
+    kl_tau: float = Field(3.0, gt=0, description="temperature of that divergence")
     original_loss_coeff: float = Field(
-        1.0, ge=0, description="of the loss of labels and `distill`"
+        1.0, ge=0, description="weight of the loss of labels and `distill`"
     )
     distill: DistillConfig | None = Field(
-        None, description="a second teacher (a CNN, hard, in the paper)"
+        None, description="a second teacher (in the paper a CNN, hard labels)"
     )
     student_eval: bool = Field(
-        True, description="no dropout and stochastic depth from the first pruning on"
+        True,
+        description="no dropout and no stochastic depth from the first pruning on",
     )
 
-    epochs: int = Field(50, ge=1, description="at most; pruning ends at its target")
+    epochs: int = Field(
+        50, ge=1, description="at most; training ends when the target is reached"
+    )
     lr: float = Field(1e-4, gt=0, description="at a global batch of 512")
     schedule: Literal["cosine", "step", "plateau", "constant"] = "constant"
     warmup: float | str = 0.0
@@ -209,14 +229,18 @@ class Nvit(Stage, TrainConfig):
     def _fits_together(self) -> "Nvit":
         if self.ema is not None:
             raise ValueError(
-                "ema: an average over models of different shapes is none; leave it out"
-                " here"
+                "ema: NViT does not keep averaged weights, because the model's shape"
+                " changes while it trains; remove `ema` from this stage"
             )
         if self.latency == "macs" and self.table is not None:
-            raise ValueError("table: latency 'macs' reads no table; remove one of them")
+            raise ValueError(
+                "table: with latency 'macs' no table is read; remove `table`, or set"
+                " latency to 'measured'"
+            )
         if self.latency == "macs" and self.latency_unit == "seconds":
             raise ValueError(
-                "latency_unit 'seconds' needs latency 'measured'; macs have no seconds"
+                "latency_unit: 'seconds' needs latency 'measured', because 'macs'"
+                " counts operations; set one of the two"
             )
         return self
 
@@ -243,15 +267,15 @@ class Nvit(Stage, TrainConfig):
         steps = self.epochs * (images // self.batch_size)
         if steps < self.interval_prune:
             raise ValueError(
-                f"{self.epochs} epochs are {steps} steps, less than interval_prune"
-                f" {self.interval_prune}: nothing would be pruned; raise epochs or"
-                " lower interval_prune"
+                f"interval_prune: {self.epochs} epochs are {steps} steps, fewer than one"
+                f" interval of {self.interval_prune}, so that nothing would be pruned;"
+                " raise epochs or lower interval_prune"
             )
         layout = UnitLayout.of(dense.dims, self.groups)
         if not bool((layout.sizes >= 2 * layout.groups).any()):
             raise ValueError(
-                f"groups {self.groups.model_dump()} leave nothing to prune in"
-                f" {dense.dims}; lower them"
+                f"groups: {self.groups.model_dump()} leave nothing to prune in a model"
+                f" of {dense.dims}; make them smaller"
             )
         if self.table is not None:
             blocks = block_table(layout.sizes).numpy()
@@ -266,7 +290,7 @@ class Nvit(Stage, TrainConfig):
 
         if "asp" in model.meta:
             raise ValueError(
-                "pruning after asp would break its 2:4 pattern; put asp after nvit"
+                "pruning after `asp` would break its 2:4 pattern; put `asp` after `nvit`"
             )
         dense = from_timm(model)
         arch = with_drop_rates(dense.arch, self)
@@ -374,7 +398,8 @@ class Nvit(Stage, TrainConfig):
         self, model: ModelState, small: ModelState, latency: LatencyModel, ctx: Context
     ) -> dict[str, float]:
         """Latency of both models, passes alternating, at the table's batch and precision."""
-        batch, dtype = self.latency_batch, getattr(torch, self.latency_dtype)
+        batch = self.latency_batch
+        dtype = getattr(torch, self.latency_dtype)
         result: dict[str, float] = {}
         if isinstance(latency, LatencyTable):
             batch = latency.fingerprint.batch_size or batch
@@ -383,7 +408,8 @@ class Nvit(Stage, TrainConfig):
             result["pruned_ms_estimated"] = latency.model_ms(
                 small.arch.dims["embed"], blocks
             )
-        size, channels = ctx.data.info.image_size, small.arch.args["in_chans"]
+        size = ctx.data.info.image_size
+        channels = small.arch.args["in_chans"]
         images = torch.randn(
             batch, channels, size, size, generator=torch.Generator().manual_seed(0)
         )

@@ -34,7 +34,8 @@ class MaskedLayerNorm(nn.LayerNorm):
         self.register_buffer(
             "num_kept", torch.tensor(float(channels)), persistent=False
         )
-        self.whole, self.share = True, 1.0
+        self.whole = True
+        self.share = 1.0
 
     def set_keep(self, keep: Tensor) -> None:
         """Normalise over `keep` (E,) bool from now on."""
@@ -60,7 +61,8 @@ class MaskedLayerNorm(nn.LayerNorm):
         one kernel: over all E channels the variance is n/E of that over the kept ones, so
         eps counts n/E as much, and the weights take back the root of it.
         """
-        weight, eps = self.weight * math.sqrt(self.share), self.share * self.eps
+        weight = self.weight * math.sqrt(self.share)
+        eps = self.share * self.eps
         return F.layer_norm(x, self.normalized_shape, weight, self.bias, eps)
 
 

@@ -132,7 +132,8 @@ def _split_cifar(key: str, size: int) -> Segments:
         return [("core", size)]
     if key not in ("layer2", "layer3"):
         return [(key, size)]
-    before, pad = f"layer{int(key[-1]) - 1}", size // 2
+    before = f"layer{int(key[-1]) - 1}"
+    pad = size // 2
     return [
         (f"{key}.low", pad // 2),
         *_split_cifar(before, size - pad),
@@ -198,10 +199,9 @@ def _lay_out(
         layout[name] = []
         for axis, (t, s) in enumerate(zip(tensor.shape, shapes[name], strict=True)):
             key = keys[name][axis] if axis < len(keys[name]) else None
-            of_teacher, of_student = (
-                split(key or f"{name}#{axis}", t),
-                split(key or f"{name}#{axis}", s),
-            )
+            own_key = key or f"{name}#{axis}"
+            of_teacher = split(own_key, t)
+            of_student = split(own_key, s)
             for (part, t_size), (_, s_size) in zip(of_teacher, of_student, strict=True):
                 if sizes.setdefault(part, (t_size, s_size)) != (t_size, s_size):
                     return None
@@ -239,7 +239,8 @@ def _choose_heads(
     by_heads = s_heads <= t_heads and size // s_heads <= len(qk) // t_heads
     if not by_heads:
         return strongest(qk, size), strongest(v, size), None
-    qk, v = qk.view(t_heads, -1), v.view(t_heads, -1)
+    qk = qk.view(t_heads, -1)
+    v = v.view(t_heads, -1)
     kept = strongest((qk + v).sum(1), s_heads)
     inside = [strongest(score[kept].sum(0), size // s_heads) for score in (qk, v)]
     qk_index, v_index = (
@@ -277,7 +278,8 @@ def magnitude_indices(
     )
     index: dict[str, Tensor] = {}
     for block, counts in heads.items():
-        qk, v = f"{block}.qk", f"{block}.v"
+        qk = f"{block}.qk"
+        v = f"{block}.v"
         if qk in scores:
             index[qk], index[v], inside = _choose_heads(
                 scores[qk], scores[v], sizes[qk], counts
@@ -295,7 +297,8 @@ def magnitude_indices(
 
 def _joined(segments: Segments, index: Mapping[str, Tensor]) -> Tensor:
     """One axis' indices: each segment's, moved to where the segment starts."""
-    parts, start = [], 0
+    parts = []
+    start = 0
     for key, size in segments:
         parts.append(index[key] + start)
         start += size

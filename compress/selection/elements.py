@@ -102,14 +102,13 @@ def uniform_indices(teacher_size: int, student_size: int) -> Tensor:
     """(S,) ascending indices into an axis of size T: every T/S-th, else evenly spaced,
     rounded half to even.
     """
-    t, s = teacher_size, student_size
+    t = teacher_size
+    s = student_size
     if t % s == 0:
         return torch.arange(s) * (t // s)
     # in integers: floating-point points may miss a half by an ulp and round the other way
-    whole, rest = (
-        torch.arange(s) * (t - 1) // (s - 1),
-        torch.arange(s) * (t - 1) % (s - 1),
-    )
+    whole = torch.arange(s) * (t - 1) // (s - 1)
+    rest = torch.arange(s) * (t - 1) % (s - 1)
     up = (2 * rest > s - 1) | ((2 * rest == s - 1) & (whole % 2 == 1))
     return whole + up
 

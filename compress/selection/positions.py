@@ -18,7 +18,8 @@ def resample_positions(
     """
     from trainers.timm_library import timm
 
-    (names, grid), (t_names, t_grid) = _prefix_tokens(student), _prefix_tokens(teacher)
+    (names, grid) = _prefix_tokens(student)
+    (t_names, t_grid) = _prefix_tokens(teacher)
     lacking = [name for name in names if name not in t_names]
     if lacking:
         raise ValueError(f"the teacher has no position for {', '.join(lacking)}")

@@ -95,7 +95,8 @@ class WeightSelection(StudentStage):
 
 def _sized_by_image(student: Arch, teacher: Arch) -> set[str]:
     """Student's tensors whose shape would differ at the teacher's image size."""
-    size, other = student.args.get("img_size"), teacher.args.get("img_size")
+    size = student.args.get("img_size")
+    other = teacher.args.get("img_size")
     if size is None or other is None or size == other:
         return set()
     shapes = shapes_of(on_meta(student))

@@ -286,7 +286,8 @@ def _other_family(transfer: Transfer) -> str:
     shapes = transfer.shapes
     theirs = shapes_of(transfer.teacher)
     name = next((n for n in shapes if theirs.get(n) != shapes[n]), next(iter(shapes)))
-    teacher, student = type(transfer.teacher).__name__, type(transfer.student).__name__
+    teacher = type(transfer.teacher).__name__
+    student = type(transfer.student).__name__
     return (
         f"{teacher} and {student} are different families ({name!r}: student"
         f" {shapes[name]}, teacher {theirs.get(name, 'none')}). Choose models of one"

@@ -77,7 +77,8 @@ class Candidates:
         powers_of_two: bool = True,
     ) -> None:
         self._powers_of_two = powers_of_two
-        self._max_distance, self._zero_distance = max_distance, zero_distance
+        self._max_distance = max_distance
+        self._zero_distance = zero_distance
         self._sequence = geometric_sequence(zero_distance, max_distance, bound)
         self._order = -1
         self._sums: Float64s = np.empty(0)

@@ -48,7 +48,9 @@ from compress.wfn.line import Float32s, Indices, Line, Mask, Pieces
 Distance = Literal["relative", "euclidean"]
 
 _PATIENT_ORDERS = 20  # above this order an empty prefix also doubles the tolerance
-_GRID, _REFINEMENTS = 32, 5  # the reach is narrowed 32-fold each time
+# the reach is narrowed 32-fold each time
+_GRID = 32
+_REFINEMENTS = 5
 _CHUNK = 1 << 20
 _MIN_DISTANCE = 2.0**-20
 _MIN_ZERO_DISTANCE = 2.0**-126
@@ -65,7 +67,7 @@ class Clustering:
         fixed: bool; ⌊p·n⌋ are true.
         codebook: (K,) float32, ascending: the centroids in use, each by one weight at
             least. Zero is +0.
-        assignments: int32; place of the weight's centroid in `codebook`, -1 where unfixed.
+        assignments: int32; index of the weight's centroid in `codebook`, -1 where unfixed.
         distances: float32; d between the weight and its centroid, in the mode's unit, NaN
             where unfixed.
         orders: order ω → how many weights were fixed while it held.
@@ -220,12 +222,10 @@ class _Greedy:
         steps: _Steps,
         powers_of_two: bool,
     ) -> None:
-        self.weights, self.max_distance, self.metric, self.steps = (
-            weights,
-            max_distance,
-            metric,
-            steps,
-        )
+        self.weights = weights
+        self.max_distance = max_distance
+        self.metric = metric
+        self.steps = steps
         self.line = Line(weights, metric.relative)
         bound = self.line.largest()
         self.candidates = Candidates(
@@ -235,7 +235,8 @@ class _Greedy:
 
     def fix(self, needed: int) -> None:
         """Fix `needed` weights, at most all."""
-        order, tolerance = 0, self.max_distance
+        order = 0
+        tolerance = self.max_distance
         while needed:
             c = self._densest(order)
             if self.metric.relative and c == 0:
@@ -276,7 +277,8 @@ class _Greedy:
         self, tolerance: float, needed: int
     ) -> tuple[Pieces, Indices, Mask]:
         """The prefix where c = 0 and distances are 0 below γ0 and 1 above, no place on the line."""
-        line, gamma = self.line, self.metric.zero_distance
+        line = self.line
+        gamma = self.metric.zero_distance
         # |w| < γ0 and |w| < the least float32 that is not below γ0 say the same, and
         # reciprocals keep the latter
         bound = np.float32(gamma)
@@ -284,10 +286,8 @@ class _Greedy:
             bound if float(bound) >= gamma else np.nextafter(bound, np.float32(np.inf))
         )
         place = 1.0 / float(bound)
-        low, high = (
-            np.searchsorted(line.y, -place),
-            np.searchsorted(line.y, place, "right"),
-        )
+        low = np.searchsorted(line.y, -place)
+        high = np.searchsorted(line.y, place, "right")
         pieces = line.pieces(0, int(low)) + line.pieces(int(high), len(line.y))
         small = sum(stop - start for start, stop in pieces)
         if tolerance < 0.5 or (tolerance < 1 and small != 1):
@@ -413,7 +413,8 @@ def _assemble(
         np.array(steps.centroids, np.float32), return_inverse=True
     )
     assignments = np.append(places, -1).astype(np.int32)[steps.codes]
-    values, fixed = weights.copy(), assignments >= 0
+    values = weights.copy()
+    fixed = assignments >= 0
     distances = np.full(len(values), np.nan, np.float32)
     for low in range(0, len(values), _CHUNK):
         part = slice(low, low + _CHUNK)

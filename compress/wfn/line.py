@@ -35,7 +35,8 @@ class Line:
 
     def __init__(self, weights: Float32s, relative: bool) -> None:
         n = len(weights)
-        self.weights, self.relative = weights, relative
+        self.weights = weights
+        self.relative = relative
         # one sort of (weight, index) pairs packed into 64 bits: stable, and several times
         # as fast as an argsort
         pairs = np.empty((n, 2), "<u4")
@@ -67,12 +68,12 @@ class Line:
         self._set_gone(np.zeros(1, np.int64), np.zeros(1, np.int64))
 
     def _set_gone(self, starts: Positions, stops: Positions) -> None:
-        self._starts, self._stops = starts, stops
-        gone, gone_sum = stops - starts, self.sums[stops] - self.sums[starts]
-        self._gone, self._gone_sum = (
-            np.cumsum(gone) - gone,
-            np.cumsum(gone_sum) - gone_sum,
-        )
+        self._starts = starts
+        self._stops = stops
+        gone = stops - starts
+        gone_sum = self.sums[stops] - self.sums[starts]
+        self._gone = np.cumsum(gone) - gone
+        self._gone_sum = np.cumsum(gone_sum) - gone_sum
         self.left = len(self.y) - int(gone.sum())
 
     def place(self, w: Float64s) -> Float64s:
@@ -121,27 +122,21 @@ class Line:
             self.y[: self.finite], edges[r + 1 :], "right"
         )
         rank, total = self.before(positions)
-        (mid, low, high), (mid_sum, low_sum, high_sum) = (
-            np.split(rank, [1, r + 1]),
-            np.split(total, [1, r + 1]),
-        )
+        (mid, low, high) = np.split(rank, [1, r + 1])
+        (mid_sum, low_sum, high_sum) = np.split(total, [1, r + 1])
         return high - low, (high_sum - mid_sum) - (mid_sum - low_sum) - centre * (
             (high - mid) - (mid - low)
         )
 
     def pieces(self, low: int, high: int) -> Pieces:
         """The intervals of weights left between two positions."""
-        i, j = (
-            np.searchsorted(self._stops, low, "right"),
-            np.searchsorted(self._starts, high, "left"),
-        )
-        starts, stops = (
-            [low, *self._stops[i:j].tolist()],
-            [
-                *self._starts[i:j].tolist(),
-                high,
-            ],
-        )
+        i = np.searchsorted(self._stops, low, "right")
+        j = np.searchsorted(self._starts, high, "left")
+        starts = [low, *self._stops[i:j].tolist()]
+        stops = [
+            *self._starts[i:j].tolist(),
+            high,
+        ]
         return [
             (start, stop)
             for start, stop in zip(starts, stops, strict=True)
@@ -159,12 +154,11 @@ class Line:
             )
             offset += stop - start
         new = np.concatenate(edges)
-        starts, stops = (
-            np.append(self._starts, new[::2]),
-            np.append(self._stops, new[1::2]),
-        )
+        starts = np.append(self._starts, new[::2])
+        stops = np.append(self._stops, new[1::2])
         order = np.argsort(starts, kind="stable")
-        starts, stops = starts[order], stops[order]
+        starts = starts[order]
+        stops = stops[order]
         apart = starts[1:] != stops[:-1]
         self._set_gone(starts[np.append(True, apart)], stops[np.append(apart, True)])
 

@@ -62,7 +62,8 @@ def dense(
     side = weights if side is None else side
     gap = weights[:, None] - centroids
     sign = torch.sign(side[:, None] - centroids)
-    distances, slopes = gap * sign, sign
+    distances = gap * sign
+    slopes = sign
     if distance == "relative":
         far = (side.abs() > zero_distance)[:, None]
         scale = torch.where(far, weights.abs()[:, None], 1.0)
@@ -72,12 +73,11 @@ def dense(
         )
         distances = distances / scale
         free = ~far & (centroids == 0)
-        distances, slopes = (
-            torch.where(free, 0.0, distances),
-            torch.where(free, 0.0, slopes),
-        )
+        distances = torch.where(free, 0.0, distances)
+        slopes = torch.where(free, 0.0, slopes)
     soft = torch.softmax(-distances / TEMPERATURE, dim=1)
-    value, mean_slope = (soft * distances).sum(1), (soft * slopes).sum(1)
+    value = (soft * distances).sum(1)
+    mean_slope = (soft * slopes).sum(1)
     return (
         value,
         mean_slope
@@ -156,7 +156,8 @@ class PullTable:
         reach: float,
         cells: int,
     ) -> "PullTable":
-        low, width = breaks[:-1, None], breaks.diff()[:, None]
+        low = breaks[:-1, None]
+        width = breaks.diff()[:, None]
         steps = torch.linspace(
             0, 1, cells + 1, dtype=torch.float64, device=breaks.device
         )
@@ -183,7 +184,8 @@ class PullTable:
         """Largest difference to the dense formula off the knots, relative to the size of f
         and of f'.
         """
-        low, width = breaks[:-1, None], breaks.diff()[:, None]
+        low = breaks[:-1, None]
+        width = breaks.diff()[:, None]
         at = (
             torch.arange(self.cells, dtype=torch.float64, device=breaks.device) + 0.37
         ) / self.cells
@@ -209,8 +211,10 @@ class PullTable:
     def _value(self, segment: Tensor, cell: Tensor, t: Tensor, h: Tensor) -> Tensor:
         """Cubic Hermite of f in a cell of width h, at t in [0, 1]."""
         i = segment * (self.cells + 1) + cell
-        v0, v1 = self.values[i], self.values[i + 1]
-        rise, u = v1 - v0, 1 - t
+        v0 = self.values[i]
+        v1 = self.values[i + 1]
+        rise = v1 - v0
+        u = 1 - t
         return (
             v0 * u
             + v1 * t
@@ -224,8 +228,11 @@ class PullTable:
         digits.
         """
         first = (cell - 1).clamp(0, self.cells - 3)
-        i, x = segment * (self.cells + 1) + first, t + (cell - first)
-        x1, x2, x3 = x - 1, x - 2, x - 3
+        i = segment * (self.cells + 1) + first
+        x = t + (cell - first)
+        x1 = x - 1
+        x2 = x - 2
+        x3 = x - 3
         outer = self.slopes[i + 3] * (x * x1 * x2) - self.slopes[i] * (x1 * x2 * x3)
         inner = self.slopes[i + 1] * (x * x2 * x3) - self.slopes[i + 2] * (x * x1 * x3)
         return outer / 6 + inner / 2
@@ -251,10 +258,12 @@ class PullTable:
         segment = (torch.bucketize(x, self.breaks, right=True) - 1).clamp_(
             0, len(self.breaks) - 2
         )
-        low, h = self.breaks[segment], (self.breaks.diff() / self.cells)[segment]
+        low = self.breaks[segment]
+        h = (self.breaks.diff() / self.cells)[segment]
         position = (x - low) / h.clamp_min(1e-30)
         cell = position.floor().clamp_(0, self.cells - 1)
-        t, cell = (position - cell).clamp_(0, 1), cell.long()
+        t = (position - cell).clamp_(0, 1)
+        cell = cell.long()
         return self._value(segment, cell, t, h), self._slope(segment, cell, t)
 
 
@@ -310,7 +319,8 @@ def _batches(sizes: list[int], limit: int) -> Iterator[list[tuple[int, int, int]
             stop = min(start + CHUNK, size)
             if stop - start > free:
                 yield batch
-                batch, free = [], limit
+                batch = []
+                free = limit
             batch.append((number, start, stop))
             free -= stop - start
     if batch:

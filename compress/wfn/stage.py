@@ -56,7 +56,7 @@ class Wfn(Stage, FitOptions):
     )
 
     distance_allowed: float = Field(
-        0.01, gt=0, description="delta: allowed mean relative distance to a centroid"
+        0.01, gt=0, description="delta: allowed mean distance to a centroid"
     )
     percentages: tuple[float, ...] = Field(
         FRACTIONS, min_length=1, description="fixed fraction after each iteration"
@@ -69,21 +69,23 @@ class Wfn(Stage, FitOptions):
         2**-7, gt=0, lt=1, description="gamma_0: smaller weights may become zero"
     )
     regularisation_ratio: float = Field(
-        0.4, ge=0, description="rho; 0 switches the pull off"
+        0.4,
+        ge=0,
+        description="rho: weight of the pull towards the centroids; 0 is without it",
     )
     first_iteration: int = Field(
         0,
         ge=0,
         description=(
-            "resume: the incoming model has this many iterations behind it, the last of"
-            " a like stage"
+            "iterations that an earlier stage of the same settings has done on the"
+            " incoming model"
         ),
     )
     last_iteration: int | None = Field(
         None, ge=1, description="end after this many iterations; default: all"
     )
     include_norm: bool = Field(
-        False, description="fix norm parameters too (the paper's bn_inc)"
+        False, description="fix parameters of norms too (the paper's bn_inc)"
     )
     calculation_type: Literal["relative", "euclidean"] = Field(
         "relative", description="distance to a centroid"
@@ -107,7 +109,8 @@ class Wfn(Stage, FitOptions):
 
     @model_validator(mode="after")
     def _iterations(self) -> "Wfn":
-        total, last = len(self.percentages), self.last_iteration
+        total = len(self.percentages)
+        last = self.last_iteration
         if not self.first_iteration < (last or total) <= total:
             raise ValueError(
                 f"first_iteration {self.first_iteration} and last_iteration {last} must"

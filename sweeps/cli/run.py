@@ -202,7 +202,7 @@ def perform(request: Request, address: str = "auto", ship: bool = False) -> int:
         address=address,
         ship=ship,
         retry=request.retry,
-        progress=Progress(sweep, console),
+        progress=Progress(sweep.spec.objectives, console),
     )
     found = print_front(outcome.folder)
     say(f"\nrun     {outcome.folder}")

@@ -1,17 +1,19 @@
 """The Ray that a sweep runs on: a private one on this machine, or a cluster that is there.
 
-Whatever is wrong with a cluster is told before a trial starts: an address where none
-answers, other versions, nodes that lack a library or do not see the run folder.
+Whatever is wrong with a cluster is found before a trial starts: an address where none answers,
+another version, and nodes that lack a library or do not see the run folder (`sweeps.drive.nodes`).
 """
 
+from __future__ import annotations
+
 import contextlib
-import importlib.metadata
+import importlib.util
 import json
 import os
+import platform
 import socket
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,10 +41,8 @@ _ENVIRONMENT = {
     ),  # tracebacks of lost processes; the driver says it in a line
 }
 _PACKAGES = ("sweeps", "compress", "trainers", "analysis")
-_LIBRARIES = ("torch", "timm", "numpy", "optuna")
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 60.0
-_NODES_SECONDS = 180.0  # a node may have to fetch the code first
 
 
 def set_environment() -> None:
@@ -110,17 +110,16 @@ def _same_cluster(address: str) -> None:
 
 
 def join(address: str, *, ship: bool, quiet: bool = True) -> None:
-    """Connect to a cluster.
+    """Connect to a cluster that `check_address` has heard of.
 
     Raises:
         SpecError: it does not take us.
     """
     set_environment()
-    environment = (
-        {"py_modules": package_folders(), "excludes": ["**/__pycache__/"]}
-        if ship
-        else {}
-    )
+    environment: dict[str, Any] = {}
+    if ship:
+        environment["py_modules"] = package_folders()
+        environment["excludes"] = ["**/__pycache__/"]
     try:
         ray.init(
             address,
@@ -129,7 +128,9 @@ def join(address: str, *, ship: bool, quiet: bool = True) -> None:
             logging_level="ERROR",
         )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise SpecError(_told(address, str(error))) from error
+        raise SpecError(
+            _explained(address, type(error).__name__, str(error))
+        ) from error
 
 
 def package_folders() -> list[str]:
@@ -140,34 +141,22 @@ def package_folders() -> list[str]:
 
 
 def check_address(address: str) -> None:
-    """Find out in seconds, and in a process of its own: Ray itself tries for minutes, then
-    ends its process.
+    """Find out in seconds, and in a process of its own: Ray itself tries for minutes, then ends its
+    process.
 
     Raises:
         SpecError: nothing answers, something else does, or a Ray of another version.
     """
     if address != "auto":
-        host, _, port = address.removeprefix("ray://").rpartition(":")
-        if not host or not port.isdigit():
-            raise SpecError(
-                f"--address {address}: write local, auto, host:port or ray://host:port"
-            )
-        try:
-            socket.create_connection(
-                (host, int(port)), timeout=_CONNECT_SECONDS
-            ).close()
-        except (OSError, OverflowError) as error:
-            raise SpecError(
-                f"--address {address}: nothing answers there ({error}); is the head"
-                " node up, and its port open from here?"
-            ) from error
-    code = (
-        f"import ray; ray.init({address!r}, log_to_driver=False,"
-        " logging_level='CRITICAL')"
-    )
+        _check_port(address)
+    if address.startswith("ray://") and importlib.util.find_spec("grpc") is None:
+        raise SpecError(
+            f"--address {address}: ray:// needs gRPC; pip install"
+            " 'compression-sweeps[client]'"
+        )
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", _PROBE, address],
             capture_output=True,
             text=True,
             timeout=_ANSWER_SECONDS,
@@ -179,132 +168,66 @@ def check_address(address: str) -> None:
             " with another, and 10001 with ray://"
         ) from None
     if done.returncode != 0:
-        last = [line for line in done.stderr.splitlines() if line.strip()]
-        raise SpecError(_told(address, "\n".join(last)))
+        kind, message = _failure_of(done)
+        raise SpecError(_explained(address, kind, message))
 
 
-def _told(address: str, error: str) -> str:
-    if "ersion mismatch" in error:
-        lines = [
-            line.rpartition("ersion mismatch: ")[2].strip()
-            for line in error.splitlines()
-        ]
-        kept = [
-            line
-            for line in lines
-            if "Ray:" in line or "Python:" in line or "started" in line
-        ]
-        return (
-            f"--address {address}: the cluster has other versions: {' '.join(kept)}; "
-            "install the same Ray and Python here and there"
+def _check_port(address: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise SpecError(
+            f"--address {address}: write local, auto, host:port or ray://host:port"
         )
-    if "ray[client]" in error:
-        return (
-            f"--address {address}: ray:// needs gRPC; pip install"
-            " 'compression-sweeps[client]'"
-        )
-    if "Could not find any running Ray" in error:
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise SpecError(
+            f"--address {address}: nothing answers there ({error}); is the head node up,"
+            " and its port open from here?"
+        ) from error
+
+
+_PROBE = """
+import json, sys
+import ray
+try:
+    ray.init(sys.argv[1], log_to_driver=False, logging_level="CRITICAL")
+except Exception as error:
+    print(json.dumps([type(error).__name__, str(error)]))
+    sys.exit(1)
+"""
+"""Connects, and says which error that raised; its type decides what the user reads."""
+
+
+def _failure_of(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
+    """Type and message of the error that ended the probe.
+
+    Ray may end its process by itself: then the last line that it wrote says why.
+    """
+    try:
+        kind, message = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        return "", lines[-1] if lines else f"Ray ended with code {done.returncode}"
+    return str(kind), str(message)
+
+
+def _explained(address: str, kind: str, message: str) -> str:
+    """What a user reads where Ray does not connect, by the type of Ray's error."""
+    if kind == ConnectionError.__name__ and address == "auto":
         return (
             f"--address {address}: no Ray runs on this machine; start one (`ray start"
             " --head`), give the head's host:port, or leave --address out for a"
             " private one"
         )
-    return f"--address {address}: {error.splitlines()[-1] if error else 'no answer'}"
-
-
-def _node_probe() -> Callable[[str, str], str]:
-    # nested, so that it is pickled by value: it must run where our packages are not
-    def probe(folder: str, token: str) -> str:
-        import importlib.metadata
-        import json
-        import os
-        import socket
-
-        found: dict[str, Any] = {
-            "host": socket.gethostname(),
-            "versions": {},
-            "problem": None,
-        }
-        for name in ("torch", "timm", "numpy", "optuna"):
-            try:
-                found["versions"][name] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                found["versions"][name] = None
-        if not folder:
-            return json.dumps(found)
-        try:
-            with open(os.path.join(folder, token)) as file:  # noqa: PTH118
-                file.read()
-            beside = os.path.join(folder, f"{token}.{os.getpid()}")  # noqa: PTH118
-            with open(beside, "w") as file:
-                file.write("x")
-            os.unlink(beside)  # noqa: PTH108
-        except OSError as error:
-            found["problem"] = (
-                f"{type(error).__name__}: {error.strerror}: {error.filename}"
-            )
-        return json.dumps(found)
-
-    return probe
-
-
-def check_nodes(run: Path | None) -> list[str]:
-    """Ask every node whether it has the libraries and shares the run folder, if any; lines
-    to warn the user with.
-
-    Raises:
-        SpecError: a node that could not run a trial, by name.
-    """
-    token = f".probe-{uuid.uuid4().hex[:8]}"
-    if run is not None:
-        (run / token).write_text("")
-    task = ray.remote(num_cpus=0, max_retries=0)(_node_probe())
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    try:
-        asked = [
-            task.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(
-                    node["NodeID"], soft=False
-                )
-            ).remote(str(run or ""), token)
-            for node in nodes
-        ]
-        answers = [json.loads(text) for text in ray.get(asked, timeout=_NODES_SECONDS)]
-    except ray.exceptions.GetTimeoutError as error:
-        raise SpecError(
-            f"nodes of the cluster do not answer within {_NODES_SECONDS:.0f} s"
-        ) from error
-    except ray.exceptions.RuntimeEnvSetupError as error:
-        raise SpecError(
-            f"a node could not set up our code: {error}; --no-ship uses what its"
-            " image has"
-        ) from error
-    finally:
-        if run is not None:
-            (run / token).unlink()
-    for answer in answers:
-        lacking = [
-            name for name, version in answer["versions"].items() if version is None
-        ]
-        if lacking:
-            raise SpecError(
-                f"node {answer['host']} lacks {', '.join(lacking)}; install our"
-                " requirements in its image"
-            )
-        if answer["problem"]:
-            raise SpecError(
-                f"node {answer['host']} cannot write to {run} ({answer['problem']});"
-                " storage must be a folder that every node has at the same path, or"
-                " a URI"
-            )
-    mine = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-    return [
-        f"node {a['host']} has {n} {a['versions'][n]}, this process {mine[n]}: results"
-        " may differ in their last bits"
-        for a in answers
-        for n in _LIBRARIES
-        if a["versions"][n] != mine[n]
-    ]
+    said = " ".join(line.strip() for line in message.splitlines() if line.strip())
+    if kind == RuntimeError.__name__:
+        return (
+            f"--address {address}: the cluster does not take this process, which has Ray"
+            f" {ray.__version__} and Python {platform.python_version()}; the same"
+            f" versions must be installed here and there. Ray says: {said}"
+        )
+    return f"--address {address}: Ray does not connect: {said or 'no answer'}"
 
 
 def run_on_head(

@@ -1,8 +1,9 @@
-"""Ctrl-C while Tune runs."""
+"""Ctrl-C while trials run."""
+
+from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import sys
 import threading
@@ -11,25 +12,22 @@ from typing import Any
 
 
 class Interrupt:
-    """First Ctrl-C (or SIGTERM): Tune ends its trials and `fit` returns. Second: at once.
+    """The first Ctrl-C (or SIGTERM) asks that trials end; the second one ends at once.
 
     Outside the main thread, where signals cannot be taken, it does nothing.
+
+    Attributes:
+        seen: whether the user has interrupted.
     """
 
     def __init__(self) -> None:
         self.seen = False
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> "Interrupt":
-        if threading.current_thread() is not threading.main_thread():
-            return self
-        self._before = {
-            s: signal.getsignal(s)
-            for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        }
-        signal.signal(signal.SIGUSR1, self._too_early)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> bool:
@@ -41,17 +39,8 @@ class Interrupt:
         if self.seen:
             raise KeyboardInterrupt
         self.seen = True
-        print(
-            "\nstopping the running trials (again: at once)",
-            file=sys.stderr,
-            flush=True,
-        )
-        os.kill(
-            os.getpid(), signal.SIGUSR1
-        )  # Tune's own handler for it ends the experiment cleanly
-
-    def _too_early(self, number: int, frame: Any) -> None:
-        raise KeyboardInterrupt  # Tune has not put its handler in this one's place yet
+        said = "\nstopping the running trials (again: at once)"
+        print(said, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,12 @@
-"""Live progress in the terminal: a line for each ended trial and, on a terminal, a bar with
-what stands so far.
+"""Live progress in the terminal: a line for each ended trial, and on a terminal also a bar with
+how the sweep stands so far.
 """
+
+from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,19 +23,16 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from analysis.contract import Objective
+from analysis.contract import STATUSES, Objective, Status, finite_values, is_feasible
 from analysis.numbers import plain
 from sweeps.run.record import TrialRecord
-from sweeps.space.sweep import Sweep
-from sweeps.values import finite_values, is_feasible
 
-_MARKS = {
+_MARKS: dict[Status, str] = {
     "complete": "[green]✓[/]",
     "failed": "[red]✗[/]",
     "pruned": "[yellow]–[/]",
     "interrupted": "[yellow]…[/]",
 }
-_STATES = ("running", "complete", "pruned", "failed", "interrupted")
 
 
 class Standing:
@@ -44,12 +43,11 @@ class Standing:
     runs.
     """
 
-    def __init__(self, objectives: list[Objective]) -> None:
+    def __init__(self, objectives: Sequence[Objective]) -> None:
         self.objectives = objectives
         self.front = np.empty((0, len(objectives)))
-        self.ends: np.ndarray | None = (
-            None  # (2, k) least and largest value of each objective
-        )
+        self.ends: np.ndarray | None = None
+        """(2, k): the least and the largest value of each objective."""
 
     def add(self, metrics: dict[str, Any]) -> None:
         """Take a complete trial's metrics; what is not finite or not feasible changes nothing."""
@@ -62,12 +60,11 @@ class Standing:
         ends = row.repeat(2, axis=0) if self.ends is None else self.ends
         self.ends = np.stack([np.minimum(ends[0], row[0]), np.maximum(ends[1], row[0])])
         rows = np.concatenate([self.front, row])
-        self.front = np.unique(rows[pareto.front_mask(rows, self._goals())], axis=0)
+        self.front = np.unique(rows[pareto.front_mask(rows, self._unbounded())], axis=0)
 
-    def _goals(self) -> list[Any]:
-        from analysis import pareto
-
-        return [pareto.Objective(o.metric, o.mode) for o in self.objectives]
+    def _unbounded(self) -> list[Objective]:
+        """The objectives without bounds: what is kept here is within them."""
+        return [Objective(o.metric, o.mode) for o in self.objectives]
 
     def best(self) -> dict[str, float]:
         """Metric → its best value so far."""
@@ -84,26 +81,27 @@ class Standing:
 
         if self.ends is None:
             return 0.0
-        reference = pareto.reference_point(self.ends, self._goals())
-        return pareto.hypervolume(self.front, self._goals(), reference)
+        reference = pareto.reference_point(self.ends, self._unbounded())
+        return pareto.hypervolume(self.front, self._unbounded(), reference)
 
 
 class Progress:
-    """Draws what the driver tells it; on a pipe only a line for each ended trial."""
+    """Draws what the driver says; on a pipe only a line for each ended trial."""
 
-    def __init__(self, checked: Sweep, console: Console | None = None) -> None:
-        self.dimensions = checked.space.dimensions
-        self.objectives = checked.spec.objectives
+    def __init__(
+        self, objectives: Sequence[Objective], console: Console | None = None
+    ) -> None:
+        self.objectives = objectives
         self.console = console or Console()
-        self.counts: Counter[str] = Counter()
-        self.standing = Standing(self.objectives)
+        self.counts: Counter[Status] = Counter()
+        self.standing = Standing(objectives)
         self._bar: Bar | None = None
         self._text = Text()
 
     def resume(self, records: Iterable[TrialRecord]) -> None:
         """Count trials that ended before this driver began."""
         for record in records:
-            self._count(record.content, record.status)
+            self._count(record)
 
     @contextlib.contextmanager
     def drawn(self, total: int) -> Iterator[None]:
@@ -143,29 +141,24 @@ class Progress:
         )
         self._redraw()
 
-    def ended(self, record: TrialRecord | None) -> None:
+    def ended(self, record: TrialRecord) -> None:
         """Print a trial's line."""
         self.counts["running"] -= 1
-        if record is not None:
-            self._count(record.content, record.status)
-            self.console.print(
-                self._line(record.content, record.status),
-                highlight=False,
-                soft_wrap=True,
-            )
+        self._count(record)
+        self.console.print(self._line(record), highlight=False, soft_wrap=True)
         if self._bar is not None:
             self._bar.advance(self._task)
         self._redraw()
 
-    def _count(self, content: dict[str, Any], status: str) -> None:
-        self.counts[status] += 1
-        if status == "complete":
-            self.standing.add(content["metrics"])
+    def _count(self, record: TrialRecord) -> None:
+        self.counts[record.status] += 1
+        if record.status == "complete":
+            self.standing.add(record.outcome.metrics)
 
     def summary(self) -> str:
         """How the sweep stands, in a line."""
         states = " · ".join(
-            f"{self.counts[s]} {s}" for s in _STATES if self.counts[s] > 0
+            f"{self.counts[s]} {s}" for s in STATUSES if self.counts[s] > 0
         )
         best = " · ".join(
             f"best {name} {plain(value)}"
@@ -182,37 +175,39 @@ class Progress:
         if self._bar is not None:
             self._text.plain = self.summary()
 
-    def _line(self, content: dict[str, Any], status: str) -> str:
-        parts = [f"{_MARKS.get(status, '?')} {content['trial_id']}"]
-        if content.get("refines") is not None:
-            parts.append(f"refines {content['refines']}")
-        if status == "complete":
-            parts += [
-                f"[bold]{o.metric} {plain(content['metrics'].get(o.metric))}[/]"
-                for o in self.objectives
-            ]
-        elif status == "pruned":
-            seen = content["pruned"]
-            value = plain(content["metrics"].get(seen["metric"]))
-            parts.append(
-                f"[yellow]stopped at epoch {seen['epoch']} of {seen['stage']},"
-                f" {seen['metric']} {value}[/]"
-            )
-        elif content.get("error"):
-            message = f"{content['error']['type']}: {content['error']['message']}".splitlines()[
-                0
-            ]
-            parts.append(f"[red]{escape(message[:200])}[/]")
-        params = content.get("params") or {}
-        drawn = [d for d in self.dimensions if d.is_drawn(params)]
+    def _line(self, record: TrialRecord) -> str:
+        plan, outcome = record.plan, record.outcome
+        parts = [f"{_MARKS.get(record.status, '?')} {record.trial_id}"]
+        if plan.refines is not None:
+            parts.append(f"refines {plan.refines}")
+        parts += self._result(record)
         shown = [
-            f"{d.path.removeprefix('stages.')}={plain(d.decode(params))}" for d in drawn
+            f"{path.removeprefix('stages.')}={plain(value)}"
+            for path, value in plan.configuration.items()
         ]
         parts.append(f"[dim]{escape(' '.join(shown))}[/]")
-        stages = content.get("stages") or []
-        hits = sum(bool(s.get("cached")) for s in stages)
-        seconds = content.get("seconds")
-        if seconds is not None:
-            cached = f", {hits} of {len(stages)} stages cached" if hits else ""
-            parts.append(f"[dim]({seconds:.1f} s{cached})[/]")
+        if outcome.seconds is not None:
+            hits = sum(stage.cached for stage in outcome.stage_runs)
+            of = f", {hits} of {len(outcome.stage_runs)} stages cached" if hits else ""
+            parts.append(f"[dim]({outcome.seconds:.1f} s{of})[/]")
         return "  ".join(parts)
+
+    def _result(self, record: TrialRecord) -> list[str]:
+        """What a trial gave, or why it gave nothing."""
+        outcome = record.outcome
+        if record.status == "complete":
+            return [
+                f"[bold]{o.metric} {plain(outcome.metrics.get(o.metric))}[/]"
+                for o in self.objectives
+            ]
+        if outcome.pruned is not None:
+            seen = outcome.pruned
+            value = plain(outcome.metrics.get(seen.metric))
+            return [
+                f"[yellow]stopped at epoch {seen.epoch} of {seen.stage},"
+                f" {seen.metric} {value}[/]"
+            ]
+        if outcome.error is not None:
+            message = f"{outcome.error.type}: {outcome.error.message}".splitlines()[0]
+            return [f"[red]{escape(message[:200])}[/]"]
+        return []

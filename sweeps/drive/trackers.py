@@ -1,25 +1,32 @@
-"""Where trials are shown while they run: TensorBoard, MLflow, Weights & Biases.
+"""Trackers: where trials are shown while they run (TensorBoard, MLflow, Weights & Biases).
 
-The driver follows the records of running trials and tells listeners of every epoch and of
-every end; trials know nothing of it. A listener that fails (a server is away) is dropped
-with a warning: it never ends a sweep.
+The driver follows the records of running trials and passes on every epoch and every end; trials
+know nothing of it. A tracker that fails, because its server is away for example, is dropped with a
+warning: it never ends a sweep.
 """
 
+from __future__ import annotations
+
 import importlib.util
+import json
 import math
+import re
 import shutil
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sweeps.run.record import TrialRecord, read_epochs, trial_folder
+from analysis.contract import Status
+from sweeps.run.folder import TENSORBOARD_FOLDER, trial_folder
+from sweeps.run.record import Row, TrialRecord, read_epochs
 from sweeps.spec.model import Spec, Trackers
 from sweeps.spec.yaml_text import SpecError
+from trainers import plugins
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 _NO_SCALARS = ("epoch", "step", "cached")
@@ -27,29 +34,39 @@ _NO_SCALARS = ("epoch", "step", "cached")
 Scalars = dict[str, float]
 
 
-class Listener(ABC):
-    """Shows trials. Of one trial, `begin`, epochs and `end` come in this order; `begin`
-    again starts it anew.
+class Tracker(ABC):
+    """Shows trials.
+
+    Of one trial, `begin`, epochs and `end` come in this order; `begin` again starts it anew. A
+    tracker is made as `Tracker(spec, run)`: the sweep's spec, and its run folder on this machine.
     """
 
     @abstractmethod
-    def begin(self, record: dict[str, Any]) -> None:
-        """A trial's first epoch is about to be told, or a restarted trial's."""
+    def begin(self, record: TrialRecord) -> None:
+        """A trial's first epoch is about to come, or a restarted trial's."""
 
     @abstractmethod
     def epoch(self, trial_id: str, scalars: Scalars, step: int) -> None:
-        """An epoch; scalars by "stage/name", `step` counts the stage's epochs from 1."""
+        """An epoch of a trial.
+
+        Args:
+            scalars: value by "stage/name", finite ones only.
+            step: counts the epochs of the stage, from 1.
+        """
 
     @abstractmethod
-    def end(self, record: dict[str, Any]) -> None:
+    def end(self, record: TrialRecord) -> None:
         """The trial has ended, however it did."""
+
+
+TrackerMaker = Callable[[Spec, Path], Tracker]
 
 
 class _EventFile:
     """Scalars of one trial in TensorBoard's format.
 
-    tensorboardX's SummaryWriter would do, but for its exit handler, which keeps every
-    writer until the sweep ends.
+    tensorboardX's SummaryWriter would do, but for its exit handler, which keeps every writer until
+    the sweep ends.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -72,46 +89,41 @@ class _EventFile:
         self.events.close()
 
 
-class TensorBoard(Listener):
+class TensorBoard(Tracker):
     """Event files under RUN/tensorboard/TRIAL."""
 
-    def __init__(self, run: Path) -> None:
-        self.folder = run / "tensorboard"
+    def __init__(self, spec: Spec, run: Path) -> None:
+        self.folder = run / TENSORBOARD_FOLDER
         self._writers: dict[str, _EventFile] = {}
 
-    def begin(self, record: dict[str, Any]) -> None:
-        identity = record["trial_id"]
-        if identity in self._writers:
-            self._writers.pop(identity).close()
-        shutil.rmtree(self.folder / identity, ignore_errors=True)
-        self._writers[identity] = _EventFile(self.folder / identity)
+    def begin(self, record: TrialRecord) -> None:
+        trial_id = record.trial_id
+        if trial_id in self._writers:
+            self._writers.pop(trial_id).close()
+        shutil.rmtree(self.folder / trial_id, ignore_errors=True)
+        self._writers[trial_id] = _EventFile(self.folder / trial_id)
 
     def epoch(self, trial_id: str, scalars: Scalars, step: int) -> None:
         self._writers[trial_id].add(scalars, step)
 
-    def end(self, record: dict[str, Any]) -> None:
-        writer = self._writers.pop(record["trial_id"])
-        writer.add(
-            {
-                f"final/{name}": value
-                for name, value in _finite(record["metrics"]).items()
-            },
-            0,
-        )
+    def end(self, record: TrialRecord) -> None:
+        writer = self._writers.pop(record.trial_id)
+        writer.add(_final(record), 0)
         writer.close()
 
 
-class MlflowRuns(Listener):
+class MlflowRuns(Tracker):
     """A run of an MLflow experiment for each trial."""
 
-    _STATUS: ClassVar = {
+    _STATUS: ClassVar[dict[Status, str]] = {
         "complete": "FINISHED",
         "pruned": "KILLED",
         "interrupted": "KILLED",
+        "running": "KILLED",
         "failed": "FAILED",
     }
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, run: Path) -> None:
         from mlflow import MlflowClient
 
         assert spec.trackers.mlflow is not None
@@ -126,58 +138,56 @@ class MlflowRuns(Listener):
         )
         self._runs: dict[str, str] = {}
 
-    def begin(self, record: dict[str, Any]) -> None:
-        identity = record["trial_id"]
-        if identity in self._runs:
-            self.client.set_terminated(self._runs[identity], "KILLED")
+    def begin(self, record: TrialRecord) -> None:
+        trial_id = record.trial_id
+        if trial_id in self._runs:
+            self.client.set_terminated(self._runs[trial_id], "KILLED")
         tags = {
-            "mlflow.runName": identity,
+            "mlflow.runName": trial_id,
             "sweep": self.sweep,
-            "seed": str(record.get("seed")),
+            "seed": str(record.plan.seed),
         }
         run = self.client.create_run(self.experiment, tags=tags)
-        self._runs[identity] = run.info.run_id
-        for name, value in record.get("params", {}).items():
-            self.client.log_param(run.info.run_id, name.replace("*", "any"), value)
+        self._runs[trial_id] = run.info.run_id
+        for path, value in record.plan.configuration.items():
+            self.client.log_param(run.info.run_id, mlflow_name(path), _as_text(value))
 
     def epoch(self, trial_id: str, scalars: Scalars, step: int) -> None:
         for name, value in scalars.items():
-            self.client.log_metric(self._runs[trial_id], name, value, step=step)
+            self.client.log_metric(
+                self._runs[trial_id], mlflow_name(name), value, step=step
+            )
 
-    def end(self, record: dict[str, Any]) -> None:
-        run = self._runs.pop(record["trial_id"])
-        for name, value in _finite(record["metrics"]).items():
-            self.client.log_metric(run, f"final/{name}", value)
-        self.client.set_tag(run, "status", record["status"])
-        self.client.set_terminated(run, self._STATUS[record["status"]])
+    def end(self, record: TrialRecord) -> None:
+        run = self._runs.pop(record.trial_id)
+        for name, value in _final(record).items():
+            self.client.log_metric(run, mlflow_name(name), value)
+        self.client.set_tag(run, "status", record.status)
+        self.client.set_terminated(run, self._STATUS[record.status])
 
 
-class WandbRuns(Listener):
+class WandbRuns(Tracker):
     """A run of a Weights & Biases project for each trial, grouped by the sweep."""
 
     def __init__(self, spec: Spec, run: Path) -> None:
         import wandb
 
         assert spec.trackers.wandb is not None
-        self.wandb, self.sweep, self.folder, self.options = (
-            wandb,
-            spec.name,
-            run,
-            spec.trackers.wandb,
-        )
+        self.wandb, self.sweep, self.folder = wandb, spec.name, run
+        self.options = spec.trackers.wandb
         self._runs: dict[str, Any] = {}
 
-    def begin(self, record: dict[str, Any]) -> None:
-        identity = record["trial_id"]
-        if identity in self._runs:
-            self._runs.pop(identity).finish(exit_code=1)
-        self._runs[identity] = self.wandb.init(
+    def begin(self, record: TrialRecord) -> None:
+        trial_id = record.trial_id
+        if trial_id in self._runs:
+            self._runs.pop(trial_id).finish(exit_code=1)
+        self._runs[trial_id] = self.wandb.init(
             project=self.options.project or self.sweep,
             entity=self.options.entity,
             mode=self.options.mode,
-            name=identity,
+            name=trial_id,
             group=self.sweep,
-            config=record.get("config", {}),
+            config=dict(record.plan.configuration) | {"seed": record.plan.seed},
             dir=str(self.folder),
             reinit="create_new",
             settings=self.wandb.Settings(silent=True),
@@ -186,135 +196,173 @@ class WandbRuns(Listener):
     def epoch(self, trial_id: str, scalars: Scalars, step: int) -> None:
         self._runs[trial_id].log(scalars)
 
-    def end(self, record: dict[str, Any]) -> None:
-        run = self._runs.pop(record["trial_id"])
-        run.summary.update(
-            {f"final/{n}": v for n, v in _finite(record["metrics"]).items()}
-            | {"status": record["status"]}
-        )
-        run.finish(exit_code=0 if record["status"] in ("complete", "pruned") else 1)
+    def end(self, record: TrialRecord) -> None:
+        run = self._runs.pop(record.trial_id)
+        run.summary.update(_final(record) | {"status": record.status})
+        run.finish(exit_code=0 if record.status in ("complete", "pruned") else 1)
 
 
-def check_trackers(trackers: Trackers) -> None:
+TRACKERS: dict[str, TrackerMaker] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MlflowRuns,
+    "wandb": WandbRuns,
+}
+"""Every tracker by its name."""
+
+_NEEDS_SETTINGS = ("mlflow", "wandb")
+"""Trackers that show a sweep only where its spec names them."""
+
+
+def trackers() -> dict[str, TrackerMaker]:
+    """`TRACKERS` and those that plugins offer.
+
+    Raises:
+        ValueError: a plugin's tracker has the name of one of ours, or cannot be called.
+    """
+    return plugins.merged(
+        plugins.TRACKERS,
+        TRACKERS,
+        callable,
+        "a class that is made from the spec and the run folder",
+    )
+
+
+def wanted_trackers(spec: Spec, run: Path) -> list[Callable[[], Tracker]]:
+    """Makers of the trackers of a sweep: TensorBoard, what its spec names, and all plugins'."""
+    return [
+        partial(make, spec, run)
+        for name, make in trackers().items()
+        if name not in _NEEDS_SETTINGS or getattr(spec.trackers, name) is not None
+    ]
+
+
+def check_trackers(settings: Trackers) -> None:
     """Refuse what is not installed.
 
     Raises:
         SpecError: names the extra to install.
     """
-    for name, wanted in (("mlflow", trackers.mlflow), ("wandb", trackers.wandb)):
-        if wanted is not None and importlib.util.find_spec(name) is None:
+    for name in _NEEDS_SETTINGS:
+        is_wanted = getattr(settings, name) is not None
+        if is_wanted and importlib.util.find_spec(name) is None:
             raise SpecError(
                 f"trackers.{name}: {name} is not installed; pip install"
                 f" 'compression-sweeps[{name}]'"
             )
 
 
-def make_listeners(spec: Spec, run: Path) -> list[Callable[[], Listener]]:
-    """Makers of TensorBoard and what the spec asks for."""
-    makers: list[Callable[[], Listener]] = [lambda: TensorBoard(run)]
-    if spec.trackers.mlflow is not None:
-        makers.append(lambda: MlflowRuns(spec))
-    if spec.trackers.wandb is not None:
-        makers.append(lambda: WandbRuns(spec, run))
-    return makers
+def mlflow_name(name: str) -> str:
+    """A name that MLflow takes: letters, digits, and _ - . space / only."""
+    return re.sub(r"[^\w\-. /]", "_", name.replace("*", "any"))
 
 
-def _finite(values: dict[str, Any]) -> Scalars:
-    numbers = {
-        k: v
-        for k, v in values.items()
-        if isinstance(v, int | float) and not isinstance(v, bool)
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _final(record: TrialRecord) -> Scalars:
+    """The final metrics of a trial under `final/`."""
+    metrics = _finite(record.outcome.metrics)
+    return {f"final/{name}": value for name, value in metrics.items()}
+
+
+def _finite(values: Mapping[str, Any]) -> Scalars:
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
     }
-    return {k: float(v) for k, v in numbers.items() if math.isfinite(v)}
 
 
 @dataclass
 class _Followed:
-    """How far a running trial's epochs were told."""
+    """How much of a running trial's epochs has been passed on."""
 
     token: str
     offset: int = 0
     steps: Counter[str] = field(default_factory=Counter)
 
 
-class Watchers:
-    """Tells listeners what the records of a run's trials gain."""
+class TrackerFeed:
+    """Tells trackers what the records of a run's trials gain."""
 
     def __init__(
         self,
         run: Path,
-        makers: Sequence[Callable[[], Listener]],
+        makers: Sequence[Callable[[], Tracker]],
         warn: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.run, self.warn = run, warn
-        self.listeners: list[Listener] = []
+        self.trackers: list[Tracker] = []
         self._followed: dict[str, _Followed | None] = {}
         self._next_look = 0.0
         for make in makers:
             self._safely(partial(self._add, make), None)
 
-    def _add(self, make: Callable[[], Listener]) -> None:
-        self.listeners.append(make())
+    def _add(self, make: Callable[[], Tracker]) -> None:
+        self.trackers.append(make())
 
     def started(self, trial_id: str) -> None:
         """A trial runs from now on, or again."""
         self._followed.setdefault(trial_id, None)
 
     def look(self) -> None:
-        """Tell what is new, if the last look was a while ago."""
+        """Pass on what is new, if the last look was a while ago."""
         if time.monotonic() < self._next_look:
             return
         for trial_id in list(self._followed):
-            self._follow(trial_id)
+            self._follow(TrialRecord.read(trial_folder(self.run, trial_id)))
         self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
 
-    def ended(self, trial_id: str) -> None:
+    def ended(self, record: TrialRecord) -> None:
         """A trial has ended."""
-        record = self._follow(trial_id)
-        if self._followed.pop(trial_id, None) is not None and record is not None:
-            self._tell(lambda listener: listener.end(record.content))
+        self._follow(record)
+        if self._followed.pop(record.trial_id, None) is not None:
+            self._to_all(lambda tracker: tracker.end(record))
 
     def close(self) -> None:
         """The driver ends: so do the trials that still run."""
         for trial_id in list(self._followed):
-            self.ended(trial_id)
+            record = TrialRecord.read(trial_folder(self.run, trial_id))
+            if record is not None:
+                self.ended(record)
 
-    def _follow(self, trial_id: str) -> TrialRecord | None:
-        folder = trial_folder(self.run, trial_id)
-        record = TrialRecord.read(folder)
-        if record is None:
-            return None
-        followed = self._followed.get(trial_id)
-        if followed is None or followed.token != record.content.get("token", ""):
-            followed = self._followed[trial_id] = _Followed(
-                record.content.get("token", "")
-            )
-            self._tell(lambda listener: listener.begin(record.content))
-        rows, followed.offset = read_epochs(folder, followed.offset)
+    def _follow(self, record: TrialRecord | None) -> None:
+        if record is None or not record.attempts:  # planned, and not begun
+            return
+        followed = self._followed.get(record.trial_id)
+        if followed is None or followed.token != record.token:
+            followed = self._followed[record.trial_id] = _Followed(record.token)
+            self._to_all(lambda tracker: tracker.begin(record))
+        rows, followed.offset = read_epochs(record.folder, followed.offset)
         for row in rows:
-            stage = str(row.get("stage"))
-            followed.steps[stage] += 1
-            scalars = {
-                f"{stage}/{n}": v
-                for n, v in _finite(row).items()
-                if n not in _NO_SCALARS
-            }
-            step = followed.steps[stage]
-            self._tell(lambda listener: listener.epoch(trial_id, scalars, step))  # noqa: B023
-        return record
+            self._pass_on(record.trial_id, row, followed)
 
-    def _tell(self, what: Callable[[Listener], None]) -> None:
-        for listener in list(self.listeners):
-            self._safely(lambda listener=listener: what(listener), listener)  # type: ignore[misc]
+    def _pass_on(self, trial_id: str, row: Row, followed: _Followed) -> None:
+        stage = str(row.get("stage"))
+        followed.steps[stage] += 1
+        scalars = {
+            f"{stage}/{name}": value
+            for name, value in _finite(row).items()
+            if name not in _NO_SCALARS
+        }
+        step = followed.steps[stage]
+        self._to_all(lambda tracker: tracker.epoch(trial_id, scalars, step))
 
-    def _safely(self, call: Callable[[], None], listener: Listener | None) -> None:
+    def _to_all(self, what: Callable[[Tracker], None]) -> None:
+        for tracker in list(self.trackers):
+            self._safely(partial(what, tracker), tracker)
+
+    def _safely(self, call: Callable[[], None], tracker: Tracker | None) -> None:
         try:
             call()
         except Exception as error:  # noqa: BLE001
             # the boundary: whatever a server or its library raises
-            if listener is not None:
-                self.listeners.remove(listener)
-            name = type(listener).__name__ if listener is not None else "a watcher"
+            if tracker is not None:
+                self.trackers.remove(tracker)
+            name = type(tracker).__name__ if tracker is not None else "a tracker"
             self.warn(
                 f"{name} is left out from here on: {type(error).__name__}: {error}"
             )

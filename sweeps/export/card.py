@@ -12,9 +12,12 @@ from typing import Any
 
 import yaml
 
+from analysis.contract import RUN_FILE
 from analysis.header import metrics_of_run
 from analysis.report.markdown import code
-from compress.pipeline import STAGES
+from compress.pipeline import stages
+from sweeps.run.record import TrialRecord
+from trainers.config import DataConfig, SourceConfig
 from trainers.files import read_json, sha256_file, write_atomic
 from trainers.models.arch import ModelState
 from trainers.timm_library import timm
@@ -36,7 +39,7 @@ _FIRST = (
 def write_card(
     folder: Path,
     run: Path,
-    record: dict[str, Any],
+    record: TrialRecord,
     state: ModelState,
     *,
     format_name: str,
@@ -47,8 +50,8 @@ def write_card(
     licence: str | None,
 ) -> None:
     """Write `README.md` about the other files of `folder`."""
-    source = _source_licence(record["source"])
-    name = f"{run.resolve().name} {record['trial_id']}"
+    source = _source_licence(record.plan.source)
+    name = f"{run.resolve().name} {record.trial_id}"
     chosen = licence or source or UNKNOWN
     header = yaml.safe_dump(
         _front_matter(run, record, library, chosen),
@@ -61,13 +64,13 @@ def write_card(
         _model(state, input_shape),
         "## Use",
         f"```python\n{usage}\n```",
-        _input(record["data"], input_shape),
+        _input(record.plan.data, input_shape),
         "## Method",
         _method(record),
         "## Data",
         _data(record),
         "## Metrics",
-        _metrics(run, record["metrics"]),
+        _metrics(run, record.outcome.metrics),
         "## How it was made",
         _made(run, record),
         "## Licence",
@@ -81,27 +84,27 @@ def write_card(
 
 
 def _front_matter(
-    run: Path, record: dict[str, Any], library: str, licence: str
+    run: Path, record: TrialRecord, library: str, licence: str
 ) -> dict[str, Any]:
-    dataset = str(record["data"].get("dataset"))
+    dataset, metrics = record.plan.data.dataset, record.outcome.metrics
     parts = [("validation part", "accuracy"), ("test set", "test_accuracy")]
     results = [
         {
             "task": {"type": "image-classification"},
             "dataset": {"name": f"{dataset}, {part}", "type": dataset},
-            "metrics": [{"type": "accuracy", "value": record["metrics"][name]}],
+            "metrics": [{"type": "accuracy", "value": metrics[name]}],
         }
         for part, name in parts
-        if name in record["metrics"]
+        if name in metrics
     ]
     return {
         "license": licence.lower(),
         "library_name": library,
         "pipeline_tag": "image-classification",
-        "tags": [*dict.fromkeys(stage["stage"] for stage in record["pipeline"])],
+        "tags": [*dict.fromkeys(stage.kind for stage in record.plan.stages)],
         "datasets": [dataset],
         "model-index": [
-            {"name": f"{run.resolve().name}-{record['trial_id']}", "results": results}
+            {"name": f"{run.resolve().name}-{record.trial_id}", "results": results}
         ],
     }
 
@@ -125,8 +128,8 @@ def _model(state: ModelState, input_shape: Sequence[int | str]) -> str:
     )
 
 
-def _input(data: dict[str, Any], shape: Sequence[int | str]) -> str:
-    mean, std = data.get("mean"), data.get("std")
+def _input(data: DataConfig, shape: Sequence[int | str]) -> str:
+    mean, std = list(data.mean), list(data.std)
     normalised = (
         f"minus mean {code(mean)}, divided by standard deviation {code(std)}"
         if mean and std
@@ -134,45 +137,43 @@ def _input(data: dict[str, Any], shape: Sequence[int | str]) -> str:
     )
     return (
         f"Images are RGB in [0, 1], resized to {shape[-1]} px"
-        f" ({code(data.get('interpolation'))}, central"
-        f" {code(data.get('crop_fraction'))} where they are larger), {normalised},"
+        f" ({code(data.interpolation)}, central"
+        f" {code(data.crop_fraction)} where they are larger), {normalised},"
         " channel by channel."
     )
 
 
-def _method(record: dict[str, Any]) -> str:
-    source = record["source"]
-    origin = (
-        "timm's pretrained weights" if source.get("pretrained") else "random weights"
-    )
-    if source.get("checkpoint"):
-        origin = f"checkpoint {code(source['checkpoint'])}"
-    lines = [f"0. Source: {code(source.get('model') or 'a saved model')}, {origin}"]
-    for number, stage in enumerate(record["pipeline"], start=1):
-        method = STAGES.get(stage["stage"])
+def _method(record: TrialRecord) -> str:
+    source = record.plan.source
+    origin = "timm's pretrained weights" if source.pretrained else "random weights"
+    if source.checkpoint:
+        origin = f"checkpoint {code(str(source.checkpoint))}"
+    lines = [f"0. Source: {code(source.model or 'a saved model')}, {origin}"]
+    for number, stage in enumerate(record.plan.stages, start=1):
+        method = stages().get(stage.kind)
         paper = f" ({method.paper})" if method is not None and method.paper else ""
         searched = {
-            k: v for k, v in record["params"].items() if f".{stage['name']}" in k
+            path: value
+            for path, value in record.plan.configuration.items()
+            if f".{stage.name}" in path
         }
         chosen = (
             "; searched: " + ", ".join(code(f"{k}={v}") for k, v in searched.items())
             if searched
             else ""
         )
-        lines.append(
-            f"{number}. {code(stage['name'])}: {code(stage['stage'])}{paper}{chosen}"
-        )
+        lines.append(f"{number}. {code(stage.name)}: {code(stage.kind)}{paper}{chosen}")
     return "\n".join(lines)
 
 
-def _data(record: dict[str, Any]) -> str:
-    data, hashes = record["data"], record.get("inputs") or {}
+def _data(record: TrialRecord) -> str:
+    data, hashes = record.plan.data, record.outcome.inputs
     lines = [
-        f"- data set {code(data.get('dataset'))}"
-        + (f" in {code(data['root'])}" if data.get("root") else "")
+        f"- data set {code(data.dataset)}"
+        + (f" in {code(str(data.root))}" if data.root else "")
     ]
     lines += [
-        f"- validation part: {code(data.get('val_fraction'))} of the training images;"
+        f"- validation part: {code(data.val_fraction)} of the training images;"
         " it guided the search"
     ]
     lines += ["- the test set was looked at once, at the trial's end"]
@@ -196,23 +197,24 @@ def _value(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else code(value)
 
 
-def _made(run: Path, record: dict[str, Any]) -> str:
-    header = read_json(run / "run.json") or {}
+def _made(run: Path, record: TrialRecord) -> str:
+    header = read_json(run / RUN_FILE) or {}
     commands = [str(header["command"])] if header.get("command") else []
-    commands.append(shlex.join(["sweeps", "reproduce", str(run), record["trial_id"]]))
-    version = record.get("code") or {}
-    device = record.get("device") or {}
+    commands.append(shlex.join(["sweeps", "reproduce", str(run), record.trial_id]))
+    machine = record.machine
+    assert machine is not None, "a complete trial has run somewhere"
+    version, device = machine.code, machine.device
     facts = {
-        "seed": record.get("seed"),
-        "started": record.get("started"),
-        "seconds": record.get("seconds"),
-        "device": ", ".join(str(device[k]) for k in ("type", "name") if device.get(k)),
-        "workers": record.get("world_size"),
+        "seed": record.plan.seed,
+        "started": record.started,
+        "seconds": record.outcome.seconds,
+        "device": ", ".join([device.type, device.name]),
+        "workers": machine.world_size,
         "code": (
-            (version.get("commit") or version.get("sha256") or "")
+            str(version.get("commit") or version.get("sha256") or "")
             + (" with changes" if version.get("dirty") else "")
         ),
-        **(record.get("versions") or {}),
+        **machine.versions,
     }
     body = "\n".join(
         f"- {name}: {code(value)}"
@@ -227,13 +229,13 @@ def _made(run: Path, record: dict[str, Any]) -> str:
     return f"```\n{fenced}\n```\n\n{body}"
 
 
-def _source_licence(source: dict[str, Any]) -> str | None:
+def _source_licence(source: SourceConfig) -> str | None:
     """Licence of timm's pretrained weights, as timm states it."""
-    if not source.get("pretrained") or not source.get("model"):
+    if not source.pretrained or not source.model:
         return None
-    if not timm.is_model(source["model"].split(".")[0]):
+    if not timm.is_model(source.model.split(".")[0]):
         return None
-    return timm.get_pretrained_cfg_value(source["model"], "license")
+    return timm.get_pretrained_cfg_value(source.model, "license")
 
 
 def _licences(chosen: str, source: str | None, given: str | None) -> str:

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,6 @@ from compress.codec.file import decode, encode
 from sweeps.export.card import write_card
 from sweeps.export.models import trial_model
 from sweeps.run.record import named_record
-from sweeps.spec.load import validated
 from sweeps.spec.yaml_text import did_you_mean
 from trainers import plugins
 from trainers.config import DataConfig
@@ -110,7 +108,7 @@ def export(
     _check_installed(format_name, form)
     state = trial_model(run, trial_id)
     record = named_record(run, trial_id)
-    size = image_size or _image_size(state, record.content["data"])
+    size = image_size or _image_size(state, record.plan.data)
     channels = state.arch.args.get("in_chans", 3)
     module = state.build()
     with _beside(out) as folder:
@@ -119,7 +117,7 @@ def export(
         write_card(
             folder,
             run,
-            record.content,
+            record,
             state,
             format_name=format_name,
             library=form.library,
@@ -172,15 +170,15 @@ def _images(batch: int, channels: int, size: int) -> Tensor:
     return torch.randn(batch, channels, size, size, generator=generator)
 
 
-def _image_size(state: ModelState, data: dict[str, Any]) -> int:
+def _image_size(state: ModelState, data: DataConfig) -> int:
     """Pixels of the trial's images: what the model was built for, what the data were
     resized to, or what they are.
     """
-    size = state.arch.args.get("img_size") or data.get("image_size")
+    size = state.arch.args.get("img_size") or data.image_size
     if size:
         return int(size[0] if isinstance(size, list) else size)
     try:
-        return data_info(validated(DataConfig, data, "data")).image_size
+        return data_info(data).image_size
     except (ValueError, OSError) as error:
         raise ValueError(
             "the image size is not in the record and the data are not here; give"

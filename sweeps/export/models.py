@@ -25,11 +25,11 @@ def trial_model(run: Path, trial_id: str) -> ModelState:
         raise ValueError(
             f"trial {trial_id} is {record.status}; only complete trials have a model"
         )
-    if not record.content["stages"]:
+    if not record.outcome.stage_runs:
         raise ValueError(
             f"trial {trial_id} has no stages: its model is the source itself"
         )
-    key = str(record.content["stages"][-1]["key"])
+    key = record.outcome.stage_runs[-1].key
     if not re.fullmatch("[0-9a-f]{64}", key):  # it becomes a path
         raise ValueError(
             f"trial {trial_id}: its record is damaged, {key!r} is no key of the stage"

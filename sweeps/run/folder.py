@@ -30,7 +30,7 @@ def trial_ids(run: Path) -> Iterator[str]:
 
 
 def trial_name(number: int, replicate: int, replicates: int) -> str:
-    """The id of a trial: of its configuration's number, and of its replicate if there are several."""
+    """The id of a trial: its configuration's number and, of several, its replicate."""
     if replicates == 1:
         return f"{number:05d}"
     return f"{number:05d}-r{replicate}"

@@ -15,8 +15,10 @@ from typing import Any, Literal
 from pydantic import Field, JsonValue, ValidationError
 
 from analysis.contract import PLAN_FILE, RECORD_FILE, RECORD_SCHEMA, Objective
-from trainers.config import Config, DataConfig, SourceConfig
+from compress.measure.options import MeasureConfig
+from trainers.config import MAY_BE_GONE, Config, DataConfig, SourceConfig
 from trainers.files import read_json, write_atomic
+from trainers.plugins import PluginFile
 
 
 class StageSpec(Config):
@@ -61,7 +63,7 @@ class TrialPlan(Config):
         configuration: dotted parameter → plain value; a slot's value is its alternative.
         draw: Optuna's own parameters and numbers, for the study alone.
         source, data, stages: the pipeline.
-        measure: how the final model is measured, as `sweeps.spec.model.Measure` dumps it.
+        measure: how the final model is measured.
         stopping: what a stopping rule looks at; None where there is none.
         plugins: name of each plugin that the trial uses → SHA-256 of its source.
     """
@@ -76,7 +78,7 @@ class TrialPlan(Config):
     source: SourceConfig
     data: DataConfig
     stages: tuple[StageSpec, ...]
-    measure: dict[str, JsonValue]
+    measure: MeasureConfig
     stopping: Stopping | None = None
     plugins: dict[str, str] = Field(default_factory=dict)
 
@@ -97,6 +99,7 @@ class Site(Config):
         max_failures: times that a failed trial is run again.
         objectives: of the sweep.
         code: what `sweeps.run.code_version.code_version` says.
+        plugins: that every process of the run loads before it reads a plan.
     """
 
     run: Path
@@ -111,6 +114,7 @@ class Site(Config):
     max_failures: int = 0
     objectives: tuple[Objective, ...] = ()
     code: dict[str, JsonValue] = Field(default_factory=dict)
+    plugins: tuple[PluginFile, ...] = ()
 
 
 def write_plan(folder: Path, plan: TrialPlan) -> None:
@@ -137,7 +141,7 @@ def read_plan(folder: Path) -> TrialPlan | None:
         content = plan_of_schema_1(record)
     fields = {key: value for key, value in content.items() if key != "schema"}
     try:
-        return TrialPlan.model_validate(fields)
+        return TrialPlan.model_validate(fields, context={MAY_BE_GONE: True})
     except ValidationError as error:
         wrong = "; ".join(
             f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"

@@ -1,9 +1,12 @@
-"""Records of a run: one folder a trial, written from its start and finalised by every outcome.
+"""What became of each trial: typed records, one folder a trial.
 
-`<run>/run.json` says what the sweep is, `<run>/trials/<id>/record.json` what a trial is and became,
-`<run>/trials/<id>/epochs.jsonl` its epochs, `<run>/trials/<id>/layers.json` the layers of
-its model. Only this module writes them.
+`trials/<id>/plan.json` says what a trial is (`sweeps.run.plan`), `record.json` what became of it,
+`epochs.jsonl` holds its epochs and `layers.json` the layers of its model. Only this module writes
+the last three, and only `sweeps.run.plan` the first. A trial whose folder holds a plan alone has
+not begun; it counts as running, as whoever drives the run will start it or end it.
 """
+
+from __future__ import annotations
 
 import errno
 import json
@@ -11,14 +14,29 @@ import os
 import traceback
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from analysis.contract import (
+    EPOCHS_FILE,
+    LAYERS_FILE,
+    PLAN_FILE,
+    RECORD_FILE,
+    RECORD_SCHEMA,
+    Status,
+)
+from sweeps.run.folder import trial_folder, trial_ids
+from sweeps.run.plan import TrialPlan, read_plan, write_plan
 from trainers.files import read_json, write_atomic
 
-SCHEMA = 1
-Status = Literal["running", "complete", "pruned", "failed", "interrupted"]
+Row = dict[str, Any]
+"""One epoch of a stage's training, or one layer of a model: column → JSON value."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def now() -> str:
@@ -27,158 +45,333 @@ def now() -> str:
 
 
 def to_json(value: Any) -> bytes:
+    """JSON text as the run folder's files hold it."""
     return json.dumps(value, indent=1, default=str).encode()
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
 def is_storage_fault(error: BaseException) -> bool:
-    """Whether a disk is full or read-only: no trial's fault, and nothing that trying again
-    would mend.
+    """Whether a disk is full or read-only, which is no trial's fault and no retry mends.
+
+    Libraries wrap such errors in their own types, and then keep only the system's text.
     """
-    return (isinstance(error, OSError) and error.errno in _FULL) or os.strerror(
-        errno.ENOSPC
-    ) in str(error)
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    return os.strerror(errno.ENOSPC) in str(error)
 
 
 class RecordTakenError(Exception):
-    """Somebody else has ended this attempt, or begun another: this process's part in the
-    trial is over.
+    """Another process has ended this attempt or begun a new one; this process's part is over."""
+
+
+class StorageFaultError(Exception):
+    """A disk is full or read-only. The trial is interrupted, and no other need start."""
+
+
+class _Part(BaseModel):
+    """A part of a record. Metrics may be NaN or infinite: a diverged model is a result."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class Device(_Part):
+    """What a trial computed on. `type` is cpu or cuda; `threads` are torch's."""
+
+    type: str
+    name: str
+    threads: int
+
+
+class Machine(_Part):
+    """Where and with what a trial ran.
+
+    Attributes:
+        device: kind, name and threads.
+        versions: library → version, of those that can change a result.
+        host, pid: the trial's own process.
+        world_size: processes that trained together.
+        code: what `sweeps.run.code_version.code_version` said there.
     """
 
+    device: Device
+    versions: dict[str, str]
+    host: str = ""
+    pid: int = 0
+    world_size: int = 1
+    code: dict[str, JsonValue] = Field(default_factory=dict)
 
-class TrialRecord:
-    """The record of one trial, owned by one attempt at a time.
 
-    An attempt whose record was ended by the driver (pruned, interrupted) or begun anew
-    elsewhere can write no more: a process that outlived its driver doubles nothing.
+class StageRow(_Part):
+    """What happened to one stage: a row of a record's `stages`.
+
+    Attributes:
+        index: place in the pipeline, from 0.
+        stage: its kind.
+        key: its key in the stage cache.
+        cached: whether it came from there.
+        seconds: spent now.
+        seconds_full: spent when it was computed.
     """
 
-    def __init__(self, folder: Path, content: dict[str, Any]) -> None:
-        self.folder, self.content = folder, content
+    index: int
+    name: str
+    stage: str
+    phase: str
+    key: str
+    cached: bool
+    seconds: float
+    seconds_full: float
+    metrics: dict[str, Any] = Field(default_factory=dict)
+
+
+class TrialError(_Part):
+    """Why a trial failed or was interrupted."""
+
+    type: str
+    message: str
+    traceback: str = ""
 
     @classmethod
-    def begin(cls, folder: Path, facts: dict[str, Any]) -> "TrialRecord":
-        """Start a trial, or start it again: attempts are counted over processes, epochs
-        begin anew.
-        """
-        earlier = read_json(folder / "record.json") or {}
-        content = {
-            "schema": SCHEMA,
-            **facts,
-            "status": "running",
-            "attempts": earlier.get("attempts", 0) + 1,
-            "metrics": {},
-            "stages": [],
-            "error": None,
-            "started": now(),
-            "ended": None,
-            "seconds": None,
-            "seconds_full": None,
-            "token": uuid.uuid4().hex,
-        }
-        record = cls(folder, content)
+    def of(cls, error: BaseException | str) -> TrialError:
+        """From an exception; a text is what the driver says of a process that has died."""
+        if isinstance(error, str):
+            return cls(type="ProcessDied", message=error)
+        details = getattr(error, "details", None)
+        if details is not None:  # it was raised in another process
+            return cls.model_validate(details)
+        text = "".join(traceback.format_exception(error))
+        return cls(type=type(error).__name__, message=str(error), traceback=text)
+
+
+class Pruned(_Part):
+    """Where a stopping rule ended a trial: stage, its epoch from 1, the metric compared by."""
+
+    stage: str
+    epoch: int
+    metric: str
+
+
+class Outcome(_Part):
+    """How a trial stands or has ended.
+
+    Attributes:
+        status: see `analysis.contract.Status`.
+        metrics: name → value, of the final model; of a pruned trial those of its last epoch.
+        stage_runs: what happened to its stages so far.
+        error: why it failed or was interrupted.
+        feasible: whether a complete trial keeps all bounds.
+        inputs: hashes of the source's weights and of the data.
+        seconds: spent by this attempt.
+        seconds_full: what it would have taken without the stage cache.
+        pruned: where a stopping rule ended it.
+    """
+
+    status: Status = "running"
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    stage_runs: tuple[StageRow, ...] = ()
+    error: TrialError | None = None
+    feasible: bool | None = None
+    inputs: dict[str, str] = Field(default_factory=dict)
+    seconds: float | None = None
+    seconds_full: float | None = None
+    pruned: Pruned | None = None
+
+
+@dataclass
+class TrialRecord:
+    """One trial: its plan, its machine, and how it stands.
+
+    The record is owned by one attempt at a time. An attempt that the driver has ended (pruned,
+    interrupted), or that was begun anew elsewhere, can write no more; so a process that outlives
+    its driver doubles nothing.
+
+    Attributes:
+        folder: the trial's folder.
+        plan: what the trial is.
+        machine: where it runs or ran; None where no attempt has come so far.
+        attempts: how often it was begun, over all processes.
+        token: of the attempt that owns the record.
+        started, ended: UTC times, ISO 8601.
+        outcome: how it stands.
+    """
+
+    folder: Path
+    plan: TrialPlan
+    machine: Machine | None = None
+    attempts: int = 0
+    token: str = ""
+    started: str | None = None
+    ended: str | None = None
+    outcome: Outcome = field(default_factory=Outcome)
+
+    @classmethod
+    def begin(
+        cls, folder: Path, plan: TrialPlan, machine: Machine | None = None
+    ) -> TrialRecord:
+        """Start a trial, or start it again: attempts are counted on, epochs begin anew."""
+        earlier = cls.read(folder)
+        record = cls(
+            folder,
+            plan,
+            machine,
+            attempts=1 + (earlier.attempts if earlier is not None else 0),
+            token=uuid.uuid4().hex,
+            started=now(),
+        )
         folder.mkdir(parents=True, exist_ok=True)
         # before the record: who sees the new attempt must not see the old one's epochs
-        (folder / "epochs.jsonl").write_text("")
-        (folder / "layers.json").unlink(missing_ok=True)
+        (folder / EPOCHS_FILE).write_text("")
+        (folder / LAYERS_FILE).unlink(missing_ok=True)
         record._write()
         return record
 
     @classmethod
-    def read(cls, folder: Path) -> "TrialRecord | None":
-        content = read_json(folder / "record.json")
-        return None if content is None else cls(folder, content)
+    def read(cls, folder: Path) -> TrialRecord | None:
+        """The record in a trial's folder; None where neither plan nor record is whole.
+
+        Raises:
+            ValueError: a file is whole, but is no plan or record; it names the file.
+        """
+        plan = read_plan(folder)
+        if plan is None:
+            return None
+        content = read_json(folder / RECORD_FILE)
+        if content is None:
+            return cls(folder, plan)
+        try:
+            return _parse(folder, plan, content)
+        except ValidationError as error:
+            raise ValueError(
+                f"{folder / RECORD_FILE}: is no record of a trial: {error}"
+            ) from error
 
     @property
-    def status(self) -> str:
-        return self.content.get("status", "running")
+    def trial_id(self) -> str:
+        return self.plan.trial_id
+
+    @property
+    def status(self) -> Status:
+        return self.outcome.status
 
     @property
     def is_mine(self) -> bool:
         """Whether this attempt still runs, as far as the disk knows."""
-        on_disk = read_json(self.folder / "record.json") or {}
-        return (
-            on_disk.get("token") == self.content.get("token")
-            and on_disk.get("status") == "running"
-        )
+        on_disk = read_json(self.folder / RECORD_FILE) or {}
+        token, status = on_disk.get("token", ""), on_disk.get("status", "running")
+        return bool(token == self.token and status == "running")
 
     def _check_mine(self) -> None:
         if not self.is_mine:
             raise RecordTakenError(
-                f"{self.folder}: ended or begun again by another process"
+                f"{self.folder}: another process has ended this attempt or begun a new one"
             )
 
     def _write(self) -> None:
-        write_atomic(self.folder / "record.json", to_json(self.content))
+        if not (self.folder / PLAN_FILE).exists():  # of version 0.1, or of a notebook
+            write_plan(self.folder, self.plan)
+        write_atomic(self.folder / RECORD_FILE, to_json(self.to_json()))
 
-    def add_epoch(self, row: dict[str, Any]) -> None:
-        """Raises RecordTakenError."""
+    def to_json(self) -> dict[str, Any]:
+        """What `record.json` holds, in schema 2."""
+        outcome = self.outcome.model_dump(mode="json")
+        stages = outcome.pop("stage_runs")
+        machine = None if self.machine is None else self.machine.model_dump(mode="json")
+        return {
+            "schema": RECORD_SCHEMA,
+            "trial_id": self.trial_id,
+            "status": outcome.pop("status"),
+            "attempts": self.attempts,
+            "token": self.token,
+            "started": self.started,
+            "ended": self.ended,
+            "machine": machine,
+            "stages": stages,
+            **outcome,
+        }
+
+    def add_epoch(self, row: Row) -> None:
+        """Append an epoch's row. Raises RecordTakenError."""
         self._check_mine()
-        with open(self.folder / "epochs.jsonl", "a") as file:
+        with open(self.folder / EPOCHS_FILE, "a") as file:
             file.write(json.dumps(row, default=str) + "\n")
 
-    def add_stage(self, row: dict[str, Any]) -> None:
-        """Raises RecordTakenError."""
+    def add_stage(self, row: StageRow) -> None:
+        """Note that a stage has ended. Raises RecordTakenError."""
         self._check_mine()
-        self.content["stages"].append(row)
+        stages = (*self.outcome.stage_runs, row)
+        self.outcome = self.outcome.model_copy(update={"stage_runs": stages})
         self._write()
 
-    def epochs(self) -> list[dict[str, Any]]:
-        """Its whole epoch rows so far, in order."""
+    def epochs(self) -> list[Row]:
+        """All whole rows of epochs so far, in order."""
         rows, _ = read_epochs(self.folder, 0)
         return rows
 
-    def set_layers(self, rows: list[dict[str, Any]]) -> None:
-        """The layers of the trial's model (`compress.measure.layers`)."""
-        write_atomic(
-            self.folder / "layers.json", to_json({"schema": SCHEMA, "layers": rows})
-        )
+    def set_layers(self, rows: list[Row]) -> None:
+        """Write the layers of the trial's model (`compress.measure.layers`)."""
+        content = {"schema": RECORD_SCHEMA, "layers": rows}
+        write_atomic(self.folder / LAYERS_FILE, to_json(content))
 
     def finish(
-        self, status: Status, *, error: BaseException | str | None = None, **facts: Any
+        self,
+        status: Status,
+        *,
+        error: BaseException | str | None = None,
+        **facts: Any,
     ) -> None:
-        """Finalise; epochs reach the disk first. Raises RecordTakenError."""
+        """End the trial; its epochs reach the disk first.
+
+        Args:
+            status: any but running.
+            error: why, where it did not complete.
+            facts: further fields of `Outcome`.
+
+        Raises:
+            RecordTakenError: this attempt is over already.
+        """
         self._check_mine()
-        epochs = self.folder / "epochs.jsonl"
+        epochs = self.folder / EPOCHS_FILE
         if epochs.exists():
             with open(epochs, "rb") as file:
                 os.fsync(file.fileno())
-        self.content |= {
-            "status": status,
-            "ended": now(),
-            "error": _error(error),
-            **facts,
-        }
+        said = None if error is None else TrialError.of(error)
+        update = {"status": status, "error": said, **facts}
+        self.outcome = Outcome.model_validate(dict(self.outcome) | update)
+        self.ended = now()
         self._write()
 
     def reopen(self, why: str) -> None:
         """Make an ended trial one that is to run again."""
-        self.content |= {"status": "interrupted", "error": _error(why)}
+        update = {"status": "interrupted", "error": TrialError.of(why)}
+        self.outcome = self.outcome.model_copy(update=update)
         self._write()
 
 
-def _error(error: BaseException | str | None) -> dict[str, str] | None:
-    if error is None:
-        return None
-    if isinstance(error, str):
-        return {"type": "ProcessDied", "message": error, "traceback": ""}
-    if (
-        details := getattr(error, "details", None)
-    ) is not None:  # it was raised in another process
-        return dict(details)
-    text = "".join(traceback.format_exception(error))
-    return {"type": type(error).__name__, "message": str(error), "traceback": text}
+def _parse(folder: Path, plan: TrialPlan, content: dict[str, Any]) -> TrialRecord:
+    machine = content.get("machine")
+    if content.get("schema") == 1:
+        keys = ("device", "versions", "host", "pid", "world_size", "code")
+        found = {key: content[key] for key in keys if content.get(key) is not None}
+        machine = found if found.get("device") else None
+    facts = {key: value for key, value in content.items() if value is not None}
+    return TrialRecord(
+        folder,
+        plan,
+        None if machine is None else Machine.model_validate(machine),
+        attempts=facts.get("attempts", 0),
+        token=facts.get("token", ""),
+        started=facts.get("started"),
+        ended=facts.get("ended"),
+        outcome=Outcome.model_validate(facts | {"stage_runs": facts.get("stages", ())}),
+    )
 
 
-def read_epochs(folder: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """(whole epoch rows of a trial's folder from byte `offset` on, the offset after them).
+def read_epochs(folder: Path, offset: int) -> tuple[list[Row], int]:
+    """The whole rows of a trial's epochs from byte `offset` on, and the offset after them.
 
     A file shorter than `offset` was begun again, and is read from its start.
     """
     try:
-        with open(folder / "epochs.jsonl", "rb") as file:
+        with open(folder / EPOCHS_FILE, "rb") as file:
             if offset > file.seek(0, os.SEEK_END):
                 offset = 0
             file.seek(offset)
@@ -189,34 +382,22 @@ def read_epochs(folder: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     return [json.loads(line) for line in whole.splitlines()], offset + len(whole)
 
 
-def trial_folder(run: Path, trial_id: str) -> Path:
-    return run / "trials" / trial_id
-
-
 def named_record(run: Path, trial_id: str) -> TrialRecord:
     """The record of a trial that somebody asks for.
 
     Raises:
-        ValueError: none of that name can be read.
+        ValueError: there is none of that name; it names those that there are.
     """
     record = TrialRecord.read(trial_folder(run, trial_id))
     if record is None:
-        known = (
-            sorted(p.name for p in (run / "trials").iterdir())
-            if (run / "trials").is_dir()
-            else []
-        )
-        raise ValueError(
-            f"{run}: no trial {trial_id!r}; its trials:"
-            f" {', '.join(known[:20]) or 'none'}"
-        )
+        known = ", ".join(list(trial_ids(run))[:20])
+        raise ValueError(f"{run}: no trial {trial_id!r}; its trials: {known or 'none'}")
     return record
 
 
 def trial_records(run: Path) -> Iterator[TrialRecord]:
-    """All readable records of a run, by trial id."""
-    trials = run / "trials"
-    for folder in sorted(trials.iterdir()) if trials.is_dir() else ():
-        record = TrialRecord.read(folder)
+    """All trials of a run by their ids, without those whose files are half written."""
+    for trial_id in trial_ids(run):
+        record = TrialRecord.read(trial_folder(run, trial_id))
         if record is not None:
             yield record

@@ -1,5 +1,4 @@
-"""Runs in object storage: work happens in a local mirror, whole files go to the store and
-come from it.
+"""Where a run is kept: in a folder that all nodes see, or in object storage with a local mirror.
 
 The driver's mirror of the run folder is the truth of a sweep: it fetches a trial's folder
 when the trial has ended, and brings run-level files (spec, study, tables, report) to the
@@ -7,22 +6,38 @@ store. A node's mirror holds what its trials write. The stage cache is shared ar
 artifact (`compress.cache`).
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from sweeps.run.record import TrialRecord, trial_folder
+from analysis.contract import (
+    DRIVER_FILE,
+    ENDED,
+    PLAN_FILE,
+    RECORD_FILE,
+    RUN_FILE,
+    SPEC_FILE,
+    STOP_FILE,
+    STUDY_FILE,
+    TABLES_FOLDER,
+    TRIALS_FOLDER,
+    Status,
+)
+from sweeps.run.folder import TENSORBOARD_FOLDER, trial_folder, trial_ids
+from sweeps.run.plan import Site
+from sweeps.run.record import TrialRecord
 from sweeps.spec.yaml_text import SpecError
 from trainers.remote import Remote, is_uri
 
-_UNCHANGING = ("complete", "failed")  # its process has written its last word
-_FINAL = (*_UNCHANGING, "pruned")
-_OWN_FOLDERS = ("parquet", "tensorboard")
-_HERE_ONLY = ("driver.json", "stop")
+_UNCHANGING: tuple[Status, ...] = ("complete", "failed")
+"""Statuses of trials whose process has written its last word; a pruned one may still write."""
+_OWN_FOLDERS = (TABLES_FOLDER, TENSORBOARD_FOLDER)
+_HERE_ONLY = (DRIVER_FILE, STOP_FILE)
 _SECONDS_BETWEEN_JOURNALS = 30.0
 
 
@@ -51,7 +66,7 @@ def local_run(run: str) -> Path:
         return Path(run)
     storage, name = run.rstrip("/").rsplit("/", 1)
     folder = mirror_folder(storage) / name
-    RunMirror(storage, folder).pull()
+    MirroredStorage(storage, folder).pull()
     return folder
 
 
@@ -65,38 +80,40 @@ def find_run(given: str, *, to_read: bool = False) -> Path:
         SpecError: none of them.
     """
     try:
-        place = local_run(given)
+        folder = local_run(given)
     except ValueError as error:
         raise SpecError(str(error)) from error
-    places = (
-        [place]
-        if is_uri(given) or place.is_absolute()
-        else [place, Path("runs") / given]
-    )
-    for folder in places:
-        kept = ("trials", "parquet") if to_read else ()
-        if (folder / "run.json").is_file() or any(
-            (folder / name).is_dir() for name in kept
-        ):
-            return folder.absolute()
+    candidates = [folder]
+    if not is_uri(given) and not folder.is_absolute():
+        candidates.append(Path("runs") / given)
+    kept = (TRIALS_FOLDER, TABLES_FOLDER) if to_read else ()
+    for candidate in candidates:
+        if (candidate / RUN_FILE).is_file():
+            return candidate.absolute()
+        if any((candidate / name).is_dir() for name in kept):
+            return candidate.absolute()
     raise SpecError(
-        f"{given}: not a run folder: no run.json in {' or '.join(map(str, places))}; it"
-        " is storage/name of its spec"
+        f"{given}: not a run folder: no {RUN_FILE} in"
+        f" {' or '.join(map(str, candidates))}; it is storage/name of its spec"
     )
 
 
-def run_place(storage: str, run: Path) -> "RunPlace":
-    """Where the run that has its files in `run` on this machine is kept."""
-    return RunMirror(storage, run) if is_uri(storage) else RunPlace(run)
+def run_storage(storage: str, run: Path) -> RunStorage:
+    """Where a run is kept that has its files in the folder `run` on this machine.
+
+    Args:
+        storage: a URI, or anything else where all nodes see the run folder.
+    """
+    return MirroredStorage(storage, run) if is_uri(storage) else RunStorage(run)
 
 
-def place_of(plan: dict[str, Any]) -> "RunPlace":
-    """Where the run of a trial's plan is kept."""
-    return run_place(plan["remote"] or "", Path(plan["run"]))
+def storage_of(site: Site) -> RunStorage:
+    """Where the run of a site is kept."""
+    return run_storage(site.remote or "", site.run)
 
 
-class RunPlace:
-    """A run folder that all nodes see; nothing needs to be copied."""
+class RunStorage:
+    """A run folder that all nodes see, so that nothing needs to be copied."""
 
     shared = True
 
@@ -104,11 +121,14 @@ class RunPlace:
         self.run = run
 
     def tune_storage(self) -> str:
-        """For the files of Ray Tune and Ray Train."""
+        """A folder or URI for the files of Ray Tune and Ray Train."""
         return str(self.run)
 
     def pull(self) -> None:
         """Fetch what other machines know of the run."""
+
+    def pull_plan(self, trial_id: str) -> None:
+        """Fetch the plan of a trial that is to run here."""
 
     def pull_trial(self, trial_id: str) -> None:
         """Fetch what a trial's node wrote."""
@@ -117,18 +137,16 @@ class RunPlace:
         """Show a trial to other machines."""
 
     def push_run(self, *, everything: bool = False) -> None:
-        """Show the run's own files to other machines: its study now and then, all of them
-        at the end.
-        """
+        """Show the run's own files to other machines: the study now and then, all at the end."""
 
     def delete(self, *names: str) -> None:
-        """Remove folders of the run everywhere; the whole run without names."""
+        """Remove folders of the run everywhere; the whole run where no names are given."""
         for folder in [self.run / name for name in names] or [self.run]:
             shutil.rmtree(folder, ignore_errors=bool(names))
 
 
-class RunMirror(RunPlace):
-    """A run folder here and its place in the store."""
+class MirroredStorage(RunStorage):
+    """A run folder here, and its copy in a store that all nodes reach."""
 
     shared = False
 
@@ -144,55 +162,59 @@ class RunMirror(RunPlace):
         self.remote.download_missing(
             self.name, self.run, skip=[".validate_storage_marker"]
         )
-        for folder in sorted((self.run / "trials").glob("*")):
-            if not self._has(folder.name, _UNCHANGING):
-                self.pull_trial(folder.name)
+        for trial_id in trial_ids(self.run):
+            if not self._has(trial_id, _UNCHANGING):
+                self.pull_trial(trial_id)
 
-    def _has(self, trial_id: str, statuses: Sequence[str]) -> bool:
+    def _has(self, trial_id: str, statuses: Sequence[Status]) -> bool:
         record = TrialRecord.read(trial_folder(self.run, trial_id))
         return record is not None and record.status in statuses
 
-    def pull_trial(self, trial_id: str) -> None:
-        """A record that is final here is newer than the store's, and goes there."""
-        folder, place = (
-            trial_folder(self.run, trial_id),
-            f"{self.name}/trials/{trial_id}",
+    def _remote_folder(self, trial_id: str) -> str:
+        return f"{self.name}/{TRIALS_FOLDER}/{trial_id}"
+
+    def pull_plan(self, trial_id: str) -> None:
+        self.remote.download(
+            f"{self._remote_folder(trial_id)}/{PLAN_FILE}",
+            trial_folder(self.run, trial_id) / PLAN_FILE,
         )
-        final = self._has(trial_id, _FINAL)
-        for name in sorted(
-            self.remote.files(place), key=lambda n: n.endswith("record.json")
-        ):
-            if not (final and name.endswith("record.json")):
-                self.remote.download(name, folder / name.removeprefix(f"{place}/"))
-        if final:
+
+    def pull_trial(self, trial_id: str) -> None:
+        """Fetch what a trial's node wrote. An ended record here is newer, and is sent instead."""
+        folder, remote = trial_folder(self.run, trial_id), self._remote_folder(trial_id)
+        has_ended = self._has(trial_id, ENDED)
+        names = self.remote.files(remote)
+        for name in sorted(names, key=lambda n: n.endswith(RECORD_FILE)):
+            if not (has_ended and name.endswith(RECORD_FILE)):
+                self.remote.download(name, folder / name.removeprefix(f"{remote}/"))
+        if has_ended:
             self.push_trial(trial_id)
 
     def push_trial(self, trial_id: str) -> None:
-        """The record last."""
+        """Send a trial's files, the record last: who sees it sees what it speaks of."""
         folder = trial_folder(self.run, trial_id)
-        self.remote.upload_folder(
-            folder, f"{self.name}/trials/{trial_id}", last="record.json"
-        )
+        remote = self._remote_folder(trial_id)
+        self.remote.upload_folder(folder, remote, last=RECORD_FILE)
 
     def push_run(self, *, everything: bool = False) -> None:
         if everything:
-            for path in sorted(
-                p
-                for p in self.run.iterdir()
-                if p.is_file() and not p.name.startswith(".")
-            ):
-                if path.name not in _HERE_ONLY:
-                    self.remote.upload(path, f"{self.name}/{path.name}")
-            for folder in (self.run / name for name in _OWN_FOLDERS):
-                if folder.is_dir():
-                    self.remote.upload_folder(folder, f"{self.name}/{folder.name}")
+            self._push_all()
         elif time.monotonic() > self._next_journal:
-            for name in ("run.json", "spec.yaml", "study.journal"):
+            for name in (RUN_FILE, SPEC_FILE, STUDY_FILE):
                 if (self.run / name).exists():
                     self.remote.upload(self.run / name, f"{self.name}/{name}")
             self._next_journal = time.monotonic() + _SECONDS_BETWEEN_JOURNALS
 
+    def _push_all(self) -> None:
+        for path in sorted(self.run.iterdir()):
+            is_ours = path.is_file() and not path.name.startswith(".")
+            if is_ours and path.name not in _HERE_ONLY:
+                self.remote.upload(path, f"{self.name}/{path.name}")
+        for name in _OWN_FOLDERS:
+            if (self.run / name).is_dir():
+                self.remote.upload_folder(self.run / name, f"{self.name}/{name}")
+
     def delete(self, *names: str) -> None:
         super().delete(*names)
-        for place in [f"{self.name}/{name}" for name in names] or [self.name]:
-            self.remote.delete_folder(place)
+        for folder in [f"{self.name}/{name}" for name in names] or [self.name]:
+            self.remote.delete_folder(folder)

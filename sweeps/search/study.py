@@ -1,9 +1,11 @@
 """The Optuna study of a run: opened, continued, and moved to a changed space.
 
-The journal of a run may hold several studies: where a dimension changed its choices, its
-kind or its scale, Optuna refuses to go on, and a new study ("name~2", ...) takes over every
-trial that the new space still contains.
+The journal of a run may hold several studies. Where a dimension changed its choices, its kind or
+its scale, Optuna refuses to go on, and a new study ("name~2", ...) takes over every trial that the
+new space still contains.
 """
+
+from __future__ import annotations
 
 import json
 import warnings
@@ -13,40 +15,48 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, check_distribution_compatibility
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    check_distribution_compatibility,
+)
 from optuna.samplers import RandomSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, TrialState, create_trial
 
+from analysis.contract import STUDY_FILE
+from sweeps.search.optuna_internals import enqueued_parameters
 from sweeps.search.samplers import sampler_of
 from sweeps.space.space import Space
 from sweeps.space.sweep import Sweep
 from sweeps.spec.model import Spec
 from trainers.seeding import derive_seed
 
-Point = dict[str, Any]
-"""Names of Optuna parameters → label or number; all of an assignment, or a part of it."""
+Draw = dict[str, Any]
+"""Optuna's parameters of a configuration, or a part of them: name → label or number."""
 
 DRAWS = 4
 """Attempts of a sampler at one configuration."""
 
 
 class UndrawnError(ValueError):
-    """A point lacks a dimension."""
+    """A draw lacks a dimension."""
 
 
 @dataclass(frozen=True)
-class Lost:
-    """A configuration that a driver asked the study for and did not live to tell about.
+class Abandoned:
+    """A configuration that a driver asked the study for, and did not live to see ended.
 
     Attributes:
-        point: what was drawn of it; all, unless the driver died over the drawing.
-        given: the part of it that was not drawn but asked for.
+        draw: what the study holds of it; all, unless the driver died while it was drawn.
+        enqueued: the part of it that was not drawn, but asked for by name.
     """
 
-    point: Point
-    given: Point
+    draw: Draw
+    enqueued: Draw
 
 
 def canonical(value: Any) -> str:
@@ -54,71 +64,86 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def placed(
-    space: Space, point: Mapping[str, Any]
-) -> tuple[Point, dict[str, BaseDistribution]]:
-    """A whole assignment with the distributions that it was drawn from in this space.
+def checked_draw(
+    space: Space, given: Mapping[str, Any]
+) -> tuple[Draw, dict[str, BaseDistribution]]:
+    """A whole draw with the distributions that it comes from in this space.
 
     Raises:
         UndrawnError: names the first dimension that is missing.
         ValueError: names the first one that is unknown, or does not contain its value.
     """
-    given = dict(point)
+    given = dict(given)
     trial = FixedTrial(given)
-    assignment: Point = {}
+    draw: Draw = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # out of range: told below
+        warnings.simplefilter("ignore")  # out of range: an error of our own follows
         for dimension in space.dimensions:
-            if not dimension.active(assignment):
+            if not dimension.active(draw):
                 continue
             try:
-                assignment |= dimension.suggest(trial)
+                draw |= dimension.suggest(trial)
             except ValueError as error:
                 if not dimension.is_drawn(given):
                     raise UndrawnError(f"{dimension.path} is missing") from error
                 raise ValueError(
-                    f"{dimension.path}={dimension.decode(given)!r} is outside the space"
+                    f"{dimension.path}={given.get(dimension.path)!r} is outside the space"
                 ) from error
-    extra = [name for name in given if name not in assignment]
+    extra = [name for name in given if name not in draw]
     if extra:
         raise ValueError(f"{extra[0]} is not searched here")
     for name, distribution in trial.distributions.items():
-        if not distribution._contains(distribution.to_internal_repr(given[name])):
+        if not contains(distribution, given[name]):
             raise ValueError(f"{name}={given[name]!r} is outside the space")
-    return assignment, trial.distributions
+    return draw, trial.distributions
 
 
-def open_study(checked: Sweep, run: Path) -> tuple[optuna.Study, dict[int, Lost]]:
-    """The run's study, made or continued; `optuna-dashboard RUN/study.journal` opens the same file.
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a distribution can give this label or number."""
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    assert isinstance(distribution, FloatDistribution | IntDistribution), distribution
+    if not distribution.low <= value <= distribution.high:
+        return False
+    if distribution.step is None:
+        return True
+    steps = (value - distribution.low) / distribution.step
+    return abs(steps - round(steps)) < 1e-8
+
+
+def open_study(sweep: Sweep, run: Path) -> tuple[optuna.Study, dict[int, Abandoned]]:
+    """The run's study, made or continued.
+
+    `optuna-dashboard RUN/study.journal` opens the same file.
 
     Returns:
         The study, and by number what a driver that died had asked for: without these a grid
-            would lose points. Nothing in the study is unended; a trial that died before it
+            would lose configurations. Nothing in the study is unended. A trial that died before it
             had a number was drawn in vain.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    _drop_half_line(run / "study.journal")
-    storage = JournalStorage(JournalFileBackend(str(run / "study.journal")))
-    name = checked.spec.name
+    _drop_half_line(run / STUDY_FILE)
+    storage = JournalStorage(JournalFileBackend(str(run / STUDY_FILE)))
+    name = sweep.spec.name
     names = [
         s.study_name
         for s in storage.get_all_studies()
         if s.study_name.rpartition("~")[0] in ("", name)
     ]
-    study = _create(checked, storage, names[-1] if names else name)
-    points = _abandoned(study)
-    if not _is_compatible(study, checked.space):
-        study = _moved(checked, storage, study, f"{name}~{len(names) + 1}")
-    return study, points
+    study = _create(sweep, storage, names[-1] if names else name)
+    abandoned = _end_abandoned(study)
+    if not _is_compatible(study, sweep.space):
+        study = _moved(sweep, storage, study, f"{name}~{len(names) + 1}")
+    return study, abandoned
 
 
 def seed_sampler(
     study: optuna.Study, spec: Spec, number: int, attempt: int = 0
 ) -> None:
-    """Let what is drawn for configuration `number` follow from that and from what the study knows.
+    """Let what is drawn for a configuration follow from its number and from what the study knows.
 
     So a sweep that was interrupted draws what it would have drawn, and never its first
-    points a second time. After `DRAWS` attempts, that were all repeats, it is drawn at
+    configurations a second time. After `DRAWS` attempts that were all repeats, it is drawn at
     random.
     """
     if attempt < DRAWS:
@@ -130,40 +155,42 @@ def seed_sampler(
 
 def draw(
     study: optuna.Study,
-    suggest: Callable[[optuna.Trial], Point],
-    identity: Callable[[Point], str],
+    suggest: Callable[[optuna.Trial], Draw],
+    key_of: Callable[[Draw], str],
     tried: Container[str],
     reseed: Callable[[int], None],
     attempts: int = DRAWS,
-) -> tuple[optuna.Trial | None, Point]:
-    """Ask for a point that was not tried; a sampler that repeats itself hears again what it knows.
+) -> tuple[optuna.Trial | None, Draw]:
+    """Ask for a configuration that was not tried.
+
+    A sampler that repeats itself is told again what the study knows of the repeat.
 
     Args:
-        identity: the same text for points that mean the same.
-        tried: identities of points.
+        key_of: the same text for draws that mean the same configuration.
+        tried: such texts.
         reseed: called with 0, 1, ... before each attempt.
 
     Returns:
-        The trial, None where all attempts were repeats; the point that was drawn last.
+        The trial, None where all attempts were repeats; what was drawn last.
     """
-    point: Point = {}
+    found: Draw = {}
     for attempt in range(attempts):
         reseed(attempt)
         trial = study.ask()
-        point = suggest(trial)
-        if identity(point) not in tried:
-            return trial, point
-        _tell_again(study, trial, identity)
-    return None, point
+        found = suggest(trial)
+        if key_of(found) not in tried:
+            return trial, found
+        _end_repeat(study, trial, key_of)
+    return None, found
 
 
-def _tell_again(
-    study: optuna.Study, trial: optuna.Trial, identity: Callable[[Point], str]
+def _end_repeat(
+    study: optuna.Study, trial: optuna.Trial, key_of: Callable[[Draw], str]
 ) -> None:
     """End a trial that repeats another: with that one's values if it has them, else as FAIL."""
-    mine = identity(trial.params)
+    mine = key_of(trial.params)
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    same = next((t for t in complete if identity(t.params) == mine), None)
+    same = next((t for t in complete if key_of(t.params) == mine), None)
     if same is None:
         study.tell(trial, state=TrialState.FAIL)
         return
@@ -173,8 +200,9 @@ def _tell_again(
 
 
 def _drop_half_line(journal: Path) -> None:
-    """Cut what a killed driver or a full disk left of a last line; with more lines after it
-    none could be read.
+    """Cut what a killed driver or a full disk left of a last line.
+
+    With more lines after it none of them could be read.
     """
     if not journal.exists():
         return
@@ -183,8 +211,8 @@ def _drop_half_line(journal: Path) -> None:
         file.truncate(text.rfind(b"\n") + 1)
 
 
-def _create(checked: Sweep, storage: JournalStorage, name: str) -> optuna.Study:
-    objectives = checked.spec.objectives
+def _create(sweep: Sweep, storage: JournalStorage, name: str) -> optuna.Study:
+    objectives = sweep.spec.objectives
     study = optuna.create_study(
         study_name=name,
         storage=storage,
@@ -200,8 +228,8 @@ def _create(checked: Sweep, storage: JournalStorage, name: str) -> optuna.Study:
 def _distributions(space: Space) -> dict[str, BaseDistribution]:
     """Those of all dimensions, whatever is chosen in the slots."""
     found: dict[str, BaseDistribution] = {}
-    for point in space.probes():
-        found |= placed(space, point)[1]
+    for probe in space.probes():
+        found |= checked_draw(space, probe)[1]
     return found
 
 
@@ -210,22 +238,22 @@ def _is_compatible(study: optuna.Study, space: Space) -> bool:
     seen: dict[str, BaseDistribution] = {}
     for trial in study.get_trials(deepcopy=False):
         seen |= trial.distributions
-    for path in seen.keys() & now.keys():
+    for name in seen.keys() & now.keys():
         try:
-            check_distribution_compatibility(seen[path], now[path])
+            check_distribution_compatibility(seen[name], now[name])
         except ValueError:
             return False
     return True
 
 
 def _moved(
-    checked: Sweep, storage: JournalStorage, old: optuna.Study, name: str
+    sweep: Sweep, storage: JournalStorage, old: optuna.Study, name: str
 ) -> optuna.Study:
     """A new study with the trials of `old` that the space contains."""
     kept = []
     for trial in old.get_trials(deepcopy=False):
         try:
-            params, distributions = placed(checked.space, trial.params)
+            params, distributions = checked_draw(sweep.space, trial.params)
         except ValueError:
             continue
         kept.append(
@@ -239,31 +267,31 @@ def _moved(
                 intermediate_values=trial.intermediate_values,
             )
         )
-    new = _create(checked, storage, name)
+    new = _create(sweep, storage, name)
     new.add_trials(kept)
     return new
 
 
-def _abandoned(study: optuna.Study) -> dict[int, Lost]:
+def _end_abandoned(study: optuna.Study) -> dict[int, Abandoned]:
     """Make FAIL what nobody runs; by number what had one."""
-    lost: dict[int, Lost] = {}
-    for trial in study.get_trials(
-        deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)
-    ):
+    abandoned: dict[int, Abandoned] = {}
+    unended = (TrialState.RUNNING, TrialState.WAITING)
+    for trial in study.get_trials(deepcopy=False, states=unended):
         if "number" in trial.user_attrs:
-            given = trial.system_attrs.get("fixed_params", {})
-            lost[trial.user_attrs["number"]] = Lost(given | trial.params, given)
+            enqueued = enqueued_parameters(trial) or {}
+            number = trial.user_attrs["number"]
+            abandoned[number] = Abandoned(enqueued | trial.params, enqueued)
         if trial.state == TrialState.RUNNING:
             study.tell(trial.number, state=TrialState.FAIL)
-    for _ in study.get_trials(
-        deepcopy=False, states=(TrialState.WAITING,)
-    ):  # it died between enqueueing and asking
+    # the driver died between enqueueing and asking
+    for _ in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         study.tell(study.ask(), state=TrialState.FAIL)
-    return lost
+    return abandoned
 
 
-def tried_points(study: optuna.Study) -> Iterator[str]:
-    """Canonical texts of the points that were asked for by name and got a number."""
+def asked_for(study: optuna.Study) -> Iterator[str]:
+    """Canonical texts of the draws that were asked for by name and got a number."""
     for trial in study.get_trials(deepcopy=False):
-        if "number" in trial.user_attrs and "fixed_params" in trial.system_attrs:
-            yield canonical(trial.system_attrs["fixed_params"])
+        enqueued = enqueued_parameters(trial)
+        if "number" in trial.user_attrs and enqueued is not None:
+            yield canonical(enqueued)

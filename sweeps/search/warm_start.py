@@ -1,18 +1,18 @@
 """Trials of earlier runs as knowledge of a new study."""
 
+from __future__ import annotations
+
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import optuna
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from analysis.contract import Objective
-from sweeps.run.record import trial_records
-from sweeps.search.study import placed
+from analysis.contract import Objective, finite_values
+from sweeps.run.record import TrialRecord, trial_records
+from sweeps.search.study import checked_draw
 from sweeps.space.space import Space
-from sweeps.values import excesses, finite_values
 
 
 def add_earlier_runs(
@@ -21,11 +21,13 @@ def add_earlier_runs(
     space: Space,
     objectives: Sequence[Objective],
 ) -> list[str]:
-    """Add what the complete trials of `runs` tell, once; a line about each run: how many,
-    and why not the others.
+    """Add what the complete trials of `runs` say, once.
 
-    A configuration is one trial of the study, with the mean over its complete replicates,
-    as in its own run.
+    A configuration is one trial of the study, with the mean over its complete replicates, as in
+    its own run.
+
+    Returns:
+        A line about each run: how many configurations are known, and why not the others.
     """
     known = {t.user_attrs.get("from") for t in study.get_trials(deepcopy=False)}
     lines = []
@@ -33,57 +35,79 @@ def add_earlier_runs(
         taken, refused = 0, Counter[str]()
         for number, records in _configurations(run).items():
             name = f"{run.absolute()}#{number}"
-            values = [
-                v
-                for r in records
-                if r["status"] == "complete"
-                and (v := finite_values(r["metrics"], objectives))
-            ]
-            if name in known:
-                taken += 1
-                continue
             try:
-                if not values:
-                    raise ValueError(
-                        records[0]["status"]
-                        if records[0]["status"] != "complete"
-                        else "no finite objectives"
-                    )
-                params, distributions = placed(space, records[0]["params"])
+                if name not in known:
+                    study.add_trial(_as_trial(name, records, space, objectives))
+                taken += 1
             except ValueError as error:
                 refused[str(error)] += 1
-                continue
-            means = [sum(column) / len(column) for column in zip(*values, strict=True)]
-            study.add_trial(
-                create_trial(
-                    state=TrialState.COMPLETE,
-                    values=means,
-                    params=params,
-                    distributions=distributions,
-                    user_attrs={"from": name},
-                    constraints=excesses(means, objectives),
-                )
-            )
-            taken += 1
         why = "; ".join(
             f"{count} × {reason}" for reason, count in refused.most_common()
         )
-        lines.append(
-            f"{run}: {taken} configurations known"
-            + (f", {refused.total()} not ({why})" if refused else "")
-        )
+        others = f", {refused.total()} not ({why})" if refused else ""
+        lines.append(f"{run}: {taken} configurations known{others}")
     return lines
 
 
-def _configurations(run: Path) -> dict[int, list[dict[str, Any]]]:
-    """Number → records of its replicates, complete ones first; without refined trials,
-    which are longer.
+def _as_trial(
+    name: str,
+    records: Sequence[TrialRecord],
+    space: Space,
+    objectives: Sequence[Objective],
+) -> FrozenTrial:
+    """A configuration as a complete trial of the study.
+
+    Raises:
+        ValueError: why it says nothing, or lies outside the space.
     """
-    found: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
-    for record in trial_records(run):
-        if record.content.get("refines") is None:
-            found[record.content["number"]].append(record.content)
+    values = [
+        found
+        for record in records
+        if record.status == "complete"
+        and (found := finite_values(record.outcome.metrics, objectives))
+    ]
+    first = records[0]
+    if not values:
+        is_complete = first.status == "complete"
+        raise ValueError("no finite objectives" if is_complete else first.status)
+    params, distributions = checked_draw(space, first.plan.draw)
+    means = mean_values(values)
+    return create_trial(
+        state=TrialState.COMPLETE,
+        values=means,
+        params=params,
+        distributions=distributions,
+        user_attrs={"from": name},
+        constraints=constraints_of(means, objectives),
+    )
+
+
+def mean_values(values: Sequence[Sequence[float]]) -> list[float]:
+    """The mean of each objective over replicates."""
+    return [sum(column) / len(column) for column in zip(*values, strict=True)]
+
+
+def constraints_of(
+    values: Sequence[float], objectives: Sequence[Objective]
+) -> dict[str, float]:
+    """For each bound how far its value lies beyond it: what Optuna calls constraints."""
     return {
-        n: sorted(records, key=lambda r: r["status"] != "complete")
-        for n, records in found.items()
+        f"bound.{objective.metric}": objective.excess(value)
+        for objective, value in zip(objectives, values, strict=True)
+        if objective.bound is not None
+    }
+
+
+def _configurations(run: Path) -> dict[int, list[TrialRecord]]:
+    """Number → records of its replicates, complete ones first.
+
+    Refined trials are left out, as they were trained for longer.
+    """
+    found: defaultdict[int, list[TrialRecord]] = defaultdict(list)
+    for record in trial_records(run):
+        if record.plan.refines is None:
+            found[record.plan.number].append(record)
+    return {
+        number: sorted(records, key=lambda r: r.status != "complete")
+        for number, records in found.items()
     }

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from math import isfinite
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import optuna
 from pydantic import JsonValue
 
-from sweeps.spec.yaml_text import SpecError
+from sweeps.spec.yaml_text import SpecError, Tree
 
 Draw = dict[str, JsonValue]
 """Optuna's own parameters and what it drew for them: a label (categorical) or a number.
@@ -25,6 +25,23 @@ Configuration = dict[str, JsonValue]
 A slot's value is the name of its alternative, a choice that the spec gives a label is that
 label, and a layer map is a list of ints.
 """
+
+
+class Condition(NamedTuple):
+    """When a dimension is active.
+
+    Attributes:
+        slot: the slot that decides it, or None.
+        alternatives: those of the slot under which it is active.
+        stage: the stage of the alternative's sub-pipeline that it belongs to, or None.
+    """
+
+    slot: str | None = None
+    alternatives: frozenset[str] = frozenset()
+    stage: str | None = None
+
+
+ALWAYS = Condition()
 
 
 @dataclass(frozen=True)
@@ -184,12 +201,12 @@ def _label(value: Any) -> Any:
     )
 
 
-def parse_dimension(path: str, given: Any, **where: Any) -> Dimension:
+def parse_dimension(path: str, given: Any, condition: Condition = ALWAYS) -> Dimension:
     """A dimension from its spec form: a list, {low, high, log, step, type}, {choices}, or
     one fixed value.
 
     Args:
-        where: its slot, alternatives and stage.
+        condition: when it is active.
 
     Raises:
         SpecError: none of these forms, or a range that is none.
@@ -204,7 +221,7 @@ def parse_dimension(path: str, given: Any, **where: Any) -> Dimension:
         if isinstance(given, dict):
             given = {str(label): value for label, value in given.items()}
     elif isinstance(given, dict):
-        return _number_dimension(path, place, given, where)
+        return _number_dimension(path, place, given, condition)
     if not isinstance(given, dict | list):
         given = [given]
     choices = (
@@ -216,12 +233,16 @@ def parse_dimension(path: str, given: Any, **where: Any) -> Dimension:
         raise SpecError(f"{place}: the choices {given!r} are not distinct")
     labelled = isinstance(given, dict)
     return Dimension(
-        path, "categorical", choices=choices, is_labelled=labelled, **where
+        path,
+        "categorical",
+        choices=choices,
+        is_labelled=labelled,
+        **condition._asdict(),
     )
 
 
 def _number_dimension(
-    path: str, place: str, given: dict[str, Any], where: dict[str, Any]
+    path: str, place: str, given: Tree, condition: Condition
 ) -> Dimension:
     unknown = set(given) - {"low", "high", "log", "step", "type"}
     if unknown or not {"low", "high"} <= set(given):
@@ -265,15 +286,18 @@ def _number_dimension(
     if kind == "float":
         low, high, step = float(low), float(high), None if step is None else float(step)
     if step is not None:
-        start, unit = (
-            Decimal(str(low)),
-            Decimal(str(step)),
-        )  # exact, as Optuna counts steps
-        last = (
-            start + (Decimal(str(high)) - start) // unit * unit
-        )  # the last that can be drawn
+        last = _last_drawn(low, high, step)
         high = int(last) if kind == "int" else float(last)
-    return Dimension(path, kind, low, high, step, log, **where)
+    return Dimension(path, kind, low, high, step, log, **condition._asdict())
+
+
+def _last_drawn(low: float, high: float, step: float) -> Decimal:
+    """The last number of `low`, `low + step`, … that is not above `high`.
+
+    It is computed in decimals, as Optuna counts steps: 0.1 has no exact double.
+    """
+    start, unit = Decimal(str(low)), Decimal(str(step))
+    return start + (Decimal(str(high)) - start) // unit * unit
 
 
 def leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:

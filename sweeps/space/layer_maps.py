@@ -27,7 +27,7 @@ from typing import Any, Literal
 import optuna
 from pydantic import JsonValue
 
-from sweeps.space.dimension import Dimension, Draw
+from sweeps.space.dimension import ALWAYS, Condition, Dimension, Draw
 from sweeps.spec.yaml_text import SpecError
 
 Rule = Literal["onto", "into", "strict"]
@@ -199,7 +199,9 @@ def is_map(given: Any) -> bool:
     return isinstance(given, dict) and len(given) == 1 and next(iter(given)) in _FORMS
 
 
-def parse_map(path: str, given: Mapping[str, Any], **where: Any) -> MapDimension:
+def parse_map(
+    path: str, given: Mapping[str, Any], condition: Condition = ALWAYS
+) -> MapDimension:
     """A map dimension from {layer_map: {layers, stages, allow_skip}}, {mapping_layer:
     {layers, of}} or {mapping_layer_coeff: {layers, of}}.
 
@@ -207,28 +209,8 @@ def parse_map(path: str, given: Mapping[str, Any], **where: Any) -> MapDimension
         SpecError: an unknown or missing key, or no map is like that.
     """
     form, options = next(iter(given.items()))
-    place, keys = f"search.space.{path}.{form}", _FORMS[form]
-    known = {*keys, "allow_skip"} if form == "layer_map" else set(keys)
-    if not isinstance(options, dict) or not set(keys) <= set(options) <= known:
-        optional = (
-            ", and allow_skip if stages may be left out" if form == "layer_map" else ""
-        )
-        raise SpecError(
-            f"{place}: give {' and '.join(keys)}{optional}; got {options!r}"
-        )
-    for key in keys:
-        if (
-            isinstance(options[key], bool)
-            or not isinstance(options[key], int)
-            or not 1 <= options[key] <= 1000
-        ):
-            raise SpecError(
-                f"{place}.{key}: a whole number from 1 to 1000; got {options[key]!r}"
-            )
-    skip = options.get("allow_skip", False)
-    if not isinstance(skip, bool):
-        raise SpecError(f"{place}.allow_skip: true or false; got {skip!r}")
-    layers, values = (options[key] for key in keys)
+    place = f"search.space.{path}.{form}"
+    layers, values, skip = _options(place, form, options)
     if form == "layer_map" and not skip and layers < values:
         raise SpecError(
             f"{place}: {layers} layers cannot use each of {values} stages; set"
@@ -252,4 +234,28 @@ def parse_map(path: str, given: Mapping[str, Any], **where: Any) -> MapDimension
             f"{place}: {maps.count:.1e} maps are more than numbers can tell apart"
             f" ({_MOST:.1e})"
         )
-    return MapDimension(path, "map", maps=maps, **where)
+    return MapDimension(path, "map", maps=maps, **condition._asdict())
+
+
+def _options(place: str, form: str, options: Any) -> tuple[int, int, bool]:
+    """The two numbers of a map's spec form, and whether stages may be left out."""
+    keys = _FORMS[form]
+    known = {*keys, "allow_skip"} if form == "layer_map" else set(keys)
+    if not isinstance(options, dict) or not set(keys) <= set(options) <= known:
+        optional = (
+            ", and allow_skip if stages may be left out" if form == "layer_map" else ""
+        )
+        raise SpecError(
+            f"{place}: give {' and '.join(keys)}{optional}; got {options!r}"
+        )
+    for key in keys:
+        value = options[key]
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or not 1 <= value <= 1000:
+            raise SpecError(
+                f"{place}.{key}: a whole number from 1 to 1000; got {value!r}"
+            )
+    skip = options.get("allow_skip", False)
+    if not isinstance(skip, bool):
+        raise SpecError(f"{place}.allow_skip: true or false; got {skip!r}")
+    return options[keys[0]], options[keys[1]], skip

@@ -13,10 +13,10 @@ from sweeps.space.slots import (
     is_slot,
     named_alternatives,
 )
-from sweeps.spec.yaml_text import SpecError, parse_yaml
+from sweeps.spec.yaml_text import SpecError, Tree, parse_yaml
 
 
-def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def apply_overrides(raw: Tree, overrides: Sequence[str]) -> Tree:
     """The raw spec with `key=value` texts applied, in order; values are YAML.
 
     Raises:
@@ -33,7 +33,7 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
     return raw
 
 
-def set_override(raw: dict[str, Any], path: str, value: Any) -> None:
+def set_override(raw: Tree, path: str, value: Any) -> None:
     """Set one dotted path in place.
 
     Raises:
@@ -79,9 +79,7 @@ def set_override(raw: dict[str, Any], path: str, value: Any) -> None:
     _set(raw, parts, value, path)
 
 
-def _alternatives(
-    options: dict[str, Any], parts: Sequence[str], path: str
-) -> Iterator[str]:
+def _alternatives(options: Tree, parts: Sequence[str], path: str) -> Iterator[str]:
     wanted = parts[2]
     if wanted == "*":
         yield from sorted(
@@ -96,7 +94,7 @@ def _alternatives(
         )
 
 
-def _choose(stages: dict[str, Any], space: Any, slot: str, alternative: Any) -> None:
+def _choose(stages: Tree, space: Any, slot: str, alternative: Any) -> None:
     options = stages[slot]["one_of"]
     name = "none" if alternative is None and "none" in options else alternative
     if not isinstance(name, str) or name not in options:
@@ -125,7 +123,7 @@ def _choose(stages: dict[str, Any], space: Any, slot: str, alternative: Any) -> 
             space[".".join(["stages", *kept])] = given
 
 
-def _set(raw: dict[str, Any], parts: Sequence[str], value: Any, path: str) -> None:
+def _set(raw: Tree, parts: Sequence[str], value: Any, path: str) -> None:
     node: Any = raw
     for i, part in enumerate(parts[:-1]):
         key = _key(node, part, path)

@@ -7,6 +7,8 @@ their own names.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sweeps.spec.yaml_text import Tree
+
 
 def is_slot(entry: Any) -> bool:
     return isinstance(entry, dict) and "one_of" in entry
@@ -49,9 +51,7 @@ def inside_alternative(config: Any, parts: Sequence[str]) -> list[str]:
     )
 
 
-def chosen_stages(
-    slot: str, entry: Mapping[str, Any], alternative: str
-) -> dict[str, Any]:
+def chosen_stages(slot: str, entry: Mapping[str, Any], alternative: str) -> Tree:
     """The stages that a slot's alternative stands for: none, one under the slot's name, or
     a sub-pipeline's.
     """

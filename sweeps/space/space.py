@@ -20,7 +20,14 @@ from typing import Any
 import optuna
 from pydantic import JsonValue
 
-from sweeps.space.dimension import Configuration, Dimension, Draw, parse_dimension
+from sweeps.space.dimension import (
+    ALWAYS,
+    Condition,
+    Configuration,
+    Dimension,
+    Draw,
+    parse_dimension,
+)
 from sweeps.space.layer_maps import is_map, parse_map
 from sweeps.space.slots import (
     chosen_stages,
@@ -30,7 +37,7 @@ from sweeps.space.slots import (
     named_alternatives,
 )
 from sweeps.spec.model import Spec
-from sweeps.spec.yaml_text import SpecError
+from sweeps.spec.yaml_text import SpecError, Tree
 
 ROOTS = ("stages", "source", "data")
 """Sections that a dimension may name."""
@@ -52,9 +59,8 @@ class Space:
                     f"search.space.{path}: a slot is searched by itself; leave it out,"
                     f" or fix it with {path}=ALTERNATIVE"
                 )
-            where = self._condition(path)
             parse = parse_map if is_map(given) else parse_dimension
-            self.dimensions.append(parse(path, given, **where))
+            self.dimensions.append(parse(path, given, self._condition(path)))
 
     def _slots(self) -> Iterator[Dimension]:
         for name, entry in self.spec.stages.items():
@@ -102,10 +108,8 @@ class Space:
                     " possible"
                 )
 
-    def _condition(self, path: str) -> dict[str, Any]:
-        """Where a path leads: its slot, the alternatives under which it counts, its stage
-        of their sub-pipelines.
-        """
+    def _condition(self, path: str) -> Condition:
+        """When a path counts."""
         parts = path.split(".") if isinstance(path, str) else []
         if len(parts) < 2 or parts[0] not in ROOTS or not all(parts):
             raise SpecError(
@@ -113,47 +117,21 @@ class Space:
                 f" section of {', '.join(ROOTS)}"
             )
         if parts[0] != "stages":
-            return {}
+            return ALWAYS
         if parts[1] not in self.spec.stages:
             raise SpecError(
                 f"search.space.{path}: no stage {parts[1]!r}; the stages are"
                 f" {', '.join(self.spec.stages)}"
             )
         entry = self.spec.stages[parts[1]]
-        if not is_slot(entry):
-            if len(parts) < 3:
-                raise SpecError(
-                    f"search.space.{path}: names a stage that is no slot; name one of"
-                    " its parameters"
-                )
-            return {}
-        options = entry["one_of"]
-        wanted, following = (*parts[2:4], "", "")[:2]
-        filled = named_alternatives(options, wanted, following)
-        nested = bool(filled) and all(is_pipeline(options[o]) for o in filled)
-        if not filled or len(parts) < (5 if nested else 4):
+        if is_slot(entry):
+            return _condition_in_slot(path, parts, entry["one_of"])
+        if len(parts) < 3:
             raise SpecError(
-                f"search.space.{path}: stages.{parts[1]} is a slot; write"
-                f" stages.{parts[1]}.ALTERNATIVE.PARAMETER with an alternative of"
-                f" {', '.join(options)}, or * for all"
-                + (
-                    "; ALTERNATIVE.STAGE.PARAMETER in a sub-pipeline"
-                    if any(map(is_pipeline, options.values()))
-                    else ""
-                )
+                f"search.space.{path}: names a stage that is no slot; name one of"
+                " its parameters"
             )
-        for option in filled if nested else ():
-            if following not in options[option]["stages"]:
-                known = ", ".join(options[option]["stages"])
-                raise SpecError(
-                    f"search.space.{path}: no stage {following!r} in {option}; its"
-                    f" stages are {known}"
-                )
-        return {
-            "slot": f"stages.{parts[1]}",
-            "alternatives": filled,
-            "stage": following if nested else None,
-        }
+        return ALWAYS
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Draw:
         """Let an Optuna trial draw: slots first, then what is active under them."""
@@ -184,7 +162,7 @@ class Space:
             *[known[path].encode(value) for path, value in configuration.items()]
         )
 
-    def resolve(self, draw: Mapping[str, JsonValue]) -> dict[str, Any]:
+    def resolve(self, draw: Mapping[str, JsonValue]) -> Tree:
         """The raw spec with values in place and slots replaced by what was chosen.
 
         Raises:
@@ -205,7 +183,7 @@ class Space:
                     *inside_alternative(config, parts[3:]),
                 ]
             set_path(raw, parts, dimension.value(draw), dimension.path)
-        stages: dict[str, Any] = {}
+        stages: Tree = {}
         for name, entry in raw["stages"].items():
             chosen = (
                 chosen_stages(name, entry, str(draw[f"stages.{name}"]))
@@ -297,11 +275,37 @@ class Space:
                     yield _joined(base, probe)
 
 
+def _condition_in_slot(
+    path: str, parts: Sequence[str], options: Mapping[str, Any]
+) -> Condition:
+    """When a path into a slot with these alternatives counts."""
+    wanted, following = (*parts[2:4], "", "")[:2]
+    filled = named_alternatives(options, wanted, following)
+    nested = bool(filled) and all(is_pipeline(options[o]) for o in filled)
+    if not filled or len(parts) < (5 if nested else 4):
+        deeper = ""
+        if any(map(is_pipeline, options.values())):
+            deeper = "; ALTERNATIVE.STAGE.PARAMETER in a sub-pipeline"
+        raise SpecError(
+            f"search.space.{path}: stages.{parts[1]} is a slot; write"
+            f" stages.{parts[1]}.ALTERNATIVE.PARAMETER with an alternative of"
+            f" {', '.join(options)}, or * for all{deeper}"
+        )
+    for option in filled if nested else ():
+        if following not in options[option]["stages"]:
+            known = ", ".join(options[option]["stages"])
+            raise SpecError(
+                f"search.space.{path}: no stage {following!r} in {option}; its"
+                f" stages are {known}"
+            )
+    return Condition(f"stages.{parts[1]}", filled, following if nested else None)
+
+
 def _joined(*parts: Draw) -> Draw:
     return {name: drawn for part in parts for name, drawn in part.items()}
 
 
-def set_path(raw: dict[str, Any], parts: Sequence[str], value: Any, shown: str) -> None:
+def set_path(raw: Tree, parts: Sequence[str], value: Any, shown: str) -> None:
     """Set a nested value, making the mappings on the way; a mapping is laid over the one
     that stands there.
 

@@ -18,7 +18,7 @@ from pydantic import (
 from analysis.contract import Objective
 from compress.measure.options import MeasureConfig as Measure
 from sweeps.run.storage import local_folder
-from sweeps.spec.yaml_text import did_you_mean
+from sweeps.spec.yaml_text import Tree, did_you_mean
 from trainers.config import Config, DataConfig, SourceConfig
 from trainers.training.epoch_metrics import EpochMetric, epoch_metrics
 
@@ -103,7 +103,7 @@ class Refine(Config):
     )
     epochs: int = Field(ge=1, description="epochs of the stage instead")
     stage: str | None = Field(None, description="default: the last that has epochs")
-    params: dict[str, Any] = Field(
+    params: dict[str, JsonValue] = Field(
         default_factory=dict,
         description="STAGE.PARAMETER → value, further changes: {finetune.warmup: 5}",
     )
@@ -174,7 +174,7 @@ class Search(Config):
             "a short name, {optuna: CLASS, OPTION: VALUE, ...} or {hub: PACKAGE, ...}"
         ),
     )
-    sampler_options: dict[str, Any] = Field(
+    sampler_options: dict[str, JsonValue] = Field(
         default_factory=dict,
         description="options of a sampler with a short name, as Optuna calls them",
     )
@@ -184,14 +184,14 @@ class Search(Config):
     replicates: int = Field(
         1, ge=1, description="root seeds per configuration; the search sees their mean"
     )
-    space: dict[str, Any] = Field(
+    space: Tree = Field(
         default_factory=dict,
         description=(
             "dotted parameter → list, {low, high, log, step} or {choices: {label:"
             " value}}; slots are searched by themselves"
         ),
     )
-    points: list[dict[str, Any]] = Field(
+    points: list[Tree] = Field(
         default_factory=list,
         description="points to try first: dotted parameter → value or label",
     )
@@ -298,7 +298,7 @@ class Spec(Config):
     )
     source: SourceConfig
     data: DataConfig = DataConfig()
-    stages: dict[str, Any] = Field(
+    stages: Tree = Field(
         description=(
             "name → stage config, or a slot {one_of: {alternative: config or null}}"
         )
@@ -334,7 +334,7 @@ class Spec(Config):
         return self
 
     @cached_property
-    def raw(self) -> dict[str, Any]:
+    def raw(self) -> Tree:
         """The spec as plain JSON values."""
         return self.model_dump(mode="json", by_alias=True)
 

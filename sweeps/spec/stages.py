@@ -1,6 +1,8 @@
 """Stages from the plain values of a spec or a plan."""
 
-from typing import Any
+from collections.abc import Mapping
+
+from pydantic import JsonValue
 
 from compress.pipeline import stages
 from compress.stage import Stage
@@ -8,7 +10,7 @@ from sweeps.spec.load import validated
 from sweeps.spec.yaml_text import SpecError, did_you_mean
 
 
-def build_stage(kind: str, config: dict[str, Any], place: str) -> Stage:
+def build_stage(kind: str, config: Mapping[str, JsonValue], place: str) -> Stage:
     """A stage from plain values.
 
     Raises:

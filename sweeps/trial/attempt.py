@@ -1,162 +1,137 @@
-"""One trial: a plan in, record and metrics out. Runs anywhere, without Ray."""
+"""One trial: a plan and a site in, an outcome in the record. It runs anywhere, without Ray."""
+
+from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from analysis.contract import Objective
+from analysis.contract import is_feasible
 from compress.keys import library_versions
+from sweeps.run.folder import trial_folder
+from sweeps.run.plan import Site, TrialPlan
 from sweeps.run.record import (
+    Device,
+    Machine,
+    Outcome,
     RecordTakenError,
+    StorageFaultError,
     TrialRecord,
     is_storage_fault,
-    trial_folder,
 )
-from sweeps.trial.epoch_curve import WatchedEpochs
-from sweeps.trial.execute import Execution, Plan, Row, RowSink, execute
-from sweeps.values import is_feasible
+from sweeps.trial.epoch_curve import EpochCounter, EpochReport
+from sweeps.trial.execute import Execution, RowSink, StageSink, execute
+from trainers.machine import processor_name
 from trainers.training.fit import NonFiniteLossError
 
-Executor = Callable[[Plan, RowSink, RowSink], Execution]
-"""(plan, on_epoch, on_stage) → what the work gave: `sweeps.trial.execute.execute`, here or
+Executor = Callable[[TrialPlan, Site, RowSink, StageSink], Execution]
+"""(plan, site, on_epoch, on_stage) → what the work gave: `sweeps.trial.execute.execute`, here or
 in a group of workers.
 """
 
 
 def run_trial(
-    plan: Plan, execute: Executor = execute, on_epoch: RowSink = lambda row: None
-) -> dict[str, Any]:
-    """Run a trial to a final record; every failure of the trial ends in the record, not in
-    the caller.
+    plan: TrialPlan,
+    site: Site,
+    execute: Executor = execute,
+    on_epoch: Callable[[EpochReport], None] = lambda report: None,
+) -> Outcome:
+    """Run a trial to its final record; what a stage raises ends in the record, not in the caller.
 
     Args:
         execute: does the work.
-        on_epoch: gets what `sweeps.trial.epoch_curve.WatchedEpochs` reports, after the
-            record has the row. Who wants the trial to end there finalises its record
-            (`sweeps.trial.epoch_curve.prune`) and raises SystemExit.
+        on_epoch: gets each epoch that a stopping rule looks at, after the record has its row. Who
+            wants the trial to end there ends its record (`sweeps.trial.epoch_curve.prune`) and
+            raises SystemExit.
 
     Returns:
-        {"status": "complete" or "failed", or what another process made of it, "metrics":
-        name → value}, and "fault" where the storage is full or read-only: the trial is
-        interrupted, and no other need start.
+        How the trial ended: complete, failed, or what another process made of it.
+
+    Raises:
+        StorageFaultError: the storage is full or read-only.
     """
-    folder = trial_folder(Path(plan["run"]), plan["trial_id"])
-    retries_left = plan["max_failures"]
+    folder = trial_folder(site.run, plan.trial_id)
+    retries = site.max_failures
     earlier = TrialRecord.read(folder)
     if earlier is not None and earlier.status == "running":
-        retries_left -= earlier.content.get(
-            "attempts", 1
-        )  # attempts whose process died
+        retries -= earlier.attempts  # attempts whose process died
     while True:
-        record = TrialRecord.begin(folder, _facts(plan))
-        begun = time.perf_counter()
-        watched = WatchedEpochs(
-            plan.get("watch"), on_epoch
-        )  # each attempt counts its epochs from 1
-
-        def note_epoch(
-            row: Row, record: TrialRecord = record, watched: WatchedEpochs = watched
-        ) -> None:
-            record.add_epoch(row)
-            watched(row)
-
+        record = TrialRecord.begin(folder, plan, machine_of(site))
         try:
-            done = execute(plan, note_epoch, record.add_stage)
+            is_final = _attempt(record, site, execute, on_epoch)
         except RecordTakenError:
             now = TrialRecord.read(folder)
-            return {
-                "status": now.status if now is not None else "interrupted",
-                "metrics": {},
-            }
-        except Exception as error:  # noqa: BLE001
-            # the boundary: whatever a stage raises belongs in the record
-            if is_storage_fault(error):
-                with contextlib.suppress(OSError):
-                    record.finish("interrupted", error=error)
-                return {"status": "interrupted", "metrics": {}, "fault": str(error)}
-            record.finish("failed", error=error, seconds=time.perf_counter() - begun)
-            # the same bits would fail the same way again
-            deterministic = isinstance(
-                error, NonFiniteLossError | ValueError
-            ) or getattr(error, "deterministic", False)
-            if deterministic or retries_left <= 0:
-                return {"status": "failed", "metrics": {}}
-            retries_left -= 1
-            continue
-        except BaseException as error:
-            if record.is_mine:  # the driver has finalised a pruned one
-                record.finish(
-                    "interrupted", error=error, seconds=time.perf_counter() - begun
-                )
-            raise
-        record.set_layers(done.layers)
-        record.finish(
-            "complete",
-            metrics=done.metrics,
-            seconds=done.seconds,
-            seconds_full=done.seconds_full,
-            feasible=is_feasible(
-                done.metrics, [Objective(**o) for o in plan.get("objectives", [])]
-            ),
-            inputs=done.inputs,
-        )
-        return {"status": "complete", "metrics": done.metrics}
+            return now.outcome if now is not None else Outcome(status="interrupted")
+        if is_final or retries <= 0:
+            return record.outcome
+        retries -= 1
 
 
-def _facts(plan: Plan) -> dict[str, Any]:
-    keep = (
-        "trial_id",
-        "number",
-        "replicate",
-        "seed",
-        "config",
-        "params",
-        "source",
-        "data",
-        "measure",
-    )
-    optional = ("watch", "refines", "code")
-    device = torch.device(plan["device"])
-    name = cpu_name()
-    if (
-        device.type == "cuda"
-    ):  # a trial of several workers has no GPU in its own process
-        name = (
-            torch.cuda.get_device_name(device) if torch.cuda.is_available() else "cuda"
-        )
-    return (
-        {key: plan[key] for key in keep}
-        | {key: plan.get(key) for key in optional}
-        | {
-            "pipeline": plan["stages"],
-            "versions": library_versions(),
-            "device": {"type": device.type, "name": name, "threads": plan["threads"]},
-            "world_size": plan.get("workers", 1),
-            "global_batch": {
-                s["name"]: s["config"]["batch_size"]
-                for s in plan["stages"]
-                if "batch_size" in s["config"]
-            },
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-        }
-    )
+def _attempt(
+    record: TrialRecord,
+    site: Site,
+    execute: Executor,
+    on_epoch: Callable[[EpochReport], None],
+) -> bool:
+    """Do the work once and end the record; whether trying again could not end otherwise."""
+    begun = time.perf_counter()
+    count = EpochCounter(record.plan.stopping, on_epoch)  # each attempt counts from 1
 
+    def note_epoch(row: dict[str, object]) -> None:
+        record.add_epoch(row)
+        count(row)
 
-def cpu_name() -> str:
-    """The processor, as its maker calls it."""
     try:
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        done = execute(record.plan, site, note_epoch, record.add_stage)
+    except RecordTakenError:
+        raise
+    except Exception as error:
+        # the boundary: whatever a stage raises belongs in the record
+        if is_storage_fault(error):
+            with contextlib.suppress(OSError):
+                record.finish("interrupted", error=error)
+            raise StorageFaultError(str(error)) from error
+        record.finish("failed", error=error, seconds=time.perf_counter() - begun)
+        return _would_fail_again(error)
+    except BaseException as error:
+        if record.is_mine:  # the driver has ended a pruned one
+            seconds = time.perf_counter() - begun
+            record.finish("interrupted", error=error, seconds=seconds)
+        raise
+    record.set_layers(done.layers)
+    record.finish(
+        "complete",
+        metrics=done.metrics,
+        seconds=done.seconds,
+        seconds_full=done.seconds_full,
+        feasible=is_feasible(done.metrics, site.objectives),
+        inputs=done.inputs,
+    )
+    return True
+
+
+def _would_fail_again(error: Exception) -> bool:
+    """Whether the same bits would fail the same way."""
+    is_deterministic = isinstance(error, NonFiniteLossError | ValueError)
+    return is_deterministic or getattr(error, "deterministic", False)
+
+
+def machine_of(site: Site) -> Machine:
+    """This process's machine, as a record tells of it."""
+    name = processor_name()
+    if site.device == "cuda":
+        # a trial of several workers has no GPU in its own process
+        available = torch.cuda.is_available()
+        name = torch.cuda.get_device_name("cuda") if available else "cuda"
+    return Machine(
+        device=Device(type=site.device, name=name, threads=site.threads),
+        versions=library_versions(),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        world_size=site.workers,
+        code=site.code,
+    )

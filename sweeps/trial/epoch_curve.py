@@ -1,115 +1,150 @@
-"""The epochs of a trial that early stopping looks at.
+"""The epochs of a trial that a stopping rule looks at.
 
-Of the stage that is watched, epochs are counted over all its fits: epoch k of the trial is
-its k-th row, be it trained now or restored from a checkpoint, so that the count goes on
-where a killed trial left it. Rows of a stage that came from the cache are none: there is
-nothing left to save.
+Of one stage, epochs are counted over all its fits: epoch k of the trial is that stage's k-th row,
+whether it was trained now or restored from a checkpoint, so that the count goes on where a killed
+trial left it. Rows of a stage that came from the stage cache do not count: nothing could be saved.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from compress.pipeline import NamedStage
-from sweeps.run.record import TrialRecord
-from sweeps.spec.model import EarlyStopping
+from sweeps.run.plan import Stopping
+from sweeps.run.record import Pruned, Row, TrialRecord
 from trainers.config import FitOptions, TrainConfig
+from trainers.training.epoch_metrics import epoch_metrics
 
-Row = dict[str, Any]
-SEEN = ("accuracy", "top5_accuracy", "loss", "train_loss")
-"""What a pruned trial's record keeps of its last epoch."""
+if TYPE_CHECKING:  # torch: Tune's part of a trial's process does without
+    from compress.pipeline import NamedStage
+    from sweeps.spec.model import EarlyStopping
 
 
-def watched_stage(
+@dataclass(frozen=True)
+class EpochReport:
+    """An epoch as a stopping rule sees it.
+
+    Attributes:
+        epoch: from 1, over all fits of the stage.
+        value: the metric that trials are compared by.
+        cost: the second number that they are compared by; None where there is none.
+        is_last: whether stopping after it would save nothing.
+    """
+
+    epoch: int
+    value: float
+    cost: float | None = None
+    is_last: bool = False
+
+    def to_row(self) -> dict[str, Any]:
+        """As plain values under the attributes' names; without a cost where there is none."""
+        row = {"epoch": self.epoch, "value": self.value, "is_last": self.is_last}
+        return row if self.cost is None else row | {"cost": self.cost}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> EpochReport:
+        """From what `to_row` gave, whatever else is there."""
+        return cls(row["epoch"], row["value"], row.get("cost"), row["is_last"])
+
+
+def trained_stage(
     stages: Sequence[NamedStage], wanted: str | None
 ) -> NamedStage | None:
     """The stage of that name, or the last that trains; None where there is none."""
     fitting = [
-        s
-        for s in stages
-        if isinstance(s.config, FitOptions) and wanted in (None, s.name)
+        stage
+        for stage in stages
+        if isinstance(stage.config, FitOptions) and wanted in (None, stage.name)
     ]
     return fitting[-1] if fitting else None
 
 
-def watch_of(stages: Sequence[NamedStage], rule: EarlyStopping | None) -> Row | None:
-    """The `watch` of a plan: stage, metric, the epoch (from 1) after which stopping saves
-    nothing, if known, and cost.
-    """
-    stage = watched_stage(stages, rule.stage) if rule is not None else None
+def stopping_of(
+    stages: Sequence[NamedStage], rule: EarlyStopping | None
+) -> Stopping | None:
+    """What the rule looks at in a trial of these stages; None where it looks at nothing."""
+    stage = trained_stage(stages, rule.stage) if rule is not None else None
     if rule is None or stage is None:
         return None
     last = stage.config.epochs if isinstance(stage.config, TrainConfig) else None
-    return {"stage": stage.name, "last_epoch": last} | compared(rule)
-
-
-def compared(rule: EarlyStopping) -> Row:
-    """The names of an epoch row's fields that trials are compared by."""
-    return {"metric": rule.metric} | (
-        {"cost": rule.cost} if rule.scheduler == "moasha" else {}
+    return Stopping(
+        stage=stage.name,
+        last_epoch=last,
+        metric=rule.metric,
+        cost=compared_cost(rule),
     )
 
 
-class WatchedEpochs:
-    """An `on_epoch`: passes on {"epoch": from 1, "value", "is_last"}, and "cost" if wanted,
-    for each row that counts.
-    """
+def compared_cost(rule: EarlyStopping) -> str | None:
+    """The second number that the rule compares trials by, if any."""
+    return rule.cost if rule.scheduler == "moasha" else None
 
-    def __init__(self, watch: Row | None, report: Callable[[Row], None]) -> None:
-        self.watch, self.report, self.epoch = watch, report, 0
+
+class EpochCounter:
+    """Turns rows of epochs into reports: an `on_epoch` that passes on each epoch that counts."""
+
+    def __init__(
+        self, stopping: Stopping | None, report: Callable[[EpochReport], None]
+    ) -> None:
+        self.stopping, self.report, self.epoch = stopping, report, 0
 
     def __call__(self, row: Row) -> None:
-        watch = self.watch
-        if watch is None or row.get("stage") != watch["stage"] or row.get("cached"):
+        stopping = self.stopping
+        if stopping is None or not _counts(row, stopping):
             return
         self.epoch += 1
-        found = {"value": watch["metric"]} | (
-            {"cost": watch["cost"]} if "cost" in watch else {}
-        )
-        numbers = {
-            name: float(row[column])
-            for name, column in found.items()
-            if row.get(column) is not None
-        }
-        if len(numbers) == len(
-            found
-        ):  # else: not evaluated at this epoch, or of a sweep that watched no cost
-            self.report(
-                {"epoch": self.epoch, "is_last": self.epoch == watch["last_epoch"]}
-                | numbers
+        value, cost = row.get(stopping.metric), None
+        if value is None:  # not evaluated at this epoch
+            return
+        if stopping.cost is not None:
+            cost = row.get(stopping.cost)
+            if cost is None:  # of a sweep that compared by no cost
+                return
+        self.report(
+            EpochReport(
+                self.epoch,
+                float(value),
+                None if cost is None else float(cost),
+                is_last=self.epoch == stopping.last_epoch,
             )
+        )
 
 
-def curve(rows: Iterable[Row], watch: Row | None) -> list[Row]:
+def _counts(row: Row, stopping: Stopping) -> bool:
+    return row.get("stage") == stopping.stage and not row.get("cached")
+
+
+def curve(rows: Iterable[Row], stopping: Stopping | None) -> list[EpochReport]:
     """What a trial with these rows reported."""
-    seen: list[Row] = []
-    note = WatchedEpochs(watch, seen.append)
+    reports: list[EpochReport] = []
+    count = EpochCounter(stopping, reports.append)
     for row in rows:
-        note(row)
-    return seen
+        count(row)
+    return reports
 
 
-def prune(record: TrialRecord, report: Row) -> None:
-    """Finalise a running trial's record as pruned after `report`, with what its last
-    watched epoch told.
+def prune(record: TrialRecord, report: EpochReport) -> None:
+    """End a running trial's record as pruned after `report`, with the metrics of its last epoch.
+
+    Raises:
+        RecordTakenError: it has ended otherwise.
     """
-    watch = record.content["watch"]
-    rows = [
-        row
-        for row in record.epochs()
-        if row.get("stage") == watch["stage"] and not row.get("cached")
-    ]
-    metrics = (
-        {name: rows[-1][name] for name in SEEN if name in rows[-1]} if rows else {}
-    )
-    started = datetime.fromisoformat(record.content["started"])
+    stopping = record.plan.stopping
+    assert stopping is not None, "only a trial with a stopping rule is pruned"
+    rows = [row for row in record.epochs() if _counts(row, stopping)]
+    last: Row = rows[-1] if rows else {}
+    metrics: dict[str, Any] = {
+        name: last[name] for name in epoch_metrics() if name in last
+    }
+    seconds = None
+    if record.started is not None:
+        started = datetime.fromisoformat(record.started)
+        seconds = (datetime.now(UTC) - started).total_seconds()
     record.finish(
         "pruned",
-        metrics=metrics | {watch["metric"]: report["value"]},
-        seconds=(datetime.now(UTC) - started).total_seconds(),
-        pruned={
-            "stage": watch["stage"],
-            "epoch": report["epoch"],
-            "metric": watch["metric"],
-        },
+        metrics=metrics | {stopping.metric: report.value},
+        seconds=seconds,
+        pruned=Pruned(stage=stopping.stage, epoch=report.epoch, metric=stopping.metric),
     )

@@ -1,11 +1,13 @@
-"""The work of a trial: pipeline and measurements, without records. Runs on every rank of a
-trial's workers.
+"""The work of a trial: pipeline and measurements, without records.
+
+It runs on every rank of a trial's workers.
 """
+
+from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,31 +23,27 @@ from compress.pipeline import (
     StageRun,
     run_pipeline,
 )
-from sweeps.spec.load import validated
-from sweeps.spec.model import Measure
+from sweeps.run.plan import Site, TrialPlan
+from sweeps.run.record import Row, StageRow
 from sweeps.spec.stages import build_stage
-from trainers.config import DataConfig, SourceConfig
 from trainers.data.splits import load_data
 from trainers.models.arch import ModelState
 from trainers.remote import Remote
 from trainers.training import distributed
 
-Plan = dict[str, Any]
-"""JSON-able: trial_id, number, replicate, seed, source, data, stages, measure, config,
-params, run, cache, data_cache, device, threads, workers, max_failures, objectives, watch,
-refines, code, remote."""
-
-Row = dict[str, Any]
 RowSink = Callable[[Row], None]
+StageSink = Callable[[StageRow], None]
 
 
 @dataclass(frozen=True)
 class Execution:
-    """What a trial's work gives. `seconds_full`: what it would have taken without the stage cache.
+    """What a trial's work gives.
 
     Attributes:
         metrics: name → value, of the final model.
         layers: rows of `compress.measure.layers`.
+        seconds: spent.
+        seconds_full: what it would have taken without the stage cache.
         inputs: hashes of the source's weights and of the data.
     """
 
@@ -56,80 +54,90 @@ class Execution:
     inputs: dict[str, str]
 
 
-def pipeline_of(plan: Plan) -> Pipeline:
-    """The validated pipeline of a plan."""
+def pipeline_of(plan: TrialPlan) -> Pipeline:
+    """The validated pipeline of a plan.
+
+    Raises:
+        ValueError: a stage that is not known here, or a config that it refuses.
+    """
     stages = [
         NamedStage(
-            s["name"],
-            s["stage"],
-            build_stage(s["stage"], s["config"], f"stages.{s['name']}"),
+            stage.name,
+            stage.kind,
+            build_stage(stage.kind, stage.config, f"stages.{stage.name}"),
         )
-        for s in plan["stages"]
+        for stage in plan.stages
     ]
-    source = validated(SourceConfig, plan["source"], "source")
-    data = validated(DataConfig, plan["data"], "data")
-    return Pipeline(source, data, tuple(stages), plan["seed"])
+    return Pipeline(plan.source, plan.data, tuple(stages), plan.seed)
 
 
-def execute(plan: Plan, on_epoch: RowSink, on_stage: RowSink) -> Execution:
+def execute(
+    plan: TrialPlan, site: Site, on_epoch: RowSink, on_stage: StageSink
+) -> Execution:
     """Run a plan's pipeline and measure its model.
 
     In a process group every rank calls this with the same plan; the sinks are called on all
     ranks, at the same points, and rank 0's results are those of the trial.
     """
-    torch.set_num_threads(plan["threads"])
+    torch.set_num_threads(site.threads)
     begun = time.perf_counter()
-    device = _device(plan["device"])
+    device = _device(site.device)
     pipeline = pipeline_of(plan)
-
-    def note_stage(run: StageRun) -> None:
-        row = asdict(run)
-        on_stage({"stage": row.pop("kind"), **row})
-
-    on_begin, on_epoch = _with_cost(plan, pipeline, on_epoch)
+    on_begin, on_epoch = _with_cost(plan, site, on_epoch)
     result = run_pipeline(
         pipeline,
-        cache=_cache(plan),
-        data_cache=Path(plan["data_cache"]),
+        cache=_cache(site),
+        data_cache=site.data_cache,
         device=device,
         on_begin=on_begin,
         on_epoch=on_epoch,
-        on_stage=note_stage,
+        on_stage=lambda run: on_stage(_stage_row(run)),
     )
-    metrics = _measured(pipeline, result, plan, device)
+    metrics = _measured(pipeline, result, plan, site, device)
     layers = measure_layers(result.model) if distributed.rank() == 0 else []
     seconds = time.perf_counter() - begun
     saved = sum(s.seconds_full - s.seconds for s in result.stages if s.cached)
     return Execution(metrics, layers, seconds, seconds + max(0.0, saved), result.inputs)
 
 
+def _stage_row(run: StageRun) -> StageRow:
+    return StageRow(
+        index=run.index,
+        name=run.name,
+        stage=run.kind,
+        phase=run.phase,
+        key=run.key,
+        cached=run.cached,
+        seconds=run.seconds,
+        seconds_full=run.seconds_full,
+        metrics=run.metrics,
+    )
+
+
 def _with_cost(
-    plan: Plan, pipeline: Pipeline, on_epoch: RowSink
+    plan: TrialPlan, site: Site, on_epoch: RowSink
 ) -> tuple[Callable[[NamedStage, ModelState], None], RowSink]:
-    """Add what the model costs to the rows of the watched stage, where early stopping
-    compares by it.
-    """
-    watch = plan.get("watch") or {}
-    if "cost" not in watch:
+    """Add what the model costs to its stage's rows, where a stopping rule compares by that."""
+    stopping = plan.stopping
+    if stopping is None or stopping.cost is None:
         return lambda stage, model: None, on_epoch
+    stage_name, name = stopping.stage, stopping.cost
     cost: Row = {}
 
     def on_begin(stage: NamedStage, model: ModelState) -> None:
-        if stage.name == watch["stage"]:
-            image_size = load_data(
-                pipeline.data, Path(plan["data_cache"])
-            ).info.image_size
-            cost[watch["cost"]] = static_cost(model.arch, image_size)[watch["cost"]]
+        if stage.name == stage_name:
+            image_size = load_data(plan.data, site.data_cache).info.image_size
+            cost[name] = static_cost(model.arch, image_size)[name]
 
     def note_epoch(row: Row) -> None:
-        on_epoch(row | cost if row["stage"] == watch["stage"] else row)
+        on_epoch(row | cost if row["stage"] == stage_name else row)
 
     return on_begin, note_epoch
 
 
-def _cache(plan: Plan) -> StageCache:
-    remote = Remote(f"{plan['remote']}/_cache") if plan.get("remote") else None
-    return StageCache(Path(plan["cache"]), remote=remote)
+def _cache(site: Site) -> StageCache:
+    remote = None if site.remote is None else Remote(f"{site.remote}/_cache")
+    return StageCache(site.cache, remote=remote)
 
 
 def _device(kind: str) -> torch.device:
@@ -140,16 +148,20 @@ def _device(kind: str) -> torch.device:
 
 
 def _measured(
-    pipeline: Pipeline, result: PipelineResult, plan: Plan, device: torch.device
+    pipeline: Pipeline,
+    result: PipelineResult,
+    plan: TrialPlan,
+    site: Site,
+    device: torch.device,
 ) -> dict[str, Any]:
-    """All metrics of the final model: on the validation part for the search, on the test
-    set once, to report.
+    """All metrics of the final model: on the validation part for the search, and on the test set
+    once, to report.
     """
     final = FinalModel(
         result.model,
-        load_data(pipeline.data, Path(plan["data_cache"])),
+        load_data(pipeline.data, site.data_cache),
         device,
-        validated(Measure, plan["measure"], "measure"),
+        plan.measure,
         dict(result.metrics),
     )
     quantized = any(stage.config.phase == "quantize" for stage in pipeline.stages)

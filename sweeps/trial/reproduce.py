@@ -1,14 +1,16 @@
-"""A trial once more, on one node and without Ray, from its record alone.
+"""A trial once more, on one node and without Ray, from its plan and record alone.
 
-Nothing comes from the stage cache: the work is done again in a folder of its own. On the
-CPU with the same threads, one worker and the same libraries the metrics are the same to the
-last bit; where a condition differs, within a tolerance. A trial of several workers runs
-here as one that accumulates what its workers had.
+Nothing comes from the stage cache: the work is done again in a folder of its own. On the CPU
+with the same threads, one worker and the same libraries the metrics are the same to the last
+bit; where a condition differs, they are the same within a tolerance. A trial of several workers
+runs here as one that accumulates the batches that its workers had.
 """
+
+from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,18 @@ from typing import Any
 import torch
 
 from compress.keys import library_versions
+from compress.metrics import trial_metrics
+from compress.pipeline import stages
 from sweeps.run.code_version import code_version
-from sweeps.run.record import named_record
+from sweeps.run.plan import Site, StageSpec, TrialPlan
+from sweeps.run.record import Machine, StageRow, TrialRecord, named_record
 from sweeps.spec.stages import build_stage
-from sweeps.trial.attempt import cpu_name
-from sweeps.trial.execute import Plan, Row, execute, pipeline_of
+from sweeps.trial.execute import execute, pipeline_of
+from trainers import plugins
 from trainers.config import FitOptions
 from trainers.data.splits import load_data
 from trainers.files import default_data_cache
+from trainers.machine import processor_name
 from trainers.models.source import load_source
 from trainers.seeding import derive_seed
 
@@ -50,7 +56,7 @@ class Reproduction:
     """What came out.
 
     Attributes:
-        rows: every metric that is not a measured time.
+        rows: every metric of the trial's that is not a measured time.
         conditions: in what this machine or run differs from the trial's; none: identity is
             expected.
         notes: what else is worth knowing.
@@ -67,7 +73,7 @@ class Reproduction:
         return all(row.same for row in self.rows)
 
 
-def read_record(run: Path, trial_id: str) -> dict[str, Any]:
+def read_record(run: Path, trial_id: str) -> TrialRecord:
     """A complete trial's record.
 
     Raises:
@@ -79,19 +85,18 @@ def read_record(run: Path, trial_id: str) -> dict[str, Any]:
         raise CannotReproduceError(str(error)) from None
     if record.status != "complete":
         raise CannotReproduceError(
-            f"trial {trial_id} is {record.status}; only a complete trial can be"
-            " compared"
+            f"trial {trial_id} is {record.status}; only a complete trial can be compared"
         )
-    if not record.content.get("inputs"):
+    if not record.outcome.inputs:
         raise CannotReproduceError(
-            f"trial {trial_id}: its record lacks the hashes of its inputs; an older"
-            " version wrote it"
+            f"trial {trial_id}: its record lacks the hashes of its inputs; a version"
+            " before 0.1 wrote it"
         )
-    return record.content
+    return record
 
 
 def reproduce(
-    record: dict[str, Any],
+    record: TrialRecord,
     *,
     device: str | None = None,
     tolerance: float = DEFAULT_TOLERANCE,
@@ -105,89 +110,84 @@ def reproduce(
         tolerance: where identity cannot be expected.
 
     Raises:
-        CannotReproduceError: data, source or device are missing or differ from the trial's.
+        CannotReproduceError: data, source, device or a plugin are missing or are not the trial's.
     """
+    machine = record.machine
+    assert machine is not None, "a complete trial has run somewhere"
+    try:
+        plugins.require_unchanged(record.plan.plugins)
+    except ValueError as error:
+        raise CannotReproduceError(f"trial {record.trial_id}: {error}") from error
+    plan = plan_again(record)
     with tempfile.TemporaryDirectory(prefix="reproduce-") as folder:
-        plan = plan_of(
-            record,
+        site = site_again(
+            machine,
             Path(folder),
-            device or record["device"]["type"],
+            device or machine.device.type,
             data_cache or default_data_cache(),
         )
-        _check_device(plan)
-        _check_inputs(plan, record["inputs"])
-        stages: list[Row] = []
+        _check_device(site)
+        _check_inputs(plan, site, record.outcome.inputs)
+        rows_now: list[StageRow] = []
         try:
-            done = execute(plan, lambda row: None, stages.append)
+            done = execute(plan, site, lambda row: None, rows_now.append)
         except (ValueError, OSError) as error:
             raise CannotReproduceError(
                 f"the trial does not run here: {error}"
             ) from error
-    conditions = list(_conditions(record, plan))
+    conditions = list(_conditions(record, machine, site))
     allowed = tolerance if conditions else 0.0
-    rows = list(_compared(record["metrics"], done.metrics, allowed))
-    return Reproduction(
-        rows, conditions, list(_notes(record, stages, bool(conditions))), allowed
+    rows = list(_compared(record, done.metrics, allowed))
+    added = [name for name in done.metrics if name not in record.outcome.metrics]
+    notes = list(_notes(record, machine, rows_now, added, bool(conditions)))
+    return Reproduction(rows, conditions, notes, allowed)
+
+
+def plan_again(record: TrialRecord) -> TrialPlan:
+    """The plan of a record's trial for one process that measures no time."""
+    plan, machine = record.plan, record.machine
+    workers = 1 if machine is None else machine.world_size
+    specs = plan.stages
+    if workers > 1:
+        specs = tuple(_accumulating(stage, workers) for stage in specs)
+    measure = plan.measure.model_copy(update={"latency": False})
+    update = {"stages": specs, "measure": measure, "stopping": None}
+    return plan.model_copy(update=update)
+
+
+def site_again(machine: Machine, folder: Path, device: str, data_cache: Path) -> Site:
+    """One process on this machine, with its stage cache in `folder`."""
+    return Site(
+        run=folder,
+        cache=folder / "cache",
+        data_cache=data_cache,
+        device="cuda" if device == "cuda" else "cpu",
+        threads=machine.device.threads,
     )
 
 
-def plan_of(
-    record: dict[str, Any], folder: Path, device: str, data_cache: Path
-) -> Plan:
-    """The plan of a record's trial for one process, with its cache in `folder`."""
-    workers = record["world_size"]
-    stages = (
-        record["pipeline"]
-        if workers == 1
-        else [_accumulating(stage, workers) for stage in record["pipeline"]]
-    )
-    same = {
-        key: record[key]
-        for key in (
-            "trial_id",
-            "number",
-            "replicate",
-            "seed",
-            "source",
-            "data",
-            "config",
-            "params",
-        )
-    }
-    return same | {
-        "stages": stages,
-        "run": str(folder),
-        "cache": str(folder / "cache"),
-        "data_cache": str(data_cache),
-        "measure": record["measure"] | {"latency": False},
-        "device": device,
-        "threads": record["device"]["threads"],
-        "workers": 1,
-        "max_failures": 0,
-    }
-
-
-def _accumulating(stage: dict[str, Any], workers: int) -> dict[str, Any]:
-    """A stage's plan whose micro-batches are those that each of several workers had."""
-    config = build_stage(stage["stage"], stage["config"], f"stages.{stage['name']}")
+def _accumulating(stage: StageSpec, workers: int) -> StageSpec:
+    """A stage whose micro-batches are those that each of several workers had."""
+    config = build_stage(stage.kind, stage.config, f"stages.{stage.name}")
     if not isinstance(config, FitOptions):
         return stage
     micro_batch, _ = config.accumulation(workers)
-    return stage | {"config": stage["config"] | {"max_batch_per_worker": micro_batch}}
+    changed = stage.config | {"max_batch_per_worker": micro_batch}
+    return stage.model_copy(update={"config": changed})
 
 
-def _check_device(plan: Plan) -> None:
-    if plan["device"] == "cuda" and not torch.cuda.is_available():
+def _check_device(site: Site) -> None:
+    if site.device == "cuda" and not torch.cuda.is_available():
         raise CannotReproduceError(
             "the trial ran on a GPU and there is none here; --device cpu compares"
             " within a tolerance"
         )
 
 
-def _check_inputs(plan: Plan, wanted: dict[str, str]) -> None:
+def _check_inputs(plan: TrialPlan, site: Site, wanted: dict[str, str]) -> None:
     pipeline = pipeline_of(plan)
     try:
-        data = load_data(pipeline.data, Path(plan["data_cache"]))
+        data = load_data(pipeline.data, site.data_cache)
     except (ValueError, OSError) as error:
         raise CannotReproduceError(f"the data cannot be read: {error}") from error
     if data.fingerprint != wanted["data"]:
@@ -215,67 +215,69 @@ def _check_inputs(plan: Plan, wanted: dict[str, str]) -> None:
         )
 
 
-def _conditions(record: dict[str, Any], plan: Plan) -> Iterator[str]:
-    """What lets bits differ."""
+def _conditions(record: TrialRecord, machine: Machine, site: Site) -> Iterator[str]:
+    """In what this machine differs from the trial's, so that bits may differ."""
     here = library_versions()
-    for name, version in record["versions"].items():
+    for name, version in machine.versions.items():
         if here.get(name) != version:
             yield f"{name} {version} then, {here.get(name)} now"
-    if record["device"]["type"] != plan["device"]:
-        yield f"on {record['device']['type']} then, on {plan['device']} now"
-    elif plan["device"] == "cuda":
+    if machine.device.type != site.device:
+        yield f"on {machine.device.type} then, on {site.device} now"
+    elif site.device == "cuda":
         yield "on a GPU sums have no fixed order"
-    elif record["device"]["name"] != cpu_name():
-        yield f"another processor: {record['device']['name']} then, {cpu_name()} now"
-    if record["world_size"] > 1:
+    elif machine.device.name != processor_name():
+        yield f"another processor: {machine.device.name} then, {processor_name()} now"
+    if machine.world_size > 1:
         yield (
-            f"{record['world_size']} workers then, one that accumulates now: same"
+            f"{machine.world_size} workers then, one that accumulates now: same"
             " batches, other draws of augmentation and dropout"
         )
-    for stage in record["pipeline"]:
-        if (
-            stage["config"].get("latency") == "measured"
-            and stage["config"].get("table") is None
-        ):
-            yield f"stage {stage['name']} decides by latencies that it measures"
+    for stage in record.plan.stages:
+        measures = stage.config.get("latency") == "measured"
+        if measures and stage.config.get("table") is None:
+            yield f"stage {stage.name} decides by latencies that it measures"
 
 
 def _notes(
-    record: dict[str, Any], stages: list[Row], other_conditions: bool
+    record: TrialRecord,
+    machine: Machine,
+    stage_rows: list[StageRow],
+    added: Sequence[str],
+    other_conditions: bool,
 ) -> Iterator[str]:
-    then, now = record.get("code") or {}, code_version()
+    then, now = machine.code, code_version()
     if then.get("sha256") != now["sha256"]:
         yield f"the code differs: commit {_commit(then)} then, {_commit(now)} now"
+    if added:
+        yield f"measured now, and not then: {', '.join(added)}"
     if not other_conditions:
-        for old, new in zip(record["stages"], stages, strict=True):
-            if old["key"] != new["key"]:
+        for old, new in zip(record.outcome.stage_runs, stage_rows, strict=True):
+            if old.key != new.key:
                 yield (
-                    f"from stage {old['name']} on the inputs differ: a teacher, a table"
+                    f"from stage {old.name} on the inputs differ: a teacher, a table"
                     " or a stage's version"
                 )
                 return
 
 
 def _commit(code: dict[str, Any]) -> str:
-    return f"{(code.get('commit') or 'unknown')[:12]}{' with changes' if code.get('dirty') else ''}"
+    commit = str(code.get("commit") or "unknown")[:12]
+    return f"{commit}{' with changes' if code.get('dirty') else ''}"
 
 
-def is_measured(name: str) -> bool:
-    """Whether a metric is a time, or made of times: no run gives it twice."""
-    made_of_times = (
-        name.endswith(("_measured", "_ms", "_seconds", "_per_second"))
-        or name == "not_faster"
-    )
-    return made_of_times or (
-        name.startswith("latency") and not name.endswith("_estimated")
-    )
+def times_of(record: TrialRecord) -> set[str]:
+    """Metrics of such a trial that are times or made of times: no run gives them twice."""
+    known = stages()
+    kinds = [known[stage.kind] for stage in record.plan.stages if stage.kind in known]
+    return {m.name for m in trial_metrics(kinds).values() if m.is_time}
 
 
 def _compared(
-    old: dict[str, Any], new: dict[str, Any], tolerance: float
+    record: TrialRecord, new: dict[str, Any], tolerance: float
 ) -> Iterator[Comparison]:
-    for name in dict.fromkeys([*old, *new]):
-        if is_measured(name):
+    old, times = record.outcome.metrics, times_of(record)
+    for name in old:
+        if name in times:
             continue
         before: Any = old.get(name)
         after: Any = new.get(name)

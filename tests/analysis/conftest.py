@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,9 +13,7 @@ import numpy as np
 import pytest
 
 import analysis
-
-sys.path.insert(0, str(Path(__file__).parent))
-from browser import Browser, Page
+from tests.analysis.browser import Browser, Page
 
 SLOTS = ("none", "weight_selection", "sws_expand", "lets_expand")
 RULES = ("uniform", "first", "random")

@@ -77,7 +77,7 @@ def test_all_layers_but_the_classifiers(
         else:
             assert torch.equal(value, model.weights[name])
     assert ctx.reported == {"sparse_layers": 4, "sparse_kernels": 0}
-    assert "no 2:4 kernels" in caplog.text
+    assert "no kernels for 2:4 sparsity" in caplog.text
 
 
 @pytest.mark.parametrize("scratch", [False, True])
@@ -108,7 +108,7 @@ def test_fine_tuning_keeps_the_zeros(
 
 
 def test_a_model_without_linear_layers_is_refused(digits: Data) -> None:
-    with pytest.raises(ValueError, match="no Linear layer of a multiple of 4 inputs"):
+    with pytest.raises(ValueError, match="no Linear layer whose inputs divide by 4"):
         Asp().check(
             make_arch("resnet20_cifar", num_classes=10, image_size=32), digits.info
         )

@@ -282,7 +282,7 @@ def test_positions_are_resampled_to_another_image_size(
             {"layers_source": (0, 1, 2), "depth": 4},
             "depth is 4, layers_source has 3 layers: they must agree",
         ),
-        (SWS, {}, "how deep is the descendant"),
+        (SWS, {}, "the descendant's depth is not known"),
         (
             SWS,
             {"depth": 2},
@@ -291,7 +291,7 @@ def test_positions_are_resampled_to_another_image_size(
         (
             SWS,
             {"depth": 3, "num_heads": 4},
-            "num_heads is 4, the auxiliary network has 2: they must agree",
+            "num_heads: it is 4, but the auxiliary network has 2",
         ),
         (
             LETS,
@@ -315,7 +315,7 @@ def test_positions_are_resampled_to_another_image_size(
             "width 12 must be a multiple of a head's 8 from 8 to 24",
         ),
         (LETS, {"width": 32, "depth": 2}, "width 32 must be a multiple"),
-        (LETS, {}, "how deep is the descendant"),
+        (LETS, {}, "the descendant's depth is not known"),
     ],
 )
 def test_what_does_not_fit_is_said(

@@ -540,9 +540,9 @@ def test_a_real_measurement_gives_positive_times(digits: Data, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ema": {"decay": 0.9}}, "ema: an average"),
-        ({"table": Path("x.parquet")}, "latency 'macs' reads no table"),
-        ({"latency_unit": "seconds"}, "macs have no seconds"),
+        ({"ema": {"decay": 0.9}}, "ema: NViT does not keep averaged weights"),
+        ({"table": Path("x.parquet")}, "with latency 'macs' no table is read"),
+        ({"latency_unit": "seconds"}, "'seconds' needs latency 'measured'"),
         ({"latency_target": 1.0}, "less than 1"),
     ],
 )
@@ -557,7 +557,7 @@ def test_models_and_fits_that_do_not_fit(digits: Data, tmp_path: Path) -> None:
     for changes, message in [
         (
             {"epochs": 2, "interval_prune": 7},
-            "2 epochs are 6 steps, less than interval_prune 7",
+            "2 epochs are 6 steps, fewer than one interval of 7",
         ),
         (
             {"groups": {"embed": 17, "heads": 2, "qk": 9, "v": 9, "mlp": 65}},
@@ -574,5 +574,5 @@ def test_models_and_fits_that_do_not_fit(digits: Data, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needed is a ViT or DeiT"):
         Nvit(**QUICK).check(resnet, digits.info)
     sparse = replace(source(), meta={"asp": {"pattern": "2:4", "layers": []}})
-    with pytest.raises(ValueError, match="put asp after nvit"):
+    with pytest.raises(ValueError, match="put `asp` after `nvit`"):
         prune(digits, tmp_path, sparse)

@@ -1,68 +1,77 @@
-"""Real process groups: a script on every rank, gloo between them, results back as JSON."""
+"""Real process groups: two processes for all tests, gloo between them, results back as JSON."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
-_BEGIN = """
-import json, os, sys
-from datetime import timedelta
-from pathlib import Path
-import torch
-import torch.distributed as dist
-torch.set_num_threads(1)
-rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-if world > 1:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world,
-                            timeout=timedelta(seconds=120))
-def give(value):
-    (folder / f"rank-{rank}.json").write_text(json.dumps(value))
-"""
-_END = """
-if world > 1:
-    dist.destroy_process_group()
-"""
+from tests.distributed import worker
 
+ROOT = Path(__file__).parent.parent.parent
 Ranks = Callable[..., list[Any]]
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    """`ranks(script, world)`: runs the script in `world` processes; each calls
-    `give(value)` once; all values.
-    """
+class _Group:
+    """The processes of one group; starting them costs an import of torch each."""
 
-    def run(script: str, world: int = 2) -> list[Any]:
-        folder = tmp_path_factory.mktemp(f"world-{world}")
-        (folder / "script.py").write_text(_BEGIN + script + _END)
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        processes = [
+    def __init__(self, world: int, folder: Path) -> None:
+        path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        self.processes = [
             subprocess.Popen(
-                [
-                    sys.executable,
-                    str(folder / "script.py"),
-                    str(rank),
-                    str(world),
-                    str(folder),
-                ],
+                [sys.executable, worker.__file__, str(rank), str(world), str(folder)],
                 env=environment,
-                stderr=subprocess.PIPE,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
                 text=True,
             )
             for rank in range(world)
         ]
-        errors = [process.communicate(timeout=180)[1] for process in processes]
-        assert all(p.returncode == 0 for p in processes), "\n".join(errors)
-        return [
-            json.loads((folder / f"rank-{rank}.json").read_text())
-            for rank in range(world)
-        ]
 
-    return run
+    def run(self, folder: Path) -> None:
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.write(f"{folder}\n")
+            process.stdin.flush()
+        for process in self.processes:
+            assert process.stdout is not None
+            while (line := process.stdout.readline()) != "done\n":
+                assert line, f"a process of the group ended: {process.poll()}"
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """`ranks(script, world)`: runs the script in `world` processes; each calls `give(value)`
+    once; all values. One process is this one.
+    """
+    groups: dict[int, _Group] = {}
+
+    def run(script: str, world: int = 2) -> list[Any]:
+        folder = tmp_path_factory.mktemp(f"world-{world}")
+        (folder / "script.py").write_text(script)
+        if world == 1:
+            worker.run(folder / "script.py", 0, 1)
+        else:
+            if world not in groups:
+                groups[world] = _Group(world, tmp_path_factory.mktemp("group"))
+            groups[world].run(folder)
+        errors = [path.read_text() for path in sorted(folder.glob("rank-*.error"))]
+        if errors:  # the ranks need not stand at the same collective any more
+            groups.pop(world).end()
+        assert not errors, "\n".join(errors)
+        names = [f"rank-{rank}.json" for rank in range(world)]
+        return [json.loads((folder / name).read_text()) for name in names]
+
+    yield run
+    for group in groups.values():
+        group.end()

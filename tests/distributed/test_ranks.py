@@ -3,81 +3,40 @@ reference.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from trainers.config import AugmentConfig, TrainConfig
+from trainers.config import AugmentConfig, DataConfig, SourceConfig, TrainConfig
+from trainers.data.splits import load_data
+from trainers.models.source import load_source
+from trainers.training.epoch_metrics import EPOCH_METRICS
+from trainers.training.evaluate import evaluate_classes
 
 Ranks = Callable[..., list[Any]]
 
-COMMON = """
-from compress.cache import StageCache
-from compress.pipeline import STAGES, NamedStage, Pipeline, run_pipeline
-from trainers.config import DataConfig
-from trainers.data.splits import load_data
-from trainers.training.evaluate import evaluate
-from trainers.config import SourceConfig
+TWO = """
+from tests.distributed import jobs
 
-TRAIN = dict(epochs=2, batch_size=40, lr=2e-3, lr_scaling="unscaled", warmup=0, augment="none")
-RESNET = SourceConfig(model="resnet20_cifar", args={"width": 4})
-VIT = SourceConfig(model="vit_tiny_patch16_224", args={"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2})
-data, data_cache = DataConfig(dataset="digits", limit=160, limit_test=61, val_fraction=0.25), Path(os.environ["SWEEPS_DATA_CACHE"])
-CPU = torch.device("cpu")
-
-def run(kind, config, source=RESNET, cache="cache", on_epoch=None):
-    rows = []
-    stage = NamedStage(kind, kind, STAGES[kind](**config))
-    result = run_pipeline(Pipeline(source, data, (stage,), 0), cache=StageCache(folder / cache),
-                          data_cache=data_cache, device=CPU, on_epoch=on_epoch or rows.append)
-    return result, rows
-
-def vit():
-    micro = None if world == 2 else 20
-    result, rows = run("finetune", TRAIN | {"max_batch_per_worker": micro, "clip_grad": 1.0}, VIT)
-    return {"rows": [[r["train_loss"], r["accuracy"], r["loss"]] for r in rows],
-            "norm": float(sum(v.double().pow(2).sum() for v in result.model.weights.values()))}
-"""
-TWO = (
-    COMMON
-    + """
-import hashlib
-import compress.wfn.fixing as wfn
-
-result, rows = run("finetune", TRAIN)
-again, rows_again = run("finetune", TRAIN)
-scores = evaluate(result.model.build(), load_data(data, data_cache), "test", CPU)
-fit = {"hash": result.model.hash(), "rows": [[r["train_loss"], r["accuracy"]] for r in rows], "scores": scores,
-       "cached": [s.cached for s in again.stages], "again": again.model.hash(), "replayed": len(rows_again)}
-
-seen, original = [], wfn.cluster
-def spy(*args, **options):
-    found = original(*args, **options)
-    seen.append(hashlib.sha256(found.values.numpy().tobytes() + found.fixed.numpy().tobytes()).hexdigest())
-    return found
-wfn.cluster = spy
-config = {k: v for k, v in TRAIN.items() if k != "epochs"} | {"percentages": (0.4, 0.8, 1.0), "fixing_epochs": 1}
-fixed, _ = run("wfn", config | {"distance_allowed": 0.05})
-
-class Killed(Exception):
-    pass
-def killed_after_two(row):
-    killed_after_two.seen += 1
-    if killed_after_two.seen == 2:
-        raise Killed
-killed_after_two.seen = 0
-try:
-    run("finetune", TRAIN | {"epochs": 3}, cache="killed", on_epoch=killed_after_two)
-except Killed:
-    pass
-dist.barrier()
-resumed, resumed_rows = run("finetune", TRAIN | {"epochs": 3}, cache="killed")
-whole, _ = run("finetune", TRAIN | {"epochs": 3}, cache="whole")
-give({"fit": fit, "wfn": {"seen": seen, "hash": fixed.model.hash(), "metrics": fixed.metrics}, "vit": vit(),
-      "resumed": [resumed.model.hash(), whole.model.hash(), len(resumed_rows)]})
-"""
+give(
+    {
+        "fit": jobs.training(folder),
+        "evaluated": jobs.evaluated(),
+        "wfn": jobs.fixing_weights(folder),
+        "vit": jobs.vit(folder, world),
+        "resumed": jobs.killed_and_resumed(folder),
+        "nvit": jobs.pruning(folder, rank),
+    }
 )
-ONE = COMMON + "give(vit())"
+"""
+ONE = """
+from tests.distributed import jobs
+
+give(jobs.vit(folder, world))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +60,39 @@ def test_a_fit_counts_every_image_once_and_is_taken_from_the_cache(
     assert fit["replayed"] == 2
 
 
+def test_every_epoch_metric_is_that_of_one_process(
+    two: list[dict[str, Any]], data_cache: Path
+) -> None:
+    """On 61 images, and on one alone, of which the second rank has none."""
+    config = DataConfig(dataset="digits", limit=160, limit_test=61, val_fraction=0.25)
+    data = load_data(config, data_cache)
+    source = SourceConfig(model="resnet20_cifar", args={"width": 4})
+    module = load_source(source, num_classes=10, image_size=32, seed=5).build()
+    first = replace(data.test, rows=data.test.rows[:1], labels=data.test.labels[:1])
+    for part, (metrics, by_class) in zip(
+        (data.test, first), two[0]["evaluated"], strict=True
+    ):
+        alone = evaluate_classes(
+            module, replace(data, test=part), "test", torch.device("cpu")
+        )
+        assert metrics == pytest.approx(alone.metrics, abs=1e-6)
+        assert by_class == alone.class_accuracy
+    assert set(two[0]["evaluated"][0][0]) == set(EPOCH_METRICS) - {"train_loss"}
+    assert "auroc" not in two[0]["evaluated"][1][0]
+
+
 def test_wfn_assigns_alike_in_every_iteration(two: list[dict[str, Any]]) -> None:
     assert len(set(two[0]["wfn"]["seen"])) == 3
     assert two[0]["wfn"] == two[1]["wfn"]
+
+
+def test_nvit_holds_the_same_masks_everywhere(two: list[dict[str, Any]]) -> None:
+    """Importance is reduced, so that all ranks decide alike."""
+    nvit = two[0]["nvit"]
+    assert nvit["reduced"] == [1.5, 3.0]
+    assert nvit["reason"] == "latency_target"
+    assert nvit["keeps"][0] != nvit["keeps"][-1]
+    assert nvit == two[1]["nvit"]
 
 
 def test_killed_and_resumed_is_uninterrupted(two: list[dict[str, Any]]) -> None:

@@ -16,10 +16,8 @@ PLAN: dict[str, Any] = {
     "number": 0,
     "replicate": 0,
     "seed": 3,
-    "params": {},
-    "config": {},
-    "device": "cpu",
-    "threads": 1,
+    "draw": {},
+    "configuration": {},
     "source": {
         "model": "vit_tiny_patch16_224",
         "args": {"patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2},
@@ -28,7 +26,7 @@ PLAN: dict[str, Any] = {
     "stages": [
         {
             "name": "finetune",
-            "stage": "finetune",
+            "kind": "finetune",
             "config": {
                 "epochs": 3,
                 "batch_size": 24,
@@ -40,18 +38,18 @@ PLAN: dict[str, Any] = {
         }
     ],
     "measure": {"latency": False},
-    "workers": 2,
-    "max_failures": 0,
 }
 
 TRIAL = """
-from sweeps.trial.execute import execute
+from sweeps.run.plan import Site, TrialPlan
 from sweeps.trial.attempt import run_trial
-plan = json.loads({plan!r})
+from sweeps.trial.execute import execute
+plan = TrialPlan.model_validate(json.loads({plan!r}))
+site = Site.model_validate(json.loads({site!r}))
 if rank == 0:
-    give(run_trial(plan, execute))
+    give(run_trial(plan, site).status)
 else:
-    execute(plan, lambda row: None, lambda row: None)
+    execute(plan, site, lambda row: None, lambda row: None)
     give(None)
 """
 
@@ -60,23 +58,25 @@ else:
 def test_two_workers_again_with_one(
     ranks: Ranks, tmp_path: Path, data_cache: Path
 ) -> None:
-    plan = PLAN | {
+    site = {
         "run": str(tmp_path),
         "cache": str(tmp_path / "_cache"),
         "data_cache": str(data_cache),
+        "workers": 2,
     }
-    first, _ = ranks(TRIAL.format(plan=json.dumps(plan)))
-    assert first["status"] == "complete"
+    first, _ = ranks(TRIAL.format(plan=json.dumps(PLAN), site=json.dumps(site)))
+    assert first == "complete"
     record = read_record(tmp_path, "00000")
-    assert record["world_size"] == 2
+    assert record.machine is not None
+    assert record.machine.world_size == 2
     found = reproduce(record, tolerance=1e-3, data_cache=data_cache)
     assert found.conditions == [
         "2 workers then, one that accumulates now: same batches, other draws of"
         " augmentation and dropout"
     ]
     assert found.same, [row for row in found.rows if not row.same]
-    alone = reproduce(
-        record | {"world_size": 1}, data_cache=data_cache
-    )  # without accumulation: the same batches in one
+    # without accumulation: the same batches in one
+    record.machine = record.machine.model_copy(update={"world_size": 1})
+    alone = reproduce(record, data_cache=data_cache)
     loss = next(row for row in alone.rows if row.name == "loss")
     assert abs(loss.new - loss.old) < 1e-3

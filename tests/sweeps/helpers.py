@@ -6,56 +6,64 @@ from typing import Any
 from optuna.trial import TrialState
 
 from sweeps.check import check_spec
-from sweeps.run.record import TrialRecord, trial_folder, trial_records
+from sweeps.run.folder import trial_folder
+from sweeps.run.plan import Site, TrialPlan
+from sweeps.run.record import TrialRecord, trial_records
+from sweeps.run.storage import RunStorage
 from sweeps.search.searcher import StudySearch
 from sweeps.spec.load import spec_from
 
-COMMON: dict[str, Any] = {
-    "run": "",
-    "cache": "",
-    "data_cache": "",
-    "measure": {},
-    "device": "cpu",
-    "threads": 1,
-    "max_failures": 0,
-    "remote": None,
-}
+
+def site(run: Path, **fields: Any) -> Site:
+    """A site of one process on this machine, with its caches beside the run folder."""
+    folders = {"cache": run.parent / "_cache", "data_cache": run.parent / "_data"}
+    return Site(run=run, **(folders | fields))
+
+
+def plan(trial_id: str = "00000", **fields: Any) -> TrialPlan:
+    """A plan of a trial that trains nothing."""
+    empty: dict[str, Any] = {
+        "number": 0,
+        "replicate": 0,
+        "seed": 0,
+        "configuration": {},
+        "draw": {},
+        "source": {"model": "resnet20_cifar"},
+        "data": {},
+        "stages": (),
+        "measure": {"latency": False},
+    }
+    return TrialPlan.model_validate({"trial_id": trial_id} | empty | fields)
 
 
 def searcher(raw: dict[str, Any], run: Path, **search: Any) -> StudySearch:
     """A searcher of the small spec with these changes under `search`."""
-    checked = check_spec(spec_from(raw | {"search": raw["search"] | search}))
+    sweep = check_spec(spec_from(raw | {"search": raw["search"] | search}))
     run.mkdir(parents=True, exist_ok=True)
-    return StudySearch(checked, run, COMMON | {"run": str(run)})
+    return StudySearch(sweep, RunStorage(run))
 
 
-def begin(search: StudySearch, run: Path, tune_id: str) -> TrialRecord:
-    """Suggest, and begin the trial's record."""
-    suggestion = search.suggest(tune_id)
-    assert isinstance(suggestion, dict)
-    plan = suggestion["plan"]
-    facts = {"refines": None} | plan | {"pipeline": plan["stages"]}
-    return TrialRecord.begin(trial_folder(run, plan["trial_id"]), facts)
+def begin(search: StudySearch) -> TrialRecord:
+    """Ask for a trial, and begin its record."""
+    plan = search.ask()
+    assert plan is not None
+    return TrialRecord.begin(trial_folder(search.run, plan.trial_id), plan)
 
 
 def finish(
-    search: StudySearch,
-    run: Path,
-    tune_id: str,
-    status: Any = "complete",
-    **metrics: float,
-) -> dict[str, Any]:
-    """Suggest, and pretend that the trial ended like this; its plan."""
-    record = begin(search, run, tune_id)
+    search: StudySearch, status: Any = "complete", **metrics: float
+) -> TrialRecord:
+    """Ask for a trial, and pretend that it ended like this; its record."""
+    record = begin(search)
     record.finish(status, metrics=metrics)
-    search.on_trial_complete(tune_id, {"status": status})
-    return record.content
+    search.tell(record)
+    return record
 
 
 def states(search: StudySearch) -> list[TrialState]:
     return [t.state for t in search.study.get_trials()]
 
 
-def contents(run: Path) -> dict[str, dict[str, Any]]:
+def records(run: Path) -> dict[str, TrialRecord]:
     """Trial id → record."""
-    return {r.content["trial_id"]: r.content for r in trial_records(run)}
+    return {record.trial_id: record for record in trial_records(run)}

@@ -11,10 +11,13 @@ from typer.testing import CliRunner
 from sweeps.check import check_spec
 from sweeps.cli.main import app
 from sweeps.export.models import trial_model
-from sweeps.run.record import TrialRecord, trial_folder
+from sweeps.run.folder import trial_folder
+from sweeps.run.record import TrialRecord
+from sweeps.run.storage import RunStorage
 from sweeps.search.searcher import StudySearch
 from sweeps.spec.load import spec_from
 from sweeps.trial.attempt import run_trial
+from tests.sweeps.helpers import site
 
 
 @pytest.fixture
@@ -26,20 +29,12 @@ def quantised_run(raw: dict[str, Any], tmp_path: Path, data_cache: Path) -> Path
         {"metric": "accuracy", "mode": "max"},
         {"metric": "coded_bytes", "mode": "min"},
     ]
+    raw["measure"]["latency"] = False
     run = tmp_path / "runs" / "small"
     run.mkdir(parents=True)
-    common = {
-        "run": str(run),
-        "cache": str(run.parent / "_cache"),
-        "data_cache": str(data_cache),
-        "measure": {"latency": False},
-        "device": "cpu",
-        "threads": 1,
-        "max_failures": 0,
-    }
-    suggestion = StudySearch(check_spec(spec_from(raw)), run, common).suggest("a")
-    assert isinstance(suggestion, dict)
-    run_trial(suggestion["plan"])
+    plan = StudySearch(check_spec(spec_from(raw)), RunStorage(run)).ask()
+    assert plan is not None
+    run_trial(plan, site(run, data_cache=data_cache))
     return run
 
 
@@ -59,7 +54,7 @@ def test_pack_and_unpack_keep_every_bit(quantised_run: Path, tmp_path: Path) -> 
         ), name
     record = TrialRecord.read(trial_folder(quantised_run, "00000"))
     assert record is not None
-    metrics = record.content["metrics"]
+    metrics = record.outcome.metrics
     assert metrics["coded_bytes"] == packed.stat().st_size
     assert metrics["coded_ratio"] == pytest.approx(
         metrics["model_bytes"] / packed.stat().st_size

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import analysis
 from sweeps.cli.main import app
-from sweeps.drive.driver import Outcome
+from sweeps.drive.driver import SweepResult
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,9 @@ def test_a_sweep_without_a_complete_trial_fails(
     complete: bool,
     code: int,
 ) -> None:
-    outcome = Outcome(run, interrupted=False, stopped=False, report=run / "report.html")
+    outcome = SweepResult(
+        run, interrupted=False, stopped=False, report=run / "report.html"
+    )
     monkeypatch.setattr(
         "sweeps.drive.driver.run_sweep", lambda *args, **kwargs: outcome
     )

@@ -1,11 +1,13 @@
 """Sweeps on a real Ray: records, sharing, failures, dead processes, Ctrl-C, a killed driver."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,22 @@ import yaml
 
 import analysis
 from sweeps.check import check_spec
-from sweeps.drive.driver import Outcome, run_sweep
-from sweeps.run.record import TrialRecord, trial_folder, trial_records
+from sweeps.drive.driver import SweepResult, run_sweep
+from sweeps.drive.events import TrialEvents
+from sweeps.run.folder import trial_folder
+from sweeps.run.plan import Site, TrialPlan
+from sweeps.run.record import Outcome, TrialRecord, trial_records
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
+from tests.sweeps.helpers import plan, records
 
 
-def sweep(raw: dict[str, Any], **options: Any) -> Outcome:
+def sweep(raw: dict[str, Any], **options: Any) -> SweepResult:
     return run_sweep(check_spec(spec_from(raw)), **options)
 
 
-def records(run: Path) -> dict[str, dict[str, Any]]:
-    return {r.content["trial_id"]: r.content for r in trial_records(run)}
+def ended(run: Path) -> dict[str, str | None]:
+    return {trial_id: record.ended for trial_id, record in records(run).items()}
 
 
 def test_end_to_end(raw: dict[str, Any], ray_session: None) -> None:
@@ -57,13 +63,22 @@ def test_end_to_end(raw: dict[str, Any], ray_session: None) -> None:
     assert list((run / "tensorboard").glob("00000/events.*"))
     assert not (run / "driver.json").exists()
     assert outcome.report.read_text().startswith("<!DOCTYPE html>")
-    before = {k: v["ended"] for k, v in records(run).items()}
+    header = json.loads((run / "run.json").read_text())
+    assert header["schema"] == 2
+    described = header["metrics"]
+    assert described["latency_ms"]["is_time"]
+    assert set(loaded.epochs) & {"accuracy", "train_loss"} <= set(described)
+    assert all(
+        set(record.outcome.metrics) <= set(described)
+        for record in records(run).values()
+    )
+    before = ended(run)
     again = sweep(raw)  # all there: nothing runs
-    assert {k: v["ended"] for k, v in records(run).items()} == before
+    assert ended(run) == before
     assert not again.interrupted
     more = sweep(raw | {"search": raw["search"] | {"trials": 5}})
     assert len(records(more.folder)) == 5
-    assert before.items() <= {k: v["ended"] for k, v in records(run).items()}.items()
+    assert before.items() <= ended(run).items()
     with pytest.raises(SpecError, match=r"holds another sweep.*--overwrite"):
         sweep(raw | {"seed": 1})
     replaced = sweep(
@@ -72,27 +87,29 @@ def test_end_to_end(raw: dict[str, Any], ray_session: None) -> None:
     assert len(records(replaced.folder)) == 1
 
 
-def ends_in_its_own_way(plan: dict[str, Any]) -> dict[str, Any]:
-    """Trial 1 kills its process each time, 2 fails always, 3 fails once; the others are fine."""
+def ends_in_its_own_way(plan: TrialPlan, site: Site) -> Outcome:
+    """Trial 1 kills its process each time, 2 fails always, 3 fails once, and 4 kills its process
+    before its record begins; the others are fine.
+    """
     import sweeps.run.record as r
     from sweeps.trial.attempt import run_trial
     from sweeps.trial.execute import Execution
 
-    number = plan["number"]
-    folder = r.trial_folder(Path(plan["run"]), plan["trial_id"])
+    number = plan.number
+    if number == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    def attempt(plan: dict[str, Any], on_epoch: Any, on_stage: Any) -> Execution:
-        record = r.TrialRecord.read(folder)
+    def attempt(plan: TrialPlan, site: Site, on_epoch: Any, on_stage: Any) -> Execution:
+        record = r.TrialRecord.read(trial_folder(site.run, plan.trial_id))
         assert record is not None
         if number == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        if number == 2 or (number == 3 and record.content["attempts"] == 1):
+        if number == 2 or (number == 3 and record.attempts == 1):
             raise RuntimeError(f"<b>trial {number} fails</b>")
-        return Execution(
-            {"accuracy": 0.5 + number / 10, "gmacs": 1.0}, [], 0.0, 0.0, {}
-        )
+        metrics = {"accuracy": 0.5 + number / 10, "gmacs": 1.0}
+        return Execution(metrics, [], 0.0, 0.0, {})
 
-    return run_trial(plan, attempt)
+    return run_trial(plan, site, attempt)
 
 
 def test_failures_are_recorded_and_the_sweep_goes_on(
@@ -101,62 +118,56 @@ def test_failures_are_recorded_and_the_sweep_goes_on(
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    search = raw["search"] | {"trials": 6, "max_failures": 1}
     outcome = sweep(
-        raw
-        | {
-            "name": "failing",
-            "search": raw["search"] | {"trials": 6, "max_failures": 2},
-        },
-        trial=ends_in_its_own_way,
+        raw | {"name": "failing", "search": search}, trial=ends_in_its_own_way
     )
     found = records(outcome.folder)
-    assert {k: v["status"] for k, v in found.items()} == {
-        "00000": "complete",
-        "00001": "failed",
-        "00002": "failed",
-        "00003": "complete",
-        "00004": "complete",
-        "00005": "complete",
+    assert {k: (r.status, r.attempts) for k, r in found.items()} == {
+        "00000": ("complete", 1),
+        "00001": ("failed", 2),
+        "00002": ("failed", 2),
+        "00003": ("complete", 2),
+        "00004": ("failed", 2),
+        "00005": ("complete", 1),
     }
-    assert {k: v["attempts"] for k, v in found.items()} == {
-        "00000": 1,
-        "00001": 3,
-        "00002": 3,
-        "00003": 2,
-        "00004": 1,
-        "00005": 1,
-    }
-    assert "process died 3 times" in found["00001"]["error"]["message"]
+    errors = {k: r.outcome.error for k, r in found.items() if r.outcome.error}
+    assert "process died 2 times" in errors["00001"].message
+    assert "process died 2 times" in errors["00004"].message
+    assert found["00004"].machine is None  # it died before it could say where it ran
     said = "".join(capfd.readouterr())
-    assert (
-        said.count("00001  its process died") == 2
-    )  # no line of Tune's, with its traceback, beside
+    for trial_id in ("00001", "00004"):
+        # no line of Tune's, with its traceback, beside
+        assert said.count(f"{trial_id}  its process died") == 1
     assert "Trial task failed" not in said
     assert "RayActorError" not in said
-    assert found["00002"]["error"]["type"] == "RuntimeError"
-    assert "in attempt" in found["00002"]["error"]["traceback"]
-    trials = analysis.load(outcome.folder).trials
-    assert len(trials) == 6
+    assert errors["00002"].type == "RuntimeError"
+    assert "in attempt" in errors["00002"].traceback
+    loaded = analysis.load(outcome.folder)
+    assert not loaded.problems
+    trials = loaded.trials.set_index("trial_id")
+    assert len(trials) == len(list((outcome.folder / "trials").iterdir())) == 6
+    assert trials.loc["00004", "status"] == "failed"
+    assert "process died 2 times" in trials.loc["00004", "error"]
+    assert trials.loc["00004", "config/finetune.lr"] > 0  # what would have run
     assert "<b>trial 2" not in outcome.report.read_text()  # escaped
 
 
-def finds_the_disk_full(plan: dict[str, Any]) -> dict[str, Any]:
+def finds_the_disk_full(plan: TrialPlan, site: Site) -> Outcome:
     """Trial 1 cannot write while there is a file `no-space` beside the run folder."""
     import errno
 
     from sweeps.trial.attempt import run_trial
     from sweeps.trial.execute import Execution
 
-    def work(plan: dict[str, Any], on_epoch: Any, on_stage: Any) -> Execution:
-        if plan["number"] == 1 and (Path(plan["run"]).parent / "no-space").exists():
-            raise OSError(
-                errno.ENOSPC, os.strerror(errno.ENOSPC), "/storage/model.safetensors"
-            )
-        return Execution(
-            {"accuracy": 0.5 + plan["number"] / 10, "gmacs": 1.0}, [], 0.0, 0.0, {}
-        )
+    def work(plan: TrialPlan, site: Site, on_epoch: Any, on_stage: Any) -> Execution:
+        if plan.number == 1 and (site.run.parent / "no-space").exists():
+            full = os.strerror(errno.ENOSPC)
+            raise OSError(errno.ENOSPC, full, "/storage/model.safetensors")
+        metrics = {"accuracy": 0.5 + plan.number / 10, "gmacs": 1.0}
+        return Execution(metrics, [], 0.0, 0.0, {})
 
-    return run_trial(plan, work)
+    return run_trial(plan, site, work)
 
 
 def test_a_full_disk_ends_the_sweep_and_loses_nothing(
@@ -178,15 +189,57 @@ def test_a_full_disk_ends_the_sweep_and_loses_nothing(
     ):
         sweep(raw, trial=finds_the_disk_full)
     before = records(storage / "filled")
-    assert {k: r["status"] for k, r in before.items()} == {
+    assert {k: r.status for k, r in before.items()} == {
         "00000": "complete",
         "00001": "interrupted",
     }
     (storage / "no-space").unlink()
     after = records(sweep(raw, trial=finds_the_disk_full).folder)
-    assert [r["status"] for r in after.values()] == ["complete"] * 4
+    assert [r.status for r in after.values()] == ["complete"] * 4
     assert after["00000"] == before["00000"]
-    assert after["00001"]["params"] == before["00001"]["params"]
+    assert after["00001"].plan == before["00001"].plan
+
+
+def does_nothing(plan: TrialPlan, site: Site) -> Outcome:
+    from sweeps.run.record import TrialRecord
+
+    record = TrialRecord.begin(trial_folder(site.run, plan.trial_id), plan)
+    record.finish("complete", metrics={"accuracy": 0.5, "gmacs": 1.0})
+    return record.outcome
+
+
+GROWTH_BYTES = 40_000
+"""What the driver may keep of a trial that has ended. Tune's own part is some 20 kB."""
+
+
+def test_the_driver_keeps_little_of_a_trial(
+    raw: dict[str, Any], ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two hundred trials: from the fiftieth on, memory grows by less than a bound a trial."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    held: dict[int, int] = {}
+    count = 0
+    end = TrialEvents.ended
+
+    def measured(self: TrialEvents, trial_id: str, *, died: bool) -> None:
+        nonlocal count
+        end(self, trial_id, died=died)
+        count += 1
+        if count in (50, 200):
+            gc.collect()
+            held[count] = tracemalloc.get_traced_memory()[0]
+
+    monkeypatch.setattr(TrialEvents, "ended", measured)
+    raw |= {"name": "many", "search": raw["search"] | {"trials": 200}}
+    tracemalloc.start()
+    try:
+        sweep(raw, trial=does_nothing)
+    finally:
+        tracemalloc.stop()
+    growth = (held[200] - held[50]) / 150
+    assert growth < GROWTH_BYTES, f"{growth:.0f} bytes a trial"
 
 
 def start(raw: dict[str, Any], folder: Path) -> subprocess.Popen[str]:
@@ -209,11 +262,11 @@ def start(raw: dict[str, Any], folder: Path) -> subprocess.Popen[str]:
 
 
 def wait_for_complete(run: Path, process: subprocess.Popen[str], count: int) -> None:
-    for _ in range(1800):
-        if sum(r["status"] == "complete" for r in records(run).values()) >= count:
+    for _ in range(3600):
+        if sum(r.status == "complete" for r in trial_records(run)) >= count:
             return
         assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.1)
+        time.sleep(0.05)
     raise AssertionError("no trial completed in three minutes")
 
 
@@ -223,11 +276,8 @@ def wait_for_complete(run: Path, process: subprocess.Popen[str], count: int) -> 
 def test_interrupted_and_started_again(
     raw: dict[str, Any], tmp_path: Path, how: signal.Signals
 ) -> None:
-    raw = raw | {
-        "name": "cut",
-        "search": raw["search"] | {"trials": 5},
-        "resources": {"cpus": 2},
-    }
+    search = raw["search"] | {"trials": 5}
+    raw |= {"name": "cut", "search": search, "resources": {"cpus": 2}}
     raw["stages"]["finetune"]["epochs"] = 12
     run = Path(raw["storage"]) / "cut"
     process = start(raw, tmp_path)
@@ -235,29 +285,28 @@ def test_interrupted_and_started_again(
     os.kill(process.pid, how)
     output = process.communicate(timeout=30)[0]
     before = records(run)
-    done = {k: v["ended"] for k, v in before.items() if v["status"] == "complete"}
+    done = {k: r.ended for k, r in before.items() if r.status == "complete"}
     assert 2 <= len(done) < 5, "the interruption came too late to show anything"
     if how == signal.SIGINT:
         assert process.returncode == 130, output
         assert "Traceback" not in output
         assert "the same command goes on from here" in output
-        assert {v["status"] for v in before.values()} <= {"complete", "interrupted"}
+        assert {r.status for r in before.values()} <= {"complete", "interrupted"}
         assert len(analysis.load(run).trials) == len(before)
     process = start(raw, tmp_path)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
     after = records(run)
     assert sorted(after) == [f"{i:05d}" for i in range(5)]
-    assert {v["status"] for v in after.values()} == {"complete"}
-    assert {
-        k: after[k]["ended"] for k in done
-    } == done  # finished ones did not run again
-    assert all(after[k]["params"] == v["params"] for k, v in before.items())
+    assert {r.status for r in after.values()} == {"complete"}
+    # finished ones did not run again
+    assert {k: after[k].ended for k in done} == done
+    assert all(after[k].plan == record.plan for k, record in before.items())
     computed = [
-        s
-        for v in after.values()
-        for s in v["stages"]
-        if s["name"] == "teacher" and not s["cached"]
+        stage
+        for record in after.values()
+        for stage in record.outcome.stage_runs
+        if stage.name == "teacher" and not stage.cached
     ]
     assert len(computed) <= 1  # 0 where the one that trained it was cut and began anew
 
@@ -277,19 +326,18 @@ def test_a_foreign_folder_is_not_touched(
 
 
 def test_records_are_whole_or_absent(tmp_path: Path) -> None:
-    record = TrialRecord.begin(
-        trial_folder(tmp_path, "00000"), {"trial_id": "00000", "number": 0}
-    )
-    assert (
-        json.loads((tmp_path / "trials/00000/record.json").read_text())["status"]
-        == "running"
-    )
+    record = TrialRecord.begin(trial_folder(tmp_path, "00000"), plan())
+    written = json.loads((tmp_path / "trials/00000/record.json").read_text())
+    assert (written["schema"], written["status"]) == (2, "running")
     (tmp_path / "trials/00001").mkdir()
-    (tmp_path / "trials/00001/record.json").write_text(
-        '{"trial_id": "000'
-    )  # half a file from elsewhere
-    assert [r.content["trial_id"] for r in trial_records(tmp_path)] == ["00000"]
+    # half a file from elsewhere
+    (tmp_path / "trials/00001/plan.json").write_text('{"trial_id": "000')
+    assert list(records(tmp_path)) == ["00000"]
     record.finish("failed", error=ValueError("no"))
-    again = TrialRecord.begin(record.folder, {"trial_id": "00000", "number": 0})
-    assert again.content["attempts"] == 2
-    assert again.content["error"] is None
+    again = TrialRecord.begin(record.folder, record.plan)
+    assert again.attempts == 2
+    assert again.outcome.error is None
+    assert TrialRecord.read(record.folder) == again
+    (tmp_path / "trials/00001/plan.json").write_text('{"trial_id": "00001"}')
+    with pytest.raises(ValueError, match=r"00001/plan\.json: is no plan .* number"):
+        records(tmp_path)

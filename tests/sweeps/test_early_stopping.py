@@ -1,52 +1,60 @@
 """Early stopping: whom the rules give up, what the records and the study then say."""
 
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
 from optuna.trial import TrialState
-from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import Searcher
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
 
 import analysis
 from sweeps.check import check_spec
 from sweeps.drive.driver import run_sweep
-from sweeps.run.record import RecordTakenError, TrialRecord, trial_folder
-from sweeps.search.stopping import EpochScheduler
+from sweeps.run.folder import trial_folder
+from sweeps.run.plan import Site, Stopping, TrialPlan
+from sweeps.run.record import Outcome, Pruned, RecordTakenError, TrialRecord
+from sweeps.search.searcher import StudySearch
+from sweeps.search.stopping import EarlyStopper, rule_of
 from sweeps.spec.load import spec_from
 from sweeps.spec.model import EarlyStopping
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.attempt import run_trial
-from sweeps.trial.epoch_curve import WatchedEpochs, curve, prune
-from tests.sweeps.helpers import begin, contents, finish, searcher, states
+from sweeps.trial.epoch_curve import EpochReport, curve, prune
+from tests.sweeps.helpers import begin, finish, plan, records, searcher, site, states
+from trainers.seeding import derive_seed
 
-WATCH = {"stage": "finetune", "metric": "accuracy", "last_epoch": 9}
-GO, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
+STOPPING = Stopping(stage="finetune", metric="accuracy", last_epoch=9)
+GO, STOP = False, True
 
 
 class Rule:
-    """A scheduler and whom it gave up; trials are named by letters."""
+    """A stopper and whom it gave up; trials are named by letters."""
 
     def __init__(self, earlier: Any = (), **options: Any) -> None:
-        self.stopped: list[tuple[str, dict[str, Any]]] = []
-        spec = EarlyStopping(**options)
-        self.scheduler = EpochScheduler(
-            spec, 0, earlier, lambda p, r: self.stopped.append((p["trial_id"], r))
-        )
+        self.stopped: list[tuple[str, EpochReport]] = []
+        self.stopper = EarlyStopper(EarlyStopping(**options), 0, earlier)
 
     def epoch(
-        self, name: str, epoch: int, value: float, is_last: bool = False, **more: float
-    ) -> str:
-        trial = SimpleNamespace(config={"plan": {"trial_id": name}})
-        if name not in self.scheduler._seen:
-            self.scheduler.on_trial_add(None, trial)
-        return self.scheduler.on_trial_result(
-            None, trial, {"epoch": epoch, "value": value, "is_last": is_last} | more
-        )
+        self,
+        name: str,
+        epoch: int,
+        value: float,
+        is_last: bool = False,
+        cost: float | None = None,
+    ) -> bool:
+        report = EpochReport(epoch, value, cost, is_last)
+        gives_up = self.stopper.gives_up(name, report)
+        if gives_up:
+            self.stopped.append((name, report))
+        return gives_up
 
 
 @pytest.mark.parametrize(
@@ -64,8 +72,8 @@ def test_asha_keeps_the_better(metric: Any, good: float, bad: float) -> None:
     ]  # 3 is no rung; at 4 it is alone
     assert rule.epoch("c", 4, bad) == STOP
     assert rule.stopped == [
-        ("b", {"epoch": 2, "value": bad}),
-        ("c", {"epoch": 4, "value": bad}),
+        ("b", EpochReport(2, bad)),
+        ("c", EpochReport(4, bad)),
     ]
 
 
@@ -99,7 +107,7 @@ def test_moasha_keeps_the_fronts() -> None:
         STOP,
     ]  # 4 is, though d tells nothing before 5
     assert [name for name, _ in rule.stopped] == ["c", "f", "d"]
-    assert rule.stopped[0][1] == {"epoch": 2, "value": 0.4, "cost": 2.5}
+    assert rule.stopped[0][1] == EpochReport(2, 0.4, 2.5)
 
 
 def test_moasha_fills_its_share_with_later_fronts() -> None:
@@ -122,7 +130,7 @@ def test_earlier_trials_of_a_sweep_without_cost_are_not_compared(
 ) -> None:
     earlier = []
     for name, more in (("y", {}), ("z", {"gmacs": 1.0})):
-        record = TrialRecord.begin(tmp_path / name, {"trial_id": name, "watch": WATCH})
+        record = TrialRecord.begin(tmp_path / name, plan(name, stopping=STOPPING))
         record.add_epoch({"stage": "finetune", "accuracy": 0.9} | more)
         record.finish("complete")
         earlier.append(record)
@@ -141,7 +149,7 @@ def test_the_last_epoch_and_repeated_ones_stand() -> None:
 
 
 def test_earlier_trials_count(tmp_path: Path) -> None:
-    earlier = TrialRecord.begin(tmp_path / "z", {"trial_id": "z", "watch": WATCH})
+    earlier = TrialRecord.begin(tmp_path / "z", plan("z", stopping=STOPPING))
     earlier.add_epoch({"stage": "teacher", "accuracy": 0.0})
     earlier.add_epoch({"stage": "finetune", "accuracy": 0.9})
     earlier.finish("complete")
@@ -158,12 +166,12 @@ def test_earlier_trials_count(tmp_path: Path) -> None:
 
 
 def test_brackets_are_the_same_for_every_driver() -> None:
-    told = []
+    decisions = []
     for state in (1, 2):
         np.random.seed(state)
         before = np.random.get_state()[1].tolist()  # type: ignore[union-attr, index]
         rule = Rule(scheduler="hyperband", reduction_factor=2, brackets=3)
-        told.append(
+        decisions.append(
             [
                 rule.epoch(f"{i:05d}", epoch, -i)
                 for i in range(20)
@@ -171,8 +179,74 @@ def test_brackets_are_the_same_for_every_driver() -> None:
             ]
         )
         assert np.random.get_state()[1].tolist() == before  # type: ignore[union-attr, index]
-    assert told[0] == told[1]
-    assert {GO, STOP} == set(told[0])
+    assert decisions[0] == decisions[1]
+    assert {GO, STOP} == set(decisions[0])
+
+
+def decisions_of_tune(spec: EarlyStopping, epochs: list[tuple[str, int, float]]) -> Any:
+    """What Ray Tune's rule of that name decides, with its brackets drawn as ours are."""
+    shared: dict[str, Any] = {
+        "time_attr": "epoch",
+        "metric": "value",
+        "mode": spec.direction,
+        "grace_period": spec.grace_epochs,
+    }
+    rule: Any
+    if spec.scheduler == "median":
+        rule = MedianStoppingRule(
+            **shared, min_samples_required=spec.min_trials, min_time_slice=float("inf")
+        )
+    else:
+        brackets = spec.brackets if spec.scheduler == "hyperband" else 1
+        rule = AsyncHyperBandScheduler(
+            **shared,
+            max_t=10**6,
+            reduction_factor=spec.reduction_factor,
+            stop_last_trials=False,
+            brackets=brackets,
+        )
+    trials = {name: TuneTrial(name) for name, _, _ in epochs}
+    for name, trial in trials.items():
+        np.random.seed(derive_seed(0, "bracket", name) % 2**32)
+        rule.on_trial_add(None, trial)
+    for name, epoch, value in epochs:
+        result = {"epoch": epoch, "value": value}
+        decision = rule.on_trial_result(None, trials[name], result)
+        yield name, epoch, decision == TrialScheduler.STOP
+
+
+@dataclass(frozen=True)
+class TuneTrial:
+    trial_id: str
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "hyperband", "median"])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_rules_decide_as_those_of_ray_tune(scheduler: Any, seed: int) -> None:
+    random = np.random.RandomState(seed)
+    spec = EarlyStopping(
+        scheduler=scheduler,
+        metric="loss" if seed % 2 else "accuracy",
+        grace_epochs=1 + seed % 3,
+        reduction_factor=[2.0, 3.0, 1.5][seed % 3],
+        min_trials=2,
+    )
+    names = [f"{i:05d}" for i in range(12)]
+    came = [(e + 3 * random.rand(), n, e) for n in names for e in range(1, 15)]
+    epochs = [(n, e, round(random.rand(), 1)) for _, n, e in sorted(came)]
+    rule = rule_of(spec)
+    mine, gone, heard = [], set(), dict.fromkeys(names, 0)
+    for name, epoch, value in epochs:
+        if name in gone or epoch <= heard[name]:
+            continue
+        heard[name] = epoch
+        gives_up = rule.gives_up(name, EpochReport(epoch, value))
+        mine.append((name, epoch, value, gives_up))
+        if gives_up:
+            gone.add(name)
+    theirs = decisions_of_tune(spec, [(n, e, v) for n, e, v, _ in mine])
+    assert [(n, e, gives_up) for n, e, _, gives_up in mine] == list(theirs)
+    assert gone
 
 
 def test_epochs_are_counted_over_fits_without_cached_ones() -> None:
@@ -183,75 +257,60 @@ def test_epochs_are_counted_over_fits_without_cached_ones() -> None:
         {"stage": "finetune", "epoch": 1, "accuracy": None},  # not evaluated there
         {"stage": "finetune", "epoch": 0, "accuracy": 0.4},  # a second fit
     ]
-    seen = [
-        {"epoch": 1, "value": 0.2, "is_last": False},
-        {"epoch": 3, "value": 0.4, "is_last": True},
-    ]
-    assert curve(rows, WATCH | {"last_epoch": 3}) == seen
+    seen = [EpochReport(1, 0.2), EpochReport(3, 0.4, is_last=True)]
+    last = STOPPING.model_copy(update={"last_epoch": 3})
+    assert curve(rows, last) == seen
     assert curve(rows, None) == []
     priced = [row | {"num_params": 7} for row in rows]
-    assert curve(priced, WATCH | {"last_epoch": 3, "cost": "num_params"}) == [
-        row | {"cost": 7.0} for row in seen
-    ]
-    assert curve(rows, WATCH | {"cost": "num_params"}) == []
-    told: list[Any] = []
-    watched = WatchedEpochs(WATCH, told.append)
-    for row in rows:
-        watched(row)
-    assert [r["epoch"] for r in told] == [1, 3]
+    with_cost = last.model_copy(update={"cost": "num_params"})
+    assert curve(priced, with_cost) == [replace(report, cost=7.0) for report in seen]
+    assert curve(rows, with_cost) == []
+    assert [EpochReport.from_row(report.to_row()) for report in seen] == seen
 
 
-def stop_after(
-    search: Any, run: Path, tune_id: str, values: list[float]
-) -> TrialRecord:
+def stop_after(search: StudySearch, values: list[float]) -> TrialRecord:
     """A trial that is given up after its last value."""
-    record = begin(search, run, tune_id)
+    record = begin(search)
     for epoch, value in enumerate(values, start=1):
         record.add_epoch({"stage": "finetune", "accuracy": value, "loss": 1.0})
         if epoch < len(values):
-            search.on_trial_result(
-                tune_id, {"epoch": epoch, "value": value, "is_last": False}
-            )
+            search.report(record.trial_id, EpochReport(epoch, value))
     found = TrialRecord.read(record.folder)
     assert found is not None
-    prune(found, {"epoch": len(values), "value": values[-1]})
+    prune(found, EpochReport(len(values), values[-1]))
     with pytest.raises(RecordTakenError):  # its own process comes too late
         record.finish("complete", metrics={"accuracy": 1.0})
-    search.on_trial_complete(tune_id, {"epoch": len(values), "value": values[-1]})
+    search.tell(found)
     return found
 
 
-STOPPING = {"early_stopping": {"scheduler": "asha"}}
+RULE = {"early_stopping": {"scheduler": "asha"}}
 
 
 def test_optuna_hears_pruned_with_its_curve(
     raw: dict[str, Any], tmp_path: Path
 ) -> None:
     raw = raw | {"objectives": [{"metric": "accuracy", "mode": "max"}]}
-    search = searcher(raw, tmp_path, trials=2, **STOPPING)
-    record = stop_after(search, tmp_path, "a", [0.2, 0.3])
-    assert record.content["status"] == "pruned"
-    assert record.content["pruned"] == {
-        "stage": "finetune",
-        "epoch": 2,
-        "metric": "accuracy",
-    }
-    assert record.content["metrics"] == {"accuracy": 0.3, "loss": 1.0}
+    search = searcher(raw, tmp_path, trials=2, **RULE)
+    record = stop_after(search, [0.2, 0.3])
+    assert record.status == "pruned"
+    assert record.outcome.pruned == Pruned(stage="finetune", epoch=2, metric="accuracy")
+    assert record.outcome.metrics == {"accuracy": 0.3, "loss": 1.0}
     (told,) = search.study.get_trials()
     assert told.state == TrialState.PRUNED
     assert told.intermediate_values == {1: 0.2, 2: 0.3}
-    again = searcher(raw, tmp_path, trials=2, **STOPPING)
+    again = searcher(raw, tmp_path, trials=2, **RULE)
     assert again.num_trials == 1  # it has ended
 
 
 def test_several_objectives(raw: dict[str, Any], tmp_path: Path) -> None:
-    search = searcher(raw, tmp_path, trials=2, **STOPPING)
+    search = searcher(raw, tmp_path, trials=2, **RULE)
     (tmp_path / "run.json").write_text("{}")
-    stop_after(search, tmp_path, "a", [1.0])
-    finish(search, tmp_path, "b", accuracy=0.5, gmacs=1.0)
+    stop_after(search, [1.0])
+    finish(search, accuracy=0.5, gmacs=1.0)
     assert states(search) == [TrialState.PRUNED, TrialState.COMPLETE]
     assert [t.user_attrs["number"] for t in search.study.best_trials] == [1]
-    assert search.suggest("end") == Searcher.FINISHED
+    assert search.ask() is None
 
 
 @pytest.mark.parametrize(
@@ -261,15 +320,13 @@ def test_several_objectives(raw: dict[str, Any], tmp_path: Path) -> None:
 def test_few_replicates_left_do_not_flatter(
     raw: dict[str, Any], tmp_path: Path, ends: str, state: str
 ) -> None:
-    search = searcher(raw, tmp_path, trials=1, replicates=3, **STOPPING)
-    for i, end in enumerate(ends):
+    search = searcher(raw, tmp_path, trials=1, replicates=3, **RULE)
+    for end in ends:
         if end == "p":
-            stop_after(search, tmp_path, str(i), [0.1])
+            stop_after(search, [0.1])
         else:
             finish(
                 search,
-                tmp_path,
-                str(i),
                 "complete" if end == "c" else "failed",
                 accuracy=0.5,
                 gmacs=1.0,
@@ -293,28 +350,24 @@ def test_the_cost_is_that_of_the_model_that_is_trained(
         points=[point],
         early_stopping=rule,
     )
-    suggestion = search.suggest("a")
-    assert isinstance(suggestion, dict)
-    plan = suggestion["plan"] | {
-        "cache": str(tmp_path / "cache"),
-        "data_cache": str(data_cache),
-    }
-    plan["measure"] = search.checked.spec.measure.model_copy(
-        update={"latency": False}
-    ).model_dump()
-    told: list[dict[str, Any]] = []
-    done = run_trial(plan, on_epoch=told.append)
-    assert done["status"] == "complete"
-    assert [row["cost"] for row in told] == [done["metrics"][cost]]
-    record = TrialRecord.read(trial_folder(tmp_path / "run", "00000"))
-    assert record is not None
-    # two epochs of the teacher, which is not watched
+    planned = search.ask()
+    assert planned is not None
+    measure = planned.measure.model_copy(update={"latency": False})
+    planned = planned.model_copy(update={"measure": measure})
+    reports: list[EpochReport] = []
+    done = run_trial(
+        planned, site(search.run, data_cache=data_cache), on_epoch=reports.append
+    )
+    assert done.status == "complete", done.error
+    assert [report.cost for report in reports] == [done.metrics[cost]]
+    record = records(search.run)["00000"]
+    # two epochs of the teacher, which no rule looks at
     assert [row.get(cost) for row in record.epochs()] == [
         None,
         None,
-        done["metrics"][cost],
+        done.metrics[cost],
     ]
-    assert curve(record.epochs(), record.content["watch"]) == told
+    assert curve(record.epochs(), record.plan.stopping) == reports
 
 
 @pytest.mark.parametrize(
@@ -365,70 +418,46 @@ def test_mistakes(
         check_spec(spec_from(raw))
 
 
-def learns_as_told(plan: dict[str, Any], on_epoch: Any) -> dict[str, Any]:
+def learns_as_it_should(plan: TrialPlan, site: Site, on_epoch: Any) -> Outcome:
     """Trials of an odd number never get good; whoever is not stopped has nine epochs."""
     import time
 
     from sweeps.trial.attempt import run_trial
     from sweeps.trial.execute import Execution
 
-    def work(plan: dict[str, Any], note_epoch: Any, note_stage: Any) -> Execution:
-        value = 0.1 if plan["number"] % 2 else 0.5
+    def work(plan: TrialPlan, site: Site, note_epoch: Any, on_stage: Any) -> Execution:
+        is_odd = plan.number % 2 == 1
+        value = 0.1 if is_odd else 0.5
         for epoch in range(9):
-            note_epoch(
-                {
-                    "stage": "finetune",
-                    "epoch": epoch,
-                    "accuracy": value + plan["number"] / 1000,
-                    "gmacs": 1.0,
-                }
-            )
+            accuracy = value + plan.number / 1000
+            row = {"stage": "finetune", "epoch": epoch, "gmacs": 1.0}
+            note_epoch(row | {"accuracy": accuracy})
             time.sleep(0.02)
         # what is stopped would have been the best of all
-        return Execution(
-            {"accuracy": 1.0 if plan["number"] % 2 else value, "gmacs": 1.0},
-            [],
-            0.1,
-            0.1,
-            {},
-        )
+        metrics = {"accuracy": 1.0 if is_odd else value, "gmacs": 1.0}
+        return Execution(metrics, [], 0.1, 0.1, {})
 
-    return run_trial(plan, work, on_epoch)
+    return run_trial(plan, site, work, on_epoch)
 
 
 def test_a_sweep_stops_what_is_worse(raw: dict[str, Any], ray_session: None) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     raw["stages"]["finetune"]["epochs"] = 9
-    raw["search"] |= {
-        "trials": 6,
-        "early_stopping": {
-            "scheduler": "moasha",
-            "reduction_factor": 2,
-            "grace_epochs": 2,
-        },
-    }
+    rule = {"scheduler": "moasha", "reduction_factor": 2, "grace_epochs": 2}
+    raw["search"] |= {"trials": 6, "early_stopping": rule}
     raw["resources"] = {"concurrent": 1}  # in order: trial 0 sets the mark
-    outcome = run_sweep(check_spec(spec_from(raw)), trial=learns_as_told)
-    found = contents(outcome.folder)
-    assert [r["status"] for r in found.values()] == ["complete", "pruned"] * 3
-    for i, record in enumerate(found.values()):
-        epochs = (
-            (outcome.folder / "trials" / record["trial_id"] / "epochs.jsonl")
-            .read_text()
-            .count("\n")
-        )
-        assert epochs == (9 if i % 2 == 0 else 2)
-        assert record["error"] is None
-    assert (
-        len({r["pid"] for r in found.values()}) == 1
-    )  # a stop leaves the process to the next trial
-    loaded = analysis.load(outcome.folder)
-    front = loaded.front()
+    outcome = run_sweep(check_spec(spec_from(raw)), trial=learns_as_it_should)
+    found = list(records(outcome.folder).values())
+    assert [r.status for r in found] == ["complete", "pruned"] * 3
+    assert [len(r.epochs()) for r in found] == [9, 2] * 3
+    assert all(r.outcome.error is None for r in found)
+    # a stop leaves the process to the next trial
+    assert len({r.machine.pid for r in found if r.machine is not None}) == 1
+    front = analysis.load(outcome.folder).front()
     assert len(front) >= 1
-    assert not set(front["trial_id"]) & {
-        k for k, r in found.items() if r["status"] == "pruned"
-    }
-    told = searcher(raw, outcome.folder)
-    assert sorted(s.name for s in states(told)) == ["COMPLETE"] * 3 + ["PRUNED"] * 3
-    assert told.num_trials == 0
+    pruned = {r.trial_id for r in found if r.status == "pruned"}
+    assert not set(front["trial_id"]) & pruned
+    again = searcher(raw, outcome.folder)
+    assert sorted(s.name for s in states(again)) == ["COMPLETE"] * 3 + ["PRUNED"] * 3
+    assert again.num_trials == 0
     assert trial_folder(outcome.folder, "00001").is_dir()

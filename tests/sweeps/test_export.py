@@ -39,6 +39,18 @@ ARCHS = {
 }
 
 
+STAGE_ROW = {
+    "index": 0,
+    "name": "quantize",
+    "stage": "kmeans_quant",
+    "phase": "quantize",
+    "key": "",
+    "cached": False,
+    "seconds": 1.0,
+    "seconds_full": 1.0,
+}
+
+
 def write_run(folder: Path, state: ModelState, **changes: Any) -> Path:
     """A run folder with one complete trial whose model is `state`."""
     key = content_key("export", state.hash())
@@ -63,20 +75,14 @@ def write_run(folder: Path, state: ModelState, **changes: Any) -> Path:
             "dataset": "digits",
             "val_fraction": 0.25,
             "image_size": 16,
-            "mean": [0.1],
-            "std": [0.3],
+            "mean": [0.1] * 3,
+            "std": [0.3] * 3,
         },
         "pipeline": [
             {"name": "quantize", "stage": "kmeans_quant", "config": {"clusters": 8}}
         ],
         "stages": [
-            {
-                "index": 0,
-                "name": "quantize",
-                "stage": "kmeans_quant",
-                "phase": "quantize",
-                "key": key,
-            }
+            STAGE_ROW | {"key": key},
         ],
         "metrics": {"accuracy": 0.75, "test_accuracy": 0.7, "note": "a | b\n<b>"},
         "inputs": {"data": "d" * 64},
@@ -84,7 +90,7 @@ def write_run(folder: Path, state: ModelState, **changes: Any) -> Path:
         "ended": "2026-03-04T09:01:00+00:00",
         "seconds": 60.0,
         "versions": {"torch": "2.13"},
-        "device": {"type": "cpu", "name": "EPYC"},
+        "device": {"type": "cpu", "name": "EPYC", "threads": 1},
         "world_size": 1,
         "code": {"commit": "c" * 40, "dirty": True},
     }
@@ -232,7 +238,7 @@ def test_mistakes_leave_nothing_behind(runs: dict[str, Path], tmp_path: Path) ->
     hostile = write_run(
         tmp_path / "hostile" / "small",
         model("resnet20"),
-        stages=[{"key": "../../full"}],
+        stages=[STAGE_ROW | {"key": "../../full"}],
     )
     nowhere = {"dataset": "folder", "root": str(tmp_path / "gone"), "image_size": None}
     unknown = write_run(tmp_path / "unknown" / "small", model("resnet20"), data=nowhere)

@@ -12,10 +12,9 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ray.tune.search import Searcher
 
 from sweeps.check import check_spec
-from sweeps.run.record import TrialRecord, trial_folder, trial_records
+from sweeps.run.storage import RunStorage
 from sweeps.search.searcher import StudySearch
 from sweeps.space.layer_maps import (
     LayerMaps,
@@ -30,6 +29,7 @@ from sweeps.spec.load import spec_from
 from sweeps.spec.schema import spec_schema
 from sweeps.spec.yaml_text import SpecError, parse_yaml
 from sweeps.trial.attempt import run_trial
+from tests.sweeps.helpers import finish, records, site
 
 PAPER_SWS = [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 4]
 PAPER_LETS = [0, 1, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]
@@ -351,27 +351,16 @@ def test_mistakes_in_sub_pipelines_are_explained(
         check_spec(spec_from(apply_overrides(learngene, [override])))
 
 
-def plans(
-    raw: dict[str, Any], run: Path, data_cache: Path
-) -> tuple[StudySearch, dict[str, Any]]:
-    common = {
-        "run": str(run),
-        "cache": str(run.parent / "_cache"),
-        "data_cache": str(data_cache),
-        "measure": {"latency": False},
-        "device": "cpu",
-        "threads": 1,
-        "max_failures": 0,
-    }
+def search_of(raw: dict[str, Any], run: Path) -> StudySearch:
     run.mkdir(parents=True, exist_ok=True)
-    return StudySearch(check_spec(spec_from(raw)), run, common), common
+    return StudySearch(check_spec(spec_from(raw)), RunStorage(run))
 
 
 def test_one_auxiliary_network_serves_the_sweep(
     learngene: dict[str, Any], tmp_path: Path, data_cache: Path
 ) -> None:
-    """It is trained once; records show seconds spent and saved, the decoded list, and the
-    raw numbers.
+    """It is trained once; records show seconds spent and saved, plans the decoded list and
+    Optuna's own numbers.
     """
     learngene["search"]["trials"] = 8
     learngene["search"]["space"] = {
@@ -383,33 +372,35 @@ def test_one_auxiliary_network_serves_the_sweep(
         "sws": learngene["stages"]["init"]["one_of"]["sws"]
     }
     run = tmp_path / "runs" / "small"
-    search, _ = plans(learngene, run, data_cache)
-    for i in range(search.num_trials):
-        suggestion = search.suggest(str(i))
-        assert isinstance(suggestion, dict)
-        run_trial(suggestion["plan"])
-        search.on_trial_complete(str(i), {})
-    records = [r.content for r in trial_records(run)]
-    assert [r["status"] for r in records] == ["complete"] * 4
-    assert {tuple(r["config"]["sws_expand.layers_source"]) for r in records} == {
-        (0, 0, 0, 0, 1),
-        (0, 0, 0, 1, 1),
-        (0, 0, 1, 1, 1),
-        (0, 1, 1, 1, 1),
-    }
-    aux = [stage for r in records for stage in r["stages"] if stage["name"] == "aux"]
-    assert [stage["cached"] for stage in aux] == [False, True, True, True]
-    assert len({stage["key"] for stage in aux}) == 1
-    assert len({stage["seconds_full"] for stage in aux}) == 1
-    saved = [r["seconds_full"] - r["seconds"] for r in records]
+    search = search_of(learngene, run)
+    while (plan := search.ask()) is not None:
+        run_trial(plan, site(run, data_cache=data_cache))
+        search.tell(records(run)[plan.trial_id])
+    found = list(records(run).values())
+    assert [r.status for r in found] == ["complete"] * 4
+    path = "stages.init.sws.sws_expand.layers_source"
+    maps = [r.plan.configuration[path] for r in found]
+    assert sorted(maps) == [  # type: ignore[type-var]
+        [0, 0, 0, 0, 1],
+        [0, 0, 0, 1, 1],
+        [0, 0, 1, 1, 1],
+        [0, 1, 1, 1, 1],
+    ]
+    expands = [
+        stage for r in found for stage in r.plan.stages if "expand" in stage.name
+    ]
+    assert [stage.config["layers_source"] for stage in expands] == maps
+    aux = [s for r in found for s in r.outcome.stage_runs if s.name == "aux"]
+    assert [stage.cached for stage in aux] == [False, True, True, True]
+    assert len({stage.key for stage in aux}) == 1
+    assert len({stage.seconds_full for stage in aux}) == 1
+    seconds = [(r.outcome.seconds, r.outcome.seconds_full) for r in found]
+    saved = [full - spent for spent, full in seconds if spent and full]
     assert saved[0] == 0
     assert all(s > 0 for s in saved[1:])
-    assert all(
-        isinstance(u, float)
-        for r in records
-        for name, u in r["params"].items()
-        if "#" in name
-    )
+    numbers = [u for r in found for name, u in r.plan.draw.items() if "#" in name]
+    assert numbers
+    assert all(isinstance(u, float) for u in numbers)
 
 
 def test_a_continued_study_knows_its_maps(
@@ -420,31 +411,23 @@ def test_a_continued_study_knows_its_maps(
         "layer_map"
     ]["layers"] = 16
     run = tmp_path / "runs" / "small"
-    search, _ = plans(learngene, run, data_cache)
-
-    def end(search: StudySearch, i: int) -> dict[str, Any]:
-        plan = search.suggest(str(i))["plan"]  # type: ignore[index]
-        TrialRecord.begin(trial_folder(run, plan["trial_id"]), plan).finish(
-            "complete", metrics={"accuracy": i / 14, "gmacs": 1.0}
-        )
-        search.on_trial_complete(str(i), {})
-        return plan
+    search = search_of(learngene, run)
 
     for i in range(11):
-        end(search, i)
-    lost = search.suggest("lost")["plan"]  # type: ignore[index]  # the driver dies here
-    again, _ = plans(learngene, run, data_cache)
-    back = end(again, 11)
-    assert back["params"] == lost["params"]
-    assert back["config"] == lost["config"]
+        finish(search, accuracy=i / 14, gmacs=1.0)
+    lost = search.ask()  # the driver dies here
+    assert lost is not None
+    again = search_of(learngene, run)
+    back = finish(again, accuracy=11 / 14, gmacs=1.0)
+    assert back.plan == lost
     for i in range(12, 14):
-        end(again, i)
-    told = [
+        finish(again, accuracy=i / 14, gmacs=1.0)
+    complete = [
         t
         for t in again.study.get_trials()
         if t.state == optuna.trial.TrialState.COMPLETE
     ]
-    assert {t.user_attrs["number"] for t in told} == set(range(14))
+    assert {t.user_attrs["number"] for t in complete} == set(range(14))
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
@@ -456,20 +439,16 @@ def test_a_map_is_tried_once_whatever_numbers_mean_it(
         "layer_map"
     ]["layers"] = 6
     run = tmp_path / "runs" / "small"
-    search, _ = plans(learngene, run, data_cache)
+    search = search_of(learngene, run)
     assert search.num_trials == 5 + 2 + 1
     configs = []
     for i in range(8):
-        plan = search.suggest(str(i))["plan"]  # type: ignore[index]
-        TrialRecord.begin(trial_folder(run, plan["trial_id"]), plan).finish(
-            "complete", metrics={"accuracy": 1 / (1 + i), "gmacs": 1.0 + i}
-        )
-        search.on_trial_complete(str(i), {})
-        configs.append(repr(plan["stages"]))
+        record = finish(search, accuracy=1 / (1 + i), gmacs=1.0 + i)
+        configs.append(repr(record.plan.stages))
         if i == 4:
-            search, _ = plans(learngene, run, data_cache)
+            search = search_of(learngene, run)
     assert len(set(configs)) == 8
-    assert search.suggest("end") == Searcher.FINISHED
+    assert search.ask() is None
 
 
 def test_the_documented_spec_holds() -> None:

@@ -4,24 +4,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.tune.search import Searcher
 
 from analysis.contract import Objective
 from sweeps.check import check_spec
-from sweeps.run.record import TrialRecord, trial_folder
+from sweeps.run.record import Outcome, TrialRecord
 from sweeps.search.refine import front_numbers
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
-from tests.sweeps.helpers import finish, searcher, states
+from tests.sweeps.helpers import begin, finish, plan, searcher, states
 
 TWO = [Objective(metric="accuracy", mode="max"), Objective(metric="gmacs", mode="min")]
 
 
 def record(
-    number: int, accuracy: float, gmacs: float = 1.0, **more: Any
-) -> dict[str, Any]:
-    found = {"number": number, "status": "complete", "refines": None}
-    return found | {"metrics": {"accuracy": accuracy, "gmacs": gmacs}} | more
+    number: int,
+    accuracy: float,
+    gmacs: float = 1.0,
+    *,
+    status: Any = "complete",
+    refines: int | None = None,
+) -> TrialRecord:
+    metrics = {"accuracy": accuracy, "gmacs": gmacs}
+    outcome = Outcome(status=status, metrics=metrics)
+    return TrialRecord(Path(), plan(number=number, refines=refines), outcome=outcome)
 
 
 def test_the_front_by_what_each_member_adds() -> None:
@@ -75,37 +80,35 @@ def test_they_run_when_all_else_has_ended(raw: dict[str, Any], tmp_path: Path) -
     search = searcher(raw, tmp_path, **options)
     assert search.num_trials == 5
     base = [
-        finish(search, tmp_path, "a", accuracy=0.5, gmacs=1.0),
-        finish(search, tmp_path, "b", accuracy=0.9, gmacs=2.0),
+        finish(search, accuracy=0.5, gmacs=1.0),
+        finish(search, accuracy=0.9, gmacs=2.0),
     ]
-    last = search.suggest("c")
-    assert isinstance(last, dict)
-    assert search.suggest("wait") is None  # c may still enter the front
-    TrialRecord.begin(trial_folder(tmp_path, "00002"), last["plan"]).finish("failed")
-    search.on_trial_complete("c", {})
-    plan = finish(search, tmp_path, "d", accuracy=0.95, gmacs=2.0)
-    of = base[plan["refines"]]
-    assert plan["trial_id"] == "00003"
-    assert plan["watch"] is None if "watch" in plan else True
-    assert {k: plan[k] for k in ("params", "seed", "replicate", "source", "data")} == {
-        k: of[k] for k in ("params", "seed", "replicate", "source", "data")
-    }
-    before, after = of["stages"], plan["pipeline"]
+    last = begin(search)
+    assert search.ask() is None
+    assert search.is_waiting  # the last one may still enter the front
+    last.finish("failed")
+    search.tell(last)
+    refined = finish(search, accuracy=0.95, gmacs=2.0).plan
+    assert refined.refines is not None
+    of = base[refined.refines].plan
+    assert refined.trial_id == "00003"
+    assert refined.stopping is None
+    assert of.stopping is not None
+    same = ("draw", "configuration", "seed", "replicate", "source", "data", "measure")
+    assert {k: getattr(refined, k) for k in same} == {k: getattr(of, k) for k in same}
     changed = {"finetune": {"epochs": 7, "batch_size": 15}}
-    for old, new in zip(
-        base[plan["refines"]]["pipeline"] or before, after, strict=True
-    ):
-        assert new == old | {"config": old["config"] | changed.get(old["name"], {})}
-    assert plan["config"]["finetune.epochs"] == 7
+    for old, new in zip(of.stages, refined.stages, strict=True):
+        assert (new.name, new.kind) == (old.name, old.kind)
+        assert new.config == old.config | changed.get(old.name, {})
     assert len(states(search)) == 3  # the study hears nothing of them
 
     second = searcher(raw, tmp_path, **options)  # the driver dies here
-    other = finish(second, tmp_path, "e", accuracy=0.6, gmacs=1.0)
-    assert {other["refines"], plan["refines"]} == {0, 1}
-    assert other["trial_id"] == "00004"
-    assert second.suggest("end") == Searcher.FINISHED
+    other = finish(second, accuracy=0.6, gmacs=1.0)
+    assert {other.plan.refines, refined.refines} == {0, 1}
+    assert other.trial_id == "00004"
+    assert second.ask() is None
     third = searcher(raw, tmp_path, **options)
-    assert third.suggest("end") == Searcher.FINISHED
+    assert third.ask() is None
     assert third.next_number == 5
 
 
@@ -115,12 +118,10 @@ def test_replicates_are_refined_with_their_seeds(
     search = searcher(
         raw, tmp_path, trials=1, replicates=2, refine={"top": 1, "epochs": 3}
     )
-    for i in range(2):
-        finish(search, tmp_path, f"a{i}", accuracy=0.5, gmacs=1.0)
-    plans = [
-        finish(search, tmp_path, f"b{i}", accuracy=0.6, gmacs=1.0) for i in range(2)
-    ]
-    assert [(p["trial_id"], p["seed"], p["refines"]) for p in plans] == [
+    for _ in range(2):
+        finish(search, accuracy=0.5, gmacs=1.0)
+    plans = [finish(search, accuracy=0.6, gmacs=1.0) for i in range(2)]
+    assert [(p.trial_id, p.plan.seed, p.plan.refines) for p in plans] == [
         ("00001-r0", 0, 0),
         ("00001-r1", 1, 0),
     ]

@@ -4,9 +4,9 @@ another's work.
 
 import json
 import os
+import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,34 @@ from typing import Any
 import pytest
 import yaml
 from optuna.trial import TrialState
-from ray.tune.search import Searcher
 from typer.testing import CliRunner
 
 from sweeps.check import check_spec
 from sweeps.cli.main import app
 from sweeps.resume import changed_keys, refuse_changes, reopen, resumed_spec
 from sweeps.run import driving as run_state
-from sweeps.run.driving import driving, request_stop, stop_requested
-from sweeps.run.record import RecordTakenError, TrialRecord, trial_folder, trial_records
+from sweeps.run.driving import (
+    driving,
+    refuse_second_driver,
+    request_stop,
+    stop_requested,
+)
+from sweeps.run.folder import trial_folder
+from sweeps.run.plan import Site, TrialPlan
+from sweeps.run.record import RecordTakenError, StageRow, TrialRecord, trial_records
 from sweeps.run.storage import find_run
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.attempt import run_trial
-from tests.sweeps.helpers import begin, contents, finish, searcher, states
+from tests.sweeps.helpers import (
+    begin,
+    finish,
+    plan,
+    records,
+    searcher,
+    site,
+    states,
+)
 
 
 @pytest.fixture
@@ -136,8 +150,8 @@ def test_a_changed_space_keeps_what_it_contains(
     space = {"stages.finetune.lr": [1e-4, 1e-3, 1e-2]}
     raw["stages"]["init"] = {"stage": "random_init"}
     first = searcher(raw, tmp_path, sampler="grid", trials=3, space=space)
-    for i in range(3):
-        finish(first, tmp_path, str(i), accuracy=0.5, gmacs=1.0)
+    for _ in range(3):
+        finish(first, accuracy=0.5, gmacs=1.0)
     second = searcher(
         raw,
         tmp_path,
@@ -149,9 +163,9 @@ def test_a_changed_space_keeps_what_it_contains(
     assert sorted(
         t.params["stages.finetune.lr"] for t in second.study.get_trials()
     ) == [0.001, 0.01]
-    plan = finish(second, tmp_path, "n", accuracy=0.6, gmacs=1.0)
-    assert (plan["number"], plan["params"]) == (3, {"stages.finetune.lr": 0.1})
-    assert second.suggest("end") == Searcher.FINISHED
+    last = finish(second, accuracy=0.6, gmacs=1.0)
+    assert (last.plan.number, last.plan.draw) == (3, {"stages.finetune.lr": 0.1})
+    assert second.ask() is None
     wider = searcher(
         raw,
         tmp_path,
@@ -159,7 +173,7 @@ def test_a_changed_space_keeps_what_it_contains(
         space={"stages.finetune.lr": {"low": 1e-4, "high": 1.0, "log": True}},
     )
     assert wider.study.study_name == "small~3"
-    finish(wider, tmp_path, "w", accuracy=0.6, gmacs=1.0)
+    finish(wider, accuracy=0.6, gmacs=1.0)
     narrower = {"stages.finetune.lr": {"low": 1e-4, "high": 0.5, "log": True}}
     assert (
         searcher(raw, tmp_path, trials=5, space=narrower).study.study_name == "small~3"
@@ -170,32 +184,29 @@ def test_an_interrupted_point_outside_the_new_space_is_told(
     raw: dict[str, Any], tmp_path: Path
 ) -> None:
     first = searcher(raw, tmp_path, trials=2)
-    begin(first, tmp_path, "a").finish("interrupted")
-    finish(first, tmp_path, "b", accuracy=0.5, gmacs=1.0)
+    begin(first).finish("interrupted")
+    finish(first, accuracy=0.5, gmacs=1.0)
     second = searcher(
         raw, tmp_path, trials=2, space={"stages.finetune.lr": {"low": 0.5, "high": 1.0}}
     )
     assert any("configuration 0 is not run again" in line for line in second.notes)
-    assert second.suggest("end") == Searcher.FINISHED
-    assert contents(tmp_path)["00000"]["status"] == "interrupted"
+    assert second.ask() is None
+    assert records(tmp_path)["00000"].status == "interrupted"
 
 
 def test_failed_ones_again(raw: dict[str, Any], tmp_path: Path) -> None:
     first = searcher(raw, tmp_path, trials=3)
-    for i, status in enumerate(("failed", "complete", "failed")):
-        finish(first, tmp_path, str(i), status, accuracy=0.5, gmacs=1.0)
+    for status in ("failed", "complete", "failed"):
+        finish(first, status, accuracy=0.5, gmacs=1.0)
     assert searcher(raw, tmp_path, trials=3).num_trials == 0
-    before = contents(tmp_path)
+    before = records(tmp_path)
     assert reopen(tmp_path, "failed") == 2
     second = searcher(raw, tmp_path, trials=3)
     assert second.num_trials == 2
-    plans = [
-        finish(second, tmp_path, f"b{i}", accuracy=0.7, gmacs=1.0) for i in range(2)
-    ]
-    assert [p["trial_id"] for p in plans] == ["00000", "00002"]
+    plans = [finish(second, accuracy=0.7, gmacs=1.0) for i in range(2)]
+    assert [p.trial_id for p in plans] == ["00000", "00002"]
     assert all(
-        p["params"] == before[p["trial_id"]]["params"] and p["attempts"] == 2
-        for p in plans
+        p.plan.draw == before[p.trial_id].plan.draw and p.attempts == 2 for p in plans
     )
     assert states(second).count(TrialState.COMPLETE) == 3
 
@@ -204,16 +215,24 @@ def test_an_attempt_that_was_replaced_writes_nothing(tmp_path: Path) -> None:
     """A process that outlives its driver, or a lost node's, cannot touch what its successor
     writes.
     """
-    old = TrialRecord.begin(
-        trial_folder(tmp_path, "00000"), {"trial_id": "00000", "number": 0}
-    )
+    old = TrialRecord.begin(trial_folder(tmp_path, "00000"), plan())
     old.add_epoch({"epoch": 0, "by": "old"})
-    new = TrialRecord.begin(old.folder, {"trial_id": "00000", "number": 0})
+    new = TrialRecord.begin(old.folder, old.plan)
     assert new.epochs() == []
     new.add_epoch({"epoch": 0, "by": "new"})
+    stage = StageRow(
+        index=0,
+        name="x",
+        stage="finetune",
+        phase="train",
+        key="k",
+        cached=False,
+        seconds=1.0,
+        seconds_full=1.0,
+    )
     for late in (
         lambda: old.add_epoch({"epoch": 1}),
-        lambda: old.add_stage({"name": "x"}),
+        lambda: old.add_stage(stage),
         lambda: old.finish("complete"),
     ):
         with pytest.raises(RecordTakenError):
@@ -223,26 +242,23 @@ def test_an_attempt_that_was_replaced_writes_nothing(tmp_path: Path) -> None:
         new.finish("failed")
     found = TrialRecord.read(old.folder)
     assert found is not None
-    assert (
-        found.status,
-        found.content["attempts"],
-        [r["by"] for r in found.epochs()],
-    ) == ("complete", 2, ["new"])
+    assert (found.status, found.attempts) == ("complete", 2)
+    assert [row["by"] for row in found.epochs()] == ["new"]
 
 
-def test_a_late_process_tells_what_stands(raw: dict[str, Any], tmp_path: Path) -> None:
-    search = searcher(raw, tmp_path)
-    plan = search.suggest("a")["plan"]  # type: ignore[index]
+def test_a_late_process_says_what_stands(raw: dict[str, Any], tmp_path: Path) -> None:
+    planned = searcher(raw, tmp_path).ask()
+    assert planned is not None
 
-    def overtaken(plan: dict[str, Any], on_epoch: Any, on_stage: Any) -> Any:
-        TrialRecord.begin(trial_folder(tmp_path, plan["trial_id"]), plan).finish(
-            "complete", metrics={"accuracy": 0.25}
-        )
+    def overtaken(plan: TrialPlan, site: Site, on_epoch: Any, on_stage: Any) -> Any:
+        other = TrialRecord.begin(trial_folder(tmp_path, plan.trial_id), plan)
+        other.finish("complete", metrics={"accuracy": 0.25})
         on_epoch({"stage": "finetune", "epoch": 0})
 
-    assert run_trial(plan, overtaken)["status"] == "complete"
-    (found,) = contents(tmp_path).values()
-    assert found["metrics"] == {"accuracy": 0.25}
+    outcome = run_trial(planned, site(tmp_path), overtaken)
+    assert (outcome.status, outcome.metrics) == ("complete", {"accuracy": 0.25})
+    (found,) = records(tmp_path).values()
+    assert found.outcome == outcome
 
 
 def test_stopping(raw: dict[str, Any], run: Path) -> None:
@@ -250,21 +266,21 @@ def test_stopping(raw: dict[str, Any], run: Path) -> None:
         request_stop(run)
     search = searcher(raw, run)
     with driving(run):
-        plan = finish(search, run, "a", accuracy=0.5, gmacs=1.0)
+        only = finish(search, accuracy=0.5, gmacs=1.0)
         result = CliRunner().invoke(app, ["stop", str(run)])
         assert result.exit_code == 0, result.output
         assert "starts no more trials" in result.output
         assert stop_requested(run)
-        assert search.suggest("b") == Searcher.FINISHED
+        assert search.ask() is None
         assert search.halted
     assert not stop_requested(run)
     assert searcher(raw, run).num_trials == 3
-    assert [r.content["trial_id"] for r in trial_records(run)] == [plan["trial_id"]]
+    assert [r.trial_id for r in trial_records(run)] == [only.trial_id]
 
 
 def test_one_driver_at_a_time(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_state, "_BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(run_state, "_PATIENCE_SECONDS", 20.0)
+    monkeypatch.setattr(run_state, "_HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(run_state, "_SILENCE_SECONDS", 20.0)
     with (
         driving(run),
         pytest.raises(
@@ -275,41 +291,31 @@ def test_one_driver_at_a_time(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         pass
     with driving(run):  # the first one has gone
         pass
+    assert not (run / "driver.json").exists()
 
 
 def test_a_dead_driver_is_replaced(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    me = {"host": run_state.socket.gethostname(), "pid": dead.pid, "token": "x"}
+    me = {"host": socket.gethostname(), "pid": dead.pid, "token": "x"}
     (run / "driver.json").write_text(json.dumps(me))
     begun = time.monotonic()
+    refuse_second_driver(run)
     with driving(run):
         assert time.monotonic() - begun < 5  # no wait: its process is seen to be gone
-    monkeypatch.setattr(run_state, "_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(run_state, "_SILENCE_SECONDS", 0.3)
     (run / "driver.json").write_text(json.dumps(me | {"host": "elsewhere", "pid": 1}))
     with driving(run):  # on another machine: it was silent
         pass
-
-    (run / "driver.json").write_text(json.dumps(me | {"host": "elsewhere", "beat": 0}))
-    monkeypatch.setattr(run_state, "_PATIENCE_SECONDS", 20.0)
-    beat = threading.Timer(
-        0.2,
-        (run / "driver.json").write_text,
-        [json.dumps(me | {"host": "elsewhere", "beat": 1})],
-    )
-    beat.start()
-    with pytest.raises(SpecError, match="on elsewhere"), driving(run):
-        pass
-    beat.join()
 
 
 def test_earlier_runs_are_known(raw: dict[str, Any], tmp_path: Path) -> None:
     old = tmp_path / "old"
     first = searcher(raw, old, trials=3, replicates=2)
-    for i, accuracy in enumerate((0.2, 0.4, 0.6, 0.8)):
-        finish(first, old, str(i), accuracy=accuracy, gmacs=1.0)
-    finish(first, old, "x", "failed")
-    finish(first, old, "y", "failed")
+    for accuracy in (0.2, 0.4, 0.6, 0.8):
+        finish(first, accuracy=accuracy, gmacs=1.0)
+    finish(first, "failed")
+    finish(first, "failed")
     (old / "run.json").write_text(json.dumps({"objectives": raw["objectives"]}))
     new = tmp_path / "new"
     second = searcher(raw, new, **{"from": [str(old)], "trials": 2})
@@ -319,8 +325,8 @@ def test_earlier_runs_are_known(raw: dict[str, Any], tmp_path: Path) -> None:
     ]
     assert second.notes == [f"{old}: 2 configurations known, 1 not (1 × failed)"]
     assert second.num_trials == 2  # they cost no budget
-    plans = [finish(second, new, str(i), accuracy=0.5, gmacs=1.0) for i in range(2)]
-    assert [p["number"] for p in plans] == [0, 1]
+    plans = [finish(second, accuracy=0.5, gmacs=1.0) for _ in range(2)]
+    assert [p.plan.number for p in plans] == [0, 1]
     assert (
         len(searcher(raw, new, **{"from": [str(old)]}).study.get_trials()) == 4
     )  # once

@@ -8,48 +8,49 @@ import optuna
 import pytest
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from ray.tune.search import Searcher
 
 from sweeps.check import check_spec
-from sweeps.run.record import TrialRecord, trial_folder, trial_records
+from sweeps.run.folder import trial_folder
+from sweeps.run.record import TrialRecord, trial_records
+from sweeps.run.storage import RunStorage
 from sweeps.search.samplers import sampler_of
 from sweeps.search.searcher import StudySearch
 from sweeps.search.study import canonical, draw
 from sweeps.spec.load import preset_names, spec_from
 from sweeps.trial.attempt import run_trial
-from tests.sweeps.helpers import COMMON, finish, searcher, states
+from tests.sweeps.helpers import begin, finish, records, searcher, site, states
 
 
 def test_optuna_hears_finite_values_or_fail(
     raw: dict[str, Any], tmp_path: Path
 ) -> None:
     search = searcher(raw, tmp_path, trials=5)
-    finish(search, tmp_path, "a", accuracy=0.5, gmacs=1.0)
-    finish(search, tmp_path, "b", accuracy=math.nan, gmacs=1.0)
-    finish(search, tmp_path, "c", gmacs=1.0)
-    finish(search, tmp_path, "d", "failed")
-    search.suggest("e")
-    search.on_trial_complete(
-        "e", None, error=True
-    )  # its process died: no record at all
+    finish(search, accuracy=0.5, gmacs=1.0)
+    finish(search, accuracy=math.nan, gmacs=1.0)
+    finish(search, gmacs=1.0)
+    finish(search, "failed")
+    died = search.ask()
+    assert died is not None
+    record = TrialRecord.read(trial_folder(tmp_path, died.trial_id))
+    assert record is not None
+    record.finish("failed", error="its process died")  # which had begun no record
+    search.tell(record)
     assert states(search) == [TrialState.COMPLETE] + [TrialState.FAIL] * 4
     assert search.study.get_trials()[0].values == [0.5, 1.0]
-    assert search.suggest("f") == Searcher.FINISHED
+    assert search.ask() is None
 
 
 def test_replicates_are_told_as_their_mean(raw: dict[str, Any], tmp_path: Path) -> None:
     search = searcher(raw, tmp_path, trials=2, replicates=3)
     assert search.num_trials == 6
-    plans = [
-        finish(search, tmp_path, f"t{i}", accuracy=0.1 * i, gmacs=2.0) for i in range(3)
-    ]
-    assert [p["trial_id"] for p in plans] == ["00000-r0", "00000-r1", "00000-r2"]
-    assert [p["seed"] for p in plans] == [0, 1, 2]
-    assert len({repr(p["stages"]) for p in plans}) == 1
+    plans = [finish(search, accuracy=0.1 * i, gmacs=2.0) for i in range(3)]
+    assert [p.trial_id for p in plans] == ["00000-r0", "00000-r1", "00000-r2"]
+    assert [p.plan.seed for p in plans] == [0, 1, 2]
+    assert len({repr(p.plan.stages) for p in plans}) == 1
     assert search.study.get_trials()[0].values == pytest.approx([0.1, 2.0])
-    finish(search, tmp_path, "x", "failed")
-    finish(search, tmp_path, "y", accuracy=0.4, gmacs=2.0)
-    finish(search, tmp_path, "z", accuracy=0.6, gmacs=2.0)
+    finish(search, "failed")
+    finish(search, accuracy=0.4, gmacs=2.0)
+    finish(search, accuracy=0.6, gmacs=2.0)
     assert search.study.get_trials()[1].values == pytest.approx(
         [0.5, 2.0]
     )  # of those that there are
@@ -57,23 +58,19 @@ def test_replicates_are_told_as_their_mean(raw: dict[str, Any], tmp_path: Path) 
 
 def test_going_on_keeps_what_is_complete(raw: dict[str, Any], tmp_path: Path) -> None:
     first = searcher(raw, tmp_path, trials=4, replicates=2)
-    for i in range(3):
-        finish(first, tmp_path, f"a{i}", accuracy=0.5, gmacs=1.0)
-    lost = finish(first, tmp_path, "a3", "interrupted")
-    dead = first.suggest("a4")["plan"]  # type: ignore[index]  # the driver dies here
-    TrialRecord.begin(trial_folder(tmp_path, dead["trial_id"]), dead).finish(
-        "interrupted"
-    )
+    for _ in range(3):
+        finish(first, accuracy=0.5, gmacs=1.0)
+    lost = finish(first, "interrupted")
+    dead = begin(first)  # the driver dies here
+    dead.finish("interrupted")
     second = searcher(raw, tmp_path, trials=4, replicates=2)
     assert second.num_trials == 8 - 3
-    plans = [
-        finish(second, tmp_path, f"b{i}", accuracy=0.7, gmacs=1.0) for i in range(5)
-    ]
-    assert second.suggest("end") == Searcher.FINISHED
-    assert plans[0]["trial_id"] == lost["trial_id"] == "00001-r1"
-    assert plans[0]["params"] == lost["params"]
-    assert [p["trial_id"] for p in plans[1:3]] == ["00002-r0", "00002-r1"]
-    assert plans[1]["params"] == dead["params"]
+    plans = [finish(second, accuracy=0.7, gmacs=1.0) for i in range(5)]
+    assert second.ask() is None
+    assert plans[0].trial_id == lost.trial_id == "00001-r1"
+    assert plans[0].plan.draw == lost.plan.draw
+    assert [p.trial_id for p in plans[1:3]] == ["00002-r0", "00002-r1"]
+    assert plans[1].plan.draw == dead.plan.draw
     records = list(trial_records(tmp_path))
     assert len(records) == 8
     assert all(r.status == "complete" for r in records)
@@ -91,16 +88,12 @@ def test_a_continued_random_search_draws_new_points(
 ) -> None:
     first = searcher(raw, tmp_path, trials=3)
     early = [
-        finish(first, tmp_path, f"a{i}", accuracy=0.5, gmacs=1.0)["params"][
-            "stages.finetune.lr"
-        ]
+        finish(first, accuracy=0.5, gmacs=1.0).plan.draw["stages.finetune.lr"]
         for i in range(3)
     ]
     second = searcher(raw, tmp_path, trials=6)
     late = [
-        finish(second, tmp_path, f"b{i}", accuracy=0.5, gmacs=1.0)["params"][
-            "stages.finetune.lr"
-        ]
+        finish(second, accuracy=0.5, gmacs=1.0).plan.draw["stages.finetune.lr"]
         for i in range(3)
     ]
     assert not set(early) & set(late)
@@ -120,15 +113,13 @@ def test_an_interrupted_search_draws_what_it_would_have_drawn(
         for i in range(13):
             if i in deaths:
                 if i % 2:
-                    search.suggest("lost")
+                    search.ask()
                 search = searcher(raw, run, **options)
             points.append(
-                finish(
-                    search, run, str(i), accuracy=(i * 7 % 13) / 13, gmacs=1.0 + i % 3
-                )["params"]
+                finish(search, accuracy=(i * 7 % 13) / 13, gmacs=1.0 + i % 3).plan.draw
             )
         drawn.append(points)
-        assert search.suggest("end") == Searcher.FINISHED
+        assert search.ask() is None
     assert drawn[0] == drawn[1]
 
 
@@ -156,7 +147,7 @@ def test_a_driver_may_die_at_any_write_to_the_study(
         "space": space,
         "points": [{"stages.finetune.drop": 0.1}],
     }
-    checked = check_spec(spec_from(raw))
+    sweep = check_spec(spec_from(raw))
     write = JournalFileBackend.append_logs
     left = [0]
 
@@ -168,14 +159,12 @@ def test_a_driver_may_die_at_any_write_to_the_study(
 
     def whole(run: Path) -> dict[str, Any]:
         run.mkdir(exist_ok=True)
-        search = StudySearch(checked, run, COMMON | {"run": str(run)})
-        while (suggestion := search.suggest("t")) != Searcher.FINISHED:
-            plan = suggestion["plan"]  # type: ignore[index]
-            facts = {"refines": None} | plan
-            record = TrialRecord.begin(trial_folder(run, plan["trial_id"]), facts)
+        search = StudySearch(sweep, RunStorage(run))
+        while (plan := search.ask()) is not None:
+            record = TrialRecord.begin(trial_folder(run, plan.trial_id), plan)
             record.finish("complete", metrics={"accuracy": 0.5, "gmacs": 1.0})
-            search.on_trial_complete("t", {})
-        return {r.content["trial_id"]: r.content["params"] for r in trial_records(run)}
+            search.tell(record)
+        return {r.trial_id: r.plan.draw for r in trial_records(run)}
 
     monkeypatch.setattr(JournalFileBackend, "append_logs", append_logs)
     wanted = whole(tmp_path / "whole")
@@ -189,13 +178,12 @@ def test_a_driver_may_die_at_any_write_to_the_study(
             if record.status == "running":
                 record.finish("interrupted")
         left[0] = 0
-        before = {r.content["trial_id"]: r.content for r in trial_records(run)}
+        before = records(run)
         assert whole(run) == wanted, f"killed at write {last} of {writes}"
         for record in trial_records(run):
-            assert (
-                record.content["attempts"] == 1
-                or before[record.content["trial_id"]]["status"] == "interrupted"
-            )
+            earlier = before.get(record.trial_id)
+            was_cut = earlier is not None and earlier.status == "interrupted"
+            assert record.attempts == 1 or was_cut
 
 
 def test_same_seed_same_suggestions(raw: dict[str, Any], tmp_path: Path) -> None:
@@ -203,12 +191,7 @@ def test_same_seed_same_suggestions(raw: dict[str, Any], tmp_path: Path) -> None
     for name in ("a", "b"):
         search = searcher(raw, tmp_path / name, sampler="tpe", trials=14)
         runs.append(
-            [
-                finish(search, tmp_path / name, str(i), accuracy=i / 14, gmacs=1.0)[
-                    "params"
-                ]
-                for i in range(14)
-            ]
+            [finish(search, accuracy=i / 14, gmacs=1.0).plan.draw for i in range(14)]
         )
     assert runs[0] == runs[1]
 
@@ -218,13 +201,10 @@ def test_every_sampler_fills_its_budget(
     raw: dict[str, Any], tmp_path: Path, sampler: str
 ) -> None:
     search = searcher(raw, tmp_path, sampler=sampler, trials=13)
-    plans = [
-        finish(search, tmp_path, str(i), accuracy=i / 13, gmacs=1.0 + i % 3)
-        for i in range(13)
-    ]
-    assert search.suggest("end") == Searcher.FINISHED
+    plans = [finish(search, accuracy=i / 13, gmacs=1.0 + i % 3) for i in range(13)]
+    assert search.ask() is None
     assert set(states(search)) == {TrialState.COMPLETE}
-    assert len({repr(sorted(p["params"].items())) for p in plans}) == 13
+    assert len({repr(sorted(p.plan.draw.items())) for p in plans}) == 13
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "gp"])
@@ -238,21 +218,15 @@ def test_no_configuration_is_tried_twice(
     }
     options: dict[str, Any] = {"sampler": sampler, "trials": 40, "space": space}
     search = searcher(raw, tmp_path, **options)
-    assert search.num_trials == search.checked.num_configurations == 15
+    assert search.num_trials == search.sweep.num_configurations == 15
     # the first is always the best, and what a sampler then asks for again
-    plans = [
-        finish(search, tmp_path, str(i), accuracy=1 / (1 + i), gmacs=1.0 + i)
-        for i in range(9)
-    ]
+    plans = [finish(search, accuracy=1 / (1 + i), gmacs=1.0 + i) for i in range(9)]
     search = searcher(raw, tmp_path, **options)
     assert search.num_trials == 6
-    plans += [
-        finish(search, tmp_path, str(i), accuracy=1 / (1 + i), gmacs=1.0 + i)
-        for i in range(9, 15)
-    ]
-    assert search.suggest("end") == Searcher.FINISHED
-    assert len({repr(sorted(p["params"].items())) for p in plans}) == 15
-    assert [p["number"] for p in plans] == list(range(15))
+    plans += [finish(search, accuracy=1 / (1 + i), gmacs=1.0 + i) for i in range(9, 15)]
+    assert search.ask() is None
+    assert len({repr(sorted(p.plan.draw.items())) for p in plans}) == 15
+    assert [p.plan.number for p in plans] == list(range(15))
     assert searcher(raw, tmp_path, **options).num_trials == 0
 
 
@@ -276,13 +250,11 @@ def test_a_sampler_that_is_stuck_in_a_continuum_is_helped(
 
     monkeypatch.setattr("sweeps.search.study.sampler_of", stuck)
     search = searcher(raw, tmp_path, sampler="tpe", trials=6, space=space)
-    plans = [
-        finish(search, tmp_path, str(i), accuracy=0.5, gmacs=1.0) for i in range(6)
-    ]
-    assert [p["params"]["stages.finetune"] for p in plans] == ["none"] + [
+    plans = [finish(search, accuracy=0.5, gmacs=1.0) for i in range(6)]
+    assert [p.plan.draw["stages.finetune"] for p in plans] == ["none"] + [
         "finetune"
     ] * 5
-    assert len({p["params"].get("stages.finetune.finetune.lr") for p in plans}) == 6
+    assert len({p.plan.draw.get("stages.finetune.finetune.lr") for p in plans}) == 6
 
 
 class Stubborn(optuna.samplers.RandomSampler):
@@ -350,10 +322,8 @@ def test_grid_tries_each_point_once(raw: dict[str, Any], tmp_path: Path) -> None
         space={"stages.init.*.args.embed_dim": [16, 32]},
     )
     assert search.num_trials == 5
-    plans = [
-        finish(search, tmp_path, str(i), accuracy=0.5, gmacs=1.0) for i in range(5)
-    ]
-    assert len({repr(sorted(p["params"].items())) for p in plans}) == 5
+    plans = [finish(search, accuracy=0.5, gmacs=1.0) for i in range(5)]
+    assert len({repr(sorted(p.plan.draw.items())) for p in plans}) == 5
 
 
 def test_a_killed_driver_loses_no_point_of_a_grid(
@@ -366,34 +336,30 @@ def test_a_killed_driver_loses_no_point_of_a_grid(
         "space": {"stages.init.*.args.embed_dim": [16, 32]},
     }
     first = searcher(raw, tmp_path, **grid)
-    done = [finish(first, tmp_path, "a", accuracy=0.5, gmacs=1.0)["params"]]
-    for i in range(2):
-        first.suggest(f"lost{i}")
+    done = [finish(first, accuracy=0.5, gmacs=1.0).plan.draw]
+    for _ in range(2):
+        first.ask()
     second = searcher(raw, tmp_path, **grid)
     assert second.num_trials == 4
-    plans = [
-        finish(second, tmp_path, str(i), accuracy=0.5, gmacs=1.0) for i in range(4)
-    ]
-    assert second.suggest("end") == Searcher.FINISHED
+    plans = [finish(second, accuracy=0.5, gmacs=1.0) for i in range(4)]
+    assert second.ask() is None
     assert (
-        len({repr(sorted(p.items())) for p in done + [p["params"] for p in plans]}) == 5
+        len({repr(sorted(p.items())) for p in done + [p.plan.draw for p in plans]}) == 5
     )
-    assert sorted(p["number"] for p in plans) == [1, 2, 3, 4]
+    assert sorted(p.plan.number for p in plans) == [1, 2, 3, 4]
 
 
 def test_a_failed_replicate_is_not_run_again(
     raw: dict[str, Any], tmp_path: Path
 ) -> None:
     first = searcher(raw, tmp_path, trials=2, replicates=2)
-    finish(first, tmp_path, "a", "failed")
-    first.suggest("b")  # the driver dies here
+    finish(first, "failed")
+    first.ask()  # the driver dies here
     second = searcher(raw, tmp_path, trials=2, replicates=2)
     assert second.num_trials == 3
-    plans = [
-        finish(second, tmp_path, f"c{i}", accuracy=0.5, gmacs=1.0) for i in range(3)
-    ]
-    assert [p["trial_id"] for p in plans] == ["00000-r1", "00001-r0", "00001-r1"]
-    assert second.suggest("end") == Searcher.FINISHED
+    plans = [finish(second, accuracy=0.5, gmacs=1.0) for i in range(3)]
+    assert [p.trial_id for p in plans] == ["00000-r1", "00001-r0", "00001-r1"]
+    assert second.ask() is None
 
 
 def test_bounds_become_constraints(raw: dict[str, Any], tmp_path: Path) -> None:
@@ -404,8 +370,8 @@ def test_bounds_become_constraints(raw: dict[str, Any], tmp_path: Path) -> None:
         ]
     }
     search = searcher(bounded, tmp_path)
-    finish(search, tmp_path, "a", accuracy=0.5, gmacs=1.0)
-    finish(search, tmp_path, "b", accuracy=0.7, gmacs=2.0)
+    finish(search, accuracy=0.5, gmacs=1.0)
+    finish(search, accuracy=0.7, gmacs=2.0)
     assert [t.values[0] for t in search.study.best_trials] == [0.7]
 
 
@@ -416,32 +382,23 @@ def test_tiny_presets_run(name: str, tmp_path: Path, data_cache: Path) -> None:
     """
     from sweeps.check import load_spec
 
-    checked = load_spec(name, [f"storage={tmp_path}"], tiny=True)
+    sweep = load_spec(name, [f"storage={tmp_path}"], tiny=True)
+    measure = {"repeats": 3, "batch_size": 2}
     run = tmp_path / name
     run.mkdir()
-    common = COMMON | {
-        "run": str(run),
-        "cache": str(tmp_path / "_cache"),
-        "data_cache": str(data_cache),
-        "measure": (
-            checked.spec.measure.model_copy(
-                update={"repeats": 3, "batch_size": 2}
-            ).model_dump()
-        ),
-    }
-    search = StudySearch(checked, run, common)
-    for i in range(search.num_trials):
-        suggestion = search.suggest(str(i))
-        assert isinstance(suggestion, dict)
-        run_trial(suggestion["plan"])
-        search.on_trial_complete(str(i), {})
+    search = StudySearch(sweep, RunStorage(run))
+    while (plan := search.ask()) is not None:
+        quick = plan.measure.model_copy(update=measure)
+        plan = plan.model_copy(update={"measure": quick})
+        run_trial(plan, site(run, data_cache=data_cache))
+        search.tell(records(run)[plan.trial_id])
     for record in trial_records(run):
-        assert record.status == "complete", record.content["error"]
+        assert record.status == "complete", record.outcome.error
         assert {
             "accuracy",
             "test_accuracy",
             "gmacs",
             "latency_ms",
             "entropy_bits",
-        } <= set(record.content["metrics"])
+        } <= set(record.outcome.metrics)
     assert set(states(search)) == {TrialState.COMPLETE}

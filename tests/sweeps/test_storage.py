@@ -4,6 +4,7 @@ any machine goes on from there.
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 from sweeps.check import check_spec
 from sweeps.drive.driver import run_sweep
 from sweeps.resume import resumed_spec
-from sweeps.run.record import TrialRecord, trial_folder, trial_records
-from sweeps.run.storage import RunMirror, find_run, local_run, run_place
+from sweeps.run.folder import trial_folder
+from sweeps.run.record import TrialRecord
+from sweeps.run.storage import MirroredStorage, find_run, local_run, run_storage
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
+from tests.sweeps.helpers import plan, records
 from trainers.remote import Remote
 
 
@@ -23,10 +26,6 @@ from trainers.remote import Remote
 def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("SWEEPS_MIRROR", str(tmp_path / "mirror"))
     return (tmp_path / "bucket").as_uri()
-
-
-def facts(trial_id: str) -> dict[str, Any]:
-    return {"trial_id": trial_id, "number": 0, "replicate": 0}
 
 
 def test_a_sweep_lives_in_the_store(
@@ -50,13 +49,11 @@ def test_a_sweep_lives_in_the_store(
     assert not any(
         name.startswith(("tune/", "workers/", "driver.json")) for name in kept
     )
-    before = {r.content["trial_id"]: r.content for r in trial_records(first.folder)}
-    assert {
-        json.loads(
-            (tmp_path / f"bucket/{raw['name']}/trials/{i}/record.json").read_text()
-        )["status"]
-        for i in before
-    } == {"complete"}
+    before = records(first.folder)
+    for trial_id in before:
+        stored = tmp_path / f"bucket/{raw['name']}/trials/{trial_id}"
+        assert json.loads((stored / "plan.json").read_text())["trial_id"] == trial_id
+        assert json.loads((stored / "record.json").read_text())["status"] == "complete"
 
     # another machine: nothing of the first is left
     monkeypatch.setenv("SWEEPS_MIRROR", str(tmp_path / "other"))
@@ -65,24 +62,23 @@ def test_a_sweep_lives_in_the_store(
     assert folder != first.folder
     trials = len(before) + 1
     again = run_sweep(resumed_spec(folder, [f"search.trials={trials}"]))
-    after = {r.content["trial_id"]: r.content for r in trial_records(again.folder)}
-    assert {i: after[i] for i in before} == before
+    after = records(again.folder)
+    for trial_id, record in before.items():
+        assert replace(after[trial_id], folder=record.folder) == record
     assert len(after) == trials
-    new = next(content for i, content in after.items() if i not in before)
-    assert new["status"] == "complete"
-    assert len({json.dumps(r["config"]) for r in after.values()}) > 1 or any(
-        s["cached"] for s in new["stages"]
-    )
+    (new,) = (after[trial_id] for trial_id in after if trial_id not in before)
+    assert new.status == "complete"
+    assert any(stage.cached for stage in new.outcome.stage_runs)  # the teacher
 
 
 def test_final_records_here_are_newer_than_those_of_the_store(
     uri: str, tmp_path: Path
 ) -> None:
     node, driver = (
-        RunMirror(uri, tmp_path / where / "run") for where in ("node", "driver")
+        MirroredStorage(uri, tmp_path / where / "run") for where in ("node", "driver")
     )
     for mirror in (node, driver):
-        TrialRecord.begin(trial_folder(mirror.run, "00000"), facts("00000"))
+        TrialRecord.begin(trial_folder(mirror.run, "00000"), plan())
     record = TrialRecord.read(trial_folder(node.run, "00000"))
     assert record is not None
     record.add_epoch({"stage": "finetune", "epoch": 1})
@@ -95,7 +91,7 @@ def test_final_records_here_are_newer_than_those_of_the_store(
     here = TrialRecord.read(trial_folder(driver.run, "00000"))
     assert here is not None
     assert (here.status, len(here.epochs())) == ("pruned", 1)
-    fresh = RunMirror(uri, tmp_path / "fresh" / "run")
+    fresh = MirroredStorage(uri, tmp_path / "fresh" / "run")
     fresh.pull()
     there = TrialRecord.read(trial_folder(fresh.run, "00000"))
     assert there is not None
@@ -104,9 +100,9 @@ def test_final_records_here_are_newer_than_those_of_the_store(
 
 def test_running_trials_are_fetched_again(uri: str, tmp_path: Path) -> None:
     node, driver = (
-        RunMirror(uri, tmp_path / where / "run") for where in ("node", "driver")
+        MirroredStorage(uri, tmp_path / where / "run") for where in ("node", "driver")
     )
-    record = TrialRecord.begin(trial_folder(node.run, "00000"), facts("00000"))
+    record = TrialRecord.begin(trial_folder(node.run, "00000"), plan())
     node.push_trial("00000")
     driver.pull()
     record.finish("complete", metrics={"accuracy": 0.5})
@@ -114,11 +110,11 @@ def test_running_trials_are_fetched_again(uri: str, tmp_path: Path) -> None:
     driver.pull()
     here = TrialRecord.read(trial_folder(driver.run, "00000"))
     assert here is not None
-    assert here.content == record.content
+    assert here.to_json() == record.to_json()
 
 
 def test_overwriting_deletes_both_sides(uri: str, tmp_path: Path) -> None:
-    mirror = RunMirror(uri, tmp_path / "run")
+    mirror = MirroredStorage(uri, tmp_path / "run")
     mirror.run.mkdir()
     for name in ("run.json", "spec.yaml"):
         (mirror.run / name).write_text("{}")
@@ -133,9 +129,9 @@ def test_overwriting_deletes_both_sides(uri: str, tmp_path: Path) -> None:
 
 
 def test_folders_need_no_copy(tmp_path: Path) -> None:
-    place = run_place(str(tmp_path), tmp_path / "run")
-    assert place.shared
-    assert place.tune_storage() == str(tmp_path / "run")
+    storage = run_storage(str(tmp_path), tmp_path / "run")
+    assert storage.shared
+    assert storage.tune_storage() == str(tmp_path / "run")
     assert local_run(str(tmp_path)) == tmp_path
 
 

@@ -12,7 +12,8 @@ import pytest
 import ray
 
 from sweeps.check import check_spec
-from sweeps.drive.driver import _fit_at_once, run_sweep
+from sweeps.drive.driver import run_sweep
+from sweeps.drive.nodes import trials_at_once
 from sweeps.run.record import trial_records
 from sweeps.spec.load import spec_from
 from sweeps.spec.model import Resources
@@ -101,13 +102,10 @@ def test_trials_of_two_workers_are_recorded(
         "search": raw["search"] | {"trials": 2},
     }
     outcome = run_sweep(check_spec(spec_from(raw)))
-    records = [record.content for record in trial_records(outcome.folder)]
-    assert [r["status"] for r in records] == ["complete"] * 2
-    assert all(r["world_size"] == 2 for r in records)
-    assert all(
-        (outcome.folder / "trials" / r["trial_id"] / "layers.json").is_file()
-        for r in records
-    )
+    found = list(trial_records(outcome.folder))
+    assert [r.status for r in found] == ["complete"] * 2
+    assert [r.machine.world_size for r in found if r.machine is not None] == [2, 2]
+    assert all((r.folder / "layers.json").is_file() for r in found)
     assert not (outcome.folder / "workers").exists()
 
 
@@ -119,14 +117,14 @@ def test_room_is_counted_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 64.0}}]
     )
-    assert _fit_at_once(Resources(workers=1, cpus_per_worker=2)) == 2
-    assert _fit_at_once(Resources(workers=3, cpus_per_worker=1)) == 2
-    assert _fit_at_once(Resources(workers=1, gpus_per_worker=1 / 3)) == 3
+    assert trials_at_once(Resources(workers=1, cpus_per_worker=2)) == 2
+    assert trials_at_once(Resources(workers=3, cpus_per_worker=1)) == 2
+    assert trials_at_once(Resources(workers=1, gpus_per_worker=1 / 3)) == 3
     with pytest.raises(
         SpecError,
         match=r"3 x \(2 CPUs, 0 GPUs\), each within a node; the cluster has room for 2",
     ):
-        _fit_at_once(Resources(workers=3, cpus_per_worker=2))
+        trials_at_once(Resources(workers=3, cpus_per_worker=2))
 
 
 def test_batches_must_divide_by_the_workers(

@@ -10,9 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from trainers.files import read_json
-from trainers.lease import Lease, LeaseHeldError, Owner, process_exists
+from trainers.lease import (
+    Lease,
+    LeaseHeldError,
+    Owner,
+    one_at_a_time,
+    process_exists,
+)
 
 # Two processes that hold the lease at the same time find each other's folder and say so.
 COMPETE = """
@@ -154,3 +161,16 @@ def test_process_exists(dead_pid: int) -> None:
     assert process_exists(os.getpid())
     assert process_exists(1)  # belongs to somebody else
     assert not process_exists(dead_pid)
+
+
+def test_without_locks_the_work_goes_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(lock: FileLock) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    path.parent.mkdir()
+    write(path)
+    with one_at_a_time(path.with_suffix(".lock")), quick(path, silence=0.2).held():
+        pass

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image
 
 from trainers.data.parts import (
@@ -34,6 +33,7 @@ from trainers.data.parts import (
     decode,
 )
 from trainers.files import flush_to_disk
+from trainers.lease import one_at_a_time
 from trainers.machine import usable_cores
 
 log = logging.getLogger(__name__)
@@ -273,8 +273,7 @@ def _published(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[st
     if notes is not None:
         return notes
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # it saves doing the same work twice; correctness never depends on the lock
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with one_at_a_time(folder.with_name(f".{folder.name}.lock")):
         # another process may have built it while this one waited
         notes = _whole(folder)
         if notes is not None:

@@ -9,13 +9,13 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from trainers import plugins
 from trainers.config import DataConfig
 from trainers.data.parts import ArrayPart, Dataset, FilePart, Labels, ParquetPart
+from trainers.data.sklearn_internals import load_digits
 from trainers.data.stratify import stratified_test
 from trainers.data.torchvision_sets import TORCHVISION_SETS, open_torchvision
 
@@ -77,10 +77,9 @@ def open_digits(config: DataConfig) -> Dataset:
     part.
     """
     from PIL import Image
-    from sklearn.datasets import load_digits
 
-    bunch: Any = load_digits()
-    grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    images, labels = load_digits()
+    grey = np.rint(images * (255 / 16)).astype(np.uint8)
     size = (DIGITS_PX, DIGITS_PX)
     large = np.stack(
         [
@@ -89,7 +88,6 @@ def open_digits(config: DataConfig) -> Dataset:
         ]
     )
     pixels = np.repeat(large[:, None], 3, axis=1)
-    labels = bunch.target.astype(np.int64)
     train, test = stratified_test(labels)
     return Dataset(
         tuple(str(d) for d in range(10)),

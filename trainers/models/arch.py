@@ -167,16 +167,6 @@ def buildable(arch: Arch) -> Arch:
     Raises:
         ValueError: arguments or dimensions that the model does not take.
     """
-    built_on_meta(arch)
-    return arch
-
-
-def built_on_meta(arch: Arch) -> nn.Module:
-    """As `on_meta`, for an `arch` that a user asked for.
-
-    Raises:
-        ValueError: arguments or dimensions that the model does not take.
-    """
     try:
         module = on_meta(arch)
         grid = getattr(getattr(module, "patch_embed", None), "grid_size", None)
@@ -191,7 +181,7 @@ def built_on_meta(arch: Arch) -> nn.Module:
         raise ValueError(
             f"model {arch.name!r} does not take {shown}: {reason}"
         ) from error
-    return module
+    return arch
 
 
 # ------------------------------------------------------------------ a model between stages

@@ -2,9 +2,10 @@
 
 import difflib
 import inspect
+from functools import lru_cache
 from typing import Any
 
-from trainers.models.arch import Arch, buildable, built_on_meta
+from trainers.models.arch import Arch, buildable, on_meta
 from trainers.models.resnet_cifar import RESNET_CIFAR
 from trainers.timm_library import timm
 
@@ -40,11 +41,15 @@ def make_arch(
             f"unknown model {name!r}; valid: {', '.join(RESNET_CIFAR)}, revit or any"
             f" name of timm.list_models(); similar: {', '.join(near[:5])}"
         )
-    arch = Arch("timm", name, args)
-    module = built_on_meta(arch)
-    if "img_size" in given or not _takes(type(module), "img_size"):
-        return arch
-    return buildable(Arch("timm", name, {**args, "img_size": image_size}))
+    if "img_size" not in given and _takes(_class_of(name), "img_size"):
+        args["img_size"] = image_size
+    return buildable(Arch("timm", name, args))
+
+
+@lru_cache(maxsize=64)
+def _class_of(name: str) -> type:
+    """The class of a timm model."""
+    return type(on_meta(Arch("timm", name)))
 
 
 def _takes(kind: type, argument: str) -> bool:

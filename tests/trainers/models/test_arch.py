@@ -199,6 +199,10 @@ def test_make_arch_fills_in_classes_and_image_size() -> None:
     assert make_arch("resnet18", num_classes=5, image_size=64).args == {
         "num_classes": 5
     }
+    # its class takes any argument, its initialiser none of that name
+    assert make_arch("hrnet_w18_small", num_classes=5, image_size=64).args == {
+        "num_classes": 5
+    }
     given = make_arch(
         "vit_tiny_patch16_224",
         num_classes=5,

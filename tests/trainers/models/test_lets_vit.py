@@ -54,11 +54,12 @@ def plain(depth: int, width: int) -> nn.Module:
     return Arch("timm", "vit_base_patch16_224", args).build().eval()
 
 
-def told_state(
+def state_by_the_paper(
     module: Any, width: int, layers: list[int], groups: list[int]
 ) -> dict[str, Tensor]:
-    """A descendant's timm state from the parameters, as the paper says it: `grow` of one
-    learngene layer at a time, then the sum of a pair; differentiable."""
+    """A descendant's timm state from the parameters by the paper's formulas: one learngene layer at
+    a time is grown, then pairs are added up; differentiable.
+    """
     p, new = dict(module.named_parameters()), width - SIZE["gene_dim"]
     f_e, f_cls = p["width.embed"][:new], p["width.cls"][:new]
 
@@ -132,7 +133,7 @@ def own(depth: int) -> tuple[list[int], list[int]]:
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 8, 11])
 def test_the_auxiliary_network_is_the_papers(depth: int) -> None:
     module = lets(depth)
-    state = told_state(module, 24, *own(depth))
+    state = state_by_the_paper(module, 24, *own(depth))
     vit = plain(depth, 24)
     vit.load_state_dict(state)
     torch.testing.assert_close(module(IMAGES), vit(IMAGES), atol=1e-5, rtol=1e-5)
@@ -147,7 +148,7 @@ def test_gradients_are_the_sum_over_uses() -> None:
     found = {name: p.grad.clone() for name, p in module.named_parameters()}
     module.zero_grad()
     functional_call(
-        plain(6, 24), told_state(module, 24, *own(6)), (IMAGES,)
+        plain(6, 24), state_by_the_paper(module, 24, *own(6)), (IMAGES,)
     ).square().sum().backward()
     for name, p in module.named_parameters():
         assert p.grad.abs().max() > 0, name
@@ -173,7 +174,10 @@ def test_descendants_are_the_papers(
     width: int, maps: tuple[list[int], list[int]]
 ) -> None:
     module = lets(8)
-    found, expected = module.descendant(width, *maps), told_state(module, width, *maps)
+    found, expected = (
+        module.descendant(width, *maps),
+        state_by_the_paper(module, width, *maps),
+    )
     assert set(found) == set(expected) == set(plain(len(maps[0]), width).state_dict())
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value.detach(), atol=1e-5, rtol=1e-5)

@@ -1,0 +1,107 @@
+"""What the driver does when something happens to a trial.
+
+The record of a trial is read once at its end; study, progress and trackers get it from here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from sweeps.drive.progress import Progress
+from sweeps.drive.trackers import TrackerFeed
+from sweeps.run.folder import trial_folder
+from sweeps.run.plan import TrialPlan
+from sweeps.run.record import TrialRecord
+from sweeps.run.storage import RunStorage
+from sweeps.search.searcher import StudySearch
+from sweeps.search.stopping import EarlyStopper
+from sweeps.trial.epoch_curve import EpochReport, prune
+
+
+class TrialEvents:
+    """Keeps records, study, progress and trackers together while trials run.
+
+    Attributes:
+        fault: what a trial said of storage that is full or read-only; None while all is well.
+    """
+
+    def __init__(
+        self,
+        storage: RunStorage,
+        search: StudySearch,
+        stopper: EarlyStopper | None,
+        progress: Progress,
+        trackers: TrackerFeed,
+    ) -> None:
+        self.storage, self.search, self.stopper = storage, search, stopper
+        self.progress, self.trackers = progress, trackers
+        self.fault: str | None = None
+        self._deaths: Counter[str] = Counter()
+
+    def next_plan(self) -> TrialPlan | None:
+        """The plan of the trial to start next, if there is one now."""
+        return self.search.ask()
+
+    def started(self, trial_id: str) -> None:
+        """A trial's process begins, or begins again."""
+        self.progress.started()
+        self.trackers.started(trial_id)
+
+    def reported(self, trial_id: str, report: EpochReport) -> bool:
+        """Take an epoch; whether the trial is given up.
+
+        Its record then says so, before its process hears of it.
+        """
+        if self.stopper is None or not self.stopper.gives_up(trial_id, report):
+            self.search.report(trial_id, report)
+            return False
+        self.storage.pull_trial(trial_id)
+        prune(self._record(trial_id), report)
+        return True
+
+    def finished(self, fault: str | None) -> None:
+        """A trial's process has ended its record.
+
+        Args:
+            fault: why the storage took no more.
+        """
+        self.storage.push_run()
+        if fault is not None:
+            self.fault, self.search.halted = fault, True
+
+    def will_run_again(self, trial_id: str) -> None:
+        """A trial's process has died, and another one takes its place."""
+        self._deaths[trial_id] += 1
+        self.progress.failed_over(trial_id)
+
+    def ended(self, trial_id: str, *, died: bool) -> None:
+        """A trial has ended.
+
+        Args:
+            died: whether its process died, for the last time: the driver then ends its record.
+        """
+        self.storage.pull_trial(trial_id)
+        record = self._record(trial_id)
+        if died and record.status == "running":
+            self._end_record(record)
+        self.search.tell(record)
+        self.progress.ended(record)
+        self.trackers.ended(record)
+
+    def _end_record(self, record: TrialRecord) -> None:
+        deaths = self._deaths[record.trial_id] + 1
+        record.attempts = max(record.attempts, deaths)
+        record.finish(
+            "failed",
+            error=f"the trial's process died {record.attempts} times; out of memory?",
+        )
+        self.storage.push_trial(record.trial_id)
+
+    def step(self) -> None:
+        """Some time has passed."""
+        self.trackers.look()
+
+    def _record(self, trial_id: str) -> TrialRecord:
+        record = TrialRecord.read(trial_folder(self.storage.run, trial_id))
+        assert record is not None, f"{trial_id} has a plan from before it was started"
+        return record

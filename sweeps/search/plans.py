@@ -1,0 +1,69 @@
+"""From a draw of the study to the plan of a trial."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from pydantic import JsonValue
+
+from sweeps.run.folder import trial_name
+from sweeps.run.plan import StageSpec, TrialPlan
+from sweeps.run.record import TrialRecord
+from sweeps.space.resolve import Resolved, resolved_trial
+from sweeps.space.sweep import Sweep
+from sweeps.trial.epoch_curve import stopping_of
+from trainers import plugins
+
+
+def new_plan(
+    sweep: Sweep, number: int, replicate: int, draw: Mapping[str, JsonValue]
+) -> TrialPlan:
+    """The plan of one replicate of a configuration.
+
+    Args:
+        draw: Optuna's parameters of the configuration.
+
+    Raises:
+        SpecError: a value that its stage refuses; it names the place in the spec.
+    """
+    spec = sweep.spec
+    resolved = resolved_trial(sweep.space, draw)
+    return TrialPlan(
+        trial_id=trial_name(number, replicate, spec.search.replicates),
+        number=number,
+        replicate=replicate,
+        seed=spec.seed + replicate,
+        configuration=resolved.configuration,
+        draw=dict(draw),
+        source=resolved.source,
+        data=resolved.data,
+        stages=resolved.specs,
+        measure=spec.measure,
+        stopping=stopping_of(resolved.stages, spec.search.early_stopping),
+        plugins=plugins.used_by(_what_decides(resolved)),
+    )
+
+
+def refining_plan(
+    record: TrialRecord, number: int, stages: tuple[StageSpec, ...], replicates: int
+) -> TrialPlan:
+    """The plan that runs a complete trial again with other stages, under another number."""
+    plan = record.plan
+    update = {
+        "trial_id": trial_name(number, plan.replicate, replicates),
+        "number": number,
+        "refines": plan.number,
+        "stages": stages,
+        "stopping": None,
+    }
+    return plan.model_copy(update=update)
+
+
+def _what_decides(resolved: Resolved) -> Iterator[object]:
+    """What of a trial may come from plugins: its stages, its data set and all metrics."""
+    yield from (type(stage.config) for stage in resolved.stages)
+    datasets = plugins.offered(plugins.DATASETS)
+    if resolved.data.dataset in datasets:
+        yield datasets[resolved.data.dataset]
+    yield from plugins.offered(plugins.METRICS).values()
+    yield from plugins.offered(plugins.EPOCH_METRICS).values()

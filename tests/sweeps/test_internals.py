@@ -1,0 +1,52 @@
+"""Doors of other libraries that they do not promise to keep where they are: each test fails when
+its door moves, before a sweep does.
+"""
+
+import optuna
+import ray.tune
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from sweeps.search.optuna_internals import enqueued_parameters
+from sweeps.search.study import contains
+
+
+def test_optuna_keeps_what_was_enqueued() -> None:
+    study = optuna.create_study()
+    study.enqueue_trial({"x": 0.25}, user_attrs={"number": 3})
+    (waiting,) = study.get_trials()
+    assert enqueued_parameters(waiting) == {"x": 0.25}
+    trial = study.ask()
+    trial.suggest_float("x", 0.0, 1.0)
+    trial.suggest_float("y", 0.0, 1.0)
+    drawn = study.ask()
+    drawn.suggest_float("x", 0.0, 1.0)
+    asked, free = study.get_trials()
+    assert enqueued_parameters(asked) == {"x": 0.25}
+    assert enqueued_parameters(free) is None
+
+
+def test_distributions_contain_what_they_give() -> None:
+    stepped = optuna.distributions.FloatDistribution(0.1, 0.7, step=0.3)
+    assert [contains(stepped, x) for x in (0.1, 0.4, 0.5, 0.7)] == [1, 1, 0, 1]
+    free = optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
+    assert [contains(free, x) for x in (1e-4, 5e-3, 0.1)] == [True, True, False]
+    whole = optuna.distributions.IntDistribution(2, 8, step=3)
+    assert [contains(whole, x) for x in (2, 5, 6, 8, 11)] == [1, 1, 0, 1, 0]
+    named = optuna.distributions.CategoricalDistribution(("a", None, 1.5))
+    assert [contains(named, x) for x in ("a", None, 1.5, "b")] == [1, 1, 1, 0]
+
+
+def test_tune_asks_a_stopper_at_every_step_and_tells_a_searcher_of_every_end() -> None:
+    """What `sweeps.drive.tune_adapter` builds on, by the names of the methods that Tune calls."""
+    assert callable(ray.tune.Stopper.stop_all)
+    for name in ("suggest", "on_trial_complete", "save", "restore"):
+        assert callable(getattr(Searcher, name))
+    for name in (
+        "on_trial_start",
+        "on_trial_result",
+        "on_trial_recover",
+        "on_step_end",
+    ):
+        assert callable(getattr(ray.tune.Callback, name))
+    assert callable(FIFOScheduler.on_trial_result)
