@@ -4,16 +4,15 @@ A new one touches this file alone: give its name, description, unit, direction a
 that computes it from all predictions of a split. A package of somebody else's offers the same
 object under `EPOCH_METRICS` (see docs/extending.md).
 
-The functions are plain torch and give what torchmetrics' functions of the same name give; tests
-hold them equal. torchmetrics itself is not imported: that takes a second and 90 MB in every
-process of a sweep, for it brings matplotlib and SciPy. A function of
-`torchmetrics.functional.classification` can be given as `compute` by whoever wants another metric.
+They are torchmetrics' functions on all predictions of a split. torchmetrics is imported at the
+first evaluation, not before: its import takes a second.
 
 Legend: N images, C classes.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,46 +51,58 @@ class EpochMetric(NamedTuple):
 TRAIN_LOSS = "train_loss"
 
 
-def class_counts(logits: "Tensor", labels: "Tensor") -> "Tensor":
-    """Confusion matrix, int64 (C, C): images of class [row] that were taken for class [column]."""
-    classes = logits.shape[1]
-    cells = labels * classes + logits.argmax(1)
-    return cells.bincount(minlength=classes * classes).view(classes, classes)
+@lru_cache(maxsize=1)
+def _torchmetrics() -> Any:
+    """torchmetrics' functions of classification; importing them imports torchvision, too."""
+    from trainers.torchvision_internals import declare_missing_operators
+
+    declare_missing_operators()
+    from torchmetrics.functional import classification
+
+    return classification
 
 
 def per_class_accuracy(logits: "Tensor", labels: "Tensor") -> "Tensor":
     """Share of each class's images that are recognised, float64 (C,); NaN without images."""
-    counts = class_counts(logits, labels).double()
+    counts = (
+        _torchmetrics()
+        .multiclass_confusion_matrix(logits, labels, logits.shape[1])
+        .double()
+    )
     return counts.diagonal() / counts.sum(1)
 
 
 def balanced_accuracy(logits: "Tensor", labels: "Tensor") -> "Tensor":
-    """Mean of `per_class_accuracy` over the classes that have images."""
+    """Mean of `per_class_accuracy` over the classes that have images.
+
+    torchmetrics' own mean also counts a class that has none but was predicted.
+    """
     return per_class_accuracy(logits, labels).nanmean()
 
 
 def f1_macro(logits: "Tensor", labels: "Tensor") -> "Tensor":
     """Mean of the classes' F1 = 2·hits / (images + predictions), over those that have either."""
-    counts = class_counts(logits, labels).double()
-    return (2 * counts.diagonal() / (counts.sum(0) + counts.sum(1))).nanmean()
+    return _torchmetrics().multiclass_f1_score(
+        logits, labels, logits.shape[1], average="macro"
+    )
 
 
-def ece(logits: "Tensor", labels: "Tensor") -> "Tensor":
+def ece(logits: "Tensor", labels: "Tensor") -> "Tensor | None":
     """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 3).
 
     The images are put into 15 bins of equal width by the probability of the predicted class; the
     error is the mean over images of the gap between accuracy and mean probability of their bin.
+    None where a logit is not finite.
     """
-    import torch
+    if not bool(logits.isfinite().all()):
+        return None
+    probabilities, classes = logits.softmax(1), logits.shape[1]
+    return _torchmetrics().multiclass_calibration_error(
+        probabilities, labels, classes, n_bins=ECE_BINS
+    )
 
-    confidence, predicted = logits.softmax(1).max(1)
-    inner_edges = torch.linspace(0, 1, ECE_BINS + 1, device=logits.device)[1:-1]
-    bins = torch.bucketize(confidence, inner_edges, right=True)
-    gap = (predicted == labels).double() - confidence.double()
-    return bins.bincount(gap, minlength=ECE_BINS).abs().sum() / len(labels)
 
-
-def auroc(logits: "Tensor", labels: "Tensor") -> float | None:
+def auroc(logits: "Tensor", labels: "Tensor") -> "Tensor | None":
     """Mean over the classes of the area under the ROC curve of "this class or not".
 
     A class's area is the share of pairs (an image of the class, another one) in which the first
@@ -99,22 +110,13 @@ def auroc(logits: "Tensor", labels: "Tensor") -> float | None:
     or all of them: its area does not exist then, and a mean over the others would be compared
     between trials that have other classes.
     """
-    import numpy as np
-
-    # on the CPU, where NumPy's sort is several times as fast as torch's
-    probabilities = logits.softmax(1).T.contiguous().cpu().numpy()
-    classes = labels.cpu().numpy()
-    areas = []
-    for label, scores in enumerate(probabilities):
-        own, every = scores[classes == label], np.sort(scores)
-        others = len(every) - len(own)
-        if not len(own) or not others:
-            return None
-        left, right = np.searchsorted(every, own), np.searchsorted(every, own, "right")
-        # of every pair within the class, one is below the other: n² / 2, with itself a half
-        below = (left + right).sum() / 2 - len(own) ** 2 / 2
-        areas.append(below / (len(own) * others))
-    return float(np.mean(areas))
+    classes = logits.shape[1]
+    images = labels.bincount(minlength=classes)
+    if classes == 1 or not bool((images > 0).all()):
+        return None
+    return _torchmetrics().multiclass_auroc(
+        logits.softmax(1), labels, classes, average="macro"
+    )
 
 
 _BUILT_IN = (
