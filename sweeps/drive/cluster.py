@@ -39,7 +39,7 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": (
         "0"
-    ),  # tracebacks of lost processes; the driver says it in a line
+    ),  # tracebacks of dead processes; the driver says it in a line
 }
 _PACKAGES = ("sweeps", "compress", "trainers", "analysis")
 _CONNECT_SECONDS = 5.0

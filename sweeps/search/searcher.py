@@ -19,6 +19,7 @@ from sweeps.run.folder import trial_folder, trial_name
 from sweeps.run.plan import TrialPlan, read_plan, write_plan
 from sweeps.run.record import TrialRecord, trial_records
 from sweeps.run.storage import RunStorage
+from sweeps.search.optuna_internals import enqueue_again
 from sweeps.search.plans import new_plan, refining_plan
 from sweeps.search.refine import front_numbers, refined_stages
 from sweeps.search.study import (
@@ -29,6 +30,7 @@ from sweeps.search.study import (
     canonical,
     checked_draw,
     draw,
+    notes_by_number,
     open_study,
     seed_sampler,
 )
@@ -63,7 +65,7 @@ class _Configuration:
 
 
 class StudySearch:
-    """Hands out plans of trials, and tells the study how they ended.
+    """Hands out plans of trials, and takes how they ended to the study.
 
     Records that are complete are kept: their configurations count against the budget and are not
     run again; configurations that lack a replicate are asked for first, under their old number.
@@ -85,6 +87,7 @@ class StudySearch:
         self.halted = False
         self.notes: list[str] = []
         self.study, self._abandoned = open_study(sweep, self.run)
+        self._notes = notes_by_number(self.study)
         search, objectives = self.spec.search, self.spec.objectives
         self.notes += add_earlier_runs(
             self.study, search.earlier_runs, sweep.space, objectives
@@ -251,7 +254,11 @@ class StudySearch:
 
     def _enqueue(self, number: int, known: Draw) -> _Configuration:
         """This configuration; the sampler draws what it lacks."""
-        self.study.enqueue_trial(known, user_attrs={"number": number})
+        notes = self._notes.get(number)
+        if notes:  # an earlier driver drew it: it counts as drawn
+            enqueue_again(self.study, known, notes, {"number": number})
+        else:
+            self.study.enqueue_trial(known, user_attrs={"number": number})
         seed_sampler(self.study, self.spec, number)
         trial = self.study.ask()
         return _Configuration(trial, number, self.sweep.space.suggest(trial))

@@ -28,7 +28,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, TrialState, create_trial
 
 from analysis.contract import STUDY_FILE
-from sweeps.search.optuna_internals import enqueued_parameters
+from sweeps.search.optuna_internals import enqueued_parameters, sampler_notes
 from sweeps.search.samplers import sampler_of
 from sweeps.space.space import Space
 from sweeps.space.sweep import Sweep
@@ -163,7 +163,7 @@ def draw(
 ) -> tuple[optuna.Trial | None, Draw]:
     """Ask for a configuration that was not tried.
 
-    A sampler that repeats itself is told again what the study knows of the repeat.
+    A sampler that repeats itself hears again what the study knows of the repeat.
 
     Args:
         key_of: the same text for draws that mean the same configuration.
@@ -287,6 +287,15 @@ def _end_abandoned(study: optuna.Study) -> dict[int, Abandoned]:
     for _ in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         study.tell(study.ask(), state=TrialState.FAIL)
     return abandoned
+
+
+def notes_by_number(study: optuna.Study) -> dict[int, dict[str, Any]]:
+    """What the sampler noted about the last trial of each configuration's number."""
+    return {
+        trial.user_attrs["number"]: sampler_notes(trial)
+        for trial in study.get_trials(deepcopy=False)
+        if "number" in trial.user_attrs
+    }
 
 
 def asked_for(study: optuna.Study) -> Iterator[str]:

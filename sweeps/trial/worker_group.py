@@ -152,7 +152,7 @@ class WorkerGroup:
     def _fit(self) -> None:
         try:
             self._trainer.fit()
-        except BaseException as error:  # noqa: BLE001 (told to whoever waits for a job)
+        except BaseException as error:  # noqa: BLE001 (whoever waits for a job hears of it)
             self.failure = error
 
     @property

@@ -7,7 +7,11 @@ import ray.tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from sweeps.search.optuna_internals import enqueued_parameters
+from sweeps.search.optuna_internals import (
+    enqueue_again,
+    enqueued_parameters,
+    sampler_notes,
+)
 from sweeps.search.study import contains
 
 
@@ -24,6 +28,25 @@ def test_optuna_keeps_what_was_enqueued() -> None:
     asked, free = study.get_trials()
     assert enqueued_parameters(asked) == {"x": 0.25}
     assert enqueued_parameters(free) is None
+
+
+def test_a_trial_that_is_enqueued_again_counts_as_drawn() -> None:
+    sampler = optuna.samplers.NSGAIISampler(population_size=2, seed=0)
+    study = optuna.create_study(sampler=sampler)
+    for value in range(3):
+        trial = study.ask()
+        trial.suggest_float("x", 0.0, 1.0)
+        if value < 2:
+            study.tell(trial, value)
+    lost = study.get_trials()[-1]
+    notes = sampler_notes(lost)
+    assert list(notes.values()) == [1], "NSGA-II notes the generation"
+    enqueue_again(study, lost.params, notes, {"number": 2})
+    again = study.ask()
+    assert again.suggest_float("x", 0.0, 1.0) == lost.params["x"]
+    found = study.get_trials()[-1]
+    assert sampler_notes(found) == notes
+    assert found.user_attrs == {"number": 2}
 
 
 def test_distributions_contain_what_they_give() -> None:
