@@ -15,7 +15,7 @@ trap 'rm -rf "$work"' EXIT
 
 # built from a copy: setuptools leaves build/ and *.egg-info beside the sources
 mkdir "$work/source"
-cp -r pyproject.toml README.md LICENSE analysis compress sweeps trainers "$work/source"
+cp -r pyproject.toml README.md LICENSE compression_sweeps.py analysis compress sweeps trainers "$work/source"
 "$python" -m pip wheel --quiet --no-deps --wheel-dir "$work/dist" "$work/source"
 wheel=$(echo "$work"/dist/compression_sweeps-*.whl)
 echo "built $(basename "$wheel")"

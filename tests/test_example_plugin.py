@@ -137,5 +137,5 @@ def fresh_environment(folder: Path) -> Path:
 def _not_source(folder: str, names: list[str]) -> set[str]:
     """What a wheel is not built from."""
     wanted = {"analysis", "compress", "sweeps", "trainers", "README.md", "LICENSE"}
-    wanted |= {"pyproject.toml", "halving"}
+    wanted |= {"pyproject.toml", "compression_sweeps.py", "halving"}
     return set(names) - wanted if Path(folder) in (ROOT, EXAMPLE) else {"__pycache__"}
