@@ -136,7 +136,7 @@ class Progress:
         """A trial's process died; it will run again."""
         self.counts["running"] -= 1
         self.note(
-            f"{trial_id}  its process died or its node was lost; it goes on from its"
+            f"{trial_id}  its process died, or its node did; it goes on from its"
             " last checkpoint"
         )
         self._redraw()

@@ -286,7 +286,7 @@ class _Followed:
 
 
 class TrackerFeed:
-    """Tells trackers what the records of a run's trials gain."""
+    """Passes on to trackers what the records of a run's trials gain."""
 
     def __init__(
         self,

@@ -65,7 +65,7 @@ class _Configuration:
 
 
 class StudySearch:
-    """Hands out plans of trials, and tells the study how they ended.
+    """Hands out plans of trials, and takes how they ended to the study.
 
     Records that are complete are kept: their configurations count against the budget and are not
     run again; configurations that lack a replicate are asked for first, under their old number.

@@ -163,7 +163,7 @@ def draw(
 ) -> tuple[optuna.Trial | None, Draw]:
     """Ask for a configuration that was not tried.
 
-    A sampler that repeats itself is told again what the study knows of the repeat.
+    A sampler that repeats itself hears again what the study knows of the repeat.
 
     Args:
         key_of: the same text for draws that mean the same configuration.
