@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from analysis.contract import TEST_PREFIX
 from compress.metrics import TEXT, Conditions, missing_because, trial_metrics
 from compress.pipeline import NamedStage, check_pipeline
 from sweeps.check_search import check_search
@@ -29,9 +30,6 @@ from trainers.models.source import source_arch
 from trainers.plugins import PluginFile
 from trainers.remote import Remote, is_uri
 from trainers.training.epoch_metrics import epoch_metrics
-
-_TEST = "test_"
-"""Before the name of a metric of the validation part: the same one on the test set."""
 
 MOST_GRID = 100_000
 """Configurations that a grid may have."""
@@ -240,7 +238,7 @@ def _check_objectives(
         if _is_of_test_set(name):
             raise SpecError(
                 f"{place}: the test set never guides the search; use"
-                f" {name.removeprefix(_TEST)!r}"
+                f" {name.removeprefix(TEST_PREFIX)!r}"
             )
         if name not in available:
             reason = missing_because(name, conditions)
@@ -252,4 +250,7 @@ def _check_objectives(
 
 
 def _is_of_test_set(metric: str) -> bool:
-    return metric.startswith(_TEST) and metric.removeprefix(_TEST) in epoch_metrics()
+    return (
+        metric.startswith(TEST_PREFIX)
+        and metric.removeprefix(TEST_PREFIX) in epoch_metrics()
+    )

@@ -6,14 +6,16 @@ goes into code spans.
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import JsonValue
 
-from analysis.contract import RUN_FILE
+from analysis.contract import RUN_FILE, TEST_PREFIX
 from analysis.header import metrics_of_run
+from analysis.metrics import Metrics, on_test_set
 from analysis.report.markdown import code
 from compress.pipeline import stages
 from sweeps.run.record import TrialRecord
@@ -21,19 +23,10 @@ from trainers.config import DataConfig, SourceConfig
 from trainers.files import read_json, sha256_file, write_atomic
 from trainers.models.arch import ModelState
 from trainers.timm_library import timm
+from trainers.training.epoch_metrics import epoch_metrics
 
 UNKNOWN = "unknown"
 CODE_LICENCE = "Apache-2.0"
-_FIRST = (
-    "test_accuracy",
-    "accuracy",
-    "num_params",
-    "gmacs",
-    "entropy_bits",
-    "unique_values",
-    "model_bytes",
-    "coded_bytes",
-)
 
 
 def write_card(
@@ -85,17 +78,20 @@ def write_card(
 
 def _front_matter(
     run: Path, record: TrialRecord, library: str, licence: str
-) -> dict[str, Any]:
-    dataset, metrics = record.plan.data.dataset, record.outcome.metrics
-    parts = [("validation part", "accuracy"), ("test set", "test_accuracy")]
+) -> dict[str, JsonValue | list[Any]]:
+    dataset = record.plan.data.dataset
+    measured = [
+        metric.name for metric in epoch_metrics().values() if metric.on_validation
+    ]
+    parts = [("validation part", measured), ("test set", map(on_test_set, measured))]
     results = [
         {
             "task": {"type": "image-classification"},
             "dataset": {"name": f"{dataset}, {part}", "type": dataset},
-            "metrics": [{"type": "accuracy", "value": metrics[name]}],
+            "metrics": found,
         }
-        for part, name in parts
-        if name in metrics
+        for part, names in parts
+        if (found := _results(record, names))
     ]
     return {
         "license": licence.lower(),
@@ -107,6 +103,16 @@ def _front_matter(
             {"name": f"{run.resolve().name}-{record.trial_id}", "results": results}
         ],
     }
+
+
+def _results(record: TrialRecord, names: Iterable[str]) -> list[dict[str, JsonValue]]:
+    """The metrics of a part of the data, as the hub names and reads them."""
+    metrics = record.outcome.metrics
+    return [
+        {"type": name.removeprefix(TEST_PREFIX), "value": metrics[name]}
+        for name in names
+        if name in metrics
+    ]
 
 
 def _model(state: ModelState, input_shape: Sequence[int | str]) -> str:
@@ -152,16 +158,12 @@ def _method(record: TrialRecord) -> str:
     for number, stage in enumerate(record.plan.stages, start=1):
         method = stages().get(stage.kind)
         paper = f" ({method.paper})" if method is not None and method.paper else ""
-        searched = {
-            path: value
+        searched = [
+            code(f"{path}={value}")
             for path, value in record.plan.configuration.items()
-            if f".{stage.name}" in path
-        }
-        chosen = (
-            "; searched: " + ", ".join(code(f"{k}={v}") for k, v in searched.items())
-            if searched
-            else ""
-        )
+            if stage.name in path.split(".")
+        ]
+        chosen = f"; searched: {', '.join(searched)}" if searched else ""
         lines.append(f"{number}. {code(stage.name)}: {code(stage.kind)}{paper}{chosen}")
     return "\n".join(lines)
 
@@ -181,16 +183,25 @@ def _data(record: TrialRecord) -> str:
     return "\n".join(lines)
 
 
-def _metrics(run: Path, metrics: dict[str, Any]) -> str:
+def _metrics(run: Path, metrics: Mapping[str, Any]) -> str:
     described = metrics_of_run(run, metrics)
-    names = [n for n in _FIRST if n in metrics] + sorted(
-        n for n in metrics if n not in _FIRST
-    )
-    rows = [
-        f"| {code(name)} | {_value(metrics[name])} | {described.unit(name) or ' '} |"
-        for name in names
-    ]
-    return "\n".join(["| metric | value | unit |", "| --- | ---: | --- |", *rows])
+    rows = []
+    for name in described.in_order(metrics):
+        meaning = described.of(name).description
+        cells = [
+            code(name),
+            _value(metrics[name]),
+            _unit(described, name),
+            code(meaning) if meaning else " ",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    head = ["| metric | value | unit | meaning |", "| --- | ---: | --- | --- |"]
+    return "\n".join([*head, *rows])
+
+
+def _unit(described: Metrics, name: str) -> str:
+    unit = described.unit(name)
+    return " " if unit in ("", "1") else unit
 
 
 def _value(value: Any) -> str:

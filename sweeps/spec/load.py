@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from sweeps.spec.model import Spec
+from sweeps.spec.model import UNION_TAGS, Spec
 from sweeps.spec.yaml_text import (
     SpecError,
     Tree,
@@ -67,11 +67,11 @@ def validated(model: type[AnyModel], value: Any, place: str) -> AnyModel:
 
 
 def _explain(model: type[BaseModel], detail: Any, place: str) -> str:
-    location = [
-        str(part)
-        for part in detail["loc"]
-        if not str(part).startswith(("function-", "tuple[", "<"))
-    ]
+    names_a_key = detail["type"] in ("extra_forbidden", "missing")
+    inner = detail["loc"][:-1] if names_a_key else detail["loc"]
+    location = [str(part) for part in inner if not _is_of_pydantic(str(part))]
+    if names_a_key:  # as the user wrote it, whatever it looks like
+        location.append(str(detail["loc"][-1]))
     where = ".".join([place, *location] if place else location) or "spec"
     shown = repr(detail["input"])
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
@@ -90,6 +90,11 @@ def _explain(model: type[BaseModel], detail: Any, place: str) -> str:
         if shown in message or len(location) == 0
         else f"{where}: {message}; got {shown}"
     )
+
+
+def _is_of_pydantic(part: str) -> bool:
+    """Whether a part of an error's place is the name of a validator or of a union's member."""
+    return part.startswith(("function-", "tuple[")) or part in UNION_TAGS
 
 
 def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:

@@ -115,6 +115,10 @@ SHORT_SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 """Samplers that a spec names by one word."""
 
 
+UNION_TAGS = ("<name>", "<other>")
+"""Names of the two forms of `search.sampler` in pydantic's errors; not for the user."""
+
+
 class OtherSampler(Config):
     """Any sampler of Optuna or OptunaHub; further keys are its own options."""
 

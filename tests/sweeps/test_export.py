@@ -64,7 +64,10 @@ def write_run(folder: Path, state: ModelState, **changes: Any) -> Path:
         "status": "complete",
         "attempts": 1,
         "config": {"quantize": "kmeans_quant"},
-        "params": {"stages.quantize.clusters": 8},
+        "params": {
+            "stages.quantize.clusters": 8,
+            "stages.quantize.layers_source[3 onto 2 #0]": 0.75,
+        },
         "error": None,
         "source": {
             "model": state.arch.name,
@@ -79,7 +82,11 @@ def write_run(folder: Path, state: ModelState, **changes: Any) -> Path:
             "std": [0.3] * 3,
         },
         "pipeline": [
-            {"name": "quantize", "stage": "kmeans_quant", "config": {"clusters": 8}}
+            {
+                "name": "quantize",
+                "stage": "kmeans_quant",
+                "config": {"clusters": 8, "layers_source": [0, 0, 1]},
+            }
         ],
         "stages": [
             STAGE_ROW | {"key": key},
@@ -196,6 +203,7 @@ def test_card_says_what_the_model_is(runs: dict[str, Path], tmp_path: Path) -> N
         "model.safetensors",
     }
     text = (tmp_path / "m" / "README.md").read_text()
+    assert "#0]" not in text, "Optuna's own names of a layer map"
     _, header, body = text.split("---\n", 2)
     front = yaml.safe_load(header)
     assert (front["license"], front["datasets"], front["tags"]) == (
@@ -212,6 +220,7 @@ def test_card_says_what_the_model_is(runs: dict[str, Path], tmp_path: Path) -> N
             "`teacher.safetensors`",
             "stages.quantize.clusters=8",
             "| `test_accuracy` | 0.7 | fraction |",
+            "stages.quantize.layers_source=[0, 0, 1]",
         ),
         *(
             "sweeps run small",

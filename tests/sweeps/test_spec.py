@@ -4,6 +4,7 @@ escapes.
 
 import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -472,3 +473,10 @@ def test_early_stopping_watches_any_metric_of_an_epoch(raw: dict[str, Any]) -> N
         check_spec(spec_from(raw))
     raw["search"]["early_stopping"]["metric"] = "train_loss"
     check_spec(spec_from(raw))
+
+
+@pytest.mark.parametrize("key", ["<", "<other>", "function-x", "tuple[", "0", ""])
+def test_unknown_keys_of_any_form_are_named(raw: dict[str, Any], key: str) -> None:
+    raw["stages"]["init"]["one_of"]["random_init"] = {key: 1}
+    with pytest.raises(SpecError, match=re.escape(f"stages.init.{key}: unknown key")):
+        check_spec(spec_from(raw))
