@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from compress.metrics import Metric
+from compress.metrics import Metric, Value
 from trainers.config import Config, TrainConfig
 from trainers.data.splits import Data, DataInfo, eval_batches
 from trainers.models.arch import Arch, ModelState
@@ -24,33 +24,40 @@ class Stage(Config, ABC):
 
     phase: ClassVar[Phase]
     version: ClassVar[int]
-    """Raised whenever the same config would give another result: it is part of the cache key."""
+    """Part of the cache key: raise it whenever the same config would give another result."""
     paper: ClassVar[str] = ""
     metrics: ClassVar[tuple[Metric, ...]] = ()
     """Everything that `run` gives to `ctx.report`, so that objectives can name it."""
     finds_dims: ClassVar[bool] = False
-    """Whether `run` finds the layers' dimensions: `check` then gives the largest that they
-    can be.
+    """Whether the layers' dimensions are only known after `run`; `check` then returns the
+    largest that they can be.
     """
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
-        """The architecture that `run` will return for this input, found without any work.
+        """The architecture that `run` will return for this input; nothing is computed.
 
         Raises:
-            ValueError: this stage cannot take such a model; names the rule and both values.
+            ValueError: this stage cannot take such a model. The message names the rule, the
+                value and a remedy.
         """
         return arch
 
     def teachers(self) -> list[tuple[str, Path | None]]:
-        """Arguments of every `ctx.teacher` call that `run` makes: their contents enter the
-        cache key.
+        """Arguments of every call of `ctx.teacher` that `run` makes, as (name, checkpoint).
+        The teachers' contents enter the cache key.
         """
         return []
 
     @abstractmethod
     def run(self, model: ModelState, ctx: "Context") -> ModelState:
-        """Apply the method. `model` is not changed. Code between fits is deterministic in
-        `ctx.seed`.
+        """Apply the method.
+
+        Between two calls of `ctx.fit` everything must be deterministic in `ctx.seed`: where
+        a trial was killed, `run` is called again and finished fits are only read back.
+
+        Args:
+            model: the incoming model; must not be changed, nor share tensors with the result.
+            ctx: data, training loop, teachers, seed and work folder.
         """
 
 
@@ -75,7 +82,7 @@ class Context:
     workdir: Path
     find_teacher: Callable[[str, Path | None], ModelState]
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None
-    reported: dict[str, Any] = field(default_factory=dict)
+    reported: dict[str, Value] = field(default_factory=dict)
     restored_seconds: float = 0.0
 
     def fit(
@@ -134,6 +141,6 @@ class Context:
                 return
             yield batch
 
-    def report(self, **metrics: float | int | str) -> None:
-        """Put metrics of this stage into the trial's record."""
+    def report(self, **metrics: Value) -> None:
+        """Put metrics of this stage into the trial's record; `Stage.metrics` describes each."""
         self.reported.update(metrics)

@@ -11,6 +11,7 @@ from rich.table import Table
 from analysis.contract import Objective
 from analysis.numbers import plain
 from compress.metrics import metrics
+from trainers.config import FitOptions, TrainConfig
 from trainers.training.epoch_metrics import epoch_metrics
 
 if TYPE_CHECKING:
@@ -18,10 +19,17 @@ if TYPE_CHECKING:
     from sweeps.space.sweep import Sweep
 
 
-def stage_table(stage: "type[Stage]") -> Table:
-    """Parameters of a stage: name, type, default, meaning; nested configs as dotted names."""
+def stage_table(stage: "type[Stage]", briefly: bool = False) -> Table:
+    """Parameters of a stage: name, type, default, meaning; nested configs as dotted names.
+
+    Args:
+        briefly: leave out the options of training that the stage takes over unchanged.
+    """
+    shared = shared_options(stage) if briefly else set()
     rows = table("parameter", "type", "default", "meaning")
     for name, field, kind in _parameters(stage):
+        if name.partition(".")[0] in shared:
+            continue
         default = "[red]required[/]" if field.is_required() else escape(_default(field))
         rows.add_row(
             f"  {name}",
@@ -30,6 +38,18 @@ def stage_table(stage: "type[Stage]") -> Table:
             escape(field.description or ""),
         )
     return rows
+
+
+def shared_options(stage: "type[Stage]") -> set[str]:
+    """The options of training that a stage takes over as they are in `TrainConfig`."""
+    common = TrainConfig.model_fields
+    if not issubclass(stage, FitOptions):
+        return set()
+    return {
+        name
+        for name, field in stage.model_fields.items()
+        if name in common and repr(field) == repr(common[name])
+    }
 
 
 def _parameters(

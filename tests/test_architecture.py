@@ -1,79 +1,334 @@
-"""Promises of the design: layers, file sizes, no pickle, nothing heavy before it is needed."""
+"""Promises of the design: who may import whom, how dense the code is, what waits until needed."""
 
 import ast
+import io
 import subprocess
 import sys
+import tokenize
 import tomllib
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ALLOWED = {
-    "sweeps": {"sweeps", "compress", "trainers", "analysis"},
-    "compress": {"compress", "trainers"},
-    "trainers": {"trainers"},
-    "analysis": {"analysis"},
-}
-# all of them serve the driver, or run inside of Ray
-RAY_FILES = {
+TOPS = ("analysis", "trainers", "compress", "sweeps")
+
+
+class Room(NamedTuple):
+    """Modules that belong together.
+
+    Attributes:
+        name: what other rooms call it.
+        holds: folders and files; a file that is named is not in its folder's room.
+        imports: rooms that it may import, all of them above it in the table.
+    """
+
+    name: str
+    holds: str
+    imports: str
+
+
+GROUND = (
+    "analysis/contract.py analysis/files.py analysis/metrics.py analysis/numbers.py"
+    " analysis/text.py"
+)
+STAGE = (
+    "compress/stage.py compress/metrics.py compress/keys.py compress/cache.py"
+    " compress/student.py compress/finetune.py compress/asp.py"
+)
+TRAINING = "trainers data models training"
+CHECK = "sweeps/check.py sweeps/check_search.py sweeps/describe.py sweeps/resume.py"
+SEARCH = f"text run spec space trial search contract pipeline {TRAINING}"
+
+ROOMS = (
+    # results: nothing else of ours, no torch, no Ray
+    Room("contract", GROUND, ""),
+    Room("tables", "analysis/tables", "contract"),
+    Room("analysis", "analysis", "contract tables"),
+    Room("report", "analysis/report", "contract tables analysis"),
+    # models, data, one training loop
+    Room("trainers", "trainers", ""),
+    Room("data", "trainers/data trainers/timm_internals.py", "trainers"),
+    Room("models", "trainers/models", "trainers data"),
+    Room("training", "trainers/training", "trainers data"),
+    # methods
+    Room("codec", "compress/codec", "trainers models"),
+    Room("options", "compress/measure/options.py", "trainers"),
+    Room("measure", "compress/measure", "options trainers models"),
+    Room("stage", STAGE, f"codec options measure {TRAINING}"),
+    Room("selection", "compress/selection", f"stage {TRAINING}"),
+    Room("learngene", "compress/learngene", f"stage {TRAINING}"),
+    Room("nvit", "compress/nvit", f"stage options measure {TRAINING}"),
+    Room("wfn", "compress/wfn", f"stage {TRAINING}"),
+    Room(
+        "pipeline",
+        "compress",
+        f"stage codec options measure selection learngene nvit wfn {TRAINING}",
+    ),
+    # the search
+    Room("text", "sweeps/spec/yaml_text.py", ""),
+    Room("run", "sweeps/run", "text contract options trainers"),
+    Room(
+        "spec",
+        "sweeps/spec",
+        f"text run contract options measure stage pipeline {TRAINING}",
+    ),
+    Room("space", "sweeps/space", f"text run spec contract stage pipeline {TRAINING}"),
+    Room(
+        "trial",
+        "sweeps/trial",
+        f"text run spec space contract options measure stage pipeline {TRAINING}",
+    ),
+    Room("search", "sweeps/search", f"analysis stage {SEARCH.replace(' search', '')}"),
+    Room("trackers", "sweeps/drive/trackers.py", "text run spec contract trainers"),
+    Room("check", f"sweeps {CHECK}", f"stage trackers {SEARCH}"),
+    Room("reproduce", "sweeps/trial/reproduce.py", f"stage check {SEARCH}"),
+    Room("drive", "sweeps/drive", f"trackers check analysis tables stage {SEARCH}"),
+    Room(
+        "export",
+        "sweeps/export",
+        f"text run spec contract tables analysis report codec stage pipeline {TRAINING}",
+    ),
+    Room(
+        "cli",
+        "sweeps/cli sweeps/__main__.py",
+        "check reproduce drive export analysis tables report options measure stage"
+        " trackers"
+        f" {SEARCH}",
+    ),
+)
+
+RAY = (
     "sweeps/drive/cluster.py",
     "sweeps/drive/driver.py",
     "sweeps/drive/nodes.py",
     "sweeps/drive/tune_adapter.py",
     "sweeps/trial/in_tune.py",
     "sweeps/trial/worker_group.py",
+)
+PICKLE = ("trainers/training/checkpoint.py", "trainers/models/source.py")
+NOT_EVERYWHERE = {
+    "fcntl": (),
+    "resource": (),
+    "pwd": (),
+    "sched_getaffinity": ("trainers/machine.py",),
+    "SIGUSR1": (),
+    "SIGHUP": (),
+    "fork": (),
+    "kill": ("trainers/lease.py",),
 }
-SOURCES = [p for top in ALLOWED for p in sorted((ROOT / top).rglob("*.py"))]
+"""Names of what Windows or macOS lack, or have with another meaning → where they may be."""
 
 
-def imported(tree: ast.AST) -> set[str]:
-    names = set()
-    for node in ast.walk(tree):
+class Source(NamedTuple):
+    """A module of ours; `place` is its path from the root."""
+
+    name: str
+    place: str
+    text: str
+    tree: ast.Module
+
+
+@lru_cache(maxsize=1)
+def sources() -> tuple[Source, ...]:
+    found = []
+    for path in (p for top in TOPS for p in sorted((ROOT / top).rglob("*.py"))):
+        place = path.relative_to(ROOT)
+        name = ".".join(place.with_suffix("").parts).removesuffix(".__init__")
+        text = path.read_text(encoding="utf-8")
+        found.append(Source(name, place.as_posix(), text, ast.parse(text)))
+    return tuple(found)
+
+
+def is_face(source: Source) -> bool:
+    """Whether it is an `__init__.py`, which shows names of its whole package."""
+    return source.place.endswith("__init__.py")
+
+
+@cache
+def imports(source: Source) -> frozenset[str]:
+    """Dotted names of all that a module imports, wherever it does."""
+    found: set[str] = set()
+    for node in ast.walk(source.tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
+            found |= {node.module}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(found)
+
+
+@cache
+def room_of(place: str) -> str:
+    """The room of a file: the one that names it, else that of its folder or the next above."""
+    homes = {held: room.name for room in ROOMS for held in room.holds.split()}
+    for candidate in (place, *(p.as_posix() for p in Path(place).parents)):
+        if candidate in homes:
+            return homes[candidate]
+    raise AssertionError(f"{place} is in no room")
+
+
+def test_rooms_import_only_rooms_below() -> None:
+    places = {source.name: source.place for source in sources()}
+    above: list[str] = []
+    for room in ROOMS:
+        assert set(room.imports.split()) <= set(above), f"{room.name}: a circle"
+        assert all((ROOT / held).exists() for held in room.holds.split()), room.name
+        above.append(room.name)
+    allowed = {room.name: {room.name, *room.imports.split()} for room in ROOMS}
+    wrong = [
+        f"{source.place} ({room_of(source.place)}) imports {name} ({room_of(places[name])})"
+        for source in sources()
+        for name in sorted(imports(source) & set(places))
+        if room_of(places[name]) not in allowed[room_of(source.place)]
+        and not (is_face(source) and name.startswith(f"{source.name}."))
+    ]
+    assert wrong == []
+
+
+def test_no_two_files_import_each_other() -> None:
+    modules = {source.name: source for source in sources() if not is_face(source)}
+    needs = {name: imports(source) & set(modules) for name, source in modules.items()}
+    mutual = [(a, b) for a in needs for b in needs[a] if a < b and a in needs[b]]
+    assert mutual == []
+
+
+def test_libraries_stay_where_they_belong() -> None:
+    wrong = []
+    for source in sources():
+        tops = {name.split(".")[0] for name in imports(source)}
+        if "ray" in tops and source.place not in RAY:
+            wrong.append(f"{source.place} imports Ray")
+        if "pickle" in tops and source.place not in PICKLE:
+            wrong.append(f"{source.place} imports pickle")
+        if source.place.startswith("analysis/") and tops & {"torch", "timm"}:
+            wrong.append(f"{source.place} imports torch")
+    assert wrong == []
+
+
+def test_systems_are_asked_in_one_place() -> None:
+    """`os.kill(pid, 0)` ends a process on Windows; `fcntl` and some signals do not exist there."""
+    wrong = []
+    for source in sources():
+        used = imports(source) | {
+            node.attr
+            for node in ast.walk(source.tree)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in ("os", "signal")
+        }
+        for name in sorted(used & set(NOT_EVERYWHERE)):
+            if source.place not in NOT_EVERYWHERE[name]:
+                wrong.append(f"{source.place} uses {name}")
+    assert wrong == []
+
+
+def defined(source: Source) -> set[str]:
+    """Names at the top of a module, also those that it imports."""
+    names: set[str] = set()
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {
+                (alias.asname or alias.name).split(".")[0] for alias in node.names
+            }
     return names
 
 
-def test_every_test_file_is_run() -> None:
-    paths = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"][
-        "ini_options"
-    ]["testpaths"]
-    places = [ROOT / path for path in paths]
-    left = [
-        p
-        for p in (ROOT / "tests").rglob("test_*.py")
-        if not any(p.is_relative_to(place) for place in places)
-    ]
-    assert left == [], "testpaths in pyproject.toml lack them"
+def test_benchmarks_import_what_exists() -> None:
+    """No test runs them, so a module that moved would be noticed by their users only."""
+    modules = {source.name: source for source in sources()}
+    lost = []
+    for path in sorted((ROOT / "benchmarks").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not node.module:
+                continue
+            if node.module.split(".")[0] not in TOPS:
+                continue
+            if node.module not in modules:
+                lost.append(f"{path.name}: {node.module}")
+                continue
+            known = defined(modules[node.module])
+            for alias in node.names:
+                if (
+                    alias.name not in known
+                    and f"{node.module}.{alias.name}" not in modules
+                ):
+                    lost.append(f"{path.name}: {node.module}.{alias.name}")
+    assert lost == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_layers_and_size(path: Path) -> None:
-    place = path.relative_to(ROOT).as_posix()
-    top = place.split("/")[0]
-    text = path.read_text()
-    names = imported(ast.parse(text))
-    assert names & set(ALLOWED) <= ALLOWED[top]
-    if place not in RAY_FILES:
-        assert "ray" not in names
-    if top == "analysis":
-        assert not names & {"torch", "timm"}
-    assert (
-        not names & {"pickle"}
-        or place == "trainers/training/checkpoint.py"
-        or place == "trainers/models/source.py"
+def code_lines(text: str) -> int:
+    """Lines that hold more than a comment or a docstring."""
+    layout = (
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
     )
-    assert text.count("\n") <= 530, "split the file"
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        starts = token.line.strip().startswith(('"""', 'r"""'))
+        is_docstring = token.type == tokenize.STRING and starts
+        if token.type not in layout and not is_docstring:
+            lines.add(token.start[0])
+    return len(lines)
+
+
+def test_files_are_short() -> None:
+    long = {s.place: s.text.count("\n") for s in sources() if s.text.count("\n") > 500}
+    assert long == {}, "split them"
+
+
+def test_code_is_not_dense() -> None:
+    nodes = lines = skips = 0
+    too_long = []
+    for source in sources():
+        lines += code_lines(source.text)
+        skips += source.text.count("fmt: skip")
+        nodes += sum(
+            isinstance(node, ast.expr | ast.stmt) for node in ast.walk(source.tree)
+        )
+        for number, line in enumerate(source.text.splitlines(), 1):
+            if len(line) > 100:
+                too_long.append(f"{source.place}:{number}")
+    assert nodes / lines <= 5.5, "syntax nodes for each line of code"
+    assert skips <= 10, "fmt: skip is for tables of numbers"
+    assert too_long == []
+
+
+def test_what_crosses_borders_is_typed() -> None:
+    ours = [source for source in sources() if source.place.startswith("sweeps/")]
+    untyped = sum(source.text.count("dict[str, Any]") for source in ours)
+    lines = sum(code_lines(source.text) for source in ours)
+    assert 1000 * untyped / lines <= 8
+
+
+def test_every_test_file_is_run() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
+    places = [ROOT / path for path in settings["ini_options"]["testpaths"]]
+    files = (ROOT / "tests").rglob("test_*.py")
+    left = [f for f in files if not any(f.is_relative_to(place) for place in places)]
+    assert left == [], "testpaths in pyproject.toml lack them"
 
 
 @pytest.mark.parametrize(
     ("code", "absent"),
     [
         ("import sweeps.cli.main", {"torch", "timm", "ray", "pandas", "plotly"}),
-        ("import compress.pipeline", {"ray", "optuna", "pandas"}),
+        (
+            "import compress.pipeline",
+            {"ray", "optuna", "pandas", "timm", "torchvision", "scipy", "sklearn"}
+            | {"pyarrow", "constriction", "zstandard", "matplotlib"},
+        ),
+        ("import compress.metrics", {"torch"}),
         ("import analysis", {"torch", "ray", "plotly"}),
         ("import sweeps.check", {"ray"}),
     ],

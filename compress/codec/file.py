@@ -28,6 +28,7 @@ from compress.codec.format import (
     MAX_HEADER_BYTES,
     MAX_MODEL_BYTES,
     Header,
+    Packed,
     TensorEntry,
     pack,
     read_container,
@@ -113,36 +114,13 @@ def encode(
     if mode not in get_args(Coder):
         raise ValueError(f"unknown mode {mode!r}; valid: {', '.join(get_args(Coder))}")
     given = _content_of(model)
-    weights = given.weights
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    indexed, code = _index(weights, shapes, given.founders, mode)
-    groups = pack_tensors(
-        {name: tensor for name, tensor in weights.items() if name not in indexed}
-    )
-    coded = {
-        "codebook": pack(
-            b"".join(book.astype("<u4").tobytes() for book in code.codebooks), 4
-        ),
-        "histogram": pack(code.histogram.tobytes()),
-        "indices": pack(code.words.astype("<u4", copy=False).tobytes(), dense=True),
-    }
+    shapes = {name: tuple(tensor.shape) for name, tensor in given.weights.items()}
+    indexed, code = _index(given.weights, shapes, given.founders, mode)
+    plain = {n: tensor for n, tensor in given.weights.items() if n not in indexed}
+    coded = _pack_code(code)
+    groups = pack_tensors(plain)
     sections = {**coded, **groups}
-    header = Header(
-        arch=given.arch,
-        meta=given.meta,
-        coder=code.coder,
-        families=[len(book) for book in code.codebooks],
-        tensors=[
-            TensorEntry(
-                name,
-                dtype_name(name, tensor),
-                shapes[name],
-                code.family_of.get(name, -1),
-            )
-            for name, tensor in weights.items()
-        ],
-        sections=[packed.section(name) for name, packed in sections.items()],
-    )
+    header = _header_of(given, code, sections)
     content, header_bytes = write_container(header, list(sections.values()))
     books = (coded["codebook"], coded["histogram"])
     size = CodedSize(
@@ -157,6 +135,38 @@ def encode(
     if path is not None:
         write_atomic(path, content)
     return Coded(content, size)
+
+
+def _pack_code(code: IndexCode) -> dict[str, Packed]:
+    """The sections of what is coded as indices."""
+    books = b"".join(book.astype("<u4").tobytes() for book in code.codebooks)
+    words = code.words.astype("<u4", copy=False).tobytes()
+    return {
+        "codebook": pack(books, 4),
+        "histogram": pack(code.histogram.tobytes()),
+        "indices": pack(words, dense=True),
+    }
+
+
+def _header_of(
+    given: "_Content", code: IndexCode, sections: Mapping[str, Packed]
+) -> Header:
+    return Header(
+        arch=given.arch,
+        meta=given.meta,
+        coder=code.coder,
+        families=[len(book) for book in code.codebooks],
+        tensors=[
+            TensorEntry(
+                name,
+                dtype_name(name, tensor),
+                tuple(tensor.shape),
+                code.family_of.get(name, -1),
+            )
+            for name, tensor in given.weights.items()
+        ],
+        sections=[packed.section(name) for name, packed in sections.items()],
+    )
 
 
 @dataclass(frozen=True)

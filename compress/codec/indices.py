@@ -169,7 +169,10 @@ def _positions(shape: Shape) -> int:
 
 @dataclass(frozen=True)
 class _Alphabet:
-    """Where a family's values are among the symbols, and V of all symbols (see `codec_models`)."""
+    """Where a family's values are among the symbols, and V of all symbols.
+
+    V is described in `compress.codec.models`.
+    """
 
     offset: int
     signed: NDArray[np.int16]

@@ -38,29 +38,37 @@ class LetsAux(Auxiliary):
     builder: ClassVar[str] = "lets_vit"
 
     gene_dim: int = Field(
-        384, ge=1, description="learngene's width, a multiple of embed_dim / num_heads"
+        384,
+        ge=1,
+        description="width of the learngene, a multiple of embed_dim / num_heads",
     )
     embed_dim: int = Field(768, ge=1, description="auxiliary network's width")
     num_heads: int = Field(
-        12, ge=1, description="of the auxiliary network; a head is as wide everywhere"
+        12,
+        ge=1,
+        description="heads of the auxiliary network; descendants have heads of that width",
     )
     depth: int = Field(
         16,
         ge=1,
         description=(
-            "auxiliary network's layers; the learngene has two for every four begun"
+            "layers of the auxiliary network; the learngene has two for every four of"
+            " them, rounded up"
         ),
     )
-    width_init: WidthInit = Field("rand", description="of F")
-    depth_init: DepthInit = Field("stackbert-noisy", description="of G")
+    width_init: WidthInit = Field("rand", description="initialisation of F")
+    depth_init: DepthInit = Field("stackbert-noisy", description="initialisation of G")
     noise: float = Field(
-        0.03, ge=0, description="of the noisy initialisations: uniform in [0, this]"
+        0.03,
+        ge=0,
+        description="of the noisy initialisations: uniform from 0 to this number",
     )
     residual: float | None = Field(
         None,
         gt=0,
         description=(
-            "add a trained term to every grown tensor, uniform in ± this at first"
+            "add a trained term to every grown tensor, initialised uniformly between"
+            " minus and plus this number"
         ),
     )
     learn: tuple[_Part, ...] = Field(
@@ -85,7 +93,8 @@ class LetsExpand(Expansion):
         None,
         ge=1,
         description=(
-            "from gene_dim to embed_dim, a multiple of a head's; default: embed_dim"
+            "from gene_dim to embed_dim, a multiple of a head's width; default:"
+            " embed_dim"
         ),
     )
     depth: int | None = Field(
@@ -96,7 +105,7 @@ class LetsExpand(Expansion):
         min_length=1,
         description=(
             "for each layer the auxiliary layer whose learngene pair it uses; default:"
-            " even"
+            " evenly spaced"
         ),
     )
     mapping_layer_coeff: tuple[int, ...] | None = Field(
@@ -108,7 +117,11 @@ class LetsExpand(Expansion):
         ),
     )
     head: Literal["grown", "fresh"] = Field(
-        "grown", description="grown: cut to the first classes where there are fewer"
+        "grown",
+        description=(
+            "grown: the auxiliary network's, cut to the first classes where the data has"
+            " fewer; fresh: newly initialised"
+        ),
     )
     _list = field_validator("mapping_layer", "mapping_layer_coeff", mode="before")(
         layer_list

@@ -27,8 +27,8 @@ DESCENDANT = "vit_base_patch16_224"
 
 
 class Auxiliary(Stage, TrainConfig):
-    """Trains a fresh auxiliary network; of the incoming model nothing is used, unless it is
-    the teacher.
+    """Trains a new auxiliary network. The incoming model is not used, except as a teacher
+    where `distill` says so.
     """
 
     phase: ClassVar[Phase] = "init"
@@ -36,14 +36,17 @@ class Auxiliary(Stage, TrainConfig):
         Metric("aux_params", "parameters of the auxiliary network", "1"),
     )
     builder: ClassVar[str]
-    """Of the network, in `trainers.models.arch.BUILDERS`."""
+    """The network's builder, a key of `trainers.models.arch.BUILDERS`."""
 
-    patch_size: int = Field(16, ge=1, description="px")
+    patch_size: int = Field(16, ge=1, description="pixels")
     embed_dim: int = Field(384, ge=1, description="width")
     num_heads: int = Field(6, ge=1)
-    norm_eps: float = Field(NORM_EPS, gt=0, description="of every LayerNorm")
+    norm_eps: float = Field(NORM_EPS, gt=0, description="epsilon of every LayerNorm")
     drop_path: float | None = Field(
-        0.1, ge=0, lt=1, description="of the last layer, rising linearly"
+        0.1,
+        ge=0,
+        lt=1,
+        description="stochastic depth of the last layer; it rises linearly up to there",
     )
     distill: DistillConfig | None = Field(
         None,
@@ -68,8 +71,8 @@ class Auxiliary(Stage, TrainConfig):
         check_train_config(self, data.num_train)
         if self.patch_size > data.image_size:
             raise ValueError(
-                f"patch_size {self.patch_size} is more than the image's"
-                f" {data.image_size} px; lower it"
+                f"patch_size: {self.patch_size} pixels are more than the image's"
+                f" {data.image_size}; lower it"
             )
         common = {
             "num_classes": data.num_classes,
@@ -97,7 +100,7 @@ class Expansion(Stage):
 
     phase: ClassVar[Phase] = "init"
     builder: ClassVar[str]
-    """Of the auxiliary network that comes in."""
+    """The builder of the incoming auxiliary network."""
 
     @abstractmethod
     def expand(self, model: ModelState, data: DataInfo, seed: int) -> ModelState:
@@ -121,7 +124,7 @@ class Expansion(Stage):
         if arch.builder != self.builder:
             stage = self.builder.replace("_vit", "_aux")
             raise ValueError(
-                f"needs the auxiliary network of {stage} ({self.builder}); got"
+                f"this stage needs the auxiliary network of {stage} ({self.builder}); it got"
                 f" {arch.name} ({arch.builder}); put {stage} before it"
             )
         return arch.args
@@ -223,7 +226,7 @@ def spread(count: int, over: int) -> list[int]:
 
 
 def within(name: str, values: Sequence[int], limit: int, what: str) -> None:
-    """Refuse a map that names what is not there.
+    """Refuse a layer map that names a layer or stage that does not exist.
 
     Raises:
         ValueError: names the map, the entry and the limit.
@@ -237,7 +240,7 @@ def within(name: str, values: Sequence[int], limit: int, what: str) -> None:
 
 
 def agreed_depth(depth: int | None, maps: Mapping[str, Sequence[int] | None]) -> int:
-    """The descendant's depth, from `depth` and from the lengths of its maps.
+    """The descendant's depth, from `depth` and from the lengths of its layer maps.
 
     Raises:
         ValueError: they differ, or there is none of them.

@@ -43,7 +43,11 @@ class SwsAux(Auxiliary):
         (3, 3, 4, 3, 3), min_length=1, description="layers of each stage"
     )
     norm_before_pool: bool = Field(
-        False, description="the published order; false is timm's: pool, then norm"
+        False,
+        description=(
+            "norm before pooling, as the published network; false: pool, then norm, as"
+            " timm does"
+        ),
     )
 
     def network(self) -> dict[str, Any]:
@@ -66,7 +70,8 @@ class SwsExpand(Expansion):
         None,
         min_length=1,
         description=(
-            "for each layer the stage that it copies; default: stages spread over depth"
+            "for each layer the stage that it copies; default: the stages spread evenly"
+            " over `depth`"
         ),
     )
     depth: int | None = Field(
@@ -79,7 +84,11 @@ class SwsExpand(Expansion):
         None, description="default: as in the auxiliary network"
     )
     head: Literal["copy", "fresh"] = Field(
-        "copy", description="copied only where the number of classes is the same"
+        "copy",
+        description=(
+            "copy: the auxiliary network's, where the number of classes is the same;"
+            " fresh: newly initialised"
+        ),
     )
     _list = field_validator("layers_source", mode="before")(layer_list)
 

@@ -44,7 +44,11 @@ class TlegExpand(Expansion):
         None, ge=1, description="layers; default: the auxiliary network's"
     )
     head: Literal["copy", "fresh"] = Field(
-        "copy", description="copied only where the number of classes is the same"
+        "copy",
+        description=(
+            "copy: the auxiliary network's, where the number of classes is the same;"
+            " fresh: newly initialised"
+        ),
     )
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:

@@ -126,16 +126,8 @@ def measure_table(
         *(("stem", e) for e in grid["embed"]),
         *(("head", e) for e in grid["embed"]),
     ]
-    times: list[list[tuple[float, float]]] = [[] for _ in jobs]
     with torch.inference_mode(), _tf32(tf32), _memory_hint(batch_size):
-        probe.warm_up()
-        generator = np.random.default_rng(seed)
-        order = np.concatenate(
-            [generator.permutation(len(jobs)) for _ in range(rounds)]
-        ).tolist()
-        for visit, index in enumerate(order, 1):
-            times[index] += probe.times_ms(jobs[index], passes)
-            on_point(visit, len(order))
+        times = _visit(probe, jobs, rounds, passes, seed, on_point)
     own, largest = np.array(times).transpose(2, 0, 1)  # (jobs, rounds × passes) each
     values = np.median(own / largest, axis=1) * np.median(largest)
     values[len(points) - 1] = np.median(largest)  # the same block twice
@@ -158,6 +150,26 @@ def measure_table(
         head,
         fingerprint,
     )
+
+
+def _visit(
+    probe: "_Probe",
+    jobs: Sequence[tuple[Any, ...]],
+    rounds: int,
+    passes: int,
+    seed: int,
+    on_point: Callable[[int, int], None],
+) -> list[list[tuple[float, float]]]:
+    """Milliseconds of every pass of each job, and of the largest block beside it."""
+    times: list[list[tuple[float, float]]] = [[] for _ in jobs]
+    probe.warm_up()
+    generator = np.random.default_rng(seed)
+    orders = [generator.permutation(len(jobs)) for _ in range(rounds)]
+    order = np.concatenate(orders).tolist()
+    for visit, index in enumerate(order, 1):
+        times[index] += probe.times_ms(jobs[index], passes)
+        on_point(visit, len(order))
+    return times
 
 
 class _Probe:

@@ -307,27 +307,8 @@ class Nvit(Stage, TrainConfig):
             active=lambda: pruner.pruned,
         )
         done = ctx.fit(student, objective, self, hooks=[pruner], name="prune")
+        self._report(pruner, done.steps, ctx)
         small = pruner.dense(dense.arch)
-        ratio = pruner.latency_ms() / pruner.dense_ms
-        _log.info(
-            "nvit: stopped by %s at step %d, estimated latency %.3f",
-            pruner.stop_reason,
-            done.steps,
-            ratio,
-        )
-        if pruner.stop_reason != "latency_target":
-            _log.warning(
-                "nvit: ended by %s at %.3f of the latency, not at the target %.3f",
-                pruner.stop_reason,
-                ratio,
-                self.latency_target,
-            )
-        ctx.report(
-            latency_ratio_estimated=ratio,
-            pruned_units=pruner.num_pruned,
-            prune_steps=done.steps,
-            stop_reason=pruner.stop_reason,
-        )
         meta = {
             "stop_reason": pruner.stop_reason,
             "latency": note,
@@ -335,13 +316,34 @@ class Nvit(Stage, TrainConfig):
         }
         small = ModelState(small.arch, small.weights, model.meta | {"nvit": meta})
         if self.measure:
-            measured = (
-                self._measured(model, small, latency, ctx)
-                if distributed.rank() == 0
-                else None
-            )
+            first = distributed.rank() == 0
+            measured = self._measured(model, small, latency, ctx) if first else None
             ctx.report(**distributed.from_rank_0(measured))
         return small
+
+    def _report(self, pruner: Pruner, steps: int, ctx: Context) -> None:
+        """Report how pruning went; warn where it missed its target."""
+        ratio = pruner.latency_ms() / pruner.dense_ms
+        _log.info(
+            "nvit: pruning ended (%s) at step %d, estimated latency %.3f of the incoming"
+            " model's",
+            pruner.stop_reason,
+            steps,
+            ratio,
+        )
+        if pruner.stop_reason != "latency_target":
+            _log.warning(
+                "nvit: pruning ended (%s) at %.3f of the latency; the target is %.3f",
+                pruner.stop_reason,
+                ratio,
+                self.latency_target,
+            )
+        ctx.report(
+            latency_ratio_estimated=ratio,
+            pruned_units=pruner.num_pruned,
+            prune_steps=steps,
+            stop_reason=pruner.stop_reason,
+        )
 
     def _rules(self, seed: int) -> PruneRules:
         shared = {

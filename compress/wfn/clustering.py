@@ -8,7 +8,7 @@ Legend
     p, a     fraction to fix, allowed distance
     γ0       zero distance: in relative mode a smaller weight is at distance 0 from the centroid 0
     ω, τ     order and tolerance
-    c        a candidate centroid, see `wfn_candidates`
+    c        a candidate centroid, see `compress.wfn.candidates`
     d        distance of a weight to c: |w - c|/|w| (relative; where c = 0: 0 for |w| < γ0,
              else 1), or |w - c|
     y, y_c   a weight's place on the line, and the centroid's
@@ -22,14 +22,15 @@ The call. ω = 0, τ = a. Until ⌊p·n⌋ weights are fixed:
              input, as in a stable sort
     fix      the prefix to c, and τ = a; if it is empty: ω += 1, and once ω > 20 also τ = 2τ
 
-Why one sort is enough. On the line of `wfn_line` d is a Euclidean distance, d = scale·|y -
-y_c|. Nearest sets and prefixes are intervals of it without what is fixed, itself a few
-intervals. Counts are binary searches, sums of d are differences of prefix sums of y.
+Why one sort is enough. On the line of `compress.wfn.line` d is a Euclidean distance,
+d = scale·|y - y_c|. The weights nearest to a candidate, and a prefix, are intervals of that
+line, without the weights that are fixed already, which are a few intervals themselves.
+Counts are binary searches, and sums of d are differences of prefix sums of y.
 
-Why it is exact. Prefix sums round otherwise than a running sum does, so they only say how
-far the prefix can reach. Within that reach distances are computed, sorted and summed one by
-one as if all had been sorted. The reach holds little more than is then fixed, which keeps
-the total at O(n log n), and some 0.3 ms a step for the candidates.
+Why it is exact. Prefix sums are not rounded as a running sum is, so they only say how far
+the prefix can reach. Within that reach the distances are computed, sorted and summed one by
+one, as if all had been sorted. The reach holds few more weights than are then fixed, so that
+the total stays at O(n log n), with some 0.3 ms a step for the candidates.
 """
 
 import math
@@ -118,23 +119,7 @@ def cluster(
             distance below 2^-126 (centroids would not be float32 values), or not finite; an
             unknown distance.
     """
-    if distance not in get_args(Distance):
-        raise ValueError(
-            f"distance {distance!r} is not one of {', '.join(get_args(Distance))}"
-        )
-    if not 0 <= fraction <= 1:
-        raise ValueError(
-            f"fraction is {fraction}; give the share of weights to fix, from 0 to 1"
-        )
-    if not _MIN_DISTANCE <= max_distance < math.inf:
-        raise ValueError(
-            f"max_distance is {max_distance}; it must be finite and at least 2^-20 ="
-            f" {_MIN_DISTANCE:.3g}"
-        )
-    if not _MIN_ZERO_DISTANCE <= zero_distance < math.inf:
-        raise ValueError(
-            f"zero_distance is {zero_distance}; it must be finite and at least 2^-126"
-        )
+    _check_arguments(distance, fraction, max_distance, zero_distance)
     metric = _Metric(distance == "relative", zero_distance)
     weights = torch.as_tensor(weights)
     flat = _as_float32(weights)
@@ -152,6 +137,28 @@ def cluster(
     return Clustering(
         values, fixed, codebook, assignments, distances, dict(steps.orders)
     )
+
+
+def _check_arguments(
+    distance: str, fraction: float, max_distance: float, zero_distance: float
+) -> None:
+    if distance not in get_args(Distance):
+        raise ValueError(
+            f"distance {distance!r} is not one of {', '.join(get_args(Distance))}"
+        )
+    if not 0 <= fraction <= 1:
+        raise ValueError(
+            f"fraction is {fraction}; give the share of weights to fix, from 0 to 1"
+        )
+    if not _MIN_DISTANCE <= max_distance < math.inf:
+        raise ValueError(
+            f"max_distance is {max_distance}; it must be finite and at least 2^-20 ="
+            f" {_MIN_DISTANCE:.3g}"
+        )
+    if not _MIN_ZERO_DISTANCE <= zero_distance < math.inf:
+        raise ValueError(
+            f"zero_distance is {zero_distance}; it must be finite and at least 2^-126"
+        )
 
 
 def _as_float32(weights: Tensor) -> Float32s:

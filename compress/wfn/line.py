@@ -1,6 +1,7 @@
 """The weights on a line where the distance to a centroid is Euclidean, and which of them are left.
 
-For the clustering of Weight Fixing Networks (Subia-Waud & Dasmahapatra, ECCV 2022), `wfn_cluster`.
+For the clustering of Weight Fixing Networks (Subia-Waud & Dasmahapatra, ECCV 2022) in
+`compress.wfn.clustering`.
 
 Legend
     w, c     a weight, a centroid

@@ -289,16 +289,18 @@ class _Pull(torch.autograd.Function):
     def forward(ctx: Any, table: PullTable, *parts: Tensor) -> Tensor:
         limit = CHUNK if parts[0].device.type == "cpu" else ACCELERATOR_CHUNK
         sums = [part.new_zeros((), dtype=torch.float64) for part in parts]
-        slopes: list[Tensor] = []
-        for batch in _batches([part.numel() for part in parts], limit):
+        ctx.sizes = [len(part) for part in parts]
+        slopes = parts[0].new_empty(sum(ctx.sizes))
+        done = 0
+        for batch in _batches(ctx.sizes, limit):
             pieces = [parts[i][start:stop] for i, start, stop in batch]
             value, slope = table.read(torch.cat(pieces))
-            slopes.append(slope)
+            slopes[done : done + len(slope)] = slope
+            done += len(slope)
             values = value.split([len(piece) for piece in pieces])
             for (i, _, _), piece in zip(batch, values, strict=True):
                 sums[i] = sums[i] + piece.double().sum()
-        ctx.sizes = [len(part) for part in parts]
-        ctx.save_for_backward(torch.cat(slopes))
+        ctx.save_for_backward(slopes)
         return torch.stack(sums).float()
 
     @staticmethod

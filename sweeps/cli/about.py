@@ -7,7 +7,10 @@ import typer
 from rich.markup import escape
 
 from sweeps.cli.arguments import Plugins
-from sweeps.cli.terminal import console, table
+from sweeps.cli.terminal import console, table, without_collection
+
+TRAINING = "finetune"
+"""The stage that is nothing but training; the list of all methods shows its options once."""
 
 
 def methods(
@@ -17,13 +20,18 @@ def methods(
     plugin: Plugins = None,
 ) -> None:
     """The methods with their parameters, defaults and papers; then all metrics."""
+    with without_collection():
+        _print_methods(name, plugin or [])
+
+
+def _print_methods(name: str | None, plugins: list[str]) -> None:
     from compress.pipeline import stages
-    from sweeps.describe import metric_table, stage_table
+    from sweeps.describe import metric_table, shared_options, stage_table
     from sweeps.spec.plugins import load_plugins, read_plugins
     from sweeps.spec.yaml_text import did_you_mean
     from trainers.plugins import plugin_of
 
-    load_plugins(read_plugins(plugin or []))
+    load_plugins(read_plugins(plugins))
     known = stages()
     if name is not None and name not in known:
         hint = did_you_mean(name, known)
@@ -43,7 +51,13 @@ def methods(
         if stage.metrics:
             reported = ", ".join(metric.name for metric in stage.metrics)
             console.print(f"[dim]reports {reported}[/]", soft_wrap=True)
-        console.print(stage_table(stage))
+        # what all training stages have is said once
+        briefly = name is None and kind != TRAINING and bool(shared_options(stage))
+        if briefly:
+            console.print(
+                f"[dim]and the options of training, as {TRAINING} has them[/]"
+            )
+        console.print(stage_table(stage, briefly))
     if name is None:
         console.print("\n[bold]metrics[/]  what a trial measures, for `objectives`")
         console.print(metric_table())
@@ -61,8 +75,9 @@ def presets() -> None:
 
 def schema(plugin: Plugins = None) -> None:
     """The spec's JSON schema, for editors."""
-    from sweeps.spec.plugins import load_plugins, read_plugins
-    from sweeps.spec.schema import spec_schema
+    with without_collection():
+        from sweeps.spec.plugins import load_plugins, read_plugins
+        from sweeps.spec.schema import spec_schema
 
-    load_plugins(read_plugins(plugin or []))
-    print(json.dumps(spec_schema(), indent=1))
+        load_plugins(read_plugins(plugin or []))
+        print(json.dumps(spec_schema(), indent=1))

@@ -10,7 +10,7 @@ import typer
 from analysis.contract import TABLES_FOLDER
 from sweeps.cli.arguments import Overrides, Plugins, RunArgument, SpecArgument, Tiny
 from sweeps.cli.results import print_front
-from sweeps.cli.terminal import console, handled, say, warn
+from sweeps.cli.terminal import console, handled, say, warn, without_collection
 
 if TYPE_CHECKING:
     from sweeps.space.sweep import Sweep
@@ -68,10 +68,11 @@ def validate(
 
     Nothing is run.
     """
-    from sweeps.describe import print_sweep
+    with without_collection():
+        from sweeps.describe import print_sweep
 
-    request = _request_of(spec, overrides, tiny=tiny)
-    print_sweep(_checked(request, local=True), console)
+        request = _request_of(spec, overrides, tiny=tiny)
+        print_sweep(_checked(request, local=True), console)
 
 
 def run(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import logging
 import os
 import platform
 import socket
@@ -54,15 +55,14 @@ def set_environment() -> None:
 def start_ray(cpus: int | None = None) -> None:
     """A private Ray on this machine, quiet, with `cpus` cores (default: all)."""
     set_environment()
-    os.environ.setdefault(
-        "RAY_AUTH_MODE", "disabled"
-    )  # private: no token under the home folder
+    # private: no token under the home folder
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     ray.init(
         "local",
         num_cpus=cpus,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         configure_logging=True,
     )
 
@@ -125,7 +125,7 @@ def join(address: str, *, ship: bool, quiet: bool = True) -> None:
             address,
             runtime_env=environment,
             log_to_driver=not quiet,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise SpecError(

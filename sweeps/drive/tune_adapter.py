@@ -35,7 +35,8 @@ class TuneSearcher(Searcher):
         self.events = events
         self._ids: dict[str, str] = {}  # Tune's name of a trial → ours
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    # Ray's signature leaves out FINISHED, which is a text
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The id of the next trial; None: none now, ask again; FINISHED: none is left."""
         plan = self.events.next_plan()
         if plan is None:

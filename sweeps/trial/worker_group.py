@@ -122,7 +122,8 @@ class WorkerGroup:
         self.shape = shape
         self.failure: BaseException | None = None
         self._closed = False
-        self.mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
+        # Any: a handle's methods have `remote`, which the class's have not
+        self.mailbox: Any = ray.remote(num_cpus=0)(_Mailbox).remote()
         self._trainer = TorchTrainer(
             _serve,
             train_loop_config={"mailbox": self.mailbox, "deterministic": deterministic},
@@ -138,8 +139,10 @@ class WorkerGroup:
             run_config=RunConfig(
                 name=f"workers-{uuid.uuid4().hex[:12]}",
                 storage_path=storage,
+                # its types are those of Ray Train's first version
                 failure_config=FailureConfig(
-                    max_failures=0, controller_failure_limit=1
+                    max_failures=0,
+                    controller_failure_limit=1,  # type: ignore[call-arg]
                 ),
             ),
         )

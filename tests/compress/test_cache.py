@@ -144,17 +144,6 @@ def test_a_silent_lease_of_another_host_goes_stale(tmp_path: Path) -> None:
     assert StageCache(tmp_path).load(KEY) is not None
 
 
-def test_a_beating_lease_is_waited_for(tmp_path: Path) -> None:
-    """A builder that takes longer than the stale time keeps its lease by beating."""
-    log = tmp_path / "log"
-    slow = start(tmp_path / "cache", log, 1.5, 0.05, 0.5)
-    while not log.exists():
-        time.sleep(0.02)
-    build_slowly(tmp_path / "cache", log, 0, silence=0.5)
-    slow.join()
-    assert len(log.read_text().split()) == 1
-
-
 def test_publishing_twice_keeps_the_first(tmp_path: Path) -> None:
     cache = StageCache(tmp_path)
     cache.publish(KEY, artifact(0))

@@ -347,7 +347,7 @@ def test_an_expansion_needs_its_own_auxiliary_network(digits: Data) -> None:
     )
     with pytest.raises(
         ValueError,
-        match=r"stages.grow: needs the auxiliary network of lets_aux .*; got sws_vit",
+        match=r"stages.grow: .* needs the auxiliary network of lets_aux .*; it got sws_vit",
     ):
         check_pipeline(source, stages, digits.info)
     with pytest.raises(
@@ -355,7 +355,7 @@ def test_an_expansion_needs_its_own_auxiliary_network(digits: Data) -> None:
     ):
         TlegExpand().check(source, digits.info)
     with pytest.raises(
-        ValueError, match="patch_size 64 is more than the image's 32 px"
+        ValueError, match="patch_size: 64 pixels are more than the image's 32"
     ):
         SwsAux(**SWS | {"patch_size": 64}).check(source, digits.info)
 

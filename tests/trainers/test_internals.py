@@ -65,6 +65,10 @@ for name in ("config", "files", "remote", "data.splits", "models.arch", "models.
              "models.from_timm", "training.fit", "training.optim"):
     importlib.import_module(f"trainers.{name}")
     assert not heavy & set(sys.modules), (name, heavy & set(sys.modules))
+from trainers.config import DataConfig
+from trainers.data.splits import data_info
+data_info(DataConfig())
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     in_a_new_process(code)
 

@@ -12,6 +12,7 @@ from trainers.config import AugmentConfig, EmaConfig, TrainConfig, duration_in_s
 from trainers.data.splits import Data
 from trainers.models.arch import ModelState
 from trainers.models.make import make_arch
+from trainers.training import distributed
 from trainers.training.checkpoint import CheckpointFolder
 from trainers.training.fit import FitResult, Hook, NonFiniteLossError, fit
 from trainers.training.losses import TaskObjective
@@ -371,3 +372,25 @@ def test_bf16_and_channels_last_train(digits: Data, tmp_path: Path) -> None:
     assert all(
         v.dtype in (torch.float32, torch.int64) for v in module.state_dict().values()
     )
+
+
+def test_workers_agree_only_where_there_is_something_to_decide(
+    digits: Data,
+    tmp_path: Path,
+    quick_train: TrainConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class DecidesAtFive(Hook):
+        def on_step(self, step: int) -> bool | None:
+            return False if step == 5 else None
+
+    asked: list[bool] = []
+
+    def any_rank(flag: bool, device: torch.device) -> bool:
+        asked.append(flag)
+        return flag
+
+    monkeypatch.setattr(distributed, "any_rank", any_rank)
+    hooks = [Hook(), DecidesAtFive()]
+    assert run(tiny_vit(), digits, quick_train, tmp_path, hooks=hooks).steps == 9
+    assert asked == [False]
