@@ -25,7 +25,7 @@ from analysis.contract import Status
 from sweeps.run.folder import TENSORBOARD_FOLDER, trial_folder
 from sweeps.run.record import Row, TrialRecord, read_epochs
 from sweeps.spec.model import Spec, Trackers
-from sweeps.spec.yaml_text import SpecError
+from sweeps.spec.yaml_text import SpecError, did_you_mean
 from trainers import plugins
 
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -210,7 +210,7 @@ TRACKERS: dict[str, TrackerMaker] = {
 """Every tracker by its name."""
 
 _NEEDS_SETTINGS = ("mlflow", "wandb")
-"""Trackers that show a sweep only where its spec names them."""
+"""Trackers of ours that need an extra and settings in the spec."""
 
 
 def trackers() -> dict[str, TrackerMaker]:
@@ -228,20 +228,31 @@ def trackers() -> dict[str, TrackerMaker]:
 
 
 def wanted_trackers(spec: Spec, run: Path) -> list[Callable[[], Tracker]]:
-    """Makers of the trackers of a sweep: TensorBoard, what its spec names, and all plugins'."""
-    return [
-        partial(make, spec, run)
-        for name, make in trackers().items()
-        if name not in _NEEDS_SETTINGS or getattr(spec.trackers, name) is not None
-    ]
+    """Makers of the trackers of a sweep: TensorBoard, and what its spec names.
+
+    Raises:
+        SpecError: the spec names a tracker that there is not.
+    """
+    check_trackers(spec.trackers)
+    known = trackers()
+    names = ["tensorboard"]
+    names += [n for n in _NEEDS_SETTINGS if getattr(spec.trackers, n) is not None]
+    return [partial(known[name], spec, run) for name in (*names, *spec.trackers.others)]
 
 
 def check_trackers(settings: Trackers) -> None:
-    """Refuse what is not installed.
+    """Refuse what is not there.
 
     Raises:
-        SpecError: names the extra to install.
+        SpecError: names the extra to install, or the trackers that there are.
     """
+    known = [name for name in trackers() if name != "tensorboard"]
+    for name in settings.others:
+        if name not in known:
+            raise SpecError(
+                f"trackers.{name}: no such tracker; {did_you_mean(name, known)}valid:"
+                f" {', '.join(known)}"
+            )
     for name in _NEEDS_SETTINGS:
         is_wanted = getattr(settings, name) is not None
         if is_wanted and importlib.util.find_spec(name) is None:

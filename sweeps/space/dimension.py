@@ -113,9 +113,14 @@ class Dimension:
         return copy.deepcopy(self.choices[drawn]) if self.choices is not None else drawn
 
     def decode(self, draw: Mapping[str, JsonValue]) -> JsonValue:
-        """Its value in the configuration that a draw stands for."""
+        """Its value in the configuration that a draw stands for.
+
+        A choice that this dimension has no more, in a run whose space was changed, stands for
+        itself.
+        """
         drawn: Any = draw[self.path]
-        return drawn if self.is_labelled else self.value(draw)
+        is_gone = self.choices is not None and drawn not in self.choices
+        return drawn if self.is_labelled or is_gone else self.value(draw)
 
     def encode(self, value: Any) -> Draw:
         """The part of a draw that stands for this value.

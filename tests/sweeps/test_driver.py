@@ -209,37 +209,35 @@ def does_nothing(plan: TrialPlan, site: Site) -> Outcome:
 
 
 GROWTH_BYTES = 40_000
-"""What the driver may keep of a trial that has ended. Tune's own part is some 20 kB."""
+"""What the driver may keep of a trial that has ended. Tune itself keeps some 23 kB."""
 
 
 def test_the_driver_keeps_little_of_a_trial(
     raw: dict[str, Any], ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two hundred trials: from the fiftieth on, memory grows by less than a bound a trial."""
+    """Of two hundred trials: what is allocated for the second hundred and still held at the end."""
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    held: dict[int, int] = {}
-    count = 0
-    end = TrialEvents.ended
+    held, count, end = 0, 0, TrialEvents.ended
 
     def measured(self: TrialEvents, trial_id: str, *, died: bool) -> None:
-        nonlocal count
+        nonlocal held, count
         end(self, trial_id, died=died)
         count += 1
-        if count in (50, 200):
+        if count == 100:
+            tracemalloc.start()
+        if count == 200:
             gc.collect()
-            held[count] = tracemalloc.get_traced_memory()[0]
+            held = tracemalloc.get_traced_memory()[0]
 
     monkeypatch.setattr(TrialEvents, "ended", measured)
     raw |= {"name": "many", "search": raw["search"] | {"trials": 200}}
-    tracemalloc.start()
     try:
         sweep(raw, trial=does_nothing)
     finally:
         tracemalloc.stop()
-    growth = (held[200] - held[50]) / 150
-    assert growth < GROWTH_BYTES, f"{growth:.0f} bytes a trial"
+    assert 0 < held / 100 < GROWTH_BYTES, f"{held / 100:.0f} bytes a trial"
 
 
 def start(raw: dict[str, Any], folder: Path) -> subprocess.Popen[str]:

@@ -63,7 +63,7 @@ FREE = [
     "search.space.stages.finetune.lr={low: 1e-5, high: 1e-2, log: true}",
     "search.refine={top: 1, epochs: 4}",
     "search.early_stopping={scheduler: median}",
-    "watch.wandb=null",
+    "trackers.wandb=null",
     "search.space.stages.finetune.drop=[0, 0.1]",
     "stages.init.one_of.more={stage: random_init}",
 ]
@@ -269,7 +269,7 @@ def test_stopping(raw: dict[str, Any], run: Path) -> None:
         only = finish(search, accuracy=0.5, gmacs=1.0)
         result = CliRunner().invoke(app, ["stop", str(run)])
         assert result.exit_code == 0, result.output
-        assert "starts no more trials" in result.output
+        assert "no more trials start" in result.output
         assert stop_requested(run)
         assert search.ask() is None
         assert search.halted

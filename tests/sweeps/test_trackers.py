@@ -264,7 +264,11 @@ def test_a_plugin_s_tracker_is_used(raw: dict[str, Any], tmp_path: Path) -> None
     plugins.load([plugins.read("lines.py", tmp_path)])
     try:
         assert list(trackers()) == ["tensorboard", "mlflow", "wandb", "lines"]
-        makers = wanted_trackers(spec_from(raw), tmp_path)
+        assert len(wanted_trackers(spec_from(raw), tmp_path)) == 1  # not asked for
+        with pytest.raises(SpecError, match=r"trackers\.line: no such.*'lines'.*valid"):
+            check_trackers(spec_from(raw | {"trackers": {"line": {}}}).trackers)
+        spec = spec_from(raw | {"trackers": {"lines": {}}})
+        makers = wanted_trackers(spec, tmp_path)
         feed = TrackerFeed(tmp_path, makers)
         assert [type(t).__name__ for t in feed.trackers] == ["TensorBoard", "Lines"]
         feed.started("00000")
