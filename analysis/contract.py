@@ -30,6 +30,7 @@ PLAN_FILE = "plan.json"
 RECORD_FILE = "record.json"
 EPOCHS_FILE = "epochs.jsonl"
 LAYERS_FILE = "layers.json"
+CLASSES_FILE = "classes.json"
 
 TEST_PREFIX = "test_"
 """`test_<metric>` is the same metric on the test set, which the search never sees."""

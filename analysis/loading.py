@@ -137,6 +137,7 @@ def _run(
         epochs=frames["epochs"],
         stages=frames["stages"],
         layers=frames["layers"],
+        classes=frames["classes"],
     )
 
 

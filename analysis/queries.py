@@ -27,8 +27,8 @@ _LOCKED = (
 
 
 def query(path: str | Path | Run, sql: str) -> pd.DataFrame:
-    """The result of a SQL query over the tables trials, epochs, stages, layers and fronts
-    of a run folder or a loaded run.
+    """The result of a SQL query over the tables trials, epochs, stages, layers, classes and
+    fronts of a run folder or a loaded run.
 
     Writes nothing; tables that are behind are read from the records (see `analysis.load`).
     Columns with a slash are quoted: `select trial_id, "metric/accuracy" from trials`.

@@ -25,8 +25,8 @@ class Run:
 
     `trials` has a row for every trial whatever its outcome, with columns `config/<key>`,
     `metric/<name>` and `version/<library>` beside those of `analysis.tables.schema.TRIALS`;
-    `epochs`, `stages` and `layers` refer to it by trial_id. Fronts are of configurations: the
-    replicates of one count together (see `analysis.configurations`).
+    `epochs`, `stages`, `layers` and `classes` refer to it by trial_id. Fronts are of
+    configurations: the replicates of one count together (see `analysis.configurations`).
 
     Attributes:
         path: the run folder.
@@ -53,6 +53,7 @@ class Run:
     epochs: pd.DataFrame
     stages: pd.DataFrame
     layers: pd.DataFrame
+    classes: pd.DataFrame
     seed: int | None = None
     spec: dict[str, Any] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=Metrics)

@@ -12,7 +12,7 @@ Nothing heavy is imported before something is measured.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from compress.measure.options import MeasureConfig
 from trainers import plugins
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from trainers.data.splits import Data
+    from trainers.data.splits import Data, Split
     from trainers.models.arch import ModelState
+    from trainers.training.evaluate import Evaluation
 
 Value = float | int | str
 TEXT = "text"
@@ -86,6 +87,7 @@ class FinalModel:
         device: where the trial runs.
         options: batch size, precision and repetitions of timed passes.
         metrics: what is known so far: the stages' reports and earlier measurements.
+        evaluations: what evaluation gave, by split; see `class_rows`.
     """
 
     state: "ModelState"
@@ -93,6 +95,7 @@ class FinalModel:
     device: "torch.device"
     options: MeasureConfig = field(default_factory=MeasureConfig)
     metrics: dict[str, Value] = field(default_factory=dict)
+    evaluations: "dict[Split, Evaluation]" = field(default_factory=dict)
 
     @cached_property
     def module(self) -> "nn.Module":
@@ -119,16 +122,41 @@ class Measurement:
     on_every_rank: bool = False
 
 
-def _evaluate_validation(final: FinalModel) -> Mapping[str, Value]:
-    from trainers.training.evaluate import evaluate
+def class_rows(final: FinalModel) -> list[dict[str, Any]]:
+    """How well each class is recognised: the rows of a run's `classes` table, in class order.
 
-    return evaluate(final.module, final.data, "val", final.device)
+    They come from the evaluations that `measure` made, which must be called before. Accuracies
+    are fractions; what was not evaluated, and the accuracy of a class without images, is None.
+    """
+    rows: list[dict[str, Any]] = [
+        {"index": index, "class": name}
+        for index, name in enumerate(final.data.class_names)
+    ]
+    nothing = [None] * len(rows)
+    splits: dict[Split, str] = {"val": "", "test": "test_"}
+    for split, prefix in splits.items():
+        found = final.evaluations.get(split)
+        images = nothing if found is None else found.class_images
+        shares = nothing if found is None else found.class_accuracy
+        for row, count, share in zip(rows, images, shares, strict=True):
+            row |= {f"{prefix}images": count, f"{prefix}accuracy": share}
+    return rows
+
+
+def _evaluate(final: FinalModel, split: "Split") -> dict[str, float]:
+    from trainers.training.evaluate import evaluate_classes
+
+    found = evaluate_classes(final.module, final.data, split, final.device)
+    final.evaluations[split] = found
+    return found.metrics
+
+
+def _evaluate_validation(final: FinalModel) -> Mapping[str, Value]:
+    return _evaluate(final, "val")
 
 
 def _evaluate_test(final: FinalModel) -> Mapping[str, Value]:
-    from trainers.training.evaluate import evaluate
-
-    scores = evaluate(final.module, final.data, "test", final.device)
+    scores = _evaluate(final, "test")
     return {f"test_{name}": value for name, value in scores.items()}
 
 

@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
 
-from analysis.contract import EPOCHS_FILE, LAYERS_FILE, PLAN_FILE, RECORD_FILE
+from analysis.contract import (
+    CLASSES_FILE,
+    EPOCHS_FILE,
+    LAYERS_FILE,
+    PLAN_FILE,
+    RECORD_FILE,
+)
 from analysis.tables import json_files
 from analysis.tables.json_files import Row, read_json, trial_label
 from analysis.tables.records import facts_of, stage_rows, trial_row
@@ -23,7 +29,14 @@ from analysis.text import clean_text
 Signature = list[list[int] | None]
 """Of each of `FILES`: [modification time in ns, size in bytes], None where it is missing."""
 
-FILES = (PLAN_FILE, RECORD_FILE, EPOCHS_FILE, LAYERS_FILE)
+FILES = (PLAN_FILE, RECORD_FILE, EPOCHS_FILE, LAYERS_FILE, CLASSES_FILE)
+RAW_TABLES = {
+    "epochs": f"{EPOCHS_FILE} line",
+    "layers": f"{LAYERS_FILE}: layer",
+    "classes": f"{CLASSES_FILE}: class",
+}
+"""Tables whose rows are taken from a file as they are → how a row of that file is named."""
+
 _MAX_LINES_NAMED = 5
 
 
@@ -59,8 +72,8 @@ def _signature(path: str) -> list[int] | None:
 class TrialRows:
     """Rows of one trial by table.
 
-    Values in typed columns of `epochs` and `layers` may not fit yet: see `mend`. `lines` are the
-    line numbers of the epochs.
+    Values in typed columns of `RAW_TABLES` may not fit yet: see `mend`. `lines` are the line
+    numbers of the epochs.
     """
 
     name: str
@@ -72,11 +85,7 @@ class TrialRows:
         """Replace values that do not fit their column by None, and name them as problems."""
         numbers = self.lines if table == "epochs" else count()
         for number, row in zip(numbers, self.rows[table], strict=False):
-            place = (
-                f"{EPOCHS_FILE} line {number}"
-                if table == "epochs"
-                else f"{LAYERS_FILE}: layer {number}"
-            )
+            place = f"{RAW_TABLES[table]} {number}"
             label = f"{trial_label(self.name)}/{place}"
             for column, dtype in dtypes.items():
                 row[column] = json_files.field(row, column, dtype, label, self.problems)
@@ -89,10 +98,10 @@ def read_trial(folder: Path, signature: Signature, declared: Declared) -> TrialR
     problems: list[str] = []
     label = trial_label(folder.name)
     found = TrialRows(folder.name, {name: [] for name in TABLES}, problems)
-    has_plan, has_record, has_epochs, has_layers = (s is not None for s in signature)
+    there = {file: s is not None for file, s in zip(FILES, signature, strict=True)}
     plan, record = (
-        read_json(folder / name, f"{label}/{name}", problems) if there else None
-        for name, there in ((PLAN_FILE, has_plan), (RECORD_FILE, has_record))
+        read_json(folder / name, f"{label}/{name}", problems) if there[name] else None
+        for name in (PLAN_FILE, RECORD_FILE)
     )
     facts = facts_of(folder.name, label, plan, record, problems)
     if facts is None:
@@ -100,30 +109,32 @@ def read_trial(folder: Path, signature: Signature, declared: Declared) -> TrialR
     rows = found.rows
     rows["trials"] = [trial_row(facts, set(declared.objectives), problems)]
     rows["stages"] = stage_rows(facts, problems)
-    if has_epochs:
+    if there[EPOCHS_FILE]:
         rows["epochs"], found.lines = _epoch_rows(
             folder / EPOCHS_FILE, f"{label}/{EPOCHS_FILE}", problems
         )
-    if has_layers:
-        rows["layers"] = _layer_rows(
-            folder / LAYERS_FILE, f"{label}/{LAYERS_FILE}", problems
-        )
-    for row in chain(rows["epochs"], rows["layers"]):
+    for table, file in (("layers", LAYERS_FILE), ("classes", CLASSES_FILE)):
+        if there[file]:
+            rows[table] = _listed_rows(
+                folder / file, table, f"{label}/{file}", problems
+            )
+    for index, layer in enumerate(rows["layers"]):
+        layer["index"] = index
+    for row in chain.from_iterable(rows[table] for table in RAW_TABLES):
         row["trial_id"] = found.name
     return found
 
 
-def _layer_rows(path: Path, label: str, problems: list[str]) -> list[Row]:
+def _listed_rows(path: Path, key: str, label: str, problems: list[str]) -> list[Row]:
+    """The rows that a JSON file lists under `key`."""
     data = read_json(path, label, problems)
     if data is None:
         return []
-    layers = data.get("layers")
-    if not isinstance(layers, list) or not all(isinstance(r, dict) for r in layers):
-        problems.append(f"{label}: layers must be a list of JSON objects")
+    rows = data.get(key)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        problems.append(f"{label}: {key} must be a list of JSON objects")
         return []
-    for index, layer in enumerate(layers):
-        layer["index"] = index
-    return _clean_names(layers)
+    return _clean_names(rows)
 
 
 def _epoch_rows(

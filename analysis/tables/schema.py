@@ -17,7 +17,7 @@ TABLE_SCHEMA = 2
 READABLE = (1, 2)
 """Versions of the Parquet tables that this package reads."""
 
-TABLES = ("trials", "epochs", "stages", "layers")
+TABLES = ("trials", "epochs", "stages", "layers", "classes")
 """Names of the tables that hold what was recorded; `fronts` is derived from them."""
 
 # Column name -> (type, description, unit). Types are keys of `frames.ARROW`; "" is
@@ -135,6 +135,23 @@ BLOCK_DIMENSIONS = {
     "mlp": "MLP",
 }
 """Columns of `LAYERS` that are a block's dimensions, and what they are called in short."""
+CLASSES: Columns = {
+    "trial_id": ("string", "trial that the model belongs to", ""),
+    "index": ("Int64", "number of the class in the data set, from 0", ""),
+    "class": ("string", "name of the class", ""),
+    "images": ("Int64", "images of the class in the validation part", "1"),
+    "accuracy": (
+        "float64",
+        "share of them that the final model recognises",
+        "fraction",
+    ),
+    "test_images": ("Int64", "images of the class in the test set", "1"),
+    "test_accuracy": (
+        "float64",
+        "share of them that the final model recognises",
+        "fraction",
+    ),
+}
 FRONTS: Columns = {
     "front": (
         "string",
@@ -172,6 +189,7 @@ FIXED: dict[str, Columns] = {
     "epochs": EPOCHS,
     "stages": STAGES,
     "layers": LAYERS,
+    "classes": CLASSES,
     "fronts": FRONTS,
 }
 

@@ -37,7 +37,7 @@ from analysis.tables.parts import (
     same_schema,
     write_table,
 )
-from analysis.tables.read import Signature, TrialRows, read_trial, scan
+from analysis.tables.read import RAW_TABLES, Signature, TrialRows, read_trial, scan
 from analysis.tables.schema import TABLE_SCHEMA, TABLES, Declared
 from analysis.text import clean_text
 
@@ -139,7 +139,7 @@ def _add(
 def _to_table(trials: Sequence[TrialRows], name: str, declared: Declared) -> pa.Table:
     values = columns([row for trial in trials for row in trial.rows[name]])
     dtypes = declared.types(name, values)
-    if name in ("epochs", "layers") and not all(
+    if name in RAW_TABLES and not all(
         all_fit(values[k], t) for k, t in dtypes.items() if k in values
     ):
         for trial in trials:

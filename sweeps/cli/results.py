@@ -140,7 +140,7 @@ def query(
         typer.Option("-o", "--out", help="write all rows to this Parquet file"),
     ] = None,
 ) -> None:
-    """SQL over the tables trials, epochs, stages, layers and fronts, by DuckDB."""
+    """SQL over the tables trials, epochs, stages, layers, classes and fronts, by DuckDB."""
     import analysis
 
     rows = analysis.query(_load(run), sql)

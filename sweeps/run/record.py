@@ -1,8 +1,9 @@
 """What became of each trial: typed records, one folder a trial.
 
 `trials/<id>/plan.json` says what a trial is (`sweeps.run.plan`), `record.json` what became of it,
-`epochs.jsonl` holds its epochs and `layers.json` the layers of its model. Only this module writes
-the last three, and only `sweeps.run.plan` the first. A trial whose folder holds a plan alone has
+`epochs.jsonl` holds its epochs, `layers.json` the layers of its model and `classes.json` how well
+that recognises each class. Only this module writes the last four, and only `sweeps.run.plan` the
+first. A trial whose folder holds a plan alone has
 not begun; it counts as running, as whoever drives the run will start it or end it.
 """
 
@@ -22,6 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from analysis.contract import (
+    CLASSES_FILE,
     EPOCHS_FILE,
     LAYERS_FILE,
     PLAN_FILE,
@@ -34,7 +36,7 @@ from sweeps.run.plan import TrialPlan, read_plan, write_plan
 from trainers.files import read_json, write_atomic
 
 Row = dict[str, Any]
-"""One epoch of a stage's training, or one layer of a model: column → JSON value."""
+"""One epoch of a stage's training, one layer or one class of a model: column → JSON value."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -221,6 +223,7 @@ class TrialRecord:
         # before the record: who sees the new attempt must not see the old one's epochs
         (folder / EPOCHS_FILE).write_text("")
         (folder / LAYERS_FILE).unlink(missing_ok=True)
+        (folder / CLASSES_FILE).unlink(missing_ok=True)
         record._write()
         return record
 
@@ -307,9 +310,22 @@ class TrialRecord:
         return rows
 
     def set_layers(self, rows: list[Row]) -> None:
-        """Write the layers of the trial's model (`compress.measure.layers`)."""
+        """Write the layers of the trial's model (`compress.measure.layers`).
+
+        Raises RecordTakenError.
+        """
+        self._check_mine()
         content = {"schema": RECORD_SCHEMA, "layers": rows}
         write_atomic(self.folder / LAYERS_FILE, to_json(content))
+
+    def set_classes(self, rows: list[Row]) -> None:
+        """Write how well its model recognises each class (`compress.metrics.class_rows`).
+
+        Raises RecordTakenError.
+        """
+        self._check_mine()
+        content = {"schema": RECORD_SCHEMA, "classes": rows}
+        write_atomic(self.folder / CLASSES_FILE, to_json(content))
 
     def finish(
         self,

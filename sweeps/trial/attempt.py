@@ -103,6 +103,7 @@ def _attempt(
             record.finish("interrupted", error=error, seconds=seconds)
         raise
     record.set_layers(done.layers)
+    record.set_classes(done.classes)
     record.finish(
         "complete",
         metrics=done.metrics,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import torch
 from compress.cache import StageCache
 from compress.measure.layers import measure_layers
 from compress.measure.model import static_cost
-from compress.metrics import FinalModel, measure
+from compress.metrics import FinalModel, class_rows, measure
 from compress.pipeline import (
     NamedStage,
     Pipeline,
@@ -45,6 +45,7 @@ class Execution:
         seconds: spent.
         seconds_full: what it would have taken without the stage cache.
         inputs: hashes of the source's weights and of the data.
+        classes: rows of `compress.metrics.class_rows`.
     """
 
     metrics: dict[str, Any]
@@ -52,6 +53,7 @@ class Execution:
     seconds: float
     seconds_full: float
     inputs: dict[str, str]
+    classes: list[Row] = field(default_factory=list)
 
 
 def pipeline_of(plan: TrialPlan) -> Pipeline:
@@ -93,11 +95,13 @@ def execute(
         on_epoch=on_epoch,
         on_stage=lambda run: on_stage(_stage_row(run)),
     )
-    metrics = _measured(pipeline, result, plan, site, device)
+    metrics, classes = _measured(pipeline, result, plan, site, device)
     layers = measure_layers(result.model) if distributed.rank() == 0 else []
     seconds = time.perf_counter() - begun
     saved = sum(s.seconds_full - s.seconds for s in result.stages if s.cached)
-    return Execution(metrics, layers, seconds, seconds + max(0.0, saved), result.inputs)
+    return Execution(
+        metrics, layers, seconds, seconds + max(0.0, saved), result.inputs, classes
+    )
 
 
 def _stage_row(run: StageRun) -> StageRow:
@@ -153,9 +157,9 @@ def _measured(
     plan: TrialPlan,
     site: Site,
     device: torch.device,
-) -> dict[str, Any]:
-    """All metrics of the final model: on the validation part for the search, and on the test set
-    once, to report.
+) -> tuple[dict[str, Any], list[Row]]:
+    """All metrics of the final model, and its classes: on the validation part for the search, and
+    on the test set once, to report.
     """
     final = FinalModel(
         result.model,
@@ -165,4 +169,5 @@ def _measured(
         dict(result.metrics),
     )
     quantized = any(stage.config.phase == "quantize" for stage in pipeline.stages)
-    return measure(final, quantized=quantized, rank=distributed.rank())
+    metrics = measure(final, quantized=quantized, rank=distributed.rank())
+    return metrics, class_rows(final)

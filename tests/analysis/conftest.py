@@ -205,6 +205,23 @@ def layers(config: dict[str, Any], rng: np.random.Generator) -> list[dict[str, A
     return [*rows, {"layer": "", "kind": "model", "values": values, "counts": counts}]
 
 
+def classes(accuracy: float) -> list[dict[str, Any]]:
+    """Three classes, the last of which has no validation image."""
+    return [
+        {
+            "index": index,
+            "class": name,
+            "images": images,
+            "accuracy": accuracy if images else None,
+            "test_images": 40,
+            "test_accuracy": accuracy,
+        }
+        for index, (name, images) in enumerate(
+            {"cat": 20, "dög": 30, "bird": 0}.items()
+        )
+    ]
+
+
 def trial(
     number: int,
     status: str,
@@ -322,6 +339,9 @@ def write_trial(
         (folder / "epochs.jsonl").write_text("".join(lines))
     if model_layers:
         write_json(folder / "layers.json", {"schema": schema, "layers": model_layers})
+    if record["status"] == "complete" and schema > 1:
+        rows = classes(record["metrics"].get("accuracy"))
+        write_json(folder / "classes.json", {"schema": schema, "classes": rows})
 
 
 def write_run(

@@ -226,6 +226,39 @@ def test_damaged_layers_and_epochs_are_named(make_run):
     assert "épo?" in run.epochs
 
 
+def test_classes_load_and_damaged_ones_are_named(make_run):
+    trials = make_run(trials=6) / "trials"
+    whole = analysis.load(trials.parent)
+    names = ["trial_id", "index", "class", "images", "accuracy"]
+    assert whole.classes.columns.tolist() == [*names, "test_images", "test_accuracy"]
+    rows = whole.classes[whole.classes["trial_id"] == "00000"]
+    assert rows["class"].tolist() == ["cat", "dög", "bird"]
+    assert rows["images"].tolist() == [20, 30, 0]
+    known = whole.trials.set_index("trial_id").loc["00000", "metric/accuracy"]
+    assert rows["accuracy"].iloc[:2].tolist() == [known] * 2
+    assert rows["accuracy"].isna().tolist() == [False, False, True]
+
+    (trials / "00000" / "classes.json").write_text("{")
+    (trials / "00001" / "classes.json").write_text('{"schema": 2, "classes": {}}')
+    (trials / "00002" / "classes.json").write_text(
+        '{"schema": 2, "classes": [{"index": 0, "class": 5, "images": "many"}]}'
+    )
+    (trials / "00003" / "classes.json").write_text('{"schema": 9, "classes": []}')
+    run = analysis.load(trials.parent)
+    text = "\n".join(run.problems)
+    for part in (
+        "00000/classes.json: not valid JSON",
+        "00001/classes.json: classes must be a list",
+        "00002/classes.json: class 0: class 5 is not of type string",
+        "00002/classes.json: class 0: images 'many' is not of type Int64",
+        "00003/classes.json: schema 9",
+    ):
+        assert part in text
+    assert len(run.trials) == 6
+    assert run.classes["trial_id"].tolist() == ["00002"]
+    assert run.classes["images"].isna().all()
+
+
 def test_parquet_there_and_back(make_run):
     path = make_run()
     run = analysis.gather(path)
@@ -252,6 +285,7 @@ def test_parquet_there_and_back(make_run):
         if p.is_file()
     )
     assert files == [
+        "classes/part-00000.parquet",
         "epochs/part-00000.parquet",
         "fronts/part-00000.parquet",
         "layers/part-00000.parquet",
@@ -271,6 +305,7 @@ def test_parquet_states_schema_and_units(make_run):
         ("epochs", "accuracy", "fraction"),
         ("stages", "seconds_full", "s"),
         ("layers", "entropy_bits", "bits"),
+        ("classes", "test_accuracy", "fraction"),
         ("fronts", "sd/accuracy", "fraction"),
     ]:
         schema = pq.read_schema(path / "parquet" / table / "part-00000.parquet")

@@ -36,6 +36,7 @@ def folder(tmp_path: Path) -> Path:
 def test_tables(folder, read, table):
     run = read(folder)
     assert run.problems == []
+    assert run.classes.empty
     found = getattr(run, table)
     assert set(found) == set(EXPECTED[table])
     for column, wanted in EXPECTED[table].items():

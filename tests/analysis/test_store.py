@@ -193,6 +193,19 @@ def test_tables_of_schema_1_load_and_are_brought_up_to_date(make_run):
     pd.testing.assert_frame_equal(analysis.load(path).trials, old.trials)
 
 
+def test_stored_tables_without_classes_are_brought_up_to_date(make_run):
+    path = make_run(trials=6)
+    whole = analysis.gather(path)
+    shutil.rmtree(path / "parquet" / "classes")
+    pd.testing.assert_frame_equal(analysis.gather(path).classes, whole.classes)
+    shutil.rmtree(path / "parquet" / "classes")
+    shutil.rmtree(path / "trials")
+    alone = analysis.load(path)
+    assert alone.problems == []
+    assert alone.classes.empty
+    pd.testing.assert_frame_equal(alone.layers, whole.layers)
+
+
 def test_tables_of_a_later_schema_are_named(make_run):
     path = make_run()
     analysis.gather(path)
@@ -283,6 +296,11 @@ def test_query(make_run):
         joined["n"].sum()
         == run.epochs["trial_id"].isin(run.complete()["trial_id"]).sum()
     )
+    hardest = analysis.query(
+        path,
+        "select class, min(images) n from classes group by class order by n, class",
+    )
+    assert hardest["class"].tolist() == ["bird", "cat", "dög"]
     fronts = analysis.query(
         path, "select trial_id from fronts where front = 'mean' order by position"
     )

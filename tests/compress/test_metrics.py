@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from compress import metrics as metrics_module
 from compress.measure.options import MeasureConfig
@@ -17,14 +20,17 @@ from compress.metrics import (
     Measurement,
     Metric,
     Value,
+    class_rows,
     existing_metrics,
     measure,
     missing_because,
 )
 from compress.pipeline import STAGES
-from trainers.data.splits import Data
+from trainers.data.splits import Data, Split
 from trainers.models.arch import ModelState
 from trainers.models.make import make_arch
+from trainers.training import evaluate
+from trainers.training.evaluate import Evaluation, evaluate_classes
 
 QUICK = MeasureConfig(batch_size=2, warmup=0, repeats=3)
 
@@ -81,6 +87,37 @@ def test_without_their_condition_they_are_absent_and_say_why(final: FinalModel) 
     )
     assert missing_because("accuracy", conditions) is None
     assert missing_because("no_such_metric", conditions) is None
+
+
+def test_the_accuracies_of_the_classes_make_the_accuracy(final: FinalModel) -> None:
+    found = measure(final, quantized=False)
+    rows = class_rows(final)
+    assert [row["class"] for row in rows] == list(final.data.class_names)
+    assert [row["index"] for row in rows] == list(range(10))
+    for prefix, size in (("", final.data.size("val")), ("test_", 60)):
+        images = [row[f"{prefix}images"] for row in rows]
+        shares = [row[f"{prefix}accuracy"] for row in rows]
+        assert sum(images) == size
+        assert [share is None for share in shares] == [n == 0 for n in images]
+        right = sum(n * (share or 0) for n, share in zip(images, shares, strict=True))
+        assert right / size == pytest.approx(found[f"{prefix}accuracy"])
+
+
+def test_each_split_is_evaluated_once(
+    final: FinalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = []
+
+    def counted(module: nn.Module, data: Data, split: Split, *rest: Any) -> Evaluation:
+        splits.append(split)
+        return evaluate_classes(module, data, split, *rest)
+
+    monkeypatch.setattr(evaluate, "evaluate_classes", counted)
+    final.data = replace(final.data, val=replace(final.data.val, rows=torch.empty(0)))
+    measure(final, quantized=False)
+    assert splits == ["test"]
+    assert {row["images"] for row in class_rows(final)} == {None}
+    assert sum(row["test_images"] for row in class_rows(final)) == 60
 
 
 def test_other_ranks_take_part_only_where_all_must(final: FinalModel) -> None:

@@ -34,6 +34,20 @@ def ended(run: Path) -> dict[str, str | None]:
     return {trial_id: record.ended for trial_id, record in records(run).items()}
 
 
+def assert_classes_make_the_accuracy(run: analysis.Run) -> None:
+    """The mean of a trial's classes, weighted by their images, is its accuracy."""
+    counts = run.classes.groupby("trial_id").size()
+    assert counts.to_dict() == dict.fromkeys(run.trials["trial_id"], 10)
+    known = run.trials.set_index("trial_id")
+    for prefix in ("", "test_"):
+        images = run.classes[f"{prefix}images"]
+        right = images * run.classes[f"{prefix}accuracy"]
+        ids = run.classes["trial_id"]
+        means = right.groupby(ids).sum() / images.groupby(ids).sum()
+        accuracy = known.loc[means.index, f"metric/{prefix}accuracy"]
+        assert means.tolist() == pytest.approx(accuracy.tolist())
+
+
 def test_end_to_end(raw: dict[str, Any], ray_session: None) -> None:
     outcome = sweep(raw)
     run = outcome.folder
@@ -56,6 +70,7 @@ def test_end_to_end(raw: dict[str, Any], ray_session: None) -> None:
     ]  # trained once, though two trials started together
     assert set(loaded.epochs["stage"]) == {"teacher", "finetune"}
     assert len(loaded.epochs) == 4 * (2 + 1)  # every trial tells its whole history
+    assert_classes_make_the_accuracy(loaded)
     assert 1 <= len(loaded.front()) <= 4
     assert {"trials", "epochs", "stages"} <= {
         p.name for p in (run / "parquet").iterdir()

@@ -16,6 +16,7 @@ import yaml
 from optuna.trial import TrialState
 from typer.testing import CliRunner
 
+from analysis.contract import CLASSES_FILE, LAYERS_FILE
 from sweeps.check import check_spec
 from sweeps.cli.main import app
 from sweeps.resume import changed_keys, refuse_changes, reopen, resumed_spec
@@ -217,8 +218,12 @@ def test_an_attempt_that_was_replaced_writes_nothing(tmp_path: Path) -> None:
     """
     old = TrialRecord.begin(trial_folder(tmp_path, "00000"), plan())
     old.add_epoch({"epoch": 0, "by": "old"})
+    old.set_layers([{"layer": "old"}])
+    old.set_classes([{"class": "old"}])
     new = TrialRecord.begin(old.folder, old.plan)
     assert new.epochs() == []
+    assert not (old.folder / LAYERS_FILE).exists()
+    assert not (old.folder / CLASSES_FILE).exists()
     new.add_epoch({"epoch": 0, "by": "new"})
     stage = StageRow(
         index=0,
@@ -233,6 +238,8 @@ def test_an_attempt_that_was_replaced_writes_nothing(tmp_path: Path) -> None:
     for late in (
         lambda: old.add_epoch({"epoch": 1}),
         lambda: old.add_stage(stage),
+        lambda: old.set_layers([]),
+        lambda: old.set_classes([]),
         lambda: old.finish("complete"),
     ):
         with pytest.raises(RecordTakenError):

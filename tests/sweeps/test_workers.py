@@ -2,6 +2,7 @@
 takes seconds.
 """
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import ray
 
+from analysis.contract import CLASSES_FILE, LAYERS_FILE
 from sweeps.check import check_spec
 from sweeps.drive.driver import run_sweep
 from sweeps.drive.nodes import trials_at_once
@@ -105,7 +107,12 @@ def test_trials_of_two_workers_are_recorded(
     found = list(trial_records(outcome.folder))
     assert [r.status for r in found] == ["complete"] * 2
     assert [r.machine.world_size for r in found if r.machine is not None] == [2, 2]
-    assert all((r.folder / "layers.json").is_file() for r in found)
+    assert all((r.folder / LAYERS_FILE).is_file() for r in found)
+    for record in found:
+        rows = json.loads((record.folder / CLASSES_FILE).read_text())["classes"]
+        right = sum(row["images"] * (row["accuracy"] or 0) for row in rows)
+        mean = right / sum(row["images"] for row in rows)
+        assert mean == pytest.approx(record.outcome.metrics["accuracy"])
     assert not (outcome.folder / "workers").exists()
 
 

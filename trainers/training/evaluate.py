@@ -20,10 +20,12 @@ class Evaluation(NamedTuple):
         metrics: of `epoch_metrics()`, all that have a meaning here, by name.
         class_accuracy: for each class the share of its images that is recognised; None
             without images.
+        class_images: images of each class.
     """
 
     metrics: dict[str, float]
     class_accuracy: list[float | None]
+    class_images: list[int]
 
 
 def evaluate(
@@ -93,6 +95,7 @@ def evaluate_classes(
     return Evaluation(
         metrics | _computed(logits, labels),
         [None if math.isnan(value) else value for value in by_class],
+        labels.bincount(minlength=data.info.num_classes).tolist(),
     )
 
 
