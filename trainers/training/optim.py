@@ -1,6 +1,7 @@
 """Optimisers and schedules: timm's, driven by optimiser steps."""
 
 import math
+from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -19,11 +20,10 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
     options: dict[str, Any] = {}
     if config.betas is not None:
         options["betas"] = config.betas
-    if config.eps is not None and not config.optimizer.startswith(
-        ("sgd", "momentum", "nesterov", "lion")
-    ):
-        options["eps"] = config.eps
     try:
+        kind = _optimizer_class(config.optimizer)
+        if config.eps is not None and "eps" in signature(kind).parameters:
+            options["eps"] = config.eps
         return timm.optim.create_optimizer_v2(
             module,
             opt=config.optimizer,
@@ -32,7 +32,7 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
             momentum=config.momentum,
             layer_decay=config.layer_decay,
             **options,
-            **_fused(module, config.optimizer),
+            **_fused(module, kind),
         )
     except (AssertionError, TypeError, ValueError) as error:
         raise ValueError(
@@ -41,13 +41,25 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
         ) from error
 
 
-def _fused(module: nn.Module, optimizer: str) -> dict[str, Any]:
+def _optimizer_class(name: str) -> type[Optimizer]:
+    """The class that a name of timm's stands for; `lookahead_NAME` wraps that of NAME.
+
+    Raises:
+        ValueError: timm has no such optimiser.
+        AssertionError: timm cannot make it here, for it needs a GPU or another library.
+    """
+    kind: type[Optimizer] = timm.optim.get_optimizer_class(
+        name.lower().removeprefix("lookahead_"), bind_defaults=False
+    )
+    return kind
+
+
+def _fused(module: nn.Module, kind: type[Optimizer]) -> dict[str, Any]:
     """The option for one kernel over all parameters, where torch has it: on a GPU.
 
     It also reads the flag of a loss scale on the device, where others make the host wait.
     """
     on_gpu = all(parameter.is_cuda for parameter in module.parameters())
-    kind = timm.optim.get_optimizer_class(optimizer, bind_defaults=False)
     return {"fused": True} if on_gpu and kind in (Adam, AdamW, SGD) else {}
 
 
