@@ -230,8 +230,10 @@ def _killed_and_resumed(
     stage: Stage, model: ModelState, data: Data, folder: Path
 ) -> _Ran:
     """Kill the stage at its first epoch's row, if it trains, and run it again in place."""
+    finished: list[dict[str, Any]] = []
 
     def kill(row: dict[str, Any]) -> None:
+        finished.append(dict(row))
         raise _Killed
 
     try:
@@ -242,6 +244,13 @@ def _killed_and_resumed(
         resumed.restored_seconds > 0,
         stage,
         "killed and started again, it must go on from its checkpoint; use ctx.fit",
+    )
+    # rows hold the time that an epoch took, which an epoch that is trained again does not repeat
+    _require(
+        resumed.rows[:1] == finished,
+        stage,
+        "killed and started again, it must not train an epoch again that had finished;"
+        " use ctx.fit",
     )
     return resumed
 

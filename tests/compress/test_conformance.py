@@ -19,6 +19,7 @@ from compress.testing import check_declarations, check_stage, tiny_data, tiny_mo
 from tests.compress.cases import CASES, FIRST
 from trainers.data.splits import Data, DataInfo
 from trainers.models.arch import Arch, ModelState
+from trainers.training import fit as fit_module
 
 
 def test_every_stage_has_cases() -> None:
@@ -58,7 +59,11 @@ def inputs(
     ("kind", "source"), [(kind, source) for kind in CASES for source in CASES[kind]]
 )
 def test_keeps_its_promises(
-    kind: str, source: str, data: Data, inputs: Callable[[str, str], ModelState]
+    kind: str,
+    source: str,
+    data: Data,
+    inputs: Callable[[str, str], ModelState],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = inputs(kind, source)
     config = CASES[kind][source]
@@ -66,7 +71,19 @@ def test_keeps_its_promises(
         with pytest.raises(ValueError, match=config):
             STAGES[kind]().check(model.arch, data.info)
         return
+    trained: list[tuple[int, int]] = []
+    train_epoch = fit_module._Fit.train_epoch
+
+    def noted(self: fit_module._Fit) -> fit_module.TrainedEpoch:
+        trained.append((self.seed, self.epoch))
+        return train_epoch(self)
+
+    monkeypatch.setattr(fit_module._Fit, "train_epoch", noted)
     check_stage(STAGES[kind].model_validate(config), [model], data)
+    # once without a break, and once in two processes: no finished epoch is trained again
+    half = len(trained) // 2
+    assert trained[:half] == trained[half:]
+    assert len(set(trained[:half])) == half
 
 
 class Good(Stage):
@@ -149,6 +166,18 @@ def test_the_check_passes_what_is_right(data: Data) -> None:
 def test_the_check_finds_what_is_wrong(stage: Stage, message: str, data: Data) -> None:
     with pytest.raises(AssertionError, match=message):
         check_stage(stage, data=data)
+
+
+def test_the_check_finds_an_epoch_that_is_trained_again(
+    data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forget(self: fit_module._Fit, state: dict[str, Any]) -> None:
+        self.result.seconds = self.result.seconds_restored = state["seconds"]
+
+    monkeypatch.setattr(fit_module._Fit, "load_state_dict", forget)
+    stage = STAGES["finetune"].model_validate(CASES["finetune"]["resnet"])
+    with pytest.raises(AssertionError, match="must not train an epoch again"):
+        check_stage(stage, tiny_models(data)[1:], data)
 
 
 def test_the_check_finds_a_wrong_declaration() -> None:
