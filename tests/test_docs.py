@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from sweeps.check import check_spec
 from sweeps.space.overrides import apply_overrides
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import parse_yaml
+from tests.compress.cases import CASES
 from trainers.config import DataConfig, SourceConfig
 from trainers.models.arch import ModelState
 
@@ -54,13 +56,21 @@ def test_the_example_method_works(
 ) -> None:
     module = ModuleType("magnitude_prune_example")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(
-        compile(blocks("adding_a_method.md", "python")[0], "docs", "exec"),
-        module.__dict__,
-    )
-    monkeypatch.setitem(
-        pipeline_module.STAGES, "magnitude_prune", module.MagnitudePrune
-    )
+    cases: dict[str, dict[str, dict[str, float]]] = {}
+    tables: list[dict[str, Any]] = [pipeline_module.STAGES, cases]
+    page = "adding_a_method.md"
+    for number, block in enumerate(blocks(page, "python"), start=1):
+        is_entries = block.startswith(" ")  # of a dict that stands in another file
+        text = f"entries = {{\n{block}}}" if is_entries else block
+        exec(compile(text, f"{page}, block {number}", "exec"), module.__dict__)
+        if is_entries:
+            table = tables.pop(0)
+            for key, value in module.entries.items():
+                monkeypatch.setitem(table, key, value)
+    assert not tables
+    assert set(cases["magnitude_prune"]) == set(CASES["finetune"])
+    for config in cases["magnitude_prune"].values():
+        pipeline_module.STAGES["magnitude_prune"].model_validate(config)
     stage = NamedStage("prune", "magnitude_prune", module.MagnitudePrune(fraction=0.25))
     pipeline = Pipeline(
         SourceConfig(model="resnet20_cifar", args={"width": 4}),
