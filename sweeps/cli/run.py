@@ -189,6 +189,7 @@ def perform(request: Request, address: str = "auto", ship: bool = False) -> int:
     Raises:
         SpecError: a mistake, found before anything starts.
     """
+    from sweeps.drive.metrics import units
     from sweeps.drive.progress import Progress
 
     sweep = _checked(request, local=address == "local")
@@ -203,7 +204,7 @@ def perform(request: Request, address: str = "auto", ship: bool = False) -> int:
         address=address,
         ship=ship,
         retry=request.retry,
-        progress=Progress(sweep.spec.objectives, console),
+        progress=Progress(sweep.spec.objectives, units(sweep), console),
     )
     found = print_front(outcome.folder)
     say(f"\nrun     {outcome.folder}")

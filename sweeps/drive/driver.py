@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +14,10 @@ import yaml
 
 import analysis
 from analysis.contract import ENDED, RECORD_SCHEMA, RUN_FILE, SPEC_FILE
-from compress.metrics import trial_metrics
-from compress.pipeline import stages
 from sweeps.drive.cluster import LOCAL, connected
 from sweeps.drive.events import TrialEvents
 from sweeps.drive.interrupt import Interrupt, quiet
+from sweeps.drive.metrics import described_metrics, units
 from sweeps.drive.nodes import check_nodes, trials_at_once
 from sweeps.drive.progress import Progress
 from sweeps.drive.trackers import TrackerFeed, wanted_trackers
@@ -52,7 +51,6 @@ from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.attempt import run_trial
 from trainers.files import default_data_cache, read_json, write_atomic
 from trainers.remote import is_uri
-from trainers.training.epoch_metrics import epoch_metrics
 
 _DISTRIBUTED_TRIAL_BYTES = 2**20  # Tune refuses a trial that holds nothing
 
@@ -103,7 +101,7 @@ def run_sweep(
     """
     run = sweep.spec.run_folder.absolute()
     storage = run_storage(sweep.spec.storage, run)
-    progress = progress or Progress(sweep.spec.objectives)
+    progress = progress or Progress(sweep.spec.objectives, units(sweep))
     try:
         refuse_second_driver(run)
         storage.pull()
@@ -193,34 +191,6 @@ def run_header(sweep: Sweep, command: Sequence[str]) -> dict[str, Any]:
         "command": " ".join(command),
         "spec": spec.raw,
     }
-
-
-def described_metrics(sweep: Sweep) -> dict[str, dict[str, Any]]:
-    """Name → description, unit and whether it is a time, of all that a trial can have."""
-    known = stages()
-    kinds = [known[kind] for kind in known if kind in set(_names(sweep.spec.stages))]
-    found = {
-        name: {
-            "description": metric.description,
-            "unit": metric.unit,
-            "is_time": metric.is_time,
-        }
-        for name, metric in trial_metrics(kinds).items()
-    }
-    for name, metric in epoch_metrics().items():
-        described = {"description": metric.description, "unit": metric.unit}
-        found.setdefault(name, described | {"is_time": False})
-    return found
-
-
-def _names(value: Any) -> Iterator[str]:
-    """All keys and texts in nested mappings: among them are the kinds of a spec's stages."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield str(key)
-            yield from _names(inner)
 
 
 def site_of(sweep: Sweep, run: Path) -> Site:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from analysis.contract import STATUSES, Objective, Status, finite_values, is_feasible
-from analysis.numbers import plain
+from analysis.numbers import number, plain, quantity
 from sweeps.run.record import TrialRecord
 
 _MARKS: dict[Status, str] = {
@@ -86,12 +86,22 @@ class Standing:
 
 
 class Progress:
-    """Draws what the driver says; on a pipe only a line for each ended trial."""
+    """Draws what the driver says; on a pipe only a line for each ended trial.
+
+    Args:
+        objectives: of the sweep.
+        units: metric → its unit (`sweeps.drive.metrics.units`).
+        console: where it is drawn.
+    """
 
     def __init__(
-        self, objectives: Sequence[Objective], console: Console | None = None
+        self,
+        objectives: Sequence[Objective],
+        units: Mapping[str, str],
+        console: Console | None = None,
     ) -> None:
         self.objectives = objectives
+        self.units = units
         self.console = console or Console()
         self.counts: Counter[Status] = Counter()
         self.standing = Standing(objectives)
@@ -161,11 +171,11 @@ class Progress:
             f"{self.counts[s]} {s}" for s in STATUSES if self.counts[s] > 0
         )
         best = " · ".join(
-            f"best {name} {plain(value)}"
+            f"best {self._measured(name, value)}"
             for name, value in self.standing.best().items()
         )
         volume = (
-            f" · hypervolume {plain(self.standing.hypervolume())}"
+            f" · hypervolume {number(self.standing.hypervolume())}"
             if best and len(self.objectives) > 1
             else ""
         )
@@ -192,20 +202,23 @@ class Progress:
             parts.append(f"[dim]({outcome.seconds:.1f} s{of})[/]")
         return "  ".join(parts)
 
+    def _measured(self, name: str, value: float | None) -> str:
+        """A metric's name and value, as the tables and the report write it."""
+        return f"{name} {quantity(value, self.units.get(name, ''))}"
+
     def _result(self, record: TrialRecord) -> list[str]:
         """What a trial gave, or why it gave nothing."""
         outcome = record.outcome
         if record.status == "complete":
             return [
-                f"[bold]{o.metric} {plain(outcome.metrics.get(o.metric))}[/]"
+                f"[bold]{self._measured(o.metric, outcome.metrics.get(o.metric))}[/]"
                 for o in self.objectives
             ]
         if outcome.pruned is not None:
             seen = outcome.pruned
-            value = plain(outcome.metrics.get(seen.metric))
+            value = self._measured(seen.metric, outcome.metrics.get(seen.metric))
             return [
-                f"[yellow]stopped at epoch {seen.epoch} of {seen.stage},"
-                f" {seen.metric} {value}[/]"
+                f"[yellow]stopped at epoch {seen.epoch} of {seen.stage}, {value}[/]"
             ]
         if outcome.error is not None:
             message = f"{outcome.error.type}: {outcome.error.message}".splitlines()[0]

@@ -15,6 +15,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from analysis.contract import Objective
 from sweeps.check import check_spec
+from sweeps.drive.metrics import units
 from sweeps.drive.progress import Progress, Standing
 from sweeps.drive.trackers import (
     MlflowRuns,
@@ -232,7 +233,7 @@ def test_trackers_get_the_configuration_and_no_name_of_optuna(
     assert client.metrics == {("finetune/accuracy", 1): 0.5, ("final/accuracy", 0): 0.5}
     assert client.ended == "FINISHED"
     out = io.StringIO()
-    progress = Progress(spec.objectives, Console(file=out, width=300))
+    progress = Progress(spec.objectives, {}, Console(file=out, width=300))
     progress.ended(record)
     assert "init.sws.sws_expand.layers_source=[0, 1, 1]" in out.getvalue()
     assert "#0" not in out.getvalue()
@@ -330,7 +331,7 @@ def test_progress_on_a_pipe_and_on_a_terminal(
         console = Console(
             file=out, force_terminal=terminal, width=200, color_system=None
         )
-        progress = Progress(sweep.spec.objectives, console)
+        progress = Progress(sweep.spec.objectives, units(sweep), console)
         old = TrialRecord.begin(tmp_path / "a", plan("00000"))
         old.finish("failed", error=ValueError("bad <thing>"))
         progress.resume([old])
@@ -346,10 +347,10 @@ def test_progress_on_a_pipe_and_on_a_terminal(
                 progress.ended(record)
         assert progress.summary().splitlines() == [
             "2 complete · 1 failed",
-            "best accuracy 0.75 · best gmacs 1 · hypervolume 0.0525",
+            "best accuracy 75.00 % · best gmacs 1 · hypervolume 0.0525",
         ]
         text = out.getvalue()
         assert "00001  its process died" in text
-        assert "00001  accuracy 0.5  gmacs 1" in text
-        assert "00002  accuracy 0.75  gmacs 2" in text
+        assert "00001  accuracy 50.00 %  gmacs 1" in text
+        assert "00002  accuracy 75.00 %  gmacs 2" in text
         assert ("2/2" in text) == terminal
