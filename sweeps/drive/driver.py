@@ -231,7 +231,7 @@ def _run_trials(
     events = TrialEvents(storage, search, stopper, progress, trackers)
     interrupt = Interrupt()
     trainable = trainable_of(trial, site_of(sweep, run), spec.distributed)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # records say it
     with interrupt, progress.drawn(search.num_trials), quiet():
         ray.tune.run(
             trainable,

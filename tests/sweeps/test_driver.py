@@ -155,6 +155,7 @@ def test_failures_are_recorded_and_the_sweep_goes_on(
         # no line of Tune's, with its traceback, beside
         assert said.count(f"{trial_id}  its process died") == 1
     assert "Trial task failed" not in said
+    assert "did not complete" not in said
     assert "RayActorError" not in said
     assert errors["00002"].type == "RuntimeError"
     assert "in attempt" in errors["00002"].traceback
