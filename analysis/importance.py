@@ -3,7 +3,7 @@ as Optuna computes it.
 
 The study is built from the tables, not from the search's journal: its trials are configurations
 (means over seeds), and runs whose journal is gone are read alike. A parameter that only some
-configurations have (one of a slot's alternative) is compared among those.
+configurations have, because it belongs to one alternative of a slot, is compared among those.
 """
 
 from __future__ import annotations

@@ -4,7 +4,10 @@ In Markdown, a comment says where a table comes from, and the table follows it:
 
     <!-- table trials=results/demo.parquet
     select init as "initialisation", printf('%.1f %%', 100 * avg(accuracy)) as "accuracy"
-    from trials group by 1 --> | initialisation | accuracy | |---|---| | random | 91.2 % |
+    from trials group by 1 -->
+    | initialisation | accuracy |
+    |---|---|
+    | random | 91.2 % |
 
 Paths are relative to the folder of the command. Cells are what DuckDB returns, as text;
 numbers are best formatted in the query, so that the document holds the same digits

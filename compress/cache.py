@@ -1,4 +1,4 @@
-"""The stage cache: finished stages by key, and leases that keep two trials from the same work.
+"""The stage cache: finished stages by key (`compress.keys`), and leases against doing work twice.
 
 A finished stage is a folder `<root>/<key>`, published by one rename, with hashes over all of
 it. A lease is a file beside it. Correctness never depends on a lease: two trials that do the

@@ -103,7 +103,7 @@ ROOMS = (
 RAY = (
     "sweeps/drive/cluster.py",
     "sweeps/drive/driver.py",
-    "sweeps/drive/nodes.py",
+    "sweeps/drive/node_checks.py",
     "sweeps/drive/tune_adapter.py",
     "sweeps/trial/in_tune.py",
     "sweeps/trial/worker_group.py",

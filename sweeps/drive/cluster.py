@@ -1,7 +1,8 @@
 """The Ray that a sweep runs on: a private one on this machine, or a cluster that is there.
 
 Whatever is wrong with a cluster is found before a trial starts: an address where none answers,
-another version, and nodes that lack a library or do not see the run folder (`sweeps.drive.nodes`).
+another version, and nodes that lack a library or do not see the run folder
+(`sweeps.drive.node_checks`).
 """
 
 from __future__ import annotations

@@ -15,12 +15,12 @@ import yaml
 import analysis
 from analysis.contract import ENDED, RECORD_SCHEMA, RUN_FILE, SPEC_FILE
 from sweeps.drive.cluster import LOCAL, connected
-from sweeps.drive.events import TrialEvents
 from sweeps.drive.interrupt import Interrupt, quiet
 from sweeps.drive.metrics import described_metrics, units
-from sweeps.drive.nodes import check_nodes, trials_at_once
+from sweeps.drive.node_checks import check_nodes, trials_at_once
 from sweeps.drive.progress import Progress
 from sweeps.drive.trackers import TrackerFeed, wanted_trackers
+from sweeps.drive.trial_events import TrialEvents
 from sweeps.drive.tune_adapter import (
     StopWhen,
     TrialFunction,

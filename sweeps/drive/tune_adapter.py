@@ -15,7 +15,7 @@ from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from sweeps.drive.events import TrialEvents
+from sweeps.drive.trial_events import TrialEvents
 from sweeps.run.plan import Site
 from sweeps.run.record import Outcome
 from sweeps.trial.epoch_curve import EpochReport

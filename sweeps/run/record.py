@@ -3,8 +3,8 @@
 `trials/<id>/plan.json` says what a trial is (`sweeps.run.plan`), `record.json` what became of it,
 `epochs.jsonl` holds its epochs, `layers.json` the layers of its model and `classes.json` how well
 that recognises each class. Only this module writes the last four, and only `sweeps.run.plan` the
-first. A trial whose folder holds a plan alone has
-not begun; it counts as running, as whoever drives the run will start it or end it.
+first. A trial that has a plan and no record counts as running: the driver will start it, or end
+its record if its process dies (`sweeps.drive.trial_events`).
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""What we need of Optuna beyond its documented interface. Each door has a test that fails when
-the door moves (`tests/sweeps/test_internals.py`).
+"""What we need of Optuna beyond its documented interface.
+
+Each of these uses has a test that fails when Optuna changes it (`tests/sweeps/test_internals.py`).
 
 Optuna keeps two things in the system attributes of a trial. What `Study.enqueue_trial` was given
 stands under a key of its own. The other attributes are what a sampler noted about a trial that it

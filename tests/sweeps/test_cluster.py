@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 
 from sweeps.check import check_spec
 from sweeps.cli.main import app
-from sweeps.drive import cluster, nodes
+from sweeps.drive import cluster, node_checks
 from sweeps.drive.cluster import check_address
 from sweeps.drive.driver import run_sweep
-from sweeps.drive.nodes import check_nodes
+from sweeps.drive.node_checks import check_nodes
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.reproduce import reproduce
@@ -189,7 +189,7 @@ def test_nodes_that_could_run_nothing(
         | answer
     )
     assert check_nodes(tmp_path) == []  # the real probe, on this machine
-    monkeypatch.setattr(nodes, "_node_probe", lambda: lambda folder, token: told)
+    monkeypatch.setattr(node_checks, "_node_probe", lambda: lambda folder, token: told)
     with pytest.raises(SpecError, match=message):
         check_nodes(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -200,7 +200,7 @@ def test_other_libraries_are_told(
 ) -> None:
     versions = {"torch": "1.0", "timm": "0", "numpy": "1", "optuna": "1"}
     told = json.dumps({"host": "far", "versions": versions, "problem": None})
-    monkeypatch.setattr(nodes, "_node_probe", lambda: lambda folder, token: told)
+    monkeypatch.setattr(node_checks, "_node_probe", lambda: lambda folder, token: told)
     lines = check_nodes(tmp_path)
     assert len(lines) == 4
     assert lines[0].startswith("node far has torch 1.0, this process ")
@@ -229,6 +229,7 @@ from sweeps.drive.cluster import set_environment
 from sweeps.drive.driver import run_sweep
 from sweeps.run.record import trial_records
 from sweeps.spec.load import spec_from
+from trainers.files import write_atomic
 
 raw, nodes, ship, epochs, trained = json.loads(sys.argv[1])
 set_environment()
@@ -244,6 +245,10 @@ def trial(plan, site):
     from sweeps.trial.attempt import run_trial
     from sweeps.trial.execute import Execution, execute
 
+    def lost_node(site):
+        note = site.run.parent / "lost-node"
+        return note.read_text() if note.exists() else ""
+
     def work(plan, site, on_epoch, on_stage):
         node = ray.get_runtime_context().get_node_id()
         on_epoch({"stage": "where", "node": node, "code": sweeps.__file__})
@@ -251,8 +256,8 @@ def trial(plan, site):
             return execute(plan, site, on_epoch, on_stage)
         for epoch in range(8):
             on_epoch({"stage": "finetune", "epoch": epoch})
-            while epoch == 4 and not (site.run.parent / "node-removed").exists():
-                time.sleep(0.02)  # no trial may end before a node does
+            while epoch == 4 and lost_node(site) in ("", node):
+                time.sleep(0.02)  # no trial may end before a node does, and none on it
         metrics = {"accuracy": plan.number / 10, "gmacs": 1.0}
         return Execution(metrics, [], 1.0, 1.0, {})
 
@@ -276,7 +281,7 @@ while (found := victim()) is None:
     assert sweep.is_alive(), "the sweep ended before a node was removed"
     time.sleep(0.02)
 cluster.remove_node(found[1], allow_graceful=False)
-(run.parent / "node-removed").touch()
+write_atomic(run.parent / "lost-node", found[1].node_id.encode())
 begun = time.monotonic()
 sweep.join()
 seconds = time.monotonic() - begun

@@ -17,7 +17,7 @@ import yaml
 import analysis
 from sweeps.check import check_spec
 from sweeps.drive.driver import SweepResult, run_sweep
-from sweeps.drive.events import TrialEvents
+from sweeps.drive.trial_events import TrialEvents
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import Site, TrialPlan
 from sweeps.run.record import Outcome, TrialRecord, trial_records

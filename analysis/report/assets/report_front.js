@@ -1,4 +1,5 @@
-/* The front, in two or three dimensions. */
+/* The front, in two or three dimensions. Titles of axes come from analysis/report/columns.py, the
+   axes themselves from axisOf in report_plots.js. */
 "use strict";
 /* Rows of the staircase of two objectives among some points, best first along x. */
 function staircase(x, y, points) {

@@ -1,6 +1,7 @@
-"""What the driver does when something happens to a trial.
+"""What the driver does when a trial starts, reports an epoch, ends, or dies with its process.
 
-The record of a trial is read once at its end; study, progress and trackers get it from here.
+The record of a trial whose process died is ended here. Every record is read once, at the trial's
+end; study, progress and trackers get it from here.
 """
 
 from __future__ import annotations
