@@ -34,13 +34,11 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": (
-        "3600"
-    ),  # our records are the safe source; Tune's snapshots only cost time
+    # our records are the safe source; Tune's snapshots only cost time
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": (
-        "0"
-    ),  # tracebacks of dead processes; the driver says it in a line
+    # tracebacks of dead processes; the driver says it in a line
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
 _PACKAGES = ("sweeps", "compress", "trainers", "analysis")
 _CONNECT_SECONDS = 5.0
