@@ -32,6 +32,7 @@ from sweeps.run.folder import TENSORBOARD_FOLDER, trial_folder, trial_ids
 from sweeps.run.plan import Site
 from sweeps.run.record import TrialRecord
 from sweeps.spec.yaml_text import SpecError
+from trainers.files import user_cache
 from trainers.remote import Remote, is_uri
 
 _UNCHANGING: tuple[Status, ...] = ("complete", "failed")
@@ -46,8 +47,7 @@ def mirror_folder(uri: str) -> Path:
     the user's cache.
     """
     base = os.environ.get("SWEEPS_MIRROR")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    root = Path(base) if base else cache / "compression-sweeps" / "mirror"
+    root = Path(base) if base else user_cache() / "mirror"
     return root / hashlib.sha256(uri.rstrip("/").encode()).hexdigest()[:16]
 
 
