@@ -108,9 +108,13 @@ def data_info(config: DataConfig) -> DataInfo:
     dataset = open_dataset(config)
     found = inspect(dataset, config)
     info = _info(config, dataset, found)
-    check_decodes(dataset, found, config.max_unreadable)
-    remarks = (*info.remarks, *balance_remarks(dataset), *duplicate_remarks(dataset))
-    return dataclasses.replace(info, remarks=remarks)
+    remarks = [
+        *info.remarks,
+        *check_decodes(dataset, found, config.max_unreadable),
+        *balance_remarks(dataset),
+        *duplicate_remarks(dataset),
+    ]
+    return dataclasses.replace(info, remarks=tuple(remarks))
 
 
 @functools.lru_cache(maxsize=4)
