@@ -16,12 +16,13 @@ from compress.pipeline import (
     check_pipeline,
     run_pipeline,
     stages,
+    trains,
 )
 from compress.stage import Stage
 from trainers.config import DataConfig, SourceConfig
 from trainers.data.splits import data_info, load_data
 from trainers.files import default_data_cache, user_cache
-from trainers.models.source import source_arch
+from trainers.models.source import source_facts
 
 StageGiven = Stage | tuple[str, Mapping[str, Any]] | str
 
@@ -58,8 +59,13 @@ def run(
     """
     planned = _pipeline(source, data, pipeline, seed)
     info = data_info(planned.data)
-    arch = source_arch(planned.source, info.num_classes, info.image_size)
-    check_pipeline(arch, planned.stages, info)
+    facts = source_facts(
+        planned.source,
+        info.num_classes,
+        info.image_size,
+        trained=trains(planned.stages),
+    )
+    check_pipeline(facts.arch, planned.stages, info)
     return run_pipeline(
         planned,
         cache=StageCache(Path(cache) if cache else user_cache() / "stages"),
