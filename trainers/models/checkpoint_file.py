@@ -178,11 +178,21 @@ def _read_torch(path: Path, *, zipped: bool) -> Any:
     try:
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on the pickle's protocol
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            return _load_torch(path, zipped=zipped)
     except _DAMAGED as error:
         known = ("torch.", "collections.", "builtins.", "_codecs.")
         others = sorted(name for name in names if not name.startswith(known))
         raise _unreadable(path, others) from error
+
+
+def _load_torch(path: Path, *, zipped: bool) -> Any:
+    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+    if zipped and path.suffix != ".safetensors":
+        return torch.load(path, mmap=True, **options)
+    with open(
+        path, "rb"
+    ) as file:  # by its name torch takes a file for one of safetensors
+        return torch.load(file, **options)
 
 
 def _unreadable(path: Path, others: Sequence[str] = ()) -> ValueError:

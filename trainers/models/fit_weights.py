@@ -49,6 +49,10 @@ _OF_TRAINING = ("optim", "lr_sched", "scaler", "amp", "callbacks", "loops")
 """Beginnings of the keys of a training's own state."""
 
 
+Place = tuple[str, Tensor]
+"""A tensor and its place in the file."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """The tensors of a checkpoint that are an architecture's weights.
@@ -86,7 +90,7 @@ def fit_weights(
     """
     module = on_meta(arch)
     wanted = module.state_dict()
-    table = _find_table(_restricted(found, key, prefix), wanted, found, module, arch)
+    table = _find_table(_named(found, key, prefix, wanted), wanted, found, module, arch)
     heads = classifier_layers(module)
     fit = _compared(table, wanted, heads, found, arch)
     _refuse_not_finite(fit.weights, wanted, found)
@@ -96,35 +100,43 @@ def fit_weights(
 # ------------------------------------------------------------------ where the weights are
 
 
-def _restricted(
-    found: Checkpoint, key: str | None, prefix: str
-) -> dict[str, tuple[str, Tensor]]:
-    """Name → (place in the file, tensor) of what lies under `key`, without `prefix`."""
+def _named(
+    found: Checkpoint, key: str | None, prefix: str, wanted: Iterable[str]
+) -> dict[str, Place]:
+    """The tensors under `key`, by names without `prefix` and without levels of wrappers."""
+    own_levels = {level for name in wanted for level in name.split(".")}
+    wrappers = set(_WRAPPERS) - own_levels
+
+    def unwrapped(place: str) -> str:
+        return ".".join(level for level in place.split(".") if level not in wrappers)
+
     start = f"{key}." if key else ""
     inside = {
-        place.removeprefix(start): (place, tensor)
-        for place, tensor in found.tensors.items()
+        place: place.removeprefix(start)
+        for place in found.tensors
         if place.startswith(start)
+    } or {
+        place: unwrapped(place).removeprefix(start)
+        for place in found.tensors
+        if unwrapped(place).startswith(start)
     }
     if not inside:
         have = ", ".join(found.keys)[:200]
         raise ValueError(f"{found.path}: no tensors under {key!r}; it has {have}")
-    return {name.removeprefix(prefix): value for name, value in inside.items()}
+    named: dict[str, Place] = {}
+    for place, name in inside.items():
+        inner = unwrapped(name.removeprefix(prefix))
+        named[name if inner in named else inner] = (place, found.tensors[place])
+    return named
 
 
 def _find_table(
-    given: dict[str, tuple[str, Tensor]],
+    named: dict[str, Place],
     wanted: Mapping[str, Tensor],
     found: Checkpoint,
     module: nn.Module,
     arch: Arch,
 ) -> Table:
-    own_levels = {level for name in wanted for level in name.split(".")}
-    wrappers = set(_WRAPPERS) - own_levels
-    named: dict[str, tuple[str, Tensor]] = {}
-    for name, value in given.items():
-        inner = ".".join(level for level in name.split(".") if level not in wrappers)
-        named[name if inner in named else inner] = value
     votes = _votes(named, wanted)
     fitting = _best(votes)
     if votes[fitting[0]] >= len(wanted) / 2 or arch.builder != "timm":
@@ -137,9 +149,7 @@ def _find_table(
     return max(tables, key=lambda table: _number_that_fit(table.tensors, wanted))
 
 
-def _votes(
-    named: Mapping[str, tuple[str, Tensor]], wanted: Mapping[str, Tensor]
-) -> Counter[str]:
+def _votes(named: Mapping[str, Place], wanted: Mapping[str, Tensor]) -> Counter[str]:
     """Beginning of a name → how many names and shapes fit once it is removed."""
     votes: Counter[str] = Counter({"": 0})
     for name, (_, tensor) in named.items():
@@ -167,7 +177,7 @@ def _rank(prefix: str) -> tuple[int, int, str]:
 
 def _refuse_undecided(
     fitting: list[str],
-    named: Mapping[str, tuple[str, Tensor]],
+    named: Mapping[str, Place],
     wanted: Mapping[str, Tensor],
     found: Checkpoint,
 ) -> None:
@@ -197,7 +207,7 @@ def _places(named: Iterable[str], fitting: str) -> list[str]:
 
 def _table_under(
     prefix: str,
-    named: Mapping[str, tuple[str, Tensor]],
+    named: Mapping[str, Place],
     wanted: Mapping[str, Tensor],
 ) -> Table:
     """The tensors below a prefix; names of the model that lack there are looked for one or more
