@@ -21,7 +21,7 @@ from compress.pipeline import (
 from compress.stage import Stage
 from trainers.config import DataConfig, SourceConfig
 from trainers.data.splits import data_info, load_data
-from trainers.files import default_data_cache, user_cache
+from trainers.files import default_data_cache, expanded, user_cache
 from trainers.models.source import source_facts
 
 StageGiven = Stage | tuple[str, Mapping[str, Any]] | str
@@ -68,7 +68,9 @@ def run(
     check_pipeline(facts.arch, planned.stages, info)
     return run_pipeline(
         planned,
-        cache=StageCache(Path(cache) if cache else user_cache() / "stages"),
+        cache=StageCache(
+            Path(expanded(str(cache))) if cache else user_cache() / "stages"
+        ),
         data_cache=_data_cache(data_cache),
         device=torch.device(device),
     )
@@ -103,7 +105,7 @@ def measured(
 
 
 def _data_cache(given: Path | str | None) -> Path:
-    return Path(given) if given else default_data_cache()
+    return Path(expanded(str(given))) if given else default_data_cache()
 
 
 def _data(given: str | DataConfig) -> DataConfig:

@@ -7,13 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from trainers.config import LOCAL_FOLDER
 from trainers.files import read_json
 from trainers.models.arch import Arch, buildable, on_meta
 from trainers.models.resnet_cifar import RESNET_CIFAR
 from trainers.timm_library import timm
 
-LOCAL_FOLDER = "local-dir:"
-"""How timm's names of models in a folder begin."""
 _FROM_DATA = ("num_classes", "img_size", "pretrained")
 """Arguments of a saved model that the data decides, or that build nothing."""
 
