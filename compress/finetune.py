@@ -8,7 +8,7 @@ from torch import nn
 
 from compress.asp import HoldZeros, asp_masks
 from compress.stage import Context, Phase, Stage
-from trainers.config import LATER, DistillConfig, FitOptions, TrainConfig
+from trainers.config import LATER, DistillConfig, FitOptions, ModelName, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.models.arch import DROP_RATE_BUILDERS, Arch, ModelState, on_meta
 from trainers.training.losses import (
@@ -36,7 +36,7 @@ class Finetune(Stage, TrainConfig):
     distill: DistillConfig | None = Field(
         None, description="distillation from a teacher"
     )
-    kl_teacher: str | None = Field(
+    kl_teacher: ModelName | None = Field(
         None,
         description=(
             "a second teacher, whose outputs are followed by KL divergence (NViT: the"

@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,10 @@ from compress.selection.stage import WeightSelection
 from compress.stage import Context, Stage
 from compress.wfn.stage import Wfn
 from trainers import plugins
-from trainers.config import DataConfig, SourceConfig
+from trainers.config import DataConfig, FitOptions, SourceConfig
 from trainers.data.splits import DataInfo, load_data
 from trainers.models.arch import Arch, ModelState
-from trainers.models.source import load_source
+from trainers.models.source import load_source, source_facts
 from trainers.seeding import derive_seed
 from trainers.training import distributed
 
@@ -138,6 +137,11 @@ class PipelineResult:
         }
 
 
+def trains(stages: Sequence[NamedStage]) -> bool:
+    """Whether a stage trains the model."""
+    return any(isinstance(stage.config, FitOptions) for stage in stages)
+
+
 def check_order(stages: Sequence[NamedStage]) -> None:
     """Refuse an order in which a stage would undo what an earlier one did.
 
@@ -179,7 +183,7 @@ def check_pipeline(
     archs: list[Arch] = []
     seen: set[str] = set()
     for stage in stages:
-        for name, _ in stage.config.teachers():
+        for name, checkpoint in stage.config.teachers():
             wanted = name.removeprefix("stage:")
             if name.startswith("stage:") and wanted not in seen:
                 have = ", ".join(sorted(seen)) or "none"
@@ -187,6 +191,8 @@ def check_pipeline(
                     f"stages.{stage.name}: teacher {name!r} is no earlier stage;"
                     f" earlier ones: {have}"
                 )
+            if name != "source" and not name.startswith("stage:"):
+                _open_teacher(stage.name, name, checkpoint, info)
         try:
             source = stage.config.check(source, info)
         except ValueError as error:
@@ -196,17 +202,28 @@ def check_pipeline(
     return archs
 
 
-@lru_cache(maxsize=4)
-def _named_teacher(
-    name: str, checkpoint: Path | None, classes: int, image_size: int
-) -> ModelState:
-    """A teacher that is neither the source nor a stage: a folder of ours or a named model."""
+def _teacher_config(name: str, checkpoint: Path | None) -> SourceConfig:
+    """A teacher that is neither the source nor a stage: a saved model or a named one."""
     if Path(name).is_dir():
-        return ModelState.load(Path(name))
-    config = SourceConfig(
+        return SourceConfig(checkpoint=Path(name))
+    return SourceConfig(
         model=name, checkpoint=checkpoint, pretrained=checkpoint is None
     )
-    return load_source(config, num_classes=classes, image_size=image_size, seed=0)
+
+
+def _open_teacher(
+    stage: str, name: str, checkpoint: Path | None, info: DataInfo
+) -> None:
+    """Refuse a teacher that cannot be read, or whose classes are not those of the data."""
+    try:
+        source_facts(
+            _teacher_config(name, checkpoint),
+            info.num_classes,
+            info.image_size,
+            trained=False,
+        )
+    except ValueError as error:
+        raise ValueError(f"stages.{stage}: teacher {name!r}: {error}") from error
 
 
 class _Run:
@@ -255,7 +272,12 @@ class _Run:
         if name.startswith("stage:"):
             return self._models[name.removeprefix("stage:")]
         info = self.data.info
-        return _named_teacher(name, checkpoint, info.num_classes, info.image_size)
+        return load_source(
+            _teacher_config(name, checkpoint),
+            num_classes=info.num_classes,
+            image_size=info.image_size,
+            seed=0,
+        )
 
     def _teacher_key(self, name: str, checkpoint: Path | None) -> str:
         if name.startswith("stage:"):

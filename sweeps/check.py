@@ -10,7 +10,7 @@ import torch
 
 from analysis.contract import TEST_PREFIX
 from compress.metrics import TEXT, Conditions, missing_because, trial_metrics
-from compress.pipeline import NamedStage, check_pipeline
+from compress.pipeline import NamedStage, check_pipeline, trains
 from sweeps.check_search import check_search
 from sweeps.search.samplers import rehearse, sampler_of
 from sweeps.space.dimension import Draw
@@ -26,7 +26,7 @@ from trainers.config import DataConfig, FitOptions, SourceConfig
 from trainers.data.splits import DataInfo, data_info
 from trainers.machine import usable_cores
 from trainers.models.arch import Arch
-from trainers.models.source import source_arch
+from trainers.models.source import source_facts
 from trainers.plugins import PluginFile
 from trainers.remote import Remote, is_uri
 from trainers.training.epoch_metrics import epoch_metrics
@@ -160,7 +160,8 @@ def _check_pipelines(
         seen.add(identity)
         try:
             info = _info(trial.data)
-            archs = check_pipeline(_source(trial.source, info), trial.stages, info)
+            source = _source(trial.source, info, trial.stages)
+            archs = check_pipeline(source, trial.stages, info)
             _check_workers(trial.stages, spec.resources.workers)
         except (ValueError, TypeError) as error:
             raise SpecError(_with_choice(str(error), space, draw)) from error
@@ -212,9 +213,11 @@ def _info(config: DataConfig) -> DataInfo:
         ) from error
 
 
-def _source(config: SourceConfig, info: DataInfo) -> Arch:
+def _source(config: SourceConfig, info: DataInfo, stages: Sequence[NamedStage]) -> Arch:
     try:
-        return source_arch(config, info.num_classes, info.image_size)
+        return source_facts(
+            config, info.num_classes, info.image_size, trained=trains(stages)
+        ).arch
     except (ValueError, RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(f"source: {error}") from error
 

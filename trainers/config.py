@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from trainers.files import expanded
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -28,6 +30,10 @@ MAY_BE_GONE = "may_be_gone"
 """Key of pydantic's validation context: whoever reads an old configuration sets it, so that files
 that were there once need not be there now.
 """
+
+
+LOCAL_FOLDER = "local-dir:"
+"""How timm's names of models in a folder begin."""
 
 
 class Config(BaseModel):
@@ -78,6 +84,41 @@ def _unchanged(config: BaseModel) -> dict[str, Any]:
     return found
 
 
+def _expand(value: Any, info: ValidationInfo) -> Any:
+    """A path with `~` and environment variables replaced; what was read once stays as it is."""
+    may_be_gone = (info.context or {}).get(MAY_BE_GONE, False)
+    if may_be_gone or not isinstance(value, str | Path):
+        return value
+    text = expanded(str(value))
+    return Path(text) if isinstance(value, Path) else text
+
+
+UserPath = Annotated[Path, BeforeValidator(_expand)]
+"""A path in which `~` is the home folder and `$NAME` an environment variable."""
+UserText = Annotated[str, BeforeValidator(_expand)]
+"""A name, URI or path; what looks like a path in it is expanded as in `UserPath`."""
+
+
+def _local_folder(value: str) -> str:
+    """timm's `local-dir:FOLDER` with an absolute folder, since trials work elsewhere."""
+    if not value.startswith(LOCAL_FOLDER):
+        return value
+    folder = Path(expanded(value.removeprefix(LOCAL_FOLDER))).absolute()
+    return f"{LOCAL_FOLDER}{folder}"
+
+
+def _saved_model(value: str) -> str:
+    """The name of a model; that of a folder is made absolute."""
+    if value == "source":
+        return value
+    return str(Path(value).absolute()) if Path(value).is_dir() else value
+
+
+ModelName = Annotated[
+    UserText, AfterValidator(_local_folder), AfterValidator(_saved_model)
+]
+"""A model by its name, or a folder that holds one."""
+
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?|%)\s*$")
 
 
@@ -126,7 +167,7 @@ class DataConfig(Config):
             " torchvision; plugins may offer more"
         ),
     )
-    root: Path | None = Field(None, description="folder of the data set")
+    root: UserPath | None = Field(None, description="folder of the data set")
     download: bool = Field(
         False, description="let torchvision download the set into `root`"
     )
@@ -296,13 +337,13 @@ Augment = Annotated[
 class DistillConfig(Config):
     """Knowledge distillation as in DeiT (Touvron et al. 2021, section 4)."""
 
-    teacher: str = Field(
+    teacher: ModelName = Field(
         description=(
-            "'source', 'stage:NAME' (an earlier stage's model), a folder saved by us,"
-            " or a timm model name (pretrained)"
+            "'source', 'stage:NAME' (an earlier stage's model), a folder with a model, or"
+            " a timm model name (pretrained)"
         )
     )
-    teacher_checkpoint: Path | None = Field(
+    teacher_checkpoint: UserPath | None = Field(
         None, description="weights of a timm-named teacher"
     )
     kind: Literal["soft", "hard"] = "hard"
@@ -459,11 +500,11 @@ class TrainConfig(FitOptions):
 class SourceConfig(Config):
     """The model that a pipeline starts from."""
 
-    model: str | None = Field(
+    model: Annotated[str, AfterValidator(_local_folder)] | None = Field(
         None,
         description=(
-            "a timm model name, resnet20_cifar, 32, 44, 56 or revit; not needed with a"
-            " folder of ours"
+            "a timm model name (hf-hub:OWNER/NAME and local-dir:FOLDER too),"
+            " resnet20_cifar, 32, 44, 56 or revit; not needed with a folder that says it"
         ),
     )
     args: dict[str, Any] = Field(
@@ -473,25 +514,23 @@ class SourceConfig(Config):
     pretrained: bool = Field(
         False, description="timm's pretrained weights (needs the internet once)"
     )
-    checkpoint: Path | None = Field(
+    checkpoint: UserPath | None = Field(
         None,
         description=(
-            "safetensors, a plain state dict, or a folder saved by us (with `model`:"
-            " its weights)"
+            "a file of safetensors or of torch.save, as any training program writes it,"
+            " or a folder: saved by us, or of the Hugging Face Hub"
         ),
     )
     checkpoint_key: str | None = Field(
         None,
         description=(
-            "key of the state dict in the file (model, module, model_ema, …); default:"
-            " found"
+            "place of the weights in the file (model, state_dict_ema, …); default: where"
+            " names and shapes fit, averaged weights first"
         ),
     )
     checkpoint_prefix: str = Field(
         "",
-        description=(
-            "prefix to strip from parameter names; 'module.' is always stripped"
-        ),
+        description=("prefix to strip from parameter names; usual ones are found"),
     )
     head_init_scale: float | None = Field(
         None, gt=0, description="multiply a re-initialised classifier by this"
@@ -505,7 +544,7 @@ class SourceConfig(Config):
         ):
             raise ValueError(
                 "`model` is needed unless `checkpoint` is a folder that holds"
-                " model.json"
+                " model.json or config.json"
             )
         if self.pretrained and self.checkpoint is not None:
             raise ValueError("give either `pretrained: true` or `checkpoint`, not both")

@@ -29,7 +29,7 @@ from compress.nvit.importance import HEAD_DIVISOR
 from compress.nvit.pruner import Counting, Importance, Pruner, PruneRules
 from compress.nvit.surgery import NormChannels
 from compress.stage import Context, Phase, Stage
-from trainers.config import LATER, DistillConfig, TrainConfig
+from trainers.config import LATER, DistillConfig, TrainConfig, UserPath
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
 from trainers.models.parameters import BLOCK_DIMS
@@ -162,7 +162,7 @@ class Nvit(Stage, TrainConfig):
             " as in later ones"
         ),
     )
-    table: Path | None = Field(
+    table: UserPath | None = Field(
         None,
         description=(
             "file of a measured latency table; default: one is measured on the trial's"

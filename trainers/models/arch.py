@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from trainers.files import write_atomic
+from trainers.files import read_json, write_atomic
 from trainers.models.resnet_cifar import resnet_cifar
 from trainers.timm_library import timm
 
@@ -327,3 +327,16 @@ class ModelState:
                 " the folder"
             )
         return state
+
+
+def read_arch(folder: Path) -> Arch:
+    """The architecture of a folder that `ModelState.save` wrote; its weights are not read.
+
+    Raises:
+        ValueError: model.json is missing or damaged.
+    """
+    note = read_json(folder / "model.json") or {}
+    try:
+        return Arch.from_json(note["arch"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: not a saved model ({error})") from error
