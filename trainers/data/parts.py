@@ -111,7 +111,7 @@ class FilePart:
         return decode(self.root / self.paths[row])
 
     def first_size(self) -> tuple[int, int] | None:
-        return _first_size(self.images())
+        return first_size(self.images())
 
     def content(self, cache_dir: Path) -> Iterator[bytes | memoryview]:
         """Relative paths and sizes: to read all of ImageNet for a hash would take longer than an
@@ -119,46 +119,6 @@ class FilePart:
         """
         for path in self.paths:
             yield f"{path}\0{(self.root / path).stat().st_size}\n".encode()
-
-
-@dataclass(frozen=True, eq=False)
-class ParquetPart:
-    """Images in a struct column {bytes, ...} of Parquet `files`, with `labels` int64 (N,)."""
-
-    files: tuple[Path, ...]
-    column: str
-    labels: Labels
-
-    def name(self, row: int) -> str:
-        """The image's file and its row there."""
-        import pyarrow.parquet as pq
-
-        for file in self.files:
-            rows = pq.read_metadata(file).num_rows
-            if row < rows:
-                break
-            row -= rows
-        return f"{file} row {row}"
-
-    def images(self) -> Iterator[bytes]:
-        """Some rows are in memory at a time; an absent image is b""."""
-        import pyarrow.parquet as pq
-
-        for file in self.files:
-            with pq.ParquetFile(file) as parquet:
-                for batch in parquet.iter_batches(
-                    batch_size=256, columns=[f"{self.column}.bytes"]
-                ):
-                    blobs = batch.column(0).field("bytes").to_pylist()
-                    yield from (blob or b"" for blob in blobs)
-
-    def first_size(self) -> tuple[int, int] | None:
-        return _first_size(self.images())
-
-    def content(self, cache_dir: Path) -> Iterator[bytes | memoryview]:
-        """The files' hashes; each is remembered in `cache_dir` while size and time stay."""
-        for file in self.files:
-            yield _file_hash(file, cache_dir).encode()
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,9 +189,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _first_size(encoded: Iterator[bytes] | Iterator[Path]) -> tuple[int, int] | None:
-    """From the header of the first image that has one."""
-    for item in encoded:
+def first_size(items: Iterator[bytes | Path | Pixels]) -> tuple[int, int] | None:
+    """(width, height) in pixels, from the header of the first image that has one."""
+    for item in items:
+        if isinstance(item, np.ndarray):
+            return item.shape[2], item.shape[1]
         try:
             with Image.open(
                 io.BytesIO(item) if isinstance(item, bytes) else item
@@ -242,7 +204,7 @@ def _first_size(encoded: Iterator[bytes] | Iterator[Path]) -> tuple[int, int] | 
     return None
 
 
-def _file_hash(file: Path, cache_dir: Path) -> str:
+def file_hash(file: Path, cache_dir: Path) -> str:
     """Content hash of `file`, computed once while (path, size, mtime) stay."""
     stat = file.stat()
     path = str(file.resolve())

@@ -422,7 +422,18 @@ def _fingerprint(
         "pin_memory",
         "max_unreadable",
         "image_size",
+        # what these choose is in `content`
+        "name",
+        "subset",
+        "revision",
+        "streaming",
+        "train_split",
+        "test_split",
+        "label_column",
+        "class_names",
     }
+    if config.image_column is None:
+        loading.add("image_column")
     facts = {
         "source": content,
         "image_size": info.image_size,
