@@ -195,10 +195,8 @@ def classes_of(
             )
         present = np.bincount(labelled.labels, minlength=len(names))
         empty = [name for name, count in zip(names, present, strict=True) if not count]
-        if empty and len(labels):
-            remarks.append(
-                f"{_classes(len(empty))} no image in the {part} part: {_shown(empty)}."
-            )
+        if empty and part == "training":
+            remarks.append(f"No training image has the label {_shown(empty)}.")
         parts.append(labelled)
     return Classes(names, parts[0], parts[1], (*remarks, *_nearly_equal(names)))
 
@@ -296,10 +294,6 @@ def _nearly_equal(names: tuple[str, ...]) -> list[str]:
         f"Class names that differ only in case or spaces are classes of their own:"
         f" {_shown(twins)}."
     ]
-
-
-def _classes(count: int) -> str:
-    return "1 class has" if count == 1 else f"{count} classes have"
 
 
 def _shown(values: Iterable[object]) -> str:

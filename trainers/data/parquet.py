@@ -13,12 +13,13 @@ from trainers.config import DataConfig
 from trainers.data.assemble import Split, assemble
 from trainers.data.classes import joined, plain_labels
 from trainers.data.columns import columns_of
-from trainers.data.image_cells import finder, images_in, is_text
+from trainers.data.image_cells import FindFile, finder, images_in, is_text
 from trainers.data.parts import Dataset, Labels, Pixels, file_hash, first_size
 from trainers.data.shards import find_shards, root_folder
 from trainers.files import why_not_the_file
 
 BATCH = 256  # rows in memory at a time
+SAMPLE = 2_000  # images that are looked at before all are read
 BUFFER_BYTES = 1 << 20  # else the column of a whole row group is in memory
 
 
@@ -62,14 +63,21 @@ class ParquetPart:
                 yield from images_in(cells, find)
                 start = end
 
-    def samples(self) -> Iterator[tuple[str, bytes | Path | Pixels]]:
-        """The first image of each file with its name."""
+    def sample(self, most: int) -> Iterator[tuple[int, bytes | Path | Pixels]]:
+        """(row, image) of the first rows of every file: at least one of each, `most` in all or at
+        most `SAMPLE`.
+        """
+        each = -(-min(most, SAMPLE) // len(self.files))
+        start = 0
         for file, column in zip(self.files, self.columns, strict=True):
+            with _opened(file) as parquet:
+                end = start + parquet.metadata.num_rows
+            first, last = np.searchsorted(self.rows, [start, end]).tolist()
+            chosen = self.rows[first : min(last, first + each)] - start
             find = finder(file.parent, self.root)
-            for cells in _cells(file, column, rows=1):
-                if len(cells):
-                    yield f"{file} row 0", next(images_in(cells, find))
-                break
+            for row, image in _at(file, column, chosen, find):
+                yield first + row, image
+            start = end
 
     def first_size(self) -> tuple[int, int] | None:
         """(width, height) in pixels of the first readable image."""
@@ -191,6 +199,20 @@ def _null_count(metadata: pq.FileMetaData, column: str) -> int:
                 facts = chunk.statistics
                 total += facts.null_count if facts and facts.has_null_count else 0
     return total
+
+
+def _at(
+    file: Path, column: str, rows: Labels, find: FindFile
+) -> Iterator[tuple[int, bytes | Path | Pixels]]:
+    """(position in `rows`, image) of ascending rows of a file; no row after them is read."""
+    start = done = 0
+    for cells in _cells(file, column, rows=min(BATCH, len(rows)) or 1):
+        if done == len(rows):
+            return
+        last = int(np.searchsorted(rows, start + len(cells)))
+        chosen = cells.take(pa.array(rows[done:last] - start))
+        yield from enumerate(images_in(chosen, find), done)
+        start, done = start + len(cells), last
 
 
 def _cells(file: Path, column: str, rows: int = BATCH) -> Iterator[pa.Array]:
