@@ -12,9 +12,9 @@ from trainers.data.image_cells import holds_images, is_text
 
 _IMAGE_NAMES = ("image", "img")
 _PATH_NAMES = (*_IMAGE_NAMES, "path", "file", "file_name", "filename", "filepath")
-_LABEL_NAMES = frozenset(
-    [*("label", "labels", "fine_label", "coarse_label", "class_label", "label_id")]
-    + [*("target", "targets", "class", "classes", "class_id", "category", "y", "cls")]
+_LABEL_NAMES = (
+    *("label", "labels", "fine_label", "coarse_label", "class_label", "label_id"),
+    *("target", "targets", "class", "classes", "class_id", "category", "y", "cls"),
 )
 
 
