@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.config import AugmentConfig, DataConfig
+from trainers.config import AugmentConfig, DataConfig, values_to_hash
 from trainers.data.augment import BatchAugment, EvalTransform, Finish
 from trainers.data.cache import UnequalImagesError, open_images, open_pixels
 from trainers.data.info import DataInfo
@@ -438,6 +438,6 @@ def _fingerprint(
         "source": content,
         "image_size": info.image_size,
         "decoded": in_memory,
-        "options": config.model_dump(mode="json", exclude=loading),
+        "options": values_to_hash(config, mode="json", exclude=loading),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
