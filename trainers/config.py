@@ -155,7 +155,7 @@ class DataConfig(Config):
         None,
         description="the same for the test part; default: test, or else validation",
     )
-    image_column: str | None = Field(
+    image_column: Annotated[str | None, LATER] = Field(
         None, description="parquet, hf: the column of images; default: found"
     )
     label_column: str | None = Field(
@@ -176,7 +176,8 @@ class DataConfig(Config):
         None,
         ge=4,
         description=(
-            "pixels that the model sees; default: the set's own size (32 or 224)"
+            "pixels that the model sees; default: the size of the images where all are"
+            " squares of one size up to 96 px, and 224 where most are larger"
         ),
     )
     mean: tuple[float, float, float] = Field(
@@ -237,6 +238,22 @@ class DataConfig(Config):
         0,
         ge=0,
         description="unreadable images to skip (each is named) before it is an error",
+    )
+    exif_rotation: bool = Field(
+        False,
+        description=(
+            "turn images as their EXIF orientation says; off, as in torchvision's and"
+            " timm's loaders"
+        ),
+    )
+    white_level: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "value of white in images of more than 8 bits a channel; default: 1 for real"
+            " numbers up to 1, else the first of 255, 4095 and 65535 that no training"
+            " image exceeds"
+        ),
     )
 
 

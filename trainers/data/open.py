@@ -5,16 +5,15 @@ file alone, or comes from a plugin that offers it under `DATASETS` (see docs/ext
 """
 
 import logging
-import os
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 
 from trainers import plugins
 from trainers.config import DataConfig
-from trainers.data.parts import ArrayPart, Dataset, FilePart
+from trainers.data.folders import read_folders
+from trainers.data.parts import ArrayPart, Dataset
 from trainers.data.shards import root_folder
 from trainers.data.sklearn_internals import load_digits
 from trainers.data.stratify import stratified_test
@@ -24,9 +23,6 @@ log = logging.getLogger(__name__)
 
 Opener = Callable[[DataConfig], Dataset]
 
-EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-)
 DIGITS_PX = 32
 
 
@@ -43,6 +39,11 @@ def open_dataset(config: DataConfig) -> Dataset:
             f"data.dataset {config.dataset!r} is unknown; valid: {', '.join(known)}"
         )
     dataset = known[config.dataset](config)
+    if len(dataset.class_names) < 2:
+        raise ValueError(
+            f"{_where(config)}: a classifier needs two classes; got"
+            f" {', '.join(dataset.class_names) or 'none'}"
+        )
     for name, part in (("training", dataset.train), ("test", dataset.test)):
         if not len(part.labels):
             raise ValueError(
@@ -101,52 +102,8 @@ def open_digits(config: DataConfig) -> Dataset:
 
 
 def open_folder(config: DataConfig) -> Dataset:
-    """`root/train/CLASS/*` and `root/test|val/CLASS/*`; the classes are the sorted folder
-    names of train.
-    """
-    root = root_folder(config)
-    test_dir = _first_existing(root, ("test", "val", "validation"), "the test split")
-    train_dir = _first_existing(root, ("train",), "the training images")
-    classes = tuple(
-        sorted(entry.name for entry in train_dir.iterdir() if entry.is_dir())
-    )
-    if not classes:
-        raise ValueError(f"{train_dir}: one folder per class is needed; there is none")
-    extra = sorted(
-        {entry.name for entry in test_dir.iterdir() if entry.is_dir()} - set(classes)
-    )
-    if extra:
-        raise ValueError(
-            f"{test_dir}: its classes must be among those of {train_dir}; {extra[:5]}"
-            " are not"
-        )
-    return Dataset(
-        classes, _class_files(train_dir, classes), _class_files(test_dir, classes)
-    )
-
-
-def _class_files(folder: Path, classes: tuple[str, ...]) -> FilePart:
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(
-            Path(parent, file).relative_to(folder).as_posix()
-            for parent, _, files in os.walk(folder / name, followlinks=True)
-            for file in files
-            if Path(file).suffix.lower() in EXTENSIONS
-        )
-        paths += found
-        labels += [label] * len(found)
-    return FilePart(folder, tuple(paths), np.asarray(labels, np.int64))
-
-
-def _first_existing(root: Path, names: tuple[str, ...], what: str) -> Path:
-    for name in names:
-        if (root / name).is_dir():
-            return root / name
-    raise ValueError(
-        f"{root}: {what} must be in a folder {' or '.join(names)}; there is none"
-    )
+    """`root/train/CLASS/*` and `root/test|val/CLASS/*`, or `root/CLASS/*`."""
+    return read_folders(root_folder(config))
 
 
 # ------------------------------------------------------------------ all

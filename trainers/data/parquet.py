@@ -14,7 +14,7 @@ from trainers.data.assemble import Split, assemble
 from trainers.data.classes import joined, plain_labels
 from trainers.data.columns import columns_of
 from trainers.data.image_cells import FindFile, finder, images_in, is_text
-from trainers.data.parts import Dataset, Labels, Pixels, file_hash, first_size
+from trainers.data.parts import Dataset, Labels, Pixels, file_hash
 from trainers.data.shards import find_shards, root_folder
 from trainers.files import why_not_the_file
 
@@ -78,10 +78,6 @@ class ParquetPart:
             for row, image in _at(file, column, chosen, find):
                 yield first + row, image
             start = end
-
-    def first_size(self) -> tuple[int, int] | None:
-        """(width, height) in pixels of the first readable image."""
-        return first_size(self.images())
 
     def content(self, cache_dir: Path) -> Iterator[bytes | memoryview]:
         """The files' hashes, each remembered in `cache_dir` while size and time stay; which rows,

@@ -55,6 +55,11 @@ def root_folder(config: DataConfig) -> Path:
             f"data.dataset {config.dataset!r} needs data.root, the folder of the"
             " data set"
         )
+    if config.root.is_file():
+        raise ValueError(
+            f"data.root {config.root}: this is a file; unpack it and give the folder of the"
+            f" {config.dataset} data set"
+        )
     if not config.root.is_dir():
         raise ValueError(
             f"data.root {config.root}: no such folder; give the folder of the"
