@@ -78,7 +78,8 @@ def assemble(
         classes.names,
         train.part(first.rows, first.labels),
         source.part(other.rows, other.labels),
-        remarks=tuple(dict.fromkeys(said)),
+        place,
+        tuple(dict.fromkeys(said)),
     )
 
 

@@ -17,6 +17,9 @@ from trainers.data.parts import Labels
 NO_LABEL = -1
 """What Hugging Face `datasets` writes where a label is not known."""
 
+MOST_ALONE = 10
+"""Classes that may have one training image each before the label is taken for something else."""
+
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
@@ -224,6 +227,12 @@ def _named_by_values(
             train = _without(train, NO_LABEL)
         if NO_LABEL not in values:
             test = _without(test, NO_LABEL)
+    if len(values) == len(train) > MOST_ALONE:
+        raise ValueError(
+            f"{place}: each of the {len(train)} training images has a label of its own"
+            f" ({_shown(values)}), as if it were a caption or a number of the image;"
+            " data.label_column names another column"
+        )
     strange = sorted(set(pc.unique(test.drop_null()).to_pylist()) - set(values))
     if strange:
         raise ValueError(

@@ -12,7 +12,7 @@ from trainers.data.image_cells import holds_images, is_text
 
 _IMAGE_NAMES = ("image", "img")
 _PATH_NAMES = (*_IMAGE_NAMES, "path", "file", "file_name", "filename", "filepath")
-_LABEL_NAMES = (
+LABEL_NAMES = (
     *("label", "labels", "fine_label", "coarse_label", "class_label", "label_id"),
     *("target", "targets", "class", "classes", "class_id", "category", "y", "cls"),
 )
@@ -111,7 +111,7 @@ def _label_column(
     remarks: list[str],
 ) -> str | None:
     found = _of_type(features, "ClassLabel", schema) or [
-        name for name in schema.names if name.lower() in _LABEL_NAMES and name != image
+        name for name in schema.names if name.lower() in LABEL_NAMES and name != image
     ]
     if not found:
         return None

@@ -6,7 +6,7 @@ string                where the file lies
 lists of lists        pixels (H, W), (H, W, C) or (C, H, W) of whole numbers 0..255
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +84,38 @@ def images_in(column: pa.Array, find: FindFile) -> Iterator[bytes | Path | Pixel
             yield b"" if row.values is None else row.values.to_numpy(False).tobytes()
 
 
+def outside(cells: pa.Array, find: FindFile) -> Iterator[Path | None]:
+    """The file of each image that a column does not hold itself; None where there is none."""
+    blobs = cells.field("bytes") if pa.types.is_struct(cells.type) else cells
+    if not is_text(blobs.type):
+        cells = cells.filter(blobs.is_null())
+    for image in images_in(cells, find):
+        if isinstance(image, Path) or not len(image):
+            yield image or None
+
+
+def check_there(
+    found: Sequence[Path | None], total: int, place: str, max_unreadable: int
+) -> None:
+    """Refuse images of which there are neither bytes nor a file.
+
+    Args:
+        found: as `outside` gives them.
+        total: images of the column.
+        place: file and column, for messages.
+
+    Raises:
+        ValueError: more than `max_unreadable` are missing.
+    """
+    absent = sum(file is None for file in found)
+    if absent > max_unreadable:
+        raise ValueError(
+            f"{place}: {absent} of {total} rows hold no bytes of an image, and no path of"
+            " a file that is there; embed the images in the shards, put the files where"
+            " the paths say, or raise data.max_unreadable"
+        )
+
+
 def _file(path: str | None, find: FindFile) -> bytes | Path:
     """A file, or b"" where there is none."""
     return (find(path) if path else None) or b""
@@ -115,10 +147,12 @@ def _pixels(row: pa.Scalar) -> bytes | Pixels:
 
 
 def finder(*folders: Path) -> FindFile:
-    """Finds files by a path that is absolute or starts from one of `folders`."""
+    """Finds files by a path that is absolute or starts from one of `folders` (none: where the
+    process runs).
+    """
 
     def find(path: str) -> Path | None:
-        places = (folder / path for folder in folders)
+        places = (folder / path for folder in folders or (Path(),))
         return next((place for place in places if place.is_file()), None)
 
     return find

@@ -126,6 +126,8 @@ OPENERS: dict[str, Opener] = {
     "digits": open_digits,
     "folder": open_folder,
     "parquet": _when_used("trainers.data.parquet", "open_parquet"),
+    "hf": _when_used("trainers.data.hf_sets", "open_hf"),
+    "webdataset": _when_used("trainers.data.webdataset_sets", "open_webdataset"),
     **dict.fromkeys(TORCHVISION_SETS, open_torchvision),
 }
 """Name → reader, those of this package."""

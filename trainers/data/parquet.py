@@ -13,7 +13,14 @@ from trainers.config import DataConfig
 from trainers.data.assemble import Split, assemble
 from trainers.data.classes import joined, plain_labels
 from trainers.data.columns import columns_of
-from trainers.data.image_cells import FindFile, finder, images_in, is_text
+from trainers.data.image_cells import (
+    FindFile,
+    check_there,
+    finder,
+    images_in,
+    is_text,
+    outside,
+)
 from trainers.data.parts import Dataset, Labels, Pixels, file_hash
 from trainers.data.shards import find_shards, root_folder
 from trainers.files import why_not_the_file
@@ -156,17 +163,11 @@ def _labels(file: Path, column: str | None) -> tuple[str, pa.Array]:
 
 def _check_bytes(file: Path, column: str, root: Path, max_unreadable: int) -> None:
     """Refuse rows that hold neither an image nor the path of one that is there."""
-    images = list(_without_bytes(file, column, root))
-    absent = sum(image is None for image in images)
-    if absent <= max_unreadable:
-        return
-    with _opened(file) as parquet:
-        total = parquet.metadata.num_rows
-    raise ValueError(
-        f"{file}: {absent} of {total} rows of column {column!r} hold no bytes of an image,"
-        f" and no path of a file that is there (paths may start from {file.parent} or"
-        f" {root}); embed the images in the shards, or raise data.max_unreadable"
-    )
+    found = list(_without_bytes(file, column, root))
+    if None in found:
+        with _opened(file) as parquet:
+            total = parquet.metadata.num_rows
+        check_there(found, total, f"{file}: column {column!r}", max_unreadable)
 
 
 def _without_bytes(file: Path, column: str, root: Path) -> Iterator[Path | None]:
@@ -177,11 +178,7 @@ def _without_bytes(file: Path, column: str, root: Path) -> Iterator[Path | None]
             return
     find = finder(file.parent, root)
     for cells in _cells(file, column):
-        for image in images_in(cells, find):
-            if isinstance(image, Path):
-                yield image
-            elif isinstance(image, bytes) and not image:
-                yield None
+        yield from outside(cells, find)
 
 
 def _null_count(metadata: pq.FileMetaData, column: str) -> int:

@@ -123,11 +123,11 @@ def _files(root: Path, suffix: str) -> Iterator[str]:
 
 def _classified(path: PurePosixPath, wanted: tuple[str, str | None]) -> _Found:
     """The split that the file's name tells, or else its innermost folder that tells one."""
-    own = _split_of(path.stem, wanted)
+    own = split_named(path.stem, wanted)
     if own is not None:
         return _Found(path, own, _group_name(path.parent.parts))
     for depth in reversed(range(len(path.parent.parts))):
-        split = _split_of(path.parts[depth], wanted)
+        split = split_named(path.parts[depth], wanted)
         if split is not None:
             return _Found(path, split, _group_name(path.parts[:depth]))
     return _Found(path, None, _group_name(path.parent.parts))
@@ -137,8 +137,12 @@ def _group_name(folders: tuple[str, ...]) -> str:
     return "/".join(folders) or "."
 
 
-def _split_of(name: str, wanted: tuple[str, str | None]) -> str | None:
-    """The split whose word stands first in `name`, apart from other letters."""
+def split_named(name: str, wanted: tuple[str | None, ...] = ()) -> str | None:
+    """The split whose word stands first in `name`, apart from other letters.
+
+    Args:
+        wanted: splits beside the usual ones that have their own name.
+    """
     words = {word: split for split, some in WORDS.items() for word in some}
     words |= {split.lower(): split for split in wanted if split and split not in WORDS}
     places = {}
@@ -223,7 +227,7 @@ def missing_shards(files: Sequence[Path]) -> list[str]:
                 " remove the files that do not belong there"
             )
     if not totals:
-        return []
+        return _gaps(files)
     [(total, file)] = totals.items()
     missing = sorted(set(range(total)) - set(shards))
     if not missing:
@@ -236,6 +240,22 @@ def missing_shards(files: Sequence[Path]) -> list[str]:
     return [
         f"{len(missing)} of {total} shards are missing in {file.parent}:"
         f" {', '.join(names)}{more}."
+    ]
+
+
+def _gaps(files: Sequence[Path]) -> list[str]:
+    """A remark where numbers at the end of names leave some out."""
+    ends = [match for file in files if (match := re.search(r"\d+$", file.stem))]
+    numbers = sorted({int(end[0]) for end in ends})
+    if len(ends) != len(files) or len({end.string[: end.start()] for end in ends}) > 1:
+        return []
+    missing = sorted(set(range(numbers[0], numbers[-1])) - set(numbers))
+    if not missing:
+        return []
+    width = len(ends[0][0])
+    return [
+        f"Shards are missing by their numbers in {files[0].parent}:"
+        f" {_shown(f'{n:0{width}}' for n in missing)}."
     ]
 
 
