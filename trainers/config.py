@@ -171,6 +171,48 @@ class DataConfig(Config):
     download: bool = Field(
         False, description="let torchvision download the set into `root`"
     )
+    name: str | None = Field(
+        None, description="hf: a repository of the Hugging Face Hub, or a local folder"
+    )
+    subset: str | None = Field(
+        None,
+        description="parquet, hf: which data set where a folder or name has several",
+    )
+    revision: str | None = Field(
+        None, description="hf: branch, tag or commit of the repository"
+    )
+    streaming: bool = Field(
+        False,
+        description="hf: read from the Hub as a stream, without a copy in its cache",
+    )
+    train_split: str | None = Field(
+        None,
+        description=(
+            "parquet, webdataset: the word in names of training shards, or a pattern of"
+            " files; hf: a split, such as train[:80%]; default: train"
+        ),
+    )
+    test_split: str | None = Field(
+        None,
+        description="the same for the test part; default: test, or else validation",
+    )
+    image_column: Annotated[str | None, LATER] = Field(
+        None, description="parquet, hf: the column of images; default: found"
+    )
+    label_column: str | None = Field(
+        None,
+        description=(
+            "parquet, hf: the column of labels; webdataset: the key in .json; default:"
+            " found"
+        ),
+    )
+    class_names: tuple[str, ...] | Path | None = Field(
+        None,
+        description=(
+            "parquet, hf, webdataset: names of labels 0, 1, …, or a text file with one a"
+            " line; default: as the files say"
+        ),
+    )
     image_size: int | None = Field(
         None,
         ge=4,

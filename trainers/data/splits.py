@@ -446,6 +446,15 @@ def _fingerprint(
         # both are in the decoding
         "exif_rotation",
         "white_level",
+        # what these choose is in `content`
+        "name",
+        "subset",
+        "revision",
+        "streaming",
+        "train_split",
+        "test_split",
+        "label_column",
+        "class_names",
     }
     facts: dict[str, Any] = {
         "source": content,
