@@ -165,8 +165,8 @@ class DataConfig(Config):
         ge=0,
         lt=1,
         description=(
-            "part of the training set that the search sees; 0: the test set is never"
-            " touched by the search, so objectives need > 0"
+            "part of the training set that the search sees and no trial trains on; 0:"
+            " train on all, and then there is nothing that could guide a search"
         ),
     )
     split_seed: int = Field(
