@@ -13,18 +13,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
+
+from sweeps.console import PlainConsole
 
 TRACEBACK = "SWEEPS_TRACEBACK"
 MISTAKE = 2
 """Exit code of a command that cannot do what it was asked."""
 
 _width = None if sys.stdout.isatty() else 140  # a pipe has no width: do not fold at 80
-console = Console(width=_width)
-errors = Console(stderr=True, width=_width)
+console = PlainConsole(width=_width)
+errors = PlainConsole(stderr=True, width=_width)
 
 
 def say(text: str, style: str = "") -> None:
