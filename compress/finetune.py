@@ -86,7 +86,9 @@ class Finetune(Stage, TrainConfig):
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
         check_train_config(self, data.num_train)
-        on_meta(with_drop_rates(arch, self))
+        module = on_meta(with_drop_rates(arch, self))
+        if self.kl_heads == "both":
+            give_both_heads(module)
         return arch
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:

@@ -420,12 +420,13 @@ class FitOptions(Config):
     )
     warmup: Duration = Field(5.0, description="epochs, or 'N steps', 'N%'")
     schedule: Literal["cosine", "step", "plateau", "constant"] = "cosine"
-    schedule_step: Annotated[Literal["step", "epoch"], LATER] = Field(
+    schedule_step: Annotated[Literal["step", "epoch", "epoch_start"], LATER] = Field(
         "step",
         description=(
             "when lr changes. step: with every optimiser step; epoch: once an epoch, to"
             " the schedule's value at the start of the epoch before, as in DeiT's code"
-            " (the first two epochs have the same lr)"
+            " (the first two epochs have the same lr); epoch_start: once an epoch, to its"
+            " value at the start of this epoch"
         ),
     )
     cosine_span: Annotated[Literal["whole", "after_warmup"], LATER] = Field(
