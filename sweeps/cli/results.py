@@ -25,13 +25,19 @@ NO_FRONT = "no trial is on the front: none is complete within the bounds"
 
 def status(run: RunArgument) -> None:
     """How many trials ended how, and what failed."""
+    from sweeps.run.driving import driver_line
+
     loaded = _load(run)
-    counts = loaded.trials["status"].value_counts()
+    counts = loaded.status_counts()
     total = ", ".join(f"{n} {name}" for name, n in counts.items())
     console.print(
         f"[bold]{escape(loaded.name)}[/]  {len(loaded.trials)} trials: {total}",
         highlight=False,
+        soft_wrap=True,
     )
+    line = driver_line(loaded.path)
+    if line is not None:
+        say(line)
     for _, row in loaded.trials[loaded.trials["status"] == "failed"].iterrows():
         console.print(
             f"  [red]✗ {escape(str(row['trial_id']))}[/]  {escape(str(row['error']))}",
@@ -68,10 +74,12 @@ def front(
 
     Replicates of a configuration are one row, with mean and spread.
     """
-    from analysis import command, front_text
+    from analysis import command, front_text, nothing_passes
 
     loaded = _load(run)
     rows = loaded.front(where, noise=noise)
+    if where is not None and rows.empty:
+        raise ValueError(f"--where {where}: {nothing_passes(loaded)}")
     if pick is None:
         title = f"front of {loaded.name}"
         _print_table(front_text(loaded, rows), title, NO_FRONT)
