@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
+
+from sweeps.console import PlainConsole
 
 TRACEBACK = "SWEEPS_TRACEBACK"
 MISTAKE = 2
@@ -27,8 +28,8 @@ TRY_AGAIN = 75
 """Exit code where Ray or the machine failed and the command, given again, goes on (EX_TEMPFAIL)."""
 
 _width = None if sys.stdout.isatty() else 140  # a pipe has no width: do not fold at 80
-console = Console(width=_width)
-errors = Console(stderr=True, width=_width)
+console = PlainConsole(width=_width)
+errors = PlainConsole(stderr=True, width=_width)
 
 
 def say(text: str, style: str = "") -> None:
