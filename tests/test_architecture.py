@@ -68,7 +68,7 @@ ROOMS = (
         f"stage codec options measure selection learngene nvit wfn {TRAINING}",
     ),
     # the search
-    Room("text", "sweeps/spec/yaml_text.py", ""),
+    Room("text", "sweeps/spec/yaml_text.py", "trainers"),
     Room("run", "sweeps/run", "text contract options trainers"),
     Room(
         "spec",
