@@ -10,14 +10,20 @@ from compress.asp import HoldZeros, asp_masks
 from compress.stage import Context, Phase, Stage
 from trainers.config import DistillConfig, FitOptions, TrainConfig
 from trainers.data.splits import DataInfo
-from trainers.models.arch import DROP_RATE_BUILDERS, Arch, ModelState, on_meta
+from trainers.models.arch import (
+    DROP_RATE_BUILDERS,
+    Arch,
+    ModelState,
+    buildable,
+    on_meta,
+)
 from trainers.training.losses import (
     DistillObjective,
     KlObjective,
     Objective,
     TaskObjective,
 )
-from trainers.training.optim import check_train_config
+from trainers.training.optim import check_train_config, make_optimizer
 
 
 class Finetune(Stage, TrainConfig):
@@ -67,8 +73,7 @@ class Finetune(Stage, TrainConfig):
         return distill + ([(self.kl_teacher, None)] if self.kl_teacher else [])
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
-        check_train_config(self, data.num_train)
-        on_meta(with_drop_rates(arch, self))
+        check_fit(arch, self, data)
         return arch
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:
@@ -87,6 +92,18 @@ class Finetune(Stage, TrainConfig):
         return KlObjective(
             base, ctx.teacher(self.kl_teacher), self.kl_loss_coeff, self.kl_tau
         )
+
+
+def check_fit(arch: Arch, config: TrainConfig, data: DataInfo) -> None:
+    """Refuse what training a model of this architecture would refuse, before it starts.
+
+    Raises:
+        ValueError: batch size, warm-up, optimiser or drop rates do not fit.
+    """
+    check_train_config(config, data.num_train)
+    rated = buildable(with_drop_rates(arch, config))
+    if config.layer_decay is not None:
+        make_optimizer(on_meta(rated), config)
 
 
 def task_objective(

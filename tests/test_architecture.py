@@ -39,7 +39,10 @@ STAGE = (
     " compress/student.py compress/finetune.py compress/asp.py"
 )
 TRAINING = "trainers data models training"
-CHECK = "sweeps/check.py sweeps/check_search.py sweeps/describe.py sweeps/resume.py"
+CHECK = (
+    "sweeps/check.py sweeps/check_pipelines.py sweeps/check_objectives.py"
+    " sweeps/check_search.py sweeps/describe.py sweeps/resume.py"
+)
 SEARCH = f"text run spec space trial search contract pipeline {TRAINING}"
 
 ROOMS = (

@@ -8,6 +8,7 @@ Legend
     MAC      one multiply-accumulate, two floating-point operations
 """
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable, Sequence
@@ -90,30 +91,38 @@ class ForwardPass(NamedTuple):
     outputs: tuple[int, ...]
 
 
+SMALL_PARAMS = 5_000_000
+"""A model of fewer parameters is sooner built and run than walked through without values."""
+
+
 def forward_pass(
-    arch: Arch, image_size: int, *, images: int = 1, training: bool = False
+    arch: Arch,
+    image_size: int,
+    *,
+    images: int = 1,
+    training: bool = False,
+    quickly: bool = False,
 ) -> ForwardPass:
     """One forward pass, of random weights.
 
-    It takes no memory, on the meta device; the few models that look at values there run on the CPU.
+    It takes no memory, on the meta device; the few models that look at values run on the CPU.
 
     Args:
         images: of the batch.
         training: whether the model is in training mode.
+        quickly: small models run on the CPU, which a fused operation may keep from counting all.
 
     Raises:
         One of `PASS_ERRORS`, by the model itself: it cannot take such images.
     """
     shape = (images, arch.args.get("in_chans", 3), image_size, image_size)
-    try:
-        return _counted(
-            on_meta(arch).train(training), torch.empty(shape, device="meta")
-        )
-    except (
-        PASS_ERRORS
-    ):  # the CPU tells whether it is the model's fault or that of its device
-        with torch.random.fork_rng(devices=[]):
-            return _counted(arch.build().train(training), torch.zeros(shape))
+    module = on_meta(arch).train(training)
+    if not quickly or sum(p.numel() for p in module.parameters()) > SMALL_PARAMS:
+        # where it fails, the CPU tells whether the model or the device is to blame
+        with contextlib.suppress(*PASS_ERRORS):
+            return _counted(module, torch.empty(shape, device="meta"))
+    with torch.random.fork_rng(devices=[]):
+        return _counted(arch.build().train(training), torch.zeros(shape))
 
 
 def _counted(module: nn.Module, images: Tensor) -> ForwardPass:
