@@ -10,7 +10,13 @@ from compress.asp import HoldZeros, asp_masks
 from compress.stage import Context, Phase, Stage
 from trainers.config import LATER, DistillConfig, FitOptions, TrainConfig
 from trainers.data.splits import DataInfo
-from trainers.models.arch import DROP_RATE_BUILDERS, Arch, ModelState, on_meta
+from trainers.models.arch import (
+    DROP_RATE_BUILDERS,
+    Arch,
+    ModelState,
+    buildable,
+    on_meta,
+)
 from trainers.training.losses import (
     DistillObjective,
     KlHeads,
@@ -18,7 +24,7 @@ from trainers.training.losses import (
     Objective,
     TaskObjective,
 )
-from trainers.training.optim import check_train_config
+from trainers.training.optim import check_train_config, make_optimizer
 
 
 class Finetune(Stage, TrainConfig):
@@ -84,8 +90,7 @@ class Finetune(Stage, TrainConfig):
         return distill + ([(self.kl_teacher, None)] if self.kl_teacher else [])
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
-        check_train_config(self, data.num_train)
-        on_meta(with_drop_rates(arch, self))
+        check_fit(arch, self, data)
         return arch
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:
@@ -110,6 +115,7 @@ class Finetune(Stage, TrainConfig):
         )
 
 
+<<<<<<< HEAD
 def give_both_heads(module: nn.Module) -> None:
     """Let a distilled model give both heads' logits, in eval mode too.
 
@@ -123,6 +129,18 @@ def give_both_heads(module: nn.Module) -> None:
         )
     module.set_distilled_training(True)  # type: ignore[operator]
     module.training = True  # the root alone, which decides nothing else
+=======
+def check_fit(arch: Arch, config: TrainConfig, data: DataInfo) -> None:
+    """Refuse what training a model of this architecture would refuse, before it starts.
+
+    Raises:
+        ValueError: batch size, warm-up, optimiser or drop rates do not fit.
+    """
+    check_train_config(config, data.num_train)
+    rated = buildable(with_drop_rates(arch, config))
+    if config.layer_decay is not None:
+        make_optimizer(on_meta(rated), config)
+>>>>>>> V
 
 
 def task_objective(

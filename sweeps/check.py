@@ -1,35 +1,24 @@
 """Everything that can be found wrong before a resource is taken."""
 
-import json
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-from analysis.contract import TEST_PREFIX
-from compress.metrics import TEXT, Conditions, missing_because, trial_metrics
-from compress.pipeline import NamedStage, check_pipeline
-from sweeps.check_search import check_search
+from sweeps.check_pipelines import check_pipelines
+from sweeps.check_search import check_search, search_remarks
 from sweeps.search.samplers import rehearse, sampler_of
-from sweeps.space.dimension import Draw
 from sweeps.space.overrides import apply_overrides, set_override
-from sweeps.space.resolve import resolved_trial
 from sweeps.space.space import Space
 from sweeps.space.sweep import Sweep
 from sweeps.spec.load import read_spec, spec_from
 from sweeps.spec.model import OtherSampler, Spec
 from sweeps.spec.plugins import absolute_entries, load_plugins, plugins_of
-from sweeps.spec.yaml_text import SpecError, Tree, did_you_mean
-from trainers.config import DataConfig, FitOptions, SourceConfig
-from trainers.data.splits import DataInfo, data_info
+from sweeps.spec.yaml_text import SpecError, Tree
 from trainers.machine import usable_cores
-from trainers.models.arch import Arch
-from trainers.models.source import source_arch
 from trainers.plugins import PluginFile
 from trainers.remote import Remote, is_uri
-from trainers.training.epoch_metrics import epoch_metrics
 
 MOST_GRID = 100_000
 """Configurations that a grid may have."""
@@ -95,9 +84,19 @@ def check_spec(
             f"search.sampler: a grid of {size:,} configurations is too large to list;"
             " choose random or tpe"
         )
-    example, archs = _check_pipelines(spec, space)
     points = tuple(space.encode(given) for given in spec.search.points)
-    return Sweep(spec, space, points, example, tuple(archs), tuple(plugins))
+    found = check_pipelines(spec, space, points)
+    check_search(spec, found.pipelines, spec.data.val_fraction)
+    return Sweep(
+        spec,
+        space,
+        points,
+        found.example,
+        found.archs,
+        tuple(plugins),
+        found.data,
+        (*found.remarks, *search_remarks(spec)),
+    )
 
 
 def _check_sampler(spec: Spec, space: Space) -> None:
@@ -143,6 +142,7 @@ def _check_storage(spec: Spec) -> None:
         raise SpecError(
             f"storage: {parent} is not a folder that can be written to; choose another"
         )
+<<<<<<< HEAD
 
 
 def _check_pipelines(
@@ -289,3 +289,5 @@ def _is_of_test_set(metric: str) -> bool:
         metric.startswith(TEST_PREFIX)
         and metric.removeprefix(TEST_PREFIX) in epoch_metrics()
     )
+=======
+>>>>>>> V

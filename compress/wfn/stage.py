@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from compress.finetune import check_fit
 from compress.metrics import Metric
 from compress.stage import Context, Phase, Stage
 from compress.wfn.clustering import Clustering
@@ -19,7 +20,6 @@ from trainers.config import FitOptions, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState, on_meta
 from trainers.training.losses import TaskObjective
-from trainers.training.optim import check_train_config
 
 _MOST_ORDERS = 40
 _ORDERS = tuple(
@@ -129,12 +129,16 @@ class Wfn(Stage, FitOptions):
         return value
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
-        check_train_config(
-            self._fit_config(max(self.first_epoch, self.fixing_epochs)), data.num_train
-        )
+        for epochs in sorted({self.first_epoch, self.fixing_epochs}):
+            check_fit(arch, self._fit_config(epochs), data)
         if not fixable_parameters(on_meta(arch), self.include_norm):
             raise ValueError(f"{arch.name} has no Linear or Conv parameters to fix")
         return arch
+
+    def num_epochs(self) -> int:
+        last = self.last_iteration or len(self.percentages)
+        iterations = range(self.first_iteration, last)
+        return sum(self.fixing_epochs if t else self.first_epoch for t in iterations)
 
     def _fit_config(self, epochs: int) -> TrainConfig:
         return TrainConfig(

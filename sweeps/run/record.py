@@ -32,7 +32,7 @@ from analysis.contract import (
     RECORD_SCHEMA,
     Status,
 )
-from sweeps.run.folder import trial_folder, trial_ids
+from sweeps.run.folder import full_trial_id, trial_folder, trial_ids
 from sweeps.run.plan import TrialPlan, read_plan, write_plan
 from trainers.files import read_json, write_atomic
 
@@ -99,7 +99,7 @@ class StorageFaultError(Exception):
 
 
 class _Part(BaseModel):
-    """A part of a record. Metrics may be NaN or infinite: a diverged model is a result."""
+    """A part of a record. Metrics of records of earlier versions may be NaN or infinite."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
@@ -442,7 +442,7 @@ def named_record(run: Path, trial_id: str) -> TrialRecord:
     Raises:
         ValueError: there is none of that name; it names those that there are.
     """
-    record = TrialRecord.read(trial_folder(run, trial_id))
+    record = TrialRecord.read(trial_folder(run, full_trial_id(trial_id)))
     if record is None:
         known = ", ".join(list(trial_ids(run))[:20])
         raise ValueError(f"{run}: no trial {trial_id!r}; its trials: {known or 'none'}")

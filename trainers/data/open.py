@@ -18,6 +18,7 @@ from trainers.data.parts import ArrayPart, Dataset, FilePart, Labels, ParquetPar
 from trainers.data.sklearn_internals import load_digits
 from trainers.data.stratify import stratified_test
 from trainers.data.torchvision_sets import TORCHVISION_SETS, open_torchvision
+from trainers.words import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ def open_dataset(config: DataConfig) -> Dataset:
     known = openers()
     if config.dataset not in known:
         raise ValueError(
-            f"data.dataset {config.dataset!r} is unknown; valid: {', '.join(known)}"
+            f"data.dataset {config.dataset!r} is unknown;"
+            f" {did_you_mean(config.dataset, known)}valid: {', '.join(known)}"
         )
     dataset = known[config.dataset](config)
     for name, part in (("training", dataset.train), ("test", dataset.test)):

@@ -347,7 +347,15 @@ def _info(config: DataConfig, dataset: Dataset) -> DataInfo:
         size_from="data.image_size" if config.image_size else "the images",
         place=dataset.place or str(config.root or config.dataset),
         remarks=dataset.remarks,
+        in_memory=_in_memory(config, dataset),
     )
+
+
+def _in_memory(config: DataConfig, dataset: Dataset) -> bool:
+    """Whether images are to be decoded once, as far as the first of them tells."""
+    width, height = dataset.train.first_size() or (0, 1)
+    small = width == height and width <= IN_MEMORY_PX
+    return config.in_memory == "yes" or (config.in_memory == "auto" and small)
 
 
 def _num_val(total: int, config: DataConfig) -> int:
@@ -371,10 +379,7 @@ def _stores(
     config: DataConfig, dataset: Dataset, folder: Path
 ) -> tuple[dict[str, PixelStore] | dict[str, ImageReader], dict[str, Labels]]:
     """The store and labels of each part: in memory where the config and the images allow it."""
-    width, height = dataset.train.first_size() or (0, 1)
-    if config.in_memory == "yes" or (
-        config.in_memory == "auto" and width == height and width <= IN_MEMORY_PX
-    ):
+    if _in_memory(config, dataset):
         try:
             parts = open_pixels(dataset, folder / "pixels", config.max_unreadable)
             return (
