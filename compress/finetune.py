@@ -115,7 +115,6 @@ class Finetune(Stage, TrainConfig):
         )
 
 
-<<<<<<< HEAD
 def give_both_heads(module: nn.Module) -> None:
     """Let a distilled model give both heads' logits, in eval mode too.
 
@@ -129,7 +128,8 @@ def give_both_heads(module: nn.Module) -> None:
         )
     module.set_distilled_training(True)  # type: ignore[operator]
     module.training = True  # the root alone, which decides nothing else
-=======
+
+
 def check_fit(arch: Arch, config: TrainConfig, data: DataInfo) -> None:
     """Refuse what training a model of this architecture would refuse, before it starts.
 
@@ -140,7 +140,6 @@ def check_fit(arch: Arch, config: TrainConfig, data: DataInfo) -> None:
     rated = buildable(with_drop_rates(arch, config))
     if config.layer_decay is not None:
         make_optimizer(on_meta(rated), config)
->>>>>>> V
 
 
 def task_objective(

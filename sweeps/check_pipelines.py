@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from compress.pipeline import NamedStage, check_pipeline
-from sweeps.check_objectives import check_objectives
+from sweeps.check_objectives import check_objectives, guided_by
 from sweeps.space.dimension import Draw
 from sweeps.space.resolve import Resolved, resolved_trial
 from sweeps.space.space import Space
@@ -61,6 +61,7 @@ def check_pipelines(spec: Spec, space: Space, points: Sequence[Draw]) -> Opened:
     example: tuple[tuple[NamedStage, ...], list[Arch]] | None = None
     pipelines: list[tuple[NamedStage, ...]] = []
     remarks: dict[str, None] = {}
+    guided = guided_by(spec, space)
     data: str | None = None
     for draw, trial in _trials(space, points):
         try:
@@ -72,7 +73,7 @@ def check_pipelines(spec: Spec, space: Space, points: Sequence[Draw]) -> Opened:
             _check_augmentation(trial, info)
         except (ValueError, TypeError) as error:
             raise SpecError(_with_choice(str(error), space, draw)) from error
-        check_objectives(spec, trial.stages, trial.data)
+        check_objectives(spec, trial.stages, trial.data, guided)
         training = _unsaid_training(trial.stages, info)
         remarks |= dict.fromkeys((*facts.remarks, *info.remarks, *training))
         data = data or info.describe()
