@@ -11,7 +11,13 @@ from compress.stage import Context, Phase, Stage
 from trainers.config import DistillConfig, FitOptions, ModelName, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.hashing import LATER
-from trainers.models.arch import DROP_RATE_BUILDERS, Arch, ModelState, on_meta
+from trainers.models.arch import (
+    DROP_RATE_BUILDERS,
+    Arch,
+    ModelState,
+    buildable,
+    on_meta,
+)
 from trainers.training.losses import (
     DistillObjective,
     KlHeads,
@@ -19,7 +25,7 @@ from trainers.training.losses import (
     Objective,
     TaskObjective,
 )
-from trainers.training.optim import check_train_config
+from trainers.training.optim import check_train_config, make_optimizer
 
 
 class Finetune(Stage, TrainConfig):
@@ -85,10 +91,9 @@ class Finetune(Stage, TrainConfig):
         return distill + ([(self.kl_teacher, None)] if self.kl_teacher else [])
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
-        check_train_config(self, data.num_train)
-        module = on_meta(with_drop_rates(arch, self))
+        check_fit(arch, self, data)
         if self.kl_heads == "both":
-            give_both_heads(module)
+            give_both_heads(on_meta(with_drop_rates(arch, self)))
         return arch
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:
@@ -126,6 +131,18 @@ def give_both_heads(module: nn.Module) -> None:
         )
     module.set_distilled_training(True)  # type: ignore[operator]
     module.training = True  # the root alone, which decides nothing else
+
+
+def check_fit(arch: Arch, config: TrainConfig, data: DataInfo) -> None:
+    """Refuse what training a model of this architecture would refuse, before it starts.
+
+    Raises:
+        ValueError: batch size, warm-up, optimiser or drop rates do not fit.
+    """
+    check_train_config(config, data.num_train)
+    rated = buildable(with_drop_rates(arch, config))
+    if config.layer_decay is not None:
+        make_optimizer(on_meta(rated), config)
 
 
 def task_objective(

@@ -116,6 +116,24 @@ def duration_in_steps(
     )
 
 
+def _ascending(value: tuple[float, float]) -> tuple[float, float]:
+    low, high = value
+    if low > high:
+        raise ValueError(
+            f"the first number is the smaller one; write [{high:g}, {low:g}]"
+        )
+    return value
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A number from 0 to 1."""
+
+Shares = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
+"""A range of shares: from 0 to 1, the smaller number first."""
+
+_Deviation = Annotated[float, Field(gt=0)]
+
+
 class DataConfig(Config):
     """A labelled image data set, its validation split and how images reach the model."""
 
@@ -184,7 +202,7 @@ class DataConfig(Config):
     mean: tuple[float, float, float] = Field(
         IMAGENET_MEAN, description="per channel, of images in [0, 1]"
     )
-    std: tuple[float, float, float] = Field(
+    std: tuple[_Deviation, _Deviation, _Deviation] = Field(
         IMAGENET_STD, description="per channel, of images in [0, 1]"
     )
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
@@ -277,7 +295,9 @@ class AugmentConfig(Config):
         ),
     )
     crop_padding_px: int = Field(4, ge=0)
-    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_scale: Shares = Field(
+        (0.08, 1.0), description="resized crop: smallest and largest share of the area"
+    )
     color_jitter: float = Field(
         0.4, ge=0, description="used where `auto_augment` is off, as in timm"
     )
@@ -302,7 +322,7 @@ class AugmentConfig(Config):
     )
     mixup: float = Field(0.8, ge=0, description="alpha; 0 is off")
     cutmix: float = Field(1.0, ge=0, description="alpha; 0 is off")
-    cutmix_minmax: tuple[float, float] | None = None
+    cutmix_minmax: Shares | None = None
     mix_prob: float = Field(
         1.0, ge=0, le=1, description="probability of mixup or cutmix for a batch"
     )
@@ -382,9 +402,14 @@ class EmaConfig(Config):
 
     decay: float = Field(0.99996, gt=0, lt=1)
     device: str | None = Field(
-        None, description="'cpu' keeps the copy off the accelerator"
+        None,
+        pattern=r"^(cpu|cuda(:\d+)?)$",
+        description="'cpu' keeps the copy off the accelerator",
     )
     use: bool = Field(False, description="evaluate and return the averaged weights")
+
+
+_Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class FitOptions(Config):
@@ -418,7 +443,9 @@ class FitOptions(Config):
             "scale min_lr and warmup_lr as lr is scaled; false: take them as they are"
         ),
     )
-    warmup: Duration = Field(5.0, description="epochs, or 'N steps', 'N%'")
+    warmup: Duration = Field(
+        "10%", description="epochs, or 'N steps', 'N%' of the training"
+    )
     schedule: Literal["cosine", "step", "plateau", "constant"] = "cosine"
     schedule_step: Annotated[Literal["step", "epoch", "epoch_start"], LATER] = Field(
         "step",
@@ -440,7 +467,7 @@ class FitOptions(Config):
     decay_epochs: float = Field(30, gt=0, description="step")
     cooldown_epochs: int = Field(0, ge=0)
     patience_epochs: int = Field(10, ge=0, description="plateau")
-    lr_noise: tuple[float, float] | None = Field(
+    lr_noise: Shares | None = Field(
         None, description="range of the fit, as fractions, in which lr is noisy"
     )
     lr_noise_pct: float = Field(0.67, gt=0)
@@ -448,7 +475,7 @@ class FitOptions(Config):
 
     optimizer: str = Field("adamw", description="any timm optimiser name")
     eps: float | None = Field(1e-8, gt=0)
-    betas: tuple[float, float] | None = None
+    betas: tuple[_Momentum, _Momentum] | None = None
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.05, ge=0)
     weight_decay_end: float | None = Field(

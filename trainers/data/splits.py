@@ -359,7 +359,14 @@ def _info(config: DataConfig, dataset: Dataset, found: Inspected) -> DataInfo:
         size_from=size_from,
         place=dataset.place or str(config.root or config.dataset),
         remarks=(*dataset.remarks, *found.remarks, *remarks),
+        in_memory=_in_memory(config, found),
     )
+
+
+def _in_memory(config: DataConfig, found: Inspected) -> bool:
+    """Whether images are to be decoded once, as far as those that were looked at tell."""
+    small = found.small_side is not None
+    return config.in_memory == "yes" or (config.in_memory == "auto" and small)
 
 
 def _num_val(total: int, config: DataConfig) -> int:
@@ -384,8 +391,7 @@ def _stores(
 ) -> tuple[dict[str, PixelStore] | dict[str, ImageReader], dict[str, Labels]]:
     """The store and labels of each part: in memory where the config and the images allow it."""
     decoding = found.decoding
-    small = found.small_side is not None
-    if config.in_memory == "yes" or (config.in_memory == "auto" and small):
+    if _in_memory(config, found):
         pixels = folder / f"pixels{_tag(decoding)}"
         try:
             parts = open_pixels(dataset, pixels, config.max_unreadable, decoding)

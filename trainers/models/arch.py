@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +220,13 @@ def buildable(arch: Arch) -> Arch:
     Raises:
         ValueError: arguments or dimensions that the model does not take.
     """
+    _built_once(json.dumps(arch.to_json(), sort_keys=True))
+    return arch
+
+
+@lru_cache(maxsize=256)
+def _built_once(arch_json: str) -> None:
+    arch = Arch.from_json(json.loads(arch_json))
     try:
         module = on_meta(arch)
         grid = getattr(getattr(module, "patch_embed", None), "grid_size", None)
@@ -234,7 +241,6 @@ def buildable(arch: Arch) -> Arch:
         raise ValueError(
             f"model {arch.name!r} does not take {shown}: {reason}"
         ) from error
-    return arch
 
 
 # ------------------------------------------------------------------ a model between stages
