@@ -66,8 +66,11 @@ def count_gmacs(arch: Arch, image_size: int) -> float:
 
 def _cost(module: nn.Module, arch: Arch, image_size: int) -> dict[str, float | int]:
     """Counted on the meta device, without weights: on the CPU fused attention escapes the
-    counter.
+    counter. `module` is left without gradients: the counter follows those of every module's
+    inputs, and a parameter that is an input itself (the query of attention pooling) has no
+    history in inference mode.
     """
+    module.requires_grad_(False)
     image = torch.empty(
         1, arch.args.get("in_chans", 3), image_size, image_size, device="meta"
     )

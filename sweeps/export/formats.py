@@ -101,19 +101,18 @@ def export(
             exported so, or the export computes otherwise.
     """
     form = _format(format_name)
+    _check_installed(format_name, form)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(
             f"{out}: exists and is not an empty folder; give another with -o"
         )
-    _check_installed(format_name, form)
     state = trial_model(run, trial_id)
     record = named_record(run, trial_id)
     size = image_size or _image_size(state, record.plan.data)
-    channels = state.arch.args.get("in_chans", 3)
-    module = state.build()
     with _beside(out) as folder:
-        _write(form, state, module, _images(2, channels, size), folder, trial_id)
-        difference = _compared(form, module, folder, channels, size, format_name)
+        difference = write_model(
+            state, format_name, folder, image_size=size, title=f"trial {trial_id}"
+        )
         write_card(
             folder,
             run,
@@ -123,10 +122,40 @@ def export(
             library=form.library,
             usage=form.usage,
             difference=difference,
-            input_shape=("batch", channels, size, size),
+            input_shape=("batch", state.arch.args.get("in_chans", 3), size, size),
             licence=licence,
         )
     return Exported(out, sorted(out.iterdir()), difference)
+
+
+def write_model(
+    state: ModelState,
+    format_name: str,
+    folder: Path,
+    *,
+    image_size: int,
+    title: str = "the model",
+) -> float:
+    """Write a model's file to `folder`, which exists, and compare what it computes.
+
+    Args:
+        format_name: a key of `exporters()`.
+        image_size: side of the square that the model sees, px.
+        title: what errors call the model.
+
+    Returns:
+        The largest difference of a logit.
+
+    Raises:
+        ValueError: no such format, a package that it needs is missing, the model cannot be
+            written so, or the file computes otherwise.
+    """
+    form = _format(format_name)
+    _check_installed(format_name, form)
+    channels = state.arch.args.get("in_chans", 3)
+    module = state.build()
+    _write(form, state, module, _images(2, channels, image_size), folder, title)
+    return _compared(form, module, folder, channels, image_size, format_name)
 
 
 def _format(name: str) -> Format:
@@ -145,7 +174,7 @@ def _write(
     module: nn.Module,
     images: Tensor,
     folder: Path,
-    trial_id: str,
+    title: str,
 ) -> None:
     """Write the model's file. Raises ValueError where the format cannot hold this model."""
     try:
@@ -160,7 +189,7 @@ def _write(
     ) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(
-            f"trial {trial_id} cannot be exported as {form.file}: {reason}"
+            f"{title} cannot be exported as {form.file}: {reason}"
         ) from error
 
 
