@@ -151,6 +151,7 @@ def _check_pipelines(
     example: tuple[tuple[NamedStage, ...], list[Arch]] | None = None
     seen: set[str] = set()
     pipelines: list[tuple[NamedStage, ...]] = []
+    guided = _guided_by(spec, space)
     for draw in space.probes():
         trial = resolved_trial(space, draw)
         identity = json.dumps(trial.config, sort_keys=True, default=str)
@@ -163,7 +164,7 @@ def _check_pipelines(
             _check_workers(trial.stages, spec.resources.workers)
         except (ValueError, TypeError) as error:
             raise SpecError(_with_choice(str(error), space, draw)) from error
-        _check_objectives(spec, trial.stages, trial.data)
+        _check_objectives(spec, trial.stages, trial.data, guided)
         example = example or (trial.stages, archs)
         pipelines.append(trial.stages)
     assert example is not None
@@ -219,9 +220,13 @@ def _source(config: SourceConfig, info: DataInfo) -> Arch:
 
 
 def _check_objectives(
-    spec: Spec, stages: Sequence[NamedStage], data: DataConfig
+    spec: Spec, stages: Sequence[NamedStage], data: DataConfig, guided: str
 ) -> None:
-    """Refuse an objective that the trials of this pipeline will not have."""
+    """Refuse an objective that the trials of this pipeline will not have.
+
+    Args:
+        guided: as `_guided_by` says it.
+    """
     conditions = Conditions(
         validation=data.val_fraction > 0,
         latency=spec.measure.latency,
@@ -236,17 +241,47 @@ def _check_objectives(
     for i, objective in enumerate(spec.objectives):
         name, place = objective.metric, f"objectives.{i}.metric"
         if _is_of_test_set(name):
-            raise SpecError(
-                f"{place}: the test set never guides the search; use"
-                f" {name.removeprefix(TEST_PREFIX)!r}"
-            )
-        if name not in available:
+            _check_unguided(place, name, data, guided)
+        elif name not in available:
             reason = missing_because(name, conditions)
             why = f" ({reason})" if reason else ""
             raise SpecError(
                 f"{place}: this pipeline has no metric {name!r}{why};"
                 f" {did_you_mean(name, available)}valid: {', '.join(available)}"
             )
+
+
+UNGUIDED = ("grid", "random")
+"""Samplers that draw the same configurations whatever the objectives are."""
+
+
+def _guided_by(spec: Spec, space: Space) -> str:
+    """What goes on with the better configurations; empty where the objectives decide nothing
+    and only order the configurations afterwards.
+    """
+    search = spec.search
+    if search.early_stopping is not None:
+        return "search.early_stopping ends trials"
+    if search.refine is not None:
+        return "search.refine goes on with the best trials"
+    if search.sampler not in UNGUIDED and space.dimensions:
+        return f"search.sampler: {search.sampler} draws by the objectives"
+    return ""
+
+
+def _check_unguided(place: str, name: str, data: DataConfig, guided: str) -> None:
+    """Refuse a metric of the test set as an objective, unless there is no validation part and
+    nothing is chosen by it.
+    """
+    if data.val_fraction == 0 and not guided:
+        return
+    why = f" ({guided})" if guided and data.val_fraction == 0 else ""
+    raise SpecError(
+        f"{place}: the test set never guides the search{why}; use"
+        f" {name.removeprefix(TEST_PREFIX)!r} with data.val_fraction above 0, or"
+        " data.val_fraction: 0 with search.sampler: grid or random, early_stopping and"
+        " refine left out"
+    )
 
 
 def _is_of_test_set(metric: str) -> bool:

@@ -6,6 +6,7 @@ Defaults are those of the DeiT family. Names that carry a unit say it; durations
 
 import math
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,6 +36,46 @@ class Config(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+
+class Later:
+    """Marks an option that came after its class was published (`Annotated[bool, LATER]`).
+
+    At its default it does not enter a hash, so that what earlier versions computed counts on.
+    """
+
+
+LATER = Later()
+
+
+def values_to_hash(
+    config: BaseModel,
+    *,
+    mode: Literal["python", "json"] = "python",
+    exclude: Collection[str] = (),
+) -> dict[str, Any]:
+    """The values of a config that decide its hash: all but the `LATER` ones at their default.
+
+    Args:
+        mode: as in pydantic's `model_dump`.
+        exclude: further fields to leave out.
+    """
+    left_out: dict[str, Any] = _unchanged(config) | dict.fromkeys(exclude, True)
+    return config.model_dump(mode=mode, exclude=left_out)
+
+
+def _unchanged(config: BaseModel) -> dict[str, Any]:
+    """The `LATER` fields that have their default, of nested configs too: `exclude` of pydantic's
+    `model_dump`.
+    """
+    found: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if LATER in field.metadata and value == field.get_default():
+            found[name] = True
+        elif isinstance(value, BaseModel):
+            found |= {name: inner} if (inner := _unchanged(value)) else {}
+    return found
 
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?|%)\s*$")
@@ -112,13 +153,20 @@ class DataConfig(Config):
             " cropped"
         ),
     )
+    resize: Annotated[Literal["side", "warp"], LATER] = Field(
+        "side",
+        description=(
+            "before a crop. side: the shorter side, the aspect ratio stays; warp: both"
+            " sides, to a square"
+        ),
+    )
     val_fraction: float = Field(
         0.1,
         ge=0,
         lt=1,
         description=(
-            "part of the training set that the search sees; 0: the test set is never"
-            " touched by the search, so objectives need > 0"
+            "part of the training set that the search sees and no trial trains on; 0:"
+            " train on all, and then there is nothing that could guide a search"
         ),
     )
     split_seed: int = Field(
@@ -161,9 +209,12 @@ class AugmentConfig(Config):
         description="deit: as the fields say; flip: crop and flip only; none: nothing",
     )
     hflip: float = Field(0.5, ge=0, le=1, description="probability")
-    crop: Literal["auto", "resized", "padded", "none"] = Field(
+    crop: Literal["auto", "resized", "padded", "random", "none"] = Field(
         "auto",
-        description="auto: padded random crop at <= 32 px, random resized crop above",
+        description=(
+            "auto: padded random crop at <= 32 px, random resized crop above; random:"
+            " resize as at evaluation (data.crop_fraction), then crop at random"
+        ),
     )
     crop_padding_px: int = Field(4, ge=0)
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -257,6 +308,13 @@ class DistillConfig(Config):
     kind: Literal["soft", "hard"] = "hard"
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the distillation term")
     tau: float = Field(1.0, gt=0, description="temperature (soft)")
+    base_loss_heads: Annotated[Literal["class", "mean"], LATER] = Field(
+        "class",
+        description=(
+            "logits that the loss of labels takes from a model of two heads. class: the"
+            " class head's, as in DeiT; mean: the mean of both heads', as NViT's code"
+        ),
+    )
 
 
 class EmaConfig(Config):
@@ -294,8 +352,29 @@ class FitOptions(Config):
     )
     min_lr: float = Field(1e-5, ge=0)
     warmup_lr: float = Field(1e-6, ge=0)
+    scale_min_lr: Annotated[bool, LATER] = Field(
+        True,
+        description=(
+            "scale min_lr and warmup_lr as lr is scaled; false: take them as they are"
+        ),
+    )
     warmup: Duration = Field(5.0, description="epochs, or 'N steps', 'N%'")
     schedule: Literal["cosine", "step", "plateau", "constant"] = "cosine"
+    schedule_step: Annotated[Literal["step", "epoch"], LATER] = Field(
+        "step",
+        description=(
+            "when lr changes. step: with every optimiser step; epoch: once an epoch, to"
+            " the schedule's value at the start of the epoch before, as in DeiT's code"
+            " (the first two epochs have the same lr)"
+        ),
+    )
+    cosine_span: Annotated[Literal["whole", "after_warmup"], LATER] = Field(
+        "whole",
+        description=(
+            "whole: the cosine begins with the fit, and warm-up takes its first part;"
+            " after_warmup: it begins at lr when warm-up ends"
+        ),
+    )
     decay_rate: float = Field(0.1, gt=0, le=1, description="step and plateau")
     decay_epochs: float = Field(30, gt=0, description="step")
     cooldown_epochs: int = Field(0, ge=0)
@@ -323,6 +402,13 @@ class FitOptions(Config):
     )
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     ema: EmaConfig | None = None
+    train_mode: Annotated[bool, LATER] = Field(
+        True,
+        description=(
+            "false: layers stay in eval mode while they are trained (no dropout, no"
+            " stochastic depth, BatchNorm by its running statistics)"
+        ),
+    )
     augment: Augment = AugmentConfig()
 
     amp: Literal["none", "bf16", "fp16"] = Field(
@@ -340,6 +426,10 @@ class FitOptions(Config):
     def scaled(self, rate: float) -> float:
         """`rate` (stated at a batch of 512) at this global batch size."""
         return rate * self.batch_size / 512 if self.lr_scaling == "linear" else rate
+
+    def scaled_low(self, rate: float) -> float:
+        """`min_lr` or `warmup_lr` at this global batch size."""
+        return self.scaled(rate) if self.scale_min_lr else rate
 
     def accumulation(self, world_size: int) -> tuple[int, int]:
         """(micro-batch per worker, accumulation steps) whose product over workers is `batch_size`.

@@ -14,7 +14,11 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from trainers.config import AugmentConfig, DataConfig
-from trainers.data.augment import PADDED_CROP_PX, crop_kind
+from trainers.data.augment import (
+    PADDED_CROP_PX,
+    crop_kind,
+    resize_before_crop,
+)
 from trainers.timm_library import timm
 from trainers.torchvision_internals import declare_missing_operators
 
@@ -98,8 +102,15 @@ def _crop(config: AugmentConfig, data: DataConfig, image_size: int) -> list[Any]
     crop = crop_kind(config, image_size)
     if crop == "resized":
         return []
+    before = image_size
+    if crop == "random":
+        before = resize_before_crop(image_size, data.crop_fraction)
     mode = transforms.InterpolationMode(data.interpolation)
-    resize = transforms.Resize(image_size, interpolation=mode)
+    resize = transforms.Resize(
+        (before, before) if data.resize == "warp" else before, interpolation=mode
+    )
+    if crop == "random":
+        return [resize, transforms.RandomCrop(image_size)]
     if crop == "padded":
         padding = config.crop_padding_px
         return [
@@ -116,6 +127,7 @@ def eval_transform(data: DataConfig, image_size: int) -> Chain:
             image_size,
             interpolation=data.interpolation,
             crop_pct=data.crop_fraction if image_size > PADDED_CROP_PX else 1.0,
+            crop_mode="squash" if data.resize == "warp" else "center",
             use_prefetcher=True,
         ).transforms
     )

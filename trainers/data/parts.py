@@ -163,11 +163,18 @@ class ParquetPart:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Class names and the two parts of a data set."""
+    """Class names and the two parts of a data set.
+
+    Attributes:
+        place: where the images lie, for messages; empty: `data.root`, or the set's name.
+        remarks: what a reader left out, remapped or assumed: whole sentences.
+    """
 
     class_names: tuple[str, ...]
     train: Part
     test: Part
+    place: str = ""
+    remarks: tuple[str, ...] = ()
 
     def parts(self) -> dict[str, Part]:
         """The parts by name."""

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.config import AugmentConfig, DataConfig
+from trainers.config import AugmentConfig, DataConfig, values_to_hash
 from trainers.data.augment import BatchAugment, EvalTransform, Finish
 from trainers.data.cache import UnequalImagesError, open_images, open_pixels
+from trainers.data.info import DataInfo
 from trainers.data.mixing import mix, one_hot
 from trainers.data.open import open_dataset
 from trainers.data.parts import Dataset, Labels
@@ -34,22 +35,6 @@ IN_MEMORY_PX = 96
 LARGE_PX = 224  # what a model sees of large images unless the config says otherwise
 # larger pixel arrays stay in host memory and are copied batch by batch
 ON_DEVICE_BYTES = 4 << 30
-
-
-@dataclass(frozen=True)
-class DataInfo:
-    """Facts about a data set that a model and a check of a spec need.
-
-    Attributes:
-        num_classes: classes.
-        image_size: side of the square that the model sees, px.
-        num_train: images to train on, after `limit` and the validation split (unreadable
-            ones included).
-    """
-
-    num_classes: int
-    image_size: int
-    num_train: int
 
 
 @dataclass(eq=False)
@@ -350,7 +335,19 @@ def _info(config: DataConfig, dataset: Dataset) -> DataInfo:
         width, height = dataset.train.first_size() or (0, 1)
         size = width if width == height and width <= IN_MEMORY_PX else LARGE_PX
     total = min(total, config.limit or total)
-    return DataInfo(len(dataset.class_names), size, total - _num_val(total, config))
+    num_val = _num_val(total, config)
+    num_test = len(dataset.test.labels)
+    return DataInfo(
+        num_classes=len(dataset.class_names),
+        image_size=size,
+        num_train=total - num_val,
+        class_names=dataset.class_names,
+        num_val=num_val,
+        num_test=min(num_test, config.limit_test or num_test),
+        size_from="data.image_size" if config.image_size else "the images",
+        place=dataset.place or str(config.root or config.dataset),
+        remarks=dataset.remarks,
+    )
 
 
 def _num_val(total: int, config: DataConfig) -> int:
@@ -430,6 +427,6 @@ def _fingerprint(
         "source": content,
         "image_size": info.image_size,
         "decoded": in_memory,
-        "options": config.model_dump(mode="json", exclude=loading),
+        "options": values_to_hash(config, mode="json", exclude=loading),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

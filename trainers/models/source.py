@@ -3,6 +3,7 @@ folder of ours.
 """
 
 import pickle
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,42 @@ from trainers.timm_internals import converted_checkpoint
 from trainers.timm_library import timm
 
 _KEYS = ("model_ema", "state_dict_ema", "model", "module", "state_dict")
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What opening a source tells, before anything is computed.
+
+    Attributes:
+        arch: its architecture.
+        remarks: whole sentences that a user must know: a fresh classifier, names that were
+            mapped, a resampled position embedding, what of the file is not used.
+        fresh: names of the parameters that the checkpoint does not give and that start from
+            random values; empty where there is no checkpoint.
+        unused: names of the checkpoint's tensors that the model does not take.
+    """
+
+    arch: Arch
+    remarks: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+
+def source_facts(
+    config: SourceConfig, num_classes: int, image_size: int, *, trained: bool
+) -> SourceFacts:
+    """Open the source: read its checkpoint and compare it with the architecture.
+
+    Args:
+        num_classes, image_size: of the data.
+        trained: whether a stage of the pipeline trains the model. Without one, a checkpoint
+            that leaves parameters fresh is refused: its accuracy would be chance.
+
+    Raises:
+        ValueError: unknown model or arguments, or a checkpoint that cannot be read, does not
+            fit, or holds values that are not finite.
+    """
+    return SourceFacts(source_arch(config, num_classes, image_size))
 
 
 def source_arch(config: SourceConfig, num_classes: int, image_size: int) -> Arch:
