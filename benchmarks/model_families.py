@@ -136,14 +136,14 @@ def _hierarchical() -> list[Family]:
             kind,
             "maxvit_pico_rw_256",
             {"embed_dim": [32, 32, 64, 64], "depths": [1, 1, 1, 1]},
-            {"embed_dim": [32, 64, 64, 96], "depths": [2, 2, 2, 2]},
+            {"embed_dim": [64, 64, 96, 96], "depths": [2, 2, 2, 2]},
         ),
         Family(
             "CoAtNet",
             kind,
             "coatnet_pico_rw_224",
             {"embed_dim": [32, 32, 64, 64], "depths": [1, 1, 1, 1]},
-            {"embed_dim": [32, 64, 64, 96], "depths": [2, 2, 2, 2]},
+            {"embed_dim": [64, 64, 96, 96], "depths": [2, 2, 2, 2]},
         ),
         Family(
             "DaViT",

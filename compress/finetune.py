@@ -10,7 +10,13 @@ from compress.asp import HoldZeros, asp_masks
 from compress.stage import Context, Phase, Stage
 from trainers.config import LATER, DistillConfig, FitOptions, TrainConfig
 from trainers.data.splits import DataInfo
-from trainers.models.arch import DROP_RATE_BUILDERS, Arch, ModelState, on_meta
+from trainers.models.arch import (
+    BUILD_ERRORS,
+    DROP_RATE_BUILDERS,
+    Arch,
+    ModelState,
+    on_meta,
+)
 from trainers.training.losses import (
     DistillObjective,
     KlHeads,
@@ -85,7 +91,7 @@ class Finetune(Stage, TrainConfig):
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
         check_train_config(self, data.num_train)
-        on_meta(with_drop_rates(arch, self))
+        _check_drop_rates(arch, self)
         return arch
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:
@@ -137,6 +143,31 @@ def task_objective(
         module.set_distilled_training(True)  # type: ignore[operator]
     teacher = ctx.teacher(distill.teacher, distill.teacher_checkpoint)
     return DistillObjective(teacher, distill, options.label_smoothing)
+
+
+def _check_drop_rates(arch: Arch, options: FitOptions) -> None:
+    """Refuse drop rates that the model's class has no argument for.
+
+    Raises:
+        ValueError: names the rates and what remains.
+    """
+    wanted = with_drop_rates(arch, options)
+    if wanted.args == arch.args:
+        return
+    try:
+        on_meta(wanted)
+    except BUILD_ERRORS as error:
+        rates = {n: v for n, v in wanted.args.items() if arch.args.get(n) != v}
+        options_ = [_OPTION_OF[name] for name in rates]
+        raise ValueError(
+            f"{' and '.join(options_)}: {arch.name} does not take"
+            f" {' and '.join(rates)} ({error}); leave {' and '.join(options_)} out, or"
+            " train a model that has it"
+        ) from error
+
+
+_OPTION_OF = {"drop_rate": "drop", "drop_path_rate": "drop_path"}
+"""Argument of a model's builder → the option of a fit that sets it."""
 
 
 def with_drop_rates(arch: Arch, options: FitOptions) -> Arch:

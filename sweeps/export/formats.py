@@ -14,9 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from compress.codec.file import decode, encode
 from sweeps.export.card import write_card
@@ -187,10 +190,19 @@ def _write(
         AttributeError,
         NotImplementedError,
     ) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(
-            f"{title} cannot be exported as {form.file}: {reason}"
+            f"{title} cannot be exported as {form.file}: {_first_cause(error)}; try"
+            " another format"
         ) from error
+
+
+def _first_cause(error: BaseException) -> str:
+    """The first line of the error that began it all: exporters wrap it into advice to their
+    own developers.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0].rstrip(".!") or type(error).__name__
 
 
 def _images(batch: int, channels: int, size: int) -> Tensor:
@@ -301,7 +313,10 @@ def _write_torchscript(
     state: ModelState, module: nn.Module, images: Tensor, folder: Path
 ) -> None:
     with torch.no_grad():
-        torch.jit.trace(module, images).save(str(folder / TORCHSCRIPT_FILE))
+        # what a module keeps from its first pass is no fault: `_compared` checks what counts
+        torch.jit.trace(module, images, check_trace=False).save(
+            str(folder / TORCHSCRIPT_FILE)
+        )
 
 
 def _run_torchscript(folder: Path, images: Tensor) -> Tensor:
@@ -327,17 +342,37 @@ def _write_onnx(
     state: ModelState, module: nn.Module, images: Tensor, folder: Path
 ) -> None:
     size = sum(tensor.nbytes for tensor in state.weights.values())
-    torch.onnx.export(
-        module,
-        (images,),
-        folder / ONNX_FILE,
-        dynamo=True,
-        verbose=False,
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        external_data=size > MAX_ONNX_BYTES,
-    )
+    with sdpa_kernel(SDPBackend.MATH), _SpelledAttention():
+        torch.onnx.export(
+            module,
+            (images,),
+            folder / ONNX_FILE,
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            external_data=size > MAX_ONNX_BYTES,
+        )
+
+
+class _SpelledAttention(TorchFunctionMode):
+    """Attention over more than one leading axis besides the heads (windows, mask units) as
+    products and a softmax: the exporter's own form of it takes four axes.
+
+    The memory layout of a result is that of the kernel which computes it, and what follows is
+    traced for that layout; so the kernel must be the one that the exporter writes down
+    (`SDPBackend.MATH`), whatever is fastest here.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is nn.functional.scaled_dot_product_attention and args[0].ndim != 4:
+            return torch.ops.aten._scaled_dot_product_attention_math(
+                *args, **(kwargs or {})
+            )[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _run_onnx(folder: Path, images: Tensor) -> Tensor:
