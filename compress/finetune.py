@@ -12,10 +12,10 @@ from trainers.config import DistillConfig, FitOptions, ModelName, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.hashing import LATER
 from trainers.models.arch import (
+    BUILD_ERRORS,
     DROP_RATE_BUILDERS,
     Arch,
     ModelState,
-    buildable,
     on_meta,
 )
 from trainers.training.losses import (
@@ -140,9 +140,9 @@ def check_fit(arch: Arch, config: TrainConfig, data: DataInfo) -> None:
         ValueError: batch size, warm-up, optimiser or drop rates do not fit.
     """
     check_train_config(config, data.num_train)
-    rated = buildable(with_drop_rates(arch, config))
+    _check_drop_rates(arch, config)
     if config.layer_decay is not None:
-        make_optimizer(on_meta(rated), config)
+        make_optimizer(on_meta(with_drop_rates(arch, config)), config)
 
 
 def task_objective(
@@ -157,6 +157,31 @@ def task_objective(
         module.set_distilled_training(True)  # type: ignore[operator]
     teacher = ctx.teacher(distill.teacher, distill.teacher_checkpoint)
     return DistillObjective(teacher, distill, options.label_smoothing)
+
+
+def _check_drop_rates(arch: Arch, options: FitOptions) -> None:
+    """Refuse drop rates that the model's class has no argument for.
+
+    Raises:
+        ValueError: names the rates and what remains.
+    """
+    wanted = with_drop_rates(arch, options)
+    if wanted.args == arch.args:
+        return
+    try:
+        on_meta(wanted)
+    except BUILD_ERRORS as error:
+        rates = {n: v for n, v in wanted.args.items() if arch.args.get(n) != v}
+        options_ = [_OPTION_OF[name] for name in rates]
+        raise ValueError(
+            f"{' and '.join(options_)}: {arch.name} does not take"
+            f" {' and '.join(rates)} ({error}); leave {' and '.join(options_)} out, or"
+            " train a model that has it"
+        ) from error
+
+
+_OPTION_OF = {"drop_rate": "drop", "drop_path_rate": "drop_path"}
+"""Argument of a model's builder → the option of a fit that sets it."""
 
 
 def with_drop_rates(arch: Arch, options: FitOptions) -> Arch:
