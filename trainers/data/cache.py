@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -29,7 +29,6 @@ from trainers.data.inspection import check_unreadable, none_readable
 from trainers.data.parts import (
     ArrayPart,
     Dataset,
-    FilePart,
     Labels,
     Part,
     Pixels,
@@ -125,8 +124,8 @@ def open_images(
     """
     opened: dict[str, RandomAccess] = {}
     for name, part in dataset.parts().items():
-        if isinstance(part, FilePart):
-            opened[name] = dataclasses.replace(part, decoding=decoding)
+        if isinstance(part, RandomAccess) and hasattr(part, "decoding"):
+            opened[name] = dataclasses.replace(cast(Any, part), decoding=decoding)
         elif isinstance(part, RandomAccess):
             opened[name] = part
         else:

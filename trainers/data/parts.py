@@ -8,7 +8,7 @@ class with what `Part` says.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -19,7 +19,7 @@ from PIL import Image
 
 from trainers.data.decoding import PLAIN, Decoding, decode
 from trainers.data.decoding import UnreadableImageError as UnreadableImageError
-from trainers.files import sha256_file, write_atomic
+from trainers.files import read_json, sha256_file, write_atomic
 
 Pixels = NDArray[np.uint8]
 """uint8 (3, H, W), or (N, 3, H, W) of several images."""
@@ -131,43 +131,6 @@ class FilePart:
 
 
 @dataclass(frozen=True, eq=False)
-class ParquetPart:
-    """Images in a struct column {bytes, ...} of Parquet `files`, with `labels` int64 (N,)."""
-
-    files: tuple[Path, ...]
-    column: str
-    labels: Labels
-
-    def name(self, row: int) -> str:
-        """The image's file and its row there."""
-        import pyarrow.parquet as pq
-
-        for file in self.files:
-            rows = pq.read_metadata(file).num_rows
-            if row < rows:
-                break
-            row -= rows
-        return f"{file} row {row}"
-
-    def images(self) -> Iterator[bytes]:
-        """Some rows are in memory at a time; an absent image is b""."""
-        import pyarrow.parquet as pq
-
-        for file in self.files:
-            with pq.ParquetFile(file) as parquet:
-                for batch in parquet.iter_batches(
-                    batch_size=256, columns=[f"{self.column}.bytes"]
-                ):
-                    blobs = batch.column(0).field("bytes").to_pylist()
-                    yield from (blob or b"" for blob in blobs)
-
-    def content(self, cache_dir: Path) -> Iterator[bytes | memoryview]:
-        """The files' hashes; each is remembered in `cache_dir` while size and time stay."""
-        for file in self.files:
-            yield _file_hash(file, cache_dir).encode()
-
-
-@dataclass(frozen=True, eq=False)
 class Dataset:
     """Class names and the two parts of a data set.
 
@@ -208,18 +171,28 @@ def readable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _file_hash(file: Path, cache_dir: Path) -> str:
+def file_hash(file: Path, cache_dir: Path) -> str:
     """Content hash of `file`, computed once while (path, size, mtime) stay."""
-    stat = file.stat()
-    path = str(file.resolve())
-    now = {"path": path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    note = (
-        cache_dir / "hashes" / f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.json"
-    )
-    if note.exists():
-        known = json.loads(note.read_bytes())
-        if {key: known.get(key) for key in now} == now:
-            return known["sha256"]
-    digest = sha256_file(file)
-    write_atomic(note, json.dumps({**now, "sha256": digest}).encode())
+    return files_hash([file], "", lambda: sha256_file(file), cache_dir)
+
+
+def files_hash(
+    files: Sequence[Path], kind: str, compute: Callable[[], str], cache_dir: Path
+) -> str:
+    """A hash that follows from `files`, computed once while their paths, sizes and times stay.
+
+    Args:
+        kind: tells hashes of the same files from each other.
+        cache_dir: where it is remembered.
+    """
+    paths = [str(file.resolve()) for file in files]
+    stats = [file.stat() for file in files]
+    now = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+    key = hashlib.sha256("\0".join([*paths, kind]).encode()).hexdigest()[:32]
+    note = cache_dir / "hashes" / f"{key}.json"
+    known = read_json(note) or {}
+    if known.get("files") == now:
+        return known["sha256"]
+    digest = compute()
+    write_atomic(note, json.dumps({"files": now, "sha256": digest}).encode())
     return digest
