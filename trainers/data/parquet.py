@@ -108,22 +108,29 @@ def open_parquet(config: DataConfig) -> Dataset:
     """
     root = root_folder(config)
     found = find_shards(root, config, ".parquet")
-    train = _read(found.train, config, root)
+    train = _read(found.train, config, root, training=True)
     train = replace(train, remarks=(*found.remarks, *train.remarks))
 
     def reader(files: tuple[Path, ...] | None) -> Callable[[], Split] | None:
-        return None if files is None else lambda: _read(files, config, root)
+        return (
+            None
+            if files is None
+            else lambda: _read(files, config, root, training=False)
+        )
 
     test, validation = reader(found.test), reader(found.validation)
     return assemble(config, str(root), train, test, validation)
 
 
-def _read(files: tuple[Path, ...], config: DataConfig, root: Path) -> Split:
+def _read(
+    files: tuple[Path, ...], config: DataConfig, root: Path, *, training: bool
+) -> Split:
     """Footers and all labels of a split's shards; that no image is missing."""
     found = []
     for file in files:
         with _opened(file) as parquet:
-            found.append(columns_of(parquet.schema_arrow, config, str(file)))
+            schema = parquet.schema_arrow
+        found.append(columns_of(schema, config, str(file), training=training))
     names = {columns.names: file for columns, file in zip(found, files, strict=True)}
     names.pop(None, None)
     if len(names) > 1:
