@@ -6,7 +6,6 @@ Defaults are those of the DeiT family. Names that carry a unit say it; durations
 
 import math
 import re
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +19,9 @@ from pydantic import (
     model_validator,
 )
 
+from trainers.files import expanded
+from trainers.hashing import LATER
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -30,6 +32,10 @@ that were there once need not be there now.
 """
 
 
+LOCAL_FOLDER = "local-dir:"
+"""How timm's names of models in a folder begin."""
+
+
 class Config(BaseModel):
     """A frozen configuration that rejects unknown keys."""
 
@@ -38,45 +44,40 @@ class Config(BaseModel):
     )
 
 
-class Later:
-    """Marks an option that came after its class was published (`Annotated[bool, LATER]`).
-
-    At its default it does not enter a hash, so that what earlier versions computed counts on.
-    """
-
-
-LATER = Later()
-
-
-def values_to_hash(
-    config: BaseModel,
-    *,
-    mode: Literal["python", "json"] = "python",
-    exclude: Collection[str] = (),
-) -> dict[str, Any]:
-    """The values of a config that decide its hash: all but the `LATER` ones at their default.
-
-    Args:
-        mode: as in pydantic's `model_dump`.
-        exclude: further fields to leave out.
-    """
-    left_out: dict[str, Any] = _unchanged(config) | dict.fromkeys(exclude, True)
-    return config.model_dump(mode=mode, exclude=left_out)
+def _expand(value: Any, info: ValidationInfo) -> Any:
+    """A path with `~` and environment variables replaced; what was read once stays as it is."""
+    may_be_gone = (info.context or {}).get(MAY_BE_GONE, False)
+    if may_be_gone or not isinstance(value, str | Path):
+        return value
+    text = expanded(str(value))
+    return Path(text) if isinstance(value, Path) else text
 
 
-def _unchanged(config: BaseModel) -> dict[str, Any]:
-    """The `LATER` fields that have their default, of nested configs too: `exclude` of pydantic's
-    `model_dump`.
-    """
-    found: dict[str, Any] = {}
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        if LATER in field.metadata and value == field.get_default():
-            found[name] = True
-        elif isinstance(value, BaseModel):
-            found |= {name: inner} if (inner := _unchanged(value)) else {}
-    return found
+UserPath = Annotated[Path, BeforeValidator(_expand)]
+"""A path in which `~` is the home folder and `$NAME` an environment variable."""
+UserText = Annotated[str, BeforeValidator(_expand)]
+"""A name, URI or path; what looks like a path in it is expanded as in `UserPath`."""
 
+
+def _local_folder(value: str) -> str:
+    """timm's `local-dir:FOLDER` with an absolute folder, since trials work elsewhere."""
+    if not value.startswith(LOCAL_FOLDER):
+        return value
+    folder = Path(expanded(value.removeprefix(LOCAL_FOLDER))).absolute()
+    return f"{LOCAL_FOLDER}{folder}"
+
+
+def _saved_model(value: str) -> str:
+    """The name of a model; that of a folder is made absolute."""
+    if value == "source":
+        return value
+    return str(Path(value).absolute()) if Path(value).is_dir() else value
+
+
+ModelName = Annotated[
+    UserText, AfterValidator(_local_folder), AfterValidator(_saved_model)
+]
+"""A model by its name, or a folder that holds one."""
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?|%)\s*$")
 
@@ -115,6 +116,24 @@ def duration_in_steps(
     )
 
 
+def _ascending(value: tuple[float, float]) -> tuple[float, float]:
+    low, high = value
+    if low > high:
+        raise ValueError(
+            f"the first number is the smaller one; write [{high:g}, {low:g}]"
+        )
+    return value
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A number from 0 to 1."""
+
+Shares = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
+"""A range of shares: from 0 to 1, the smaller number first."""
+
+_Deviation = Annotated[float, Field(gt=0)]
+
+
 class DataConfig(Config):
     """A labelled image data set, its validation split and how images reach the model."""
 
@@ -126,7 +145,7 @@ class DataConfig(Config):
             " torchvision; plugins may offer more"
         ),
     )
-    root: Path | None = Field(None, description="folder of the data set")
+    root: UserPath | None = Field(None, description="folder of the data set")
     download: bool = Field(
         False, description="let torchvision download the set into `root`"
     )
@@ -183,7 +202,7 @@ class DataConfig(Config):
     mean: tuple[float, float, float] = Field(
         IMAGENET_MEAN, description="per channel, of images in [0, 1]"
     )
-    std: tuple[float, float, float] = Field(
+    std: tuple[_Deviation, _Deviation, _Deviation] = Field(
         IMAGENET_STD, description="per channel, of images in [0, 1]"
     )
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
@@ -276,7 +295,9 @@ class AugmentConfig(Config):
         ),
     )
     crop_padding_px: int = Field(4, ge=0)
-    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_scale: Shares = Field(
+        (0.08, 1.0), description="resized crop: smallest and largest share of the area"
+    )
     color_jitter: float = Field(
         0.4, ge=0, description="used where `auto_augment` is off, as in timm"
     )
@@ -301,7 +322,7 @@ class AugmentConfig(Config):
     )
     mixup: float = Field(0.8, ge=0, description="alpha; 0 is off")
     cutmix: float = Field(1.0, ge=0, description="alpha; 0 is off")
-    cutmix_minmax: tuple[float, float] | None = None
+    cutmix_minmax: Shares | None = None
     mix_prob: float = Field(
         1.0, ge=0, le=1, description="probability of mixup or cutmix for a batch"
     )
@@ -355,13 +376,13 @@ Augment = Annotated[
 class DistillConfig(Config):
     """Knowledge distillation as in DeiT (Touvron et al. 2021, section 4)."""
 
-    teacher: str = Field(
+    teacher: ModelName = Field(
         description=(
-            "'source', 'stage:NAME' (an earlier stage's model), a folder saved by us,"
-            " or a timm model name (pretrained)"
+            "'source', 'stage:NAME' (an earlier stage's model), a folder with a model, or"
+            " a timm model name (pretrained)"
         )
     )
-    teacher_checkpoint: Path | None = Field(
+    teacher_checkpoint: UserPath | None = Field(
         None, description="weights of a timm-named teacher"
     )
     kind: Literal["soft", "hard"] = "hard"
@@ -381,9 +402,14 @@ class EmaConfig(Config):
 
     decay: float = Field(0.99996, gt=0, lt=1)
     device: str | None = Field(
-        None, description="'cpu' keeps the copy off the accelerator"
+        None,
+        pattern=r"^(cpu|cuda(:\d+)?)$",
+        description="'cpu' keeps the copy off the accelerator",
     )
     use: bool = Field(False, description="evaluate and return the averaged weights")
+
+
+_Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class FitOptions(Config):
@@ -417,14 +443,17 @@ class FitOptions(Config):
             "scale min_lr and warmup_lr as lr is scaled; false: take them as they are"
         ),
     )
-    warmup: Duration = Field(5.0, description="epochs, or 'N steps', 'N%'")
+    warmup: Duration = Field(
+        "10%", description="epochs, or 'N steps', 'N%' of the training"
+    )
     schedule: Literal["cosine", "step", "plateau", "constant"] = "cosine"
-    schedule_step: Annotated[Literal["step", "epoch"], LATER] = Field(
+    schedule_step: Annotated[Literal["step", "epoch", "epoch_start"], LATER] = Field(
         "step",
         description=(
             "when lr changes. step: with every optimiser step; epoch: once an epoch, to"
             " the schedule's value at the start of the epoch before, as in DeiT's code"
-            " (the first two epochs have the same lr)"
+            " (the first two epochs have the same lr); epoch_start: once an epoch, to its"
+            " value at the start of this epoch"
         ),
     )
     cosine_span: Annotated[Literal["whole", "after_warmup"], LATER] = Field(
@@ -438,7 +467,7 @@ class FitOptions(Config):
     decay_epochs: float = Field(30, gt=0, description="step")
     cooldown_epochs: int = Field(0, ge=0)
     patience_epochs: int = Field(10, ge=0, description="plateau")
-    lr_noise: tuple[float, float] | None = Field(
+    lr_noise: Shares | None = Field(
         None, description="range of the fit, as fractions, in which lr is noisy"
     )
     lr_noise_pct: float = Field(0.67, gt=0)
@@ -446,7 +475,7 @@ class FitOptions(Config):
 
     optimizer: str = Field("adamw", description="any timm optimiser name")
     eps: float | None = Field(1e-8, gt=0)
-    betas: tuple[float, float] | None = None
+    betas: tuple[_Momentum, _Momentum] | None = None
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.05, ge=0)
     weight_decay_end: float | None = Field(
@@ -518,11 +547,11 @@ class TrainConfig(FitOptions):
 class SourceConfig(Config):
     """The model that a pipeline starts from."""
 
-    model: str | None = Field(
+    model: Annotated[str, AfterValidator(_local_folder)] | None = Field(
         None,
         description=(
-            "a timm model name, resnet20_cifar, 32, 44, 56 or revit; not needed with a"
-            " folder of ours"
+            "a timm model name (hf-hub:OWNER/NAME and local-dir:FOLDER too),"
+            " resnet20_cifar, 32, 44, 56 or revit; not needed with a folder that says it"
         ),
     )
     args: dict[str, Any] = Field(
@@ -532,25 +561,23 @@ class SourceConfig(Config):
     pretrained: bool = Field(
         False, description="timm's pretrained weights (needs the internet once)"
     )
-    checkpoint: Path | None = Field(
+    checkpoint: UserPath | None = Field(
         None,
         description=(
-            "safetensors, a plain state dict, or a folder saved by us (with `model`:"
-            " its weights)"
+            "a file of safetensors or of torch.save, as any training program writes it,"
+            " or a folder: saved by us, or of the Hugging Face Hub"
         ),
     )
     checkpoint_key: str | None = Field(
         None,
         description=(
-            "key of the state dict in the file (model, module, model_ema, …); default:"
-            " found"
+            "place of the weights in the file (model, state_dict_ema, …); default: where"
+            " names and shapes fit, averaged weights first"
         ),
     )
     checkpoint_prefix: str = Field(
         "",
-        description=(
-            "prefix to strip from parameter names; 'module.' is always stripped"
-        ),
+        description=("prefix to strip from parameter names; usual ones are found"),
     )
     head_init_scale: float | None = Field(
         None, gt=0, description="multiply a re-initialised classifier by this"
@@ -564,7 +591,7 @@ class SourceConfig(Config):
         ):
             raise ValueError(
                 "`model` is needed unless `checkpoint` is a folder that holds"
-                " model.json"
+                " model.json or config.json"
             )
         if self.pretrained and self.checkpoint is not None:
             raise ValueError("give either `pretrained: true` or `checkpoint`, not both")

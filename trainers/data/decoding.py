@@ -8,6 +8,7 @@ conversion clips them to white. Here value v becomes 255 v / w, where w is the v
 import functools
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,6 +42,9 @@ WHITE_LEVELS = (255, 4095, 65535)
 WIDE_MODES = ("I", "F")
 """First letters of Pillow's modes of one channel with more than 8 bits."""
 
+# whether an image has too many pixels is decided by the error beyond twice that number
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 _ORIENTATION = 0x0112
 _LFS = b"version https://git-lfs"
 _PAGE = (b"<!doctype", b"<html", b"<?xml")
@@ -55,6 +59,7 @@ _DAMAGED = (
     TypeError,
     OverflowError,
     MemoryError,
+    RuntimeError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -216,10 +221,12 @@ def _orientation(image: Image.Image) -> int:
 def _reason(encoded: bytes | Path, error: BaseException) -> str:
     """Why an image cannot be read, in words that need no knowledge of Pillow."""
     if isinstance(error, PermissionError):
-        return "may not be read: permission denied"
+        return "cannot be opened: permission denied"
     if isinstance(error, FileNotFoundError):
         link = isinstance(encoded, Path) and encoded.is_symlink()
         return "a link that leads nowhere" if link else "not there"
+    if isinstance(error, OSError) and error.strerror is not None:
+        return f"cannot be opened: {error.strerror.lower()}"
     if isinstance(error, Image.DecompressionBombError):
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         return f"more than the {most:,} pixels that an image may have"

@@ -72,6 +72,7 @@ class _Classes:
     by_name: dict[str, _Found]
     loose: int
     dangling: list[str]
+    loops: list[str]
 
     def empty(self) -> list[str]:
         return [name for name, found in self.by_name.items() if not found.images]
@@ -182,10 +183,10 @@ def _test_of(
     if not unlabelled:
         return None
     raise ValueError(
-        f"{' and '.join(map(str, unlabelled))}: the images must be in class folders as those of"
-        f" {train.folder} ({_listed(train.by_name)}), and are in none of these, so that they"
-        f" have no labels; sort them, or give a folder {'val' if parts['val'] is None else 'test'}"
-        " with class folders, or remove the folder: then a fifth of train is the test part"
+        f"{' and '.join(map(str, unlabelled))}: no image is in a folder with the name of a class"
+        f" ({_listed(train.by_name)}), so that none has a label; sort the images of val or test"
+        " into class folders, or take the folder away: without val and test a fifth of train is"
+        " the test part"
     )
 
 
@@ -203,7 +204,9 @@ def _check_train(train: _Classes) -> None:
             if train.loose
             else "there is none"
         )
-        raise ValueError(f"{folder}: one folder per class is needed; {inside}")
+        raise ValueError(
+            f"{folder}: one folder per class is needed, as in train/CLASS/IMAGE; {inside}"
+        )
     empty = train.empty()
     if len(empty) == len(names):
         raise ValueError(
@@ -300,14 +303,16 @@ def _left_remarks(part: _Classes) -> list[str]:
         left += found.left_out
     if left:
         remarks.append(
-            f"{part.folder}: {left.total():,} files were left out, since Pillow reads no such"
-            f" images: {_counted(left)}."
+            f"{part.folder}: left out, since Pillow reads no images from such files:"
+            f" {_counted(left)}."
         )
     if part.loose:
         remarks.append(
-            f"{part.folder}: {part.loose:,} images that lie in no class folder were left out."
+            f"{part.folder}: left out, since they lie in no class folder: {part.loose:,} images."
         )
-    loops = [link for found in part.by_name.values() for link in found.loops]
+    loops = list(part.loops)
+    for found in part.by_name.values():
+        loops += found.loops
     if loops:
         remarks.append(
             f"{part.folder}: links to folders that are read anyway were left out:"
@@ -345,31 +350,41 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _read(folder: Path) -> _Classes:
-    by_name = {}
-    loose, dangling = 0, []
-    for entry in _entries(folder):
+    entries = _entries(folder)
+    within = os.path.realpath(folder)
+    classes, loops, dangling = {}, [], []
+    loose = 0
+    for entry in entries:
         if _is_folder(entry):
-            by_name[entry.name] = _walk(folder, entry)
+            real = os.path.realpath(entry.path)
+            if _holds(real, within):
+                loops.append(entry.name)
+            else:
+                classes[entry] = real
         elif entry.is_symlink() and not Path(entry.path).exists():
             dangling.append(entry.name)
         elif _suffix(entry.name) in suffixes():
             loose += 1
+    read = (within, *classes.values())
+    by_name = {entry.name: _walk(folder, entry, read) for entry in classes}
     for name in by_name:
         if readable(name) != name:
             raise ValueError(
                 f"{folder}: the name of the class folder {readable(name)} is not UTF-8; rename it"
             )
-    return _Classes(folder, by_name, loose, dangling)
+    return _Classes(folder, by_name, loose, dangling, loops)
 
 
-def _walk(folder: Path, top: os.DirEntry[str]) -> _Found:
+def _walk(folder: Path, top: os.DirEntry[str], read: tuple[str, ...]) -> _Found:
     """All images under the class folder `top` of `folder`, in the order of their paths.
+
+    Args:
+        read: real paths of `folder` and of all its classes.
 
     A link to a folder is followed where that leads out of the data set. A loop, or a link to
     another class, would give images a second label.
     """
     found = _Found()
-    within = os.path.realpath(folder)
     inside = os.path.realpath(top.path)
     waiting: list[tuple[str, str, tuple[str, ...]]] = [(top.path, inside, (inside,))]
     while waiting:
@@ -380,7 +395,7 @@ def _walk(folder: Path, top: os.DirEntry[str]) -> _Found:
                 target = f"{real}{os.sep}{entry.name}"
                 if entry.is_symlink():
                     target = os.path.realpath(entry.path)
-                    if _leads_back(target, (within, *above)):
+                    if _leads_back(target, (*read, *above)):
                         found.loops.append(name)
                         continue
                 waiting.append((entry.path, target, (*above, target)))
@@ -391,18 +406,18 @@ def _walk(folder: Path, top: os.DirEntry[str]) -> _Found:
             ):  # a link to nowhere is unreadable
                 found.images.append(name)
             else:
-                found.left_out["special files"] += 1
+                found.left_out["that is no file"] += 1
     found.images.sort()
     return found
 
 
 def _leads_back(target: str, read: Iterable[str]) -> bool:
     """Whether a folder holds one of those that are read, or lies in one."""
+    return any(_holds(target, folder) or _holds(folder, target) for folder in read)
 
-    def holds(outer: str, inner: str) -> bool:
-        return inner == outer or inner.startswith(outer.rstrip(os.sep) + os.sep)
 
-    return any(holds(target, folder) or holds(folder, target) for folder in read)
+def _holds(outer: str, inner: str) -> bool:
+    return inner == outer or inner.startswith(outer.rstrip(os.sep) + os.sep)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -145,8 +145,11 @@ def image_size(config: DataConfig, found: Inspected) -> tuple[int, str, list[str
     )
 
 
-def check_decodes(dataset: Dataset, found: Inspected, max_unreadable: int) -> None:
+def check_decodes(dataset: Dataset, found: Inspected, max_unreadable: int) -> list[str]:
     """Decode an image of each kind, and as many more as are quickly decoded.
+
+    Returns:
+        A remark about unreadable images that are allowed, if there are any.
 
     Raises:
         ValueError: more images than `max_unreadable` are unreadable, by their header or when
@@ -169,25 +172,38 @@ def check_decodes(dataset: Dataset, found: Inspected, max_unreadable: int) -> No
             raise none_readable(name, len(part.labels), damaged)
         unreadable = list(dict.fromkeys([*unreadable, *damaged]))
         check_unreadable(unreadable, max_unreadable)
+    if not unreadable:
+        return []
+    return [
+        f"Images that cannot be read, left out as data.max_unreadable allows:"
+        f" {_few(unreadable)}."
+    ]
 
 
 def check_unreadable(names: Sequence[str], limit: int) -> None:
     """Raises ValueError naming the unreadable images when there are more than `limit`."""
     if len(names) > limit:
-        shown = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
         raise ValueError(
-            f"{len(names)} images cannot be read, data.max_unreadable allows {limit}:"
-            f" {shown}. Repair or remove them, or raise data.max_unreadable"
+            f"unreadable images: {len(names)}, and data.max_unreadable allows {limit}:"
+            f" {_few(names)}. Repair or remove them, or raise data.max_unreadable"
         )
 
 
 def none_readable(part: str, count: int, names: Sequence[str]) -> ValueError:
     """The error that no image of a part can be read."""
-    shown = f": {', '.join(names[:3])}{' …' if len(names) > 3 else ''}" if names else ""
+    shown = f": {_few(names)}" if names else ""
     return ValueError(
         f"the {part} part has no readable image among its {count:,}{shown}; repair them or"
         " give others"
     )
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (" …" if len(names) > _LISTED else "")
 
 
 # ------------------------------------------------------------------ headers
@@ -284,11 +300,13 @@ def _white(
         else:
             low, high = _range(train, parts["train"], kind)
             white[kind] = white_of(high, kind)
-            origin = f"as they reach {high:,.6g}; data.white_level sets another"
+            origin = f"as they reach {_number(high)}; data.white_level sets another"
             if low < 0:
-                origin += f"; they begin at {low:,.6g}, and what is below 0 is black"
+                origin += (
+                    f"; they begin at {_number(low)}, and what is below 0 is black"
+                )
         remarks.append(
-            f"Images that hold {what} are read with {white[kind]:,g} as white ({origin})."
+            f"Images that hold {what} are read with {_number(white[kind])} as white ({origin})."
         )
     return white, remarks
 

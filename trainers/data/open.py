@@ -18,6 +18,7 @@ from trainers.data.shards import root_folder
 from trainers.data.sklearn_internals import load_digits
 from trainers.data.stratify import stratified_test
 from trainers.data.torchvision_sets import TORCHVISION_SETS, open_torchvision
+from trainers.words import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ def open_dataset(config: DataConfig) -> Dataset:
     known = openers()
     if config.dataset not in known:
         raise ValueError(
-            f"data.dataset {config.dataset!r} is unknown; valid: {', '.join(known)}"
+            f"data.dataset {config.dataset!r} is unknown;"
+            f" {did_you_mean(config.dataset, known)}valid: {', '.join(known)}"
         )
     dataset = known[config.dataset](config)
     if len(dataset.class_names) < 2:

@@ -93,14 +93,14 @@ def _repeated(
     remarks = []
     if shared:
         remarks.append(
-            f"{shared:,} of {len(test.paths):,} test images are training images, too, byte for"
-            f" byte ({first}): on those the test metrics say nothing about new images."
+            f"Of {len(test.paths):,} test images {shared:,} have the bytes of a training image"
+            f" ({first}): on those the test metrics say nothing about new images."
         )
     if torn:
         names = Counter(train.name(row) for row in torn[:2])
         remarks.append(
-            f"{len(torn):,} training images have the bytes of one in another class"
-            f" ({' and '.join(names)}): one of the labels is wrong."
+            f"The same image is in two training classes ({' and '.join(names)}; files of this"
+            f" kind: {len(torn):,}): one of the labels is wrong."
         )
     return remarks
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.config import AugmentConfig, DataConfig, values_to_hash
+from trainers.config import AugmentConfig, DataConfig
 from trainers.data.augment import BatchAugment, EvalTransform, Finish
 from trainers.data.cache import UnequalImagesError, open_images, open_pixels
 from trainers.data.decoding import Decoding
@@ -31,6 +31,7 @@ from trainers.data.remarks import balance_remarks, duplicate_remarks
 from trainers.data.stratify import stratified_order
 from trainers.data.streaming import ImageReader, Streams
 from trainers.data.transfer import put
+from trainers.hashing import values_to_hash
 from trainers.timm_internals import eval_transform, train_transform
 
 Split = Literal["train", "val", "test"]
@@ -108,9 +109,13 @@ def data_info(config: DataConfig) -> DataInfo:
     dataset = open_dataset(config)
     found = inspect(dataset, config)
     info = _info(config, dataset, found)
-    check_decodes(dataset, found, config.max_unreadable)
-    remarks = (*info.remarks, *balance_remarks(dataset), *duplicate_remarks(dataset))
-    return dataclasses.replace(info, remarks=remarks)
+    remarks = [
+        *info.remarks,
+        *check_decodes(dataset, found, config.max_unreadable),
+        *balance_remarks(dataset),
+        *duplicate_remarks(dataset),
+    ]
+    return dataclasses.replace(info, remarks=tuple(remarks))
 
 
 @functools.lru_cache(maxsize=4)
@@ -354,7 +359,14 @@ def _info(config: DataConfig, dataset: Dataset, found: Inspected) -> DataInfo:
         size_from=size_from,
         place=dataset.place or str(config.root or config.dataset),
         remarks=(*dataset.remarks, *found.remarks, *remarks),
+        in_memory=_in_memory(config, found),
     )
+
+
+def _in_memory(config: DataConfig, found: Inspected) -> bool:
+    """Whether images are to be decoded once, as far as those that were looked at tell."""
+    small = found.small_side is not None
+    return config.in_memory == "yes" or (config.in_memory == "auto" and small)
 
 
 def _num_val(total: int, config: DataConfig) -> int:
@@ -379,8 +391,7 @@ def _stores(
 ) -> tuple[dict[str, PixelStore] | dict[str, ImageReader], dict[str, Labels]]:
     """The store and labels of each part: in memory where the config and the images allow it."""
     decoding = found.decoding
-    small = found.small_side is not None
-    if config.in_memory == "yes" or (config.in_memory == "auto" and small):
+    if _in_memory(config, found):
         pixels = folder / f"pixels{_tag(decoding)}"
         try:
             parts = open_pixels(dataset, pixels, config.max_unreadable, decoding)

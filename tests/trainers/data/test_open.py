@@ -362,7 +362,8 @@ def test_every_data_set_has_a_reader() -> None:
     assert openers() == OPENERS
     assert set(OPENERS) >= {"digits", "folder", "parquet", "cifar10", "eurosat"}
     with pytest.raises(
-        ValueError, match=r"data\.dataset 'cifar' is unknown; valid: digits"
+        ValueError,
+        match=r"data\.dataset 'cifar' is unknown; did you mean 'cifar10'\? valid: digits",
     ):
         open_dataset(config_of("cifar", None))
 
