@@ -41,7 +41,8 @@ def columns_of(
         training: labels must be there; those of a test part may be missing.
 
     Raises:
-        ValueError: no image column; no label column; several candidates; a column that is named is not there.
+        ValueError: no image column; no label column; several candidates; a column that is
+            named is not there.
     """
     features = _features(schema)
     remarks: list[str] = []

@@ -27,7 +27,8 @@ from trainers.files import why_not_the_file
 
 BATCH = 256  # rows in memory at a time
 SAMPLE = 2_000  # images that are looked at before all are read
-BUFFER_BYTES = 1 << 20  # else the column of a whole row group is in memory
+SAMPLE_BYTES = 64 << 20
+BUFFER_BYTES = 1 << 20  # else all pages of a row group are in memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +72,8 @@ class ParquetPart:
                 start = end
 
     def sample(self, most: int) -> Iterator[tuple[int, bytes | Path | Pixels]]:
-        """(row, image) of the first rows of every file: at least one of each, `most` in all or at
-        most `SAMPLE`.
+        """(row, image) of the first rows of every file: at least one of each; in all about
+        `most`, `SAMPLE` or `SAMPLE_BYTES`, whichever is least.
         """
         each = -(-min(most, SAMPLE) // len(self.files))
         start = 0
@@ -82,8 +83,12 @@ class ParquetPart:
             first, last = np.searchsorted(self.rows, [start, end]).tolist()
             chosen = self.rows[first : min(last, first + each)] - start
             find = finder(file.parent, self.root)
+            size = 0
             for row, image in _at(file, column, chosen, find):
                 yield first + row, image
+                size += len(image) if isinstance(image, bytes) else 0
+                if size > SAMPLE_BYTES // len(self.files):
+                    break
             start = end
 
     def content(self, cache_dir: Path) -> Iterator[bytes | memoryview]:
@@ -206,7 +211,7 @@ def _at(
 ) -> Iterator[tuple[int, bytes | Path | Pixels]]:
     """(position in `rows`, image) of ascending rows of a file; no row after them is read."""
     start = done = 0
-    for cells in _cells(file, column, rows=min(BATCH, len(rows)) or 1):
+    for cells in _cells(file, column, rows=min(BATCH // 8, len(rows)) or 1):
         if done == len(rows):
             return
         last = int(np.searchsorted(rows, start + len(cells)))
@@ -230,7 +235,9 @@ def _opened(file: Path) -> Iterator[pq.ParquetFile]:
         ValueError: it is damaged, or none.
     """
     try:
-        with pq.ParquetFile(file, buffer_size=BUFFER_BYTES) as parquet:
+        with pq.ParquetFile(
+            file, buffer_size=BUFFER_BYTES, pre_buffer=False
+        ) as parquet:
             yield parquet
     except (pa.ArrowException, OSError) as error:
         reason = file.is_file() and why_not_the_file(file)
