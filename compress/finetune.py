@@ -8,8 +8,9 @@ from torch import nn
 
 from compress.asp import HoldZeros, asp_masks
 from compress.stage import Context, Phase, Stage
-from trainers.config import LATER, DistillConfig, FitOptions, TrainConfig
+from trainers.config import DistillConfig, FitOptions, TrainConfig
 from trainers.data.splits import DataInfo
+from trainers.hashing import LATER
 from trainers.models.arch import DROP_RATE_BUILDERS, Arch, ModelState, on_meta
 from trainers.training.losses import (
     DistillObjective,

@@ -6,7 +6,6 @@ Defaults are those of the DeiT family. Names that carry a unit say it; durations
 
 import math
 import re
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +18,8 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
+
+from trainers.hashing import LATER
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -36,46 +37,6 @@ class Config(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
-
-
-class Later:
-    """Marks an option that came after its class was published (`Annotated[bool, LATER]`).
-
-    At its default it does not enter a hash, so that what earlier versions computed counts on.
-    """
-
-
-LATER = Later()
-
-
-def values_to_hash(
-    config: BaseModel,
-    *,
-    mode: Literal["python", "json"] = "python",
-    exclude: Collection[str] = (),
-) -> dict[str, Any]:
-    """The values of a config that decide its hash: all but the `LATER` ones at their default.
-
-    Args:
-        mode: as in pydantic's `model_dump`.
-        exclude: further fields to leave out.
-    """
-    left_out: dict[str, Any] = _unchanged(config) | dict.fromkeys(exclude, True)
-    return config.model_dump(mode=mode, exclude=left_out)
-
-
-def _unchanged(config: BaseModel) -> dict[str, Any]:
-    """The `LATER` fields that have their default, of nested configs too: `exclude` of pydantic's
-    `model_dump`.
-    """
-    found: dict[str, Any] = {}
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        if LATER in field.metadata and value == field.get_default():
-            found[name] = True
-        elif isinstance(value, BaseModel):
-            found |= {name: inner} if (inner := _unchanged(value)) else {}
-    return found
 
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?|%)\s*$")

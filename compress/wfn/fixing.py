@@ -19,17 +19,19 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress.wfn.clustering import Clustering, Distance, cluster
 from compress.wfn.regulariser import PullTable, pull_each
-from trainers.models.parameters import linear_and_conv_parameters
+from trainers.models.parameters import quantizable_parameters
 from trainers.training.fit import Hook
 
 FRACTIONS = (0.3, 0.6, 0.8, 0.9, 0.95, 0.975, 0.99, 0.9975, 0.999, 1.0)
 """The paper's fixed fractions."""
+<<<<<<< HEAD
 Hold = Literal["values", "gradients"]
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)
+=======
+>>>>>>> L
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def fixable_parameters(
     """Parameters of Linear and Conv layers, biases included, in module order; of norms too
     if asked for.
     """
-    return linear_and_conv_parameters(module, also=_NORMS if include_norm else ())
+    return quantizable_parameters(module, include_norm=include_norm)
 
 
 def flat(parameters: dict[str, nn.Parameter]) -> Tensor:

@@ -25,6 +25,7 @@ from compress.wfn.fixing import (
 from trainers.config import LATER, Augment, AugmentConfig, FitOptions, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState, on_meta
+from trainers.models.parameters import NORMS_QUANTIZED
 from trainers.training.losses import TaskObjective
 from trainers.training.optim import check_train_config
 
@@ -192,7 +193,8 @@ class Wfn(Stage, FitOptions):
             fixed_fraction=float(clustering.fixed.double().mean()),
             **_order_counts(clustering),
         )
-        return ModelState.from_module(model.arch, module, model.meta)
+        norms = {NORMS_QUANTIZED: True} if self.include_norm else {}
+        return ModelState.from_module(model.arch, module, model.meta | norms)
 
     def _rules(self) -> FixRules:
         return FixRules(

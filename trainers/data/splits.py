@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.config import AugmentConfig, DataConfig, values_to_hash
+from trainers.config import AugmentConfig, DataConfig
 from trainers.data.augment import BatchAugment, EvalTransform, Finish
 from trainers.data.cache import UnequalImagesError, open_images, open_pixels
 from trainers.data.info import DataInfo
@@ -27,6 +27,7 @@ from trainers.data.parts import Dataset, Labels
 from trainers.data.stratify import stratified_order
 from trainers.data.streaming import ImageReader, Streams
 from trainers.data.transfer import put
+from trainers.hashing import values_to_hash
 from trainers.timm_internals import eval_transform, train_transform
 
 Split = Literal["train", "val", "test"]
