@@ -27,11 +27,7 @@ from trainers.training.fit import Hook
 
 FRACTIONS = (0.3, 0.6, 0.8, 0.9, 0.95, 0.975, 0.99, 0.9975, 0.999, 1.0)
 """The paper's fixed fractions."""
-<<<<<<< HEAD
 Hold = Literal["values", "gradients"]
-_NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)
-=======
->>>>>>> L
 
 
 @dataclass(frozen=True)
