@@ -37,6 +37,7 @@ IDLE = {
     "hold",
     "last_iteration",
     "first_iteration",
+    "distance_allowed",  # searched, below
 }
 CONSTANT = {  # idle at a constant rate
     "min_lr",
@@ -126,7 +127,6 @@ REVIT: Rows = {
     "scratch": False,
 }
 FIX: Rows = {
-    "distance_allowed": 0.0075,  # the first of three
     "images_per_epoch": None,
     "eps": 1e-8,
     "betas": None,
