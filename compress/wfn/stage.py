@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from compress.finetune import check_fit
 from compress.metrics import Metric
 from compress.stage import Context, Phase, Stage
 from compress.wfn.clustering import Clustering
@@ -27,7 +28,6 @@ from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState, on_meta
 from trainers.models.parameters import NORMS_QUANTIZED
 from trainers.training.losses import TaskObjective
-from trainers.training.optim import check_train_config
 
 _MOST_ORDERS = 40
 _ORDERS = tuple(
@@ -154,12 +154,16 @@ class Wfn(Stage, FitOptions):
         return value
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
-        check_train_config(
-            self._fit_config(max(self.first_epoch, self.fixing_epochs)), data.num_train
-        )
+        for epochs in sorted({self.first_epoch, self.fixing_epochs}):
+            check_fit(arch, self._fit_config(epochs), data)
         if not fixable_parameters(on_meta(arch), self.include_norm):
             raise ValueError(f"{arch.name} has no Linear or Conv parameters to fix")
         return arch
+
+    def num_epochs(self) -> int:
+        last = self.last_iteration or len(self.percentages)
+        iterations = range(self.first_iteration, last)
+        return sum(self.fixing_epochs if t else self.first_epoch for t in iterations)
 
     def _fit_config(self, epochs: int) -> TrainConfig:
         return TrainConfig(
