@@ -39,7 +39,10 @@ STAGE = (
     " compress/student.py compress/finetune.py compress/asp.py"
 )
 TRAINING = "trainers data models training"
-CHECK = "sweeps/check.py sweeps/check_search.py sweeps/describe.py sweeps/resume.py"
+CHECK = (
+    "sweeps/check.py sweeps/check_pipelines.py sweeps/check_objectives.py"
+    " sweeps/check_search.py sweeps/describe.py sweeps/resume.py"
+)
 SEARCH = f"text run spec space trial search contract pipeline {TRAINING}"
 
 ROOMS = (
@@ -68,7 +71,7 @@ ROOMS = (
         f"stage codec options measure selection learngene nvit wfn {TRAINING}",
     ),
     # the search
-    Room("text", "sweeps/spec/yaml_text.py", ""),
+    Room("text", "sweeps/spec/yaml_text.py", "trainers"),
     Room("console", "sweeps/console.py", "contract"),
     Room("run", "sweeps/run", "text contract options trainers"),
     Room(
@@ -107,20 +110,23 @@ ROOMS = (
 
 RAY = (
     "sweeps/drive/cluster.py",
+    "sweeps/drive/deaths.py",
     "sweeps/drive/driver.py",
     "sweeps/drive/node_checks.py",
+    "sweeps/drive/ray_internals.py",
     "sweeps/drive/tune_adapter.py",
+    "sweeps/drive/tune_run.py",
     "sweeps/trial/in_tune.py",
     "sweeps/trial/worker_group.py",
 )
-PICKLE = ("trainers/training/checkpoint.py", "trainers/models/source.py")
+PICKLE = ("trainers/training/checkpoint.py", "trainers/models/checkpoint_file.py")
 NOT_EVERYWHERE = {
     "fcntl": (),
     "resource": (),
     "pwd": (),
     "sched_getaffinity": ("trainers/machine.py",),
     "SIGUSR1": (),
-    "SIGHUP": (),
+    "SIGHUP": ("sweeps/drive/interrupt.py",),
     "fork": (),
     "kill": ("trainers/lease.py",),
 }

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from trainers.files import expanded
 from trainers.hashing import LATER
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -31,6 +32,10 @@ that were there once need not be there now.
 """
 
 
+LOCAL_FOLDER = "local-dir:"
+"""How timm's names of models in a folder begin."""
+
+
 class Config(BaseModel):
     """A frozen configuration that rejects unknown keys."""
 
@@ -38,6 +43,41 @@ class Config(BaseModel):
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
 
+
+def _expand(value: Any, info: ValidationInfo) -> Any:
+    """A path with `~` and environment variables replaced; what was read once stays as it is."""
+    may_be_gone = (info.context or {}).get(MAY_BE_GONE, False)
+    if may_be_gone or not isinstance(value, str | Path):
+        return value
+    text = expanded(str(value))
+    return Path(text) if isinstance(value, Path) else text
+
+
+UserPath = Annotated[Path, BeforeValidator(_expand)]
+"""A path in which `~` is the home folder and `$NAME` an environment variable."""
+UserText = Annotated[str, BeforeValidator(_expand)]
+"""A name, URI or path; what looks like a path in it is expanded as in `UserPath`."""
+
+
+def _local_folder(value: str) -> str:
+    """timm's `local-dir:FOLDER` with an absolute folder, since trials work elsewhere."""
+    if not value.startswith(LOCAL_FOLDER):
+        return value
+    folder = Path(expanded(value.removeprefix(LOCAL_FOLDER))).absolute()
+    return f"{LOCAL_FOLDER}{folder}"
+
+
+def _saved_model(value: str) -> str:
+    """The name of a model; that of a folder is made absolute."""
+    if value == "source":
+        return value
+    return str(Path(value).absolute()) if Path(value).is_dir() else value
+
+
+ModelName = Annotated[
+    UserText, AfterValidator(_local_folder), AfterValidator(_saved_model)
+]
+"""A model by its name, or a folder that holds one."""
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?|%)\s*$")
 
@@ -76,6 +116,24 @@ def duration_in_steps(
     )
 
 
+def _ascending(value: tuple[float, float]) -> tuple[float, float]:
+    low, high = value
+    if low > high:
+        raise ValueError(
+            f"the first number is the smaller one; write [{high:g}, {low:g}]"
+        )
+    return value
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A number from 0 to 1."""
+
+Shares = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
+"""A range of shares: from 0 to 1, the smaller number first."""
+
+_Deviation = Annotated[float, Field(gt=0)]
+
+
 class DataConfig(Config):
     """A labelled image data set, its validation split and how images reach the model."""
 
@@ -87,21 +145,64 @@ class DataConfig(Config):
             " torchvision; plugins may offer more"
         ),
     )
-    root: Path | None = Field(None, description="folder of the data set")
+    root: UserPath | None = Field(None, description="folder of the data set")
     download: bool = Field(
         False, description="let torchvision download the set into `root`"
+    )
+    name: str | None = Field(
+        None, description="hf: a repository of the Hugging Face Hub, or a local folder"
+    )
+    subset: str | None = Field(
+        None,
+        description="parquet, hf: which data set where a folder or name has several",
+    )
+    revision: str | None = Field(
+        None, description="hf: branch, tag or commit of the repository"
+    )
+    streaming: bool = Field(
+        False,
+        description="hf: read from the Hub as a stream, without a copy in its cache",
+    )
+    train_split: str | None = Field(
+        None,
+        description=(
+            "parquet, webdataset: the word in names of training shards, or a pattern of"
+            " files; hf: a split, such as train[:80%]; default: train"
+        ),
+    )
+    test_split: str | None = Field(
+        None,
+        description="the same for the test part; default: test, or else validation",
+    )
+    image_column: Annotated[str | None, LATER] = Field(
+        None, description="parquet, hf: the column of images; default: found"
+    )
+    label_column: str | None = Field(
+        None,
+        description=(
+            "parquet, hf: the column of labels; webdataset: the key in .json; default:"
+            " found"
+        ),
+    )
+    class_names: tuple[str, ...] | Path | None = Field(
+        None,
+        description=(
+            "parquet, hf, webdataset: names of labels 0, 1, …, or a text file with one a"
+            " line; default: as the files say"
+        ),
     )
     image_size: int | None = Field(
         None,
         ge=4,
         description=(
-            "pixels that the model sees; default: the set's own size (32 or 224)"
+            "pixels that the model sees; default: the size of the images where all are"
+            " squares of one size up to 96 px, and 224 where most are larger"
         ),
     )
     mean: tuple[float, float, float] = Field(
         IMAGENET_MEAN, description="per channel, of images in [0, 1]"
     )
-    std: tuple[float, float, float] = Field(
+    std: tuple[_Deviation, _Deviation, _Deviation] = Field(
         IMAGENET_STD, description="per channel, of images in [0, 1]"
     )
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
@@ -157,6 +258,22 @@ class DataConfig(Config):
         ge=0,
         description="unreadable images to skip (each is named) before it is an error",
     )
+    exif_rotation: bool = Field(
+        False,
+        description=(
+            "turn images as their EXIF orientation says; off, as in torchvision's and"
+            " timm's loaders"
+        ),
+    )
+    white_level: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "value of white in images of more than 8 bits a channel; default: 1 for real"
+            " numbers up to 1, else the first of 255, 4095 and 65535 that no training"
+            " image exceeds"
+        ),
+    )
 
 
 _USED_BY_FLIP = {"preset", "hflip", "crop", "crop_padding_px", "crop_scale"}
@@ -178,7 +295,9 @@ class AugmentConfig(Config):
         ),
     )
     crop_padding_px: int = Field(4, ge=0)
-    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_scale: Shares = Field(
+        (0.08, 1.0), description="resized crop: smallest and largest share of the area"
+    )
     color_jitter: float = Field(
         0.4, ge=0, description="used where `auto_augment` is off, as in timm"
     )
@@ -203,7 +322,7 @@ class AugmentConfig(Config):
     )
     mixup: float = Field(0.8, ge=0, description="alpha; 0 is off")
     cutmix: float = Field(1.0, ge=0, description="alpha; 0 is off")
-    cutmix_minmax: tuple[float, float] | None = None
+    cutmix_minmax: Shares | None = None
     mix_prob: float = Field(
         1.0, ge=0, le=1, description="probability of mixup or cutmix for a batch"
     )
@@ -257,13 +376,13 @@ Augment = Annotated[
 class DistillConfig(Config):
     """Knowledge distillation as in DeiT (Touvron et al. 2021, section 4)."""
 
-    teacher: str = Field(
+    teacher: ModelName = Field(
         description=(
-            "'source', 'stage:NAME' (an earlier stage's model), a folder saved by us,"
-            " or a timm model name (pretrained)"
+            "'source', 'stage:NAME' (an earlier stage's model), a folder with a model, or"
+            " a timm model name (pretrained)"
         )
     )
-    teacher_checkpoint: Path | None = Field(
+    teacher_checkpoint: UserPath | None = Field(
         None, description="weights of a timm-named teacher"
     )
     kind: Literal["soft", "hard"] = "hard"
@@ -283,9 +402,14 @@ class EmaConfig(Config):
 
     decay: float = Field(0.99996, gt=0, lt=1)
     device: str | None = Field(
-        None, description="'cpu' keeps the copy off the accelerator"
+        None,
+        pattern=r"^(cpu|cuda(:\d+)?)$",
+        description="'cpu' keeps the copy off the accelerator",
     )
     use: bool = Field(False, description="evaluate and return the averaged weights")
+
+
+_Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class FitOptions(Config):
@@ -319,14 +443,17 @@ class FitOptions(Config):
             "scale min_lr and warmup_lr as lr is scaled; false: take them as they are"
         ),
     )
-    warmup: Duration = Field(5.0, description="epochs, or 'N steps', 'N%'")
+    warmup: Duration = Field(
+        "10%", description="epochs, or 'N steps', 'N%' of the training"
+    )
     schedule: Literal["cosine", "step", "plateau", "constant"] = "cosine"
-    schedule_step: Annotated[Literal["step", "epoch"], LATER] = Field(
+    schedule_step: Annotated[Literal["step", "epoch", "epoch_start"], LATER] = Field(
         "step",
         description=(
             "when lr changes. step: with every optimiser step; epoch: once an epoch, to"
             " the schedule's value at the start of the epoch before, as in DeiT's code"
-            " (the first two epochs have the same lr)"
+            " (the first two epochs have the same lr); epoch_start: once an epoch, to its"
+            " value at the start of this epoch"
         ),
     )
     cosine_span: Annotated[Literal["whole", "after_warmup"], LATER] = Field(
@@ -340,7 +467,7 @@ class FitOptions(Config):
     decay_epochs: float = Field(30, gt=0, description="step")
     cooldown_epochs: int = Field(0, ge=0)
     patience_epochs: int = Field(10, ge=0, description="plateau")
-    lr_noise: tuple[float, float] | None = Field(
+    lr_noise: Shares | None = Field(
         None, description="range of the fit, as fractions, in which lr is noisy"
     )
     lr_noise_pct: float = Field(0.67, gt=0)
@@ -348,7 +475,7 @@ class FitOptions(Config):
 
     optimizer: str = Field("adamw", description="any timm optimiser name")
     eps: float | None = Field(1e-8, gt=0)
-    betas: tuple[float, float] | None = None
+    betas: tuple[_Momentum, _Momentum] | None = None
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.05, ge=0)
     weight_decay_end: float | None = Field(
@@ -420,11 +547,11 @@ class TrainConfig(FitOptions):
 class SourceConfig(Config):
     """The model that a pipeline starts from."""
 
-    model: str | None = Field(
+    model: Annotated[str, AfterValidator(_local_folder)] | None = Field(
         None,
         description=(
-            "a timm model name, resnet20_cifar, 32, 44, 56 or revit; not needed with a"
-            " folder of ours"
+            "a timm model name (hf-hub:OWNER/NAME and local-dir:FOLDER too),"
+            " resnet20_cifar, 32, 44, 56 or revit; not needed with a folder that says it"
         ),
     )
     args: dict[str, Any] = Field(
@@ -434,25 +561,23 @@ class SourceConfig(Config):
     pretrained: bool = Field(
         False, description="timm's pretrained weights (needs the internet once)"
     )
-    checkpoint: Path | None = Field(
+    checkpoint: UserPath | None = Field(
         None,
         description=(
-            "safetensors, a plain state dict, or a folder saved by us (with `model`:"
-            " its weights)"
+            "a file of safetensors or of torch.save, as any training program writes it,"
+            " or a folder: saved by us, or of the Hugging Face Hub"
         ),
     )
     checkpoint_key: str | None = Field(
         None,
         description=(
-            "key of the state dict in the file (model, module, model_ema, …); default:"
-            " found"
+            "place of the weights in the file (model, state_dict_ema, …); default: where"
+            " names and shapes fit, averaged weights first"
         ),
     )
     checkpoint_prefix: str = Field(
         "",
-        description=(
-            "prefix to strip from parameter names; 'module.' is always stripped"
-        ),
+        description=("prefix to strip from parameter names; usual ones are found"),
     )
     head_init_scale: float | None = Field(
         None, gt=0, description="multiply a re-initialised classifier by this"
@@ -466,7 +591,7 @@ class SourceConfig(Config):
         ):
             raise ValueError(
                 "`model` is needed unless `checkpoint` is a folder that holds"
-                " model.json"
+                " model.json or config.json"
             )
         if self.pretrained and self.checkpoint is not None:
             raise ValueError("give either `pretrained: true` or `checkpoint`, not both")
