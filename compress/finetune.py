@@ -1,14 +1,14 @@
 """Training of the whole model, from scratch too, with optional distillation (DeiT)."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from compress.asp import HoldZeros, asp_masks
 from compress.stage import Context, Phase, Stage
-from trainers.config import DistillConfig, FitOptions, TrainConfig
+from trainers.config import LATER, DistillConfig, FitOptions, ModelName, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.models.arch import (
     DROP_RATE_BUILDERS,
@@ -19,6 +19,7 @@ from trainers.models.arch import (
 )
 from trainers.training.losses import (
     DistillObjective,
+    KlHeads,
     KlObjective,
     Objective,
     TaskObjective,
@@ -41,7 +42,7 @@ class Finetune(Stage, TrainConfig):
     distill: DistillConfig | None = Field(
         None, description="distillation from a teacher"
     )
-    kl_teacher: str | None = Field(
+    kl_teacher: ModelName | None = Field(
         None,
         description=(
             "a second teacher, whose outputs are followed by KL divergence (NViT: the"
@@ -56,6 +57,13 @@ class Finetune(Stage, TrainConfig):
         ),
     )
     kl_tau: float = Field(3.0, gt=0, description="temperature of that divergence")
+    kl_heads: Annotated[KlHeads, LATER] = Field(
+        "mean",
+        description=(
+            "of distilled models. mean: that divergence of the mean of both heads'"
+            " logits; both: the mean of both heads' divergences, as NViT's code"
+        ),
+    )
     scratch: bool = Field(
         False,
         description=(
@@ -63,6 +71,15 @@ class Finetune(Stage, TrainConfig):
             " ones"
         ),
     )
+
+    @model_validator(mode="after")
+    def _both_heads_are_trained(self) -> "Finetune":
+        if self.kl_heads == "both" and (self.distill is None or not self.kl_teacher):
+            raise ValueError(
+                "kl_heads: 'both' needs kl_teacher, and distill, which trains both heads;"
+                " give them or leave kl_heads out"
+            )
+        return self
 
     def teachers(self) -> list[tuple[str, Path | None]]:
         distill = (
@@ -89,8 +106,12 @@ class Finetune(Stage, TrainConfig):
         base = task_objective(self, self.distill, module, ctx)
         if self.kl_teacher is None:
             return base
+        dense = ctx.teacher(self.kl_teacher)
+        if self.kl_heads == "both":
+            give_both_heads(dense)
+            give_both_heads(module)
         return KlObjective(
-            base, ctx.teacher(self.kl_teacher), self.kl_loss_coeff, self.kl_tau
+            base, dense, self.kl_loss_coeff, self.kl_tau, heads=self.kl_heads
         )
 
 
@@ -104,6 +125,21 @@ def check_fit(arch: Arch, config: TrainConfig, data: DataInfo) -> None:
     rated = buildable(with_drop_rates(arch, config))
     if config.layer_decay is not None:
         make_optimizer(on_meta(rated), config)
+
+
+def give_both_heads(module: nn.Module) -> None:
+    """Let a distilled model give both heads' logits, in eval mode too.
+
+    Raises:
+        ValueError: the model has one head.
+    """
+    if getattr(module, "head_dist", None) is None:
+        raise ValueError(
+            f"kl_heads: 'both' needs distilled models; {type(module).__name__} has one"
+            " head. Set kl_heads to 'mean'"
+        )
+    module.set_distilled_training(True)  # type: ignore[operator]
+    module.training = True  # the root alone, which decides nothing else
 
 
 def task_objective(

@@ -18,6 +18,7 @@ import torch
 
 from compress.stage import Stage
 from trainers import plugins
+from trainers.config import values_to_hash
 from trainers.files import sha256_file
 from trainers.training import distributed
 
@@ -77,7 +78,7 @@ def stage_key(before: str, kind: str, config: Stage, teachers: Sequence[str]) ->
         config: the stage.
         teachers: key or hash of each teacher that it uses, in the order of `teachers()`.
     """
-    canonical = _hashed_paths(config.model_dump())
+    canonical = _hashed_paths(values_to_hash(config))
     parts: list[Any] = [before, kind, config.version, canonical, list(teachers)]
     plugin = plugins.plugin_of(type(config))
     if plugin is not None:  # its source decides the result, as `version` does for ours

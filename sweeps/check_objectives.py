@@ -11,16 +11,37 @@ from compress.metrics import (
     trial_metrics,
 )
 from compress.pipeline import NamedStage
+from sweeps.space.space import Space
 from sweeps.spec.model import Spec
 from sweeps.spec.yaml_text import SpecError, did_you_mean
 from trainers.config import DataConfig
 from trainers.training.epoch_metrics import epoch_metrics
 
+UNGUIDED = ("grid", "random")
+"""Samplers that draw the same configurations whatever the objectives are."""
+
+
+def guided_by(spec: Spec, space: Space) -> str:
+    """What goes on with the better configurations; empty where the objectives decide nothing
+    and only order the configurations afterwards.
+    """
+    search = spec.search
+    if search.early_stopping is not None:
+        return "search.early_stopping ends trials"
+    if search.refine is not None:
+        return "search.refine goes on with the best trials"
+    if search.sampler not in UNGUIDED and space.dimensions:
+        return f"search.sampler: {search.sampler} draws by the objectives"
+    return ""
+
 
 def check_objectives(
-    spec: Spec, stages: Iterable[NamedStage], data: DataConfig
+    spec: Spec, stages: Iterable[NamedStage], data: DataConfig, guided: str
 ) -> None:
     """Refuse an objective that the trials of this pipeline will not have, or cannot keep.
+
+    Args:
+        guided: as `guided_by` says it.
 
     Raises:
         SpecError: place, rule, value, remedy.
@@ -31,34 +52,45 @@ def check_objectives(
         latency=spec.measure.latency,
         quantized=any(stage.config.phase == "quantize" for stage in stages),
     )
-    known = {
-        name: metric
-        for name, metric in trial_metrics(
-            (stage.config for stage in stages), conditions
-        ).items()
-        if metric.unit != TEXT and not _is_of_test_set(name)
-    }
+    of_trials = trial_metrics((stage.config for stage in stages), conditions)
+    known = {name: m for name, m in of_trials.items() if m.unit != TEXT}
     for i, objective in enumerate(spec.objectives):
-        place = f"objectives.{i}"
-        _check_name(f"{place}.metric", objective.metric, known, conditions)
-        _check_bound(f"{place}.bound", objective, known[objective.metric])
+        place, name = f"objectives.{i}", objective.metric
+        if _is_of_test_set(name):
+            _check_unguided(f"{place}.metric", name, data, guided)
+        else:
+            _check_name(f"{place}.metric", name, known, conditions)
+        if name in known:
+            _check_bound(f"{place}.bound", objective, known[name])
 
 
 def _check_name(
     place: str, name: str, known: Mapping[str, Metric], conditions: Conditions
 ) -> None:
-    if _is_of_test_set(name):
-        raise SpecError(
-            f"{place}: the test set never guides the search; use"
-            f" {name.removeprefix(TEST_PREFIX)!r}"
-        )
-    if name not in known:
-        reason = missing_because(name, conditions)
-        why = f" ({reason})" if reason else ""
-        raise SpecError(
-            f"{place}: this pipeline has no metric {name!r}{why};"
-            f" {did_you_mean(name, known)}valid: {', '.join(sorted(known))}"
-        )
+    if name in known:
+        return
+    reason = missing_because(name, conditions)
+    why = f" ({reason})" if reason else ""
+    valid = sorted(metric for metric in known if not _is_of_test_set(metric))
+    raise SpecError(
+        f"{place}: this pipeline has no metric {name!r}{why};"
+        f" {did_you_mean(name, valid)}valid: {', '.join(valid)}"
+    )
+
+
+def _check_unguided(place: str, name: str, data: DataConfig, guided: str) -> None:
+    """Refuse a metric of the test set as an objective, unless there is no validation part and
+    nothing is chosen by it.
+    """
+    if data.val_fraction == 0 and not guided:
+        return
+    why = f" ({guided})" if guided and data.val_fraction == 0 else ""
+    raise SpecError(
+        f"{place}: the test set never guides the search{why}; use"
+        f" {name.removeprefix(TEST_PREFIX)!r} with data.val_fraction above 0, or"
+        " data.val_fraction: 0 with search.sampler: grid or random, early_stopping and"
+        " refine left out"
+    )
 
 
 def _check_bound(place: str, objective: Objective, metric: Metric) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from compress.pipeline import NamedStage, check_pipeline
-from sweeps.check_objectives import check_objectives
+from compress.pipeline import NamedStage, check_pipeline, trains
+from sweeps.check_objectives import check_objectives, guided_by
 from sweeps.space.dimension import Draw
 from sweeps.space.resolve import Resolved, resolved_trial
 from sweeps.space.space import Space
@@ -62,6 +62,7 @@ def check_pipelines(spec: Spec, space: Space, points: Sequence[Draw]) -> Opened:
     pipelines: list[tuple[NamedStage, ...]] = []
     remarks: dict[str, None] = {}
     data: str | None = None
+    guided = guided_by(spec, space)
     for draw, trial in _trials(space, points):
         try:
             info = _info(trial.data)
@@ -72,7 +73,7 @@ def check_pipelines(spec: Spec, space: Space, points: Sequence[Draw]) -> Opened:
             _check_augmentation(trial, info)
         except (ValueError, TypeError) as error:
             raise SpecError(_with_choice(str(error), space, draw)) from error
-        check_objectives(spec, trial.stages, trial.data)
+        check_objectives(spec, trial.stages, trial.data, guided)
         remarks |= dict.fromkeys((*facts.remarks, *info.remarks))
         data = data or info.describe()
         example = example or (trial.stages, archs)
@@ -142,10 +143,11 @@ def _facts_cached(
 
 def _source(trial: Resolved, info: DataInfo) -> SourceFacts:
     """The opened source of a pipeline."""
-    trained = any(isinstance(stage.config, FitOptions) for stage in trial.stages)
     config = trial.source.model_dump_json()
     try:
-        return _facts_cached(config, info.num_classes, info.image_size, trained)
+        return _facts_cached(
+            config, info.num_classes, info.image_size, trains(trial.stages)
+        )
     except _SOURCE_ERRORS as error:
         raise ValueError(f"source: {error}") from error
 

@@ -72,6 +72,7 @@ ROOMS = (
     ),
     # the search
     Room("text", "sweeps/spec/yaml_text.py", "trainers"),
+    Room("console", "sweeps/console.py", "contract"),
     Room("run", "sweeps/run", "text contract options trainers"),
     Room(
         "spec",
@@ -88,7 +89,11 @@ ROOMS = (
     Room("trackers", "sweeps/drive/trackers.py", "text run spec contract trainers"),
     Room("check", f"sweeps {CHECK}", f"stage trackers {SEARCH}"),
     Room("reproduce", "sweeps/trial/reproduce.py", f"stage check {SEARCH}"),
-    Room("drive", "sweeps/drive", f"trackers check analysis tables stage {SEARCH}"),
+    Room(
+        "drive",
+        "sweeps/drive",
+        f"console trackers check analysis tables stage {SEARCH}",
+    ),
     Room(
         "export",
         "sweeps/export",
@@ -97,7 +102,7 @@ ROOMS = (
     Room(
         "cli",
         "sweeps/cli sweeps/__main__.py",
-        "check reproduce drive export analysis tables report options measure stage"
+        "console check reproduce drive export analysis tables report options measure stage"
         " trackers"
         f" {SEARCH}",
     ),
@@ -111,7 +116,7 @@ RAY = (
     "sweeps/trial/in_tune.py",
     "sweeps/trial/worker_group.py",
 )
-PICKLE = ("trainers/training/checkpoint.py", "trainers/models/source.py")
+PICKLE = ("trainers/training/checkpoint.py", "trainers/models/checkpoint_file.py")
 NOT_EVERYWHERE = {
     "fcntl": (),
     "resource": (),

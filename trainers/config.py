@@ -6,6 +6,7 @@ Defaults are those of the DeiT family. Names that carry a unit say it; durations
 
 import math
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from trainers.files import expanded
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -29,6 +32,10 @@ that were there once need not be there now.
 """
 
 
+LOCAL_FOLDER = "local-dir:"
+"""How timm's names of models in a folder begin."""
+
+
 class Config(BaseModel):
     """A frozen configuration that rejects unknown keys."""
 
@@ -36,6 +43,81 @@ class Config(BaseModel):
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
 
+
+class Later:
+    """Marks an option that came after its class was published (`Annotated[bool, LATER]`).
+
+    At its default it does not enter a hash, so that what earlier versions computed counts on.
+    """
+
+
+LATER = Later()
+
+
+def values_to_hash(
+    config: BaseModel,
+    *,
+    mode: Literal["python", "json"] = "python",
+    exclude: Collection[str] = (),
+) -> dict[str, Any]:
+    """The values of a config that decide its hash: all but the `LATER` ones at their default.
+
+    Args:
+        mode: as in pydantic's `model_dump`.
+        exclude: further fields to leave out.
+    """
+    left_out: dict[str, Any] = _unchanged(config) | dict.fromkeys(exclude, True)
+    return config.model_dump(mode=mode, exclude=left_out)
+
+
+def _unchanged(config: BaseModel) -> dict[str, Any]:
+    """The `LATER` fields that have their default, of nested configs too: `exclude` of pydantic's
+    `model_dump`.
+    """
+    found: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if LATER in field.metadata and value == field.get_default():
+            found[name] = True
+        elif isinstance(value, BaseModel):
+            found |= {name: inner} if (inner := _unchanged(value)) else {}
+    return found
+
+
+def _expand(value: Any, info: ValidationInfo) -> Any:
+    """A path with `~` and environment variables replaced; what was read once stays as it is."""
+    may_be_gone = (info.context or {}).get(MAY_BE_GONE, False)
+    if may_be_gone or not isinstance(value, str | Path):
+        return value
+    text = expanded(str(value))
+    return Path(text) if isinstance(value, Path) else text
+
+
+UserPath = Annotated[Path, BeforeValidator(_expand)]
+"""A path in which `~` is the home folder and `$NAME` an environment variable."""
+UserText = Annotated[str, BeforeValidator(_expand)]
+"""A name, URI or path; what looks like a path in it is expanded as in `UserPath`."""
+
+
+def _local_folder(value: str) -> str:
+    """timm's `local-dir:FOLDER` with an absolute folder, since trials work elsewhere."""
+    if not value.startswith(LOCAL_FOLDER):
+        return value
+    folder = Path(expanded(value.removeprefix(LOCAL_FOLDER))).absolute()
+    return f"{LOCAL_FOLDER}{folder}"
+
+
+def _saved_model(value: str) -> str:
+    """The name of a model; that of a folder is made absolute."""
+    if value == "source":
+        return value
+    return str(Path(value).absolute()) if Path(value).is_dir() else value
+
+
+ModelName = Annotated[
+    UserText, AfterValidator(_local_folder), AfterValidator(_saved_model)
+]
+"""A model by its name, or a folder that holds one."""
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?|%)\s*$")
 
@@ -103,15 +185,58 @@ class DataConfig(Config):
             " torchvision; plugins may offer more"
         ),
     )
-    root: Path | None = Field(None, description="folder of the data set")
+    root: UserPath | None = Field(None, description="folder of the data set")
     download: bool = Field(
         False, description="let torchvision download the set into `root`"
+    )
+    name: str | None = Field(
+        None, description="hf: a repository of the Hugging Face Hub, or a local folder"
+    )
+    subset: str | None = Field(
+        None,
+        description="parquet, hf: which data set where a folder or name has several",
+    )
+    revision: str | None = Field(
+        None, description="hf: branch, tag or commit of the repository"
+    )
+    streaming: bool = Field(
+        False,
+        description="hf: read from the Hub as a stream, without a copy in its cache",
+    )
+    train_split: str | None = Field(
+        None,
+        description=(
+            "parquet, webdataset: the word in names of training shards, or a pattern of"
+            " files; hf: a split, such as train[:80%]; default: train"
+        ),
+    )
+    test_split: str | None = Field(
+        None,
+        description="the same for the test part; default: test, or else validation",
+    )
+    image_column: Annotated[str | None, LATER] = Field(
+        None, description="parquet, hf: the column of images; default: found"
+    )
+    label_column: str | None = Field(
+        None,
+        description=(
+            "parquet, hf: the column of labels; webdataset: the key in .json; default:"
+            " found"
+        ),
+    )
+    class_names: tuple[str, ...] | Path | None = Field(
+        None,
+        description=(
+            "parquet, hf, webdataset: names of labels 0, 1, …, or a text file with one a"
+            " line; default: as the files say"
+        ),
     )
     image_size: int | None = Field(
         None,
         ge=4,
         description=(
-            "pixels that the model sees; default: the set's own size (32 or 224)"
+            "pixels that the model sees; default: the size of the images where all are"
+            " squares of one size up to 96 px, and 224 where most are larger"
         ),
     )
     mean: tuple[float, float, float] = Field(
@@ -130,13 +255,20 @@ class DataConfig(Config):
             " cropped"
         ),
     )
+    resize: Annotated[Literal["side", "warp"], LATER] = Field(
+        "side",
+        description=(
+            "before a crop. side: the shorter side, the aspect ratio stays; warp: both"
+            " sides, to a square"
+        ),
+    )
     val_fraction: float = Field(
         0.1,
         ge=0,
         lt=1,
         description=(
-            "part of the training set that the search sees; 0: the test set is never"
-            " touched by the search, so objectives need > 0"
+            "part of the training set that the search sees and no trial trains on; 0:"
+            " train on all, and then there is nothing that could guide a search"
         ),
     )
     split_seed: int = Field(
@@ -166,6 +298,22 @@ class DataConfig(Config):
         ge=0,
         description="unreadable images to skip (each is named) before it is an error",
     )
+    exif_rotation: bool = Field(
+        False,
+        description=(
+            "turn images as their EXIF orientation says; off, as in torchvision's and"
+            " timm's loaders"
+        ),
+    )
+    white_level: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "value of white in images of more than 8 bits a channel; default: 1 for real"
+            " numbers up to 1, else the first of 255, 4095 and 65535 that no training"
+            " image exceeds"
+        ),
+    )
 
 
 _USED_BY_FLIP = {"preset", "hflip", "crop", "crop_padding_px", "crop_scale"}
@@ -179,9 +327,12 @@ class AugmentConfig(Config):
         description="deit: as the fields say; flip: crop and flip only; none: nothing",
     )
     hflip: float = Field(0.5, ge=0, le=1, description="probability")
-    crop: Literal["auto", "resized", "padded", "none"] = Field(
+    crop: Literal["auto", "resized", "padded", "random", "none"] = Field(
         "auto",
-        description="auto: padded random crop at <= 32 px, random resized crop above",
+        description=(
+            "auto: padded random crop at <= 32 px, random resized crop above; random:"
+            " resize as at evaluation (data.crop_fraction), then crop at random"
+        ),
     )
     crop_padding_px: int = Field(4, ge=0)
     crop_scale: Shares = Field(
@@ -265,18 +416,25 @@ Augment = Annotated[
 class DistillConfig(Config):
     """Knowledge distillation as in DeiT (Touvron et al. 2021, section 4)."""
 
-    teacher: str = Field(
+    teacher: ModelName = Field(
         description=(
-            "'source', 'stage:NAME' (an earlier stage's model), a folder saved by us,"
-            " or a timm model name (pretrained)"
+            "'source', 'stage:NAME' (an earlier stage's model), a folder with a model, or"
+            " a timm model name (pretrained)"
         )
     )
-    teacher_checkpoint: Path | None = Field(
+    teacher_checkpoint: UserPath | None = Field(
         None, description="weights of a timm-named teacher"
     )
     kind: Literal["soft", "hard"] = "hard"
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the distillation term")
     tau: float = Field(1.0, gt=0, description="temperature (soft)")
+    base_loss_heads: Annotated[Literal["class", "mean"], LATER] = Field(
+        "class",
+        description=(
+            "logits that the loss of labels takes from a model of two heads. class: the"
+            " class head's, as in DeiT; mean: the mean of both heads', as NViT's code"
+        ),
+    )
 
 
 class EmaConfig(Config):
@@ -319,8 +477,29 @@ class FitOptions(Config):
     )
     min_lr: float = Field(1e-5, ge=0)
     warmup_lr: float = Field(1e-6, ge=0)
+    scale_min_lr: Annotated[bool, LATER] = Field(
+        True,
+        description=(
+            "scale min_lr and warmup_lr as lr is scaled; false: take them as they are"
+        ),
+    )
     warmup: Duration = Field(5.0, description="epochs, or 'N steps', 'N%'")
     schedule: Literal["cosine", "step", "plateau", "constant"] = "cosine"
+    schedule_step: Annotated[Literal["step", "epoch"], LATER] = Field(
+        "step",
+        description=(
+            "when lr changes. step: with every optimiser step; epoch: once an epoch, to"
+            " the schedule's value at the start of the epoch before, as in DeiT's code"
+            " (the first two epochs have the same lr)"
+        ),
+    )
+    cosine_span: Annotated[Literal["whole", "after_warmup"], LATER] = Field(
+        "whole",
+        description=(
+            "whole: the cosine begins with the fit, and warm-up takes its first part;"
+            " after_warmup: it begins at lr when warm-up ends"
+        ),
+    )
     decay_rate: float = Field(0.1, gt=0, le=1, description="step and plateau")
     decay_epochs: float = Field(30, gt=0, description="step")
     cooldown_epochs: int = Field(0, ge=0)
@@ -348,6 +527,13 @@ class FitOptions(Config):
     )
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     ema: EmaConfig | None = None
+    train_mode: Annotated[bool, LATER] = Field(
+        True,
+        description=(
+            "false: layers stay in eval mode while they are trained (no dropout, no"
+            " stochastic depth, BatchNorm by its running statistics)"
+        ),
+    )
     augment: Augment = AugmentConfig()
 
     amp: Literal["none", "bf16", "fp16"] = Field(
@@ -365,6 +551,10 @@ class FitOptions(Config):
     def scaled(self, rate: float) -> float:
         """`rate` (stated at a batch of 512) at this global batch size."""
         return rate * self.batch_size / 512 if self.lr_scaling == "linear" else rate
+
+    def scaled_low(self, rate: float) -> float:
+        """`min_lr` or `warmup_lr` at this global batch size."""
+        return self.scaled(rate) if self.scale_min_lr else rate
 
     def accumulation(self, world_size: int) -> tuple[int, int]:
         """(micro-batch per worker, accumulation steps) whose product over workers is `batch_size`.
@@ -394,11 +584,11 @@ class TrainConfig(FitOptions):
 class SourceConfig(Config):
     """The model that a pipeline starts from."""
 
-    model: str | None = Field(
+    model: Annotated[str, AfterValidator(_local_folder)] | None = Field(
         None,
         description=(
-            "a timm model name, resnet20_cifar, 32, 44, 56 or revit; not needed with a"
-            " folder of ours"
+            "a timm model name (hf-hub:OWNER/NAME and local-dir:FOLDER too),"
+            " resnet20_cifar, 32, 44, 56 or revit; not needed with a folder that says it"
         ),
     )
     args: dict[str, Any] = Field(
@@ -408,25 +598,23 @@ class SourceConfig(Config):
     pretrained: bool = Field(
         False, description="timm's pretrained weights (needs the internet once)"
     )
-    checkpoint: Path | None = Field(
+    checkpoint: UserPath | None = Field(
         None,
         description=(
-            "safetensors, a plain state dict, or a folder saved by us (with `model`:"
-            " its weights)"
+            "a file of safetensors or of torch.save, as any training program writes it,"
+            " or a folder: saved by us, or of the Hugging Face Hub"
         ),
     )
     checkpoint_key: str | None = Field(
         None,
         description=(
-            "key of the state dict in the file (model, module, model_ema, …); default:"
-            " found"
+            "place of the weights in the file (model, state_dict_ema, …); default: where"
+            " names and shapes fit, averaged weights first"
         ),
     )
     checkpoint_prefix: str = Field(
         "",
-        description=(
-            "prefix to strip from parameter names; 'module.' is always stripped"
-        ),
+        description=("prefix to strip from parameter names; usual ones are found"),
     )
     head_init_scale: float | None = Field(
         None, gt=0, description="multiply a re-initialised classifier by this"
@@ -440,7 +628,7 @@ class SourceConfig(Config):
         ):
             raise ValueError(
                 "`model` is needed unless `checkpoint` is a folder that holds"
-                " model.json"
+                " model.json or config.json"
             )
         if self.pretrained and self.checkpoint is not None:
             raise ValueError("give either `pretrained: true` or `checkpoint`, not both")

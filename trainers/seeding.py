@@ -3,9 +3,6 @@
 import hashlib
 import random
 
-import numpy as np
-import torch
-
 
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed from a root seed and the names of what it is for (SHA-256, so order
@@ -17,6 +14,10 @@ def derive_seed(*parts: int | str) -> int:
 
 def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, NumPy and torch."""
+    # torch takes a second to import, and `derive_seed` serves processes that never train
+    import numpy as np
+    import torch
+
     random.seed(seed)
     np.random.seed(seed % 2**32)  # timm draws from this one
     torch.manual_seed(seed)

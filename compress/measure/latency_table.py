@@ -9,7 +9,8 @@ Legend
 
 T of a grid point is the measured value to the last bit. Above the grid a query is refused.
 Below it a dimension counts as the smallest grid point: the estimate is then too high, never
-too low, and nothing more is saved there.
+too low, and nothing more is saved there. With `below="to_zero"`, as in NViT's code, E and M
+go on linearly to latency 0 at size 0 instead.
 """
 
 import io
@@ -20,7 +21,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,7 @@ Array = npt.NDArray[Any]
 _VERSION = 1
 _METADATA = b"latency_table"
 _NVIT_KEYS = (r"EMB_(\d+)", r"QK_(\d+)_(\d+)", r"V_(\d+)", r"MLP_(\d+)")
+_TO_ZERO = [DIMENSIONS.index(name) for name in ("embed", "mlp")]
 _log = logging.getLogger(__name__)
 
 
@@ -102,6 +104,8 @@ class LatencyTable:
         stem, head: milliseconds of patch embedding with positions, and of final norm with
             classifiers, at each grid point of embed; zeros where they were not measured.
         fingerprint: what it was measured with.
+        below: what a width or a number of hidden units below the smallest grid point has:
+            the latency of that point ("constant"), or its part of it ("to_zero").
     """
 
     axes: tuple[Array, ...]
@@ -109,6 +113,7 @@ class LatencyTable:
     stem: Array
     head: Array
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
+    below: Literal["constant", "to_zero"] = "constant"
 
     def __post_init__(self) -> None:
         shape = tuple(len(axis) for axis in self.axes)
@@ -157,7 +162,10 @@ class LatencyTable:
         for part in reversed(parts):
             half = len(values) // 2
             values = values[:half] * (1 - part) + values[half:] * part
-        return values[0]
+        if self.below == "constant":
+            return values[0]
+        parts = [np.minimum(dims[:, j] / self.axes[j][0], 1.0) for j in _TO_ZERO]
+        return values[0] * np.prod(parts, axis=0)
 
     def model_ms(self, embed: int, blocks: Array) -> float:
         """Latency in ms of a model of that width with block dimensions (L, 4): heads, qk,
@@ -173,7 +181,7 @@ class LatencyTable:
     def gradient(self, dims: Array) -> Array:
         """What one unit fewer of each dimension saves, T(d) − T(d − e_j), in ms: (n, 5) → (n, 5).
 
-        0 at and below the smallest grid point.
+        0 at and below the smallest grid point, unless latency goes to zero there.
         """
         dims = np.asarray(dims, np.float64)
         fewer = (dims[:, None] - np.eye(len(DIMENSIONS))).reshape(-1, len(DIMENSIONS))

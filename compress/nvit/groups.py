@@ -120,13 +120,14 @@ def latency_credit(gradient: Tensor, counts: Tensor, groups: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Prunable groups, lowest score first.
+    """Groups, lowest score first.
 
     Attributes:
-        units: indices of the kept units, sorted by structure and score, int64 (K,).
+        units: indices of the ranked units, sorted by structure and score, int64 (K,).
         first, last: range of each group in `units`, int64 (G,).
         scores: float64 (G,), ascending.
         structures: int64 (G,).
+        at_floor: bool (G,), the last whole group of its structure, which stays.
     """
 
     units: Tensor
@@ -134,13 +135,16 @@ class Ranking:
     last: Tensor
     scores: Tensor
     structures: Tensor
+    at_floor: Tensor
 
     def members(self, group: int) -> Tensor:
         """Unit indices of one group (g,)."""
         return self.units[int(self.first[group]) : int(self.last[group])]
 
 
-def rank_groups(score: Tensor, keep: Tensor, layout: UnitLayout) -> Ranking:
+def rank_groups(
+    score: Tensor, keep: Tensor, layout: UnitLayout, *, every: bool = False
+) -> Ranking:
     """Cut every structure's kept units into groups by ascending score, and sort all groups
     of the model.
 
@@ -151,31 +155,38 @@ def rank_groups(score: Tensor, keep: Tensor, layout: UnitLayout) -> Ranking:
     Args:
         score: I' of each unit, float64 (U,).
         keep: units not pruned yet, bool (U,).
+        every: rank pruned units too, before kept ones of the same score, and the groups at
+            their floor: what NViT's code counts.
     """
     kept = keep.nonzero()[:, 0]
+    counts = layout.counts(keep)
+    if every:
+        kept = torch.cat([(~keep).nonzero()[:, 0], kept])
+        counts = layout.sizes
     structure = layout.structure[kept]
     order = np.argsort(score[kept].numpy(), kind="stable")
     # small integers: NumPy sorts them by radix
     order = order[np.argsort(structure.numpy().astype(np.int16)[order], kind="stable")]
     units = kept[order]
     structure = structure[order]
-    counts = layout.counts(keep)
     starts = counts.cumsum(0) - counts
     rank = torch.arange(len(units)) - starts[structure]
     size = layout.groups[structure]
-    prunable = counts[structure] - (rank // size + 1) * size >= size
-    first = (prunable & (rank % size == 0)).nonzero()[:, 0]
+    rest = counts[structure] - (rank // size + 1) * size  # units above the group
+    ranked_at_all = rest >= (0 if every else size)
+    first = (ranked_at_all & (rank % size == 0)).nonzero()[:, 0]
     begins = torch.zeros(len(units), dtype=torch.long)
     begins[first] = 1
-    group = (begins.cumsum(0) - 1)[prunable]
+    group = (begins.cumsum(0) - 1)[ranked_at_all]
     scores = torch.zeros(len(first), dtype=torch.float64).index_add_(
-        0, group, score[units[prunable]]
+        0, group, score[units[ranked_at_all]]
     )
     ranked = scores.argsort(stable=True)
     first = first[ranked]
     structures = structure[first]
+    sizes = layout.groups[structures]
     return Ranking(
-        units, first, first + layout.groups[structures], scores[ranked], structures
+        units, first, first + sizes, scores[ranked], structures, rest[first] < sizes
     )
 
 

@@ -5,7 +5,8 @@ Legend
     P(s)         parameters of unit s
     I_t(s)       (1/d · Σ_{w ∈ P(s)} w·g)² at step t: first the sum, then the square (paper,
                  equations 4 to 6)
-    d            divisor: the number of blocks for EMB, 6 for heads, 2 for QK and V, 1 for MLP
+    d            divisor: the number of blocks for EMB, 6 for heads (12 in NViT's code, which
+                 divides a head by 2 once more), 2 for QK and V, 1 for MLP
 
 P(s) holds, with biases: for an EMB channel its rows of the patch embedding and, in every
 block, its columns of q, k, v, fc1 and its rows of proj and fc2; for a head its rows of q,
@@ -26,16 +27,15 @@ from trainers.training import distributed
 if TYPE_CHECKING:
     from trainers.models.pruned_vit import PrunedVit
 
-DIVISORS = {"heads": 6, "qk": 2, "v": 2}
-"""d of each kind within a block; `mlp` has 1, `embed` the number of blocks."""
+HEAD_DIVISOR = 6
 
 
-def taylor(vit: "PrunedVit") -> Tensor:
+def taylor(vit: "PrunedVit", head_divisor: int = HEAD_DIVISOR) -> Tensor:
     """I_t of every unit at the present weights and gradients, (U,), on the module's device."""
     return _unit_sums(
         vit,
         lambda p: p * p.grad if p.grad is not None else torch.zeros_like(p),
-        DIVISORS,
+        {"heads": head_divisor, "qk": 2, "v": 2},
     ).square()
 
 
@@ -123,6 +123,11 @@ class TaylorMeter:
         self.total.zero_()
         self.steps.zero_()
         return self.smoothed
+
+    def reset(self) -> None:
+        """Go on as if all intervals before had had importance 0."""
+        if self.smoothed is not None:
+            self.smoothed = torch.zeros_like(self.smoothed)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -5,7 +5,14 @@ Legend
     I, I'     importance of a unit, without and with the latency term: I' = I − η · credit,
               or I/ΣI − η · credit with ΣI over the units that are left (`importance_unit`
               share)
-    n_t       groups zeroed after t intervals: ⌊t · prune_per_iter / 16⌋
+    n_t       ⌊t · prune_per_iter / 16⌋; by `counting: new_groups`, the groups zeroed after t
+              intervals
+
+`counting: published` is what NViT's code does: groups are cut of all units, pruned ones
+included, and an interval zeroes every group that scores at most as much as the n_t-th lowest
+(the first interval: as the lowest), which mostly are zeroed already or at their floor. Its
+first interval has a step more than the others. Whether the target is met is looked at one
+step after a pruning, by a latency in which the embedding is still that of before it.
 """
 
 from dataclasses import dataclass
@@ -24,18 +31,20 @@ from compress.nvit.groups import (
     rank_groups,
 )
 from compress.nvit.importance import (
+    HEAD_DIVISOR,
     TaylorMeter,
     magnitude_scores,
     random_scores,
     taylor,
 )
-from compress.nvit.surgery import Masks, cut
+from compress.nvit.surgery import Masks, NormChannels, cut
 from trainers.models.arch import Arch, ModelState
 from trainers.training.fit import Hook
 
 if TYPE_CHECKING:
     from compress.nvit.masked_vit import MaskedVit
 
+Counting = Literal["new_groups", "published"]
 Importance = Literal["nvit", "taylor", "magnitude", "random"]
 StopReason = Literal["latency_target", "budget", "floors", "epochs"]
 
@@ -51,10 +60,16 @@ class PruneRules:
         latency_unit: of eta: the unpruned model's latency ("dense"), or seconds.
         importance_unit: a unit's share of the whole model's importance, or the loss itself.
         prune_per_iter: 16ths of a group that are pruned in an interval.
+        counting: which groups, and when; see the top of this file.
         interval_prune: optimiser steps of an interval.
         momentum: of importance over intervals.
+        importance_reset: whether importance smoothed so far is set to 0 after the first pruning.
+        importance_weights: which weights gradients are multiplied by, those before an
+            update, for which they were computed, or after it.
+        head_divisor: of a head's sum.
         budget: units that may be pruned at most.
         student_eval: no dropout and stochastic depth from the first pruning on.
+        norm_channels: what norms average over while channels are zeroed.
         seed: of the random importance.
     """
 
@@ -64,10 +79,15 @@ class PruneRules:
     latency_unit: Literal["dense", "seconds"] = "dense"
     importance_unit: Literal["share", "loss"] = "loss"
     prune_per_iter: int = 32
+    counting: Counting = "new_groups"
     interval_prune: int = 100
     momentum: float = 0.9
+    importance_reset: bool = False
+    importance_weights: Literal["before", "after"] = "before"
+    head_divisor: int = HEAD_DIVISOR
     budget: int = 39_000
     student_eval: bool = True
+    norm_channels: NormChannels = "kept"
     seed: int = 0
 
 
@@ -99,6 +119,7 @@ class Pruner(Hook):
         self.meter = TaylorMeter(layout.num_units, rules.momentum, device)
         self.masks: Masks | None = None
         self.intervals = 0
+        self.unchecked_ms: float | None = None
         self.history: list[dict[str, Any]] = []
         self.stop_reason: StopReason = "epochs"
         self.arch: Arch | None = None
@@ -167,21 +188,30 @@ class Pruner(Hook):
     def num_pruned(self) -> int:
         return int((~self.keep).sum())
 
-    def latency_ms(self) -> float:
-        """Estimated latency of what is left."""
+    def latency_ms(self, embed: int | None = None) -> float:
+        """Estimated latency of what is left, or of that at another width."""
         table = block_table(self.layout.counts(self.keep)).numpy()
-        return self.latency.model_ms(int(table[0, 0]), table[:, 1:])
+        width = int(table[0, 0]) if embed is None else embed
+        return self.latency.model_ms(width, table[:, 1:])
 
     def on_grads(self, step: int = 0) -> None:
-        if self.rules.importance in ("nvit", "taylor"):
-            self.meter.add(taylor(self.vit))
+        if self.rules.importance_weights == "before":
+            self._score()
         if self.masks is not None:
             self.masks.on_grads()
+
+    def _score(self) -> None:
+        if self.rules.importance in ("nvit", "taylor"):
+            self.meter.add(taylor(self.vit, self.rules.head_divisor))
 
     def on_step(self, step: int) -> bool | None:
         if self.masks is not None:
             self.masks.on_values()
-        if step % self.rules.interval_prune:
+        if self.rules.importance_weights == "after":
+            self._score()
+        if self._met_at_the_last_pruning():
+            return True
+        if not self._interval_ends(step):
             return None
         ended = self.decide()
         if self.masks is not None:
@@ -194,10 +224,29 @@ class Pruner(Hook):
         self.history.append(note | self.layout.dims(self.keep))
         return ended
 
+    def _interval_ends(self, step: int) -> bool:
+        if self.rules.counting == "published":
+            return step > 1 and (step - 1) % self.rules.interval_prune == 0
+        return step % self.rules.interval_prune == 0
+
+    def _met_at_the_last_pruning(self) -> bool:
+        """Whether the pruning a step before met the target, by published counting."""
+        latency_ms, self.unchecked_ms = self.unchecked_ms, None
+        met = latency_ms is not None and self._meets_target(latency_ms)
+        if met:
+            self.stop_reason = "latency_target"
+        return met
+
+    def _meets_target(self, latency_ms: float) -> bool:
+        return latency_ms <= self.rules.latency_target * self.dense_ms
+
     def decide(self) -> bool:
         """End an interval: rank, choose what goes, mask it. True where pruning has ended."""
         self.intervals += 1
-        ended = self._choose()
+        published = self.rules.counting == "published"
+        ended = self._choose_published() if published else self._choose()
+        if self.rules.importance_reset and self.num_pruned and not self.pruned:
+            self.meter.reset()
         if self.num_pruned:
             self._apply()
         return ended
@@ -210,6 +259,8 @@ class Pruner(Hook):
             case "magnitude":
                 return magnitude_scores(self.vit, self.keep, self.layout)
         importance = self.meter.close()
+        if self.rules.counting == "published":  # pruned units are ranked, too
+            importance = torch.where(self.keep, importance, 0.0)
         if self.rules.importance == "taylor":
             return importance
         counts = self.layout.counts(self.keep)
@@ -239,7 +290,7 @@ class Pruner(Hook):
                 self.stop_reason = "budget"
                 return True
             self.keep[members] = False
-            if self.latency_ms() <= self.rules.latency_target * self.dense_ms:
+            if self._meets_target(self.latency_ms()):
                 self.stop_reason = "latency_target"
                 return True
         if quota > len(ranking.scores):
@@ -247,8 +298,29 @@ class Pruner(Hook):
             return True
         return False
 
+    def _choose_published(self) -> bool:
+        """The same by published counting."""
+        ranking = rank_groups(self.scores(), self.keep, self.layout, every=True)
+        t = self.intervals
+        lowest = 1 if t == 1 else t * self.rules.prune_per_iter // 16
+        scores = ranking.scores
+        bound = scores[min(max(lowest, 1), len(scores)) - 1]
+        embed = int(self.layout.counts(self.keep)[0])
+        may_go = ~ranking.at_floor & self.keep[ranking.units[ranking.first]]
+        for group in (may_go & (scores <= bound)).nonzero()[:, 0].tolist():
+            members = ranking.members(group)
+            if self.num_pruned + len(members) > self.rules.budget:
+                self.stop_reason = "budget"
+                return True
+            self.keep[members] = False
+        self.unchecked_ms = self.latency_ms(embed)
+        if not may_go.any():
+            self.stop_reason = "floors"
+            return True
+        return False
+
     def _apply(self) -> None:
-        self.masks = Masks(self.vit, self.layout, self.keep)
+        self.masks = Masks(self.vit, self.layout, self.keep, self.rules.norm_channels)
         if self.rules.student_eval and not self.vit.student_eval:
             self.vit.student_eval = True
             self.vit.train(self.vit.training)
@@ -257,6 +329,7 @@ class Pruner(Hook):
         return {
             "keep": self.keep,
             "intervals": self.intervals,
+            "unchecked_ms": self.unchecked_ms,
             "history": self.history,
             "stop_reason": self.stop_reason,
             "meter": self.meter.state_dict(),
@@ -265,6 +338,7 @@ class Pruner(Hook):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.keep = state["keep"]
         self.intervals = state["intervals"]
+        self.unchecked_ms = state.get("unchecked_ms")
         self.history = state["history"]
         self.stop_reason = state["stop_reason"]
         self.meter.load_state_dict(state["meter"])

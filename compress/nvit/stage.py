@@ -9,10 +9,10 @@ latency meets a target; the zeroed model is then cut into a small dense one. The
 import hashlib
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,9 +25,11 @@ from compress.measure.options import Precision
 from compress.metrics import TEXT, Metric
 from compress.nvit.cost import LatencyModel, MacsModel
 from compress.nvit.groups import GroupSizes, UnitLayout, block_table
-from compress.nvit.pruner import Importance, Pruner, PruneRules
+from compress.nvit.importance import HEAD_DIVISOR
+from compress.nvit.pruner import Counting, Importance, Pruner, PruneRules
+from compress.nvit.surgery import NormChannels
 from compress.stage import Context, Phase, Stage
-from trainers.config import DistillConfig, TrainConfig
+from trainers.config import LATER, DistillConfig, TrainConfig, UserPath
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
 from trainers.models.parameters import BLOCK_DIMS
@@ -159,11 +161,18 @@ class Nvit(Stage, TrainConfig):
             " as in later ones"
         ),
     )
-    table: Path | None = Field(
+    table: UserPath | None = Field(
         None,
         description=(
             "file of a measured latency table; default: one is measured on the trial's"
             " device"
+        ),
+    )
+    table_below: Annotated[Literal["constant", "to_zero"], LATER] = Field(
+        "constant",
+        description=(
+            "latency of a width or MLP smaller than the table knows. constant: that of"
+            " its smallest; to_zero: linear to 0 at size 0, as NViT's code"
         ),
     )
     latency_batch: int = Field(
@@ -187,11 +196,40 @@ class Nvit(Stage, TrainConfig):
         ge=1,
         description="pruned in an interval, in 16ths of a group (32 are two groups)",
     )
+    counting: Annotated[Counting, LATER] = Field(
+        "new_groups",
+        description=(
+            "what an interval takes. new_groups: that many groups more; published, as"
+            " NViT's code: every group that scores at most as much as the 2nd, 4th, 6th,"
+            " … of all groups, those that are gone or must stay included, so that later"
+            " intervals take more; the target is then looked at a step later"
+        ),
+    )
     interval_prune: int = Field(
         100, ge=1, description="optimiser steps between two prunings"
     )
     importance_momentum: float = Field(
         0.9, ge=0, lt=1, description="of the importance, from interval to interval"
+    )
+    importance_reset: Annotated[bool, LATER] = Field(
+        False,
+        description=(
+            "set the importance so far to 0 after the first pruning, as NViT's code"
+        ),
+    )
+    importance_weights: Annotated[Literal["before", "after"], LATER] = Field(
+        "before",
+        description=(
+            "weights that gradients are multiplied by: those that they belong to, or"
+            " those after the update, as in NViT's code"
+        ),
+    )
+    head_divisor: Annotated[int, LATER] = Field(
+        HEAD_DIVISOR,
+        ge=1,
+        description=(
+            "divisor of the sum over a head, before it is squared; NViT's code: 12"
+        ),
     )
     budget: int = Field(
         39_000, ge=1, description="units that may be pruned at most (prune_dict.Global)"
@@ -215,6 +253,15 @@ class Nvit(Stage, TrainConfig):
     student_eval: bool = Field(
         True,
         description="no dropout and no stochastic depth from the first pruning on",
+    )
+
+    norm_channels: Annotated[NormChannels, LATER] = Field(
+        "kept",
+        description=(
+            "channels that a LayerNorm averages over while others are zeroed. kept: what"
+            " is pruned is what is cut out; all, as NViT's code: the model that is cut"
+            " out computes something else"
+        ),
     )
 
     epochs: int = Field(
@@ -263,7 +310,7 @@ class Nvit(Stage, TrainConfig):
         check_fit(dense, self, data)
         images = min(self.images_per_epoch or data.num_train, data.num_train)
         steps = self.epochs * (images // self.batch_size)
-        if steps < self.interval_prune:
+        if steps < self.interval_prune + (self.counting == "published"):
             raise ValueError(
                 f"interval_prune: {self.epochs} epochs are {steps} steps, fewer than one"
                 f" interval of {self.interval_prune}, so that nothing would be pruned;"
@@ -353,9 +400,14 @@ class Nvit(Stage, TrainConfig):
                 "latency_unit",
                 "importance_unit",
                 "prune_per_iter",
+                "counting",
                 "interval_prune",
+                "importance_reset",
+                "importance_weights",
+                "head_divisor",
                 "budget",
                 "student_eval",
+                "norm_channels",
             )
         }
         return PruneRules(**shared, momentum=self.importance_momentum, seed=seed)
@@ -369,6 +421,7 @@ class Nvit(Stage, TrainConfig):
             table.warn_other_device(ctx.device)
         else:
             table = self._measured_table(arch, ctx)
+        table = replace(table, below=self.table_below)
         digest = hashlib.sha256(table.block.tobytes()).hexdigest()
         return table, {
             "kind": "measured",

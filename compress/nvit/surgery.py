@@ -11,6 +11,7 @@ channels.
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -66,10 +67,24 @@ class MaskedLayerNorm(nn.LayerNorm):
         return F.layer_norm(x, self.normalized_shape, weight, self.bias, eps)
 
 
-class Masks:
-    """Zeroes the pruned units of a `MaskedVit`, and their gradients."""
+NormChannels = Literal["kept", "all"]
 
-    def __init__(self, vit: nn.Module, layout: UnitLayout, keep: Tensor) -> None:
+
+class Masks:
+    """Zeroes the pruned units of a `MaskedVit`, and their gradients.
+
+    Args:
+        norm_channels: what norms average over; over "all" channels, the dense model of
+            `cut` computes something else.
+    """
+
+    def __init__(
+        self,
+        vit: nn.Module,
+        layout: UnitLayout,
+        keep: Tensor,
+        norm_channels: NormChannels = "kept",
+    ) -> None:
         named = dict(vit.named_parameters())
         embedding = named["pos_embed"]
         axes = axis_keeps(keep, layout, list(named))
@@ -92,7 +107,7 @@ class Masks:
             if id(kept) in factors
         ]
         embed = layout.split(keep)["embed"]
-        for layer in vit.modules():
+        for layer in vit.modules() if norm_channels == "kept" else ():
             if isinstance(layer, MaskedLayerNorm):
                 layer.set_keep(embed)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from analysis.text import printable
 from sweeps.cli.arguments import RunArgument
 from sweeps.cli.terminal import console, say, table, warn
 
@@ -149,7 +150,7 @@ def query(
         say(f"{out}  {len(rows)} rows")
         return
     if csv:
-        rows.to_csv(sys.stdout, index=False)
+        sys.stdout.write(printable(rows.to_csv(index=False)))
         return
     more = f", the first {MAX_ROWS}" if len(rows) > MAX_ROWS else ""
     title = f"{len(rows)} row{'' if len(rows) == 1 else 's'}{more}"

@@ -10,21 +10,23 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+
+from sweeps.console import PlainConsole
 
 TRACEBACK = "SWEEPS_TRACEBACK"
 MISTAKE = 2
 """Exit code of a command that cannot do what it was asked."""
 
 _width = None if sys.stdout.isatty() else 140  # a pipe has no width: do not fold at 80
-console = Console(width=_width)
-errors = Console(stderr=True, width=_width)
+console = PlainConsole(width=_width)
+errors = PlainConsole(stderr=True, width=_width)
 
 
 def say(text: str, style: str = "") -> None:
@@ -73,6 +75,37 @@ def without_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+_WITH_PATHS = (
+    "coded",
+    "figures",
+    "markdown",
+    "model",
+    "out",
+    "plugin",
+    "run",
+    "runs",
+    "spec",
+)
+"""Parameters of commands that are paths, or may be."""
+
+
+class Command(TyperCommand):
+    """A command in whose paths `~` and environment variables are replaced: a shell leaves them
+    where they stand after `=` or in quotes.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        from trainers.files import expanded
+
+        for name in _WITH_PATHS:
+            value = ctx.params.get(name)
+            if isinstance(value, str | Path):
+                ctx.params[name] = type(value)(expanded(str(value)))
+            elif isinstance(value, list | tuple):
+                ctx.params[name] = [expanded(str(each)) for each in value]
+        return super().invoke(ctx)
 
 
 class Commands(TyperGroup):

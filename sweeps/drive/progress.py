@@ -25,6 +25,7 @@ from rich.text import Text
 
 from analysis.contract import STATUSES, Objective, Status, finite_values, is_feasible
 from analysis.numbers import number, plain, quantity
+from sweeps.console import PlainConsole
 from sweeps.run.record import TrialRecord
 
 _MARKS: dict[Status, str] = {
@@ -102,7 +103,7 @@ class Progress:
     ) -> None:
         self.objectives = objectives
         self.units = units
-        self.console = console or Console()
+        self.console = console or PlainConsole()
         self.counts: Counter[Status] = Counter()
         self.standing = Standing(objectives)
         self._bar: Bar | None = None

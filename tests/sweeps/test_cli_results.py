@@ -212,3 +212,26 @@ def test_mistakes_get_one_message(
             text,
         )
     assert not (run.parent / "x.html").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status"],
+        ["front"],
+        ["query", "select * from trials"],
+        ["query", "select * from trials", "--csv"],
+    ],
+)
+def test_no_command_prints_the_control_characters_of_a_run(run, words):
+    """In a metric's name and value, an error, and a trial's folder."""
+    for path in run.glob("trials/*/record.json"):
+        record = json.loads(path.read_text())
+        record["metrics"] = record["metrics"] | {"x\x1b]52;c;A\x07": "\x9b31m"}
+        if record["error"]:
+            record["error"]["message"] = "\x1b[2J"
+        path.write_text(json.dumps(record))
+    (run / "trials/evil\x1b]52;c;A\x07").mkdir()
+    done = CliRunner().invoke(app, [words[0], str(run), *words[1:]])
+    assert done.exit_code == 0, done.output
+    assert not set("\x1b\x07\x9b\r") & set(done.output)

@@ -254,6 +254,39 @@ def test_mistakes_are_explained(
         check(raw, *parts)
 
 
+ALL_IMAGES = (
+    "data.val_fraction=0",
+    "objectives=[{metric: test_accuracy, mode: max}]",
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "guided"),
+    [
+        (["search.sampler=tpe"], r"search\.sampler: tpe draws by the objectives"),
+        (
+            [
+                "search.sampler=random",
+                "search.early_stopping={scheduler: asha, metric: train_loss}",
+            ],
+            r"search\.early_stopping ends trials",
+        ),
+    ],
+)
+def test_the_test_set_guides_no_search(
+    raw: dict[str, Any], overrides: list[str], guided: str
+) -> None:
+    with pytest.raises(SpecError, match=f"never guides the search \\({guided}"):
+        check(raw, *ALL_IMAGES, *overrides)
+
+
+def test_the_test_set_may_order_what_nothing_chose(raw: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match="never guides the search; use 'accuracy'"):
+        check(raw, ALL_IMAGES[1], "search.sampler=random")
+    checked = check(raw, *ALL_IMAGES, "search.sampler=random")
+    assert [o.metric for o in checked.spec.objectives] == ["test_accuracy"]
+
+
 def test_the_spec_itself_holds(raw: dict[str, Any]) -> None:
     checked = check(raw)
     assert checked.num_configurations == 4

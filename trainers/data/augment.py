@@ -70,7 +70,7 @@ def resize_before_crop(image_size: int, crop_fraction: float) -> int:
 
 
 def crop_kind(config: AugmentConfig, image_size: int) -> str:
-    """ "padded", "resized" or "none": how training crops at `image_size` px."""
+    """ "padded", "resized", "random" or "none": how training crops at `image_size` px."""
     if config.preset == "none":
         return "none"
     if config.crop == "auto":
@@ -95,6 +95,9 @@ class BatchAugment:
         self.config, self._size, self._device = config, image_size, device
         self._interpolation = data.interpolation
         self._crop = crop_kind(config, image_size)
+        self._resized = image_size
+        if self._crop == "random":
+            self._resized = resize_before_crop(image_size, data.crop_fraction)
         self._hflip = 0.0 if config.preset == "none" else config.hflip
         self._colour = config.preset == "deit"
         self._rand_augment: RandAugment | None = None
@@ -133,13 +136,16 @@ class BatchAugment:
             return ops.resized_crop(
                 images, boxes, flip, self._size, self._interpolation
             )
-        if native != self._size:
-            images = ops.to_uint8(ops.resize(images, self._size, self._interpolation))
-        if self._crop == "padded":
-            padding = self.config.crop_padding_px
-            corner = rng.integers(2 * padding + 1, size=(2, batch))
+        if native != self._resized:
+            images = ops.to_uint8(
+                ops.resize(images, self._resized, self._interpolation)
+            )
+        if self._crop in ("padded", "random"):
+            padding = self.config.crop_padding_px if self._crop == "padded" else 0
+            places = self._resized + 2 * padding - self._size + 1
+            corner = rng.integers(places, size=(2, batch))
             top, left = put(corner, self._device)
-            return ops.padded_crop(images, padding, top, left, flip)
+            return ops.padded_crop(images, padding, self._size, top, left, flip)
         return (
             torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)
             if self._hflip

@@ -195,17 +195,16 @@ def resize(images: Tensor, size: int, interpolation: Interpolation) -> Tensor:
 
 
 def padded_crop(
-    images: Tensor, padding: int, top: Tensor, left: Tensor, flip: Tensor
+    images: Tensor, padding: int, size: int, top: Tensor, left: Tensor, flip: Tensor
 ) -> Tensor:
-    """Crop at (top, left) (int, 0..2*padding) from the image padded with black, then mirror
-    where `flip`.
+    """Crop a square of `size` px at (top, left) (int) from the image padded with black, then
+    mirror where `flip`.
     """
-    batch, channels, height, width = images.shape
+    batch, channels = images.shape[:2]
     padded = F.pad(images, (padding,) * 4)
-    x = torch.arange(width, device=images.device)
-    columns = torch.where(flip.view(-1, 1), width - 1 - x, x) + left.view(-1, 1)
-    rows = (
-        torch.arange(height, device=images.device) + top.view(-1, 1)
-    ) * padded.shape[3]
-    places = (rows.unsqueeze(2) + columns.unsqueeze(1)).view(batch, 1, height * width)
-    return padded.flatten(2).gather(2, places.expand(-1, channels, -1)).view_as(images)
+    x = torch.arange(size, device=images.device)
+    columns = torch.where(flip.view(-1, 1), size - 1 - x, x) + left.view(-1, 1)
+    rows = (x + top.view(-1, 1)) * padded.shape[3]
+    places = (rows.unsqueeze(2) + columns.unsqueeze(1)).view(batch, 1, size * size)
+    cropped = padded.flatten(2).gather(2, places.expand(-1, channels, -1))
+    return cropped.view(batch, channels, size, size)

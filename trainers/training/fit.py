@@ -222,7 +222,7 @@ class _Fit:
     def train_epoch(self) -> TrainedEpoch:
         """One pass over the training part. Sets `ended` when a hook ends the fit."""
         seed_everything(derive_seed(self.seed, "epoch", self.epoch, distributed.rank()))
-        self.module.train()
+        set_training(self.module, self.config.train_mode)
         meter = _LossMeter(self.device)
         images_seen = 0
         steps_before = self.result.steps
@@ -339,6 +339,19 @@ class _Fit:
             self.ema.module.load_state_dict(state["ema"])
         for hook, hook_state in zip(self.hooks, state["hooks"], strict=True):
             hook.load_state_dict(hook_state)
+
+
+def set_training(module: nn.Module, train_mode: bool) -> None:
+    """Put a module in training mode; unless `train_mode`, with all layers in eval mode.
+
+    Then a distilled model still gives the logits of both heads, which its root alone decides.
+    """
+    module.train()
+    if train_mode:
+        return
+    module.training = bool(getattr(module, "distilled_training", False))
+    for child in module.children():
+        child.eval()
 
 
 def _averaged(module: nn.Module, config: EmaConfig | None) -> Any:

@@ -4,6 +4,7 @@ Legend: B batch, C classes, z student logits, t teacher logits, y targets, tau t
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from trainers.config import DistillConfig
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(model, images (B, 3, H, W), targets (B,) or (B, C)) → scalar loss."""
+KlHeads = Literal["mean", "both"]
 Output = Tensor | tuple[Tensor, Tensor]
 """Logits (B, C), or a distilled model's of the class head and the distillation head."""
 
@@ -52,6 +54,10 @@ def kl_divergence(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
     return F.kl_div(q, p, reduction="sum", log_target=True) / student.numel()
 
 
+def _heads(output: Output) -> tuple[Tensor, ...]:
+    return output if isinstance(output, tuple) else (output,)
+
+
 def _class_logits(output: Output) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
@@ -89,7 +95,9 @@ class DistillObjective:
 
     def loss(self, output: Output, images: Tensor, targets: Tensor) -> Tensor:
         """The loss, given the output of the forward pass."""
-        logits, distilled = output if isinstance(output, tuple) else (output, output)
+        distilled = _heads(output)[-1]
+        mean = self.config.base_loss_heads == "mean"
+        logits = _mean_logits(output) if mean else _class_logits(output)
         with torch.no_grad():
             teacher = _class_logits(self.teacher(images))
         if self.config.kind == "hard":
@@ -103,13 +111,14 @@ class DistillObjective:
 
 
 class KlObjective:
-    """original_coeff · `base` + kl_coeff · KL(dense ‖ model) at temperature tau, of both
-    heads' mean (NViT).
+    """original_coeff · `base` + kl_coeff · KL(dense ‖ model) at temperature tau (NViT).
 
     Args:
         base: the task or distillation loss.
         dense: the model to stay close to, frozen, in eval mode.
         active: whether the KL term counts at this moment.
+        heads: of models of two heads. mean: the divergence of the heads' mean logits; both:
+            the mean of the two heads' divergences, for which `dense` gives both.
     """
 
     def __init__(
@@ -120,9 +129,11 @@ class KlObjective:
         tau: float,
         original_coeff: float = 1.0,
         active: Callable[[], bool] = lambda: True,
+        heads: KlHeads = "mean",
     ) -> None:
         self.base, self.dense, self.kl_coeff, self.tau = base, dense, kl_coeff, tau
         self.original_coeff, self.active = original_coeff, active
+        self.heads = heads
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         output = model(images)
@@ -130,7 +141,11 @@ class KlObjective:
         if not self.active():
             return loss
         with torch.no_grad():
-            teacher = _mean_logits(self.dense(images))
-        return loss + self.kl_coeff * kl_divergence(
-            _mean_logits(output), teacher, self.tau
-        )
+            teacher = self.dense(images)
+        return loss + self.kl_coeff * self._divergence(output, teacher)
+
+    def _divergence(self, student: Output, teacher: Output) -> Tensor:
+        if self.heads == "mean":
+            return kl_divergence(_mean_logits(student), _mean_logits(teacher), self.tau)
+        pairs = zip(_heads(student), _heads(teacher), strict=True)
+        return torch.stack([kl_divergence(s, t, self.tau) for s, t in pairs]).mean()

@@ -170,7 +170,7 @@ class Schedule:
             )
         common: dict[str, Any] = {
             "warmup_t": warmup,
-            "warmup_lr_init": config.scaled(config.warmup_lr),
+            "warmup_lr_init": config.scaled_low(config.warmup_lr),
         }
         if config.lr_noise is not None:
             common["noise_range_t"] = [
@@ -180,7 +180,7 @@ class Schedule:
                 "noise_pct": config.lr_noise_pct,
                 "noise_std": config.lr_noise_std,
             }
-        minimum = config.scaled(config.min_lr)
+        minimum = config.scaled_low(config.min_lr)
         if config.schedule == "plateau":
             common["warmup_t"] = warmup / self.steps_per_epoch
             return timm.scheduler.PlateauLRScheduler(
@@ -195,11 +195,15 @@ class Schedule:
         common["t_in_epochs"] = False
         if config.schedule == "cosine":
             span = self.total - config.cooldown_epochs * self.steps_per_epoch
+            after_warmup = config.cosine_span == "after_warmup"
+            if after_warmup:
+                span -= warmup
             return timm.scheduler.CosineLRScheduler(
                 optimizer,
                 t_initial=max(span, 1),
                 lr_min=minimum,
                 cycle_limit=1,
+                warmup_prefix=after_warmup,
                 **common,
             )
         constant = config.schedule == "constant"
@@ -212,7 +216,11 @@ class Schedule:
 
     def after_step(self, steps: int) -> None:
         """Set rates for the next step after `steps` steps in all."""
-        self._lr.step_update(steps)
+        at = steps
+        if self.config.schedule_step == "epoch":
+            epochs_before = max(steps // self.steps_per_epoch - 1, 0)
+            at = epochs_before * self.steps_per_epoch
+        self._lr.step_update(at)
         end = self.config.weight_decay_end
         if end is None:
             return

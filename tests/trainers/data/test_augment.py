@@ -206,7 +206,7 @@ def test_padded_crop_is_slicing() -> None:
     draw = rng()
     top, left = torch.from_numpy(draw.integers(0, 5, (2, 40)))
     flip = torch.from_numpy(draw.random(40) < 0.5)
-    ours = ops.padded_crop(index, 2, top, left, flip)
+    ours = ops.padded_crop(index, 2, index.shape[-1], top, left, flip)
     for i in range(40):
         padded = torch.zeros(3, 12, 12, dtype=torch.uint8)
         padded[:, 2:10, 2:10] = index[i]
