@@ -8,7 +8,7 @@ from torch import nn
 
 from compress.asp import HoldZeros, asp_masks
 from compress.stage import Context, Phase, Stage
-from trainers.config import LATER, DistillConfig, FitOptions, ModelName, TrainConfig
+from trainers.config import LATER, DistillConfig, FitOptions, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.models.arch import DROP_RATE_BUILDERS, Arch, ModelState, on_meta
 from trainers.training.losses import (
@@ -19,6 +19,7 @@ from trainers.training.losses import (
     TaskObjective,
 )
 from trainers.training.optim import check_train_config
+from trainers.user_paths import ModelName
 
 
 class Finetune(Stage, TrainConfig):

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from trainers.config import TrainConfig, duration_in_steps
+from trainers.config import TrainConfig
+from trainers.durations import duration_in_steps
 from trainers.timm_library import timm
 
 
