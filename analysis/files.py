@@ -1,5 +1,7 @@
-"""Files written whole or not at all. (`trainers.files` does the same for the layers that may
-import it; this package imports none of them.)
+"""Files written whole or not at all, and only within the run folder that they belong to.
+
+`trainers.files` writes the same way for the layers that may import it; this package imports none
+of them.
 """
 
 from __future__ import annotations
@@ -8,6 +10,22 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+
+def inside(run: Path, path: Path) -> Path:
+    """`path`, which is about to be written or removed, if it lies in the run folder `run`.
+
+    A run folder of somebody else may hold links that lead out of it.
+
+    Raises:
+        ValueError: a link on the way leads elsewhere.
+    """
+    if not path.resolve().is_relative_to(run.resolve()):
+        raise ValueError(
+            f"{path}: a link leads out of the run folder to {path.resolve()}, where nothing of"
+            " this run is written; remove the link"
+        )
+    return path
 
 
 def atomic_write(path: Path, write: Callable[[Any], object]) -> None:

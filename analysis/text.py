@@ -1,4 +1,11 @@
-"""Text from a run folder, made fit for UTF-8."""
+"""Text from a run folder, made fit for UTF-8 and for a terminal."""
+
+import re
+
+_MOVES_A_TERMINAL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+)
+"""Control characters, and those that turn the direction of writing; not tab and new line."""
 
 
 def clean_text(value: str) -> str:
@@ -6,3 +13,12 @@ def clean_text(value: str) -> str:
     if value.isascii():
         return value
     return value.encode("utf-8", "replace").decode("utf-8")
+
+
+def printable(text: str) -> str:
+    """`text` with control characters spelled out, as `\\x1b`.
+
+    A terminal obeys them: they move the cursor, write the clipboard, or hide what follows. Text
+    from a run folder of somebody else is printed through this.
+    """
+    return _MOVES_A_TERMINAL.sub(lambda found: ascii(found[0])[1:-1], text)

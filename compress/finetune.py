@@ -8,9 +8,16 @@ from torch import nn
 
 from compress.asp import HoldZeros, asp_masks
 from compress.stage import Context, Phase, Stage
-from trainers.config import LATER, DistillConfig, FitOptions, TrainConfig
+from trainers.config import DistillConfig, FitOptions, TrainConfig
 from trainers.data.splits import DataInfo
-from trainers.models.arch import DROP_RATE_BUILDERS, Arch, ModelState, on_meta
+from trainers.hashing import LATER
+from trainers.models.arch import (
+    BUILD_ERRORS,
+    DROP_RATE_BUILDERS,
+    Arch,
+    ModelState,
+    on_meta,
+)
 from trainers.training.losses import (
     DistillObjective,
     KlHeads,
@@ -18,7 +25,7 @@ from trainers.training.losses import (
     Objective,
     TaskObjective,
 )
-from trainers.training.optim import check_train_config
+from trainers.training.optim import check_train_config, make_optimizer
 from trainers.user_paths import ModelName
 
 
@@ -85,8 +92,9 @@ class Finetune(Stage, TrainConfig):
         return distill + ([(self.kl_teacher, None)] if self.kl_teacher else [])
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
-        check_train_config(self, data.num_train)
-        on_meta(with_drop_rates(arch, self))
+        check_fit(arch, self, data)
+        if self.kl_heads == "both":
+            give_both_heads(on_meta(with_drop_rates(arch, self)))
         return arch
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:
@@ -126,6 +134,18 @@ def give_both_heads(module: nn.Module) -> None:
     module.training = True  # the root alone, which decides nothing else
 
 
+def check_fit(arch: Arch, config: TrainConfig, data: DataInfo) -> None:
+    """Refuse what training a model of this architecture would refuse, before it starts.
+
+    Raises:
+        ValueError: batch size, warm-up, optimiser or drop rates do not fit.
+    """
+    check_train_config(config, data.num_train)
+    _check_drop_rates(arch, config)
+    if config.layer_decay is not None:
+        make_optimizer(on_meta(with_drop_rates(arch, config)), config)
+
+
 def task_objective(
     options: FitOptions, distill: DistillConfig | None, module: nn.Module, ctx: Context
 ) -> TaskObjective | DistillObjective:
@@ -138,6 +158,31 @@ def task_objective(
         module.set_distilled_training(True)  # type: ignore[operator]
     teacher = ctx.teacher(distill.teacher, distill.teacher_checkpoint)
     return DistillObjective(teacher, distill, options.label_smoothing)
+
+
+def _check_drop_rates(arch: Arch, options: FitOptions) -> None:
+    """Refuse drop rates that the model's class has no argument for.
+
+    Raises:
+        ValueError: names the rates and what remains.
+    """
+    wanted = with_drop_rates(arch, options)
+    if wanted.args == arch.args:
+        return
+    try:
+        on_meta(wanted)
+    except BUILD_ERRORS as error:
+        rates = {n: v for n, v in wanted.args.items() if arch.args.get(n) != v}
+        options_ = [_OPTION_OF[name] for name in rates]
+        raise ValueError(
+            f"{' and '.join(options_)}: {arch.name} does not take"
+            f" {' and '.join(rates)} ({error}); leave {' and '.join(options_)} out, or"
+            " train a model that has it"
+        ) from error
+
+
+_OPTION_OF = {"drop_rate": "drop", "drop_path_rate": "drop_path"}
+"""Argument of a model's builder → the option of a fit that sets it."""
 
 
 def with_drop_rates(arch: Arch, options: FitOptions) -> Arch:

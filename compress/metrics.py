@@ -9,6 +9,7 @@ reports about its own work in that stage (`Stage.metrics`).
 Nothing heavy is imported before something is measured.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -44,12 +45,28 @@ class Metric(NamedTuple):
         unit: of the value: "1" for counts and ratios, "fraction" for shares from 0 to 1,
             `TEXT` for a word.
         is_time: whether it is a time or made of times, so that no two runs give it twice.
+        range: the smallest and the largest value that it can have; None: as its unit says.
     """
 
     name: str
     description: str
     unit: str
     is_time: bool = False
+    range: tuple[float, float] | None = None
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The smallest and the largest value that it can have, in its unit."""
+        return self.range or _LIMITS.get(self.unit, (-math.inf, math.inf))
+
+
+_LIMITS: Mapping[str, tuple[float, float]] = {
+    "fraction": (0, 1),
+    **dict.fromkeys(
+        ("nats", "10^9", "bits per weight", "bytes", "ms", "MB"), (0, math.inf)
+    ),
+}
+"""Unit → what values in it can be. A number without a unit can be anything."""
 
 
 class Conditions(NamedTuple):
@@ -252,11 +269,12 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "static": Measurement(
         (
-            Metric("num_params", "parameters", "1"),
+            Metric("num_params", "parameters", "1", range=(0, math.inf)),
             Metric("gmacs", "multiply-accumulates of one image", "10^9"),
             Metric(
                 "entropy_bits",
-                "entropy of the values of all Linear and Conv parameters",
+                "entropy of the values of all Linear and Conv parameters (and of norms,"
+                " where a stage has include_norm)",
                 "bits per weight",
             ),
             Metric(
@@ -268,6 +286,7 @@ MEASUREMENTS: dict[str, Measurement] = {
                 "unique_values",
                 "different values among all Linear and Conv parameters",
                 "1",
+                range=(0, math.inf),
             ),
             Metric(
                 "zero_fraction",
@@ -281,7 +300,9 @@ MEASUREMENTS: dict[str, Measurement] = {
     "coded": Measurement(
         (
             Metric("coded_bytes", "size of the coded model file", "bytes"),
-            Metric("coded_ratio", "model_bytes over coded_bytes", "1"),
+            Metric(
+                "coded_ratio", "model_bytes over coded_bytes", "1", range=(0, math.inf)
+            ),
             Metric(
                 "coded_bits_per_weight",
                 "entropy-coded bits of a weight that lies on a shared value, without"
@@ -293,6 +314,7 @@ MEASUREMENTS: dict[str, Measurement] = {
                 "coded_bits_per_weight over entropy_bits; below 1 where the coder finds"
                 " more structure than the histogram of values shows",
                 "1",
+                range=(0, math.inf),
             ),
         ),
         _coded,

@@ -2,7 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from compress.keys import computing, library_versions, source_key, stage_key
 from compress.learngene.lets import LetsAux, LetsExpand
 from compress.learngene.sws import SwsAux, SwsExpand
 from compress.learngene.tleg import TlegAux, TlegExpand
+from compress.measure.passes import check_forward, check_training_pass
 from compress.metrics import Value
 from compress.nvit.stage import Nvit
 from compress.quant_baselines import KmeansQuant, UniformQuant
@@ -171,35 +173,74 @@ def check_order(stages: Sequence[NamedStage]) -> None:
 
 
 def check_pipeline(
-    source: Arch, stages: Sequence[NamedStage], info: DataInfo
+    source: Arch, stages: Sequence[NamedStage], info: DataInfo, workers: int = 1
 ) -> list[Arch]:
-    """The architecture after each stage; takes no resource.
+    """The architecture after each stage; nothing is computed but a forward pass without values.
+
+    Args:
+        workers: processes that train together.
 
     Raises:
-        ValueError: an order or dimensions that do not fit; the message starts with the
-            stage's place.
+        ValueError: an order, dimensions or a teacher that do not fit, a model that does not take
+            the images; the message starts with the place that it comes from.
     """
     check_order(stages)
+    known = {"source": source}
+    arch, place = source, "source"
     archs: list[Arch] = []
-    seen: set[str] = set()
     for stage in stages:
-        for name, checkpoint in stage.config.teachers():
-            wanted = name.removeprefix("stage:")
-            if name.startswith("stage:") and wanted not in seen:
-                have = ", ".join(sorted(seen)) or "none"
-                raise ValueError(
-                    f"stages.{stage.name}: teacher {name!r} is no earlier stage;"
-                    f" earlier ones: {have}"
-                )
-            if name != "source" and not name.startswith("stage:"):
-                _open_teacher(stage.name, name, checkpoint, info)
-        try:
-            source = stage.config.check(source, info)
-        except ValueError as error:
-            raise ValueError(f"stages.{stage.name}: {error}") from error
-        archs.append(source)
-        seen.add(stage.name)
+        here = f"stages.{stage.name}"
+        with _placed(here):
+            for name, checkpoint in stage.config.teachers():
+                _check_teacher(name, checkpoint, known, info)
+            found = stage.config.check(arch, info)
+        if found != arch:
+            arch, place = found, here
+        if isinstance(stage.config, FitOptions):
+            with _placed(place):
+                check_forward(arch, info.image_size, info.num_classes)
+            with _placed(here):
+                images, _ = stage.config.accumulation(workers)
+                check_training_pass(arch, info.image_size, images)
+        archs.append(arch)
+        known[f"stage:{stage.name}"] = arch
+    with _placed(place):
+        check_forward(arch, info.image_size, info.num_classes)
     return archs
+
+
+@contextmanager
+def _placed(place: str) -> Iterator[None]:
+    """Put a place before the message of what is refused in this block."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+def _check_teacher(
+    name: str, checkpoint: Path | None, known: Mapping[str, Arch], info: DataInfo
+) -> None:
+    """Refuse a teacher that is not there, or has other classes or another image size."""
+    if name not in known and name.startswith("stage:"):
+        have = [stage.removeprefix("stage:") for stage in known if stage != "source"]
+        raise ValueError(
+            f"teacher {name!r} is no earlier stage; earlier ones:"
+            f" {', '.join(have) or 'none'}"
+        )
+    with _placed(f"teacher {name!r}"):
+        arch = known.get(name) or _teacher_arch(name, checkpoint, info)
+        check_forward(arch, info.image_size, info.num_classes)
+
+
+def _teacher_arch(name: str, checkpoint: Path | None, info: DataInfo) -> Arch:
+    """The architecture of a teacher that is neither the source nor a stage; its file is opened."""
+    return source_facts(
+        _teacher_config(name, checkpoint),
+        info.num_classes,
+        info.image_size,
+        trained=False,
+    ).arch
 
 
 def _teacher_config(name: str, checkpoint: Path | None) -> SourceConfig:
@@ -209,21 +250,6 @@ def _teacher_config(name: str, checkpoint: Path | None) -> SourceConfig:
     return SourceConfig(
         model=name, checkpoint=checkpoint, pretrained=checkpoint is None
     )
-
-
-def _open_teacher(
-    stage: str, name: str, checkpoint: Path | None, info: DataInfo
-) -> None:
-    """Refuse a teacher that cannot be read, or whose classes are not those of the data."""
-    try:
-        source_facts(
-            _teacher_config(name, checkpoint),
-            info.num_classes,
-            info.image_size,
-            trained=False,
-        )
-    except ValueError as error:
-        raise ValueError(f"stages.{stage}: teacher {name!r}: {error}") from error
 
 
 class _Run:

@@ -40,6 +40,18 @@ def check_search(
     check_trackers(spec.trackers)
 
 
+def search_remarks(spec: Spec) -> tuple[str, ...]:
+    """What a user should know about a search that holds, whole sentences."""
+    rule = spec.search.early_stopping
+    if rule is None or rule.scheduler == "moasha" or len(spec.objectives) == 1:
+        return ()
+    return (
+        f"search.early_stopping: {rule.scheduler} stops trials by {rule.metric} alone and"
+        " so gives up the cheap end of the front, where small models learn slowly;"
+        " scheduler: moasha compares by all objectives.",
+    )
+
+
 def _check_stopped_stage(
     rule: EarlyStopping, pipelines: Sequence[Sequence[NamedStage]]
 ) -> None:

@@ -111,9 +111,8 @@ def print_sweep(sweep: "Sweep", console: Console) -> None:
     spec, search = sweep.spec, sweep.spec.search
     console.print(f"[bold]{escape(spec.name)}[/]  is valid", highlight=False)
     source = escape(str(spec.source.model or spec.source.checkpoint))
-    console.print(
-        f"source     {source}   data {escape(spec.data.dataset)}", highlight=False
-    )
+    console.print(f"source     {source}", highlight=False)
+    print_facts(sweep, console)
     if sweep.plugins:
         names = ", ".join(plugin.name for plugin in sweep.plugins)
         console.print(f"plugins    {escape(names)}", highlight=False)
@@ -130,6 +129,13 @@ def print_sweep(sweep: "Sweep", console: Console) -> None:
         f" configurations × {search.replicates} seeds",
         f"run folder {spec.run_folder}",
     ):
+        console.print(escape(line), highlight=False, soft_wrap=True)
+
+
+def print_facts(sweep: "Sweep", console: Console) -> None:
+    """The data set in a line, and what a user must know about source and data."""
+    lines = [f"data       {sweep.data}", *(f"note: {text}" for text in sweep.remarks)]
+    for line in lines:
         console.print(escape(line), highlight=False, soft_wrap=True)
 
 

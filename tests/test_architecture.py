@@ -39,7 +39,10 @@ STAGE = (
     " compress/student.py compress/finetune.py compress/asp.py"
 )
 TRAINING = "trainers data models training"
-CHECK = "sweeps/check.py sweeps/check_search.py sweeps/describe.py sweeps/resume.py"
+CHECK = (
+    "sweeps/check.py sweeps/check_pipelines.py sweeps/check_objectives.py"
+    " sweeps/check_search.py sweeps/describe.py sweeps/resume.py"
+)
 SEARCH = f"text run spec space trial search contract pipeline {TRAINING}"
 
 ROOMS = (
@@ -68,7 +71,8 @@ ROOMS = (
         f"stage codec options measure selection learngene nvit wfn {TRAINING}",
     ),
     # the search
-    Room("text", "sweeps/spec/yaml_text.py", ""),
+    Room("text", "sweeps/spec/yaml_text.py", "trainers"),
+    Room("console", "sweeps/console.py", "contract"),
     Room("run", "sweeps/run", "text contract options trainers"),
     Room(
         "spec",
@@ -85,7 +89,11 @@ ROOMS = (
     Room("trackers", "sweeps/drive/trackers.py", "text run spec contract trainers"),
     Room("check", f"sweeps {CHECK}", f"stage trackers {SEARCH}"),
     Room("reproduce", "sweeps/trial/reproduce.py", f"stage check {SEARCH}"),
-    Room("drive", "sweeps/drive", f"trackers check analysis tables stage {SEARCH}"),
+    Room(
+        "drive",
+        "sweeps/drive",
+        f"console trackers check analysis tables stage {SEARCH}",
+    ),
     Room(
         "export",
         "sweeps/export",
@@ -94,7 +102,7 @@ ROOMS = (
     Room(
         "cli",
         "sweeps/cli sweeps/__main__.py",
-        "check reproduce drive export analysis tables report options measure stage"
+        "console check reproduce drive export analysis tables report options measure stage"
         " trackers"
         f" {SEARCH}",
     ),
@@ -102,9 +110,12 @@ ROOMS = (
 
 RAY = (
     "sweeps/drive/cluster.py",
+    "sweeps/drive/deaths.py",
     "sweeps/drive/driver.py",
     "sweeps/drive/node_checks.py",
+    "sweeps/drive/ray_internals.py",
     "sweeps/drive/tune_adapter.py",
+    "sweeps/drive/tune_run.py",
     "sweeps/trial/in_tune.py",
     "sweeps/trial/worker_group.py",
 )
@@ -115,7 +126,7 @@ NOT_EVERYWHERE = {
     "pwd": (),
     "sched_getaffinity": ("trainers/machine.py",),
     "SIGUSR1": (),
-    "SIGHUP": (),
+    "SIGHUP": ("sweeps/drive/interrupt.py",),
     "fork": (),
     "kill": ("trainers/lease.py",),
 }

@@ -5,7 +5,6 @@ Defaults are those of the DeiT family. Names that carry a unit say it; durations
 """
 
 import math
-from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -19,6 +18,7 @@ from pydantic import (
 )
 
 from trainers.durations import Duration
+from trainers.hashing import LATER
 from trainers.user_paths import (
     MAY_BE_GONE,
     ModelName,
@@ -38,44 +38,22 @@ class Config(BaseModel):
     )
 
 
-class Later:
-    """Marks an option that came after its class was published (`Annotated[bool, LATER]`).
-
-    At its default it does not enter a hash, so that what earlier versions computed counts on.
-    """
-
-
-LATER = Later()
-
-
-def values_to_hash(
-    config: BaseModel,
-    *,
-    mode: Literal["python", "json"] = "python",
-    exclude: Collection[str] = (),
-) -> dict[str, Any]:
-    """The values of a config that decide its hash: all but the `LATER` ones at their default.
-
-    Args:
-        mode: as in pydantic's `model_dump`.
-        exclude: further fields to leave out.
-    """
-    left_out: dict[str, Any] = _unchanged(config) | dict.fromkeys(exclude, True)
-    return config.model_dump(mode=mode, exclude=left_out)
+def _ascending(value: tuple[float, float]) -> tuple[float, float]:
+    low, high = value
+    if low > high:
+        raise ValueError(
+            f"the first number is the smaller one; write [{high:g}, {low:g}]"
+        )
+    return value
 
 
-def _unchanged(config: BaseModel) -> dict[str, Any]:
-    """The `LATER` fields that have their default, of nested configs too: `exclude` of pydantic's
-    `model_dump`.
-    """
-    found: dict[str, Any] = {}
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        if LATER in field.metadata and value == field.get_default():
-            found[name] = True
-        elif isinstance(value, BaseModel):
-            found |= {name: inner} if (inner := _unchanged(value)) else {}
-    return found
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A number from 0 to 1."""
+
+Shares = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
+"""A range of shares: from 0 to 1, the smaller number first."""
+
+_Deviation = Annotated[float, Field(gt=0)]
 
 
 class DataConfig(Config):
@@ -93,17 +71,60 @@ class DataConfig(Config):
     download: bool = Field(
         False, description="let torchvision download the set into `root`"
     )
+    name: str | None = Field(
+        None, description="hf: a repository of the Hugging Face Hub, or a local folder"
+    )
+    subset: str | None = Field(
+        None,
+        description="parquet, hf: which data set where a folder or name has several",
+    )
+    revision: str | None = Field(
+        None, description="hf: branch, tag or commit of the repository"
+    )
+    streaming: bool = Field(
+        False,
+        description="hf: read from the Hub as a stream, without a copy in its cache",
+    )
+    train_split: str | None = Field(
+        None,
+        description=(
+            "parquet, webdataset: the word in names of training shards, or a pattern of"
+            " files; hf: a split, such as train[:80%]; default: train"
+        ),
+    )
+    test_split: str | None = Field(
+        None,
+        description="the same for the test part; default: test, or else validation",
+    )
+    image_column: Annotated[str | None, LATER] = Field(
+        None, description="parquet, hf: the column of images; default: found"
+    )
+    label_column: str | None = Field(
+        None,
+        description=(
+            "parquet, hf: the column of labels; webdataset: the key in .json; default:"
+            " found"
+        ),
+    )
+    class_names: tuple[str, ...] | UserPath | None = Field(
+        None,
+        description=(
+            "parquet, hf, webdataset: names of labels 0, 1, …, or a text file with one a"
+            " line; default: as the files say"
+        ),
+    )
     image_size: int | None = Field(
         None,
         ge=4,
         description=(
-            "pixels that the model sees; default: the set's own size (32 or 224)"
+            "pixels that the model sees; default: the size of the images where all are"
+            " squares of one size up to 96 px, and 224 where most are larger"
         ),
     )
     mean: tuple[float, float, float] = Field(
         IMAGENET_MEAN, description="per channel, of images in [0, 1]"
     )
-    std: tuple[float, float, float] = Field(
+    std: tuple[_Deviation, _Deviation, _Deviation] = Field(
         IMAGENET_STD, description="per channel, of images in [0, 1]"
     )
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
@@ -159,6 +180,22 @@ class DataConfig(Config):
         ge=0,
         description="unreadable images to skip (each is named) before it is an error",
     )
+    exif_rotation: bool = Field(
+        False,
+        description=(
+            "turn images as their EXIF orientation says; off, as in torchvision's and"
+            " timm's loaders"
+        ),
+    )
+    white_level: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "value of white in images of more than 8 bits a channel; default: 1 for real"
+            " numbers up to 1, else the first of 255, 4095 and 65535 that no training"
+            " image exceeds"
+        ),
+    )
 
 
 _USED_BY_FLIP = {"preset", "hflip", "crop", "crop_padding_px", "crop_scale"}
@@ -180,7 +217,9 @@ class AugmentConfig(Config):
         ),
     )
     crop_padding_px: int = Field(4, ge=0)
-    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_scale: Shares = Field(
+        (0.08, 1.0), description="resized crop: smallest and largest share of the area"
+    )
     color_jitter: float = Field(
         0.4, ge=0, description="used where `auto_augment` is off, as in timm"
     )
@@ -205,7 +244,7 @@ class AugmentConfig(Config):
     )
     mixup: float = Field(0.8, ge=0, description="alpha; 0 is off")
     cutmix: float = Field(1.0, ge=0, description="alpha; 0 is off")
-    cutmix_minmax: tuple[float, float] | None = None
+    cutmix_minmax: Shares | None = None
     mix_prob: float = Field(
         1.0, ge=0, le=1, description="probability of mixup or cutmix for a batch"
     )
@@ -285,9 +324,14 @@ class EmaConfig(Config):
 
     decay: float = Field(0.99996, gt=0, lt=1)
     device: str | None = Field(
-        None, description="'cpu' keeps the copy off the accelerator"
+        None,
+        pattern=r"^(cpu|cuda(:\d+)?)$",
+        description="'cpu' keeps the copy off the accelerator",
     )
     use: bool = Field(False, description="evaluate and return the averaged weights")
+
+
+_Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class FitOptions(Config):
@@ -321,14 +365,17 @@ class FitOptions(Config):
             "scale min_lr and warmup_lr as lr is scaled; false: take them as they are"
         ),
     )
-    warmup: Duration = Field(5.0, description="epochs, or 'N steps', 'N%'")
+    warmup: Duration = Field(
+        "10%", description="epochs, or 'N steps', 'N%' of the training"
+    )
     schedule: Literal["cosine", "step", "plateau", "constant"] = "cosine"
-    schedule_step: Annotated[Literal["step", "epoch"], LATER] = Field(
+    schedule_step: Annotated[Literal["step", "epoch", "epoch_start"], LATER] = Field(
         "step",
         description=(
             "when lr changes. step: with every optimiser step; epoch: once an epoch, to"
             " the schedule's value at the start of the epoch before, as in DeiT's code"
-            " (the first two epochs have the same lr)"
+            " (the first two epochs have the same lr); epoch_start: once an epoch, to its"
+            " value at the start of this epoch"
         ),
     )
     cosine_span: Annotated[Literal["whole", "after_warmup"], LATER] = Field(
@@ -342,7 +389,7 @@ class FitOptions(Config):
     decay_epochs: float = Field(30, gt=0, description="step")
     cooldown_epochs: int = Field(0, ge=0)
     patience_epochs: int = Field(10, ge=0, description="plateau")
-    lr_noise: tuple[float, float] | None = Field(
+    lr_noise: Shares | None = Field(
         None, description="range of the fit, as fractions, in which lr is noisy"
     )
     lr_noise_pct: float = Field(0.67, gt=0)
@@ -350,7 +397,7 @@ class FitOptions(Config):
 
     optimizer: str = Field("adamw", description="any timm optimiser name")
     eps: float | None = Field(1e-8, gt=0)
-    betas: tuple[float, float] | None = None
+    betas: tuple[_Momentum, _Momentum] | None = None
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.05, ge=0)
     weight_decay_end: float | None = Field(

@@ -103,3 +103,23 @@ def default_data_cache() -> Path:
     """Where decoded images are kept: `$SWEEPS_DATA_CACHE`, or a folder of the user's cache."""
     base = os.environ.get("SWEEPS_DATA_CACHE")
     return Path(expanded(base)) if base else user_cache()
+
+
+_NOT_THE_FILE = {
+    b"version https://git-lfs": "is a Git LFS pointer; `git lfs pull` fetches the file",
+    b"<!doctype": "is a web page, not the file; download it again",
+    b"\x1f\x8b": "is compressed as a whole with gzip; unpack it",
+    b"<html": "is a web page, not the file; download it again",
+}
+
+
+def why_not_the_file(path: Path) -> str | None:
+    """What `path` holds in place of a file that was meant: nothing, a Git LFS pointer, a web page;
+    None if it is none of these. The text completes "path …" and says the remedy.
+    """
+    with open(path, "rb") as file:
+        start = file.read(32).lstrip().lower()
+    if path.stat().st_size == 0:
+        return "is empty (0 bytes); fetch it again"
+    known = (text for mark, text in _NOT_THE_FILE.items() if start.startswith(mark))
+    return next(known, None)

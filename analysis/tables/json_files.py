@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from analysis.contract import READABLE_RECORD_SCHEMAS, TRIALS_FOLDER
 from analysis.tables.frames import fits
@@ -14,11 +16,34 @@ from analysis.text import clean_text
 
 Row = dict[str, Any]
 
+LARGEST_BYTES = 256 * 2**20
+"""A larger file of a run folder is not read. A trial of 100,000 epochs has some 50 MB."""
+
+
+def file_bytes(path: Path) -> bytes:
+    """The content of a file of a run folder.
+
+    Raises:
+        OSError: it cannot be read, or is larger than `LARGEST_BYTES`; `strerror` says why.
+    """
+    with path.open("rb") as file:
+        content = file.read(LARGEST_BYTES + 1) if _may_fit(file) else None
+    if content is None or len(content) > LARGEST_BYTES:
+        raise OSError(
+            errno.EFBIG,
+            f"larger than {LARGEST_BYTES // 2**20} MiB, which no file of a run is",
+        )
+    return content
+
+
+def _may_fit(file: BinaryIO) -> bool:
+    return os.fstat(file.fileno()).st_size <= LARGEST_BYTES
+
 
 def read_json(path: Path, label: str, problems: list[str]) -> Row | None:
     """The JSON object in a file of a run folder, or None and a problem."""
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(file_bytes(path))
     except OSError as error:
         problems.append(f"{label}: cannot be read ({error.strerror})")
         return None

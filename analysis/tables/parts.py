@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis.files import atomic_write
@@ -24,6 +25,11 @@ from analysis.tables.schema import READABLE, TABLES, Declared, dtypes_of, table_
 
 META_KEY = b"sweeps"
 """Key of a Parquet file's metadata that holds what `table_metadata` says."""
+
+_LARGE_BYTES = 128 * 2**20
+"""Up to this a table is read however well it is compressed."""
+_MOST_TIMES_SMALLER = 100
+"""A larger one is in memory at most so many times its file. Ours are some 10 times."""
 
 
 @dataclass
@@ -55,10 +61,14 @@ def read_file(path: Path) -> pa.Table:
     """A table of ours. Raises ValueError where its columns are not."""
     # not by the dataset reader, which would take `a=b` in a path for a column
     with pq.ParquetFile(path) as file:
+        texts = [f.name for f in file.schema_arrow if _holds_text(f.type)]
+    # texts as dictionaries: what is written a million times is held once until it is counted
+    with pq.ParquetFile(path, read_dictionary=texts) as file:
+        _refuse_large(file.metadata, path)
         data = file.read()
+    _refuse_long_texts(data, path)
     short = [
-        f.with_type(pa.string()) if pa.types.is_large_string(f.type) else f
-        for f in data.schema
+        f.with_type(pa.string()) if _holds_text(f.type) else f for f in data.schema
     ]
     data = data.cast(pa.schema(short, data.schema.metadata))
     foreign = [f.name for f in data.schema if f.type not in ARROW.values()]
@@ -67,6 +77,37 @@ def read_file(path: Path) -> pa.Table:
             f"columns that are not ours: {', '.join(foreign) or 'no trial_id'}"
         )
     return data
+
+
+def _most_bytes(path: Path) -> int:
+    """What a table may have in memory: more than any that is written here."""
+    return max(_LARGE_BYTES, _MOST_TIMES_SMALLER * path.stat().st_size)
+
+
+def _refuse_large(metadata: pq.FileMetaData, path: Path) -> None:
+    """Raises ValueError where the footer tells of more than fits."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    cells = 8 * metadata.num_rows * metadata.num_columns
+    if max(sum(g.total_byte_size for g in groups), cells) > _most_bytes(path):
+        raise ValueError(
+            f"{metadata.num_rows:,} rows of {metadata.num_columns} columns in"
+            f" {path.stat().st_size:,} bytes are no table of a run"
+        )
+
+
+def _refuse_long_texts(data: pa.Table, path: Path) -> None:
+    """Raises ValueError where texts that are stored once would fill the memory when repeated."""
+    total = 0
+    for column in data.columns:
+        if pa.types.is_dictionary(column.type):
+            for chunk in column.chunks:
+                lengths = pc.binary_length(chunk.dictionary)
+                total += pc.sum(lengths.take(chunk.indices)).as_py() or 0
+    if total > _most_bytes(path):
+        raise ValueError(
+            f"{total:,} bytes of text in a file of {path.stat().st_size:,} bytes are no table of"
+            " a run"
+        )
 
 
 def alike(tables: Sequence[pa.Table], name: str, declared: Declared) -> list[pa.Table]:
@@ -94,6 +135,13 @@ def alike(tables: Sequence[pa.Table], name: str, declared: Declared) -> list[pa.
 
 def _is_text(dtype: pa.DataType) -> bool:
     return bool(pa.types.is_string(dtype))
+
+
+def _holds_text(dtype: pa.DataType) -> bool:
+    """Whether values of this type are text, however it is stored."""
+    if pa.types.is_dictionary(dtype):
+        dtype = dtype.value_type
+    return bool(pa.types.is_string(dtype) or pa.types.is_large_string(dtype))
 
 
 def _as(part: pa.Table, final: dict[str, pa.DataType]) -> pa.Table:

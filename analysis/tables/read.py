@@ -142,7 +142,7 @@ def _epoch_rows(
 ) -> tuple[list[Row], Sequence[int]]:
     """Rows and the number of each one's line."""
     try:
-        lines = path.read_bytes().splitlines()
+        lines = json_files.file_bytes(path).splitlines()
     except OSError as error:
         problems.append(f"{label}: cannot be read ({error.strerror})")
         return [], ()

@@ -19,6 +19,8 @@ from analysis.tables.schema import STAGES, TRIALS
 from analysis.text import clean_text
 
 _PLANNED = ("number", "replicate", "seed", "refines")
+MOST_METRICS = 2_000
+"""Metrics of a trial that become columns; more are not what a trial measured."""
 _RECORDED = ("attempts", "feasible", "started", "ended", "seconds", "seconds_full")
 _OF_MACHINE = ("host", "world_size")
 
@@ -201,7 +203,14 @@ def _metrics(
     record: Row, objectives: Collection[str], label: str, problems: list[str]
 ) -> Row:
     row: Row = {}
-    for name, value in (record.get("metrics") or {}).items():
+    metrics = record.get("metrics") or {}
+    if len(metrics) > MOST_METRICS:
+        problems.append(
+            f"{label}: {len(metrics):,} metrics; {MOST_METRICS:,} are read, the objectives first"
+        )
+        kept = sorted(metrics, key=lambda name: name not in objectives)[:MOST_METRICS]
+        metrics = {name: metrics[name] for name in kept}
+    for name, value in metrics.items():
         if name in objectives and value is not None and as_float(value) is None:
             problems.append(f"{label}: objective {name!r} is {value!r}, not a number")
             value = None

@@ -25,9 +25,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.contract import TABLES_FOLDER, TRIALS_FOLDER
-from analysis.files import write_bytes
+from analysis.files import inside, write_bytes
 from analysis.metrics import Metrics
 from analysis.tables.frames import all_fit, columns, table
+from analysis.tables.json_files import file_bytes
 from analysis.tables.parts import (
     Part,
     alike,
@@ -210,7 +211,7 @@ def _read_manifest(
     other objectives, other metrics or another version.
     """
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(file_bytes(path))
         known = [data[key] for key in ("schema", "objectives", "metrics")]
         files = [
             [[int(size), int(time)] for size, time in part] for part in data["parts"]
@@ -235,9 +236,16 @@ def write(
     header: dict[str, Any],
 ) -> None:
     """Write the parts that are new or have changed, then the manifest; remove what no part
-    needs. Raises OSError.
+    needs.
+
+    Raises:
+        OSError: a file cannot be written.
+        ValueError: the folder of a table is a link that leads out of the run folder.
     """
     folder = run / TABLES_FOLDER
+    for name in (*TABLES, "fronts"):
+        inside(run, folder / name)
+    before = _count_of_parts(folder / MANIFEST)
     files: list[list[list[int]]] = []
     for number in range(len(made["trials"])):
         part = store.parts[number] if number < len(store.parts) else Part({})
@@ -263,14 +271,20 @@ def write(
     }
     text = json.dumps(manifest, separators=(",", ":")).encode("utf-8")
     write_bytes(folder / MANIFEST, text)
-    _remove_others(folder, len(files))
+    _remove_parts(folder, range(len(files), before))
 
 
-def _remove_others(folder: Path, count: int) -> None:
-    """Remove the files of parts from `count` on, and the tables of schema 1."""
+def _count_of_parts(manifest: Path) -> int:
+    """The parts that the manifest lists, whatever version wrote it; 0 without one."""
+    try:
+        return len(json.loads(file_bytes(manifest))["parts"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return 0
+
+
+def _remove_parts(folder: Path, numbers: range) -> None:
+    """Remove the files of these parts, and the tables of schema 1."""
     for name in TABLES:
-        kept = {part_path(folder, name, number) for number in range(count)}
-        for path in (folder / name).glob("part-*.parquet"):
-            if path not in kept:
-                path.unlink()
+        for number in numbers:
+            part_path(folder, name, number).unlink(missing_ok=True)
         (folder / f"{name}.parquet").unlink(missing_ok=True)

@@ -13,14 +13,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from compress.finetune import task_objective, with_drop_rates
+from compress.finetune import check_fit, task_objective, with_drop_rates
 from compress.metrics import Metric
 from compress.stage import Context, Phase, Stage
 from trainers.config import DistillConfig, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState, buildable
 from trainers.models.parameters import NORM_EPS
-from trainers.training.optim import check_train_config
 
 DESCENDANT = "vit_base_patch16_224"
 """The timm name of every descendant; its sizes are in the arguments."""
@@ -68,7 +67,6 @@ class Auxiliary(Stage, TrainConfig):
         )
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
-        check_train_config(self, data.num_train)
         if self.patch_size > data.image_size:
             raise ValueError(
                 f"patch_size: {self.patch_size} pixels are more than the image's"
@@ -82,7 +80,9 @@ class Auxiliary(Stage, TrainConfig):
             "num_heads": self.num_heads,
             "norm_eps": self.norm_eps,
         }
-        return buildable(Arch(self.builder, self.builder, common | self.network()))
+        arch = buildable(Arch(self.builder, self.builder, common | self.network()))
+        check_fit(arch, self, data)
+        return arch
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:
         arch = self.check(model.arch, ctx.data.info)

@@ -1,27 +1,30 @@
 """What a model costs: parameters, operations, bytes, entropy of its values, and measured latency.
 
 Legend
-    N        number of values in the parameters of linear and convolutional layers, biases included
+    N        number of values in the parameters of linear and convolutional layers, biases included;
+             those of norms too where a stage quantised them (`include_norm`)
     c_v      how often the value v occurs among them
     H        entropy of the histogram, -Σ (c_v/N) log2(c_v/N) = log2 N - (1/N) Σ c_v log2
              c_v, bits per value: the rate that no code of independent symbols beats
     MAC      one multiply-accumulate, two floating-point operations
 """
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress.measure.options import Precision
 from trainers.models.arch import Arch, ModelState, on_meta
-from trainers.models.parameters import linear_and_conv_parameters
+from trainers.models.parameters import counts_norms, quantizable_parameters
 
 _CHUNK = 1 << 22
 
@@ -43,10 +46,11 @@ def measure_static(state: ModelState, image_size: int) -> dict[str, float | int]
         zero_fraction: share of zeros among them.
         model_bytes: parameters and buffers as stored, without any coding.
     """
-    module = on_meta(state.arch)
-    names = linear_and_conv_parameters(module)
+    names = quantizable_parameters(
+        on_meta(state.arch), include_norm=counts_norms(state.meta)
+    )
     return {
-        **_cost(module, state.arch, image_size),
+        **static_cost(state.arch, image_size),
         **asdict(value_statistics([state.weights[name] for name in names])),
         "model_bytes": sum(
             t.numel() * t.element_size() for t in state.weights.values()
@@ -56,7 +60,8 @@ def measure_static(state: ModelState, image_size: int) -> dict[str, float | int]
 
 def static_cost(arch: Arch, image_size: int) -> dict[str, float | int]:
     """num_params and gmacs, as `measure_static` gives them; without weights."""
-    return _cost(on_meta(arch), arch, image_size)
+    found = forward_pass(arch, image_size)
+    return {"num_params": found.num_params, "gmacs": found.gmacs}
 
 
 def count_gmacs(arch: Arch, image_size: int) -> float:
@@ -64,19 +69,80 @@ def count_gmacs(arch: Arch, image_size: int) -> float:
     return static_cost(arch, image_size)["gmacs"]
 
 
-def _cost(module: nn.Module, arch: Arch, image_size: int) -> dict[str, float | int]:
-    """Counted on the meta device, without weights: on the CPU fused attention escapes the
-    counter.
+PASS_ERRORS = (
+    RuntimeError,
+    AssertionError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+)
+"""What models raise where they cannot take an image."""
+
+
+class ForwardPass(NamedTuple):
+    """What a forward pass tells of a model.
+
+    Attributes:
+        num_params: parameters (no buffers).
+        gmacs: 10^9 multiply-accumulates of the pass.
+        outputs: shape of the logits.
     """
-    image = torch.empty(
-        1, arch.args.get("in_chans", 3), image_size, image_size, device="meta"
+
+    num_params: int
+    gmacs: float
+    outputs: tuple[int, ...]
+
+
+SMALL_PARAMS = 5_000_000
+"""A model of fewer parameters is sooner built and run than walked through without values."""
+
+
+def forward_pass(
+    arch: Arch,
+    image_size: int,
+    *,
+    images: int = 1,
+    training: bool = False,
+    quickly: bool = False,
+) -> ForwardPass:
+    """One forward pass, of random weights.
+
+    It takes no memory, on the meta device; the few models that look at values run on the CPU.
+
+    Args:
+        images: of the batch.
+        training: whether the model is in training mode.
+        quickly: small models run on the CPU, which a fused operation may keep from counting all.
+
+    Raises:
+        One of `PASS_ERRORS`, by the model itself: it cannot take such images.
+    """
+    shape = (images, arch.args.get("in_chans", 3), image_size, image_size)
+    module = on_meta(arch).train(training)
+    if not quickly or sum(p.numel() for p in module.parameters()) > SMALL_PARAMS:
+        # where it fails, the CPU tells whether the model or the device is to blame
+        with contextlib.suppress(*PASS_ERRORS):
+            return _counted(module, torch.empty(shape, device="meta"))
+    with torch.random.fork_rng(devices=[]):
+        return _counted(arch.build().train(training), torch.zeros(shape))
+
+
+def _counted(module: nn.Module, images: Tensor) -> ForwardPass:
+    # without gradients: the counter looks for the history of what parameters alone produce
+    module.requires_grad_(False)
+    with (
+        torch.inference_mode(),
+        sdpa_kernel(SDPBackend.MATH),  # on the CPU fused attention escapes the counter
+        FlopCounterMode(display=False) as counter,
+    ):
+        output = module(images)
+    logits = output[0] if isinstance(output, tuple) else output
+    return ForwardPass(
+        sum(p.numel() for p in module.parameters()),
+        counter.get_total_flops() / 2 / 1e9,
+        tuple(logits.shape),
     )
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        module.eval()(image)
-    return {
-        "num_params": sum(p.numel() for p in module.parameters()),
-        "gmacs": counter.get_total_flops() / 2 / 1e9,
-    }
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from compress.finetune import task_objective, with_drop_rates
+from compress.finetune import check_fit, task_objective, with_drop_rates
 from compress.measure.latency_table import LatencyTable, num_threads
 from compress.measure.model import alternating_latency
 from compress.measure.options import Precision
@@ -29,13 +29,13 @@ from compress.nvit.importance import HEAD_DIVISOR
 from compress.nvit.pruner import Counting, Importance, Pruner, PruneRules
 from compress.nvit.surgery import NormChannels
 from compress.stage import Context, Phase, Stage
-from trainers.config import LATER, DistillConfig, TrainConfig
+from trainers.config import DistillConfig, TrainConfig
 from trainers.data.splits import DataInfo
+from trainers.hashing import LATER
 from trainers.models.arch import Arch, ModelState
 from trainers.models.parameters import BLOCK_DIMS
 from trainers.training import distributed
 from trainers.training.losses import KlObjective
-from trainers.training.optim import check_train_config
 from trainers.user_paths import UserPath
 
 _log = logging.getLogger(__name__)
@@ -309,8 +309,7 @@ class Nvit(Stage, TrainConfig):
         from trainers.models.from_timm import dense_arch
 
         dense = dense_arch(arch)
-        with_drop_rates(dense, self)
-        check_train_config(self, data.num_train)
+        check_fit(dense, self, data)
         images = min(self.images_per_epoch or data.num_train, data.num_train)
         steps = self.epochs * (images // self.batch_size)
         if steps < self.interval_prune + (self.counting == "published"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,3 +35,9 @@ def trial_name(number: int, replicate: int, replicates: int) -> str:
     if replicates == 1:
         return f"{number:05d}"
     return f"{number:05d}-r{replicate}"
+
+
+def full_trial_id(given: str) -> str:
+    """A trial's id as a user may shorten it: 7 is 00007, and 7-r1 is 00007-r1."""
+    found = re.fullmatch(r"([0-9]+)(-r[0-9]+)?", given)
+    return given if found is None else f"{int(found[1]):05d}{found[2] or ''}"

@@ -2,10 +2,11 @@
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from math import isfinite
 from typing import Any, Literal, NamedTuple
 
 import optuna
@@ -42,6 +43,9 @@ class Condition(NamedTuple):
 
 
 ALWAYS = Condition()
+
+_ROUNDED = 1e-8
+"""Part of a step that a number may lie beside it; Optuna's own tolerance."""
 
 
 @dataclass(frozen=True)
@@ -130,20 +134,23 @@ class Dimension:
         """
         return {self.path: self._coerced(value)}
 
-    def grid(self) -> list[Any] | None:
-        """All that can be drawn, or None where that is a continuum."""
+    def num_draws(self) -> int | None:
+        """How many values can be drawn; None is a continuum. Nothing is listed for it."""
         if self.choices is not None:
-            return list(self.choices)
-        if self.kind == "int" and not self.log:
-            return list(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
+            return len(self.choices)
         if self.kind == "int":
-            return list(range(int(self.low), int(self.high) + 1))
+            return (int(self.high) - int(self.low)) // int(self.step or 1) + 1
         if self.step is None:
-            return [self.low] if self.low == self.high else None
-        return [
-            self.low + i * self.step
-            for i in range(round((self.high - self.low) / self.step) + 1)
-        ]
+            return 1 if self.low == self.high else None
+        return round((self.high - self.low) / self.step) + 1
+
+    def _drawn(self, index: int) -> Any:
+        """What is drawn with this index, of `num_draws`."""
+        if self.choices is not None:
+            return list(self.choices)[index]
+        if self.kind == "int":
+            return int(self.low) + index * int(self.step or 1)
+        return self.low + index * self.step if self.step is not None else self.low
 
     def samples(self) -> list[Any]:
         """Draws that stand for all: every label, or both ends."""
@@ -173,17 +180,52 @@ class Dimension:
                 f"search.points: {self.path}: {value!r} is not in {self.kind}"
                 f" [{self.low}, {self.high}]"
             )
-        return int(value) if self.kind == "int" else float(value)
+        if self.step is None:
+            return int(value) if self.kind == "int" else float(value)
+        return self._on_grid(value)
+
+    def _on_grid(self, value: float) -> Any:
+        """The number that is drawn for `value`, which may be rounded differently.
+
+        Raises:
+            SpecError: it lies between two steps.
+        """
+        assert self.step is not None
+        steps = (value - self.low) / self.step
+        nearest = self._drawn(round(steps))
+        rounded = sys.float_info.epsilon * max(abs(value), abs(self.low)) / self.step
+        if abs(steps - round(steps)) > _ROUNDED + 4 * rounded:
+            below = math.floor(steps)
+            raise SpecError(
+                f"search.points: {self.path}: {value!r} lies between the steps of"
+                f" {self.describe()}; the nearest are {self._drawn(below):.12g} and"
+                f" {self._drawn(below + 1):.12g}"
+            )
+        return nearest
 
     def draws(self) -> list[Draw] | None:
         """Its part of every draw, or None where that is a continuum."""
-        grid = self.grid()
-        return None if grid is None else [{self.path: drawn} for drawn in grid]
+        count = self.num_draws()
+        if count is None:
+            return None
+        return [{self.path: self._drawn(index)} for index in range(count)]
 
-    def num_draws(self) -> int | None:
-        """How many there are; None is a continuum."""
-        grid = self.grid()
-        return None if grid is None else len(grid)
+    def at(self, quantile: Callable[[str], float]) -> Draw:
+        """Its part of the draw at these quantiles of its values, which count alike.
+
+        Args:
+            quantile: name of one of Optuna's parameters → a number in [0, 1).
+        """
+        u, count = quantile(self.path), self.num_draws()
+        if self.log:
+            drawn: Any = math.exp(
+                math.log(self.low) + u * math.log(self.high / self.low)
+            )
+            drawn = round(drawn) if self.kind == "int" else drawn
+            return {self.path: min(max(drawn, self.low), self.high)}
+        if count is None:
+            return {self.path: self.low + u * (self.high - self.low)}
+        return {self.path: self._drawn(int(u * count))}
 
     def probes(self) -> list[Draw]:
         """Parts of draws that stand for all."""
@@ -194,7 +236,9 @@ class Dimension:
         if self.choices is not None:
             return ", ".join(map(str, self.choices))
         step = f", step {self.step:g}" if self.step else ""
-        low, high = (f"{x:g}" if isfinite(x) else str(x) for x in (self.low, self.high))
+        low, high = (
+            f"{x:g}" if math.isfinite(x) else str(x) for x in (self.low, self.high)
+        )
         return f"{self.kind} {low} to {high}{step}{', log' if self.log else ''}"
 
 
@@ -270,7 +314,7 @@ def _number_dimension(
         if (
             isinstance(number, bool)
             or not isinstance(number, int | float)
-            or not isfinite(number)
+            or not math.isfinite(number)
         ):
             raise SpecError(f"{place}.{name}: must be a finite number; got {number!r}")
     both_int = all(

@@ -18,7 +18,7 @@ maps with equal probability, a_i does not fall as u_i rises, and every distribut
 1] whatever was drawn before, which TPE needs to model numbers together.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from math import comb
@@ -186,6 +186,9 @@ class MapDimension(Dimension):
 
     def num_draws(self) -> int:
         return self.maps.count
+
+    def at(self, quantile: Callable[[str], float]) -> Draw:
+        return {name: quantile(name) for name in self.names}
 
     def probes(self) -> list[Draw]:
         return [dict.fromkeys(self.names, u) for u in (0.0, 1.0)]

@@ -13,7 +13,9 @@ their own names. A path names one of them after the alternative
 import copy
 import json
 import math
+import random
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from itertools import product
 from typing import Any
 
@@ -202,10 +204,8 @@ class Space:
 
     def grid(self) -> list[Draw] | None:
         """Every draw, or None where a dimension is a continuum."""
-        slots = [d for d in self.dimensions if d.is_slot]
         draws: list[Draw] = []
-        for labels in product(*[d.samples() for d in slots]):
-            chosen = {d.path: label for d, label in zip(slots, labels, strict=True)}
+        for chosen in self._alternatives():
             free = [d for d in self.dimensions if not d.is_slot and d.active(chosen)]
             axes = [d.draws() for d in free]
             if any(axis is None for axis in axes):
@@ -264,15 +264,67 @@ class Space:
 
     def probes(self) -> Iterator[Draw]:
         """Draws that between them use every alternative and every dimension's samples."""
-        slots = [d for d in self.dimensions if d.is_slot]
-        for labels in product(*[d.samples() for d in slots]):
-            chosen = {d.path: label for d, label in zip(slots, labels, strict=True)}
+        for chosen in self._alternatives():
             free = [d for d in self.dimensions if not d.is_slot and d.active(chosen)]
             base = _joined(chosen, *[d.probes()[0] for d in free])
             yield base
             for dimension in free:
                 for probe in dimension.probes()[1:]:
                     yield _joined(base, probe)
+
+    def corners(self) -> Iterator[Draw]:
+        """`probes`, and under every alternative the draw of all other ends together."""
+        yield from self.probes()
+        for chosen in self._alternatives():
+            free = [d for d in self.dimensions if not d.is_slot and d.active(chosen)]
+            yield _joined(chosen, *[d.probes()[-1] for d in free])
+
+    def interior(self, total: int, least: int) -> Iterator[Draw]:
+        """Draws from within the space, the same each time: a Latin hypercube for every choice of
+        the slots.
+
+        The values of a dimension are cut into as many parts as there are draws, all alike, and
+        each part is drawn once: of a dimension with fewer values each one occurs.
+
+        Args:
+            total: draws in all.
+            least: draws for a choice of the slots, where that is more.
+        """
+        alternatives = list(self._alternatives())
+        count = max(total // len(alternatives), least)
+        for chosen in alternatives:
+            free = [d for d in self.dimensions if not d.is_slot and d.active(chosen)]
+            for number in range(count if free else 0):
+                quantile = partial(_quantile, number, count)
+                yield _joined(chosen, *[d.at(quantile) for d in free])
+
+    def completed(self, part: Draw) -> Draw:
+        """A whole draw that contains this part: what it lacks is the first of each dimension."""
+        draw: Draw = {}
+        for dimension in self.dimensions:
+            if dimension.active(draw):
+                own = dimension.is_drawn(part)
+                draw |= dimension.probes()[0]
+                if own:
+                    draw |= {k: v for k, v in part.items() if k in draw}
+        return draw
+
+    def _alternatives(self) -> Iterator[Draw]:
+        """Every choice of the slots."""
+        slots = [d for d in self.dimensions if d.is_slot]
+        for labels in product(*[d.samples() for d in slots]):
+            yield {d.path: label for d, label in zip(slots, labels, strict=True)}
+
+
+def _quantile(number: int, count: int, name: str) -> float:
+    """In [0, 1), of a parameter in draw `number` of `count`: the middle of its part then."""
+    return (_order_of_parts(name, count)[number] + 0.5) / count
+
+
+@lru_cache(maxsize=256)
+def _order_of_parts(name: str, count: int) -> list[int]:
+    """0 to count - 1 in an order of this parameter's own, the same in every process."""
+    return random.Random(name).sample(range(count), count)
 
 
 def _condition_in_slot(

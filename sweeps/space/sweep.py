@@ -22,6 +22,8 @@ class Sweep:
         example: the stages of one configuration.
         archs: the architecture after each of them.
         plugins: those that the spec names, as they travel to every process.
+        data: the data set in one line.
+        remarks: what a user must know about source and data, whole sentences.
     """
 
     spec: Spec
@@ -30,6 +32,8 @@ class Sweep:
     example: tuple[NamedStage, ...]
     archs: tuple[Arch, ...]
     plugins: tuple[PluginFile, ...] = ()
+    data: str = ""
+    remarks: tuple[str, ...] = ()
 
     @property
     def num_configurations(self) -> int:

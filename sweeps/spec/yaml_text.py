@@ -1,13 +1,13 @@
 """YAML as people expect it: 1e-3 is a number, a key given twice is an error."""
 
-import difflib
 import math
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from trainers.words import did_you_mean as did_you_mean
 
 Tree = dict[str, Any]
 """A mapping of YAML: text as keys, plain values, lists and further mappings as values.
@@ -19,12 +19,6 @@ anything has validated them. What is validated has a type of its own.
 
 class SpecError(ValueError):
     """A mistake of the user: place, rule, value and remedy in one message."""
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`did you mean 'X'? ` with a blank behind it for a name much like a known one, else ''."""
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f"did you mean {close[0]!r}? " if close else ""
 
 
 class _Loader(yaml.SafeLoader):

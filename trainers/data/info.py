@@ -25,6 +25,7 @@ class DataInfo:
         place: where the images lie, for messages: a folder, or the data set's name.
         remarks: what a user must know: whole sentences in plain English, one a fact, about
             what was left out, remapped or assumed.
+        in_memory: whether images are decoded once and augmented as batches; else they stream.
     """
 
     num_classes: int
@@ -36,6 +37,7 @@ class DataInfo:
     size_from: str = ""
     place: str = ""
     remarks: tuple[str, ...] = ()
+    in_memory: bool = True
 
     def describe(self) -> str:
         """The facts on one line: "2 classes (dark, light), 34 train, 12 val, 14 test, 32 px, from

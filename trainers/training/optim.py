@@ -1,15 +1,18 @@
 """Optimisers and schedules: timm's, driven by optimiser steps."""
 
 import math
+from functools import lru_cache
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from trainers.config import TrainConfig
 from trainers.durations import duration_in_steps
 from trainers.timm_library import timm
+from trainers.words import did_you_mean
 
 
 def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
@@ -35,7 +38,7 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
             **options,
             **_fused(module, kind),
         )
-    except (AssertionError, TypeError, ValueError) as error:
+    except (AssertionError, TypeError, ValueError, LookupError) as error:
         raise ValueError(
             f"optimizer {config.optimizer!r}: {error} (see"
             " timm.optim.list_optimizers())"
@@ -49,10 +52,18 @@ def _optimizer_class(name: str) -> type[Optimizer]:
         ValueError: timm has no such optimiser.
         AssertionError: timm cannot make it here, for it needs a GPU or another library.
     """
-    kind: type[Optimizer] = timm.optim.get_optimizer_class(
-        name.lower().removeprefix("lookahead_"), bind_defaults=False
-    )
+    wanted, known = name.lower().removeprefix("lookahead_"), _optimizers()
+    if wanted not in known:
+        hint = did_you_mean(wanted, known).strip()
+        raise ValueError(f"timm has no such optimiser{hint and '; '}{hint}")
+    kind: type[Optimizer] = timm.optim.get_optimizer_class(wanted, bind_defaults=False)
     return kind
+
+
+@lru_cache(maxsize=1)
+def _optimizers() -> frozenset[str]:
+    """The names of timm's optimisers."""
+    return frozenset(timm.optim.list_optimizers())
 
 
 def _fused(module: nn.Module, kind: type[Optimizer]) -> dict[str, Any]:
@@ -82,12 +93,57 @@ def check_train_config(config: TrainConfig, num_train: int) -> None:
         raise ValueError(
             f"batch_size {config.batch_size} is more than the {what}; lower batch_size"
         )
-    module = nn.Linear(1, 1)
-    Schedule(
-        make_optimizer(module, config.model_copy(update={"layer_decay": None})),
-        config,
-        images // config.batch_size,
+    flat = config.model_copy(update={"layer_decay": None})
+    Schedule(make_optimizer(nn.Linear(1, 1), flat), config, images // config.batch_size)
+    _check_step(
+        config.optimizer, config.eps, config.betas, config.momentum, config.weight_decay
     )
+
+
+@lru_cache(maxsize=32)
+def _check_step(
+    optimizer: str,
+    eps: float | None,
+    betas: tuple[float, float] | None,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    """Let the optimiser take a step, on a few parameters of every usual shape.
+
+    Some optimisers can be made, but ask more of the training loop than a gradient.
+
+    Raises:
+        ValueError: it cannot take one.
+    """
+    config = TrainConfig(
+        optimizer=optimizer,
+        eps=eps,
+        betas=betas,
+        momentum=momentum,
+        weight_decay=weight_decay,
+    )
+    on_gpu = torch.cuda.is_available()  # some optimisers work there alone
+    for device in ("cpu", "cuda") if on_gpu else ("cpu",):
+        fault = _fault_of_step(config, torch.device(device))
+        if fault is None:
+            return
+    raise ValueError(
+        f"optimizer {optimizer!r} cannot take a step in this training loop: {fault};"
+        " choose another one (see timm.optim.list_optimizers())"
+    )
+
+
+def _fault_of_step(config: TrainConfig, device: torch.device) -> str | None:
+    """Why an optimiser cannot take a step on this device; None where it can."""
+    with torch.random.fork_rng(devices=[]):
+        layers = (nn.Conv2d(3, 4, 2), nn.Flatten(), nn.LayerNorm(4), nn.Linear(4, 2))
+        module = nn.Sequential(*layers).to(device)
+        module(torch.ones(2, 3, 2, 2, device=device)).square().sum().backward()
+        try:
+            make_optimizer(module, config).step()
+        except (RuntimeError, TypeError, ValueError, LookupError) as error:
+            return str(error).partition("\n")[0]
+    return None
 
 
 class Schedule:
@@ -162,9 +218,9 @@ class Schedule:
     def after_step(self, steps: int) -> None:
         """Set rates for the next step after `steps` steps in all."""
         at = steps
-        if self.config.schedule_step == "epoch":
-            epochs_before = max(steps // self.steps_per_epoch - 1, 0)
-            at = epochs_before * self.steps_per_epoch
+        if self.config.schedule_step != "step":
+            lag = 1 if self.config.schedule_step == "epoch" else 0
+            at = max(steps // self.steps_per_epoch - lag, 0) * self.steps_per_epoch
         self._lr.step_update(at)
         end = self.config.weight_decay_end
         if end is None:

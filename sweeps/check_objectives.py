@@ -1,0 +1,116 @@
+"""Objectives against what the trials of a sweep measure: names and bounds."""
+
+from collections.abc import Iterable, Mapping
+
+from analysis.contract import TEST_PREFIX, Objective
+from compress.metrics import (
+    TEXT,
+    Conditions,
+    Metric,
+    missing_because,
+    trial_metrics,
+)
+from compress.pipeline import NamedStage
+from sweeps.space.space import Space
+from sweeps.spec.model import Spec
+from sweeps.spec.yaml_text import SpecError, did_you_mean
+from trainers.config import DataConfig
+from trainers.training.epoch_metrics import epoch_metrics
+
+UNGUIDED = ("grid", "random")
+"""Samplers that draw the same configurations whatever the objectives are."""
+
+
+def guided_by(spec: Spec, space: Space) -> str:
+    """What goes on with the better configurations; empty where the objectives decide nothing
+    and only order the configurations afterwards.
+    """
+    search = spec.search
+    if search.early_stopping is not None:
+        return "search.early_stopping ends trials"
+    if search.refine is not None:
+        return "search.refine goes on with the best trials"
+    if search.sampler not in UNGUIDED and space.dimensions:
+        return f"search.sampler: {search.sampler} draws by the objectives"
+    return ""
+
+
+def check_objectives(
+    spec: Spec, stages: Iterable[NamedStage], data: DataConfig, guided: str
+) -> None:
+    """Refuse an objective that the trials of this pipeline will not have, or cannot keep.
+
+    Args:
+        guided: as `guided_by` says it.
+
+    Raises:
+        SpecError: place, rule, value, remedy.
+    """
+    stages = tuple(stages)
+    conditions = Conditions(
+        validation=data.val_fraction > 0,
+        latency=spec.measure.latency,
+        quantized=any(stage.config.phase == "quantize" for stage in stages),
+    )
+    known = {
+        name: metric
+        for name, metric in trial_metrics(
+            (stage.config for stage in stages), conditions
+        ).items()
+        if metric.unit != TEXT
+    }
+    for i, objective in enumerate(spec.objectives):
+        place = f"objectives.{i}"
+        if _is_of_test_set(objective.metric):
+            _check_unguided(f"{place}.metric", objective.metric, data, guided)
+        _check_name(f"{place}.metric", objective.metric, known, conditions)
+        _check_bound(f"{place}.bound", objective, known[objective.metric])
+
+
+def _check_name(
+    place: str, name: str, known: Mapping[str, Metric], conditions: Conditions
+) -> None:
+    if name not in known:
+        known = {k: metric for k, metric in known.items() if not _is_of_test_set(k)}
+        reason = missing_because(name, conditions)
+        why = f" ({reason})" if reason else ""
+        raise SpecError(
+            f"{place}: this pipeline has no metric {name!r}{why};"
+            f" {did_you_mean(name, known)}valid: {', '.join(sorted(known))}"
+        )
+
+
+def _check_unguided(place: str, name: str, data: DataConfig, guided: str) -> None:
+    """Refuse a metric of the test set as an objective, unless there is no validation part and
+    nothing is chosen by it.
+    """
+    if data.val_fraction == 0 and not guided:
+        return
+    why = f" ({guided})" if guided and data.val_fraction == 0 else ""
+    raise SpecError(
+        f"{place}: the test set never guides the search{why}; use"
+        f" {name.removeprefix(TEST_PREFIX)!r} with data.val_fraction above 0, or"
+        " data.val_fraction: 0 with search.sampler: grid or random, early_stopping and"
+        " refine left out"
+    )
+
+
+def _check_bound(place: str, objective: Objective, metric: Metric) -> None:
+    """Refuse a bound that no value, or every value, of the metric keeps."""
+    bound, (low, high) = objective.bound, metric.limits
+    if bound is None or low <= bound <= high:
+        return
+    remedy = "leave it out, or give a value in this range"
+    if metric.unit == "fraction" and 1 < bound <= 100:
+        remedy = f"{bound:g} % is written {bound / 100:g}"
+    values = f"from {low:g} to {high:g}" if high < float("inf") else f"from {low:g} up"
+    raise SpecError(
+        f"{place}: {bound:g} is no value of {metric.name}, which lies {values}; {remedy}"
+    )
+
+
+def _is_of_test_set(metric: str) -> bool:
+    return (
+        metric.startswith(TEST_PREFIX)
+        and metric.removeprefix(TEST_PREFIX) in epoch_metrics()
+    )
