@@ -8,7 +8,7 @@ from torch import nn
 
 from compress.asp import HoldZeros, asp_masks
 from compress.stage import Context, Phase, Stage
-from trainers.config import DistillConfig, FitOptions, ModelName, TrainConfig
+from trainers.config import DistillConfig, FitOptions, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.hashing import LATER
 from trainers.models.arch import (
@@ -26,6 +26,7 @@ from trainers.training.losses import (
     TaskObjective,
 )
 from trainers.training.optim import check_train_config, make_optimizer
+from trainers.user_paths import ModelName
 
 
 class Finetune(Stage, TrainConfig):
