@@ -29,6 +29,14 @@ def check(raw: dict[str, Any], *overrides: str) -> Any:
 
 MISTAKES = [
     (
+        "storage=s3://KEY:SECRET@bucket/x",
+        r"^storage: s3://\*\*\*@bucket/x holds a user, a password or a key; credentials come",
+    ),
+    (
+        "trackers=[{mlflow: {tracking_uri: 'http://me:SECRET@host'}}]",
+        r"^trackers\.0\.mlflow\.tracking_uri: http://\*\*\*@host holds a user",
+    ),
+    (
         "serch.trials=4",
         (
             r"^serch: unknown key; did you mean 'search'\? valid keys: name, seed,"
