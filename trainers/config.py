@@ -149,7 +149,7 @@ class DataConfig(Config):
     download: bool = Field(
         False, description="let torchvision download the set into `root`"
     )
-    name: str | None = Field(
+    name: UserText | None = Field(
         None, description="hf: a repository of the Hugging Face Hub, or a local folder"
     )
     subset: str | None = Field(
@@ -175,7 +175,10 @@ class DataConfig(Config):
         description="the same for the test part; default: test, or else validation",
     )
     image_column: Annotated[str | None, LATER] = Field(
-        None, description="parquet, hf: the column of images; default: found"
+        None,
+        description=(
+            "parquet, hf: the column of images; webdataset: their suffix; default: found"
+        ),
     )
     label_column: str | None = Field(
         None,
@@ -184,7 +187,7 @@ class DataConfig(Config):
             " found"
         ),
     )
-    class_names: tuple[str, ...] | Path | None = Field(
+    class_names: tuple[str, ...] | UserPath | None = Field(
         None,
         description=(
             "parquet, hf, webdataset: names of labels 0, 1, …, or a text file with one a"
