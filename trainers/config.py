@@ -69,8 +69,11 @@ def _local_folder(value: str) -> str:
 
 def _saved_model(value: str) -> str:
     """The name of a model; that of a folder is made absolute."""
-    if value == "source":
-        return value
+    return value if value == "source" else _absolute_folder(value)
+
+
+def _absolute_folder(value: str) -> str:
+    """A name; that of a folder is made absolute, since trials work elsewhere."""
     return str(Path(value).absolute()) if Path(value).is_dir() else value
 
 
@@ -149,7 +152,7 @@ class DataConfig(Config):
     download: bool = Field(
         False, description="let torchvision download the set into `root`"
     )
-    name: UserText | None = Field(
+    name: Annotated[UserText, AfterValidator(_absolute_folder)] | None = Field(
         None, description="hf: a repository of the Hugging Face Hub, or a local folder"
     )
     subset: str | None = Field(
