@@ -23,6 +23,8 @@ from trainers.user_paths import (
     MAY_BE_GONE,
     ModelName,
     UserPath,
+    UserText,
+    absolute_folder,
     local_folder,
 )
 
@@ -71,7 +73,7 @@ class DataConfig(Config):
     download: bool = Field(
         False, description="let torchvision download the set into `root`"
     )
-    name: str | None = Field(
+    name: Annotated[UserText, AfterValidator(absolute_folder)] | None = Field(
         None, description="hf: a repository of the Hugging Face Hub, or a local folder"
     )
     subset: str | None = Field(
@@ -97,7 +99,10 @@ class DataConfig(Config):
         description="the same for the test part; default: test, or else validation",
     )
     image_column: Annotated[str | None, LATER] = Field(
-        None, description="parquet, hf: the column of images; default: found"
+        None,
+        description=(
+            "parquet, hf: the column of images; webdataset: their suffix; default: found"
+        ),
     )
     label_column: str | None = Field(
         None,

@@ -40,8 +40,11 @@ def local_folder(value: str) -> str:
 
 def _saved_model(value: str) -> str:
     """The name of a model; that of a folder is made absolute."""
-    if value == "source":
-        return value
+    return value if value == "source" else absolute_folder(value)
+
+
+def absolute_folder(value: str) -> str:
+    """A name; that of a folder is made absolute, since trials work elsewhere."""
     return str(Path(value).absolute()) if Path(value).is_dir() else value
 
 
