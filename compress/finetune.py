@@ -8,13 +8,14 @@ from torch import nn
 
 from compress.asp import HoldZeros, asp_masks
 from compress.stage import Context, Phase, Stage
-from trainers.config import LATER, DistillConfig, FitOptions, TrainConfig
+from trainers.config import DistillConfig, FitOptions, ModelName, TrainConfig
 from trainers.data.splits import DataInfo
+from trainers.hashing import LATER
 from trainers.models.arch import (
+    BUILD_ERRORS,
     DROP_RATE_BUILDERS,
     Arch,
     ModelState,
-    buildable,
     on_meta,
 )
 from trainers.training.losses import (
@@ -42,7 +43,7 @@ class Finetune(Stage, TrainConfig):
     distill: DistillConfig | None = Field(
         None, description="distillation from a teacher"
     )
-    kl_teacher: str | None = Field(
+    kl_teacher: ModelName | None = Field(
         None,
         description=(
             "a second teacher, whose outputs are followed by KL divergence (NViT: the"
@@ -91,6 +92,8 @@ class Finetune(Stage, TrainConfig):
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
         check_fit(arch, self, data)
+        if self.kl_heads == "both":
+            give_both_heads(on_meta(with_drop_rates(arch, self)))
         return arch
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:
@@ -137,9 +140,9 @@ def check_fit(arch: Arch, config: TrainConfig, data: DataInfo) -> None:
         ValueError: batch size, warm-up, optimiser or drop rates do not fit.
     """
     check_train_config(config, data.num_train)
-    rated = buildable(with_drop_rates(arch, config))
+    _check_drop_rates(arch, config)
     if config.layer_decay is not None:
-        make_optimizer(on_meta(rated), config)
+        make_optimizer(on_meta(with_drop_rates(arch, config)), config)
 
 
 def task_objective(
@@ -154,6 +157,31 @@ def task_objective(
         module.set_distilled_training(True)  # type: ignore[operator]
     teacher = ctx.teacher(distill.teacher, distill.teacher_checkpoint)
     return DistillObjective(teacher, distill, options.label_smoothing)
+
+
+def _check_drop_rates(arch: Arch, options: FitOptions) -> None:
+    """Refuse drop rates that the model's class has no argument for.
+
+    Raises:
+        ValueError: names the rates and what remains.
+    """
+    wanted = with_drop_rates(arch, options)
+    if wanted.args == arch.args:
+        return
+    try:
+        on_meta(wanted)
+    except BUILD_ERRORS as error:
+        rates = {n: v for n, v in wanted.args.items() if arch.args.get(n) != v}
+        options_ = [_OPTION_OF[name] for name in rates]
+        raise ValueError(
+            f"{' and '.join(options_)}: {arch.name} does not take"
+            f" {' and '.join(rates)} ({error}); leave {' and '.join(options_)} out, or"
+            " train a model that has it"
+        ) from error
+
+
+_OPTION_OF = {"drop_rate": "drop", "drop_path_rate": "drop_path"}
+"""Argument of a model's builder → the option of a fit that sets it."""
 
 
 def with_drop_rates(arch: Arch, options: FitOptions) -> Arch:

@@ -16,12 +16,13 @@ from compress.pipeline import (
     check_pipeline,
     run_pipeline,
     stages,
+    trains,
 )
 from compress.stage import Stage
 from trainers.config import DataConfig, SourceConfig
 from trainers.data.splits import data_info, load_data
-from trainers.files import default_data_cache, user_cache
-from trainers.models.source import source_arch
+from trainers.files import default_data_cache, expanded, user_cache
+from trainers.models.source import source_facts
 
 StageGiven = Stage | tuple[str, Mapping[str, Any]] | str
 
@@ -58,11 +59,18 @@ def run(
     """
     planned = _pipeline(source, data, pipeline, seed)
     info = data_info(planned.data)
-    arch = source_arch(planned.source, info.num_classes, info.image_size)
-    check_pipeline(arch, planned.stages, info)
+    facts = source_facts(
+        planned.source,
+        info.num_classes,
+        info.image_size,
+        trained=trains(planned.stages),
+    )
+    check_pipeline(facts.arch, planned.stages, info)
     return run_pipeline(
         planned,
-        cache=StageCache(Path(cache) if cache else user_cache() / "stages"),
+        cache=StageCache(
+            Path(expanded(str(cache))) if cache else user_cache() / "stages"
+        ),
         data_cache=_data_cache(data_cache),
         device=torch.device(device),
     )
@@ -97,7 +105,7 @@ def measured(
 
 
 def _data_cache(given: Path | str | None) -> Path:
-    return Path(given) if given else default_data_cache()
+    return Path(expanded(str(given))) if given else default_data_cache()
 
 
 def _data(given: str | DataConfig) -> DataConfig:

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +139,11 @@ class PipelineResult:
         }
 
 
+def trains(stages: Sequence[NamedStage]) -> bool:
+    """Whether a stage trains the model."""
+    return any(isinstance(stage.config, FitOptions) for stage in stages)
+
+
 def check_order(stages: Sequence[NamedStage]) -> None:
     """Refuse an order in which a stage would undo what an earlier one did.
 
@@ -224,37 +228,28 @@ def _check_teacher(
             f"teacher {name!r} is no earlier stage; earlier ones:"
             f" {', '.join(have) or 'none'}"
         )
-    arch = known.get(name)
-    if arch is None:
-        arch = _teacher_arch(name, checkpoint, info.num_classes, info.image_size)
     with _placed(f"teacher {name!r}"):
+        arch = known.get(name) or _teacher_arch(name, checkpoint, info)
         check_forward(arch, info.image_size, info.num_classes)
 
 
-@lru_cache(maxsize=32)
-def _teacher_arch(
-    name: str, checkpoint: Path | None, classes: int, image_size: int
-) -> Arch:
+def _teacher_arch(name: str, checkpoint: Path | None, info: DataInfo) -> Arch:
     """The architecture of a teacher that is neither the source nor a stage; its file is opened."""
-    if Path(name).is_dir():
-        return ModelState.load(Path(name)).arch
-    config = SourceConfig(
-        model=name, checkpoint=checkpoint, pretrained=checkpoint is None
-    )
-    return source_facts(config, classes, image_size, trained=False).arch
+    return source_facts(
+        _teacher_config(name, checkpoint),
+        info.num_classes,
+        info.image_size,
+        trained=False,
+    ).arch
 
 
-@lru_cache(maxsize=4)
-def _named_teacher(
-    name: str, checkpoint: Path | None, classes: int, image_size: int
-) -> ModelState:
-    """A teacher that is neither the source nor a stage: a folder of ours or a named model."""
+def _teacher_config(name: str, checkpoint: Path | None) -> SourceConfig:
+    """A teacher that is neither the source nor a stage: a saved model or a named one."""
     if Path(name).is_dir():
-        return ModelState.load(Path(name))
-    config = SourceConfig(
+        return SourceConfig(checkpoint=Path(name))
+    return SourceConfig(
         model=name, checkpoint=checkpoint, pretrained=checkpoint is None
     )
-    return load_source(config, num_classes=classes, image_size=image_size, seed=0)
 
 
 class _Run:
@@ -303,7 +298,12 @@ class _Run:
         if name.startswith("stage:"):
             return self._models[name.removeprefix("stage:")]
         info = self.data.info
-        return _named_teacher(name, checkpoint, info.num_classes, info.image_size)
+        return load_source(
+            _teacher_config(name, checkpoint),
+            num_classes=info.num_classes,
+            image_size=info.image_size,
+            seed=0,
+        )
 
     def _teacher_key(self, name: str, checkpoint: Path | None) -> str:
         if name.startswith("stage:"):

@@ -119,7 +119,7 @@ RAY = (
     "sweeps/trial/in_tune.py",
     "sweeps/trial/worker_group.py",
 )
-PICKLE = ("trainers/training/checkpoint.py", "trainers/models/source.py")
+PICKLE = ("trainers/training/checkpoint.py", "trainers/models/checkpoint_file.py")
 NOT_EVERYWHERE = {
     "fcntl": (),
     "resource": (),

@@ -6,7 +6,6 @@ Defaults are those of the DeiT family. Names that carry a unit say it; durations
 
 import math
 import re
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +19,9 @@ from pydantic import (
     model_validator,
 )
 
+from trainers.files import expanded
+from trainers.hashing import LATER
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -30,6 +32,10 @@ that were there once need not be there now.
 """
 
 
+LOCAL_FOLDER = "local-dir:"
+"""How timm's names of models in a folder begin."""
+
+
 class Config(BaseModel):
     """A frozen configuration that rejects unknown keys."""
 
@@ -38,45 +44,40 @@ class Config(BaseModel):
     )
 
 
-class Later:
-    """Marks an option that came after its class was published (`Annotated[bool, LATER]`).
-
-    At its default it does not enter a hash, so that what earlier versions computed counts on.
-    """
-
-
-LATER = Later()
-
-
-def values_to_hash(
-    config: BaseModel,
-    *,
-    mode: Literal["python", "json"] = "python",
-    exclude: Collection[str] = (),
-) -> dict[str, Any]:
-    """The values of a config that decide its hash: all but the `LATER` ones at their default.
-
-    Args:
-        mode: as in pydantic's `model_dump`.
-        exclude: further fields to leave out.
-    """
-    left_out: dict[str, Any] = _unchanged(config) | dict.fromkeys(exclude, True)
-    return config.model_dump(mode=mode, exclude=left_out)
+def _expand(value: Any, info: ValidationInfo) -> Any:
+    """A path with `~` and environment variables replaced; what was read once stays as it is."""
+    may_be_gone = (info.context or {}).get(MAY_BE_GONE, False)
+    if may_be_gone or not isinstance(value, str | Path):
+        return value
+    text = expanded(str(value))
+    return Path(text) if isinstance(value, Path) else text
 
 
-def _unchanged(config: BaseModel) -> dict[str, Any]:
-    """The `LATER` fields that have their default, of nested configs too: `exclude` of pydantic's
-    `model_dump`.
-    """
-    found: dict[str, Any] = {}
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        if LATER in field.metadata and value == field.get_default():
-            found[name] = True
-        elif isinstance(value, BaseModel):
-            found |= {name: inner} if (inner := _unchanged(value)) else {}
-    return found
+UserPath = Annotated[Path, BeforeValidator(_expand)]
+"""A path in which `~` is the home folder and `$NAME` an environment variable."""
+UserText = Annotated[str, BeforeValidator(_expand)]
+"""A name, URI or path; what looks like a path in it is expanded as in `UserPath`."""
 
+
+def _local_folder(value: str) -> str:
+    """timm's `local-dir:FOLDER` with an absolute folder, since trials work elsewhere."""
+    if not value.startswith(LOCAL_FOLDER):
+        return value
+    folder = Path(expanded(value.removeprefix(LOCAL_FOLDER))).absolute()
+    return f"{LOCAL_FOLDER}{folder}"
+
+
+def _saved_model(value: str) -> str:
+    """The name of a model; that of a folder is made absolute."""
+    if value == "source":
+        return value
+    return str(Path(value).absolute()) if Path(value).is_dir() else value
+
+
+ModelName = Annotated[
+    UserText, AfterValidator(_local_folder), AfterValidator(_saved_model)
+]
+"""A model by its name, or a folder that holds one."""
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?|%)\s*$")
 
@@ -144,15 +145,58 @@ class DataConfig(Config):
             " torchvision; plugins may offer more"
         ),
     )
-    root: Path | None = Field(None, description="folder of the data set")
+    root: UserPath | None = Field(None, description="folder of the data set")
     download: bool = Field(
         False, description="let torchvision download the set into `root`"
+    )
+    name: str | None = Field(
+        None, description="hf: a repository of the Hugging Face Hub, or a local folder"
+    )
+    subset: str | None = Field(
+        None,
+        description="parquet, hf: which data set where a folder or name has several",
+    )
+    revision: str | None = Field(
+        None, description="hf: branch, tag or commit of the repository"
+    )
+    streaming: bool = Field(
+        False,
+        description="hf: read from the Hub as a stream, without a copy in its cache",
+    )
+    train_split: str | None = Field(
+        None,
+        description=(
+            "parquet, webdataset: the word in names of training shards, or a pattern of"
+            " files; hf: a split, such as train[:80%]; default: train"
+        ),
+    )
+    test_split: str | None = Field(
+        None,
+        description="the same for the test part; default: test, or else validation",
+    )
+    image_column: Annotated[str | None, LATER] = Field(
+        None, description="parquet, hf: the column of images; default: found"
+    )
+    label_column: str | None = Field(
+        None,
+        description=(
+            "parquet, hf: the column of labels; webdataset: the key in .json; default:"
+            " found"
+        ),
+    )
+    class_names: tuple[str, ...] | Path | None = Field(
+        None,
+        description=(
+            "parquet, hf, webdataset: names of labels 0, 1, …, or a text file with one a"
+            " line; default: as the files say"
+        ),
     )
     image_size: int | None = Field(
         None,
         ge=4,
         description=(
-            "pixels that the model sees; default: the set's own size (32 or 224)"
+            "pixels that the model sees; default: the size of the images where all are"
+            " squares of one size up to 96 px, and 224 where most are larger"
         ),
     )
     mean: tuple[float, float, float] = Field(
@@ -213,6 +257,22 @@ class DataConfig(Config):
         0,
         ge=0,
         description="unreadable images to skip (each is named) before it is an error",
+    )
+    exif_rotation: bool = Field(
+        False,
+        description=(
+            "turn images as their EXIF orientation says; off, as in torchvision's and"
+            " timm's loaders"
+        ),
+    )
+    white_level: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "value of white in images of more than 8 bits a channel; default: 1 for real"
+            " numbers up to 1, else the first of 255, 4095 and 65535 that no training"
+            " image exceeds"
+        ),
     )
 
 
@@ -316,13 +376,13 @@ Augment = Annotated[
 class DistillConfig(Config):
     """Knowledge distillation as in DeiT (Touvron et al. 2021, section 4)."""
 
-    teacher: str = Field(
+    teacher: ModelName = Field(
         description=(
-            "'source', 'stage:NAME' (an earlier stage's model), a folder saved by us,"
-            " or a timm model name (pretrained)"
+            "'source', 'stage:NAME' (an earlier stage's model), a folder with a model, or"
+            " a timm model name (pretrained)"
         )
     )
-    teacher_checkpoint: Path | None = Field(
+    teacher_checkpoint: UserPath | None = Field(
         None, description="weights of a timm-named teacher"
     )
     kind: Literal["soft", "hard"] = "hard"
@@ -387,12 +447,13 @@ class FitOptions(Config):
         "10%", description="epochs, or 'N steps', 'N%' of the training"
     )
     schedule: Literal["cosine", "step", "plateau", "constant"] = "cosine"
-    schedule_step: Annotated[Literal["step", "epoch"], LATER] = Field(
+    schedule_step: Annotated[Literal["step", "epoch", "epoch_start"], LATER] = Field(
         "step",
         description=(
             "when lr changes. step: with every optimiser step; epoch: once an epoch, to"
             " the schedule's value at the start of the epoch before, as in DeiT's code"
-            " (the first two epochs have the same lr)"
+            " (the first two epochs have the same lr); epoch_start: once an epoch, to its"
+            " value at the start of this epoch"
         ),
     )
     cosine_span: Annotated[Literal["whole", "after_warmup"], LATER] = Field(
@@ -486,11 +547,11 @@ class TrainConfig(FitOptions):
 class SourceConfig(Config):
     """The model that a pipeline starts from."""
 
-    model: str | None = Field(
+    model: Annotated[str, AfterValidator(_local_folder)] | None = Field(
         None,
         description=(
-            "a timm model name, resnet20_cifar, 32, 44, 56 or revit; not needed with a"
-            " folder of ours"
+            "a timm model name (hf-hub:OWNER/NAME and local-dir:FOLDER too),"
+            " resnet20_cifar, 32, 44, 56 or revit; not needed with a folder that says it"
         ),
     )
     args: dict[str, Any] = Field(
@@ -500,25 +561,23 @@ class SourceConfig(Config):
     pretrained: bool = Field(
         False, description="timm's pretrained weights (needs the internet once)"
     )
-    checkpoint: Path | None = Field(
+    checkpoint: UserPath | None = Field(
         None,
         description=(
-            "safetensors, a plain state dict, or a folder saved by us (with `model`:"
-            " its weights)"
+            "a file of safetensors or of torch.save, as any training program writes it,"
+            " or a folder: saved by us, or of the Hugging Face Hub"
         ),
     )
     checkpoint_key: str | None = Field(
         None,
         description=(
-            "key of the state dict in the file (model, module, model_ema, …); default:"
-            " found"
+            "place of the weights in the file (model, state_dict_ema, …); default: where"
+            " names and shapes fit, averaged weights first"
         ),
     )
     checkpoint_prefix: str = Field(
         "",
-        description=(
-            "prefix to strip from parameter names; 'module.' is always stripped"
-        ),
+        description=("prefix to strip from parameter names; usual ones are found"),
     )
     head_init_scale: float | None = Field(
         None, gt=0, description="multiply a re-initialised classifier by this"
@@ -532,7 +591,7 @@ class SourceConfig(Config):
         ):
             raise ValueError(
                 "`model` is needed unless `checkpoint` is a folder that holds"
-                " model.json"
+                " model.json or config.json"
             )
         if self.pretrained and self.checkpoint is not None:
             raise ValueError("give either `pretrained: true` or `checkpoint`, not both")

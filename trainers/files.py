@@ -4,12 +4,14 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 import uuid
 from pathlib import Path
 from typing import Any
 
+_VARIABLE = re.compile(r"\$([A-Za-z_]\w*|\{[A-Za-z_]\w*\})")
 _WINDOWS_PATIENCE_SECONDS = 2.0
 
 
@@ -65,13 +67,59 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def expanded(text: str) -> str:
+    """A path as a shell reads it: `~` at its start is the home folder, `$NAME` and `${NAME}` are
+    environment variables. YAML, and a shell after `=`, leave them as they are.
+
+    Raises:
+        ValueError: an environment variable is not set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1].strip("{}")
+        if name not in os.environ:
+            raise ValueError(
+                f"{text}: the environment variable {name} is not set; set it, or write the"
+                " path out"
+            )
+        return os.environ[name]
+
+    found = _VARIABLE.sub(value, text)
+    if found.startswith("~"):
+        with contextlib.suppress(
+            RuntimeError
+        ):  # no such user: a name that begins with ~
+            found = str(Path(found).expanduser())
+    return found
+
+
 def user_cache() -> Path:
     """The user's folder for what can be computed again: `$XDG_CACHE_HOME` or `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "compression-sweeps"
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(expanded(base)) / "compression-sweeps"
 
 
 def default_data_cache() -> Path:
     """Where decoded images are kept: `$SWEEPS_DATA_CACHE`, or a folder of the user's cache."""
     base = os.environ.get("SWEEPS_DATA_CACHE")
-    return Path(base) if base else user_cache()
+    return Path(expanded(base)) if base else user_cache()
+
+
+_NOT_THE_FILE = {
+    b"version https://git-lfs": "is a Git LFS pointer; `git lfs pull` fetches the file",
+    b"<!doctype": "is a web page, not the file; download it again",
+    b"\x1f\x8b": "is compressed as a whole with gzip; unpack it",
+    b"<html": "is a web page, not the file; download it again",
+}
+
+
+def why_not_the_file(path: Path) -> str | None:
+    """What `path` holds in place of a file that was meant: nothing, a Git LFS pointer, a web page;
+    None if it is none of these. The text completes "path …" and says the remedy.
+    """
+    with open(path, "rb") as file:
+        start = file.read(32).lstrip().lower()
+    if path.stat().st_size == 0:
+        return "is empty (0 bytes); fetch it again"
+    known = (text for mark, text in _NOT_THE_FILE.items() if start.startswith(mark))
+    return next(known, None)

@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple, Self
 from pydantic import model_validator
 
 from trainers.config import Config
+from trainers.files import expanded
 from trainers.plugin_source import (
     digest,
     execute,
@@ -237,7 +238,7 @@ def require_unchanged(recorded: Mapping[str, str]) -> None:
 
 
 def _read_file(entry: str, folder: Path) -> PluginFile:
-    path = folder / Path(entry).expanduser()
+    path = folder / expanded(entry)
     if path.suffix != ".py":
         raise ValueError(
             f"plugins: {entry}: a plugin is a .py file or a dotted module (lab.stages)"

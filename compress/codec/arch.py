@@ -3,41 +3,18 @@ comes from a file.
 """
 
 import json
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from torch.nn.modules import module as hooks
 
-from trainers.models.arch import Arch, meta_device
+from trainers.models.arch import BUILD_ERRORS, Arch, meta_device
 from trainers.models.parameters import linear_and_conv_parameters
 
-MAX_ARGUMENT = 1 << 20
-"""Largest integer among the arguments of an architecture: some constructors allocate by
-them, meta device or not.
-"""
-_FILE_ARGUMENTS = {
-    "checkpoint_path",
-    "pretrained",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "cache_dir",
-}
 _MODULES_PER_TENSOR = 64
-_BUILD_ERRORS = (
-    TypeError,
-    ValueError,
-    RuntimeError,
-    AssertionError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    MemoryError,
-)
 
 
 @dataclass(frozen=True)
@@ -65,7 +42,7 @@ def arch_tensors(arch: Arch, most_tensors: int) -> ArchTensors:
     """
     try:
         return _arch_tensors(json.dumps(arch.to_json()), most_tensors)
-    except _BUILD_ERRORS as error:
+    except BUILD_ERRORS as error:
         raise ValueError(
             f"model {arch.name!r} cannot be built here: {error or type(error).__name__}"
         ) from error
@@ -76,33 +53,10 @@ def arch_tensors(arch: Arch, most_tensors: int) -> ArchTensors:
 )  # a sweep packs many models of few architectures; timm initialises them slowly
 def _arch_tensors(description: str, most_tensors: int) -> ArchTensors:
     arch = Arch.from_json(json.loads(description))
-    if not re.fullmatch(r"[\w.\-]+", arch.name):
-        raise ValueError(
-            f"model name {arch.name!r}: only letters, digits, '_', '.' and '-' are"
-            " allowed"
-        )
-    _check_arguments({**arch.args, "": arch.dims})
     with meta_device(), _at_most(most_tensors):
         module = arch.build()
     shapes = {name: tuple(t.shape) for name, t in module.state_dict().items()}
     return ArchTensors(shapes, frozenset(linear_and_conv_parameters(module)))
-
-
-def _check_arguments(value: Any) -> None:
-    if isinstance(value, dict):
-        files = _FILE_ARGUMENTS & value.keys()
-        if files:
-            raise ValueError(
-                f"model argument {sorted(files)[0]!r} is not allowed in a coded model:"
-                " it names a file"
-            )
-        for item in value.values():
-            _check_arguments(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _check_arguments(item)
-    elif isinstance(value, int) and abs(value) > MAX_ARGUMENT:
-        raise ValueError(f"model argument {value} is too large; at most {MAX_ARGUMENT}")
 
 
 @contextmanager

@@ -29,8 +29,9 @@ from compress.nvit.importance import HEAD_DIVISOR
 from compress.nvit.pruner import Counting, Importance, Pruner, PruneRules
 from compress.nvit.surgery import NormChannels
 from compress.stage import Context, Phase, Stage
-from trainers.config import LATER, DistillConfig, TrainConfig
+from trainers.config import DistillConfig, TrainConfig, UserPath
 from trainers.data.splits import DataInfo
+from trainers.hashing import LATER
 from trainers.models.arch import Arch, ModelState
 from trainers.models.parameters import BLOCK_DIMS
 from trainers.training import distributed
@@ -161,7 +162,7 @@ class Nvit(Stage, TrainConfig):
             " as in later ones"
         ),
     )
-    table: Path | None = Field(
+    table: UserPath | None = Field(
         None,
         description=(
             "file of a measured latency table; default: one is measured on the trial's"

@@ -5,7 +5,7 @@ import sys
 import typer
 
 from sweeps.cli import about, latency_table, models, reproduce, results, run
-from sweeps.cli.terminal import Commands
+from sweeps.cli.terminal import Command, Commands
 
 app = typer.Typer(
     cls=Commands,
@@ -32,8 +32,8 @@ for command in (
     models.pack,
     models.unpack,
 ):
-    app.command()(command)
-app.command("latency-table")(latency_table.latency_table)
+    app.command(cls=Command)(command)
+app.command("latency-table", cls=Command)(latency_table.latency_table)
 
 
 def main() -> None:

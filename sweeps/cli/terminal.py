@@ -10,12 +10,13 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 import typer
 from rich.markup import escape
 from rich.table import Table
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from sweeps.console import PlainConsole
 
@@ -116,6 +117,37 @@ def without_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+_WITH_PATHS = (
+    "coded",
+    "figures",
+    "markdown",
+    "model",
+    "out",
+    "plugin",
+    "run",
+    "runs",
+    "spec",
+)
+"""Parameters of commands that are paths, or may be."""
+
+
+class Command(TyperCommand):
+    """A command in whose paths `~` and environment variables are replaced: a shell leaves them
+    where they stand after `=` or in quotes.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        from trainers.files import expanded
+
+        for name in _WITH_PATHS:
+            value = ctx.params.get(name)
+            if isinstance(value, str | Path):
+                ctx.params[name] = type(value)(expanded(str(value)))
+            elif isinstance(value, list | tuple):
+                ctx.params[name] = [expanded(str(each)) for each in value]
+        return super().invoke(ctx)
 
 
 class Commands(TyperGroup):

@@ -32,7 +32,7 @@ from sweeps.run.folder import TENSORBOARD_FOLDER, trial_folder, trial_ids
 from sweeps.run.plan import Site
 from sweeps.run.record import TrialRecord
 from sweeps.spec.yaml_text import SpecError
-from trainers.files import user_cache
+from trainers.files import expanded, user_cache
 from trainers.remote import Remote, child_uri, is_uri, parent_uri
 
 _UNCHANGING: tuple[Status, ...] = ("complete", "failed")
@@ -47,7 +47,7 @@ def mirror_folder(uri: str) -> Path:
     the user's cache.
     """
     base = os.environ.get("SWEEPS_MIRROR")
-    root = Path(base) if base else user_cache() / "mirror"
+    root = Path(expanded(base)) if base else user_cache() / "mirror"
     return root / hashlib.sha256(child_uri(uri).encode()).hexdigest()[:16]
 
 

@@ -19,7 +19,7 @@ from analysis.contract import Objective
 from compress.measure.options import MeasureConfig as Measure
 from sweeps.run.storage import local_folder
 from sweeps.spec.yaml_text import Tree, did_you_mean
-from trainers.config import Config, DataConfig, SourceConfig
+from trainers.config import Config, DataConfig, SourceConfig, UserPath, UserText
 from trainers.training.epoch_metrics import EpochMetric, epoch_metrics
 
 RunName = Annotated[
@@ -208,7 +208,7 @@ class Search(Config):
         ),
     )
     early_stopping: EarlyStopping | None = None
-    earlier_runs: list[Path] = Field(
+    earlier_runs: list[UserPath] = Field(
         default_factory=list,
         alias="from",
         description=(
@@ -258,7 +258,9 @@ class Resources(Config):
 class MLflow(Config):
     """Trials as runs of an MLflow experiment (needs the extra `mlflow`)."""
 
-    tracking_uri: str | None = Field(None, description="default: MLflow's own setting")
+    tracking_uri: UserText | None = Field(
+        None, description="default: MLflow's own setting"
+    )
     experiment: str | None = Field(None, description="default: the sweep's name")
 
 
@@ -292,7 +294,7 @@ class Spec(Config):
 
     name: RunName
     seed: int = Field(0, ge=0, lt=2**31)
-    storage: str = Field(
+    storage: UserText = Field(
         "runs",
         min_length=1,
         description=(

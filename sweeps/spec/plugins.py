@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sweeps.spec.yaml_text import SpecError, Tree
 from trainers import plugins
+from trainers.files import expanded
 from trainers.plugins import PluginFile
 
 
@@ -72,4 +73,4 @@ def absolute_entries(raw: Tree, folder: Path) -> Tree:
 def _absolute(entry: object, folder: Path) -> object:
     if not isinstance(entry, str) or not plugins.is_path(entry):
         return entry
-    return str((folder / Path(entry).expanduser()).absolute())
+    return str((folder / expanded(entry)).absolute())

@@ -5,6 +5,8 @@ others wait; a cache that fails its check is rebuilt.
 """
 
 import contextlib
+import dataclasses
+import functools
 import io
 import json
 import logging
@@ -12,16 +14,18 @@ import os
 import shutil
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 
+from trainers.data.decoding import PLAIN, Decoding, UnreadableImageError, decode
+from trainers.data.inspection import check_unreadable, none_readable
 from trainers.data.parts import (
     ArrayPart,
     Dataset,
@@ -29,8 +33,6 @@ from trainers.data.parts import (
     Part,
     Pixels,
     RandomAccess,
-    UnreadableImageError,
-    decode,
 )
 from trainers.files import flush_to_disk
 from trainers.lease import one_at_a_time
@@ -55,6 +57,7 @@ class PackedPart:
     packed: Part
     file: Path
     offsets: Labels
+    decoding: Decoding = PLAIN
 
     @property
     def labels(self) -> Labels:
@@ -69,10 +72,6 @@ class PackedPart:
         """Every image in order."""
         return self.packed.images()
 
-    def first_size(self) -> tuple[int, int] | None:
-        """(width, height) in pixels of the first readable image."""
-        return self.packed.first_size()
-
     def content(self, cache_dir: Path) -> Iterator[bytes | memoryview]:
         """As of the part that was packed."""
         return self.packed.content(cache_dir)
@@ -86,11 +85,11 @@ class PackedPart:
         start, end = self.offsets[row : row + 2].tolist()
         with open(self.file, "rb") as file:
             file.seek(start)
-            return decode(file.read(end - start))
+            return decode(file.read(end - start), self.decoding)
 
 
 def open_pixels(
-    dataset: Dataset, folder: Path, max_unreadable: int
+    dataset: Dataset, folder: Path, max_unreadable: int, decoding: Decoding = PLAIN
 ) -> dict[str, ArrayPart]:
     """All images decoded: uint8 (N, 3, S, S) memory-mapped, by part.
 
@@ -101,7 +100,7 @@ def open_pixels(
         ValueError: more than `max_unreadable` images cannot be read; names them.
     """
     meta = _published(
-        folder, lambda beside: _decode_all(dataset, beside, max_unreadable)
+        folder, lambda beside: _decode_all(dataset, beside, max_unreadable, decoding)
     )
     if meta["unequal"]:
         raise UnequalImagesError(meta["unequal"])
@@ -117,36 +116,32 @@ def open_pixels(
     }
 
 
-def open_images(dataset: Dataset, folder: Path) -> dict[str, RandomAccess]:
+def open_images(
+    dataset: Dataset, folder: Path, decoding: Decoding = PLAIN
+) -> dict[str, RandomAccess]:
     """Parts whose images can be read one by one; one whose images come only in order, as those of
     Parquet, is first packed into one flat file.
     """
-    return {
-        name: (
-            part
-            if isinstance(part, RandomAccess)
-            else _open_packed(part, folder / name)
-        )
-        for name, part in dataset.parts().items()
-    }
+    opened: dict[str, RandomAccess] = {}
+    for name, part in dataset.parts().items():
+        if isinstance(part, RandomAccess) and hasattr(part, "decoding"):
+            opened[name] = dataclasses.replace(cast(Any, part), decoding=decoding)
+        elif isinstance(part, RandomAccess):
+            opened[name] = part
+        else:
+            opened[name] = _open_packed(part, folder / name, decoding)
+    return opened
 
 
-def check_unreadable(names: Sequence[str], limit: int) -> None:
-    """Raises ValueError naming the unreadable images when there are more than `limit`."""
-    if len(names) > limit:
-        shown = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
-        raise ValueError(
-            f"{len(names)} images cannot be read, data.max_unreadable allows {limit}:"
-            f" {shown}. Repair or remove them, or raise data.max_unreadable"
-        )
-
-
-def _decode_all(dataset: Dataset, folder: Path, max_unreadable: int) -> dict[str, Any]:
+def _decode_all(
+    dataset: Dataset, folder: Path, max_unreadable: int, decoding: Decoding
+) -> dict[str, Any]:
     skipped: list[str] = []
     try:
         side = None
         for name, part in dataset.parts().items():
-            side = _decode_part(part, folder, name, side, skipped, max_unreadable)
+            decoded = _decoded(part, skipped, max_unreadable, decoding)
+            side = _write_part(part, decoded, folder, name, side)
     except UnequalImagesError as reason:
         for file in folder.iterdir():
             file.unlink()
@@ -154,19 +149,18 @@ def _decode_all(dataset: Dataset, folder: Path, max_unreadable: int) -> dict[str
     return {"unequal": None, "skipped": skipped}
 
 
-def _decode_part(
+def _write_part(
     part: Part,
+    decoded: Iterator[tuple[int, Pixels]],
     folder: Path,
     name: str,
     side: int | None,
-    skipped: list[str],
-    max_unreadable: int,
 ) -> int:
     """Write NAME.npy and NAME_labels.npy.
 
     Args:
+        decoded: rows and pixels of the readable images of `part`, in order.
         side: of the images of another part, px; None if this is the first part.
-        skipped: names of the unreadable images so far; this part's are added.
 
     Returns:
         The images' side, px.
@@ -179,7 +173,7 @@ def _decode_part(
         return part.pixels.shape[-1]
     kept: list[int] = []
     pixels: Pixels | None = None
-    for row, image in _decoded(part, skipped, max_unreadable):
+    for row, image in decoded:
         side = side or image.shape[-1]
         _check_shape(part, row, image, side)
         if pixels is None:
@@ -188,9 +182,7 @@ def _decode_part(
         pixels[len(kept)] = image
         kept.append(row)
     if pixels is None or side is None:
-        raise ValueError(
-            f"none of the {len(part.labels)} images of the {name} part can be read"
-        )
+        raise none_readable(name, len(part.labels), [])
     pixels.flush()  # type: ignore[attr-defined]
     if len(kept) < len(pixels):
         # the header names a shape: write again without the rows left out
@@ -202,16 +194,17 @@ def _decode_part(
 
 
 def _decoded(
-    part: Part, skipped: list[str], max_unreadable: int
+    part: Part, skipped: list[str], max_unreadable: int, decoding: Decoding
 ) -> Iterator[tuple[int, Pixels]]:
     """(row, pixels) of every readable image in order; names of others go into `skipped`."""
+    decode_one = functools.partial(_pixels_or_reason, decoding=decoding)
     with ThreadPoolExecutor(usable_cores()) as pool:
         for start, chunk in _chunks(part.images()):
-            for row, image in enumerate(pool.map(_decode_or_none, chunk), start):
-                if image is not None:
+            for row, image in enumerate(pool.map(decode_one, chunk), start):
+                if not isinstance(image, str):
                     yield row, image
                     continue
-                skipped.append(part.name(row))
+                skipped.append(f"{part.name(row)} ({image})")
                 check_unreadable(skipped, max_unreadable)
 
 
@@ -224,13 +217,14 @@ def _check_shape(part: Part, row: int, image: Pixels, side: int | None) -> None:
         )
 
 
-def _decode_or_none(image: bytes | Path | Pixels) -> Pixels | None:
+def _pixels_or_reason(image: bytes | Path | Pixels, decoding: Decoding) -> Pixels | str:
+    """The pixels, or why there are none."""
     if isinstance(image, np.ndarray):
         return image
     try:
-        return np.asarray(decode(image)).transpose(2, 0, 1)
-    except UnreadableImageError:
-        return None
+        return np.asarray(decode(image, decoding)).transpose(2, 0, 1)
+    except UnreadableImageError as error:
+        return str(error)
 
 
 def _chunks(items: Iterator[Any]) -> Iterator[tuple[int, list[Any]]]:
@@ -240,7 +234,7 @@ def _chunks(items: Iterator[Any]) -> Iterator[tuple[int, list[Any]]]:
         start += len(chunk)
 
 
-def _open_packed(part: Part, folder: Path) -> PackedPart:
+def _open_packed(part: Part, folder: Path, decoding: Decoding) -> PackedPart:
     def build(beside: Path) -> dict[str, Any]:
         sizes = []
         with open(beside / "images.bin", "wb") as file:
@@ -253,7 +247,8 @@ def _open_packed(part: Part, folder: Path) -> PackedPart:
         return {}
 
     _published(folder, build)
-    return PackedPart(part, folder / "images.bin", np.load(folder / "offsets.npy"))
+    offsets = np.load(folder / "offsets.npy")
+    return PackedPart(part, folder / "images.bin", offsets, decoding)
 
 
 def _encoded(image: bytes | Path | Pixels) -> bytes:

@@ -6,10 +6,9 @@ class with what `Part` says.
 """
 
 import hashlib
-import io
 import json
-import struct
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -18,16 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from trainers.files import sha256_file, write_atomic
+from trainers.data.decoding import PLAIN, Decoding, decode
+from trainers.data.decoding import UnreadableImageError as UnreadableImageError
+from trainers.files import read_json, sha256_file, write_atomic
 
 Pixels = NDArray[np.uint8]
 """uint8 (3, H, W), or (N, 3, H, W) of several images."""
 Labels = NDArray[np.int64]
 """int64 (N,)."""
-
-
-class UnreadableImageError(Exception):
-    """A file that is damaged or holds no image."""
 
 
 class Part(Protocol):
@@ -42,9 +39,6 @@ class Part(Protocol):
 
     def images(self) -> Iterator[bytes | Path | Pixels]:
         """Every image in order: encoded bytes, an image file, or decoded pixels (3, H, W)."""
-
-    def first_size(self) -> tuple[int, int] | None:
-        """(width, height) in pixels of the first readable image; None if none is readable."""
 
     def content(self, cache_dir: Path) -> Iterator[bytes | memoryview]:
         """What tells these images from others, for a hash; not the labels, and no absolute path.
@@ -66,6 +60,16 @@ class RandomAccess(Part, Protocol):
         """
 
 
+@runtime_checkable
+class Sampled(Part, Protocol):
+    """A part of which some images can be had without the others."""
+
+    def sample(self, most: int) -> Iterator[tuple[int, bytes | Path]]:
+        """(row, encoded image) of all images, or of about `most` spread over the part; the same
+        on every call.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class ArrayPart:
     """Decoded images: `pixels` uint8 (N, 3, H, W), `labels` int64 (N,)."""
@@ -84,9 +88,6 @@ class ArrayPart:
             np.ascontiguousarray(self.pixels[row].transpose(1, 2, 0))
         )
 
-    def first_size(self) -> tuple[int, int] | None:
-        return self.pixels.shape[3], self.pixels.shape[2]
-
     def content(self, cache_dir: Path) -> Iterator[bytes | memoryview]:
         """Shape and values."""
         yield repr(self.pixels.shape).encode()
@@ -100,65 +101,33 @@ class FilePart:
     root: Path
     paths: tuple[str, ...]
     labels: Labels
+    decoding: Decoding = PLAIN
 
     def name(self, row: int) -> str:
-        return str(self.root / self.paths[row])
+        return readable(str(self.root / self.paths[row]))
 
     def images(self) -> Iterator[Path]:
         return (self.root / path for path in self.paths)
 
     def read(self, row: int) -> Image.Image:
-        return decode(self.root / self.paths[row])
+        return decode(self.root / self.paths[row], self.decoding)
 
-    def first_size(self) -> tuple[int, int] | None:
-        return _first_size(self.images())
+    def sample(self, most: int) -> Iterator[tuple[int, Path]]:
+        for row in spread(len(self.paths), most):
+            yield row, self.root / self.paths[row]
 
     def content(self, cache_dir: Path) -> Iterator[bytes | memoryview]:
         """Relative paths and sizes: to read all of ImageNet for a hash would take longer than an
         epoch.
         """
         for path in self.paths:
-            yield f"{path}\0{(self.root / path).stat().st_size}\n".encode()
-
-
-@dataclass(frozen=True, eq=False)
-class ParquetPart:
-    """Images in a struct column {bytes, ...} of Parquet `files`, with `labels` int64 (N,)."""
-
-    files: tuple[Path, ...]
-    column: str
-    labels: Labels
-
-    def name(self, row: int) -> str:
-        """The image's file and its row there."""
-        import pyarrow.parquet as pq
-
-        for file in self.files:
-            rows = pq.read_metadata(file).num_rows
-            if row < rows:
-                break
-            row -= rows
-        return f"{file} row {row}"
-
-    def images(self) -> Iterator[bytes]:
-        """Some rows are in memory at a time; an absent image is b""."""
-        import pyarrow.parquet as pq
-
-        for file in self.files:
-            with pq.ParquetFile(file) as parquet:
-                for batch in parquet.iter_batches(
-                    batch_size=256, columns=[f"{self.column}.bytes"]
-                ):
-                    blobs = batch.column(0).field("bytes").to_pylist()
-                    yield from (blob or b"" for blob in blobs)
-
-    def first_size(self) -> tuple[int, int] | None:
-        return _first_size(self.images())
-
-    def content(self, cache_dir: Path) -> Iterator[bytes | memoryview]:
-        """The files' hashes; each is remembered in `cache_dir` while size and time stay."""
-        for file in self.files:
-            yield _file_hash(file, cache_dir).encode()
+            try:
+                size = (self.root / path).stat().st_size
+            except (
+                OSError
+            ):  # a link to nowhere: an unreadable image, which may be allowed
+                size = -1
+            yield os.fsencode(f"{path}\0{size}\n")
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,70 +159,40 @@ class Dataset:
         return digest.hexdigest()
 
 
-# what Pillow raises for a file that is damaged or is no image
-_DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-)
+def spread(count: int, most: int) -> Sequence[int]:
+    """`range(count)`, or `most` of it at even distances."""
+    if count <= most:
+        return range(count)
+    return np.linspace(0, count - 1, most).round().astype(int).tolist()
 
 
-def decode(encoded: bytes | Path) -> Image.Image:
-    """An image file, or its bytes, as RGB.
-
-    Raises:
-        UnreadableImageError: it is damaged or no image.
-    """
-    try:
-        with Image.open(
-            io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
-        ) as image:
-            return to_rgb(image)
-    except _DAMAGED as error:
-        raise UnreadableImageError(str(error)) from error
+def readable(name: str) -> str:
+    """A file's name for messages, also where it is not UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Grey, CMYK, palette, transparent and 16-bit images as 8-bit RGB (transparency is dropped)."""
-    # convert("RGB") would clip 16 bits to white instead of scaling them
-    if image.mode.startswith("I"):
-        wide = np.asarray(image)
-        return Image.fromarray(
-            (wide >> 8 if wide.max() > 255 else wide).astype(np.uint8)
-        ).convert("RGB")
-    if image.mode in ("P", "PA", "LA"):
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
-def _first_size(encoded: Iterator[bytes] | Iterator[Path]) -> tuple[int, int] | None:
-    """From the header of the first image that has one."""
-    for item in encoded:
-        try:
-            with Image.open(
-                io.BytesIO(item) if isinstance(item, bytes) else item
-            ) as image:
-                return image.size
-        except _DAMAGED:
-            continue
-    return None
-
-
-def _file_hash(file: Path, cache_dir: Path) -> str:
+def file_hash(file: Path, cache_dir: Path) -> str:
     """Content hash of `file`, computed once while (path, size, mtime) stay."""
-    stat = file.stat()
-    path = str(file.resolve())
-    now = {"path": path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    note = (
-        cache_dir / "hashes" / f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.json"
-    )
-    if note.exists():
-        known = json.loads(note.read_bytes())
-        if {key: known.get(key) for key in now} == now:
-            return known["sha256"]
-    digest = sha256_file(file)
-    write_atomic(note, json.dumps({**now, "sha256": digest}).encode())
+    return files_hash([file], "", lambda: sha256_file(file), cache_dir)
+
+
+def files_hash(
+    files: Sequence[Path], kind: str, compute: Callable[[], str], cache_dir: Path
+) -> str:
+    """A hash that follows from `files`, computed once while their paths, sizes and times stay.
+
+    Args:
+        kind: tells hashes of the same files from each other.
+        cache_dir: where it is remembered.
+    """
+    paths = [str(file.resolve()) for file in files]
+    stats = [file.stat() for file in files]
+    now = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+    key = hashlib.sha256("\0".join([*paths, kind]).encode()).hexdigest()[:32]
+    note = cache_dir / "hashes" / f"{key}.json"
+    known = read_json(note) or {}
+    if known.get("files") == now:
+        return known["sha256"]
+    digest = compute()
+    write_atomic(note, json.dumps({"files": now, "sha256": digest}).encode())
     return digest

@@ -5,34 +5,37 @@ large ones stream through loader processes. Both paths see the same images in th
 order.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.config import AugmentConfig, DataConfig, values_to_hash
+from trainers.config import AugmentConfig, DataConfig
 from trainers.data.augment import BatchAugment, EvalTransform, Finish
 from trainers.data.cache import UnequalImagesError, open_images, open_pixels
+from trainers.data.decoding import Decoding
 from trainers.data.info import DataInfo
+from trainers.data.inspection import Inspected, check_decodes, image_size, inspect
 from trainers.data.mixing import mix, one_hot
 from trainers.data.open import open_dataset
 from trainers.data.parts import Dataset, Labels
+from trainers.data.remarks import balance_remarks, duplicate_remarks
 from trainers.data.stratify import stratified_order
 from trainers.data.streaming import ImageReader, Streams
 from trainers.data.transfer import put
+from trainers.hashing import values_to_hash
 from trainers.timm_internals import eval_transform, train_transform
 
 Split = Literal["train", "val", "test"]
 
-IN_MEMORY_PX = 96
-LARGE_PX = 224  # what a model sees of large images unless the config says otherwise
 # larger pixel arrays stay in host memory and are copied batch by batch
 ON_DEVICE_BYTES = 4 << 30
 
@@ -96,12 +99,23 @@ class Data:
 
 
 def data_info(config: DataConfig) -> DataInfo:
-    """Facts about a data set, found without decoding an image.
+    """Facts about a data set. The headers of its images are read, and some are decoded.
 
     Raises:
-        ValueError: a folder, file, column or class is missing; says which, and what to do.
+        ValueError: a folder, file, column or class is missing; more than `max_unreadable`
+            images cannot be read, as far as that is seen; no image size follows. Says which,
+            and what to do.
     """
-    return _info(config, open_dataset(config))
+    dataset = open_dataset(config)
+    found = inspect(dataset, config)
+    info = _info(config, dataset, found)
+    remarks = [
+        *info.remarks,
+        *check_decodes(dataset, found, config.max_unreadable),
+        *balance_remarks(dataset),
+        *duplicate_remarks(dataset),
+    ]
+    return dataclasses.replace(info, remarks=tuple(remarks))
 
 
 @functools.lru_cache(maxsize=4)
@@ -116,9 +130,10 @@ def load_data(config: DataConfig, cache_dir: Path) -> Data:
             nothing to train on; `in_memory: yes` for images that are not squares of one size.
     """
     dataset = open_dataset(config)
-    info = _info(config, dataset)
+    found = inspect(dataset, config)
+    info = _info(config, dataset, found)
     content = dataset.content_hash(cache_dir)
-    stores, labels = _stores(config, dataset, cache_dir / content)
+    stores, labels = _stores(config, dataset, found, cache_dir / content)
     train_rows, val_rows = _split(labels["train"], config)
     test_rows = stratified_order(labels["test"], config.split_seed)[: config.limit_test]
 
@@ -132,7 +147,7 @@ def load_data(config: DataConfig, cache_dir: Path) -> Data:
         config=config,
         info=info,
         class_names=dataset.class_names,
-        fingerprint=_fingerprint(config, info, content, in_memory),
+        fingerprint=_fingerprint(config, info, content, in_memory, found.decoding),
         # in stratified order: the first batches show every class
         train=images("train", train_rows),
         val=images("train", np.sort(val_rows)),
@@ -328,33 +343,29 @@ def eval_batches(
         yield transform(pixels), put(images.labels[chosen], device)
 
 
-def _info(config: DataConfig, dataset: Dataset) -> DataInfo:
+def _info(config: DataConfig, dataset: Dataset, found: Inspected) -> DataInfo:
+    side, size_from, remarks = image_size(config, found)
     total = len(dataset.train.labels)
-    size = config.image_size
-    if size is None:
-        width, height = dataset.train.first_size() or (0, 1)
-        size = width if width == height and width <= IN_MEMORY_PX else LARGE_PX
     total = min(total, config.limit or total)
     num_val = _num_val(total, config)
     num_test = len(dataset.test.labels)
     return DataInfo(
         num_classes=len(dataset.class_names),
-        image_size=size,
+        image_size=side,
         num_train=total - num_val,
         class_names=dataset.class_names,
         num_val=num_val,
         num_test=min(num_test, config.limit_test or num_test),
-        size_from="data.image_size" if config.image_size else "the images",
+        size_from=size_from,
         place=dataset.place or str(config.root or config.dataset),
-        remarks=dataset.remarks,
-        in_memory=_in_memory(config, dataset),
+        remarks=(*dataset.remarks, *found.remarks, *remarks),
+        in_memory=_in_memory(config, found),
     )
 
 
-def _in_memory(config: DataConfig, dataset: Dataset) -> bool:
-    """Whether images are to be decoded once, as far as the first of them tells."""
-    width, height = dataset.train.first_size() or (0, 1)
-    small = width == height and width <= IN_MEMORY_PX
+def _in_memory(config: DataConfig, found: Inspected) -> bool:
+    """Whether images are to be decoded once, as far as those that were looked at tell."""
+    small = found.small_side is not None
     return config.in_memory == "yes" or (config.in_memory == "auto" and small)
 
 
@@ -376,12 +387,14 @@ def _num_val(total: int, config: DataConfig) -> int:
 
 
 def _stores(
-    config: DataConfig, dataset: Dataset, folder: Path
+    config: DataConfig, dataset: Dataset, found: Inspected, folder: Path
 ) -> tuple[dict[str, PixelStore] | dict[str, ImageReader], dict[str, Labels]]:
     """The store and labels of each part: in memory where the config and the images allow it."""
-    if _in_memory(config, dataset):
+    decoding = found.decoding
+    if _in_memory(config, found):
+        pixels = folder / f"pixels{_tag(decoding)}"
         try:
-            parts = open_pixels(dataset, folder / "pixels", config.max_unreadable)
+            parts = open_pixels(dataset, pixels, config.max_unreadable, decoding)
             return (
                 {
                     name: PixelStore(torch.from_numpy(part.pixels))
@@ -395,7 +408,7 @@ def _stores(
                     f"data.in_memory yes needs square images of one size: {reason}; set"
                     " data.in_memory to no"
                 ) from None
-    readers = open_images(dataset, folder)
+    readers = open_images(dataset, folder, decoding)
     unreadable: set[str] = set()  # one count for both parts
     return (
         {
@@ -415,8 +428,18 @@ def _split(labels: Labels, config: DataConfig) -> tuple[Labels, Labels]:
     return order[num_val:], order[:num_val]
 
 
+def _tag(decoding: Decoding) -> str:
+    """What tells pixels of another decoding than the default from those of the default."""
+    key = json.dumps(decoding.key(), sort_keys=True)
+    return f"-{hashlib.sha256(key.encode()).hexdigest()[:8]}" if decoding.key() else ""
+
+
 def _fingerprint(
-    config: DataConfig, info: DataInfo, content: str, in_memory: bool
+    config: DataConfig,
+    info: DataInfo,
+    content: str,
+    in_memory: bool,
+    decoding: Decoding,
 ) -> str:
     loading = {
         "dataset",
@@ -427,11 +450,25 @@ def _fingerprint(
         "pin_memory",
         "max_unreadable",
         "image_size",
+        # both are in the decoding
+        "exif_rotation",
+        "white_level",
+        # what these choose is in `content`
+        "name",
+        "subset",
+        "revision",
+        "streaming",
+        "train_split",
+        "test_split",
+        "label_column",
+        "class_names",
     }
-    facts = {
+    facts: dict[str, Any] = {
         "source": content,
         "image_size": info.image_size,
         "decoded": in_memory,
         "options": values_to_hash(config, mode="json", exclude=loading),
     }
+    if decoding.key():
+        facts["decoding"] = decoding.key()
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from trainers.config import DataConfig
-from trainers.data.cache import check_unreadable
-from trainers.data.parts import RandomAccess, UnreadableImageError
+from trainers.data.decoding import UnreadableImageError
+from trainers.data.inspection import check_unreadable
+from trainers.data.parts import RandomAccess
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +99,8 @@ class _Samples(Dataset[_Sample]):
             row = int(self.rows[at])
             try:
                 image = self.part.read(row)
-            except UnreadableImageError:
-                unreadable.append(self.part.name(row))
+            except UnreadableImageError as error:
+                unreadable.append(f"{self.part.name(row)} ({error})")
                 continue
             with _seeded(seed):
                 pixels = self.transform(image)

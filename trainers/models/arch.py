@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from trainers.files import write_atomic
+from trainers.files import read_json, write_atomic
 from trainers.models.resnet_cifar import resnet_cifar
 from trainers.timm_library import timm
 
@@ -50,12 +51,64 @@ class Arch:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Arch":
+        """What `to_json` gave, perhaps in somebody else's file: building it reads no other file
+        and asks no network.
+
+        Raises:
+            ValueError: it names an unknown builder, a file or a place on a network, or has an
+                argument too large to build.
+            KeyError, TypeError: a part is missing or is not known.
+        """
         if value["builder"] not in BUILDERS:
             raise ValueError(
                 f"unknown model builder {value['builder']!r}; valid:"
                 f" {', '.join(BUILDERS)}"
             )
-        return cls(**value)
+        arch = cls(**value)
+        if not _PLAIN_NAME.fullmatch(str(arch.name)):
+            raise ValueError(
+                f"model name {arch.name!r}: only letters, digits, '_', '.' and '-' are"
+                " allowed"
+            )
+        _check_arguments({**arch.args, "": arch.dims})
+        return arch
+
+
+_PLAIN_NAME = re.compile(r"[\w.\-]+")
+MAX_ARGUMENT = 1 << 20
+"""Largest integer among the arguments of an architecture: some constructors allocate by
+them, meta device or not.
+"""
+_FILE_ARGUMENTS = {
+    "checkpoint_path",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "cache_dir",
+}
+
+
+def _check_arguments(value: Any) -> None:
+    """Refuse arguments of an architecture that reach a file or are too large to build."""
+    if isinstance(value, dict):
+        files = _FILE_ARGUMENTS & value.keys()
+        if files:
+            raise ValueError(
+                f"model argument {sorted(files)[0]!r} is not allowed in a model's file: it names"
+                " a file or a place on a network"
+            )
+        for item in value.values():
+            _check_arguments(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_arguments(item)
+    elif isinstance(value, str) and not _PLAIN_NAME.fullmatch(value):
+        raise ValueError(
+            f"model argument {value!r}: a text may have letters, digits, '_', '.' and '-'; a path"
+            " or an address is none"
+        )
+    elif isinstance(value, int) and abs(value) > MAX_ARGUMENT:
+        raise ValueError(f"model argument {value} is too large; at most {MAX_ARGUMENT}")
 
 
 # ------------------------------------------------------------------ builders
@@ -153,6 +206,19 @@ def meta_device() -> Iterator[None]:
         yield
 
 
+BUILD_ERRORS = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    AssertionError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+)
+"""What constructors of models raise for arguments that they do not take: they check few."""
+
+
 def on_meta(arch: Arch) -> nn.Module:
     """The module of `arch` on the meta device: shapes, neither values nor memory. Takes
     milliseconds; no random number is drawn.
@@ -182,7 +248,7 @@ def _built_once(arch_json: str) -> None:
                 "the patch is larger than the image; lower patch_size or raise"
                 " data.image_size"
             )
-    except (TypeError, AssertionError, ValueError, RuntimeError, KeyError) as error:
+    except BUILD_ERRORS as error:
         shown = {k: v for k, v in arch.args.items() if k != "num_classes"}
         reason = str(error) or f"{type(error).__name__} while building"
         raise ValueError(
@@ -280,3 +346,16 @@ class ModelState:
                 " the folder"
             )
         return state
+
+
+def read_arch(folder: Path) -> Arch:
+    """The architecture of a folder that `ModelState.save` wrote; its weights are not read.
+
+    Raises:
+        ValueError: model.json is missing or damaged.
+    """
+    note = read_json(folder / "model.json") or {}
+    try:
+        return Arch.from_json(note["arch"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: not a saved model ({error})") from error

@@ -65,7 +65,7 @@ def evaluate_classes(
         amp: type of autocast; None is without.
 
     Raises:
-        ValueError: the split has no images.
+        ValueError: the split has no images, or none that can be read.
     """
     if data.size(split) == 0:
         raise ValueError(
@@ -85,6 +85,11 @@ def evaluate_classes(
         all_labels.append(labels)
     module.train(was_training)
     correct, in_five, loss, images = distributed.sum_over_ranks(totals).tolist()
+    if images == 0:  # the count of unreadable ones that is allowed was not exceeded
+        raise ValueError(
+            f"none of the {data.size(split)} images of the {split} part can be read;"
+            " repair them or give others"
+        )
     metrics = {
         "accuracy": correct / images,
         "top5_accuracy": in_five / images,

@@ -217,9 +217,9 @@ class Schedule:
     def after_step(self, steps: int) -> None:
         """Set rates for the next step after `steps` steps in all."""
         at = steps
-        if self.config.schedule_step == "epoch":
-            epochs_before = max(steps // self.steps_per_epoch - 1, 0)
-            at = epochs_before * self.steps_per_epoch
+        if self.config.schedule_step != "step":
+            lag = 1 if self.config.schedule_step == "epoch" else 0
+            at = max(steps // self.steps_per_epoch - lag, 0) * self.steps_per_epoch
         self._lr.step_update(at)
         end = self.config.weight_decay_end
         if end is None:

@@ -16,7 +16,8 @@ from trainers import plugins
 from trainers.config import DataConfig
 from trainers.data.cache import UnequalImagesError, open_images, open_pixels
 from trainers.data.open import OPENERS, open_dataset, openers
-from trainers.data.parts import ArrayPart, FilePart, ParquetPart, RandomAccess, to_rgb
+from trainers.data.parquet import ParquetPart
+from trainers.data.parts import ArrayPart, FilePart, RandomAccess
 from trainers.data.stratify import stratified_order, stratified_test
 
 
@@ -109,7 +110,6 @@ def test_parquet_reads_shards_in_order(parquet: Path, tmp_path: Path) -> None:
     source = open_dataset(config_of("parquet", parquet))
     assert source.class_names == ("ant", "bee")
     assert source.train.labels.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0, 1]
-    assert source.train.first_size() == (8, 8)
     parts = open_pixels(source, tmp_path / "cache", 0)
     assert parts["train"].pixels[:, 0, 0, 0].tolist() == list(range(10))
     assert parts["test"].pixels[:, 1, 2, 3].tolist() == [255 - v for v in range(10, 14)]
@@ -128,29 +128,27 @@ def test_parquet_of_other_column_names(tmp_path: Path) -> None:
             "img fine_label",
         )
     source = open_dataset(config_of("parquet", tmp_path))
-    assert source.class_names == ("0", "1", "2")
+    assert source.class_names == ("0", "2")
     assert isinstance(source.train, ParquetPart)
-    assert source.train.column == "img"
+    assert source.train.columns == ("img",)
 
 
-def test_parquet_says_what_is_missing(
-    parquet: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_parquet_says_what_is_missing(parquet: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.root"):
         open_dataset(config_of("parquet", None))
     with pytest.raises(ValueError, match="no such folder"):
         open_dataset(config_of("parquet", tmp_path / "nowhere"))
     (parquet / "train-00001-of-00002.parquet").unlink()
-    open_dataset(config_of("parquet", parquet))
-    assert "1 of 00002 shards" in caplog.text
+    remarks = open_dataset(config_of("parquet", parquet)).remarks
+    assert any("1 of 2 shards are missing" in remark for remark in remarks)
     (parquet / "test-00000-of-00001.parquet").unlink()
-    with pytest.raises(ValueError, match=r"no test-\*\.parquet"):
-        open_dataset(config_of("parquet", parquet))
+    remarks = open_dataset(config_of("parquet", parquet)).remarks
+    assert any("no test split" in remark for remark in remarks)
     pq.write_table(
         pa.table({"x": [1], "label": [0]}), parquet / "train-00000-of-00002.parquet"
     )
     write_parquet(parquet / "test-0.parquet", [encoded(0)], [0])
-    with pytest.raises(ValueError, match=r"'bytes'.*\['x', 'label'\]"):
+    with pytest.raises(ValueError, match=r"'bytes'.*x \(int64\), label"):
         open_dataset(config_of("parquet", parquet))
 
 
@@ -185,10 +183,10 @@ def test_folder_says_what_is_wrong(folder: Path, tmp_path: Path) -> None:
     (folder / "val" / "eel").mkdir()
     with pytest.raises(ValueError, match=r"\['eel'\]"):
         open_dataset(config_of("folder", folder))
-    (tmp_path / "empty" / "train").mkdir(parents=True)
-    with pytest.raises(ValueError, match="test or val"):
+    (tmp_path / "empty" / "val").mkdir(parents=True)
+    with pytest.raises(ValueError, match="must be in a folder train"):
         open_dataset(config_of("folder", tmp_path / "empty"))
-    (tmp_path / "empty" / "val").mkdir()
+    (tmp_path / "empty" / "train").mkdir()
     with pytest.raises(ValueError, match="one folder per class"):
         open_dataset(config_of("folder", tmp_path / "empty"))
     (tmp_path / "empty" / "train" / "cat").mkdir()
@@ -244,29 +242,6 @@ def test_unequal_images_are_no_array(folder: Path, tmp_path: Path) -> None:
     for _ in range(2):  # the second time from the cache
         with pytest.raises(UnequalImagesError, match=r"3\.png is 8 x 9"):
             open_pixels(source, tmp_path / "cache", 0)
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "I"])
-def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
-    if mode == "I;16":
-        image = Image.fromarray(np.full((4, 4), 200 * 256 + 9, np.uint16))
-    elif mode == "I":
-        image = Image.fromarray(np.full((4, 4), 200, np.int32))
-    else:
-        level = Image.new("L", (4, 4), 255 if mode == "1" else 200).convert("RGB")
-        image = level.quantize(2) if mode == "P" else level.convert(mode)
-    rgb = to_rgb(image)
-    assert rgb.mode == "RGB"
-    expected = 255 if mode == "1" else 200
-    assert max(abs(value - expected) for value in rgb.getpixel((1, 1))) <= 1  # type: ignore[union-attr]
-
-
-def test_transparency_is_dropped() -> None:
-    assert to_rgb(Image.new("RGBA", (2, 2), (10, 20, 30, 0))).getpixel((0, 0)) == (
-        10,
-        20,
-        30,
-    )
 
 
 def test_identity_is_of_contents(parquet: Path, folder: Path, tmp_path: Path) -> None:
@@ -401,7 +376,6 @@ class Grey:
     labels = np.arange(12) % 3
     def name(self, row): return f"grey {row}"
     def images(self): return (np.full((3, 8, 8), row, np.uint8) for row in range(12))
-    def first_size(self): return 8, 8
     def content(self, cache_dir): return [b"grey"]
 
 DATASETS = {"grey": lambda config: Dataset(("a", "b", "c"), Grey(), Grey())}

@@ -231,3 +231,26 @@ def test_make_arch_fills_in_classes_and_image_size() -> None:
 def test_make_arch_refuses(name: str, args: dict[str, int], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         make_arch(name, num_classes=5, image_size=32, args=args)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "hf-hub:somebody/model"}, "model name 'hf-hub:somebody/model'"),
+        ({"name": "local-dir:/etc"}, "model name"),
+        ({"name": ""}, "model name"),
+        ({"builder": "os.system"}, "unknown model builder"),
+        ({"args": {"checkpoint_path": "x"}}, "'checkpoint_path' is not allowed"),
+        ({"args": {"pretrained": True}}, "'pretrained' is not allowed"),
+        ({"args": {"pretrained_cfg": {"url": "x"}}}, "'pretrained_cfg' is not allowed"),
+        ({"args": {"a": [{"cache_dir": "x"}]}}, "'cache_dir' is not allowed"),
+        ({"args": {"norm_layer": "../x.py"}}, "a path or an address is none"),
+        ({"args": {"url": "https://example.com"}}, "a path or an address is none"),
+        ({"args": {"depth": 10**9}}, "too large"),
+        ({"dims": {"blocks": [10**9]}}, "too large"),
+    ],
+)
+def test_a_description_from_a_file_reaches_nothing_else(change, message):
+    whole = {"builder": "timm", "name": "vit_tiny_patch16_224", "args": {}, "dims": {}}
+    with pytest.raises(ValueError, match=message):
+        Arch.from_json(whole | change)
