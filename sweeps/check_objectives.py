@@ -61,7 +61,7 @@ def check_objectives(
     }
     for i, objective in enumerate(spec.objectives):
         place = f"objectives.{i}"
-        if _is_of_test_set(objective.metric):
+        if is_of_test_set(objective.metric):
             _check_unguided(f"{place}.metric", objective.metric, data, guided)
         _check_name(f"{place}.metric", objective.metric, known, conditions)
         _check_bound(f"{place}.bound", objective, known[objective.metric])
@@ -71,7 +71,7 @@ def _check_name(
     place: str, name: str, known: Mapping[str, Metric], conditions: Conditions
 ) -> None:
     if name not in known:
-        known = {k: metric for k, metric in known.items() if not _is_of_test_set(k)}
+        known = {k: metric for k, metric in known.items() if not is_of_test_set(k)}
         reason = missing_because(name, conditions)
         why = f" ({reason})" if reason else ""
         raise SpecError(
@@ -109,7 +109,8 @@ def _check_bound(place: str, objective: Objective, metric: Metric) -> None:
     )
 
 
-def _is_of_test_set(metric: str) -> bool:
+def is_of_test_set(metric: str) -> bool:
+    """Whether a metric is one of an epoch, measured on the test set."""
     return (
         metric.startswith(TEST_PREFIX)
         and metric.removeprefix(TEST_PREFIX) in epoch_metrics()
