@@ -386,11 +386,13 @@ def _walk(folder: Path, top: os.DirEntry[str], read: tuple[str, ...]) -> _Found:
     """
     found = _Found()
     inside = os.path.realpath(top.path)
-    waiting: list[tuple[str, str, tuple[str, ...]]] = [(top.path, inside, (inside,))]
+    # (name relative to `folder`, path, real path, real paths of the folders above)
+    waiting: list[tuple[str, str, str, tuple[str, ...]]]
+    waiting = [(top.name, top.path, inside, (inside,))]
     while waiting:
-        path, real, above = waiting.pop()
-        for entry in _entries(Path(path)):
-            name = Path(entry.path).relative_to(folder).as_posix()
+        above_name, path, real, above = waiting.pop()
+        for entry in _entries(path):
+            name, suffix = f"{above_name}/{entry.name}", _suffix(entry.name)
             if _is_folder(entry):
                 target = f"{real}{os.sep}{entry.name}"
                 if entry.is_symlink():
@@ -398,9 +400,9 @@ def _walk(folder: Path, top: os.DirEntry[str], read: tuple[str, ...]) -> _Found:
                     if _leads_back(target, (*read, *above)):
                         found.loops.append(name)
                         continue
-                waiting.append((entry.path, target, (*above, target)))
-            elif _suffix(entry.name) not in suffixes():
-                found.left_out[_suffix(entry.name)] += 1
+                waiting.append((name, entry.path, target, (*above, target)))
+            elif suffix not in suffixes():
+                found.left_out[suffix] += 1
             elif (
                 _is_file(entry) or entry.is_symlink()
             ):  # a link to nowhere is unreadable
@@ -420,7 +422,7 @@ def _holds(outer: str, inner: str) -> bool:
     return inner == outer or inner.startswith(outer.rstrip(os.sep) + os.sep)
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
     """What a user put into a folder, by name."""
     try:
         with os.scandir(folder) as entries:
@@ -458,7 +460,9 @@ def _is_left_by_systems(name: str) -> bool:
 
 
 def _suffix(name: str) -> str:
-    return Path(name).suffix.lower()
+    """In small letters, with the dot, as `Path.suffix` has it, which takes ten times as long."""
+    dot = name.rfind(".")
+    return name[dot:].lower() if 0 < dot < len(name) - 1 else ""
 
 
 def _plain(name: str) -> str:

@@ -163,7 +163,8 @@ def open_hf(config: DataConfig) -> Dataset:
     train, test, validation = _chosen(config, place, splits)
 
     def reader(name: str) -> Callable[[], Split]:
-        return lambda: _read(config, f"{place} split {name}", splits[name])
+        where, is_train = f"{place} split {name}", name == train
+        return lambda: _read(config, where, splits[name], training=is_train)
 
     return assemble(
         config,
@@ -271,7 +272,9 @@ def _chosen(
     return train[0], *(next(iter(rest[w]), None) for w in ("test", "validation"))
 
 
-def _read(config: DataConfig, place: str, split: Callable[[], _Source]) -> Split:
+def _read(
+    config: DataConfig, place: str, split: Callable[[], _Source], *, training: bool
+) -> Split:
     """Columns and all labels of a split, and whether every image is there."""
     with _refused(place):
         data, files = split()
@@ -280,7 +283,7 @@ def _read(config: DataConfig, place: str, split: Callable[[], _Source]) -> Split
         raise ValueError(
             f"{place}: its columns are not known; data.streaming must be off"
         )
-    columns = columns_of(features.arrow_schema, config, place)
+    columns = columns_of(features.arrow_schema, config, place, training=training)
     cells = data.select_columns([columns.image]).with_format("arrow")
     if columns.label is None:
         labels = pa.nulls(sum(map(len, _batches(cells))), pa.int64())
