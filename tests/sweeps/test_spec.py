@@ -294,6 +294,7 @@ def test_the_test_set_may_order_what_nothing_chose(raw: dict[str, Any]) -> None:
         check(raw, ALL_IMAGES[1], "search.sampler=random")
     checked = check(raw, *ALL_IMAGES, "search.sampler=random")
     assert [o.metric for o in checked.spec.objectives] == ["test_accuracy"]
+    assert any("picks one of many by it" in remark for remark in checked.remarks)
 
 
 def test_the_spec_itself_holds(raw: dict[str, Any]) -> None:
