@@ -231,3 +231,10 @@ def test_make_arch_fills_in_classes_and_image_size() -> None:
 def test_make_arch_refuses(name: str, args: dict[str, int], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         make_arch(name, num_classes=5, image_size=32, args=args)
+
+
+def test_whatever_a_constructor_raises_is_a_refusal() -> None:
+    narrow = {"depths": [1, 1, 1, 1], "channels": [32, 64, 128, 128]}
+    with pytest.raises(ValueError, match="'nfnet_l0' does not take") as caught:
+        make_arch("nfnet_l0", num_classes=5, image_size=32, args=narrow)
+    assert isinstance(caught.value.__cause__, IndexError)
