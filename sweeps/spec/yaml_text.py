@@ -79,6 +79,7 @@ def _documents(text: str) -> Iterator[Any]:
     try:
         while loader.check_node():
             node = loader.get_node()
+            assert node is not None
             if _values(node, {}) > MOST_VALUES:
                 raise yaml.YAMLError(
                     f"its aliases stand for more than {MOST_VALUES:,} values; write out what"
