@@ -9,7 +9,6 @@ from typing import Any
 from analysis.contract import RUN_FILE, Objective
 from compress.pipeline import NamedStage
 from sweeps.drive.trackers import check_trackers
-from sweeps.search.refine import check_refine
 from sweeps.spec.model import EarlyStopping, Spec, epoch_metric
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.epoch_curve import trained_stage
@@ -24,7 +23,7 @@ def check_search(
     Raises:
         SpecError: place, rule, value, remedy.
     """
-    rule, refine = spec.search.early_stopping, spec.search.refine
+    rule = spec.search.early_stopping
     if rule is not None:
         _check_stopped_stage(rule, pipelines)
         _check_stopping_metric(rule, val_fraction)
@@ -33,9 +32,6 @@ def check_search(
                 "search.early_stopping.scheduler: moasha compares by fronts; with one"
                 " objective take asha"
             )
-    if refine is not None:
-        for stages in pipelines:
-            check_refine(stages, refine)
     _check_earlier_runs(spec.search.earlier_runs, spec.objectives)
     check_trackers(spec.trackers)
 
