@@ -218,7 +218,7 @@ class Progress:
         return "  ".join(parts)
 
     def _measured(self, name: str, value: float | None) -> str:
-        """A metric's name and value, as the tables and the report write it."""
+        """A metric's name and value."""
         unit = self.units.get(name, "")
         # a share as a bound of the spec states it, so that the two can be compared
         shown = number(value) if unit == "fraction" else quantity(value, unit)
