@@ -22,10 +22,10 @@ from trainers.option_types import (
     Deviation,
     Duration,
     ModelName,
+    SetName,
     Shares,
     SourceName,
     UserPath,
-    UserText,
 )
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -55,7 +55,7 @@ class DataConfig(Config):
     download: bool = Field(
         False, description="let torchvision download the set into `root`"
     )
-    name: UserText | None = Field(
+    name: SetName | None = Field(
         None, description="hf: a repository of the Hugging Face Hub, or a local folder"
     )
     subset: str | None = Field(
@@ -81,7 +81,10 @@ class DataConfig(Config):
         description="the same for the test part; default: test, or else validation",
     )
     image_column: Annotated[str | None, LATER] = Field(
-        None, description="parquet, hf: the column of images; default: found"
+        None,
+        description=(
+            "parquet, hf: the column of images; webdataset: their suffix; default: found"
+        ),
     )
     label_column: str | None = Field(
         None,

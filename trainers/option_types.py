@@ -41,11 +41,16 @@ def _local_folder(value: str) -> str:
 
 def _saved_model(value: str) -> str:
     """The name of a model; that of a folder is made absolute."""
-    if value == "source":
-        return value
+    return value if value == "source" else _absolute_folder(value)
+
+
+def _absolute_folder(value: str) -> str:
+    """A name; that of a folder is made absolute, since trials work elsewhere."""
     return str(Path(value).absolute()) if Path(value).is_dir() else value
 
 
+SetName = Annotated[UserText, AfterValidator(_absolute_folder)]
+"""A data set by its name, or a folder that holds one."""
 SourceName = Annotated[str, AfterValidator(_local_folder)]
 """A model by its name."""
 ModelName = Annotated[

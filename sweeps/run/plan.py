@@ -67,6 +67,8 @@ class TrialPlan(Config):
         measure: how the final model is measured.
         stopping: what a stopping rule looks at; None where there is none.
         plugins: name of each plugin that the trial uses → SHA-256 of its source.
+        refused: why nothing can be computed: a value that only its draw showed to be impossible.
+            `stages` then holds what was drawn, `source` and `data` what the spec says.
     """
 
     trial_id: str
@@ -82,6 +84,7 @@ class TrialPlan(Config):
     measure: MeasureConfig
     stopping: Stopping | None = None
     plugins: dict[str, str] = Field(default_factory=dict)
+    refused: str | None = None
 
 
 class Site(Config):
