@@ -81,10 +81,7 @@ class DataConfig(Config):
         description="the same for the test part; default: test, or else validation",
     )
     image_column: Annotated[str | None, LATER] = Field(
-        None,
-        description=(
-            "parquet, hf: the column of images; webdataset: their suffix; default: found"
-        ),
+        None, description="parquet, hf: column of images; webdataset: their suffix"
     )
     label_column: str | None = Field(
         None,
