@@ -305,6 +305,8 @@ def run_header(sweep: Sweep, command: Sequence[str]) -> dict[str, Any]:
         "params": list(keys),
         "metrics": described_metrics(sweep),
         "command": " ".join(command),
+        "data": sweep.data,
+        "remarks": list(sweep.remarks),
         "spec": spec.raw,
     }
 

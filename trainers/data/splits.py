@@ -366,7 +366,7 @@ def _info(config: DataConfig, dataset: Dataset, found: Inspected) -> DataInfo:
 
 
 def _in_memory(config: DataConfig, found: Inspected) -> bool:
-    """Whether images are to be decoded once, as far as those that were looked at tell."""
+    """Whether images are to be decoded once; training finds out if they are not all alike."""
     small = found.small_side is not None
     return config.in_memory == "yes" or (config.in_memory == "auto" and small)
 
