@@ -58,6 +58,11 @@ Shares = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
 _Deviation = Annotated[float, Field(gt=0)]
 
 
+def _yes_or_no(value: Any) -> Any:
+    """YAML reads an unquoted yes or no as true or false."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+
+
 class DataConfig(Config):
     """A labelled image data set, its validation split and how images reach the model."""
 
@@ -169,12 +174,14 @@ class DataConfig(Config):
     limit_test: int | None = Field(
         None, ge=1, description="use only this many test images"
     )
-    in_memory: Literal["auto", "yes", "no"] = Field(
-        "auto",
-        description=(
-            "auto: images of at most 96 px are decoded once and shared; larger ones"
-            " stream"
-        ),
+    in_memory: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_yes_or_no)] = (
+        Field(
+            "auto",
+            description=(
+                "auto: images of at most 96 px are decoded once and shared; larger ones"
+                " stream"
+            ),
+        )
     )
     workers: int = Field(
         2, ge=0, description="loader processes of a trial when images stream"
