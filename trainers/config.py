@@ -26,6 +26,7 @@ from trainers.option_types import (
     Shares,
     SourceName,
     UserPath,
+    YesOrNo,
 )
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -38,11 +39,6 @@ class Config(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
-
-
-def _as_word(value: Any) -> Any:
-    """YAML reads a bare yes or no as true or false."""
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
 class DataConfig(Config):
@@ -153,14 +149,12 @@ class DataConfig(Config):
     limit_test: int | None = Field(
         None, ge=1, description="use only this many test images"
     )
-    in_memory: Annotated[Literal["auto", "yes", "no"], BeforeValidator(_as_word)] = (
-        Field(
-            "auto",
-            description=(
-                "auto: images of at most 96 px are decoded once and shared; larger ones"
-                " stream"
-            ),
-        )
+    in_memory: YesOrNo = Field(
+        "auto",
+        description=(
+            "auto: images of at most 96 px are decoded once and shared; larger ones"
+            " stream"
+        ),
     )
     workers: int = Field(
         2, ge=0, description="loader processes of a trial when images stream"
