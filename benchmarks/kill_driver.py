@@ -187,7 +187,7 @@ def killed_once(
     storage.mkdir()
     number = signal.Signals[f"SIG{options.signal}"]
     pid = driver(storage, output)
-    while not records(run):
+    while not any(record.attempts for record in records(run).values()):
         time.sleep(0.01)
     after = moment.uniform(0, usual_seconds)
     time.sleep(after)

@@ -4,6 +4,7 @@ oracles written from the description alone, on timm's own models.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.nvit import GroupSizes, Pruner, PruneRules
+from compress.nvit.stage import Nvit
+from compress.stage import Context
+from compress.testing import check_stage, tiny_data, tiny_models
 from trainers.timm_library import timm
 
 Structure = tuple[int, str]
@@ -330,3 +334,35 @@ def test_the_target_is_looked_at_a_step_after_the_pruning() -> None:
     for target, end in [(0.5, 3 * INTERVAL + 2), (estimates[1], 2 * INTERVAL + 2)]:
         steps = trained(replace(rules, latency_target=target + 1e-9), 3 * INTERVAL + 2)
         assert next(step for _, step, ended in steps if ended) == end
+
+
+def test_a_fit_ends_a_step_after_the_pruning_also_where_it_was_killed_between(
+    data_cache: Path, tmp_path: Path
+) -> None:
+    """An epoch has three steps: pruned at its end, ended in the next."""
+    stage = Nvit(
+        latency="macs",
+        measure=False,
+        latency_target=0.9999,
+        latency_regularization=0,
+        interval_prune=2,
+        counting="published",
+        importance_reset=True,
+        importance_weights="after",
+        head_divisor=12,
+        norm_channels="kept",
+        groups=GroupSizes(embed=4, heads=1, qk=2, v=2, mlp=8),
+        epochs=2,
+        batch_size=40,
+        lr=1e-3,
+        augment="flip",
+    )
+    data = tiny_data(data_cache)
+    vit, _ = tiny_models(data)
+    check_stage(stage, [vit], data)
+    context = Context(
+        data, torch.device("cpu"), 0, tmp_path, lambda name, checkpoint: vit
+    )
+    stage.run(vit, context)
+    assert context.reported["prune_steps"] == 4
+    assert context.reported["stop_reason"] == "latency_target"
