@@ -52,32 +52,30 @@ def check_objectives(
         latency=spec.measure.latency,
         quantized=any(stage.config.phase == "quantize" for stage in stages),
     )
-    known = {
-        name: metric
-        for name, metric in trial_metrics(
-            (stage.config for stage in stages), conditions
-        ).items()
-        if metric.unit != TEXT
-    }
+    of_trials = trial_metrics((stage.config for stage in stages), conditions)
+    known = {name: m for name, m in of_trials.items() if m.unit != TEXT}
     for i, objective in enumerate(spec.objectives):
-        place = f"objectives.{i}"
-        if is_of_test_set(objective.metric):
-            _check_unguided(f"{place}.metric", objective.metric, data, guided)
-        _check_name(f"{place}.metric", objective.metric, known, conditions)
-        _check_bound(f"{place}.bound", objective, known[objective.metric])
+        place, name = f"objectives.{i}", objective.metric
+        if is_of_test_set(name):
+            _check_unguided(f"{place}.metric", name, data, guided)
+        else:
+            _check_name(f"{place}.metric", name, known, conditions)
+        if name in known:
+            _check_bound(f"{place}.bound", objective, known[name])
 
 
 def _check_name(
     place: str, name: str, known: Mapping[str, Metric], conditions: Conditions
 ) -> None:
-    if name not in known:
-        known = {k: metric for k, metric in known.items() if not is_of_test_set(k)}
-        reason = missing_because(name, conditions)
-        why = f" ({reason})" if reason else ""
-        raise SpecError(
-            f"{place}: this pipeline has no metric {name!r}{why};"
-            f" {did_you_mean(name, known)}valid: {', '.join(sorted(known))}"
-        )
+    if name in known:
+        return
+    reason = missing_because(name, conditions)
+    why = f" ({reason})" if reason else ""
+    valid = sorted(metric for metric in known if not is_of_test_set(metric))
+    raise SpecError(
+        f"{place}: this pipeline has no metric {name!r}{why};"
+        f" {did_you_mean(name, valid)}valid: {', '.join(valid)}"
+    )
 
 
 def _check_unguided(place: str, name: str, data: DataConfig, guided: str) -> None:
@@ -110,7 +108,6 @@ def _check_bound(place: str, objective: Objective, metric: Metric) -> None:
 
 
 def is_of_test_set(metric: str) -> bool:
-    """Whether a metric is one of an epoch, measured on the test set."""
     return (
         metric.startswith(TEST_PREFIX)
         and metric.removeprefix(TEST_PREFIX) in epoch_metrics()

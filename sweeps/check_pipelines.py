@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from compress.pipeline import NamedStage, check_pipeline
+from compress.pipeline import NamedStage, check_pipeline, trains
 from sweeps.check_objectives import check_objectives, guided_by
 from sweeps.space.dimension import Draw
 from sweeps.space.resolve import Resolved, resolved_trial
@@ -158,10 +158,11 @@ def _facts_cached(
 
 def _source(trial: Resolved, info: DataInfo) -> SourceFacts:
     """The opened source of a pipeline."""
-    trained = any(isinstance(stage.config, FitOptions) for stage in trial.stages)
     config = trial.source.model_dump_json()
     try:
-        return _facts_cached(config, info.num_classes, info.image_size, trained)
+        return _facts_cached(
+            config, info.num_classes, info.image_size, trains(trial.stages)
+        )
     except _SOURCE_ERRORS as error:
         raise ValueError(f"source: {error}") from error
 

@@ -5,8 +5,6 @@ Defaults are those of the DeiT family. Names that carry a unit say it; durations
 """
 
 import math
-import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -19,21 +17,19 @@ from pydantic import (
     model_validator,
 )
 
-from trainers.files import expanded
+from trainers.durations import Duration
 from trainers.hashing import LATER
+from trainers.user_paths import (
+    MAY_BE_GONE,
+    ModelName,
+    UserPath,
+    UserText,
+    absolute_folder,
+    local_folder,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-MAY_BE_GONE = "may_be_gone"
-"""Key of pydantic's validation context: whoever reads an old configuration sets it, so that files
-that were there once need not be there now.
-"""
-
-
-LOCAL_FOLDER = "local-dir:"
-"""How timm's names of models in a folder begin."""
 
 
 class Config(BaseModel):
@@ -41,78 +37,6 @@ class Config(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
-    )
-
-
-def _expand(value: Any, info: ValidationInfo) -> Any:
-    """A path with `~` and environment variables replaced; what was read once stays as it is."""
-    may_be_gone = (info.context or {}).get(MAY_BE_GONE, False)
-    if may_be_gone or not isinstance(value, str | Path):
-        return value
-    text = expanded(str(value))
-    return Path(text) if isinstance(value, Path) else text
-
-
-UserPath = Annotated[Path, BeforeValidator(_expand)]
-"""A path in which `~` is the home folder and `$NAME` an environment variable."""
-UserText = Annotated[str, BeforeValidator(_expand)]
-"""A name, URI or path; what looks like a path in it is expanded as in `UserPath`."""
-
-
-def _local_folder(value: str) -> str:
-    """timm's `local-dir:FOLDER` with an absolute folder, since trials work elsewhere."""
-    if not value.startswith(LOCAL_FOLDER):
-        return value
-    folder = Path(expanded(value.removeprefix(LOCAL_FOLDER))).absolute()
-    return f"{LOCAL_FOLDER}{folder}"
-
-
-def _saved_model(value: str) -> str:
-    """The name of a model; that of a folder is made absolute."""
-    if value == "source":
-        return value
-    return str(Path(value).absolute()) if Path(value).is_dir() else value
-
-
-ModelName = Annotated[
-    UserText, AfterValidator(_local_folder), AfterValidator(_saved_model)
-]
-"""A model by its name, or a folder that holds one."""
-
-_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?|%)\s*$")
-
-
-def _check_duration(value: float | str) -> float | str:
-    if isinstance(value, str):
-        match = _DURATION.match(value)
-        if match is None:
-            raise ValueError(
-                f"a duration is a number of epochs, 'N steps' or 'N%'; got {value!r}"
-            )
-        if match[2] == "%" and float(match[1]) > 100:
-            raise ValueError(f"a duration in percent is at most 100%; got {value!r}")
-    elif value < 0:
-        raise ValueError(f"a duration is not negative; got {value}")
-    return value
-
-
-Duration = Annotated[float | str, AfterValidator(_check_duration)]
-"""Epochs as a number, or "N epochs", "N steps", "N%" (of the whole fit)."""
-
-
-def duration_in_steps(
-    duration: float | str, steps_per_epoch: int, total_steps: int
-) -> int:
-    """A duration as a number of optimiser steps, rounded."""
-    if not isinstance(duration, str):
-        return round(duration * steps_per_epoch)
-    match = _DURATION.match(duration)
-    assert match is not None, duration
-    amount, unit = float(match[1]), match[2]
-    if unit == "%":
-        return round(total_steps * amount / 100)
-    return (
-        round(amount * steps_per_epoch) if unit.startswith("epoch") else round(amount)
     )
 
 
@@ -149,7 +73,7 @@ class DataConfig(Config):
     download: bool = Field(
         False, description="let torchvision download the set into `root`"
     )
-    name: str | None = Field(
+    name: Annotated[UserText, AfterValidator(absolute_folder)] | None = Field(
         None, description="hf: a repository of the Hugging Face Hub, or a local folder"
     )
     subset: str | None = Field(
@@ -175,7 +99,10 @@ class DataConfig(Config):
         description="the same for the test part; default: test, or else validation",
     )
     image_column: Annotated[str | None, LATER] = Field(
-        None, description="parquet, hf: the column of images; default: found"
+        None,
+        description=(
+            "parquet, hf: the column of images; webdataset: their suffix; default: found"
+        ),
     )
     label_column: str | None = Field(
         None,
@@ -184,7 +111,7 @@ class DataConfig(Config):
             " found"
         ),
     )
-    class_names: tuple[str, ...] | Path | None = Field(
+    class_names: tuple[str, ...] | UserPath | None = Field(
         None,
         description=(
             "parquet, hf, webdataset: names of labels 0, 1, …, or a text file with one a"
@@ -547,7 +474,7 @@ class TrainConfig(FitOptions):
 class SourceConfig(Config):
     """The model that a pipeline starts from."""
 
-    model: Annotated[str, AfterValidator(_local_folder)] | None = Field(
+    model: Annotated[str, AfterValidator(local_folder)] | None = Field(
         None,
         description=(
             "a timm model name (hf-hub:OWNER/NAME and local-dir:FOLDER too),"

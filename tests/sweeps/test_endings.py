@@ -52,8 +52,7 @@ def test_the_first_signal_asks_and_only_ctrl_c_insists(number: signal.Signals) -
         assert interrupt.seen
         if number == signal.SIGINT:
             with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), number)
-                time.sleep(1)
+                signal.raise_signal(number)
         else:
             os.kill(os.getpid(), number)  # `timeout` sends it twice
             time.sleep(0.01)

@@ -217,6 +217,11 @@ def _splits(
 ) -> dict[str, Callable[[], _Source]]:
     """Split → what opens it; where an option is an expression such as train[:80%], that too."""
     if any((Path(place) / name).is_file() for name in _OF_SAVE_TO_DISK):
+        for option in ("subset", "revision", "streaming"):
+            if getattr(config, option):
+                raise ValueError(
+                    f"save_to_disk wrote it, and data.{option} does not apply"
+                )
         saved = datasets.load_from_disk(place)
         found = saved if isinstance(saved, Mapping) else {"train": saved}
         return {name: partial(_Source, split, ()) for name, split in found.items()}
@@ -232,10 +237,32 @@ def _splits(
     builder.download_and_prepare()
     options = (config.train_split, config.test_split)
     expressions = [option for option in options if option and "[" in option]
+    if expressions:
+        _check_apart(datasets, builder, config)
     return {
         name: lambda name=name: _Source(builder.as_dataset(split=name), ())
         for name in [*builder.info.splits, *expressions]
     }
+
+
+def _check_apart(datasets: Any, builder: Any, config: DataConfig) -> None:
+    """Refuse expressions such as train[:80%] and train[70%:] that share images."""
+    lengths = {name: split.num_examples for name, split in builder.info.splits.items()}
+    options = (config.train_split or "train", config.test_split or "test")
+    train, test = (
+        datasets.ReadInstruction.from_spec(option).to_absolute(lengths)
+        if "[" in option or option in lengths
+        else []
+        for option in options
+    )
+    for one in train:
+        for other in test:
+            shared = min(one.to, other.to) - max(one.from_, other.from_)
+            if one.splitname == other.splitname and shared > 0:
+                raise ValueError(
+                    f"data.train_split {options[0]!r} and data.test_split {options[1]!r} share"
+                    f" {shared} images; change one"
+                )
 
 
 def _chosen(

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from trainers.config import TrainConfig, duration_in_steps
+from trainers.config import TrainConfig
+from trainers.durations import duration_in_steps
 from trainers.timm_library import timm
 from trainers.words import did_you_mean
 

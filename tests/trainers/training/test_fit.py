@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers.config import AugmentConfig, EmaConfig, TrainConfig, duration_in_steps
+from trainers.config import AugmentConfig, EmaConfig, TrainConfig
 from trainers.data.splits import Data
+from trainers.durations import duration_in_steps
 from trainers.models.arch import ModelState
 from trainers.models.make import make_arch
 from trainers.training import distributed
