@@ -34,9 +34,9 @@ from trainers.data.splits import DataInfo
 from trainers.hashing import LATER
 from trainers.models.arch import Arch, ModelState
 from trainers.models.parameters import BLOCK_DIMS
+from trainers.option_types import UserPath
 from trainers.training import distributed
 from trainers.training.losses import KlObjective
-from trainers.user_paths import UserPath
 
 _log = logging.getLogger(__name__)
 
