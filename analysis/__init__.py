@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         failures,
         front_table,
         front_text,
+        nothing_passes,
         stage_table,
         totals,
     )
@@ -52,6 +53,7 @@ _HOMES = {
         "failures",
         "front_table",
         "front_text",
+        "nothing_passes",
         "stage_table",
         "totals",
     ),
@@ -73,6 +75,7 @@ __all__ = [
     "gather",
     "load",
     "merge",
+    "nothing_passes",
     "quantity",
     "query",
     "stage_table",

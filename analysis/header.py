@@ -86,7 +86,17 @@ def _spec(value: Any, problems: list[str]) -> dict[str, Any]:
     except RecursionError:
         problems.append(f"{RUN_FILE}: spec is nested too deeply")
         return {}
-    return value
+    cleaned: dict[str, Any] = _cleaned(value)
+    return cleaned
+
+
+def _cleaned(value: Any) -> Any:
+    """`value` with all its texts made fit to be shown."""
+    if isinstance(value, dict):
+        return {clean_text(key): _cleaned(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(item) for item in value]
+    return clean_text(value) if isinstance(value, str) else value
 
 
 def _texts(data: Mapping[str, Any], key: str, problems: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from analysis.contract import RECORD_SCHEMA, RUN_FILE, TABLES_FOLDER, TRIALS_FOLDER
+from analysis.fetching import local_copy
 from analysis.fronts import fronts_table
 from analysis.header import Header, read_header
 from analysis.metrics import to_json
@@ -24,12 +25,14 @@ _LONGEST_PROBLEM = 500
 
 def load(path: str | Path) -> Run:
     """Read the run folder at `path`: its trials where there are any, else its Parquet
-    tables. Writes nothing.
+    tables. Writes nothing. A URI (`s3://bucket/runs/NAME`) is copied to this machine first.
 
     Rows that the tables of an earlier `gather` hold, and whose files have not changed, come
     from there. Damaged, half-written and foreign files are named in `Run.problems`, and the
     rest loads. Raises ValueError where `path` is not a run folder.
     """
+    if isinstance(path, str) and "://" in path:
+        path = local_copy(path)
     return _load(Path(path)).run
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -31,7 +33,8 @@ def query(path: str | Path | Run, sql: str) -> pd.DataFrame:
     fronts of a run folder or a loaded run.
 
     Writes nothing; tables that are behind are read from the records (see `analysis.load`).
-    Columns with a slash are quoted: `select trial_id, "metric/accuracy" from trials`.
+    Columns with a slash are quoted: `select trial_id, "metric/accuracy" from trials`; their last
+    part will do where no other column has that name: `select accuracy` is over the trials.
 
     Raises:
         ValueError: not a run folder; see `select`.
@@ -73,7 +76,38 @@ def select(tables: Mapping[str, pa.Table], sql: str) -> pd.DataFrame:
         for setting in _LOCKED:
             connection.execute(setting)
         try:
-            result = connection.execute(sql)
-            return result.df() if result.description else pd.DataFrame()
+            return _frame(connection.execute(sql))
+        except duckdb.BinderException as error:
+            refusal: duckdb.Error = error  # some name is not known: is it a short one?
         except duckdb.Error as error:
             raise ValueError(f"query: {error}") from None
+        for name, table in tables.items():
+            connection.register(name, _with_short_names(table, sql))
+        try:
+            return _frame(connection.execute(_with_table(sql)))
+        except duckdb.Error:
+            raise ValueError(f"query: {refusal}") from None
+
+
+def _frame(result: Any) -> pd.DataFrame:
+    return result.df() if result.description else pd.DataFrame()
+
+
+def _with_short_names(table: pa.Table, sql: str) -> pa.Table:
+    """`table` with its columns that `sql` calls by their last part, `accuracy` for
+    `metric/accuracy`, under that name too. A metric comes before a parameter of the same name.
+    """
+    words = set(re.findall(r'"([^"]+)"', sql)) | set(re.findall(r"\w+", sql))
+    for prefix in ("metric/", "config/", "sd/", "version/"):
+        for word in sorted(words - set(table.column_names)):
+            if prefix + word in table.column_names:
+                table = table.append_column(word, table[prefix + word])
+    return table
+
+
+def _with_table(sql: str) -> str:
+    """`sql` over the trials where it names no table."""
+    is_bare = re.match(r"\s*select\b", sql, re.I) and not re.search(
+        r"\bfrom\b", sql, re.I
+    )
+    return f"from trials {sql}" if is_bare else sql

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from analysis.configurations import is_numeric
 from analysis.fronts import KNEE, best_name
 from analysis.metrics import Metric, on_test_set
 from analysis.numbers import plain, plus_minus, quantity, significant
 from analysis.run import Run
+from analysis.where import where_columns
 
 
 def front_table(run: Run, front: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -51,6 +53,37 @@ def front_text(run: Run, front: pd.DataFrame | None = None) -> pd.DataFrame:
             values = front[f"config/{name}"]
             columns[name] = ["" if pd.isna(v) else plain(v) for v in values]
     return pd.DataFrame(columns, dtype="object")
+
+
+def nothing_passes(run: Run, where: str) -> str:
+    """A sentence for a constraint that no configuration of the front's candidates passes: what
+    there is of the metrics and parameters that it names.
+    """
+    rows = run.configurations()
+    if rows.empty:
+        return f"no configuration passes {where}: no trial is complete"
+    there_is = [
+        f"{column.partition('/')[2] or column} {_range(run, column, rows[column])}"
+        for column in where_columns(where, rows)
+    ]
+    count = f"the {len(rows)} configurations have"
+    if len(rows) == 1:
+        count = "the one configuration has"
+    return f"no configuration within the bounds passes {where}; {count} {', '.join(there_is)}"
+
+
+def _range(run: Run, name: str, column: pd.Series) -> str:
+    """Least and largest of numbers, or the first few of other values."""
+    known = column.dropna()
+    if known.empty:
+        return "nowhere"
+    if is_numeric(column):
+        unit = run.metrics.unit(name.partition("/")[2])
+        ends = [quantity(float(v), unit) for v in (known.min(), known.max())]
+        return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+    values = [plain(v) for v in known.drop_duplicates()]
+    more = f" and {len(values) - 8} more" if len(values) > 8 else ""
+    return f"{', '.join(values[:8])}{more}"
 
 
 def totals(run: Run) -> dict[str, Any]:

@@ -57,6 +57,13 @@ def where_mask(expression: str, data: pd.DataFrame) -> Mask:
     return mask
 
 
+def where_columns(expression: str, data: pd.DataFrame) -> list[str]:
+    """The columns of `data` that `expression` compares, each once."""
+    parser = _Parser(expression, data)
+    parser.either()
+    return list(dict.fromkeys(parser.columns))
+
+
 def _tokens(expression: str) -> list[Token]:
     found: list[Token] = []
     start, end = 0, len(expression.rstrip())
@@ -81,6 +88,7 @@ class _Parser:
     def __init__(self, expression: str, data: pd.DataFrame) -> None:
         self.expression, self.data = expression, data
         self.tokens = _tokens(expression)
+        self.columns: list[str] = []
 
     def wrong(self, message: str) -> ValueError:
         """An error about this expression, to raise."""
@@ -143,6 +151,7 @@ class _Parser:
     def _column(self, name: str) -> pd.Series:
         for column in (f"metric/{name}", f"config/{name}", name):
             if column in self.data:
+                self.columns.append(column)
                 return self.data[column]
         columns = [str(c) for c in self.data if not str(c).startswith("version/")]
         known = sorted({c.partition("/")[2] or c for c in columns})

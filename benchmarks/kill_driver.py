@@ -1,16 +1,19 @@
-"""A sweep whose driver is killed at random moments, and started again until it ends.
+"""A sweep that is ended by a signal at random moments, and started again until it comes to its end.
 
-python benchmarks/kill_driver.py [--kills 10] [--seed 0]
+python benchmarks/kill_driver.py [--rounds 10] [--seed 0] [--signal KILL] [--to driver]
 
-Each round: SIGKILL to the driver of a 12-trial sweep at a random moment after its first
-trial began, then the sweep once more, uninterrupted. Asserts that exactly 12 trials are
-recorded, each complete and with the point and the values of an uninterrupted sweep, that
-trials which were complete at the kill did not run again, and that the front is the same.
-The sampler is deterministic (one trial at a time, TPE after a random start), the trials
-report three epochs.
+Each round: a signal to a 12-trial sweep at a random moment after its first trial began, then the
+sweep once more, uninterrupted. The signal goes to the driver alone, to its process group with all
+that it started there (a closed terminal, `timeout`), or to every process below it (systemd,
+Slurm). Asserts that exactly 12 trials are recorded, each complete and with the point and the
+values of an uninterrupted sweep, that trials which were complete at the signal did not run again,
+and that the front is the same. After TERM, HUP and INT also: exit code 130, no trial left running
+in the records, tables, a report, and no traceback. The sampler is deterministic (one trial at a
+time, TPE after a random start), the trials report three epochs.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -18,14 +21,18 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+import analysis
 from sweeps.check import check_spec
+from sweeps.cli.terminal import INTERRUPTED, lasting_output
 from sweeps.drive.driver import run_sweep
+from sweeps.drive.metrics import units
 from sweeps.drive.progress import Progress
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import Site, TrialPlan
@@ -83,29 +90,71 @@ def checked_spec(storage: Path) -> Sweep:
     )
 
 
-def driver(storage: Path) -> int:
+def driver(storage: Path, output: Path) -> int:
     """Process id of a new driver: a fork, since the imports take longer than the sweep."""
     pid = os.fork()
     if pid == 0:
         os.setsid()
         code = 1
-        try:
-            with open(os.devnull, "w") as nowhere:
+        with open(output, "w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            try:
                 checked = checked_spec(storage)
-                run_sweep(
-                    checked,
-                    trial=trial,
-                    progress=Progress(checked.spec.objectives, Console(file=nowhere)),
+                progress = Progress(
+                    checked.spec.objectives, units(checked), Console(file=file)
                 )
-            code = 0
-        finally:
-            os._exit(code)
+                with lasting_output():
+                    outcome = run_sweep(checked, trial=trial, progress=progress)
+                code = INTERRUPTED if outcome.interrupted else 0
+            except BaseException:  # noqa: BLE001 (the fork ends here)
+                traceback.print_exc(file=file)
+            finally:
+                file.flush()
+                os._exit(code)
     return pid
 
 
-def ended_well(pid: int) -> bool:
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status) == 0
+def exit_code(pid: int, output: Path, seconds: float = 90.0) -> int:
+    """Of a driver, which must end in time."""
+    give_up_at = time.monotonic() + seconds
+    while time.monotonic() < give_up_at:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    raise AssertionError(f"no end within {seconds:.0f} s: {output.read_text()}")
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below one, from Linux's /proc."""
+    children: dict[int, list[int]] = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # the fields after the name, which is in brackets: state, parent, …
+            parent = int(status.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(status.parent.name))
+    found = children.get(pid, [])
+    for child in found:
+        found.extend(children.get(child, []))
+    return found
+
+
+def processes(pid: int, to: str) -> list[int]:
+    """Who gets the signal."""
+    below = descendants(pid)
+    if to == "driver":
+        return [pid]
+    if to == "group":
+        return [p for p in (pid, *below) if os.getpgid(p) == os.getpgid(pid)]
+    return [pid, *below]
+
+
+def send(number: signal.Signals, pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def records(run: Path) -> dict[str, TrialRecord]:
@@ -127,20 +176,31 @@ def outcome(run: Path) -> tuple[dict[str, Any], list[int]]:
 
 
 def killed_once(
-    storage: Path, wanted: Any, moment: random.Random, usual_seconds: float
+    storage: Path,
+    wanted: Any,
+    moment: random.Random,
+    usual_seconds: float,
+    options: Any,
 ) -> str:
     """One round; a line about it."""
-    run = storage / "killed"
-    pid = driver(storage)
-    while not records(run):
+    run, output = storage / "killed", storage / "output.txt"
+    storage.mkdir()
+    number = signal.Signals[f"SIG{options.signal}"]
+    pid = driver(storage, output)
+    while not any(record.attempts for record in records(run).values()):
         time.sleep(0.01)
     after = moment.uniform(0, usual_seconds)
     time.sleep(after)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    send(number, processes(pid, options.to))
+    sent = time.monotonic()
+    code = exit_code(pid, output)
+    took = time.monotonic() - sent
     before = records(run)
+    if number != signal.SIGKILL:
+        check_ending(run, code, output)
     complete = {k: r.ended for k, r in before.items() if r.status == "complete"}
-    assert ended_well(driver(storage)), "the second driver failed"
+    again = storage / "again.txt"
+    assert exit_code(driver(storage, again), again) == 0, again.read_text()
     after_all = records(run)
     assert len(after_all) == TRIALS, sorted(after_all)
     assert {r.status for r in after_all.values()} == {"complete"}
@@ -160,21 +220,39 @@ def killed_once(
     )
     assert front == wanted[1], (front, wanted[1])
     return (
-        f"killed {after:4.1f} s in: {len(before):2} begun, {len(complete):2} complete;"
-        f" then {len(told)}, front {front}"
+        f"{options.signal} {after:4.1f} s in, ended {took:4.1f} s later with {code}:"
+        f" {len(before):2} begun, {len(complete):2} complete; then {len(told)}, front {front}"
     )
+
+
+def check_ending(run: Path, code: int, output: Path) -> None:
+    """Assert that a driver which was asked to end has ended in order."""
+    said = output.read_text()
+    assert code == INTERRUPTED, (code, said)
+    assert "Traceback" not in said, said
+    assert "\x1b" not in said, said
+    left = {r.status for r in records(run).values()}
+    assert left <= {"complete", "interrupted"}, left
+    assert len(analysis.load(run).trials) == len(records(run))
+    assert (run / "report.html").exists(), said
+    assert not (run / "driver.json").exists(), said
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument(
+        "--signal", choices=("KILL", "TERM", "HUP", "INT"), default="KILL"
+    )
+    parser.add_argument("--to", choices=("driver", "group", "all"), default="driver")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         storage = Path(folder) / "whole"
-        assert ended_well(driver(storage)), "the uninterrupted sweep failed"
+        output = Path(folder) / "whole.txt"
+        assert exit_code(driver(storage, output), output) == 0, output.read_text()
         found = records(storage / "killed").values()
         times = [
             datetime.fromisoformat(getattr(r, key))
@@ -187,10 +265,10 @@ def main() -> None:
             f"uninterrupted: {usual:.1f} s from first to last trial; front {wanted[1]}",
             flush=True,
         )
-        for i in range(options.kills):
+        for i in range(options.rounds):
             seed = options.seed + i
             line = killed_once(
-                Path(folder) / str(i), wanted, random.Random(seed), usual
+                Path(folder) / str(i), wanted, random.Random(seed), usual, options
             )
             print(f"seed {seed}: {line}", flush=True)
     sys.exit(0)

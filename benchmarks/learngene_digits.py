@@ -12,6 +12,11 @@ from scratch, each as long as it needs: the shortest of a ladder of whole schedu
 reaches the descendant's accuracy less one point. Cost is images that networks were trained
 on, and seconds of processor time. `--workdir` keeps all that is finished, so that it goes
 on where it stopped. Set OMP_NUM_THREADS=1.
+
+`--published-rates` sets the learning rate once an epoch, as the published loops of SWS and LeTs
+do, in auxiliary networks and descendants, and lets descendants begin without warm-up;
+`--scratch-from FILE` takes the trainings from scratch, which are as before, from an earlier run's
+rows; `--costs-only` leaves the first tables out.
 """
 
 import argparse
@@ -59,6 +64,7 @@ AUXILIARIES: dict[str, tuple[type[Stage], dict[str, Any]]] = {
     "lets": (LetsAux, {"gene_dim": 32, "embed_dim": 64, "num_heads": 4, "depth": 8}),
     "tleg": (TlegAux, {"embed_dim": 48, "num_heads": 3, "depth": 6}),
 }
+PUBLISHED_RATES: dict[str, Any] = {"schedule_step": "epoch"}
 LRS = (3e-4, 1e-3, 3e-3)
 SIZES = {
     "sws": [(48, depth) for depth in (3, 4, 5, 6, 8)],
@@ -148,6 +154,7 @@ class Bench:
             stage = kind.model_validate(
                 AUX
                 | size
+                | (PUBLISHED_RATES if self.options.published_rates else {})
                 | {
                     "epochs": epochs,
                     "eval_every": epochs,
@@ -157,6 +164,10 @@ class Bench:
             return self.stage(stage, self.teacher(), f"aux-{method}")
 
         return self.kept(f"aux-{method}", make)
+
+    def trained(self) -> list[str]:
+        """Methods whose auxiliary network is there."""
+        return [m for m in AUXILIARIES if (self.folder / f"aux-{m}").exists()]
 
     def start(self, init: str, width: int, depth: int) -> ModelState:
         """A descendant before its fine-tuning."""
@@ -188,8 +199,10 @@ class Bench:
 
         def make() -> Row:
             start = self.start(init, width, depth)
+            expanded = init in AUXILIARIES and self.options.published_rates
             stage = Finetune(
                 **TRAIN
+                | (PUBLISHED_RATES | {"warmup": 0} if expanded else {})
                 | {
                     "epochs": epochs,
                     "eval_every": epochs,
@@ -243,6 +256,16 @@ class Bench:
             step += 1
             row = trained(step)
         return row
+
+
+def take_scratch(benches: list[Bench], rows: pd.DataFrame) -> None:
+    """Keep the trainings from scratch of an earlier run as if they were done here."""
+    scratch = rows[(rows["start"] == "random") & (rows["epochs"] >= min(LADDER))]
+    for bench in benches:
+        for row in scratch[scratch["seed"] == bench.seed].to_dict("records"):
+            size = f"{row['width']:.0f}x{row['depth']:.0f}-{row['epochs']:.0f}"
+            kept = {n: row[n] for n in ("val", "test", "before", "images", "seconds")}
+            bench.row(f"random-{size}-{row['lr']:g}", lambda kept=kept: kept)
 
 
 def arch_of(data: Data, args: dict[str, Any]) -> Any:
@@ -351,7 +374,7 @@ def all_rows(benches: list[Bench]) -> pd.DataFrame:
                 "lr": float(lr),
             }
             rows.append(row | json.loads(file.read_text()))
-        for method in AUXILIARIES:
+        for method in bench.trained():
             images = bench.options.aux_epochs * bench.steps() * TRAIN["batch_size"]
             rows.append(
                 {
@@ -388,6 +411,9 @@ def main() -> None:
     parser.add_argument(
         "--rows", type=Path, help="write every row to this Parquet file too"
     )
+    parser.add_argument("--published-rates", action="store_true")
+    parser.add_argument("--costs-only", action="store_true")
+    parser.add_argument("--scratch-from", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         workdir = options.workdir or Path(temporary)
@@ -395,11 +421,14 @@ def main() -> None:
             DataConfig(dataset="digits", val_fraction=0.2), workdir / "data"
         )
         benches = [Bench(data, workdir, seed, options) for seed in range(options.seeds)]
-        compare_starts(benches, options.epochs)
+        if options.scratch_from:
+            take_scratch(benches, pd.read_parquet(options.scratch_from))
+        if not options.costs_only:
+            compare_starts(benches, options.epochs)
         compare_costs(benches, options.epochs)
         if options.rows:
             all_rows(benches).to_parquet(options.rows, index=False)
-        for name in ("../teacher", *(f"aux-{method}" for method in AUXILIARIES)):
+        for name in ("../teacher", *(f"aux-{m}" for m in benches[0].trained())):
             models = [
                 bench.kept(name, lambda: (_ for _ in ()).throw(AssertionError))
                 for bench in benches

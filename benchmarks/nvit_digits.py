@@ -4,6 +4,8 @@ whether estimates hold.
     python benchmarks/nvit_digits.py [--workdir DIR] [--seeds 3] [--targets 0.7 0.5 0.35]
     python benchmarks/nvit_digits.py --held-out --importances nvit:0.01 nvit:0.03 nvit:0.1
     nvit:0.3 --workdir OTHER
+    python benchmarks/nvit_digits.py --macs --seeds 5 --importances nvit published taylor
+    magnitude random --workdir DIR -o results/nvit-digits.parquet
 
 For each seed a small ViT is trained; for each target it is pruned by each importance and
 fine-tuned, both together in the same number of epochs for all (who prunes in fewer steps
@@ -15,6 +17,11 @@ rows, so that it goes on where it stopped; `--held-out` scores on a third of the
 images, which teachers then never see (eta was chosen so, a target each); `--only` does one
 part, so that what is timed can run when the machine is quiet. Set OMP_NUM_THREADS to the
 threads that a trial shall have.
+
+`published` takes the decisions of NViT's code: how groups are counted, its reset and weights
+of importance, the divisor of heads, and its eta beside importance in units of the loss (5e-4
+for seconds of a V100, which are 4.85e-4 of its dense DeiT-B's latency). With `--macs`
+multiply-accumulates stand for latency: the same on every machine, and nothing is timed.
 """
 
 import argparse
@@ -27,6 +34,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from compress.finetune import Finetune
@@ -66,6 +74,15 @@ FINETUNE: dict[str, Any] = TRAIN | {
     "eval_every": 99,
 }
 IMPORTANCES = ("nvit", "taylor", "magnitude", "random")
+PUBLISHED: dict[str, Any] = {
+    "importance": "nvit",
+    "importance_unit": "loss",
+    "importance_reset": True,
+    "importance_weights": "after",
+    "head_divisor": 12,
+    "counting": "published",
+    "latency_regularization": 4.85e-4,
+}
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
@@ -189,6 +206,10 @@ def main() -> None:
         help="score on training images that are held out",
     )
     parser.add_argument(
+        "--macs", action="store_true", help="latency is multiply-accumulates"
+    )
+    parser.add_argument("-o", type=Path, help="Parquet file of all rows")
+    parser.add_argument(
         "--only", choices=("table", "runs"), help="no more than this part"
     )
     args = parser.parse_args()
@@ -208,20 +229,16 @@ def run(args: argparse.Namespace, workdir: Path) -> None:
     for seed in range(args.seeds):
         model = teacher(data, workdir, seed)
         full.append(accuracy(model, data, split))
-        table = latency_table(model.arch, workdir)
+        by: dict[str, Any] = {"latency": "macs"}
+        if not args.macs:
+            by = {"table": latency_table(model.arch, workdir)}
         if args.only == "table":
             return
         for target, epochs in zip(args.targets, args.epochs, strict=True):
             for importance in args.importances:
                 file = workdir / f"{importance}-{target}-{seed}.json"
                 if not file.exists():
-                    kind, _, eta = importance.partition(":")
-                    options = {
-                        "latency_target": target,
-                        "importance": kind,
-                        "table": table,
-                        "latency_regularization": float(eta or ETA.get(target, 0.1)),
-                    }
+                    options = options_of(importance, target) | by
                     row = one(
                         model,
                         data,
@@ -242,9 +259,32 @@ def run(args: argparse.Namespace, workdir: Path) -> None:
                     f" epochs, {row['seconds']:.0f} s, load {os.getloadavg()[0]:.1f}",
                     flush=True,
                 )
-    if args.only is None:
+    if args.o is not None:
+        write(rows, args.o)
+    if args.only is None and not args.macs:
         measure(dense_arch(model.arch), rows, data)
     report(rows, full)
+
+
+def options_of(importance: str, target: float) -> dict[str, Any]:
+    """Of the stage, for a name as `--importances` takes it."""
+    kind, _, eta = importance.partition(":")
+    options = {"importance": kind, "latency_regularization": ETA.get(target, 0.1)}
+    if kind == "published":
+        options = dict(PUBLISHED)
+    if eta:
+        options["latency_regularization"] = float(eta)
+    return options | {"latency_target": target}
+
+
+def write(rows: dict[tuple[float, str], list[dict[str, Any]]], file: Path) -> None:
+    """All rows, without dimensions."""
+    pd.DataFrame(
+        {"target": target, "importance": importance, "seed": seed}
+        | {name: value for name, value in row.items() if name != "dims"}
+        for (target, importance), group in rows.items()
+        for seed, row in enumerate(group)
+    ).to_parquet(file)
 
 
 def measure(

@@ -1,20 +1,22 @@
 """Training of the whole model, from scratch too, with optional distillation (DeiT)."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 from torch import nn
 
 from compress.asp import HoldZeros, asp_masks
 from compress.stage import Context, Phase, Stage
-from trainers.config import LATER, DistillConfig, FitOptions, ModelName, TrainConfig
+from trainers.config import DistillConfig, FitOptions, TrainConfig
 from trainers.data.splits import DataInfo
+from trainers.hashing import LATER
 from trainers.models.arch import (
+    BUILD_ERRORS,
     DROP_RATE_BUILDERS,
     Arch,
     ModelState,
-    buildable,
     on_meta,
 )
 from trainers.training.losses import (
@@ -25,6 +27,7 @@ from trainers.training.losses import (
     TaskObjective,
 )
 from trainers.training.optim import check_train_config, make_optimizer
+from trainers.user_paths import ModelName
 
 
 class Finetune(Stage, TrainConfig):
@@ -91,6 +94,8 @@ class Finetune(Stage, TrainConfig):
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
         check_fit(arch, self, data)
+        if self.kl_heads == "both":
+            give_both_heads(on_meta(with_drop_rates(arch, self)))
         return arch
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:
@@ -115,23 +120,6 @@ class Finetune(Stage, TrainConfig):
         )
 
 
-def check_fit(arch: Arch, config: TrainConfig, data: DataInfo) -> None:
-    """Refuse what training a model of this architecture would refuse, before it starts.
-
-    Raises:
-        ValueError: batch size, warm-up, optimiser or drop rates do not fit.
-    """
-    check_train_config(config, data.num_train)
-    if config.schedule == "plateau" and config.epochs and data.num_val == 0:
-        raise ValueError(
-            "schedule: plateau looks at the accuracy on the validation part, which is empty;"
-            " set data.val_fraction above 0, or choose another schedule"
-        )
-    rated = buildable(with_drop_rates(arch, config))
-    if config.layer_decay is not None:
-        make_optimizer(on_meta(rated), config)
-
-
 def give_both_heads(module: nn.Module) -> None:
     """Let a distilled model give both heads' logits, in eval mode too.
 
@@ -145,6 +133,23 @@ def give_both_heads(module: nn.Module) -> None:
         )
     module.set_distilled_training(True)  # type: ignore[operator]
     module.training = True  # the root alone, which decides nothing else
+
+
+def check_fit(arch: Arch, config: TrainConfig, data: DataInfo) -> None:
+    """Refuse what training a model of this architecture would refuse, before it starts.
+
+    Raises:
+        ValueError: batch size, warm-up, optimiser or drop rates do not fit.
+    """
+    check_train_config(config, data.num_train)
+    if config.schedule == "plateau" and config.epochs and data.num_val == 0:
+        raise ValueError(
+            "schedule: plateau looks at the accuracy on the validation part, which is empty;"
+            " set data.val_fraction above 0, or choose another schedule"
+        )
+    _check_drop_rates(arch, config)
+    if config.layer_decay is not None:
+        make_optimizer(on_meta(with_drop_rates(arch, config)), config)
 
 
 def task_objective(
@@ -161,20 +166,49 @@ def task_objective(
     return DistillObjective(teacher, distill, options.label_smoothing)
 
 
+def _check_drop_rates(arch: Arch, options: FitOptions) -> None:
+    """Refuse drop rates that the model's class has no argument for.
+
+    Raises:
+        ValueError: names the rates and what remains.
+    """
+    with_drop_rates(arch, options)
+    for name, rate in _drop_rates(options).items():
+        alone = replace(arch, args=arch.args | {name: rate})
+        try:
+            on_meta(alone)
+        except BUILD_ERRORS as error:
+            option = _OPTION_OF[name]
+            raise ValueError(
+                f"{option}: {arch.name} does not take {name} ({error}); leave {option}"
+                " out, or train a model that takes it"
+            ) from error
+
+
+_OPTION_OF = {"drop_rate": "drop", "drop_path_rate": "drop_path"}
+"""Argument of a model's builder → the option of a fit that sets it."""
+
+
 def with_drop_rates(arch: Arch, options: FitOptions) -> Arch:
     """The same architecture with a fit's drop rates.
 
     Raises:
         ValueError: the model has no such drop rate.
     """
-    rates: dict[str, Any] = {}
-    if options.drop:
-        rates["drop_rate"] = options.drop
-    if options.drop_path is not None:
-        rates["drop_path_rate"] = options.drop_path
+    rates = _drop_rates(options)
     if rates and arch.builder not in DROP_RATE_BUILDERS:
         raise ValueError(
             f"{', '.join(rates)}: {arch.name} has no drop rates; leave drop and"
             " drop_path out"
         )
     return Arch(arch.builder, arch.name, arch.args | rates, arch.dims)
+
+
+def _drop_rates(options: FitOptions) -> dict[str, float]:
+    """Argument of a model's builder → the rate that a fit sets."""
+    rates: dict[str, float] = {}
+    if options.drop:
+        rates["drop_rate"] = options.drop
+    if options.drop_path is not None:
+        rates["drop_path_rate"] = options.drop_path
+    return rates

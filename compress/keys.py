@@ -18,8 +18,8 @@ import torch
 
 from compress.stage import Stage
 from trainers import plugins
-from trainers.config import values_to_hash
 from trainers.files import sha256_file
+from trainers.hashing import values_to_hash
 from trainers.training import distributed
 
 

@@ -273,7 +273,8 @@ MEASUREMENTS: dict[str, Measurement] = {
             Metric("gmacs", "multiply-accumulates of one image", "10^9"),
             Metric(
                 "entropy_bits",
-                "entropy of the values of all Linear and Conv parameters",
+                "entropy of the values of all Linear and Conv parameters (and of norms,"
+                " where a stage has include_norm)",
                 "bits per weight",
             ),
             Metric(

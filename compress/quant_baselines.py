@@ -8,16 +8,16 @@ Legend
              section 3)
 """
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from compress.stage import Context, Phase, Stage
-from compress.wfn.fixing import fixable_parameters
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState, on_meta
+from trainers.models.parameters import NORMS_QUANTIZED, quantizable_parameters
 
 _MOST_ROUNDS = 200
 
@@ -36,7 +36,12 @@ class _SharedValues(Stage):
 
     def _names(self, arch: Arch) -> list[str]:
         """Names of the tensors that are quantised."""
-        return list(fixable_parameters(on_meta(arch), self.include_norm))
+        return list(
+            quantizable_parameters(on_meta(arch), include_norm=self.include_norm)
+        )
+
+    def _meta(self, model: ModelState) -> dict[str, Any]:
+        return model.meta | ({NORMS_QUANTIZED: True} if self.include_norm else {})
 
 
 class UniformQuant(_SharedValues):
@@ -59,7 +64,7 @@ class UniformQuant(_SharedValues):
         weights = dict(model.weights)
         for name in self._names(model.arch):
             weights[name] = uniform_grid(weights[name], self.bits)
-        return ModelState(model.arch, _unshared(weights), model.meta)
+        return ModelState(model.arch, _unshared(weights), self._meta(model))
 
 
 class KmeansQuant(_SharedValues):
@@ -88,7 +93,7 @@ class KmeansQuant(_SharedValues):
                 group, shared.split([weights[n].numel() for n in group]), strict=True
             ):
                 weights[name] = part.view_as(weights[name]).clone()
-        return ModelState(model.arch, _unshared(weights), model.meta)
+        return ModelState(model.arch, _unshared(weights), self._meta(model))
 
 
 def _unshared(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -42,6 +42,10 @@ class Stage(Config, ABC):
         """
         return arch
 
+    def num_epochs(self) -> int:
+        """Epochs that `run` trains at most; 0 where it does not train."""
+        return int(getattr(self, "epochs", 0))
+
     def teachers(self) -> list[tuple[str, Path | None]]:
         """Arguments of every call of `ctx.teacher` that `run` makes, as (name, checkpoint).
         The teachers' contents enter the cache key.

@@ -25,12 +25,13 @@ if ((SLURM_JOB_NUM_NODES > 1)); then
     sleep 15
 fi
 
-# two minutes before the time limit Slurm sends TERM: the driver records as interrupted what runs, and ends with 130
+# two minutes before the time limit Slurm sends TERM: the driver records as interrupted what runs, and ends with 130;
+# with 75 where Ray or a node failed
 sweeps run "$@" --address "$address" --no-ship &
 driver=$!
 trap 'kill -TERM $driver' TERM
 wait $driver || true
 code=0
 wait $driver || code=$?
-if ((code == 130)); then scontrol requeue "$SLURM_JOB_ID"; fi
+if ((code == 130)) || ((code == 75 && ${SLURM_RESTART_COUNT:-0} < 10)); then scontrol requeue "$SLURM_JOB_ID"; fi
 exit $code

@@ -8,7 +8,7 @@ import torch
 from optuna.samplers import GPSampler
 
 from sweeps.check_pipelines import check_pipelines
-from sweeps.check_search import check_search
+from sweeps.check_search import check_search, search_remarks
 from sweeps.search.samplers import rehearse, sampler_of
 from sweeps.space.overrides import apply_overrides, set_override
 from sweeps.space.space import Space
@@ -99,7 +99,7 @@ def check_spec(
         found.archs,
         tuple(plugins),
         found.data,
-        found.remarks,
+        (*found.remarks, *search_remarks(spec)),
     )
 
 

@@ -56,7 +56,7 @@ def check_objectives(
     known = {name: m for name, m in of_trials.items() if m.unit != TEXT}
     for i, objective in enumerate(spec.objectives):
         place, name = f"objectives.{i}", objective.metric
-        if _is_of_test_set(name):
+        if is_of_test_set(name):
             _check_unguided(f"{place}.metric", name, data, guided)
         else:
             _check_name(f"{place}.metric", name, known, conditions)
@@ -71,7 +71,7 @@ def _check_name(
         return
     reason = missing_because(name, conditions)
     why = f" ({reason})" if reason else ""
-    valid = sorted(metric for metric in known if not _is_of_test_set(metric))
+    valid = sorted(metric for metric in known if not is_of_test_set(metric))
     raise SpecError(
         f"{place}: this pipeline has no metric {name!r}{why};"
         f" {did_you_mean(name, valid)}valid: {', '.join(valid)}"
@@ -107,7 +107,7 @@ def _check_bound(place: str, objective: Objective, metric: Metric) -> None:
     )
 
 
-def _is_of_test_set(metric: str) -> bool:
+def is_of_test_set(metric: str) -> bool:
     return (
         metric.startswith(TEST_PREFIX)
         and metric.removeprefix(TEST_PREFIX) in epoch_metrics()

@@ -62,8 +62,8 @@ def check_pipelines(spec: Spec, space: Space, points: Sequence[Draw]) -> Opened:
     example: tuple[tuple[NamedStage, ...], list[Arch]] | None = None
     pipelines: list[tuple[NamedStage, ...]] = []
     remarks: dict[str, None] = {}
-    data: str | None = None
     guided = guided_by(spec, space)
+    data: str | None = None
     for draw, trial in _trials(space, points):
         try:
             info = _info(trial.data)
@@ -76,7 +76,8 @@ def check_pipelines(spec: Spec, space: Space, points: Sequence[Draw]) -> Opened:
         except (ValueError, TypeError) as error:
             raise SpecError(_with_choice(str(error), space, draw)) from error
         check_objectives(spec, trial.stages, trial.data, guided)
-        remarks |= dict.fromkeys((*facts.remarks, *info.remarks))
+        training = _unsaid_training(trial.stages, info)
+        remarks |= dict.fromkeys((*facts.remarks, *info.remarks, *training))
         data = data or info.describe()
         example = example or (trial.stages, archs)
         pipelines.append(trial.stages)
@@ -102,6 +103,20 @@ def _trials(space: Space, points: Sequence[Draw]) -> Iterator[tuple[Draw, Resolv
         if identity not in seen:
             seen.add(identity)
             yield draw, trial
+
+
+def _unsaid_training(stages: Sequence[NamedStage], info: DataInfo) -> Iterator[str]:
+    """How long stages train whose spec says nothing of epochs, in a sentence for each."""
+    for stage in stages:
+        config = stage.config
+        epochs = config.num_epochs()
+        if not epochs or any("epochs" in name for name in config.model_fields_set):
+            continue
+        images = getattr(config, "images_per_epoch", None) or info.num_train
+        yield (
+            f"stages.{stage.name}: trains {epochs} epochs of {images:,} images at most,"
+            f" by the defaults of {stage.kind}."
+        )
 
 
 def _with_choice(message: str, space: Space, draw: Draw) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from analysis.contract import RUN_FILE, Objective
 from compress.pipeline import NamedStage
+from sweeps.check_objectives import is_of_test_set
 from sweeps.drive.trackers import check_trackers
 from sweeps.spec.model import EarlyStopping, Spec, epoch_metric
 from sweeps.spec.yaml_text import SpecError
@@ -34,6 +35,25 @@ def check_search(
             )
     _check_earlier_runs(spec.search.earlier_runs, spec.objectives)
     check_trackers(spec.trackers)
+
+
+def search_remarks(spec: Spec) -> tuple[str, ...]:
+    """What a user should know about a search that holds, whole sentences."""
+    remarks = []
+    if any(is_of_test_set(objective.metric) for objective in spec.objectives):
+        remarks.append(
+            "objectives: no image is held out (data.val_fraction: 0), so that a metric of the"
+            " test set orders the configurations at the end; it guides no search, and who"
+            " picks one of many by it picks on the test set."
+        )
+    rule = spec.search.early_stopping
+    if rule is not None and rule.scheduler != "moasha" and len(spec.objectives) > 1:
+        remarks.append(
+            f"search.early_stopping: {rule.scheduler} stops trials by {rule.metric} alone"
+            " and so gives up the cheap end of the front, where small models learn slowly;"
+            " scheduler: moasha compares by all objectives."
+        )
+    return tuple(remarks)
 
 
 def _check_stopped_stage(

@@ -110,9 +110,12 @@ ROOMS = (
 
 RAY = (
     "sweeps/drive/cluster.py",
+    "sweeps/drive/deaths.py",
     "sweeps/drive/driver.py",
     "sweeps/drive/node_checks.py",
+    "sweeps/drive/ray_internals.py",
     "sweeps/drive/tune_adapter.py",
+    "sweeps/drive/tune_run.py",
     "sweeps/trial/in_tune.py",
     "sweeps/trial/worker_group.py",
 )
@@ -123,7 +126,7 @@ NOT_EVERYWHERE = {
     "pwd": (),
     "sched_getaffinity": ("trainers/machine.py",),
     "SIGUSR1": (),
-    "SIGHUP": (),
+    "SIGHUP": ("sweeps/drive/interrupt.py",),
     "fork": (),
     "kill": ("trainers/lease.py",),
 }

@@ -95,3 +95,16 @@ def test_links_lead_somewhere() -> None:
     for page in pages:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_tests_that_hold_a_replication_exist() -> None:
+    text = (DOCS / "replication.md").read_text()
+    named = set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text))
+    assert len(named) > 20
+    root = DOCS.parent
+    missing = [
+        f"{file}::{name}"
+        for file, name in sorted(named)
+        if f"def {name}(" not in (root / file).read_text()
+    ]
+    assert not missing

@@ -5,9 +5,6 @@ Defaults are those of the DeiT family. Names that carry a unit say it; durations
 """
 
 import math
-import re
-from collections.abc import Collection
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -20,20 +17,19 @@ from pydantic import (
     model_validator,
 )
 
-from trainers.files import expanded
+from trainers.durations import Duration
+from trainers.hashing import LATER
+from trainers.user_paths import (
+    MAY_BE_GONE,
+    ModelName,
+    UserPath,
+    UserText,
+    absolute_folder,
+    local_folder,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-MAY_BE_GONE = "may_be_gone"
-"""Key of pydantic's validation context: whoever reads an old configuration sets it, so that files
-that were there once need not be there now.
-"""
-
-
-LOCAL_FOLDER = "local-dir:"
-"""How timm's names of models in a folder begin."""
 
 
 class Config(BaseModel):
@@ -41,118 +37,6 @@ class Config(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
-    )
-
-
-class Later:
-    """Marks an option that came after its class was published (`Annotated[bool, LATER]`).
-
-    At its default it does not enter a hash, so that what earlier versions computed counts on.
-    """
-
-
-LATER = Later()
-
-
-def values_to_hash(
-    config: BaseModel,
-    *,
-    mode: Literal["python", "json"] = "python",
-    exclude: Collection[str] = (),
-) -> dict[str, Any]:
-    """The values of a config that decide its hash: all but the `LATER` ones at their default.
-
-    Args:
-        mode: as in pydantic's `model_dump`.
-        exclude: further fields to leave out.
-    """
-    left_out: dict[str, Any] = _unchanged(config) | dict.fromkeys(exclude, True)
-    return config.model_dump(mode=mode, exclude=left_out)
-
-
-def _unchanged(config: BaseModel) -> dict[str, Any]:
-    """The `LATER` fields that have their default, of nested configs too: `exclude` of pydantic's
-    `model_dump`.
-    """
-    found: dict[str, Any] = {}
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        if LATER in field.metadata and value == field.get_default():
-            found[name] = True
-        elif isinstance(value, BaseModel):
-            found |= {name: inner} if (inner := _unchanged(value)) else {}
-    return found
-
-
-def _expand(value: Any, info: ValidationInfo) -> Any:
-    """A path with `~` and environment variables replaced; what was read once stays as it is."""
-    may_be_gone = (info.context or {}).get(MAY_BE_GONE, False)
-    if may_be_gone or not isinstance(value, str | Path):
-        return value
-    text = expanded(str(value))
-    return Path(text) if isinstance(value, Path) else text
-
-
-UserPath = Annotated[Path, BeforeValidator(_expand)]
-"""A path in which `~` is the home folder and `$NAME` an environment variable."""
-UserText = Annotated[str, BeforeValidator(_expand)]
-"""A name, URI or path; what looks like a path in it is expanded as in `UserPath`."""
-
-
-def _local_folder(value: str) -> str:
-    """timm's `local-dir:FOLDER` with an absolute folder, since trials work elsewhere."""
-    if not value.startswith(LOCAL_FOLDER):
-        return value
-    folder = Path(expanded(value.removeprefix(LOCAL_FOLDER))).absolute()
-    return f"{LOCAL_FOLDER}{folder}"
-
-
-def _saved_model(value: str) -> str:
-    """The name of a model; that of a folder is made absolute."""
-    if value == "source":
-        return value
-    return str(Path(value).absolute()) if Path(value).is_dir() else value
-
-
-ModelName = Annotated[
-    UserText, AfterValidator(_local_folder), AfterValidator(_saved_model)
-]
-"""A model by its name, or a folder that holds one."""
-
-_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?|%)\s*$")
-
-
-def _check_duration(value: float | str) -> float | str:
-    if isinstance(value, str):
-        match = _DURATION.match(value)
-        if match is None:
-            raise ValueError(
-                f"a duration is a number of epochs, 'N steps' or 'N%'; got {value!r}"
-            )
-        if match[2] == "%" and float(match[1]) > 100:
-            raise ValueError(f"a duration in percent is at most 100%; got {value!r}")
-    elif value < 0:
-        raise ValueError(f"a duration is not negative; got {value}")
-    return value
-
-
-Duration = Annotated[float | str, AfterValidator(_check_duration)]
-"""Epochs as a number, or "N epochs", "N steps", "N%" (of the whole fit)."""
-
-
-def duration_in_steps(
-    duration: float | str, steps_per_epoch: int, total_steps: int
-) -> int:
-    """A duration as a number of optimiser steps, rounded."""
-    if not isinstance(duration, str):
-        return round(duration * steps_per_epoch)
-    match = _DURATION.match(duration)
-    assert match is not None, duration
-    amount, unit = float(match[1]), match[2]
-    if unit == "%":
-        return round(total_steps * amount / 100)
-    return (
-        round(amount * steps_per_epoch) if unit.startswith("epoch") else round(amount)
     )
 
 
@@ -194,7 +78,7 @@ class DataConfig(Config):
     download: bool = Field(
         False, description="let torchvision download the set into `root`"
     )
-    name: str | None = Field(
+    name: Annotated[UserText, AfterValidator(absolute_folder)] | None = Field(
         None, description="hf: a repository of the Hugging Face Hub, or a local folder"
     )
     subset: str | None = Field(
@@ -220,7 +104,10 @@ class DataConfig(Config):
         description="the same for the test part; default: test, or else validation",
     )
     image_column: Annotated[str | None, LATER] = Field(
-        None, description="parquet, hf: the column of images; default: found"
+        None,
+        description=(
+            "parquet, hf: the column of images; webdataset: their suffix; default: found"
+        ),
     )
     label_column: str | None = Field(
         None,
@@ -229,7 +116,7 @@ class DataConfig(Config):
             " found"
         ),
     )
-    class_names: tuple[str, ...] | Path | None = Field(
+    class_names: tuple[str, ...] | UserPath | None = Field(
         None,
         description=(
             "parquet, hf, webdataset: names of labels 0, 1, …, or a text file with one a"
@@ -490,14 +377,17 @@ class FitOptions(Config):
             "scale min_lr and warmup_lr as lr is scaled; false: take them as they are"
         ),
     )
-    warmup: Duration = Field(5.0, description="epochs, or 'N steps', 'N%'")
+    warmup: Duration = Field(
+        "10%", description="epochs, or 'N steps', 'N%' of the training"
+    )
     schedule: Literal["cosine", "step", "plateau", "constant"] = "cosine"
-    schedule_step: Annotated[Literal["step", "epoch"], LATER] = Field(
+    schedule_step: Annotated[Literal["step", "epoch", "epoch_start"], LATER] = Field(
         "step",
         description=(
             "when lr changes. step: with every optimiser step; epoch: once an epoch, to"
             " the schedule's value at the start of the epoch before, as in DeiT's code"
-            " (the first two epochs have the same lr)"
+            " (the first two epochs have the same lr); epoch_start: once an epoch, to its"
+            " value at the start of this epoch"
         ),
     )
     cosine_span: Annotated[Literal["whole", "after_warmup"], LATER] = Field(
@@ -591,7 +481,7 @@ class TrainConfig(FitOptions):
 class SourceConfig(Config):
     """The model that a pipeline starts from."""
 
-    model: Annotated[str, AfterValidator(_local_folder)] | None = Field(
+    model: Annotated[str, AfterValidator(local_folder)] | None = Field(
         None,
         description=(
             "a timm model name (hf-hub:OWNER/NAME and local-dir:FOLDER too),"

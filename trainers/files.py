@@ -108,6 +108,7 @@ def default_data_cache() -> Path:
 _NOT_THE_FILE = {
     b"version https://git-lfs": "is a Git LFS pointer; `git lfs pull` fetches the file",
     b"<!doctype": "is a web page, not the file; download it again",
+    b"\x1f\x8b": "is compressed as a whole with gzip; unpack it",
     b"<html": "is a web page, not the file; download it again",
 }
 

@@ -14,9 +14,34 @@ if TYPE_CHECKING:
     from pyarrow import fs
 
 
+NOT_WRITABLE = ("http", "https", "ftp", "ftps", "sftp")
+"""Schemes that fsspec reads, or that need a password, and that are no storage for a run."""
+
+
 def is_uri(place: str) -> bool:
     """Whether `place` names remote storage rather than a folder."""
     return "://" in place
+
+
+def child_uri(uri: str, *names: str) -> str:
+    """The URI of what lies below `uri`; a query (`?endpoint_override=…`) stays at the end.
+
+    >>> child_uri("s3://bucket/runs?scheme=http", "demo", "_cache")
+    's3://bucket/runs/demo/_cache?scheme=http'
+    """
+    place, mark, query = uri.partition("?")
+    return "/".join([place.rstrip("/"), *names]) + mark + query
+
+
+def parent_uri(uri: str) -> tuple[str, str]:
+    """The URI above `uri`, with its query, and the last name of `uri`.
+
+    >>> parent_uri("s3://bucket/runs/demo?scheme=http")
+    ('s3://bucket/runs?scheme=http', 'demo')
+    """
+    place, mark, query = uri.partition("?")
+    above, _, name = place.rstrip("/").rpartition("/")
+    return above + mark + query, name
 
 
 class Remote:
@@ -29,7 +54,13 @@ class Remote:
         import pyarrow as pa
         from pyarrow import fs
 
-        self.uri = uri.rstrip("/")
+        self.uri = child_uri(uri)
+        scheme = self.uri.partition("://")[0].lower()
+        if scheme in NOT_WRITABLE:
+            raise ValueError(
+                f"storage: {self.uri} cannot be written to: {scheme} is no object storage;"
+                " give a folder, or s3://, gs://, abfs://, hdfs://"
+            )
         try:
             self._fs, self._root = fs.FileSystem.from_uri(self.uri)
         except pa.ArrowInvalid as refusal:

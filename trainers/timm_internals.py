@@ -49,7 +49,7 @@ LONGEST_RATIO = 16
 """Of an image whose long side is longer than that many short ones, the middle is resized."""
 
 
-def _middle(image: Image.Image) -> Image.Image:
+def middle_of_long(image: Image.Image) -> Image.Image:
     """The part of an image from which a centre crop can come: an image of 1 x 20,000 px would be
     resized to billions of pixels before it is cropped.
     """
@@ -81,7 +81,7 @@ def train_transform(config: AugmentConfig, data: DataConfig, image_size: int) ->
             interpolation=data.interpolation,
             use_prefetcher=True,
         )
-        return Chain([_middle, *plain.transforms])
+        return Chain([middle_of_long, *plain.transforms])
     colour = config.preset == "deit"
     policy = ("3a" if config.three_augment else config.auto_augment) if colour else None
     try:
@@ -125,31 +125,32 @@ def _crop(config: AugmentConfig, data: DataConfig, image_size: int) -> list[Any]
     if crop == "random":
         before = resize_before_crop(image_size, data.crop_fraction)
     mode = transforms.InterpolationMode(data.interpolation)
-    resize = transforms.Resize(
-        (before, before) if data.resize == "warp" else before, interpolation=mode
-    )
+    if data.resize == "warp":
+        resize = [transforms.Resize((before, before), interpolation=mode)]
+    else:
+        resize = [middle_of_long, transforms.Resize(before, interpolation=mode)]
     if crop == "random":
-        return [resize, transforms.RandomCrop(image_size)]
+        return [*resize, transforms.RandomCrop(image_size)]
     if crop == "padded":
         padding = config.crop_padding_px
         return [
-            _middle,
-            resize,
+            *resize,
             transforms.RandomCrop(image_size, padding=padding, pad_if_needed=True),
         ]
-    return [_middle, resize, transforms.CenterCrop(image_size)]
+    return [*resize, transforms.CenterCrop(image_size)]
 
 
 def eval_transform(data: DataConfig, image_size: int) -> Chain:
     """Resize and centre crop as timm's `create_transform`, up to the uint8 tensor."""
+    warped = data.resize == "warp"
     evaluation = timm.data.create_transform(
         image_size,
         interpolation=data.interpolation,
         crop_pct=data.crop_fraction if image_size > PADDED_CROP_PX else 1.0,
-        crop_mode="squash" if data.resize == "warp" else "center",
+        crop_mode="squash" if warped else "center",
         use_prefetcher=True,
     )
-    return Chain([_middle, *evaluation.transforms])
+    return Chain([*([] if warped else [middle_of_long]), *evaluation.transforms])
 
 
 def _allow_black_posterize(colours: Any) -> None:

@@ -11,20 +11,10 @@ from functools import lru_cache
 
 from torch.nn.modules import module as hooks
 
-from trainers.models.arch import Arch, meta_device
+from trainers.models.arch import BUILD_ERRORS, Arch, meta_device
 from trainers.models.parameters import linear_and_conv_parameters
 
 _MODULES_PER_TENSOR = 64
-_BUILD_ERRORS = (
-    TypeError,
-    ValueError,
-    RuntimeError,
-    AssertionError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    MemoryError,
-)
 
 
 @dataclass(frozen=True)
@@ -52,7 +42,7 @@ def arch_tensors(arch: Arch, most_tensors: int) -> ArchTensors:
     """
     try:
         return _arch_tensors(json.dumps(arch.to_json()), most_tensors)
-    except _BUILD_ERRORS as error:
+    except BUILD_ERRORS as error:
         raise ValueError(
             f"model {arch.name!r} cannot be built here: {error or type(error).__name__}"
         ) from error

@@ -4,10 +4,10 @@ A few stages of layers are learned once, inside an auxiliary network that repeat
 descendants of any depth copy for each of their layers one stage, and are then trained
 without sharing.
 
-Differences of the published networks that are not kept: eps 1e-5 in the auxiliary network
-but 1e-6 in descendants (here `norm_eps`, the same in both), 12 heads but 6 (here one
-`num_heads`), the final norm before the pooling but after it in descendants (here timm's
-order, pool first, in both; `norm_before_pool` gives the published auxiliary network).
+The published networks differ between the two phases: the auxiliary one has eps 1e-5 and its final
+norm before the pooling, descendants have eps 1e-6 and timm's order, pool first. Here a descendant
+is by default as its auxiliary network, so that the one with its own map gives the same logits;
+`norm_before_pool` and `norm_eps` of both stages give the published ones.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -24,6 +24,7 @@ from compress.learngene.shared import (
     within,
 )
 from trainers.data.splits import DataInfo
+from trainers.hashing import LATER
 from trainers.models.arch import Arch, ModelState
 
 PAPER = (
@@ -78,10 +79,23 @@ class SwsExpand(Expansion):
         None, ge=1, description="layers; default: as many as layers_source has"
     )
     num_heads: int | None = Field(
-        None, ge=1, description="must be the auxiliary network's, which is the default"
+        None, ge=1, description="default: the auxiliary network's; see regroup_heads"
+    )
+    regroup_heads: Annotated[bool, LATER] = Field(
+        False,
+        description=(
+            "let num_heads differ from the auxiliary network's, as in the published small"
+            " networks (12 and 6): a descendant's heads then take other channels together"
+            " than those that were trained together"
+        ),
     )
     norm_before_pool: bool | None = Field(
         None, description="default: as in the auxiliary network"
+    )
+    norm_eps: Annotated[float | None, LATER] = Field(
+        None,
+        gt=0,
+        description="epsilon of every LayerNorm; default: the auxiliary network's",
     )
     head: Literal["copy", "fresh"] = Field(
         "copy",
@@ -96,22 +110,24 @@ class SwsExpand(Expansion):
         aux = self.of_auxiliary(arch)
         stages = self._stages(aux)
         within("layers_source", stages, len(aux["repeats"]), "stages")
-        if self.num_heads not in (None, aux["num_heads"]):
+        num_heads = self.num_heads or aux["num_heads"]
+        if num_heads != aux["num_heads"] and not self.regroup_heads:
             raise ValueError(
                 f"num_heads: it is {self.num_heads}, but the auxiliary network has"
-                f" {aux['num_heads']}; leave it out"
+                f" {aux['num_heads']}; leave it out, or set regroup_heads to true"
             )
         before = (
             aux["norm_before_pool"]
             if self.norm_before_pool is None
             else self.norm_before_pool
         )
+        eps = aux["norm_eps"] if self.norm_eps is None else self.norm_eps
         return self.descendant(
-            aux,
+            {**aux, "norm_eps": eps},
             data,
             depth=len(stages),
             embed_dim=aux["embed_dim"],
-            num_heads=aux["num_heads"],
+            num_heads=num_heads,
             norm_before_pool=before,
         )
 

@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 from compress.measure.model import value_statistics
 from trainers.models.arch import ModelState, on_meta
-from trainers.models.parameters import BLOCK_DIMS, is_linear_or_conv
+from trainers.models.parameters import (
+    BLOCK_DIMS,
+    NORMS,
+    counts_norms,
+    is_linear_or_conv,
+)
 
 MOST_VALUES = 1024
 """A model with more different values has no row of values and counts: it is not quantised
@@ -66,7 +71,8 @@ class BlockRow:
 
 @dataclass(frozen=True)
 class ValuesRow:
-    """The values that all linear and convolutional layers of a quantised model share.
+    """The values that all linear and convolutional layers of a quantised model share, and its
+    norms where they were quantised too.
 
     Attributes:
         values: different values, ascending.
@@ -100,6 +106,7 @@ def layer_rows(state: ModelState) -> list[Row]:
     shared: list[Tensor] = []
     most_unique = 0
     num_blocks = 0
+    with_norms = counts_norms(state.meta)
     for path, layer in on_meta(state.arch).named_modules():
         if hasattr(layer, "attn") and hasattr(layer, "mlp"):
             rows.append(_block(path, layer, num_blocks, state))
@@ -109,7 +116,7 @@ def layer_rows(state: ModelState) -> list[Row]:
             continue
         row = _layer(path, layer, names, state)
         rows.append(row)
-        if is_linear_or_conv(layer):
+        if is_linear_or_conv(layer) or (with_norms and isinstance(layer, NORMS)):
             shared += [state.weights[f"{path}.{name}"].reshape(-1) for name in names]
             most_unique = max(most_unique, row.num_unique)
     # a layer with too many values spares the count over the whole model, which takes seconds

@@ -1,7 +1,8 @@
 """What a model costs: parameters, operations, bytes, entropy of its values, and measured latency.
 
 Legend
-    N        number of values in the parameters of linear and convolutional layers, biases included
+    N        number of values in the parameters of linear and convolutional layers, biases included;
+             those of norms too where a stage quantised them (`include_norm`)
     c_v      how often the value v occurs among them
     H        entropy of the histogram, -Σ (c_v/N) log2(c_v/N) = log2 N - (1/N) Σ c_v log2
              c_v, bits per value: the rate that no code of independent symbols beats
@@ -23,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compress.measure.options import Precision
 from trainers.models.arch import Arch, ModelState, on_meta
-from trainers.models.parameters import linear_and_conv_parameters
+from trainers.models.parameters import counts_norms, quantizable_parameters
 
 _CHUNK = 1 << 22
 
@@ -45,7 +46,9 @@ def measure_static(state: ModelState, image_size: int) -> dict[str, float | int]
         zero_fraction: share of zeros among them.
         model_bytes: parameters and buffers as stored, without any coding.
     """
-    names = linear_and_conv_parameters(on_meta(state.arch))
+    names = quantizable_parameters(
+        on_meta(state.arch), include_norm=counts_norms(state.meta)
+    )
     return {
         **static_cost(state.arch, image_size),
         **asdict(value_statistics([state.weights[name] for name in names])),

@@ -6,7 +6,9 @@ Legend
 
 Rules
     uniform               I = 0, T/S, 2T/S, … where S divides T, else S evenly spaced
-                          positions from 0 to T-1, rounded half to even
+                          positions from 0 to T-1, rounded half to even; they are computed
+                          in float32 as in the published code, or exactly (Rounding), which
+                          differ by one index in some pairs, 6144 → 4096 for example
     consecutive           I = 0 … S-1
     random                one I for each (T, S) and seed
     random_inconsistent   a fresh I for every tensor and axis
@@ -26,6 +28,9 @@ ElementRule = Literal[
 ]
 
 
+Rounding = Literal["float32", "exact"]
+
+
 def select(
     tensor: Tensor,
     shape: Sequence[int],
@@ -33,6 +38,7 @@ def select(
     *,
     seed: int = 0,
     name: str = "",
+    rounding: Rounding = "float32",
 ) -> Tensor:
     """The part of a teacher's tensor that a student's tensor of `shape` starts from (a copy).
 
@@ -43,6 +49,7 @@ def select(
             `compress.selection.axes`.
         seed: of the random rules.
         name: the tensor's name, which makes `random_inconsistent` differ between tensors.
+        rounding: of the rule `uniform`.
 
     Raises:
         ValueError: `shape` is larger in some axis, or has other axes.
@@ -59,11 +66,13 @@ def select(
         return take(
             tensor, [strongest(norm, s) for norm, s in zip(norms, shape, strict=True)]
         )
-    sizes = enumerate(zip(tensor.shape, shape, strict=True))
-    return take(
-        tensor,
-        [_axis_indices(t, s, rule, seed, f"{name}#{axis}") for axis, (t, s) in sizes],
-    )
+    indices = []
+    for axis, (t, s) in enumerate(zip(tensor.shape, shape, strict=True)):
+        if rule == "uniform":
+            indices.append(uniform_indices(t, s, rounding))
+        else:
+            indices.append(_axis_indices(t, s, rule, seed, f"{name}#{axis}"))
+    return take(tensor, indices)
 
 
 def take(tensor: Tensor, indices: Sequence[Tensor]) -> Tensor:
@@ -98,7 +107,9 @@ def size_fault(teacher: tuple[int, ...], student: tuple[int, ...]) -> str | None
     return f"the student is larger in axis {', '.join(larger)}" if larger else None
 
 
-def uniform_indices(teacher_size: int, student_size: int) -> Tensor:
+def uniform_indices(
+    teacher_size: int, student_size: int, rounding: Rounding = "float32"
+) -> Tensor:
     """(S,) ascending indices into an axis of size T: every T/S-th, else evenly spaced,
     rounded half to even.
     """
@@ -106,6 +117,8 @@ def uniform_indices(teacher_size: int, student_size: int) -> Tensor:
     s = student_size
     if t % s == 0:
         return torch.arange(s) * (t // s)
+    if rounding == "float32":
+        return torch.linspace(0, t - 1, s, dtype=torch.float32).round().long()
     # in integers: floating-point points may miss a half by an ulp and round the other way
     whole = torch.arange(s) * (t - 1) // (s - 1)
     rest = torch.arange(s) * (t - 1) % (s - 1)
@@ -127,8 +140,6 @@ def random_indices(
 
 def _axis_indices(t: int, s: int, rule: ElementRule, seed: int, salt: str) -> Tensor:
     match rule:
-        case "uniform":
-            return uniform_indices(t, s)
         case "consecutive":
             return torch.arange(s)
         case "random":

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from compress.selection.elements import ElementRule
+from compress.selection.elements import ElementRule, Rounding
 from compress.selection.layers import LayerRule
 from compress.selection.transfer import (
     Transfer,
@@ -27,12 +27,12 @@ from trainers.models.parameters import classifier_parameters
 class WeightSelection(StudentStage):
     """A student of the teacher's family from a subset of the teacher's weights.
 
-    The incoming model is the teacher. The classifier keeps the student's initialisation
-    from the stage's seed.
+    The incoming model is the teacher. The classifier, and what else is in a module called
+    head, keeps the student's initialisation from the stage's seed.
     """
 
     phase: ClassVar[Phase] = "init"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "Xu et al., Initializing Models with Larger Ones, ICLR 2024"
 
     layer_rule: LayerRule = Field(
@@ -41,10 +41,18 @@ class WeightSelection(StudentStage):
     element_rule: ElementRule = Field(
         "uniform", description="elements along each axis; uniform is the paper's"
     )
+    selection_rounding: Rounding = Field(
+        "float32",
+        description=(
+            "how evenly spaced elements are computed before they are rounded. float32: as"
+            " in the published code; exact: in whole numbers"
+        ),
+    )
     copy_head: bool = Field(
         False,
         description=(
-            "teacher and student share the label set: select the classifier too"
+            "teacher and student share the label set: select the classifier too, and what"
+            " else is in a module called head"
         ),
     )
 
@@ -63,7 +71,9 @@ class WeightSelection(StudentStage):
         target = super().check(model.arch, ctx.data.info)
         transfer = self._transfer(model.arch, target)
         start = ModelState.initialised(target, ctx.seed)
-        chosen, grouping = transfer.cut(model.weights, self.element_rule, ctx.seed)
+        chosen, grouping = transfer.cut(
+            model.weights, self.element_rule, ctx.seed, self.selection_rounding
+        )
         weights = start.weights | {
             name: tensor.to(start.weights[name].dtype)
             for name, tensor in chosen.items()

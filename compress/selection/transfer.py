@@ -7,16 +7,15 @@ Three steps (Xu et al., ICLR 2024, section 3)
     layers      student block j takes teacher block j (`first`) or
                 uniform_indices(N_teacher, N_student)[j] (`uniform`), separately in each
                 list of blocks (in each stage of a staged model)
-    components  by name after the block map, buffers too; never the classifier, unless
-                `copy_head`
+    components  by name after the block map, buffers too; never the classifier and what else
+                is in a module called head (ConvNeXt's head.norm), unless `copy_head`
     elements    one index set for each axis, by the rules of `compress.selection.elements`.
                 All rules but `magnitude` treat a fused qkv axis as one axis, as the paper
                 does
 
-Positions are no elements to choose from: where the grids of patches differ, the teacher's
-position embedding is resampled (bicubic, antialiased: timm's `resample_abs_pos_embed`) and
-only its embedding axis is selected. Prefix tokens (class, distillation, registers) go by
-name. Other tensors whose shape follows the image size are refused.
+What is laid out over places in an image (position embeddings, relative position tables, patch
+kernels) is resampled where the places differ, and only its other axes are selected; see
+`positions`. Other tensors whose shape follows the image size are refused.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -29,13 +28,14 @@ from torch import Tensor, nn
 from compress.selection.axes import magnitude_indices
 from compress.selection.elements import (
     ElementRule,
+    Rounding,
     same_rank,
     select,
     size_fault,
     take,
 )
 from compress.selection.layers import LayerMap, LayerRule, map_layers
-from compress.selection.positions import resample_positions
+from compress.selection.positions import on_students_places
 from trainers.models.parameters import classifier_parameters
 
 Shape = tuple[int, ...]
@@ -57,7 +57,11 @@ class Transfer:
     shapes: dict[str, Shape]
 
     def cut(
-        self, weights: Mapping[str, Tensor], rule: ElementRule, seed: int
+        self,
+        weights: Mapping[str, Tensor],
+        rule: ElementRule,
+        seed: int,
+        rounding: Rounding = "float32",
     ) -> tuple[dict[str, Tensor], str | None]:
         """The student's tensors out of the teacher's weights.
 
@@ -65,6 +69,7 @@ class Transfer:
             weights: the teacher's, by the teacher's names, on the CPU.
             rule: which elements of each axis.
             seed: of the random rules.
+            rounding: of the rule `uniform`.
 
         Returns:
             Contiguous tensors by the student's names; and, for the rule `magnitude`, how the
@@ -73,7 +78,14 @@ class Transfer:
         tensors = self._prepared(weights)
         if rule != "magnitude":
             chosen = {
-                name: select(tensor, self.shapes[name], rule, seed=seed, name=name)
+                name: select(
+                    tensor,
+                    self.shapes[name],
+                    rule,
+                    seed=seed,
+                    name=name,
+                    rounding=rounding,
+                )
                 for name, tensor in tensors.items()
             }
             return _contiguous(chosen), None
@@ -85,21 +97,18 @@ class Transfer:
 
     def _prepared(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The teacher's tensors by the student's names, of the student's rank and on its
-        positions.
+        places.
         """
-        tensors = {}
-        for name, shape in self.shapes.items():
-            tensor = weights[self.layers.teacher_name(name)]
-            if self._is_positions(name):
-                tensor = resample_positions(tensor, self.student, self.teacher)
-            tensors[name] = same_rank(tensor, len(shape))
-        return tensors
+        return {
+            name: self._placed(name, weights[self.layers.teacher_name(name)])
+            for name in self.shapes
+        }
 
-    def _is_positions(self, name: str) -> bool:
-        """Whether this is a position embedding over a known grid of patches."""
-        patches = getattr(self.student, "patch_embed", None)
-        has_grid = hasattr(patches, "grid_size")
-        return name == "pos_embed" and len(self.shapes[name]) == 3 and has_grid
+    def _placed(self, name: str, tensor: Tensor) -> Tensor:
+        shape = self.shapes[name]
+        path = self.layers.teacher_name(name).rpartition(".")[0]
+        ranked = same_rank(tensor, len(shape))
+        return on_students_places(name, ranked, shape, self.student, self.teacher, path)
 
     def _heads(self) -> dict[str, tuple[int, int]]:
         """Attention block → numbers of heads in teacher and student."""
@@ -138,25 +147,18 @@ class Transfer:
     ) -> str | None:
         shape = self.shapes[name]
         ranked = same_rank(torch.empty(theirs, device="meta"), len(shape)).shape
-        if self._is_positions(name):
-            return self._position_fault(theirs, shape)
         if name in heads and ranked[:1] != shape[:1]:
             return "copy_head needs the same classes; set it to false"
-        if name in sized and ranked != shape:
+        try:
+            placed = tuple(self._placed(name, torch.zeros(theirs)).shape)
+        except ValueError as error:
+            return str(error)
+        if name in sized and placed == ranked != shape:
             return (
                 "its shape follows the image size and cannot be resampled; use images"
                 " of the teacher's size"
             )
-        return size_fault(tuple(ranked), shape)
-
-    def _position_fault(self, theirs: Shape, shape: Shape) -> str | None:
-        try:
-            resampled = resample_positions(
-                torch.zeros(theirs), self.student, self.teacher
-            )
-        except ValueError as error:
-            return str(error)
-        return size_fault(tuple(resampled.shape), shape)
+        return size_fault(placed, shape)
 
 
 def plan_transfer(
@@ -164,7 +166,7 @@ def plan_transfer(
     teacher: nn.Module,
     *,
     layer_rule: LayerRule,
-    heads: Collection[str],
+    heads: set[str],
     copy_head: bool,
     sized: Collection[str] = (),
     title: str = "weight selection",
@@ -175,7 +177,7 @@ def plan_transfer(
         student, teacher: on any device, the meta device too; only shapes are looked at.
         layer_rule: which blocks of the teacher.
         heads: state-dict names of the student's classifier.
-        copy_head: whether the classifier is taken too.
+        copy_head: whether the classifier, and what else its head has, is taken too.
         sized: names of the student's tensors whose shape follows the image size.
         title: what errors start with.
 
@@ -183,10 +185,9 @@ def plan_transfer(
         ValueError: another family, a parameter that the teacher lacks, or a student that is
             larger in some axis; names the parameters and both shapes.
     """
+    left = set() if copy_head else heads | _rest_of_head(student, heads)
     shapes = {
-        name: shape
-        for name, shape in shapes_of(student).items()
-        if copy_head or name not in heads
+        name: shape for name, shape in shapes_of(student).items() if name not in left
     }
     layers = map_layers(student, teacher, layer_rule)
     transfer = Transfer(student, teacher, layers, shapes)
@@ -270,6 +271,12 @@ def head_tensors(
             f" it has {', '.join(name for name, _ in module.named_children())}"
         )
     return names
+
+
+def _rest_of_head(module: nn.Module, heads: Collection[str]) -> set[str]:
+    """What else is in the modules called head that hold the classifier: ConvNeXt's head.norm."""
+    modules = {name.partition(".")[0] for name in heads} & {"head", "head_dist"}
+    return {name for name in module.state_dict() if name.partition(".")[0] in modules}
 
 
 def shapes_of(module: nn.Module) -> dict[str, Shape]:

@@ -12,7 +12,9 @@ Legend
              is to be covered
     ω        order: how many powers of two may be added to the first one
     q_ω(v)   2^round(log2 v), then ω times: ±2^round(log2 |v - q|) is added where |v - q| >= a·v;
-             exponents of the added powers are at least log2 γ0 - ω - 1; rounding is half to even
+             exponents of the added powers are at least log2 γ0 - ω - 1; rounding is half to
+             even. Where γ0 is no power of two, this least exponent is rounded up, so that
+             all that is added are powers of two; the published code adds γ0 / 2^(ω + 1)
 """
 
 import math
@@ -39,11 +41,21 @@ def geometric_sequence(start: float, max_distance: float, bound: float) -> Float
 
 
 def powers_of_two_sums(
-    values: Float64s, order: int, max_distance: float, zero_distance: float
+    values: Float64s,
+    order: int,
+    max_distance: float,
+    zero_distance: float,
+    *,
+    published: bool = False,
 ) -> Float64s:
-    """q_ω of positive values, (K,) → (K,) float64."""
+    """q_ω of positive values, (K,) → (K,) float64.
+
+    Args:
+        published: do not round the least exponent.
+    """
     a = min(max_distance, _LARGEST_DISTANCE)
-    lowest = math.ceil(math.log2(zero_distance)) - order - 1
+    lowest = math.log2(zero_distance) - order - 1
+    lowest = lowest if published else math.ceil(lowest)
     sums = np.ldexp(1.0, np.rint(np.log2(values)).astype(np.int64))
     for _ in range(order):
         rest = values - sums
@@ -51,8 +63,8 @@ def powers_of_two_sums(
         if not len(coarse):
             break
         rest = rest[coarse]
-        exponents = np.maximum(np.rint(np.log2(np.abs(rest))).astype(np.int64), lowest)
-        sums[coarse] += np.copysign(np.ldexp(1.0, exponents), rest)
+        exponents = np.maximum(np.rint(np.log2(np.abs(rest))), lowest)
+        sums[coarse] += np.copysign(np.exp2(exponents), rest)
     return sums
 
 
@@ -66,6 +78,7 @@ class Candidates:
         bound: B at the start; later ones may not be larger.
         powers_of_two: False keeps the sequence's own values, in float32, at every order: an
             ablation.
+        published: see `powers_of_two_sums`.
     """
 
     def __init__(
@@ -75,7 +88,9 @@ class Candidates:
         bound: float,
         *,
         powers_of_two: bool = True,
+        published: bool = False,
     ) -> None:
+        self._published = published
         self._powers_of_two = powers_of_two
         self._max_distance = max_distance
         self._zero_distance = zero_distance
@@ -97,8 +112,14 @@ class Candidates:
         if order != self._order:
             if self._powers_of_two:
                 sums = powers_of_two_sums(
-                    self._sequence, order, self._max_distance, self._zero_distance
+                    self._sequence,
+                    order,
+                    self._max_distance,
+                    self._zero_distance,
+                    published=self._published,
                 )
+                if self._published:  # which is computed in float32
+                    sums = sums.astype(np.float32).astype(np.float64)
             else:
                 sums = self._sequence.astype(np.float32).astype(np.float64)
             self._sums, self._first = np.unique(sums, return_index=True)

@@ -13,6 +13,10 @@ Legend
              else 1), or |w - c|
     y, y_c   a weight's place on the line, and the centroid's
 
+The published code departs from this in two details, which `published` takes over: by
+euclidean distances, too, weights below γ0 are at distance 0 from the centroid 0; and where γ0
+is no power of two, candidates are other sums (see `compress.wfn.candidates`).
+
 The call. ω = 0, τ = a. Until ⌊p·n⌋ weights are fixed:
     densest  the candidate nearest to most of the weights left (by |w - c|; the lower
              candidate wins a tie, of distances as of counts)
@@ -91,6 +95,7 @@ def cluster(
     zero_distance: float = 2**-7,
     distance: Distance = "relative",
     powers_of_two: bool = True,
+    published: bool = False,
 ) -> Clustering:
     """Fix a fraction of the weights to few shared values, most of them sums of few powers of two.
 
@@ -120,7 +125,7 @@ def cluster(
             unknown distance.
     """
     _check_arguments(distance, fraction, max_distance, zero_distance)
-    metric = _Metric(distance == "relative", zero_distance)
+    metric = _Metric(distance == "relative", zero_distance, published)
     weights = torch.as_tensor(weights)
     flat = _as_float32(weights)
     steps = _Steps(np.full(len(flat), -1, np.int32))
@@ -193,12 +198,14 @@ class _Metric:
 
     relative: bool
     zero_distance: float
+    published: bool = False
 
     def __call__(self, w: Float64s, c: Float64s | float) -> Float64s:
         """d of weights to centroids, elementwise."""
-        if not self.relative:
-            return np.abs(w - c)
         size = np.abs(w)
+        if not self.relative:
+            free = self.published & np.equal(c, 0) & (size < self.zero_distance)
+            return np.where(free, 0.0, np.abs(w - c))
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(
                 np.equal(c, 0),
@@ -236,7 +243,11 @@ class _Greedy:
         self.line = Line(weights, metric.relative)
         bound = self.line.largest()
         self.candidates = Candidates(
-            max_distance, metric.zero_distance, bound, powers_of_two=powers_of_two
+            max_distance,
+            metric.zero_distance,
+            bound,
+            powers_of_two=powers_of_two,
+            published=metric.published,
         )
         self._set = (-1, -1)
 
@@ -322,6 +333,10 @@ class _Greedy:
         centre = float(line.place(np.array(c)))
         scale = abs(c) if self.metric.relative else 1.0
         reach = self._reach(centre, scale, tolerance, needed)
+        if (
+            self.metric.published and c == 0
+        ):  # whose distances may be less than on the line
+            reach = max(reach, self.metric.zero_distance)
         rest = int(line.before(np.array([line.finite]))[0][0])
         while True:
             # wider than `reach` by more than rounding in y: every weight at a distance up

@@ -15,19 +15,19 @@ neither momentum nor weight decay moves a bit of them.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress.wfn.clustering import Clustering, Distance, cluster
 from compress.wfn.regulariser import PullTable, pull_each
-from trainers.models.parameters import linear_and_conv_parameters
+from trainers.models.parameters import quantizable_parameters
 from trainers.training.fit import Hook
 
 FRACTIONS = (0.3, 0.6, 0.8, 0.9, 0.95, 0.975, 0.99, 0.9975, 0.999, 1.0)
 """The paper's fixed fractions."""
-_NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)
+Hold = Literal["values", "gradients"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ class FixRules:
         regularisation_ratio: rho; 0 switches the pull off.
         distance: relative to the weight, or in the weights' own unit.
         powers_of_two: whether centroids are sums of few powers of two.
+        published: cluster as the published code, where it departs from the paper.
+        hold: what holds fixed weights while others are trained: their values, to the bit,
+            or only their gradients, as in the published code, where an optimiser with
+            weight decay moves them all the same.
     """
 
     fractions: tuple[float, ...] = FRACTIONS
@@ -49,6 +53,8 @@ class FixRules:
     regularisation_ratio: float = 0.4
     distance: Distance = "relative"
     powers_of_two: bool = True
+    published: bool = False
+    hold: Hold = "values"
 
 
 def fixable_parameters(
@@ -57,7 +63,7 @@ def fixable_parameters(
     """Parameters of Linear and Conv layers, biases included, in module order; of norms too
     if asked for.
     """
-    return linear_and_conv_parameters(module, also=_NORMS if include_norm else ())
+    return quantizable_parameters(module, include_norm=include_norm)
 
 
 def flat(parameters: dict[str, nn.Parameter]) -> Tensor:
@@ -74,6 +80,7 @@ class HoldFixed(Hook):
         values: of the fixed ones, (n,).
         table: the pull towards the centroids; None is without.
         ratio: rho.
+        hold: see `FixRules`.
     """
 
     def __init__(
@@ -83,7 +90,9 @@ class HoldFixed(Hook):
         values: Tensor,
         table: PullTable | None,
         ratio: float,
+        hold: Hold = "values",
     ) -> None:
+        self.hold = hold
         self.parameters = list(parameters.values())
         self.fixed = _shaped_as(self.parameters, fixed)
         self.values = _shaped_as(self.parameters, values)
@@ -125,6 +134,8 @@ class HoldFixed(Hook):
                 parameter.grad.masked_fill_(fixed, 0.0)
 
     def on_step(self, step: int = 0) -> bool | None:
+        if self.hold == "gradients":
+            return None
         with torch.no_grad():
             for parameter, fixed, value in zip(
                 self.parameters, self.fixed, self.values, strict=True
@@ -187,7 +198,12 @@ class Fixing:
                 self.rules.zero_distance,
             )
         return HoldFixed(
-            self.parameters, clustering.fixed, clustering.values, table, ratio
+            self.parameters,
+            clustering.fixed,
+            clustering.values,
+            table,
+            ratio,
+            self.rules.hold,
         )
 
     def fix_more(self) -> Clustering:
@@ -207,6 +223,7 @@ class Fixing:
             zero_distance=rules.zero_distance,
             distance=rules.distance,
             powers_of_two=rules.powers_of_two,
+            published=rules.published,
         )
 
     @torch.no_grad()

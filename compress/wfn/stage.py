@@ -6,7 +6,7 @@ pull towards the centroids).
 """
 
 from collections import Counter
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
@@ -15,10 +15,18 @@ from compress.finetune import check_fit
 from compress.metrics import Metric
 from compress.stage import Context, Phase, Stage
 from compress.wfn.clustering import Clustering
-from compress.wfn.fixing import FRACTIONS, Fixing, FixRules, fixable_parameters, flat
-from trainers.config import FitOptions, TrainConfig
+from compress.wfn.fixing import (
+    FRACTIONS,
+    Fixing,
+    FixRules,
+    Hold,
+    fixable_parameters,
+    flat,
+)
+from trainers.config import LATER, Augment, AugmentConfig, FitOptions, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState, on_meta
+from trainers.models.parameters import NORMS_QUANTIZED
 from trainers.training.losses import TaskObjective
 
 _MOST_ORDERS = 40
@@ -94,6 +102,22 @@ class Wfn(Stage, FitOptions):
         True, description="centroids are sums of few powers of two; false: any value"
     )
 
+    clustering: Annotated[Literal["paper", "published"], LATER] = Field(
+        "paper",
+        description=(
+            "published: as the published code, where it departs from the paper: with"
+            " euclidean distances weights below zero_distance are free for the centroid"
+            " 0, and a zero_distance that is no power of two gives other centroids"
+        ),
+    )
+    hold: Annotated[Hold, LATER] = Field(
+        "values",
+        description=(
+            "of fixed weights while others are trained. values: to the bit; gradients,"
+            " as in the published code: weight decay moves them"
+        ),
+    )
+
     optimizer: str = Field(
         "adam", description="a fresh one each iteration; the paper also has sgd"
     )
@@ -106,6 +130,7 @@ class Wfn(Stage, FitOptions):
     clip_grad: float | None = Field(0.5, gt=0, description="gradient norm")
     batch_size: int = Field(128, ge=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    augment: Augment = AugmentConfig(preset="flip")
 
     @model_validator(mode="after")
     def _iterations(self) -> "Wfn":
@@ -134,6 +159,11 @@ class Wfn(Stage, FitOptions):
         if not fixable_parameters(on_meta(arch), self.include_norm):
             raise ValueError(f"{arch.name} has no Linear or Conv parameters to fix")
         return arch
+
+    def num_epochs(self) -> int:
+        last = self.last_iteration or len(self.percentages)
+        iterations = range(self.first_iteration, last)
+        return sum(self.fixing_epochs if t else self.first_epoch for t in iterations)
 
     def _fit_config(self, epochs: int) -> TrainConfig:
         return TrainConfig(
@@ -167,7 +197,8 @@ class Wfn(Stage, FitOptions):
             fixed_fraction=float(clustering.fixed.double().mean()),
             **_order_counts(clustering),
         )
-        return ModelState.from_module(model.arch, module, model.meta)
+        norms = {NORMS_QUANTIZED: True} if self.include_norm else {}
+        return ModelState.from_module(model.arch, module, model.meta | norms)
 
     def _rules(self) -> FixRules:
         return FixRules(
@@ -177,6 +208,8 @@ class Wfn(Stage, FitOptions):
             regularisation_ratio=self.regularisation_ratio,
             distance=self.calculation_type,
             powers_of_two=self.powers_of_two,
+            published=self.clustering == "published",
+            hold=self.hold,
         )
 
 

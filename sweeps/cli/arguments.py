@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from sweeps.run.folder import full_trial_id
+
 SpecArgument = Annotated[
     str,
     typer.Argument(
@@ -23,7 +25,12 @@ RunArgument = Annotated[
     typer.Argument(metavar="RUN", help="a run folder, a name under runs/, or a URI"),
 ]
 TrialArgument = Annotated[
-    str, typer.Argument(metavar="TRIAL", help="a trial's id, for example 00007")
+    str,
+    typer.Argument(
+        metavar="TRIAL",
+        parser=full_trial_id,
+        help="a trial's id, for example 00007; 7 will do",
+    ),
 ]
 Plugins = Annotated[
     list[str] | None,

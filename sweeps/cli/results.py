@@ -26,13 +26,19 @@ NO_FRONT = "no trial is on the front: none is complete within the bounds"
 
 def status(run: RunArgument) -> None:
     """How many trials ended how, and what failed."""
+    from sweeps.run.driving import driver_line
+
     loaded = _load(run)
-    counts = loaded.trials["status"].value_counts()
+    counts = loaded.status_counts()
     total = ", ".join(f"{n} {name}" for name, n in counts.items())
     console.print(
         f"[bold]{escape(loaded.name)}[/]  {len(loaded.trials)} trials: {total}",
         highlight=False,
+        soft_wrap=True,
     )
+    line = driver_line(loaded.path)
+    if line is not None:
+        say(line)
     for _, row in loaded.trials[loaded.trials["status"] == "failed"].iterrows():
         console.print(
             f"  [red]✗ {escape(str(row['trial_id']))}[/]  {escape(str(row['error']))}",
@@ -69,21 +75,23 @@ def front(
 
     Replicates of a configuration are one row, with mean and spread.
     """
-    from analysis import command, front_text
+    from analysis import command, front_text, nothing_passes
 
     loaded = _load(run)
     rows = loaded.front(where, noise=noise)
+    empty = NO_FRONT if where is None else nothing_passes(loaded, where)
     if pick is None:
         title = f"front of {loaded.name}"
-        _print_table(front_text(loaded, rows), title, NO_FRONT)
+        _print_table(_narrowed(front_text(loaded, rows), loaded), title, empty)
         return
     picks = {name.replace(" ", "-"): row for name, row in loaded.picks(rows).items()}
     if rows.empty:
-        raise ValueError("nothing to pick from: no trial is on the front")
+        raise ValueError(f"--pick {pick}: nothing to pick from: {empty}")
     if pick.replace(" ", "-") not in picks:
         raise ValueError(f"--pick {pick}: no such pick; valid: {', '.join(picks)}")
     chosen = rows.loc[[picks[pick.replace(" ", "-")]]]
-    _print_table(front_text(loaded, chosen), f"{pick} of {loaded.name}", "")
+    text = _narrowed(front_text(loaded, chosen), loaded)
+    _print_table(text, f"{pick} of {loaded.name}", "")
     for what in ("onnx", "reproduce"):
         say(command(loaded, chosen["trial_id"].iloc[0], what))
 
@@ -116,6 +124,11 @@ def report(
     """Gather the tables and write the HTML report, of one run or of several compared."""
     import analysis
 
+    if len(runs) > 1 and out is None:
+        raise ValueError(
+            "a report of several runs belongs to none of their folders; give its file, for"
+            " example -o compared.html"
+        )
     loaded = [_load(run, analysis.gather) for run in runs]
     found = loaded[0] if len(loaded) == 1 else analysis.merge(loaded)
     written = [analysis.write_report(loaded, out, by)]
@@ -162,8 +175,31 @@ def print_front(run: Path) -> "Run":
     from analysis import front_text
 
     loaded = _load(str(run))
-    _print_table(front_text(loaded), f"front of {loaded.name}", NO_FRONT)
+    rows = _narrowed(front_text(loaded), loaded)
+    _print_table(rows, f"front of {loaded.name}", NO_FRONT)
     return loaded
+
+
+def _narrowed(rows: "pd.DataFrame", loaded: "Run") -> "pd.DataFrame":
+    """A front as it is where the terminal is wide enough; else its parameters in one column, which
+    can be folded.
+    """
+    widths = [
+        max(len(name), rows[name].str.len().max()) for name in rows if not rows.empty
+    ]
+    if sum(widths) + len(widths) <= console.width:
+        return rows
+    names = [name for name in loaded.parameters if name in rows]
+    found = rows.drop(columns=names)
+    found["parameters"] = [
+        " ".join(
+            f"{name}={value}"
+            for name, value in zip(names, values, strict=True)
+            if value
+        )
+        for values in rows[names].itertuples(index=False)
+    ]
+    return found
 
 
 def _load(run: str, read: "Callable[[Path], Run] | None" = None) -> "Run":

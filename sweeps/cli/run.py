@@ -10,9 +10,19 @@ import typer
 from analysis.contract import TABLES_FOLDER
 from sweeps.cli.arguments import Overrides, Plugins, RunArgument, SpecArgument, Tiny
 from sweeps.cli.results import print_front
-from sweeps.cli.terminal import console, handled, say, warn, without_collection
+from sweeps.cli.terminal import (
+    INTERRUPTED,
+    TRY_AGAIN,
+    console,
+    handled,
+    lasting_output,
+    say,
+    warn,
+    without_collection,
+)
 
 if TYPE_CHECKING:
+    from sweeps.drive.driver import SweepResult
     from sweeps.space.sweep import Sweep
     from sweeps.spec.yaml_text import Tree
     from trainers.plugins import PluginFile
@@ -184,7 +194,8 @@ def perform(request: Request, address: str = "auto", ship: bool = False) -> int:
     """Check and run what a request asks for, and print what came of it.
 
     Returns:
-        Exit code: 0, 1 where no trial is complete, 130 after Ctrl-C.
+        Exit code: 0; 1 where no trial is complete; 130 after Ctrl-C, SIGTERM or SIGHUP; 75 where
+        Ray or the machine failed, and the same command goes on.
 
     Raises:
         SpecError: a mistake, found before anything starts.
@@ -195,19 +206,24 @@ def perform(request: Request, address: str = "auto", ship: bool = False) -> int:
 
     sweep = _checked(request, local=address == "local")
     print_facts(sweep, console)
-    from sweeps.drive.driver import (
-        run_sweep,
-    )  # Ray: only when the sweep is known to hold
+    # Ray: only when the sweep is known to hold
+    from sweeps.drive.driver import run_sweep
 
-    outcome = run_sweep(
-        sweep,
-        overwrite=request.overwrite,
-        command=request.command,
-        address=address,
-        ship=ship,
-        retry=request.retry,
-        progress=Progress(sweep.spec.objectives, units(sweep), console),
-    )
+    with lasting_output():
+        outcome = run_sweep(
+            sweep,
+            overwrite=request.overwrite,
+            command=request.command,
+            address=address,
+            ship=ship,
+            retry=request.retry,
+            progress=Progress(sweep.spec.objectives, units(sweep), console),
+        )
+        return _tell(outcome)
+
+
+def _tell(outcome: "SweepResult") -> int:
+    """Print how a sweep ended; its exit code."""
     found = print_front(outcome.folder)
     say(f"\nrun     {outcome.folder}")
     say(f"tables  {outcome.folder / TABLES_FOLDER}\nreport  {outcome.report}")
@@ -216,7 +232,13 @@ def perform(request: Request, address: str = "auto", ship: bool = False) -> int:
             "[yellow]interrupted[/]: everything so far is recorded; the same command"
             " goes on from here"
         )
-        return 130
+        return INTERRUPTED
+    if outcome.fault is not None:
+        warn(
+            f"{outcome.fault}; everything so far is recorded, and the same command goes on"
+            " from here"
+        )
+        return TRY_AGAIN
     if outcome.stopped:
         console.print("[yellow]stopped[/] as asked; `sweeps resume` goes on from here")
     elif found.complete().empty:

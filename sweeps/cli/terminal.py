@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import typer
 from rich.markup import escape
@@ -23,6 +23,10 @@ from sweeps.console import PlainConsole
 TRACEBACK = "SWEEPS_TRACEBACK"
 MISTAKE = 2
 """Exit code of a command that cannot do what it was asked."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, SIGTERM or SIGHUP: what ran is recorded, the command goes on."""
+TRY_AGAIN = 75
+"""Exit code where Ray or the machine failed and the command, given again, goes on (EX_TEMPFAIL)."""
 
 _width = None if sys.stdout.isatty() else 140  # a pipe has no width: do not fold at 80
 console = PlainConsole(width=_width)
@@ -61,6 +65,44 @@ def handled(call: Callable[[], Any]) -> Any:
         if os.environ.get(TRACEBACK):
             raise
         raise fail(str(error)) from None
+
+
+class _LastingStream:
+    """A stream that falls silent where its reader or its terminal has gone, and never raises."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._safely(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._safely(self._stream.flush)
+
+    def _safely(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except OSError:
+            # what is left in its buffer must find a place, or Python complains as it ends
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+@contextlib.contextmanager
+def lasting_output() -> Iterator[None]:
+    """What is printed inside is lost where the terminal is closed or a pipe's reader has ended; the
+    work goes on.
+    """
+    with (
+        contextlib.redirect_stdout(cast(TextIO, _LastingStream(sys.stdout))),
+        contextlib.redirect_stderr(cast(TextIO, _LastingStream(sys.stderr))),
+    ):
+        yield
 
 
 @contextlib.contextmanager

@@ -23,9 +23,15 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sweeps.drive.ray_internals import in_own_process_groups, tamed
 from sweeps.spec.yaml_text import SpecError
 
 LOCAL = "local"
+
+
+class RayLostError(Exception):
+    """Ray did not start here, or a part of it without which nothing can go on has died."""
+
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -52,18 +58,32 @@ def set_environment() -> None:
 
 
 def start_ray(cpus: int | None = None) -> None:
-    """A private Ray on this machine, quiet, with `cpus` cores (default: all)."""
+    """A private Ray on this machine, quiet, with `cpus` cores (default: all).
+
+    Raises:
+        RayLostError: it did not start.
+    """
     set_environment()
     # private: no token under the home folder
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(
-        "local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-    )
+    try:
+        with in_own_process_groups():
+            ray.init(
+                "local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
+    except Exception as error:
+        # the boundary: Ray raises a plain Exception where its processes take too long
+        ray.shutdown()
+        said = " ".join(str(error).split())
+        raise RayLostError(
+            f"Ray did not start on this machine ({said}); is there room in /tmp and"
+            " /dev/shm, and is the machine overloaded?"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -87,15 +107,16 @@ def connected(
         set_environment()
         yield
         return
-    if address == LOCAL:
-        start_ray(cpus)
-    else:
-        check_address(address)
-        join(address, ship=ship)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with tamed():
+        if address == LOCAL:
+            start_ray(cpus)
+        else:
+            check_address(address)
+            join(address, ship=ship)
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _same_cluster(address: str) -> None:

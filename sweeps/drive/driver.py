@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-from collections.abc import Sequence
+import os
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import ray.tune
 import yaml
+from ray.tune import TuneError
 
 import analysis
 from analysis.contract import ENDED, RECORD_SCHEMA, RUN_FILE, SPEC_FILE
-from sweeps.drive.cluster import LOCAL, connected
+from sweeps.drive.cluster import LOCAL, RayLostError, connected
 from sweeps.drive.interrupt import Interrupt, quiet
 from sweeps.drive.metrics import described_metrics, units
 from sweeps.drive.node_checks import check_nodes, trials_at_once
 from sweeps.drive.progress import Progress
+from sweeps.drive.ray_internals import deaths_of_processes
 from sweeps.drive.trackers import TrackerFeed, wanted_trackers
 from sweeps.drive.trial_events import TrialEvents
 from sweeps.drive.tune_adapter import (
@@ -29,13 +34,16 @@ from sweeps.drive.tune_adapter import (
     TuneSearcher,
     trainable_of,
 )
+from sweeps.drive.tune_run import TuneRun
 from sweeps.resume import refuse_changed_plugins, refuse_changes, reopen
 from sweeps.run.code_version import code_version
 from sweeps.run.driving import driving, refuse_second_driver
-from sweeps.run.folder import TUNE_FOLDER, WORKERS_FOLDER
+from sweeps.run.folder import TUNE_FOLDER, WORKERS_FOLDER, refuse_links
 from sweeps.run.plan import Site
 from sweeps.run.record import (
     RecordTakenError,
+    StorageFaultError,
+    innermost,
     is_storage_fault,
     now,
     to_json,
@@ -52,6 +60,8 @@ from sweeps.trial.attempt import run_trial
 from trainers.files import default_data_cache, read_json, write_atomic
 from trainers.remote import is_uri
 
+MOST_IN_VAIN = 3
+"""Attempts in a row that may end before their time without a trial that ended."""
 _DISTRIBUTED_TRIAL_BYTES = 2**20  # Tune refuses a trial that holds nothing
 
 
@@ -61,15 +71,40 @@ class SweepResult:
 
     Attributes:
         folder: the run folder.
-        interrupted: by Ctrl-C.
+        interrupted: by Ctrl-C, SIGTERM or SIGHUP.
         stopped: by `sweeps stop`.
         report: the HTML page.
+        fault: what ended the sweep before its time, where that was neither; None for a sweep that
+            came to its end.
     """
 
     folder: Path
     interrupted: bool
     stopped: bool
     report: Path
+    fault: str | None = None
+
+
+@dataclass
+class _Drive:
+    """A sweep that is being driven, over all attempts.
+
+    Attributes:
+        halted: no more trials were to start, because of `sweeps stop`.
+        fault: why the last attempt ended, where it did not come to its end.
+        has_begun: Ray was there and trials began.
+    """
+
+    sweep: Sweep
+    storage: RunStorage
+    trial: TrialFunction
+    progress: Progress
+    address: str
+    ship: bool
+    interrupt: Interrupt
+    halted: bool = False
+    fault: str | None = None
+    has_begun: bool = False
 
 
 def run_sweep(
@@ -103,19 +138,21 @@ def run_sweep(
     storage = run_storage(sweep.spec.storage, run)
     progress = progress or Progress(sweep.spec.objectives, units(sweep))
     try:
-        refuse_second_driver(run)
-        storage.pull()
-        _prepare(sweep, storage, overwrite, command)
-        with driving(run):
-            if retry is not None:
-                reopen(run, retry)
-            _mark_interrupted(storage)
-            with connected(address, sweep.spec.resources.cpus, ship=ship):
-                return _drive(sweep, storage, trial, progress, address)
-    except OSError as error:
+        with Interrupt() as interrupt:
+            refuse_second_driver(run)
+            storage.pull()
+            _prepare(sweep, storage, overwrite, command)
+            with driving(run):
+                if retry is not None:
+                    reopen(run, retry)
+                drive = _Drive(
+                    sweep, storage, trial, progress, address, ship, interrupt
+                )
+                return _drive(drive)
+    except Exception as error:
         if not is_storage_fault(error):
             raise
-        raise SpecError(_full(run, str(error))) from error
+        raise SpecError(_full(run, str(innermost(error)))) from error
 
 
 def _full(run: Path, error: str) -> str:
@@ -125,30 +162,108 @@ def _full(run: Path, error: str) -> str:
     )
 
 
-def _drive(
-    sweep: Sweep,
-    storage: RunStorage,
-    trial: TrialFunction,
-    progress: Progress,
-    address: str,
-) -> SweepResult:
-    """Run all trials, then write tables and report."""
-    run = storage.run
-    if address != LOCAL:
-        for line in check_nodes(run if storage.shared else None):
+def _drive(drive: _Drive) -> SweepResult:
+    """Run all trials, in several attempts if need be; then write tables and report."""
+    storage, interrupt = drive.storage, drive.interrupt
+    mark_interrupted(storage)
+    ended = [r for r in trial_records(storage.run) if r.status in ENDED]
+    drive.progress.resume(ended)
+    in_vain = 0
+    while True:
+        before = len(ended)
+        drive.fault = None
+        try:
+            _attempt(drive)
+        finally:
+            with contextlib.suppress(OSError):  # a full disk is spoken of elsewhere
+                mark_interrupted(storage)
+        if drive.fault is None or interrupt.seen:
+            break
+        ended = [r for r in trial_records(storage.run) if r.status in ENDED]
+        in_vain = 0 if len(ended) > before else in_vain + 1
+        if in_vain == MOST_IN_VAIN:
+            break
+        drive.progress.note(
+            f"{drive.fault}; the trials that ran are recorded as interrupted, and the sweep"
+            " starts again from its records"
+        )
+    report = analysis.write_report(analysis.gather(storage.run))
+    _push_all(drive)
+    was_stopped = drive.halted and drive.fault is None and not interrupt.seen
+    fault = None if interrupt.seen else drive.fault
+    return SweepResult(storage.run, interrupt.seen, was_stopped, report, fault)
+
+
+def _attempt(drive: _Drive) -> None:
+    """Connect to Ray and run what is left to run; `drive.fault` says what ended it too early.
+
+    Raises:
+        SpecError: a mistake of the user's, full storage too.
+    """
+    with contextlib.ExitStack() as stack:
+        cpus = drive.sweep.spec.resources.cpus
+        try:
+            with drive.interrupt.kept():
+                stack.enter_context(connected(drive.address, cpus, ship=drive.ship))
+            if not drive.interrupt.seen:
+                _search_on(drive)
+        except SpecError as error:
+            if not drive.has_begun:
+                raise
+            drive.fault = str(error)  # a cluster that was there is gone
+        except Exception as error:
+            # the boundary: whatever Ray or one of its hooks raises ends this attempt alone
+            if is_storage_fault(error):
+                raise
+            drive.fault = _ended_early(error)
+
+
+def _ended_early(error: Exception) -> str:
+    """A clause about what ended an attempt; with SWEEPS_TRACEBACK=1 also where it was raised."""
+    if os.environ.get("SWEEPS_TRACEBACK"):
+        traceback.print_exception(error)
+    if isinstance(error, RayLostError):
+        return str(error)
+    # Tune raises its own error, with a traceback as its message, while it handles another
+    wraps = isinstance(error, TuneError) and error.__context__ is not None
+    first = innermost(error.__context__ if wraps else error)
+    said = " ".join(str(first).split())
+    return f"the search was ended by {type(first).__name__}: {said}"
+
+
+def _search_on(drive: _Drive) -> None:
+    """Run what the search hands out; Ray is there."""
+    sweep, storage, progress = drive.sweep, drive.storage, drive.progress
+    if drive.address != LOCAL:
+        for line in check_nodes(storage.run if storage.shared else None):
             progress.note(line)
     search = StudySearch(sweep, storage)
     for line in search.notes:
         progress.note(line)
-    progress.resume(r for r in trial_records(run) if r.status in ENDED)
-    interrupted = False
-    if search.num_trials > 0:
-        interrupted = _run_trials(sweep, storage, search, trial, progress)
+    progress.restarted()
+    if search.num_trials == 0:
+        return
+    drive.has_begun = True
+    try:
+        _run_trials(drive, search)
+    except KeyboardInterrupt:
+        if not drive.interrupt.seen:
+            raise
+    finally:
+        drive.halted = search.halted
     storage.pull()  # what nodes wrote as they were stopped
-    _mark_interrupted(storage)
-    report = analysis.write_report(analysis.gather(run))
-    storage.push_run(everything=True)
-    return SweepResult(run, interrupted, search.halted and not interrupted, report)
+
+
+def _push_all(drive: _Drive) -> None:
+    """Show everything to other machines; a store that fails now has lost nothing."""
+    try:
+        drive.storage.push_run(everything=True)
+    except OSError as error:
+        drive.progress.note(
+            f"storage: the last files could not be sent to {drive.sweep.spec.storage}"
+            f" ({' '.join(str(error).split())}); this machine has all of them in"
+            f" {drive.storage.run}, and the same command sends them again"
+        )
 
 
 def _prepare(
@@ -161,6 +276,7 @@ def _prepare(
         raise SpecError(
             f"storage/name: {run} exists and is not a run; choose another name"
         )
+    refuse_links(run)
     if overwrite and earlier is not None:
         storage.delete()
         earlier = None
@@ -216,47 +332,65 @@ def site_of(sweep: Sweep, run: Path) -> Site:
     )
 
 
-def _run_trials(
-    sweep: Sweep,
-    storage: RunStorage,
-    search: StudySearch,
-    trial: TrialFunction,
-    progress: Progress,
-) -> bool:
-    """Run what the searcher hands out; True if the user interrupted."""
+def _run_trials(drive: _Drive, search: StudySearch) -> None:
+    """Run Tune over what the searcher hands out.
+
+    Raises:
+        RayLostError: a part of Ray has died.
+        StorageFaultError: the storage is full.
+        Exception: whatever else ended it.
+    """
+    sweep, storage, progress = drive.sweep, drive.storage, drive.progress
     spec, run = sweep.spec, storage.run
     trackers = TrackerFeed(run, wanted_trackers(spec, run), progress.note)
     stopper = None
     if spec.search.early_stopping is not None:
         rule, earlier = spec.search.early_stopping, trial_records(run)
         stopper = EarlyStopper(rule, spec.seed, earlier)
-    events = TrialEvents(storage, search, stopper, progress, trackers)
-    interrupt = Interrupt()
-    trainable = trainable_of(trial, site_of(sweep, run), spec.distributed)
+    tune = TuneRun(lambda: drive.interrupt.seen)
+    events = TrialEvents(storage, search, stopper, progress, trackers, tune.wants_end)
+    fit = _fit(drive, search, events, tune)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # records say it
-    with interrupt, progress.drawn(search.num_trials), quiet():
-        ray.tune.run(
-            trainable,
-            name=TUNE_FOLDER,
-            storage_path=storage.tune_storage(),
-            resources_per_trial=_held(spec),
-            num_samples=search.num_trials,
-            max_concurrent_trials=_concurrent(spec),
-            search_alg=TuneSearcher(events),
-            scheduler=TuneScheduler(events),
-            callbacks=[TuneCallback(events)],
-            stop=StopWhen(lambda: interrupt.seen),
-            max_failures=spec.search.max_failures,
-            raise_on_failed_trial=False,
-            reuse_actors=True,
-            trial_dirname_creator=lambda trial: trial.trial_id,
-            verbose=0,
-        )
-    trackers.close()
+    try:
+        with (
+            progress.drawn(search.num_trials),
+            quiet(),
+            deaths_of_processes(events.process_failed),
+        ):
+            tune.wait(fit)
+    finally:
+        trackers.close()
     if events.fault is not None:
-        raise SpecError(_full(run, events.fault))
-    storage.delete(TUNE_FOLDER, WORKERS_FOLDER)
-    return interrupt.seen
+        raise StorageFaultError(events.fault)
+    with contextlib.suppress(
+        OSError
+    ):  # a store that fails now keeps some files of Tune's
+        storage.delete(TUNE_FOLDER, WORKERS_FOLDER)
+
+
+def _fit(
+    drive: _Drive, search: StudySearch, events: TrialEvents, tune: TuneRun
+) -> Callable[[], object]:
+    """Tune's run with our searcher, scheduler and callback, ready to be called."""
+    spec, storage = drive.sweep.spec, drive.storage
+    return functools.partial(
+        ray.tune.run,
+        trainable_of(drive.trial, site_of(drive.sweep, storage.run), spec.distributed),
+        name=TUNE_FOLDER,
+        storage_path=storage.tune_storage(),
+        resources_per_trial=_held(spec),
+        num_samples=search.num_trials,
+        max_concurrent_trials=_concurrent(spec),
+        search_alg=TuneSearcher(events, tune),
+        scheduler=TuneScheduler(events, tune),
+        callbacks=[TuneCallback(events, tune)],
+        stop=StopWhen(tune.wants_end),
+        max_failures=spec.search.max_failures,
+        raise_on_failed_trial=False,
+        reuse_actors=True,
+        trial_dirname_creator=lambda trial: trial.trial_id,
+        verbose=0,
+    )
 
 
 def _held(spec: Spec) -> dict[str, float]:
@@ -278,7 +412,7 @@ def _concurrent(spec: Spec) -> int:
     return min(concurrent, room) if spec.distributed else concurrent
 
 
-def _mark_interrupted(storage: RunStorage) -> None:
+def mark_interrupted(storage: RunStorage) -> None:
     """Records still `running` belong to no process now."""
     for record in trial_records(storage.run):
         if record.status != "running":

@@ -1,4 +1,4 @@
-"""Ctrl-C while trials run."""
+"""Ctrl-C, a closed terminal, and the signal with which a machine asks that a process end."""
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ from collections.abc import Iterator
 from typing import Any
 
 
-class Interrupt:
-    """The first Ctrl-C (or SIGTERM) asks that trials end; the second one ends at once.
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """SIGINT, SIGTERM, and where there is one SIGHUP unless it is ignored (`nohup`)."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return tuple(numbers)
 
-    Outside the main thread, where signals cannot be taken, it does nothing.
+
+class Interrupt:
+    """The first Ctrl-C, SIGTERM or SIGHUP asks that trials end; a second Ctrl-C ends at once.
+
+    SIGTERM and SIGHUP may be repeated: `timeout` sends each twice, systemd sends both. Outside
+    the main thread, where signals cannot be taken, it does nothing.
 
     Attributes:
-        seen: whether the user has interrupted.
+        seen: whether it was asked.
     """
 
     def __init__(self) -> None:
@@ -26,21 +35,38 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in ending_signals():
                 self._before[number] = signal.signal(number, self._ask)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> bool:
+    def __exit__(self, *rest: Any) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        return kind is not None and issubclass(kind, KeyboardInterrupt) and self.seen
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Around the start of Ray, which takes SIGTERM for itself and exits with its number."""
+        try:
+            yield
+        except SystemExit as error:
+            if error.code != signal.SIGTERM:
+                raise
+            self.seen = True
+        finally:
+            for number in self._before:
+                signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.seen:
-            raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         self.seen = True
-        said = "\nstopping the running trials (again: at once)"
-        print(said, file=sys.stderr, flush=True)
+        again = " (again: at once)" if number == signal.SIGINT else ""
+        said = f"\nstopping the running trials{again}"
+        # the terminal may be gone, or the signal have come amid another print
+        with contextlib.suppress(OSError, RuntimeError):
+            print(said, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ how the sweep stands so far.
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -26,7 +27,7 @@ from rich.text import Text
 from analysis.contract import STATUSES, Objective, Status, finite_values, is_feasible
 from analysis.numbers import number, plain, quantity
 from sweeps.console import PlainConsole
-from sweeps.run.record import TrialRecord
+from sweeps.run.record import TrialError, TrialRecord
 
 _MARKS: dict[Status, str] = {
     "complete": "[green]✓[/]",
@@ -34,6 +35,9 @@ _MARKS: dict[Status, str] = {
     "pruned": "[yellow]–[/]",
     "interrupted": "[yellow]…[/]",
 }
+
+LONGEST_ERROR = 400
+"""Characters of a trial's error that its line shows."""
 
 
 class Standing:
@@ -86,6 +90,12 @@ class Standing:
         return pareto.hypervolume(self.front, self._unbounded(), reference)
 
 
+def _one_line(error: TrialError) -> str:
+    """Type and message; a very long message ends between two words, the record has all of it."""
+    words = f"{error.type}: {error.message}"
+    return textwrap.shorten(words, LONGEST_ERROR, placeholder=" … (`sweeps status`)")
+
+
 class Progress:
     """Draws what the driver says; on a pipe only a line for each ended trial.
 
@@ -130,9 +140,12 @@ class Progress:
             console=self.console,
         )
         self._task = self._bar.add_task("trials", total=total)
-        with Live(Group(self._bar, self._text), console=self.console, transient=True):
-            yield
-        self._bar = None
+        shown = Group(self._bar, self._text)
+        try:
+            with Live(shown, console=self.console, transient=True):
+                yield
+        finally:
+            self._bar = None
 
     def note(self, line: str) -> None:
         """Print a line of the driver's."""
@@ -143,13 +156,14 @@ class Progress:
         self.counts["running"] += 1
         self._redraw()
 
-    def failed_over(self, trial_id: str) -> None:
-        """A trial's process died; it will run again."""
+    def restarted(self) -> None:
+        """No trial runs now: a new attempt of the driver begins."""
+        self.counts["running"] = 0
+
+    def failed_over(self, trial_id: str, why: str) -> None:
+        """A trial's process died, and why; it will run again."""
         self.counts["running"] -= 1
-        self.note(
-            f"{trial_id}  its process died, or its node did; it goes on from its"
-            " last checkpoint"
-        )
+        self.note(f"{trial_id}  {why}; it goes on from its last checkpoint")
         self._redraw()
 
     def ended(self, record: TrialRecord) -> None:
@@ -222,6 +236,5 @@ class Progress:
                 f"[yellow]stopped at epoch {seen.epoch} of {seen.stage}, {value}[/]"
             ]
         if outcome.error is not None:
-            message = f"{outcome.error.type}: {outcome.error.message}".splitlines()[0]
-            return [f"[red]{escape(message[:200])}[/]"]
+            return [f"[red]{escape(_one_line(outcome.error))}[/]"]
         return []

@@ -7,12 +7,14 @@ end; study, progress and trackers get it from here.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
+from sweeps.drive.deaths import Death, death_of
 from sweeps.drive.progress import Progress
 from sweeps.drive.trackers import TrackerFeed
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import TrialPlan
-from sweeps.run.record import TrialRecord
+from sweeps.run.record import TrialRecord, innermost, is_storage_fault
 from sweeps.run.storage import RunStorage
 from sweeps.search.searcher import StudySearch
 from sweeps.search.stopping import EarlyStopper
@@ -33,11 +35,21 @@ class TrialEvents:
         stopper: EarlyStopper | None,
         progress: Progress,
         trackers: TrackerFeed,
+        is_ending: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`is_ending` says whether the sweep is being stopped: a process that dies then, by the
+        same signal perhaps, is no failure of its trial.
+        """
         self.storage, self.search, self.stopper = storage, search, stopper
         self.progress, self.trackers = progress, trackers
+        self._is_stopped = is_ending
         self.fault: str | None = None
         self._deaths: Counter[str] = Counter()
+        self._death: Death | None = None
+
+    def is_ending(self) -> bool:
+        """Whether a trial that ends now has not failed by itself."""
+        return self.fault is not None or self._is_stopped()
 
     def next_plan(self) -> TrialPlan | None:
         """The plan of the trial to start next, if there is one now."""
@@ -70,10 +82,18 @@ class TrialEvents:
         if fault is not None:
             self.fault, self.search.halted = fault, True
 
+    def process_failed(self, error: Exception) -> None:
+        """What the trial died of that `will_run_again` or `ended` is about to be called for."""
+        if is_storage_fault(error):
+            self.fault, self.search.halted = str(innermost(error)), True
+        self._death = death_of(error)
+
     def will_run_again(self, trial_id: str) -> None:
         """A trial's process has died, and another one takes its place."""
         self._deaths[trial_id] += 1
-        self.progress.failed_over(trial_id)
+        death, self._death = self._death, None
+        if not self.is_ending():
+            self.progress.failed_over(trial_id, (death or Death()).happened)
 
     def ended(self, trial_id: str, *, died: bool) -> None:
         """A trial has ended.
@@ -83,19 +103,17 @@ class TrialEvents:
         """
         self.storage.pull_trial(trial_id)
         record = self._record(trial_id)
-        if died and record.status == "running":
-            self._end_record(record)
+        death, self._death = self._death, None
+        if died and record.status == "running" and not self.is_ending():
+            self._end_record(record, death)
         self.search.tell(record)
         self.progress.ended(record)
         self.trackers.ended(record)
 
-    def _end_record(self, record: TrialRecord) -> None:
+    def _end_record(self, record: TrialRecord, death: Death | None) -> None:
         deaths = self._deaths[record.trial_id] + 1
         record.attempts = max(record.attempts, deaths)
-        record.finish(
-            "failed",
-            error=f"the trial's process died {record.attempts} times; out of memory?",
-        )
+        record.finish("failed", error=(death or Death()).error(record.attempts))
         self.storage.push_trial(record.trial_id)
 
     def step(self) -> None:

@@ -14,9 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from compress.codec.file import decode, encode
 from sweeps.export.card import write_card
@@ -101,19 +104,18 @@ def export(
             exported so, or the export computes otherwise.
     """
     form = _format(format_name)
+    _check_installed(format_name, form)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(
             f"{out}: exists and is not an empty folder; give another with -o"
         )
-    _check_installed(format_name, form)
     state = trial_model(run, trial_id)
     record = named_record(run, trial_id)
     size = image_size or _image_size(state, record.plan.data)
-    channels = state.arch.args.get("in_chans", 3)
-    module = state.build()
     with _beside(out) as folder:
-        _write(form, state, module, _images(2, channels, size), folder, trial_id)
-        difference = _compared(form, module, folder, channels, size, format_name)
+        difference = write_model(
+            state, format_name, folder, image_size=size, title=f"trial {trial_id}"
+        )
         write_card(
             folder,
             run,
@@ -123,10 +125,40 @@ def export(
             library=form.library,
             usage=form.usage,
             difference=difference,
-            input_shape=("batch", channels, size, size),
+            input_shape=("batch", state.arch.args.get("in_chans", 3), size, size),
             licence=licence,
         )
     return Exported(out, sorted(out.iterdir()), difference)
+
+
+def write_model(
+    state: ModelState,
+    format_name: str,
+    folder: Path,
+    *,
+    image_size: int,
+    title: str = "the model",
+) -> float:
+    """Write a model's file to `folder`, which exists, and compare what it computes.
+
+    Args:
+        format_name: a key of `exporters()`.
+        image_size: side of the square that the model sees, px.
+        title: what errors call the model.
+
+    Returns:
+        The largest difference of a logit.
+
+    Raises:
+        ValueError: no such format, a package that it needs is missing, the model cannot be
+            written so, or the file computes otherwise.
+    """
+    form = _format(format_name)
+    _check_installed(format_name, form)
+    channels = state.arch.args.get("in_chans", 3)
+    module = state.build()
+    _write(form, state, module, _images(2, channels, image_size), folder, title)
+    return _compared(form, module, folder, channels, image_size, format_name)
 
 
 def _format(name: str) -> Format:
@@ -145,7 +177,7 @@ def _write(
     module: nn.Module,
     images: Tensor,
     folder: Path,
-    trial_id: str,
+    title: str,
 ) -> None:
     """Write the model's file. Raises ValueError where the format cannot hold this model."""
     try:
@@ -158,10 +190,19 @@ def _write(
         AttributeError,
         NotImplementedError,
     ) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(
-            f"trial {trial_id} cannot be exported as {form.file}: {reason}"
+            f"{title} cannot be exported as {form.file}: {_first_cause(error)}; try"
+            " another format"
         ) from error
+
+
+def _first_cause(error: BaseException) -> str:
+    """The first line of the error that began it all: exporters wrap it into advice to their
+    own developers.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0].rstrip(".!") or type(error).__name__
 
 
 def _images(batch: int, channels: int, size: int) -> Tensor:
@@ -272,7 +313,10 @@ def _write_torchscript(
     state: ModelState, module: nn.Module, images: Tensor, folder: Path
 ) -> None:
     with torch.no_grad():
-        torch.jit.trace(module, images).save(str(folder / TORCHSCRIPT_FILE))
+        # what a module keeps from its first pass is no fault: `_compared` checks what counts
+        torch.jit.trace(module, images, check_trace=False).save(
+            str(folder / TORCHSCRIPT_FILE)
+        )
 
 
 def _run_torchscript(folder: Path, images: Tensor) -> Tensor:
@@ -298,17 +342,37 @@ def _write_onnx(
     state: ModelState, module: nn.Module, images: Tensor, folder: Path
 ) -> None:
     size = sum(tensor.nbytes for tensor in state.weights.values())
-    torch.onnx.export(
-        module,
-        (images,),
-        folder / ONNX_FILE,
-        dynamo=True,
-        verbose=False,
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        external_data=size > MAX_ONNX_BYTES,
-    )
+    with sdpa_kernel(SDPBackend.MATH), SpelledAttention():
+        torch.onnx.export(
+            module,
+            (images,),
+            folder / ONNX_FILE,
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            external_data=size > MAX_ONNX_BYTES,
+        )
+
+
+class SpelledAttention(TorchFunctionMode):
+    """Attention over more than one leading axis besides the heads (windows, mask units) as
+    products and a softmax: the exporter's own form of it takes four axes.
+
+    The memory layout of a result is that of the kernel which computes it, and what follows is
+    traced for that layout; so the kernel must be the one that the exporter writes down
+    (`SDPBackend.MATH`), whatever is fastest here.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is nn.functional.scaled_dot_product_attention and args[0].ndim != 4:
+            return torch.ops.aten._scaled_dot_product_attention_math(
+                *args, **(kwargs or {})
+            )[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _run_onnx(folder: Path, images: Tensor) -> Tensor:

@@ -5,7 +5,9 @@ node sees them.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 from analysis.contract import DRIVER_FILE, STOP_FILE
@@ -33,6 +35,35 @@ def request_stop(run: Path) -> None:
 def stop_requested(run: Path) -> bool:
     """Whether somebody asked the driver to start no more trials."""
     return (run / STOP_FILE).exists()
+
+
+def driver_line(run: Path) -> str | None:
+    """Who drives a run, or since when the driver of an unended one is gone; None where no driver
+    is known of.
+
+    The clocks of this machine and of the file server may differ by `_SILENCE_SECONDS`.
+    """
+    owner = _lease(run).owner()
+    if owner is None:
+        return None
+    try:
+        last_beat = (run / DRIVER_FILE).stat().st_mtime
+    except FileNotFoundError:
+        return None
+    if not owner.is_gone() and time.time() - last_beat < 3 * _SILENCE_SECONDS:
+        since = _local_time(datetime.fromisoformat(owner.since).timestamp())
+        return f"driven by process {owner.pid} on {owner.host} since {since}"
+    return (
+        f"driver gone since {_local_time(last_beat)} (process {owner.pid} on"
+        f" {owner.host}); `sweeps resume {run}` goes on"
+    )
+
+
+def _local_time(seconds: float) -> str:
+    """Hour and minute of today, else the date too, in this machine's time zone."""
+    moment = datetime.fromtimestamp(seconds).astimezone()
+    is_today = moment.date() == datetime.now().astimezone().date()
+    return moment.strftime("%H:%M" if is_today else "%Y-%m-%d %H:%M")
 
 
 def refuse_second_driver(run: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from analysis.contract import TRIALS_FOLDER
+from analysis.files import inside
 
 TENSORBOARD_FOLDER = "tensorboard"
 """Event files of TensorBoard, a folder a trial."""
@@ -29,8 +32,27 @@ def trial_ids(run: Path) -> Iterator[str]:
         yield from sorted(path.name for path in trials.iterdir() if path.is_dir())
 
 
+def refuse_links(run: Path) -> None:
+    """Refuse to write into a run folder, perhaps of somebody else, that has a link to elsewhere.
+
+    Raises:
+        ValueError: names the link.
+    """
+    for folder, subfolders, files in os.walk(run):
+        for name in (*subfolders, *files):
+            path = Path(folder, name)
+            if path.is_symlink():
+                inside(run, path)
+
+
 def trial_name(number: int, replicate: int, replicates: int) -> str:
     """The id of a trial: its configuration's number and, of several, its replicate."""
     if replicates == 1:
         return f"{number:05d}"
     return f"{number:05d}-r{replicate}"
+
+
+def full_trial_id(given: str) -> str:
+    """A trial's id as a user may shorten it: 7 is 00007, and 7-r1 is 00007-r1."""
+    found = re.fullmatch(r"([0-9]+)(-r[0-9]+)?", given)
+    return given if found is None else f"{int(found[1]):05d}{found[2] or ''}"

@@ -16,9 +16,10 @@ from pydantic import Field, JsonValue, ValidationError
 
 from analysis.contract import PLAN_FILE, RECORD_FILE, RECORD_SCHEMA, Objective
 from compress.measure.options import MeasureConfig
-from trainers.config import MAY_BE_GONE, Config, DataConfig, SourceConfig
+from trainers.config import Config, DataConfig, SourceConfig
 from trainers.files import read_json, write_atomic
 from trainers.plugins import PluginFile
+from trainers.user_paths import MAY_BE_GONE
 
 
 class StageSpec(Config):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import traceback
 import uuid
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from analysis.contract import (
     RECORD_SCHEMA,
     Status,
 )
-from sweeps.run.folder import trial_folder, trial_ids
+from sweeps.run.folder import full_trial_id, trial_folder, trial_ids
 from sweeps.run.plan import TrialPlan, read_plan, write_plan
 from trainers.files import read_json, write_atomic
 
@@ -39,6 +40,7 @@ Row = dict[str, Any]
 """One epoch of a stage's training, one layer or one class of a model: column → JSON value."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_COLOURS = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 
 def now() -> str:
@@ -51,14 +53,41 @@ def to_json(value: Any) -> bytes:
     return json.dumps(value, indent=1, default=str).encode()
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those behind it: what it was raised from or after, here or in a process of
+    Ray's.
+    """
+    seen: list[BaseException] = []
+    left: list[BaseException | None] = [error]
+    while left:
+        found = left.pop(0)
+        if isinstance(found, BaseException) and found not in seen:
+            seen.append(found)
+            yield found
+            left += [getattr(found, "cause", None), found.__cause__, found.__context__]
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The error that `error` was raised from, here or in a process of Ray's; else `error`."""
+    while True:
+        cause = getattr(error, "cause", None) or error.__cause__
+        if not isinstance(cause, BaseException):
+            return error
+        error = cause
+
+
 def is_storage_fault(error: BaseException) -> bool:
     """Whether a disk is full or read-only, which is no trial's fault and no retry mends.
 
     Libraries wrap such errors in their own types, and then keep only the system's text.
     """
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return True
-    return os.strerror(errno.ENOSPC) in str(error)
+    full = os.strerror(errno.ENOSPC)
+    return any(
+        isinstance(found, StorageFaultError)
+        or (isinstance(found, OSError) and found.errno in _FULL)
+        or full in str(found)
+        for found in causes(error)
+    )
 
 
 class RecordTakenError(Exception):
@@ -70,7 +99,7 @@ class StorageFaultError(Exception):
 
 
 class _Part(BaseModel):
-    """A part of a record. Metrics may be NaN or infinite: a diverged model is a result."""
+    """A part of a record. Metrics of records of earlier versions may be NaN or infinite."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
@@ -133,15 +162,24 @@ class TrialError(_Part):
     traceback: str = ""
 
     @classmethod
-    def of(cls, error: BaseException | str) -> TrialError:
-        """From an exception; a text is what the driver says of a process that has died."""
-        if isinstance(error, str):
-            return cls(type="ProcessDied", message=error)
+    def of(cls, error: BaseException | TrialError | str) -> TrialError:
+        """From an exception; a text is what the driver says of a process that has died.
+
+        Colours of a terminal, which some libraries put into their messages, are left out.
+        """
         details = getattr(error, "details", None)
-        if details is not None:  # it was raised in another process
-            return cls.model_validate(details)
-        text = "".join(traceback.format_exception(error))
-        return cls(type=type(error).__name__, message=str(error), traceback=text)
+        if isinstance(error, TrialError):
+            found = error.model_dump()
+        elif isinstance(error, str):
+            found = {"type": "ProcessDied", "message": error}
+        elif details is not None:  # it was raised in another process
+            found = details
+        else:
+            text = "".join(traceback.format_exception(error))
+            message = str(error) or type(error).__name__
+            found = {"type": type(error).__name__, "message": message}
+            found["traceback"] = text
+        return cls(**{key: _COLOURS.sub("", text) for key, text in found.items()})
 
 
 class Pruned(_Part):
@@ -331,7 +369,7 @@ class TrialRecord:
         self,
         status: Status,
         *,
-        error: BaseException | str | None = None,
+        error: BaseException | TrialError | str | None = None,
         **facts: Any,
     ) -> None:
         """End the trial; its epochs reach the disk first.
@@ -404,7 +442,7 @@ def named_record(run: Path, trial_id: str) -> TrialRecord:
     Raises:
         ValueError: there is none of that name; it names those that there are.
     """
-    record = TrialRecord.read(trial_folder(run, trial_id))
+    record = TrialRecord.read(trial_folder(run, full_trial_id(trial_id)))
     if record is None:
         known = ", ".join(list(trial_ids(run))[:20])
         raise ValueError(f"{run}: no trial {trial_id!r}; its trials: {known or 'none'}")

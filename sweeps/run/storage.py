@@ -33,7 +33,7 @@ from sweeps.run.plan import Site
 from sweeps.run.record import TrialRecord
 from sweeps.spec.yaml_text import SpecError
 from trainers.files import expanded, user_cache
-from trainers.remote import Remote, is_uri
+from trainers.remote import Remote, child_uri, is_uri, parent_uri
 
 _UNCHANGING: tuple[Status, ...] = ("complete", "failed")
 """Statuses of trials whose process has written its last word; a pruned one may still write."""
@@ -48,7 +48,7 @@ def mirror_folder(uri: str) -> Path:
     """
     base = os.environ.get("SWEEPS_MIRROR")
     root = Path(expanded(base)) if base else user_cache() / "mirror"
-    return root / hashlib.sha256(uri.rstrip("/").encode()).hexdigest()[:16]
+    return root / hashlib.sha256(child_uri(uri).encode()).hexdigest()[:16]
 
 
 def local_folder(storage: str) -> Path:
@@ -64,7 +64,7 @@ def local_run(run: str) -> Path:
     """
     if not is_uri(run):
         return Path(run)
-    storage, name = run.rstrip("/").rsplit("/", 1)
+    storage, name = parent_uri(run)
     folder = mirror_folder(storage) / name
     MirroredStorage(storage, folder).pull()
     return folder
@@ -120,9 +120,9 @@ class RunStorage:
     def __init__(self, run: Path) -> None:
         self.run = run
 
-    def tune_storage(self) -> str:
+    def tune_storage(self, *names: str) -> str:
         """A folder or URI for the files of Ray Tune and Ray Train."""
-        return str(self.run)
+        return str(self.run.joinpath(*names))
 
     def pull(self) -> None:
         """Fetch what other machines know of the run."""
@@ -155,8 +155,8 @@ class MirroredStorage(RunStorage):
         self.remote, self.name = Remote(uri), run.name
         self._next_journal = 0.0
 
-    def tune_storage(self) -> str:
-        return f"{self.remote.uri}/{self.name}"
+    def tune_storage(self, *names: str) -> str:
+        return child_uri(self.remote.uri, self.name, *names)
 
     def pull(self) -> None:
         self.remote.download_missing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import time
@@ -32,6 +33,10 @@ Executor = Callable[[TrialPlan, Site, RowSink, StageSink], Execution]
 """(plan, site, on_epoch, on_stage) → what the work gave: `sweeps.trial.execute.execute`, here or
 in a group of workers.
 """
+
+
+class NonFiniteMetricError(ArithmeticError):
+    """A metric of the final model is NaN or infinite."""
 
 
 def run_trial(
@@ -102,6 +107,18 @@ def _attempt(
             seconds = time.perf_counter() - begun
             record.finish("interrupted", error=error, seconds=seconds)
         raise
+    not_finite = [
+        f"{name} is {value}"
+        for name, value in done.metrics.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    if not_finite:
+        error = NonFiniteMetricError(
+            f"the final model's {', '.join(not_finite)}: it has diverged, or its source's"
+            " weights have"
+        )
+        record.finish("failed", error=error, seconds=done.seconds)
+        return True
     record.set_layers(done.layers)
     record.set_classes(done.classes)
     record.finish(

@@ -29,7 +29,7 @@ from sweeps.spec.stages import build_stage
 from sweeps.spec.yaml_text import SpecError
 from trainers.data.splits import load_data
 from trainers.models.arch import ModelState
-from trainers.remote import Remote
+from trainers.remote import Remote, child_uri
 from trainers.training import distributed
 
 RowSink = Callable[[Row], None]
@@ -143,7 +143,7 @@ def _with_cost(
 
 
 def _cache(site: Site) -> StageCache:
-    remote = None if site.remote is None else Remote(f"{site.remote}/_cache")
+    remote = None if site.remote is None else Remote(child_uri(site.remote, "_cache"))
     return StageCache(site.cache, remote=remote)
 
 

@@ -28,7 +28,7 @@ def execute_on_workers(
     """
     shape = GroupShape(site.workers, site.threads, site.gpus_per_worker)
     # Ray Train's own files, which all nodes must reach
-    files = f"{storage_of(site).tune_storage()}/{WORKERS_FOLDER}"
+    files = storage_of(site).tune_storage(WORKERS_FOLDER)
     group = kept_group(shape, files, (NonFiniteLossError, ValueError))
 
     def take(event: dict[str, Any]) -> None:

@@ -396,3 +396,15 @@ def test_not_a_run_folder(tmp_path):
     for path in (tmp_path, tmp_path / "absent"):
         with pytest.raises(ValueError, match="not a run folder"):
             analysis.load(path)
+
+
+def test_a_run_in_a_store_is_read_like_a_folder(make_run):
+    folder = make_run(trials=6)
+    there, here = analysis.load(folder.as_uri()), analysis.load(folder)
+    assert there.name == here.name
+    assert not there.problems
+    pd.testing.assert_frame_equal(there.trials, here.trials)
+    with pytest.raises(ValueError, match="not a run folder"):
+        analysis.load(f"{folder.as_uri()}/nowhere")
+    with pytest.raises(ValueError, match="is no storage that can be read"):
+        analysis.load("s4://bucket/run")

@@ -54,6 +54,8 @@ LONG = [
     "0cb24032c51c2c9d0aabb42dac637ef5c648bb7108cde5a21de08ab29df8bc65",
     "73abe997b120b76bc2cfa1a510969afc54c46dfd320bba225601c4c3fac64689",
 ]
+CHANGED = ("weight_selection",)
+"""Methods whose default result is another one since."""
 KMEANS = "f615bc3243a063594f45bece76ede03dfa2f008169ec8a9d5931171b7eafed1d"
 
 
@@ -74,11 +76,30 @@ def test_the_keys_of_version_0_1_still_hold() -> None:
         ("wfn", stage("wfn", **WFN)),
     ]
     key = source_key(VIT, DATA, 3, COMPUTE, VERSIONS)
-    found: list[str] = []
     for i, (kind, config) in enumerate(pipeline):
-        key = stage_key(key, kind, config, [found[0]] if i == 3 else [])
-        found.append(key)
-    assert found == LONG
+        found = stage_key(key, kind, config, [LONG[0]] if i == 3 else [])
+        assert (found == LONG[i]) == (kind not in CHANGED), kind
+        key = LONG[i]
+
+
+def test_new_options_count_where_they_are_not_at_their_default() -> None:
+    before = stage_key("k", "finetune", stage("finetune", **TRAIN), [])
+    for name, default, other in [
+        ("schedule_step", "step", "epoch"),
+        ("cosine_span", "whole", "after_warmup"),
+        ("scale_min_lr", True, False),
+        ("train_mode", True, False),
+    ]:
+        same = stage("finetune", **TRAIN, **{name: default})
+        changed = stage("finetune", **TRAIN, **{name: other})
+        assert stage_key("k", "finetune", same, []) == before
+        assert stage_key("k", "finetune", changed, []) != before
+    distill = {"teacher": "source"}
+    nested = [
+        stage_key("k", "finetune", stage("finetune", **TRAIN, distill=given), [])
+        for given in (distill, distill | {"base_loss_heads": "mean"})
+    ]
+    assert len({before, *nested}) == 3
 
 
 def test_the_key_of_a_quantised_resnet_still_holds() -> None:

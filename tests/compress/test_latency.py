@@ -104,6 +104,28 @@ def test_gradient_is_one_unit_fewer(data: st.DataObject) -> None:
             assert gradient[row, j] == 0, "nothing is saved below the grid"
 
 
+def test_width_and_mlp_may_go_to_zero_below_the_grid() -> None:
+    """As in NViT's code: linearly, so that each unit fewer saves the same."""
+    table = replace(
+        make_table(3, ((256, 512), (2, 4), (8, 64), (8, 64), (128, 256))),
+        below="to_zero",
+    )
+    least = table.block[0, 0, 0, 0, 0]
+    dims = np.array(
+        [[16, 2, 8, 8, 128], [256, 2, 8, 8, 32], [16, 2, 8, 8, 32], [256, 1, 4, 4, 128]]
+    )
+    expected = least * np.array([1 / 16, 1 / 4, 1 / 64, 1])
+    np.testing.assert_allclose(table.block_ms(dims), expected, rtol=1e-12)
+    saved = table.gradient(np.array([[16, 2, 8, 8, 128], [256, 2, 8, 8, 32]]))
+    assert saved[0, 0] == pytest.approx(least / 256)
+    assert saved[1, 4] == pytest.approx(least / 128)
+    on_the_grid = np.array(list(itertools.product(*table.axes)))
+    assert np.array_equal(table.block_ms(on_the_grid), table.block.reshape(-1))
+    assert table.model_ms(16, dims[:1, 1:]) == pytest.approx(
+        least / 16 + table.stem[0] + table.head[0]
+    )
+
+
 def test_model_is_stem_blocks_and_head() -> None:
     table = make_table()
     blocks = np.array([[1, 8, 8, 1], [4, 64, 8, 256], [2, 16, 8, 100]])

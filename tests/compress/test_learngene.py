@@ -122,6 +122,76 @@ def test_the_order_of_norm_and_pooling_can_differ(digits: Data, tmp_path: Path) 
     torch.testing.assert_close(by_hand, logits(state), atol=1e-5, rtol=1e-5)
 
 
+def vit_logits(
+    weights: dict[str, Tensor],
+    blocks: list[int],
+    heads: int,
+    eps: float,
+    *,
+    norm_first: bool,
+) -> Tensor:
+    """A ViT without class token from its definition, in float64; `blocks[l]` is the parameter
+    set of layer l, and the final norm comes before the mean over tokens or after it.
+    """
+    w = {name: value.double() for name, value in weights.items()}
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        scale = (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+        return centred / scale * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    kernel = w["patch_embed.proj.weight"]
+    side, width = kernel.shape[-1], kernel.shape[0]
+    patches = IMAGES.double().unfold(2, side, side).unfold(3, side, side)
+    patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+    x = patches @ kernel.flatten(1).T + w["patch_embed.proj.bias"] + w["pos_embed"]
+    for block in blocks:
+        name = f"blocks.{block}"
+        q, k, v = linear(norm(x, f"{name}.norm1"), f"{name}.attn.qkv").chunk(3, dim=-1)
+        mixed = []
+        for i in range(heads):
+            part = slice(i * width // heads, (i + 1) * width // heads)
+            scores = q[..., part] @ k[..., part].mT / (width / heads) ** 0.5
+            mixed.append(scores.softmax(-1) @ v[..., part])
+        x = x + linear(torch.cat(mixed, dim=-1), f"{name}.attn.proj")
+        hidden = linear(norm(x, f"{name}.norm2"), f"{name}.mlp.fc1")
+        hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
+        x = x + linear(hidden, f"{name}.mlp.fc2")
+    x = norm(x, "fc_norm").mean(1) if norm_first else norm(x.mean(1), "fc_norm")
+    return linear(x, "head")
+
+
+def test_the_published_sws_networks(digits: Data, tmp_path: Path) -> None:
+    """Auxiliary network: eps 1e-5, norm then pool. Descendant: eps 1e-6, pool then norm, and
+    other heads of the same channels.
+    """
+    aux = SwsAux(**SWS | {"num_heads": 4}, norm_eps=1e-5, norm_before_pool=True)
+    state = auxiliary(aux, digits.info)
+    # small tokens, so that an epsilon shows
+    small = {n: t * 0.02 if "embed" in n else t for n, t in state.weights.items()}
+    state = replace(state, weights=small)
+    expected = vit_logits(small, [0, 0, 1, 2], 4, 1e-5, norm_first=True)
+    torch.testing.assert_close(logits(state).double(), expected, atol=2e-6, rtol=1e-5)
+    expand = SwsExpand(
+        layers_source=(0, 1, 1, 2, 2),
+        num_heads=2,
+        regroup_heads=True,
+        norm_eps=1e-6,
+        norm_before_pool=False,
+    )
+    descendant = expand.run(state, context(digits, tmp_path))
+    expected = vit_logits(small, [0, 1, 1, 2, 2], 2, 1e-6, norm_first=False)
+    torch.testing.assert_close(
+        logits(descendant).double(), expected, atol=2e-6, rtol=1e-5
+    )
+    for other in ({"norm_eps": None}, {"norm_before_pool": None}, {"num_heads": 4}):
+        changed = expand.model_copy(update=other).run(state, context(digits, tmp_path))
+        assert (logits(changed).double() - expected).abs().max() > 1e-4, other
+
+
 def test_training_itself_then_expansion(digits: Data, tmp_path: Path) -> None:
     """Not only random weights: after an epoch the identity still holds, and the learngene
     has moved.
@@ -291,7 +361,7 @@ def test_positions_are_resampled_to_another_image_size(
         (
             SWS,
             {"depth": 3, "num_heads": 4},
-            "num_heads: it is 4, but the auxiliary network has 2",
+            "num_heads: it is 4, but the auxiliary network has 2; leave it out, or",
         ),
         (
             LETS,

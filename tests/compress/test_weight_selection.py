@@ -107,7 +107,57 @@ def test_uniform_indices_are_the_rounded_evenly_spaced_points(
     t: int, data: st.DataObject
 ) -> None:
     s = data.draw(st.integers(1, t))
-    assert uniform_indices(t, s).tolist() == points(t, s)
+    assert uniform_indices(t, s, "exact").tolist() == points(t, s)
+
+
+WIDTHS = (
+    *(192, 256, 320, 384, 432, 480, 512, 576, 640, 704, 768, 832, 896, 960, 1024, 1152),
+    *(
+        1280,
+        1408,
+        1536,
+        1664,
+        1728,
+        1792,
+        2048,
+        2304,
+        2560,
+        3072,
+        3456,
+        3840,
+        4096,
+        4608,
+    ),
+    *(5120, 5632, 6144, 8192),
+)
+
+
+def size_pairs() -> list[tuple[int, int]]:
+    """All pairs of usual widths, and random ones: 8,488 with the teacher larger."""
+    usual = [(t, s) for t in WIDTHS for s in WIDTHS if s < t]
+    draw = np.random.default_rng(0)
+    teachers = draw.integers(2, 8193, 8488 - len(usual))
+    return usual + [(int(t), int(draw.integers(1, t))) for t in teachers]
+
+
+def test_uniform_indices_are_those_of_float32_points() -> None:
+    """The published rule: float32 points, rounded half to even. In exact arithmetic some pairs
+    have another index, usual widths among them.
+    """
+    pairs = size_pairs()
+    assert len(pairs) == 8488
+    exact_differs = []
+    for t, s in pairs:
+        got = uniform_indices(t, s)
+        published = np.rint(torch.linspace(0, t - 1, s).numpy())
+        if t % s == 0:
+            published = np.arange(0, t, t // s)
+        assert np.array_equal(got.numpy(), published), (t, s)
+        difference = (got - uniform_indices(t, s, "exact")).abs()
+        assert difference.max() <= 1
+        if difference.any():
+            exact_differs.append((t, s))
+    assert {(6144, 4096), (4608, 3072), (5120, 4608)} <= set(exact_differs)
 
 
 def test_uniform_indices_by_hand() -> None:
@@ -217,7 +267,7 @@ def test_random_inconsistent_differs_between_tensors_and_axes() -> None:
 
 PAIRS = {
     "vit": ("vit_small_patch16_224", "vit_tiny_patch16_224", 224, r"head\."),
-    "convnext": ("convnext_tiny", "convnext_femto", 224, r"head\.fc\."),
+    "convnext": ("convnext_tiny", "convnext_femto", 224, r"head\."),
     "resnet": ("resnet34", "resnet18", 224, r"fc\."),
     "resnet_cifar": ("resnet56_cifar", "resnet20_cifar", 32, r"linear\."),
 }
@@ -261,7 +311,7 @@ def test_every_tensor_bit_for_bit(
     assert result.arch == stage.check(source.arch, info(size)) == fresh.arch
     assert list(result.weights) == list(fresh.weights)
     heads = [name for name in result.weights if re.match(head, name)]
-    assert len(heads) == 2
+    assert len(heads) == (4 if family == "convnext" else 2)  # head.norm too
     for name, got in result.weights.items():
         if name in heads:
             assert torch.equal(got, fresh.weights[name])
@@ -484,11 +534,99 @@ def test_refusals_name_the_parameter_and_both_shapes() -> None:
     assert "'dist_token': student (1, 1, 192), the teacher has no 'dist_token'" in text
 
 
-def test_a_table_that_follows_the_image_size_is_refused() -> None:
-    text = refused("swin_tiny_patch4_window7_224", None, 32)
+def test_a_table_that_cannot_be_resampled_is_refused() -> None:
+    teacher_arch = make_arch("levit_128s", num_classes=10, image_size=224)
+    with pytest.raises(ValueError, match="weight selection from") as caught:
+        WeightSelection(model="levit_128s").check(teacher_arch, info(160))
     assert (
-        "relative_position_bias_table': student (49, 6), teacher (169, 6): its shape"
-        " follows the image size" in text
+        "attention_biases': student (4, 100), teacher (4, 196): the teacher has places 196"
+        " there, the student 100, and they cannot be resampled" in str(caught.value)
+    )
+
+
+def test_kernels_of_another_size_are_refused() -> None:
+    text = refused("convnext_tiny", "convnext_femto", kernel_sizes=5)
+    assert "conv_dw.weight': student (48, 1, 5, 5), teacher (96, 1, 7, 7)" in text
+    assert "places 7 × 7 there, the student 5 × 5, and they cannot be resampled" in text
+
+
+SWIN: dict[str, Any] = {
+    "depths": [1, 1],
+    "num_heads": [2, 4],
+    "embed_dim": 16,
+    "patch_size": 4,
+}
+
+
+def swin(window: int, image_size: int = 56, **args: Any) -> Arch:
+    return make_arch(
+        "swin_tiny_patch4_window7_224",
+        num_classes=CLASSES,
+        image_size=image_size,
+        args={**SWIN, "window_size": window, **args},
+    )
+
+
+TABLE = "layers.0.blocks.0.attn.relative_position_bias_table"
+
+
+@pytest.mark.parametrize(("teacher_window", "student_window"), [(7, 4), (4, 7)])
+def test_relative_position_tables_are_resampled_as_maps(
+    teacher_window: int, student_window: int
+) -> None:
+    """A map keeps its symmetry and its order of values; rows of the flattened table would not."""
+    source = dense(swin(teacher_window))
+    offsets = torch.arange(1.0 - teacher_window, teacher_window)
+    maps = {
+        "even": offsets[:, None].abs() + 0 * offsets,  # |rows|
+        "odd": offsets[:, None] - 2 * offsets,  # rows - 2 columns
+    }
+    stage = WeightSelection(
+        args=SWIN | {"window_size": student_window, "embed_dim": 8, "num_heads": [1, 2]}
+    )
+    side = 2 * student_window - 1
+    found = {}
+    for name, values in maps.items():
+        table = torch.stack([values.flatten()] * 2, dim=1)
+        state = ModelState(source.arch, {**source.weights, TABLE: table})
+        got = stage.run(state, context(56)).weights[TABLE]
+        assert got.shape == (side * side, 1)
+        found[name] = got[:, 0].view(side, side)
+    even, odd, middle = found["even"], found["odd"], side // 2
+    torch.testing.assert_close(even, even.flip(0))
+    torch.testing.assert_close(even, even[:, :1].expand(-1, side))
+    assert (even[middle:, 0].diff() >= 0).all()
+    torch.testing.assert_close(odd, -odd.flip((0, 1)))
+    assert (odd[:, middle].diff() >= 0).all()
+    assert (odd[middle].diff() <= 0).all()
+    assert even[middle, 0] == 0 < even[-1, 0]
+
+
+def test_a_table_of_the_same_window_is_selected_by_heads_alone() -> None:
+    source = dense(swin(7))
+    stage = WeightSelection(
+        args={**SWIN, "window_size": 7, "embed_dim": 8, "num_heads": [1, 2]}
+    )
+    got = stage.run(source, context(56)).weights
+    assert torch.equal(got[TABLE], source.weights[TABLE][:, ::2])
+
+
+def test_a_patch_kernel_of_another_size_is_resampled() -> None:
+    """Patches that are resized by the same factor keep their embedding (FlexiViT)."""
+    teacher_arch = small_vit(48, 4, image_size=64, patch_size=8)
+    source = dense(teacher_arch)
+    args = {"embed_dim": 48, "num_heads": 4, "depth": 2, "patch_size": 16}
+    got = WeightSelection(args=args).run(source, context(64)).weights
+    kernel = got["patch_embed.proj.weight"]
+    assert kernel.shape == (48, 3, 16, 16)
+    assert got["pos_embed"].shape == (1, 17, 48)
+    patch = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    larger = F.interpolate(patch, (16, 16), mode="bicubic", antialias=True)
+    torch.testing.assert_close(
+        (kernel * larger).sum((1, 2, 3)),
+        (source.weights["patch_embed.proj.weight"] * patch).sum((1, 2, 3)),
+        rtol=1e-3,
+        atol=1e-3,
     )
 
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compress.measure.layers import ValuesRow, layer_rows
+from compress.measure.model import measure_static
 from compress.quant_baselines import (
     KmeansQuant,
     UniformQuant,
@@ -309,7 +311,17 @@ def test_include_norm_fixes_them_too(
         [v.reshape(-1) for n, v in result.weights.items() if "conv" in n]
     ).unique()
     assert torch.isin(affine, torch.cat([codebook, affine.unique()])).all()
-    assert len(torch.cat([codebook, affine]).unique()) < 200
+    everything = torch.cat([codebook, affine, *linear_values(result)]).unique()
+    assert len(everything) < 200
+    assert measure_static(result, 32)["unique_values"] == len(everything)
+    values = layer_rows(result)[-1]
+    assert isinstance(values, ValuesRow)
+    assert values.values == everything.tolist()
+    assert sum(values.counts) == sum(p.numel() for p in result.build().parameters())
+
+
+def linear_values(state: ModelState) -> list[torch.Tensor]:
+    return [v.reshape(-1) for n, v in state.weights.items() if n.startswith("linear")]
 
 
 @pytest.mark.parametrize("bad", [(0.0, 1.0), (0.9, 0.5), (0.5, 1.5)])

@@ -21,11 +21,17 @@ GAMMA = 2.0**-7
 
 
 def dense_candidates(
-    bound: float, a: float, gamma: float, order: int, powers: bool = True
+    bound: float,
+    a: float,
+    gamma: float,
+    order: int,
+    powers: bool = True,
+    published: bool = False,
 ) -> np.ndarray:
     """Step 1 of the description, value by value; without powers of two, the geometric sequence."""
     a = min(a, 0.9999)
-    lowest = math.ceil(math.log2(gamma) - order - 1)
+    lowest = math.log2(gamma) - order - 1
+    lowest = lowest if published else math.ceil(lowest)
     found, v = {0.0}, gamma
     while v < bound:
         q = 2.0 ** float(np.round(np.log2(v))) if powers else float(np.float32(v))
@@ -36,16 +42,18 @@ def dense_candidates(
             q += math.copysign(
                 2.0 ** max(float(np.round(np.log2(abs(rest)))), lowest), rest
             )
+        q = float(np.float32(q)) if published else q
         found |= {q, -q}
         v *= (1 + a) / (1 - a)
     return np.array(sorted(found))
 
 
 def dense_distances(
-    w: np.ndarray, c: float, gamma: float, mode: Distance
+    w: np.ndarray, c: float, gamma: float, mode: Distance, published: bool = False
 ) -> np.ndarray:
     if mode == "euclidean":
-        return np.abs(w - c)
+        free = published and c == 0
+        return np.where(free & (np.abs(w) < gamma), 0.0, np.abs(w - c))
     if c == 0:
         return np.where(np.abs(w) < gamma, 0.0, 1.0)
     with np.errstate(divide="ignore"):
@@ -59,6 +67,7 @@ def oracle(
     gamma: float = GAMMA,
     mode: Distance = "relative",
     powers: bool = True,
+    published: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[int, int]]:
     """Values, fixed, distances, orders: candidates × weights at each step, and a full
     stable sort.
@@ -69,7 +78,9 @@ def oracle(
     order, tau = 0, a
     while (needed := math.floor(fraction * len(w)) - int(fixed.sum())) > 0:
         left = np.flatnonzero(~fixed)
-        candidates = dense_candidates(np.abs(w[left]).max(), a, gamma, order, powers)
+        candidates = dense_candidates(
+            np.abs(w[left]).max(), a, gamma, order, powers, published
+        )
         nearest = np.concatenate(
             [
                 np.abs(part[:, None] - candidates).argmin(1)
@@ -77,7 +88,7 @@ def oracle(
             ]
         )
         c = candidates[np.bincount(nearest, minlength=len(candidates)).argmax()]
-        d = dense_distances(w[left], c, gamma, mode)
+        d = dense_distances(w[left], c, gamma, mode, published)
         ranked = np.argsort(d, kind="stable")
         counted = np.arange(1, len(d) + 1)
         zeros = np.count_nonzero(d == 0)
@@ -106,6 +117,7 @@ def assert_equal_to_oracle(
     gamma: float = GAMMA,
     mode: Distance = "relative",
     powers: bool = True,
+    published: bool = False,
 ) -> Clustering:
     result = cluster(
         torch.from_numpy(weights),
@@ -114,8 +126,11 @@ def assert_equal_to_oracle(
         zero_distance=gamma,
         distance=mode,
         powers_of_two=powers,
+        published=published,
     )
-    values, fixed, distances, orders = oracle(weights, fraction, a, gamma, mode, powers)
+    values, fixed, distances, orders = oracle(
+        weights, fraction, a, gamma, mode, powers, published
+    )
     np.testing.assert_array_equal(result.fixed.numpy(), fixed)
     np.testing.assert_array_equal(result.values.numpy(), values)
     np.testing.assert_array_equal(result.distances.numpy(), distances)
@@ -224,12 +239,12 @@ modes = st.sampled_from(["relative", "euclidean"])
 
 
 @settings(max_examples=150, deadline=None)
-@given(weight_lists, fractions, distances, modes)
+@given(weight_lists, fractions, distances, modes, st.booleans())
 def test_any_weights(
-    weights: list[float], fraction: float, a: float, mode: Distance
+    weights: list[float], fraction: float, a: float, mode: Distance, published: bool
 ) -> None:
     w = np.array(weights, np.float32)
-    result = assert_equal_to_oracle(w, fraction, a, mode=mode)
+    result = assert_equal_to_oracle(w, fraction, a, mode=mode, published=published)
     assert (
         int(result.fixed.sum())
         == sum(result.orders.values())

@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -103,14 +106,50 @@ def test_front(run: Path, call: Callable[..., tuple[int, str]]) -> None:
     code, text = call("front", run)
     assert code == 0
     assert all(trial in text for trial in loaded.front()["trial_id"])
-    assert (
-        "none is complete within the bounds"
-        in call("front", run, "--where", "accuracy>2")[1]
-    )
+    none = call("front", run, "--where", "accuracy>2")[1]
+    assert "no configuration within the bounds passes accuracy>2; the 15" in none
+    assert "have accuracy 82.43 % to 97.43 %" in none
     best = loaded.complete()["metric/accuracy"].max()
     code, text = call("front", run, "--where", f"accuracy>={best - 1e-9}")
     assert code == 0
     assert len(text.splitlines()) == 3
+
+
+def test_a_front_fits_into_a_narrow_terminal(
+    run: Path, call: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeps.cli.terminal.console.width", 80)
+    code, text = call("front", run)
+    assert code == 0
+    assert max(len(line) for line in text.splitlines()) <= 80
+    loaded = analysis.load(run)
+    words = set(text.split())
+    for _, row in loaded.front().iterrows():
+        assert row["trial_id"] in words
+        assert f"init={row['config/init']}" in words
+
+
+def test_status_knows_that_the_driver_is_gone(
+    run: Path, call: Callable[..., tuple[int, str]]
+) -> None:
+    owner = {"host": socket.gethostname(), "pid": 2**22 + 1, "token": "x"}
+    owner["since"] = "2026-01-02T03:04:05.000+00:00"
+    lease = run / "driver.json"
+    lease.write_text(json.dumps(owner))
+    text = call("status", run)[1]
+    assert re.search(r"driver gone since \d\d:\d\d \(process 4194305 on ", text), text
+    assert f"`sweeps resume {run}` goes on" in text
+    os.utime(lease, (0, 0))
+    assert "driver gone since 19" in call("status", run)[1]  # the date too
+    lease.write_text(json.dumps(owner | {"pid": os.getpid()}))
+    assert f"driven by process {os.getpid()} on" in call("status", run)[1]
+    elsewhere = owner | {"host": "node-7"}  # only its heartbeat tells of it
+    lease.write_text(json.dumps(elsewhere))
+    assert (
+        "driven by process 4194305 on node-7 since 2026-01-02" in call("status", run)[1]
+    )
+    lease.write_text("{")
+    assert "driver" not in call("status", run)[1]
 
 
 def test_pick_tells_how_to_get_the_model(
@@ -137,6 +176,18 @@ def test_query(run: Path, call: Callable[..., tuple[int, str]]) -> None:
     assert code == 0
     assert text.splitlines()[:2] == ["status,n", "complete,15"]
     assert "1 row" in call("query", run, "select 1 a")[1]
+    whole = (
+        'select "metric/accuracy" as accuracy, "config/finetune.lr" as lr from trials'
+    )
+    for short in (
+        'select accuracy, "finetune.lr" as lr from trials',
+        'select accuracy, "finetune.lr" as lr',
+    ):
+        assert call("query", run, short, "--csv") == call("query", run, whole, "--csv")
+    code, text = call("query", run, "select accuracy where accuracy > 2", "--csv")
+    assert (code, text.split()) == (0, ["accuracy"])
+    code, text = call("query", run, "select acuracy from trials")
+    assert (code, "acuracy" in text) == (2, True)
     out = run.parent / "rows.parquet"
     code, text = call(
         "query", run, "select trial_id, seed from trials order by trial_id", "-o", out
@@ -199,7 +250,7 @@ def test_mistakes_get_one_message(
         (("front", run, "--noise"), "no objective has measured quartiles"),
         (("query", run, "selec"), "query: "),
         (("report", run, odd, "-o", "x.html"), "share no objective"),
-        (("report", run, run), "give out"),
+        (("report", run, run), "example -o compared.html"),
         (
             ("report", run, "--by", "size"),
             "no parameter 'size' to compare by; valid: init",

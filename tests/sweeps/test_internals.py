@@ -2,11 +2,19 @@
 its door moves, before a sweep does.
 """
 
+import inspect
+import os
+from types import SimpleNamespace
+
 import optuna
 import ray.tune
+from ray._private import auto_init_hook, services, worker
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.execution import tune_controller
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from sweeps.drive import ray_internals
 from sweeps.search.optuna_internals import (
     enqueue_again,
     enqueued_parameters,
@@ -73,3 +81,42 @@ def test_tune_asks_a_stopper_at_every_step_and_tells_a_searcher_of_every_end() -
     ):
         assert callable(getattr(ray.tune.Callback, name))
     assert callable(FIFOScheduler.on_trial_result)
+
+
+def test_ray_starts_its_processes_through_one_door() -> None:
+    before = services.ConsolePopen
+    with ray_internals.in_own_process_groups():
+        process = services.ConsolePopen(["sleep", "60"], preexec_fn=lambda: None)
+        assert os.getpgid(process.pid) != os.getpgid(0)
+        process.kill()
+        process.wait()
+    assert services.ConsolePopen is before
+    assert "process = ConsolePopen(" in inspect.getsource(services.start_ray_process)
+
+
+def test_ray_prints_and_starts_through_doors_that_can_be_closed() -> None:
+    assert "print_to_stdstream(" in inspect.getsource(worker.listen_error_messages)
+    assert "enable_auto_connect" in inspect.getsource(auto_init_hook.auto_init_ray)
+    with ray_internals.tamed():
+        worker.print_to_stdstream({"lines": ["x"]}, ignore_prefix=False)
+        assert not auto_init_hook.enable_auto_connect
+    assert auto_init_hook.enable_auto_connect
+
+
+def test_tune_takes_what_ends_a_process_for_a_failure_of_its_trial() -> None:
+    heard: list[Exception] = []
+    with ray_internals.deaths_of_processes(heard.append):
+        manager = tune_controller.RayActorManager(SimpleNamespace())
+        failures: list[Exception] = []
+        actor = SimpleNamespace(
+            actor_id=1, _on_error=lambda actor, error: failures.append(error)
+        )
+        task = SimpleNamespace(_tracked_actor=actor, _on_error=None)
+        manager._cleanup_actor = lambda tracked_actor: None  # type: ignore[method-assign]
+        killed = OutOfMemoryError(
+            "Task was killed due to the node running low on memory"
+        )
+        manager._actor_task_failed(task, killed)
+    assert heard == [killed]
+    assert isinstance(failures[0], RayActorError)
+    assert "RayActorManager(" in inspect.getsource(tune_controller.TuneController)

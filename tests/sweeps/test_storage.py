@@ -19,7 +19,7 @@ from sweeps.run.storage import MirroredStorage, find_run, local_run, run_storage
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
 from tests.sweeps.helpers import plan, records
-from trainers.remote import Remote
+from trainers.remote import Remote, child_uri, parent_uri
 
 
 @pytest.fixture
@@ -142,3 +142,54 @@ def test_stores_out_of_reach_are_refused(raw: dict[str, Any]) -> None:
         check_spec(spec_from(raw | {"storage": "nowhere://x/runs"}))
     with pytest.raises(SpecError, match=r"nowhere://x"):
         find_run("nowhere://x/runs/mine")
+
+
+@pytest.mark.parametrize(
+    ("uri", "child", "parent"),
+    [
+        ("s3://bucket/runs", "s3://bucket/runs/demo", "s3://bucket/runs"),
+        ("s3://bucket/runs/", "s3://bucket/runs/demo", "s3://bucket/runs"),
+        ("s3://b/r?scheme=http", "s3://b/r/demo?scheme=http", "s3://b/r?scheme=http"),
+        ("s3://b/?a=x/y&c=d", "s3://b/demo?a=x/y&c=d", "s3://b?a=x/y&c=d"),
+    ],
+)
+def test_a_query_stays_at_the_end_of_a_uri(uri: str, child: str, parent: str) -> None:
+    assert child_uri(uri, "demo") == child
+    assert parent_uri(child) == (parent, "demo")
+
+
+@pytest.mark.parametrize("uri", ["https://host/x", "ftp://host/x", "HTTP://host"])
+def test_what_is_no_storage_is_refused_in_a_line(uri: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"is no object storage; give a folder, or s3://"
+    ):
+        Remote(uri)
+
+
+def test_a_store_with_a_query_is_opened(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    storage = MirroredStorage(
+        "s3://bucket/runs?endpoint_override=host:9&scheme=http", run
+    )
+    assert storage.tune_storage("tune") == (
+        "s3://bucket/runs/run/tune?endpoint_override=host:9&scheme=http"
+    )
+
+
+def test_a_store_that_fails_at_the_end_loses_nothing(
+    ray_session: None,
+    uri: str,
+    raw: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(self: MirroredStorage) -> None:
+        raise OSError("AWS Error NETWORK_CONNECTION during PutObject")
+
+    monkeypatch.setattr(MirroredStorage, "_push_all", fails)
+    raw |= {"storage": uri, "search": raw["search"] | {"trials": 1}}
+    outcome = run_sweep(check_spec(spec_from(raw)))
+    assert [r.status for r in records(outcome.folder).values()] == ["complete"]
+    assert outcome.report.exists()
+    said = capsys.readouterr().out
+    assert said.count("storage: the last files could not be sent to file://") == 1

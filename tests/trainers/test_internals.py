@@ -20,6 +20,7 @@ from trainers.models.make import make_arch
 from trainers.timm_internals import (
     converted_checkpoint,
     eval_transform,
+    middle_of_long,
     train_transform,
 )
 from trainers.timm_library import timm
@@ -187,8 +188,8 @@ def test_the_random_crop_comes_first() -> None:
         (AugmentConfig(crop="padded"), "Resize"),
     ):
         chain = train_transform(augment, DataConfig(), 64).transforms
-        assert type(chain[0]).__name__ == first
-        names = [type(transform).__name__ for transform in chain]
+        names = [type(t).__name__ for t in chain if t is not middle_of_long]
+        assert names[0] == first
         assert sum("Crop" in name for name in names) == 1
         assert names.index("RandomHorizontalFlip") < names.index("RandAugment")
 

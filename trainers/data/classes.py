@@ -244,9 +244,7 @@ def _named_by_values(
     names = tuple(str(value) for value in values)
     remarks = []
     if is_text:
-        remarks.append(
-            f"Labels are text; the classes are in sorted order: {_shown(names)}."
-        )
+        remarks.append(f"The classes are the labels in sorted order: {_shown(names)}.")
     elif values != list(range(len(values))):
         remarks.append(
             f"Labels are not 0..{len(values) - 1}; {_shown(names)} are renumbered as"
@@ -285,7 +283,8 @@ def _check_range(labels: Labels, names: tuple[str, ...], place: str) -> None:
     if wrong.any():
         raise ValueError(
             f"{place}: labels lie in 0..{len(names) - 1} (there are"
-            f" {len(names)} class names); got {_shown(np.unique(labels[wrong]).tolist())}"
+            f" {len(names)} class names); got {_shown(np.unique(labels[wrong]).tolist())};"
+            " correct them, or name all classes with data.class_names"
         )
 
 

@@ -28,7 +28,9 @@ class Columns:
     remarks: tuple[str, ...]
 
 
-def columns_of(schema: pa.Schema, config: DataConfig, place: str) -> Columns:
+def columns_of(
+    schema: pa.Schema, config: DataConfig, place: str, *, training: bool
+) -> Columns:
     """The columns that `config` names, or the only ones that can be meant.
 
     Columns that Hugging Face `datasets` marks as Image and ClassLabel come first, then types and
@@ -36,9 +38,11 @@ def columns_of(schema: pa.Schema, config: DataConfig, place: str) -> Columns:
 
     Args:
         place: the file or data set, for messages.
+        training: labels must be there; those of a test part may be missing.
 
     Raises:
-        ValueError: no image column; several candidates; a column that is named is not there.
+        ValueError: no image column; no label column; several candidates; a column that is
+            named is not there.
     """
     features = _features(schema)
     remarks: list[str] = []
@@ -57,6 +61,11 @@ def columns_of(schema: pa.Schema, config: DataConfig, place: str) -> Columns:
         raise ValueError(
             f"{place}: column {image!r} holds {kind}, and no images (bytes, a path, or"
             " pixels as whole numbers 0..255)"
+        )
+    if label is None and training:
+        raise ValueError(
+            f"{place}: no column has the name of labels (label, target, …); columns are"
+            f" {', '.join(schema.names)}. data.label_column names one"
         )
     names = features.get(label or "", {}).get("names")
     return Columns(image, label, tuple(names) if names else None, tuple(remarks))

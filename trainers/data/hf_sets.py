@@ -163,7 +163,8 @@ def open_hf(config: DataConfig) -> Dataset:
     train, test, validation = _chosen(config, place, splits)
 
     def reader(name: str) -> Callable[[], Split]:
-        return lambda: _read(config, f"{place} split {name}", splits[name])
+        where, is_train = f"{place} split {name}", name == train
+        return lambda: _read(config, where, splits[name], training=is_train)
 
     return assemble(
         config,
@@ -216,6 +217,11 @@ def _splits(
 ) -> dict[str, Callable[[], _Source]]:
     """Split → what opens it; where an option is an expression such as train[:80%], that too."""
     if any((Path(place) / name).is_file() for name in _OF_SAVE_TO_DISK):
+        for option in ("subset", "revision", "streaming"):
+            if getattr(config, option):
+                raise ValueError(
+                    f"save_to_disk wrote it, and data.{option} does not apply"
+                )
         saved = datasets.load_from_disk(place)
         found = saved if isinstance(saved, Mapping) else {"train": saved}
         return {name: partial(_Source, split, ()) for name, split in found.items()}
@@ -231,10 +237,32 @@ def _splits(
     builder.download_and_prepare()
     options = (config.train_split, config.test_split)
     expressions = [option for option in options if option and "[" in option]
+    if expressions:
+        _check_apart(datasets, builder, config)
     return {
         name: lambda name=name: _Source(builder.as_dataset(split=name), ())
         for name in [*builder.info.splits, *expressions]
     }
+
+
+def _check_apart(datasets: Any, builder: Any, config: DataConfig) -> None:
+    """Refuse expressions such as train[:80%] and train[70%:] that share images."""
+    lengths = {name: split.num_examples for name, split in builder.info.splits.items()}
+    options = (config.train_split or "train", config.test_split or "test")
+    train, test = (
+        datasets.ReadInstruction.from_spec(option).to_absolute(lengths)
+        if "[" in option or option in lengths
+        else []
+        for option in options
+    )
+    for one in train:
+        for other in test:
+            shared = min(one.to, other.to) - max(one.from_, other.from_)
+            if one.splitname == other.splitname and shared > 0:
+                raise ValueError(
+                    f"data.train_split {options[0]!r} and data.test_split {options[1]!r} share"
+                    f" {shared} images; change one"
+                )
 
 
 def _chosen(
@@ -271,7 +299,9 @@ def _chosen(
     return train[0], *(next(iter(rest[w]), None) for w in ("test", "validation"))
 
 
-def _read(config: DataConfig, place: str, split: Callable[[], _Source]) -> Split:
+def _read(
+    config: DataConfig, place: str, split: Callable[[], _Source], *, training: bool
+) -> Split:
     """Columns and all labels of a split, and whether every image is there."""
     with _refused(place):
         data, files = split()
@@ -280,7 +310,7 @@ def _read(config: DataConfig, place: str, split: Callable[[], _Source]) -> Split
         raise ValueError(
             f"{place}: its columns are not known; data.streaming must be off"
         )
-    columns = columns_of(features.arrow_schema, config, place)
+    columns = columns_of(features.arrow_schema, config, place, training=training)
     cells = data.select_columns([columns.image]).with_format("arrow")
     if columns.label is None:
         labels = pa.nulls(sum(map(len, _batches(cells))), pa.int64())

@@ -27,7 +27,8 @@ from trainers.files import why_not_the_file
 
 BATCH = 256  # rows in memory at a time
 SAMPLE = 2_000  # images that are looked at before all are read
-BUFFER_BYTES = 1 << 20  # else the column of a whole row group is in memory
+SAMPLE_BYTES = 64 << 20
+BUFFER_BYTES = 1 << 20  # else all pages of a row group are in memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +72,8 @@ class ParquetPart:
                 start = end
 
     def sample(self, most: int) -> Iterator[tuple[int, bytes | Path | Pixels]]:
-        """(row, image) of the first rows of every file: at least one of each, `most` in all or at
-        most `SAMPLE`.
+        """(row, image) of the first rows of every file: at least one of each; in all about
+        `most`, `SAMPLE` or `SAMPLE_BYTES`, whichever is least.
         """
         each = -(-min(most, SAMPLE) // len(self.files))
         start = 0
@@ -82,8 +83,12 @@ class ParquetPart:
             first, last = np.searchsorted(self.rows, [start, end]).tolist()
             chosen = self.rows[first : min(last, first + each)] - start
             find = finder(file.parent, self.root)
+            size = 0
             for row, image in _at(file, column, chosen, find):
                 yield first + row, image
+                size += len(image) if isinstance(image, bytes) else 0
+                if size > SAMPLE_BYTES // len(self.files):
+                    break
             start = end
 
     def content(self, cache_dir: Path) -> Iterator[bytes | memoryview]:
@@ -108,22 +113,29 @@ def open_parquet(config: DataConfig) -> Dataset:
     """
     root = root_folder(config)
     found = find_shards(root, config, ".parquet")
-    train = _read(found.train, config, root)
+    train = _read(found.train, config, root, training=True)
     train = replace(train, remarks=(*found.remarks, *train.remarks))
 
     def reader(files: tuple[Path, ...] | None) -> Callable[[], Split] | None:
-        return None if files is None else lambda: _read(files, config, root)
+        return (
+            None
+            if files is None
+            else lambda: _read(files, config, root, training=False)
+        )
 
     test, validation = reader(found.test), reader(found.validation)
     return assemble(config, str(root), train, test, validation)
 
 
-def _read(files: tuple[Path, ...], config: DataConfig, root: Path) -> Split:
+def _read(
+    files: tuple[Path, ...], config: DataConfig, root: Path, *, training: bool
+) -> Split:
     """Footers and all labels of a split's shards; that no image is missing."""
     found = []
     for file in files:
         with _opened(file) as parquet:
-            found.append(columns_of(parquet.schema_arrow, config, str(file)))
+            schema = parquet.schema_arrow
+        found.append(columns_of(schema, config, str(file), training=training))
     names = {columns.names: file for columns, file in zip(found, files, strict=True)}
     names.pop(None, None)
     if len(names) > 1:
@@ -199,7 +211,7 @@ def _at(
 ) -> Iterator[tuple[int, bytes | Path | Pixels]]:
     """(position in `rows`, image) of ascending rows of a file; no row after them is read."""
     start = done = 0
-    for cells in _cells(file, column, rows=min(BATCH, len(rows)) or 1):
+    for cells in _cells(file, column, rows=min(BATCH // 8, len(rows)) or 1):
         if done == len(rows):
             return
         last = int(np.searchsorted(rows, start + len(cells)))
@@ -223,7 +235,9 @@ def _opened(file: Path) -> Iterator[pq.ParquetFile]:
         ValueError: it is damaged, or none.
     """
     try:
-        with pq.ParquetFile(file, buffer_size=BUFFER_BYTES) as parquet:
+        with pq.ParquetFile(
+            file, buffer_size=BUFFER_BYTES, pre_buffer=False
+        ) as parquet:
             yield parquet
     except (pa.ArrowException, OSError) as error:
         reason = file.is_file() and why_not_the_file(file)

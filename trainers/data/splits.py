@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.config import AugmentConfig, DataConfig, values_to_hash
+from trainers.config import AugmentConfig, DataConfig
 from trainers.data.augment import BatchAugment, EvalTransform, Finish
 from trainers.data.cache import UnequalImagesError, open_images, open_pixels
 from trainers.data.decoding import Decoding
@@ -31,7 +31,9 @@ from trainers.data.remarks import balance_remarks, duplicate_remarks
 from trainers.data.stratify import stratified_order
 from trainers.data.streaming import ImageReader, Streams
 from trainers.data.transfer import put
+from trainers.hashing import values_to_hash
 from trainers.timm_internals import eval_transform, train_transform
+from trainers.words import listed
 
 Split = Literal["train", "val", "test"]
 
@@ -112,6 +114,7 @@ def data_info(config: DataConfig) -> DataInfo:
         *info.remarks,
         *check_decodes(dataset, found, config.max_unreadable),
         *balance_remarks(dataset),
+        *_unlearnt(dataset, config),
         *duplicate_remarks(dataset),
     ]
     return dataclasses.replace(info, remarks=tuple(remarks))
@@ -366,6 +369,20 @@ def _in_memory(config: DataConfig, found: Inspected) -> bool:
     """Whether images are to be decoded once; training finds out if they are not all alike."""
     small = found.small_side is not None
     return config.in_memory == "yes" or (config.in_memory == "auto" and small)
+
+
+def _unlearnt(dataset: Dataset, config: DataConfig) -> list[str]:
+    """A remark about classes of which the split leaves nothing to train on."""
+    labels = dataset.train.labels
+    train_rows, _ = _split(labels, config)
+    lost = sorted(set(labels.tolist()) - set(labels[train_rows].tolist()))
+    if not lost:
+        return []
+    names = listed(dataset.class_names[label] for label in lost)
+    return [
+        f"No image to train on is left of {names}, after data.limit and the validation part"
+        " are taken."
+    ]
 
 
 def _num_val(total: int, config: DataConfig) -> int:

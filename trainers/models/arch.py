@@ -206,6 +206,19 @@ def meta_device() -> Iterator[None]:
         yield
 
 
+BUILD_ERRORS = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    AssertionError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+)
+"""What constructors of models raise for arguments that they do not take: they check few."""
+
+
 def on_meta(arch: Arch) -> nn.Module:
     """The module of `arch` on the meta device: shapes, neither values nor memory. Takes
     milliseconds; no random number is drawn.
@@ -235,7 +248,7 @@ def _built_once(arch_json: str) -> None:
                 "the patch is larger than the image; lower patch_size or raise"
                 " data.image_size"
             )
-    except (TypeError, AssertionError, ValueError, RuntimeError, KeyError) as error:
+    except BUILD_ERRORS as error:
         shown = {k: v for k, v in arch.args.items() if k != "num_classes"}
         reason = str(error) or f"{type(error).__name__} while building"
         raise ValueError(

@@ -2,9 +2,11 @@
 what the dimensions of a transformer block are called.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 BLOCK_DIMS = ("heads", "qk", "v", "mlp")
 """Per-block entries of `Arch.dims` of a ViT whose blocks differ, each a list over blocks."""
@@ -26,6 +28,16 @@ LINEAR_AND_CONV: tuple[type[nn.Module], ...] = (
 """Layers whose parameters are quantised, counted and coded: linear ones and convolutions of any
 number of dimensions, transposed ones too.
 """
+NORMS: tuple[type[nn.Module], ...] = (
+    _BatchNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+)
+"""Layers whose parameters are quantised and counted too where a stage says `include_norm`."""
+NORMS_QUANTIZED = "norms_quantized"
+"""Key of `ModelState.meta`: true where a stage quantised the parameters of norms too."""
 
 
 def is_linear_or_conv(layer: nn.Module) -> bool:
@@ -52,6 +64,18 @@ def linear_and_conv_parameters(
         if isinstance(layer, kinds)
         for leaf, parameter in layer.named_parameters(recurse=False)
     }
+
+
+def quantizable_parameters(
+    module: nn.Module, *, include_norm: bool
+) -> dict[str, nn.Parameter]:
+    """`linear_and_conv_parameters`, and with `include_norm` those of norms."""
+    return linear_and_conv_parameters(module, also=NORMS if include_norm else ())
+
+
+def counts_norms(meta: Mapping[str, Any]) -> bool:
+    """Whether the values of norms belong to a model's quantised ones, by its `meta`."""
+    return bool(meta.get(NORMS_QUANTIZED, False))
 
 
 def classifier_layers(module: nn.Module) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from trainers.config import TrainConfig, duration_in_steps
+from trainers.config import TrainConfig
+from trainers.durations import duration_in_steps
 from trainers.timm_library import timm
 from trainers.words import did_you_mean
 
@@ -222,9 +223,9 @@ class Schedule:
     def after_step(self, steps: int) -> None:
         """Set rates for the next step after `steps` steps in all."""
         at = steps
-        if self.config.schedule_step == "epoch":
-            epochs_before = max(steps // self.steps_per_epoch - 1, 0)
-            at = epochs_before * self.steps_per_epoch
+        if self.config.schedule_step != "step":
+            lag = 1 if self.config.schedule_step == "epoch" else 0
+            at = max(steps // self.steps_per_epoch - lag, 0) * self.steps_per_epoch
         self._lr.step_update(at)
         end = self.config.weight_decay_end
         if end is None:

@@ -111,6 +111,13 @@ def test_without_a_test_part_a_fifth_is_held_out(tmp_path: Path) -> None:
     assert beside.train.paths == direct.train.paths
 
 
+def too_few_for_a_fifth(root: Path) -> None:
+    shutil.rmtree(root / "val")
+    for file in (root / "train").rglob("*.png"):
+        if file.name != "0.png":
+            file.unlink()
+
+
 def one_class(root: Path) -> None:
     shutil.rmtree(root / "train" / "light")
 
@@ -173,6 +180,7 @@ def two_trains(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (too_few_for_a_fifth, "a fifth of 2 images gives none; add images"),
         (one_class, "needs two classes.*light|needs two classes.*dark"),
         (wrapped, "one, images; its own folders are dark, light"),
         (images_directly, "one folder per class .* its 1 images lie directly in it"),

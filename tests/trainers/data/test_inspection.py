@@ -198,6 +198,14 @@ def test_a_part_without_a_readable_image(keep: int, tmp_path: Path) -> None:
         info_of(root, max_unreadable=100)
 
 
+def test_a_class_without_a_readable_image(tmp_path: Path) -> None:
+    root = class_folders(tmp_path)
+    for number, file in enumerate((root / "train" / "dark").iterdir()):
+        file.write_bytes(file.read_bytes()[: 40 * (number % 2)])
+    with pytest.raises(ValueError, match="no training image of dark can be read"):
+        info_of(root, max_unreadable=100)
+
+
 def test_images_that_become_unreadable_later(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "set")
     config = config_of(root, max_unreadable=100, in_memory="no")

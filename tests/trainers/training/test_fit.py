@@ -8,13 +8,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers.config import AugmentConfig, EmaConfig, TrainConfig, duration_in_steps
+from trainers.config import AugmentConfig, EmaConfig, TrainConfig
 from trainers.data.splits import Data
+from trainers.durations import duration_in_steps
 from trainers.models.arch import ModelState
 from trainers.models.make import make_arch
 from trainers.training import distributed
 from trainers.training.checkpoint import CheckpointFolder
-from trainers.training.fit import FitResult, Hook, NonFiniteLossError, fit
+from trainers.training.fit import (
+    FitResult,
+    Hook,
+    NonFiniteLossError,
+    fit,
+    set_training,
+)
 from trainers.training.losses import TaskObjective
 from trainers.training.optim import Schedule, make_optimizer
 
@@ -394,3 +401,37 @@ def test_workers_agree_only_where_there_is_something_to_decide(
     hooks = [Hook(), DecidesAtFive()]
     assert run(tiny_vit(), digits, quick_train, tmp_path, hooks=hooks).steps == 9
     assert asked == [False]
+
+
+class Root(nn.Module):
+    """Two heads while its root trains; dropout, BatchNorm and a child of its own beneath."""
+
+    def __init__(self, distilled_training: bool) -> None:
+        super().__init__()
+        self.distilled_training = distilled_training
+        self.inner = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5))
+
+
+@pytest.mark.parametrize("distilled", [True, False])
+def test_layers_can_stay_in_eval_mode(distilled: bool) -> None:
+    module = Root(distilled)
+    set_training(module, train_mode=False)
+    assert module.training == distilled
+    assert not any(layer.training for layer in module.inner.modules())
+    set_training(module, train_mode=True)
+    assert all(layer.training for layer in module.modules())
+
+
+def test_a_fit_in_eval_mode_draws_no_dropout_and_moves_no_statistics(
+    digits: Data, tmp_path: Path, quick_train: TrainConfig
+) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.BatchNorm2d(3), nn.Dropout(0.9), nn.Flatten(), nn.Linear(3072, 10)
+    )
+    config = quick_train.model_copy(update={"train_mode": False})
+    run(module, digits, config, tmp_path)
+    norm = module[0]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert torch.equal(norm.running_mean, torch.zeros(3))  # type: ignore[arg-type]
+    assert not torch.equal(norm.weight, torch.ones(3))

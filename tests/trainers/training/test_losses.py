@@ -110,3 +110,42 @@ def test_kl_to_the_dense_model_is_added_to_what_labels_and_a_cnn_say(
     kl = (np.exp(log_t) * (log_t - log_s)).sum() / (3 * 4)
     expected = cross_entropy(heads[0], labels, 0.1).item() + 50.0 * kl
     assert plain(Fixed(heads[0]), images, labels).item() == pytest.approx(expected)
+
+
+def two_heads(size: tuple[int, int] = (3, 4)) -> tuple[Tensor, Tensor]:
+    return torch.tensor(RNG.normal(size=size)), torch.tensor(RNG.normal(size=size))
+
+
+def test_the_loss_of_labels_may_take_the_mean_of_both_heads() -> None:
+    heads, labels = two_heads(), torch.tensor([1, 0, 3])
+    teacher = torch.tensor(RNG.normal(size=(3, 4)))
+    config = DistillConfig(teacher="source", alpha=0.3, base_loss_heads="mean")
+    got = DistillObjective(Fixed(teacher), config, 0.0)(
+        Fixed(heads), torch.zeros(3), labels
+    )
+    mean = (heads[0] + heads[1]).numpy() / 2
+    labelled = -log_softmax(mean)[np.arange(3), labels].mean()
+    distilled = -log_softmax(heads[1].numpy())[np.arange(3), teacher.argmax(1)].mean()
+    assert got.item() == pytest.approx(0.7 * labelled + 0.3 * distilled, rel=1e-6)
+
+
+def test_kl_of_both_heads_is_the_mean_of_their_divergences() -> None:
+    heads, dense, labels = (
+        two_heads((6, 5)),
+        two_heads((6, 5)),
+        torch.arange(5).repeat(2)[:6],
+    )
+    objective = KlObjective(
+        TaskObjective(0.0), Fixed(dense), 50.0, 20.0, original_coeff=0.0, heads="both"
+    )
+    each = []
+    for student, teacher in zip(heads, dense, strict=True):
+        log_t, log_s = (
+            log_softmax(teacher.numpy() / 20),
+            log_softmax(student.numpy() / 20),
+        )
+        each.append((np.exp(log_t) * (log_t - log_s)).sum() / (6 * 5))
+    got = objective(Fixed(heads), torch.zeros(6), labels).item()
+    assert got == pytest.approx(50 * (each[0] + each[1]) / 2, rel=1e-6)
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        objective(Fixed(heads[0]), torch.zeros(6), labels)

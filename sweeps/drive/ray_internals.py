@@ -1,0 +1,79 @@
+"""Private doors of Ray; `tests/sweeps/test_internals.py` has a test for each."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ray._private import auto_init_hook, services
+from ray._private import worker as driver_worker
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import RayActorError, RayTaskError
+from ray.tune.execution import tune_controller
+
+
+@contextlib.contextmanager
+def in_own_process_groups() -> Iterator[None]:
+    """The processes that Ray starts inside are in process groups of their own.
+
+    A signal to the driver's group (Ctrl-C, a closed terminal, `timeout`, `docker stop`) then
+    reaches the driver alone, which ends the trials in order.
+    """
+    if os.name == "nt":  # Ray does so by itself there
+        yield
+        return
+    before = services.ConsolePopen
+    services.ConsolePopen = functools.partial(before, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
+
+
+@contextlib.contextmanager
+def tamed() -> Iterator[None]:
+    """Inside, Ray speaks only when it is spoken to, and starts only when it is started.
+
+    It would print what its own processes say of their death, whatever `log_to_driver` says, with
+    terminal escapes and twenty lines of a log. And a call after its end would start another one.
+    """
+    before = driver_worker.print_to_stdstream, auto_init_hook.enable_auto_connect
+    driver_worker.print_to_stdstream = lambda *args, **options: None
+    auto_init_hook.enable_auto_connect = False
+    try:
+        yield
+    finally:
+        driver_worker.print_to_stdstream, auto_init_hook.enable_auto_connect = before
+
+
+@contextlib.contextmanager
+def deaths_of_processes(note: Callable[[Exception], None]) -> Iterator[None]:
+    """Whatever ends a trial's process inside fails that one trial, and no more.
+
+    Tune knows two kinds of errors that come out of a trial's process. A kill by Ray's memory
+    monitor is neither of them, and would end Tune with all its trials.
+
+    Args:
+        note: hears why, before Tune handles it.
+    """
+
+    class Manager(RayActorManager):
+        def _actor_task_failed(self, tracked_actor_task: Any, exception: Any) -> None:
+            note(exception)
+            if not isinstance(exception, RayActorError | RayTaskError):
+                exception = RayActorError(error_msg=str(exception))
+            super()._actor_task_failed(tracked_actor_task, exception)
+
+        def _actor_start_failed(self, tracked_actor: Any, exception: Any) -> None:
+            note(exception)
+            super()._actor_start_failed(tracked_actor, exception)
+
+    before = tune_controller.RayActorManager
+    tune_controller.RayActorManager = Manager
+    try:
+        yield
+    finally:
+        tune_controller.RayActorManager = before

@@ -1,0 +1,301 @@
+"""How a sweep ends that does not come to its end: signals, what dies under it, and what is said."""
+
+import errno
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+)
+
+from sweeps.check import check_spec
+from sweeps.cli.run import _tell
+from sweeps.cli.terminal import _LastingStream, lasting_output
+from sweeps.drive import driver, tune_run
+from sweeps.drive.deaths import death_of
+from sweeps.drive.driver import SweepResult, run_sweep
+from sweeps.drive.interrupt import Interrupt, ending_signals
+from sweeps.drive.trial_events import TrialEvents
+from sweeps.drive.tune_run import Pulse, TuneRun
+from sweeps.run.folder import full_trial_id
+from sweeps.run.plan import Site, TrialPlan
+from sweeps.run.record import (
+    TrialError,
+    TrialRecord,
+    innermost,
+    is_storage_fault,
+)
+from sweeps.spec.load import spec_from
+from sweeps.trial.attempt import run_trial
+from sweeps.trial.execute import Execution
+from tests.sweeps.helpers import plan, records, site
+from tests.sweeps.test_driver import does_nothing
+
+# --- signals
+
+
+@pytest.mark.parametrize("number", ending_signals())
+def test_the_first_signal_asks_and_only_ctrl_c_insists(number: signal.Signals) -> None:
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), number)
+        time.sleep(0)
+        assert interrupt.seen
+        if number == signal.SIGINT:
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(number)
+        else:
+            os.kill(os.getpid(), number)  # `timeout` sends it twice
+            time.sleep(0.01)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_nohup_stays_in_force() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt() as interrupt:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.01)
+        assert not interrupt.seen
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_rays_own_handler_of_sigterm_does_not_end_the_driver() -> None:
+    with Interrupt() as interrupt:
+        with interrupt.kept():
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        assert interrupt.seen
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+
+def test_output_outlives_its_reader() -> None:
+    reader, writer = os.pipe()
+    with open(writer, "w", buffering=1) as stream:
+        os.close(reader)
+        lasting = _LastingStream(stream)
+        assert lasting.write("nobody reads this\n") == 18
+        lasting.flush()
+        assert lasting.encoding == stream.encoding
+    with lasting_output():
+        assert not sys.stdout.isatty()
+
+
+# --- Tune beside the main thread
+
+
+class StillPulse(Pulse):
+    """A Ray of which something is lost, or nothing."""
+
+    def __init__(self, lost: str | None = None) -> None:
+        self.said = lost
+
+    def lost(self) -> str | None:
+        return self.said
+
+
+def tune(monkeypatch: pytest.MonkeyPatch, lost: str | None = None) -> TuneRun:
+    monkeypatch.setattr(tune_run, "Pulse", lambda: StillPulse(lost))
+    monkeypatch.setattr(tune_run, "_REFUSED_SECONDS", 0.1)
+    monkeypatch.setattr(tune_run, "_ENDING_SECONDS", 0.2)
+    return TuneRun(lambda: False)
+
+
+def test_what_tune_raises_is_raised_by_who_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fit() -> None:
+        raise RuntimeError("Caught unexpected exception")
+
+    with pytest.raises(RuntimeError, match="unexpected"):
+        tune(monkeypatch).wait(fit)
+
+
+def test_a_hook_that_raises_ends_the_run_with_its_own_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tune(monkeypatch)
+
+    def fit() -> None:
+        with run.guarded():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        while not run.wants_end():
+            time.sleep(0.01)
+
+    with pytest.raises(OSError, match="No space left"):
+        run.wait(fit)
+
+
+@pytest.mark.parametrize("lost", [None, "Ray's head process (GCS) does not answer"])
+def test_a_run_that_hangs_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, lost: str | None
+) -> None:
+    run, release = tune(monkeypatch, lost), threading.Event()
+    run.interrupted = lambda: True
+    begun = time.monotonic()
+    if lost is None:
+        run.wait(release.wait)
+    else:
+        with pytest.raises(driver.RayLostError, match="does not answer"):
+            run.wait(release.wait)
+    assert time.monotonic() - begun < 5
+    assert run.is_over
+    release.set()
+
+
+# --- why a process died
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (OutOfMemoryError("Task was killed"), "OutOfMemory", "almost no memory left"),
+        (NodeDiedError("gone"), "NodeDied", "its node died"),
+        (RayActorError(), "ProcessDied", "died 2 times; out of memory?"),
+        (
+            RayTaskError(
+                "f",
+                "Traceback",
+                ModuleNotFoundError("No module named 'x'"),
+                "p",
+                1,
+                "h",
+            ),
+            "ModuleNotFoundError",
+            "No module named 'x'",
+        ),
+    ],
+)
+def test_a_death_says_its_reason(error: Exception, kind: str, words: str) -> None:
+    said = death_of(error).error(2)
+    assert said.type == kind
+    assert words in said.message
+    assert ("out of memory?" in said.message) == (kind == "ProcessDied")
+
+
+def test_errors_are_unwrapped_and_without_colours() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    wrapped = RuntimeError("Tune failed")
+    wrapped.__cause__ = RayTaskError("f", "text", full, "p", 1, "h")
+    assert is_storage_fault(wrapped)
+    assert innermost(wrapped) is full
+    assert not is_storage_fault(RuntimeError("no"))
+    error = TrialError.of(ValueError("\x1b[36mray::f()\x1b[39m failed"))
+    assert error.message == "ray::f() failed"
+    assert TrialError.of(AssertionError()).message == "AssertionError"
+    assert TrialError.of(error) == error
+
+
+# --- attempts of the driver
+
+
+def by_value() -> None:
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[does_nothing.__module__])
+
+
+def fails_once(what: Callable[..., Any], error: Exception) -> Callable[..., Any]:
+    """`what`, but its third call raises."""
+    calls = 0
+
+    def call(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise error
+        return what(*args, **options)
+
+    return call
+
+
+def test_an_error_in_a_hook_ends_one_attempt_and_no_sweep(
+    raw: dict[str, Any],
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    by_value()
+    broken = fails_once(TrialEvents.ended, KeyError("a bug"))
+    monkeypatch.setattr(
+        TrialEvents, "ended", lambda self, *a, **o: broken(self, *a, **o)
+    )
+    raw |= {"name": "tripped", "resources": {"concurrent": 1}}
+    outcome = run_sweep(check_spec(spec_from(raw)), trial=does_nothing)
+    assert (outcome.fault, outcome.interrupted) == (None, False)
+    found = records(outcome.folder)
+    assert [r.status for r in found.values()] == ["complete"] * 4
+    assert len(outcome.report.read_bytes()) > 1000
+    said = capsys.readouterr().out
+    assert said.count("the search was ended by KeyError: 'a bug'; the trials") == 1
+
+
+def test_attempts_in_vain_are_bounded(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without Ray: it never starts."""
+    tries = 0
+
+    def start_ray(cpus: int | None) -> None:
+        nonlocal tries
+        tries += 1
+        raise driver.RayLostError("Ray did not start on this machine (no time)")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("sweeps.drive.cluster.start_ray", start_ray)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    outcome = run_sweep(check_spec(spec_from(raw | {"name": "unborn"})))
+    assert tries == driver.MOST_IN_VAIN
+    assert outcome.fault is not None
+    assert outcome.fault.startswith("Ray did not start on this machine")
+    assert outcome.report.exists()
+    assert not (outcome.folder / "driver.json").exists()
+    assert _tell(outcome) == 75
+    assert _tell(SweepResult(outcome.folder, True, False, outcome.report)) == 130
+
+
+# --- what a trial gives
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_metric_that_is_not_finite_fails_the_trial(
+    tmp_path: Path, value: float
+) -> None:
+    def work(plan: TrialPlan, site: Site, on_epoch: Any, on_stage: Any) -> Execution:
+        return Execution({"accuracy": 0.5, "loss": value}, [], 1.0, 1.0, {})
+
+    outcome = run_trial(plan(), site(tmp_path / "run", max_failures=3), work)
+    assert outcome.status == "failed"
+    assert outcome.error is not None
+    assert f"loss is {value}" in outcome.error.message
+    record = TrialRecord.read(tmp_path / "run/trials/00000")
+    assert record is not None
+    assert record.attempts == 1  # the same bits would give the same
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("7", "00007"),
+        ("0", "00000"),
+        ("007-r1", "00007-r1"),
+        ("00012", "00012"),
+        ("123456", "123456"),
+        ("best", "best"),
+        ("-1", "-1"),
+    ],
+)
+def test_a_trial_may_be_named_by_its_number(given: str, meant: str) -> None:
+    assert full_trial_id(given) == meant
