@@ -19,6 +19,7 @@ from trainers.models.arch import (
     ModelState,
     on_meta,
 )
+from trainers.option_types import ModelName
 from trainers.training.losses import (
     DistillObjective,
     KlHeads,
@@ -27,7 +28,6 @@ from trainers.training.losses import (
     TaskObjective,
 )
 from trainers.training.optim import check_train_config, make_optimizer
-from trainers.user_paths import ModelName
 
 
 class Finetune(Stage, TrainConfig):

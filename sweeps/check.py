@@ -1,6 +1,7 @@
 """Everything that can be found wrong before a resource is taken."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -152,6 +153,11 @@ def _check_storage(spec: Spec) -> None:
             Remote(spec.storage).check_writable()
         except ValueError as error:
             raise SpecError(str(error)) from error
+    if re.match(r"[a-z][a-z0-9+]+:/", spec.storage) and not is_uri(spec.storage):
+        raise SpecError(
+            f"storage: {spec.storage} is neither a folder nor a URI, which has two slashes"
+            " after its colon"
+        )
     parent = spec.run_folder.parent.absolute()
     while not parent.exists() and parent != parent.parent:
         parent = parent.parent

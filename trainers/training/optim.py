@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from trainers.config import TrainConfig
-from trainers.durations import duration_in_steps
+from trainers.option_types import duration_in_steps
 from trainers.timm_library import timm
 from trainers.words import did_you_mean
 
