@@ -22,11 +22,12 @@ from trainers.option_types import (
     Deviation,
     Duration,
     ModelName,
-    SetName,
     Shares,
     SourceName,
     UserPath,
+    YesOrNo,
 )
+from trainers.shard_options import ShardOptions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -40,62 +41,20 @@ class Config(BaseModel):
     )
 
 
-class DataConfig(Config):
+class DataConfig(Config, ShardOptions):
     """A labelled image data set, its validation split and how images reach the model."""
 
     dataset: str = Field(
         "digits",
         description=(
-            "digits is bundled; parquet and folder read `root`; cifar10, cifar100,"
-            " flowers102, pets, stl10, food101, dtd, svhn and eurosat come through"
-            " torchvision; plugins may offer more"
+            "digits is bundled; folder, parquet and webdataset read `root`, hf `root` or"
+            " `name`; cifar10, cifar100, flowers102, pets, stl10, food101, dtd, svhn and"
+            " eurosat come through torchvision; plugins may offer more"
         ),
     )
     root: UserPath | None = Field(None, description="folder of the data set")
     download: bool = Field(
         False, description="let torchvision download the set into `root`"
-    )
-    name: SetName | None = Field(
-        None, description="hf: a repository of the Hugging Face Hub, or a local folder"
-    )
-    subset: str | None = Field(
-        None,
-        description="parquet, hf: which data set where a folder or name has several",
-    )
-    revision: str | None = Field(
-        None, description="hf: branch, tag or commit of the repository"
-    )
-    streaming: bool = Field(
-        False,
-        description="hf: read from the Hub as a stream, without a copy in its cache",
-    )
-    train_split: str | None = Field(
-        None,
-        description=(
-            "parquet, webdataset: the word in names of training shards, or a pattern of"
-            " files; hf: a split, such as train[:80%]; default: train"
-        ),
-    )
-    test_split: str | None = Field(
-        None,
-        description="the same for the test part; default: test, or else validation",
-    )
-    image_column: Annotated[str | None, LATER] = Field(
-        None, description="parquet, hf: column of images; webdataset: their suffix"
-    )
-    label_column: str | None = Field(
-        None,
-        description=(
-            "parquet, hf: the column of labels; webdataset: the key in .json; default:"
-            " found"
-        ),
-    )
-    class_names: tuple[str, ...] | UserPath | None = Field(
-        None,
-        description=(
-            "parquet, hf, webdataset: names of labels 0, 1, …, or a text file with one a"
-            " line; default: as the files say"
-        ),
     )
     image_size: int | None = Field(
         None,
@@ -148,7 +107,7 @@ class DataConfig(Config):
     limit_test: int | None = Field(
         None, ge=1, description="use only this many test images"
     )
-    in_memory: Literal["auto", "yes", "no"] = Field(
+    in_memory: YesOrNo = Field(
         "auto",
         description=(
             "auto: images of at most 96 px are decoded once and shared; larger ones"

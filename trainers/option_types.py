@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
@@ -111,3 +111,12 @@ Shares = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
 """A range of shares: from 0 to 1, the smaller number first."""
 
 Deviation = Annotated[float, Field(gt=0)]
+
+
+def _as_word(value: Any) -> Any:
+    """YAML reads a bare yes or no as true or false."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+
+
+YesOrNo = Annotated[Literal["auto", "yes", "no"], BeforeValidator(_as_word)]
+"""Yes, no, or what fits."""
