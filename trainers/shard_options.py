@@ -2,16 +2,16 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel, Field
 
 from trainers.hashing import LATER
-from trainers.user_paths import UserPath, UserText, absolute_folder
+from trainers.option_types import SetName, UserPath
 
 
 class ShardOptions(BaseModel):
     """What `parquet`, `hf` and `webdataset` read beside the options of every data set."""
 
-    name: Annotated[UserText, AfterValidator(absolute_folder)] | None = Field(
+    name: SetName | None = Field(
         None, description="hf: a repository of the Hugging Face Hub, or a local folder"
     )
     subset: str | None = Field(
