@@ -23,6 +23,7 @@ class Header:
 
     Attributes:
         describes_metrics: whether the run describes its metrics; those of schema 1 do not.
+        data, remarks: as in `Run`.
     """
 
     name: str
@@ -34,6 +35,8 @@ class Header:
     parameters: list[str]
     metrics: Metrics
     describes_metrics: bool
+    data: str
+    remarks: list[str]
 
 
 def read_header(
@@ -56,11 +59,13 @@ def read_header(
         seed=seed if fits(seed, "Int64") else None,
         spec=_spec(data.get("spec", {}), problems),
         objectives=_objectives(data.get("objectives", []), problems),
-        parameters=_parameters(data.get("params", []), problems),
+        parameters=_texts(data, "params", problems),
         metrics=(
             read_metrics(data["metrics"], problems) if describes else schema_1.DECLARED
         ),
         describes_metrics=describes,
+        data=_text(data, "data", "", problems),
+        remarks=_texts(data, "remarks", problems),
     )
 
 
@@ -81,14 +86,26 @@ def _spec(value: Any, problems: list[str]) -> dict[str, Any]:
     except RecursionError:
         problems.append(f"{RUN_FILE}: spec is nested too deeply")
         return {}
-    return value
+    cleaned: dict[str, Any] = _cleaned(value)
+    return cleaned
 
 
-def _parameters(value: Any, problems: list[str]) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(p, str) for p in value):
-        problems.append(f"{RUN_FILE}: params must be a list of names, got {value!r}")
+def _cleaned(value: Any) -> Any:
+    """`value` with all its texts made fit to be shown."""
+    if isinstance(value, dict):
+        return {clean_text(key): _cleaned(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(item) for item in value]
+    return clean_text(value) if isinstance(value, str) else value
+
+
+def _texts(data: Mapping[str, Any], key: str, problems: list[str]) -> list[str]:
+    """A list of texts, each once."""
+    value = data.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        problems.append(f"{RUN_FILE}: {key} must be a list of texts, got {value!r}")
         return []
-    return list(dict.fromkeys(clean_text(name) for name in value))
+    return list(dict.fromkeys(clean_text(text) for text in value))
 
 
 def _objective(item: Mapping[str, Any]) -> Objective:

@@ -134,6 +134,8 @@ def _run(
         command=header.command,
         seed=header.seed,
         spec=header.spec,
+        data=header.data,
+        remarks=header.remarks,
         metrics=metrics,
         problems=[clean_text(p)[:_LONGEST_PROBLEM] for p in problems],
         trials=frames["trials"],

@@ -43,6 +43,13 @@ def merge(runs: Sequence[Run]) -> Run:
         parameters=[RUN_PARAMETER, *dict.fromkeys(parameters)],
         command="",
         spec={},
+        data="",
+        remarks=[
+            f"{label}: {text}"
+            for label, run in members.items()
+            for text in [run.data, *run.remarks]
+            if text
+        ],
         seed=None,
         metrics=Metrics(metrics),
         problems=[

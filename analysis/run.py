@@ -37,6 +37,8 @@ class Run:
         command: the shell command that began it.
         seed: the sweep's root seed.
         spec: the resolved spec.
+        data: the data set in one line.
+        remarks: what the sweep said of its source and its data when it began, whole sentences.
         metrics: descriptions and units of what was measured.
         problems: every file that could not be read, by name, and why.
         members: the runs that a merged one (`analysis.merge`) is made of, by the first part of
@@ -56,6 +58,8 @@ class Run:
     classes: pd.DataFrame
     seed: int | None = None
     spec: dict[str, Any] = field(default_factory=dict)
+    data: str = ""
+    remarks: list[str] = field(default_factory=list)
     metrics: Metrics = field(default_factory=Metrics)
     problems: list[str] = field(default_factory=list)
     members: dict[str, Run] = field(default_factory=dict)

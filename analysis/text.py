@@ -6,10 +6,25 @@ _MOVES_A_TERMINAL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
 )
 """Control characters, and those that turn the direction of writing; not tab and new line."""
+_USER_OF_URI = re.compile(r"(?<=://)[^/\s?#@]+@")
+_KEY_OF_QUERY = re.compile(
+    r"([?&](?:access_key|secret_key|session_token|password|token|api_key|sig)=)[^&\s]+",
+    re.IGNORECASE,
+)
+
+
+def without_credentials(text: str) -> str:
+    """`text` with users, passwords and keys in the addresses that it holds replaced by `***`."""
+    if "://" not in text:
+        return text
+    return _KEY_OF_QUERY.sub(r"\1***", _USER_OF_URI.sub("***@", text))
 
 
 def clean_text(value: str) -> str:
-    """`value` without lone surrogates, which JSON can spell and UTF-8 cannot."""
+    """`value` without credentials in addresses, and without lone surrogates, which JSON can spell
+    and UTF-8 cannot.
+    """
+    value = without_credentials(value)
     if value.isascii():
         return value
     return value.encode("utf-8", "replace").decode("utf-8")

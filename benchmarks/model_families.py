@@ -4,6 +4,7 @@ Widths and depths are reduced where timm takes them as arguments. `larger` is wh
 is made from by weight selection: its teacher, no smaller in any axis.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,11 @@ class Family:
     larger: dict[str, Any] | None = None
     larger_model: str | None = None
     image_size: int = 32
+
+    @property
+    def slug(self) -> str:
+        """The name as part of a file's name."""
+        return re.sub(r"\W+", "-", self.name.lower()).strip("-")
 
 
 def _vits() -> list[Family]:
@@ -142,8 +148,8 @@ def _hierarchical() -> list[Family]:
             "CoAtNet",
             kind,
             "coatnet_pico_rw_224",
-            {"embed_dim": [32, 32, 64, 64], "depths": [1, 1, 1, 1]},
-            {"embed_dim": [64, 64, 96, 96], "depths": [2, 2, 2, 2]},
+            {"embed_dim": [64, 64, 96, 96], "depths": [1, 1, 1, 1]},
+            {"embed_dim": [64, 64, 128, 128], "depths": [2, 2, 2, 2]},
         ),
         Family(
             "DaViT",
@@ -167,11 +173,16 @@ def _convolutional() -> list[Family]:
             "ResNeXt",
             kind,
             "resnext50_32x4d",
-            {"layers": [1, 1, 1, 1]},
-            {"layers": [2, 2, 2, 2]},
+            RESNET | {"channels": [16, 32, 32, 64]},
+            LARGER_RESNET | {"channels": [32, 32, 64, 64]},
         ),
         Family("SE-ResNet", kind, "seresnet18", RESNET, LARGER_RESNET),
-        Family("ResNet v2 (BiT)", kind, "resnetv2_50x1_bit"),
+        Family(
+            "ResNet v2 (BiT)",
+            kind,
+            "resnetv2_50x1_bit",
+            {"channels": [128, 128, 256, 256]},
+        ),
         Family(
             "ResNeSt",
             kind,
@@ -288,11 +299,10 @@ def _mobile() -> list[Family]:
 def _without_attention() -> list[Family]:
     kind = "MLPs and pooling"
     return [
-        Family("MLP-Mixer", kind, "mixer_s16_224"),
+        Family("MLP-Mixer", kind, "mixer_s16_224", {"mlp_ratio": [0.25, 0.25]}),
         Family("ResMLP", kind, "resmlp_12_224"),
         Family("gMLP", kind, "gmlp_ti16_224"),
         Family("PoolFormer", kind, "poolformer_s12"),
-        Family("CAFormer", kind, "caformer_s18"),
         Family("MambaOut", kind, "mambaout_femto", STAGES, LARGER_STAGES),
     ]
 

@@ -1,14 +1,15 @@
 """Training of the whole model, from scratch too, with optional distillation (DeiT)."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 from torch import nn
 
 from compress.asp import HoldZeros, asp_masks
 from compress.stage import Context, Phase, Stage
-from trainers.config import DistillConfig, FitOptions, ModelName, TrainConfig
+from trainers.config import DistillConfig, FitOptions, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.hashing import LATER
 from trainers.models.arch import (
@@ -18,6 +19,7 @@ from trainers.models.arch import (
     ModelState,
     on_meta,
 )
+from trainers.option_types import ModelName
 from trainers.training.losses import (
     DistillObjective,
     KlHeads,
@@ -140,6 +142,11 @@ def check_fit(arch: Arch, config: TrainConfig, data: DataInfo) -> None:
         ValueError: batch size, warm-up, optimiser or drop rates do not fit.
     """
     check_train_config(config, data.num_train)
+    if config.schedule == "plateau" and config.epochs and data.num_val == 0:
+        raise ValueError(
+            "schedule: plateau looks at the accuracy on the validation part, which is empty;"
+            " set data.val_fraction above 0, or choose another schedule"
+        )
     _check_drop_rates(arch, config)
     if config.layer_decay is not None:
         make_optimizer(on_meta(with_drop_rates(arch, config)), config)
@@ -165,19 +172,17 @@ def _check_drop_rates(arch: Arch, options: FitOptions) -> None:
     Raises:
         ValueError: names the rates and what remains.
     """
-    wanted = with_drop_rates(arch, options)
-    if wanted.args == arch.args:
-        return
-    try:
-        on_meta(wanted)
-    except BUILD_ERRORS as error:
-        rates = {n: v for n, v in wanted.args.items() if arch.args.get(n) != v}
-        options_ = [_OPTION_OF[name] for name in rates]
-        raise ValueError(
-            f"{' and '.join(options_)}: {arch.name} does not take"
-            f" {' and '.join(rates)} ({error}); leave {' and '.join(options_)} out, or"
-            " train a model that has it"
-        ) from error
+    with_drop_rates(arch, options)
+    for name, rate in _drop_rates(options).items():
+        alone = replace(arch, args=arch.args | {name: rate})
+        try:
+            on_meta(alone)
+        except BUILD_ERRORS as error:
+            option = _OPTION_OF[name]
+            raise ValueError(
+                f"{option}: {arch.name} does not take {name} ({error}); leave {option}"
+                " out, or train a model that takes it"
+            ) from error
 
 
 _OPTION_OF = {"drop_rate": "drop", "drop_path_rate": "drop_path"}
@@ -190,14 +195,20 @@ def with_drop_rates(arch: Arch, options: FitOptions) -> Arch:
     Raises:
         ValueError: the model has no such drop rate.
     """
-    rates: dict[str, Any] = {}
-    if options.drop:
-        rates["drop_rate"] = options.drop
-    if options.drop_path is not None:
-        rates["drop_path_rate"] = options.drop_path
+    rates = _drop_rates(options)
     if rates and arch.builder not in DROP_RATE_BUILDERS:
         raise ValueError(
             f"{', '.join(rates)}: {arch.name} has no drop rates; leave drop and"
             " drop_path out"
         )
     return Arch(arch.builder, arch.name, arch.args | rates, arch.dims)
+
+
+def _drop_rates(options: FitOptions) -> dict[str, float]:
+    """Argument of a model's builder → the rate that a fit sets."""
+    rates: dict[str, float] = {}
+    if options.drop:
+        rates["drop_rate"] = options.drop
+    if options.drop_path is not None:
+        rates["drop_path_rate"] = options.drop_path
+    return rates

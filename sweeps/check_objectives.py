@@ -52,32 +52,30 @@ def check_objectives(
         latency=spec.measure.latency,
         quantized=any(stage.config.phase == "quantize" for stage in stages),
     )
-    known = {
-        name: metric
-        for name, metric in trial_metrics(
-            (stage.config for stage in stages), conditions
-        ).items()
-        if metric.unit != TEXT
-    }
+    of_trials = trial_metrics((stage.config for stage in stages), conditions)
+    known = {name: m for name, m in of_trials.items() if m.unit != TEXT}
     for i, objective in enumerate(spec.objectives):
-        place = f"objectives.{i}"
-        if _is_of_test_set(objective.metric):
-            _check_unguided(f"{place}.metric", objective.metric, data, guided)
-        _check_name(f"{place}.metric", objective.metric, known, conditions)
-        _check_bound(f"{place}.bound", objective, known[objective.metric])
+        place, name = f"objectives.{i}", objective.metric
+        if is_of_test_set(name):
+            _check_unguided(f"{place}.metric", name, data, guided)
+        else:
+            _check_name(f"{place}.metric", name, known, conditions)
+        if name in known:
+            _check_bound(f"{place}.bound", objective, known[name])
 
 
 def _check_name(
     place: str, name: str, known: Mapping[str, Metric], conditions: Conditions
 ) -> None:
-    if name not in known:
-        known = {k: metric for k, metric in known.items() if not _is_of_test_set(k)}
-        reason = missing_because(name, conditions)
-        why = f" ({reason})" if reason else ""
-        raise SpecError(
-            f"{place}: this pipeline has no metric {name!r}{why};"
-            f" {did_you_mean(name, known)}valid: {', '.join(sorted(known))}"
-        )
+    if name in known:
+        return
+    reason = missing_because(name, conditions)
+    why = f" ({reason})" if reason else ""
+    valid = sorted(metric for metric in known if not is_of_test_set(metric))
+    raise SpecError(
+        f"{place}: this pipeline has no metric {name!r}{why};"
+        f" {did_you_mean(name, valid)}valid: {', '.join(valid)}"
+    )
 
 
 def _check_unguided(place: str, name: str, data: DataConfig, guided: str) -> None:
@@ -101,7 +99,7 @@ def _check_bound(place: str, objective: Objective, metric: Metric) -> None:
     if bound is None or low <= bound <= high:
         return
     remedy = "leave it out, or give a value in this range"
-    if metric.unit == "fraction" and 1 < bound <= 100:
+    if metric.unit == "fraction" and 2 <= bound <= 100:
         remedy = f"{bound:g} % is written {bound / 100:g}"
     values = f"from {low:g} to {high:g}" if high < float("inf") else f"from {low:g} up"
     raise SpecError(
@@ -109,7 +107,7 @@ def _check_bound(place: str, objective: Objective, metric: Metric) -> None:
     )
 
 
-def _is_of_test_set(metric: str) -> bool:
+def is_of_test_set(metric: str) -> bool:
     return (
         metric.startswith(TEST_PREFIX)
         and metric.removeprefix(TEST_PREFIX) in epoch_metrics()

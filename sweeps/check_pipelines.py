@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from compress.pipeline import NamedStage, check_pipeline
+from compress.pipeline import NamedStage, check_pipeline, trains
 from sweeps.check_objectives import check_objectives, guided_by
+from sweeps.search.refine import refined_pipeline
 from sweeps.space.dimension import Draw
 from sweeps.space.resolve import Resolved, resolved_trial
 from sweeps.space.space import Space
@@ -71,6 +72,7 @@ def check_pipelines(spec: Spec, space: Space, points: Sequence[Draw]) -> Opened:
                 facts.arch, trial.stages, info, spec.resources.workers
             )
             _check_augmentation(trial, info)
+            _check_refined(spec, facts.arch, trial, info)
         except (ValueError, TypeError) as error:
             raise SpecError(_with_choice(str(error), space, draw)) from error
         check_objectives(spec, trial.stages, trial.data, guided)
@@ -158,12 +160,24 @@ def _facts_cached(
 
 def _source(trial: Resolved, info: DataInfo) -> SourceFacts:
     """The opened source of a pipeline."""
-    trained = any(isinstance(stage.config, FitOptions) for stage in trial.stages)
     config = trial.source.model_dump_json()
     try:
-        return _facts_cached(config, info.num_classes, info.image_size, trained)
+        return _facts_cached(
+            config, info.num_classes, info.image_size, trains(trial.stages)
+        )
     except _SOURCE_ERRORS as error:
         raise ValueError(f"source: {error}") from error
+
+
+def _check_refined(spec: Spec, source: Arch, trial: Resolved, info: DataInfo) -> None:
+    """Refuse a last rung that its trials could not run."""
+    if spec.search.refine is None:
+        return
+    refined = refined_pipeline(trial.stages, spec.search.refine)
+    try:
+        check_pipeline(source, refined, info, spec.resources.workers)
+    except ValueError as error:
+        raise ValueError(f"search.refine: {error}") from error
 
 
 def _check_augmentation(trial: Resolved, info: DataInfo) -> None:

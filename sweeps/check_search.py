@@ -8,8 +8,8 @@ from typing import Any
 
 from analysis.contract import RUN_FILE, Objective
 from compress.pipeline import NamedStage
+from sweeps.check_objectives import is_of_test_set
 from sweeps.drive.trackers import check_trackers
-from sweeps.search.refine import check_refine
 from sweeps.spec.model import EarlyStopping, Spec, epoch_metric
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.epoch_curve import trained_stage
@@ -24,7 +24,7 @@ def check_search(
     Raises:
         SpecError: place, rule, value, remedy.
     """
-    rule, refine = spec.search.early_stopping, spec.search.refine
+    rule = spec.search.early_stopping
     if rule is not None:
         _check_stopped_stage(rule, pipelines)
         _check_stopping_metric(rule, val_fraction)
@@ -33,23 +33,27 @@ def check_search(
                 "search.early_stopping.scheduler: moasha compares by fronts; with one"
                 " objective take asha"
             )
-    if refine is not None:
-        for stages in pipelines:
-            check_refine(stages, refine)
     _check_earlier_runs(spec.search.earlier_runs, spec.objectives)
     check_trackers(spec.trackers)
 
 
 def search_remarks(spec: Spec) -> tuple[str, ...]:
     """What a user should know about a search that holds, whole sentences."""
+    remarks = []
+    if any(is_of_test_set(objective.metric) for objective in spec.objectives):
+        remarks.append(
+            "objectives: no image is held out (data.val_fraction: 0), so that a metric of the"
+            " test set orders the configurations at the end; it guides no search, and who"
+            " picks one of many by it picks on the test set."
+        )
     rule = spec.search.early_stopping
-    if rule is None or rule.scheduler == "moasha" or len(spec.objectives) == 1:
-        return ()
-    return (
-        f"search.early_stopping: {rule.scheduler} stops trials by {rule.metric} alone and"
-        " so gives up the cheap end of the front, where small models learn slowly;"
-        " scheduler: moasha compares by all objectives.",
-    )
+    if rule is not None and rule.scheduler != "moasha" and len(spec.objectives) > 1:
+        remarks.append(
+            f"search.early_stopping: {rule.scheduler} stops trials by {rule.metric} alone"
+            " and so gives up the cheap end of the front, where small models learn slowly;"
+            " scheduler: moasha compares by all objectives."
+        )
+    return tuple(remarks)
 
 
 def _check_stopped_stage(

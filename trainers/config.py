@@ -5,12 +5,9 @@ Defaults are those of the DeiT family. Names that carry a unit say it; durations
 """
 
 import math
-import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,21 +16,21 @@ from pydantic import (
     model_validator,
 )
 
-from trainers.files import expanded
 from trainers.hashing import LATER
+from trainers.option_types import (
+    MAY_BE_GONE,
+    Deviation,
+    Duration,
+    ModelName,
+    Shares,
+    SourceName,
+    UserPath,
+    YesOrNo,
+)
+from trainers.shard_options import ShardOptions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-MAY_BE_GONE = "may_be_gone"
-"""Key of pydantic's validation context: whoever reads an old configuration sets it, so that files
-that were there once need not be there now.
-"""
-
-
-LOCAL_FOLDER = "local-dir:"
-"""How timm's names of models in a folder begin."""
 
 
 class Config(BaseModel):
@@ -44,152 +41,20 @@ class Config(BaseModel):
     )
 
 
-def _expand(value: Any, info: ValidationInfo) -> Any:
-    """A path with `~` and environment variables replaced; what was read once stays as it is."""
-    may_be_gone = (info.context or {}).get(MAY_BE_GONE, False)
-    if may_be_gone or not isinstance(value, str | Path):
-        return value
-    text = expanded(str(value))
-    return Path(text) if isinstance(value, Path) else text
-
-
-UserPath = Annotated[Path, BeforeValidator(_expand)]
-"""A path in which `~` is the home folder and `$NAME` an environment variable."""
-UserText = Annotated[str, BeforeValidator(_expand)]
-"""A name, URI or path; what looks like a path in it is expanded as in `UserPath`."""
-
-
-def _local_folder(value: str) -> str:
-    """timm's `local-dir:FOLDER` with an absolute folder, since trials work elsewhere."""
-    if not value.startswith(LOCAL_FOLDER):
-        return value
-    folder = Path(expanded(value.removeprefix(LOCAL_FOLDER))).absolute()
-    return f"{LOCAL_FOLDER}{folder}"
-
-
-def _saved_model(value: str) -> str:
-    """The name of a model; that of a folder is made absolute."""
-    if value == "source":
-        return value
-    return str(Path(value).absolute()) if Path(value).is_dir() else value
-
-
-ModelName = Annotated[
-    UserText, AfterValidator(_local_folder), AfterValidator(_saved_model)
-]
-"""A model by its name, or a folder that holds one."""
-
-_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?|%)\s*$")
-
-
-def _check_duration(value: float | str) -> float | str:
-    if isinstance(value, str):
-        match = _DURATION.match(value)
-        if match is None:
-            raise ValueError(
-                f"a duration is a number of epochs, 'N steps' or 'N%'; got {value!r}"
-            )
-        if match[2] == "%" and float(match[1]) > 100:
-            raise ValueError(f"a duration in percent is at most 100%; got {value!r}")
-    elif value < 0:
-        raise ValueError(f"a duration is not negative; got {value}")
-    return value
-
-
-Duration = Annotated[float | str, AfterValidator(_check_duration)]
-"""Epochs as a number, or "N epochs", "N steps", "N%" (of the whole fit)."""
-
-
-def duration_in_steps(
-    duration: float | str, steps_per_epoch: int, total_steps: int
-) -> int:
-    """A duration as a number of optimiser steps, rounded."""
-    if not isinstance(duration, str):
-        return round(duration * steps_per_epoch)
-    match = _DURATION.match(duration)
-    assert match is not None, duration
-    amount, unit = float(match[1]), match[2]
-    if unit == "%":
-        return round(total_steps * amount / 100)
-    return (
-        round(amount * steps_per_epoch) if unit.startswith("epoch") else round(amount)
-    )
-
-
-def _ascending(value: tuple[float, float]) -> tuple[float, float]:
-    low, high = value
-    if low > high:
-        raise ValueError(
-            f"the first number is the smaller one; write [{high:g}, {low:g}]"
-        )
-    return value
-
-
-Share = Annotated[float, Field(ge=0, le=1)]
-"""A number from 0 to 1."""
-
-Shares = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
-"""A range of shares: from 0 to 1, the smaller number first."""
-
-_Deviation = Annotated[float, Field(gt=0)]
-
-
-class DataConfig(Config):
+class DataConfig(Config, ShardOptions):
     """A labelled image data set, its validation split and how images reach the model."""
 
     dataset: str = Field(
         "digits",
         description=(
-            "digits is bundled; parquet and folder read `root`; cifar10, cifar100,"
-            " flowers102, pets, stl10, food101, dtd, svhn and eurosat come through"
-            " torchvision; plugins may offer more"
+            "digits is bundled; folder, parquet and webdataset read `root`, hf `root` or"
+            " `name`; cifar10, cifar100, flowers102, pets, stl10, food101, dtd, svhn and"
+            " eurosat come through torchvision; plugins may offer more"
         ),
     )
     root: UserPath | None = Field(None, description="folder of the data set")
     download: bool = Field(
         False, description="let torchvision download the set into `root`"
-    )
-    name: str | None = Field(
-        None, description="hf: a repository of the Hugging Face Hub, or a local folder"
-    )
-    subset: str | None = Field(
-        None,
-        description="parquet, hf: which data set where a folder or name has several",
-    )
-    revision: str | None = Field(
-        None, description="hf: branch, tag or commit of the repository"
-    )
-    streaming: bool = Field(
-        False,
-        description="hf: read from the Hub as a stream, without a copy in its cache",
-    )
-    train_split: str | None = Field(
-        None,
-        description=(
-            "parquet, webdataset: the word in names of training shards, or a pattern of"
-            " files; hf: a split, such as train[:80%]; default: train"
-        ),
-    )
-    test_split: str | None = Field(
-        None,
-        description="the same for the test part; default: test, or else validation",
-    )
-    image_column: Annotated[str | None, LATER] = Field(
-        None, description="parquet, hf: the column of images; default: found"
-    )
-    label_column: str | None = Field(
-        None,
-        description=(
-            "parquet, hf: the column of labels; webdataset: the key in .json; default:"
-            " found"
-        ),
-    )
-    class_names: tuple[str, ...] | Path | None = Field(
-        None,
-        description=(
-            "parquet, hf, webdataset: names of labels 0, 1, …, or a text file with one a"
-            " line; default: as the files say"
-        ),
     )
     image_size: int | None = Field(
         None,
@@ -202,7 +67,7 @@ class DataConfig(Config):
     mean: tuple[float, float, float] = Field(
         IMAGENET_MEAN, description="per channel, of images in [0, 1]"
     )
-    std: tuple[_Deviation, _Deviation, _Deviation] = Field(
+    std: tuple[Deviation, Deviation, Deviation] = Field(
         IMAGENET_STD, description="per channel, of images in [0, 1]"
     )
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
@@ -242,7 +107,7 @@ class DataConfig(Config):
     limit_test: int | None = Field(
         None, ge=1, description="use only this many test images"
     )
-    in_memory: Literal["auto", "yes", "no"] = Field(
+    in_memory: YesOrNo = Field(
         "auto",
         description=(
             "auto: images of at most 96 px are decoded once and shared; larger ones"
@@ -547,7 +412,7 @@ class TrainConfig(FitOptions):
 class SourceConfig(Config):
     """The model that a pipeline starts from."""
 
-    model: Annotated[str, AfterValidator(_local_folder)] | None = Field(
+    model: SourceName | None = Field(
         None,
         description=(
             "a timm model name (hf-hub:OWNER/NAME and local-dir:FOLDER too),"
@@ -563,21 +428,17 @@ class SourceConfig(Config):
     )
     checkpoint: UserPath | None = Field(
         None,
-        description=(
-            "a file of safetensors or of torch.save, as any training program writes it,"
-            " or a folder: saved by us, or of the Hugging Face Hub"
-        ),
+        description="a file of safetensors or torch.save, or a folder of ours or of the Hub",
     )
     checkpoint_key: str | None = Field(
         None,
         description=(
-            "place of the weights in the file (model, state_dict_ema, …); default: where"
-            " names and shapes fit, averaged weights first"
+            "place of the weights in the file (model, state_dict_ema, …); default: found"
+            " by names and shapes, averaged weights first"
         ),
     )
     checkpoint_prefix: str = Field(
-        "",
-        description=("prefix to strip from parameter names; usual ones are found"),
+        "", description="prefix to strip from parameter names; usual ones are found"
     )
     head_init_scale: float | None = Field(
         None, gt=0, description="multiply a re-initialised classifier by this"
@@ -589,10 +450,8 @@ class SourceConfig(Config):
         if self.model is None and (
             self.checkpoint is None or (must_exist and not self.checkpoint.is_dir())
         ):
-            raise ValueError(
-                "`model` is needed unless `checkpoint` is a folder that holds"
-                " model.json or config.json"
-            )
+            wanted = "a folder with model.json or config.json"
+            raise ValueError(f"`model` is needed unless `checkpoint` is {wanted}")
         if self.pretrained and self.checkpoint is not None:
             raise ValueError("give either `pretrained: true` or `checkpoint`, not both")
         if must_exist and self.checkpoint is not None and not self.checkpoint.exists():

@@ -63,6 +63,7 @@ def render(
     blocks = [
         f"# {code(run.name)}",
         f"{plural(total['trials'], 'trial')}: {counts or 'none'}. {_cost(total)}",
+        *_remarks(run),
         *_picks(run),
     ]
     if compared is not None:
@@ -84,6 +85,13 @@ def _cost(total: dict[str, float]) -> str:
     if total["seconds_saved"]:
         text += f"; the stage cache saved {duration(total['seconds_saved'])} more"
     return f"{text}."
+
+
+def _remarks(run: Run) -> list[str]:
+    lines = [line for line in [run.data, *run.remarks] if line]
+    if not lines:
+        return []
+    return ["## Data and source", "\n".join(f"- {code(line)}" for line in lines)]
 
 
 def _picks(run: Run) -> list[str]:

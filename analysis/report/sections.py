@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -169,20 +169,36 @@ def _failure(row: Mapping[Any, Any]) -> Html:
     )
 
 
+def remarks_section(run: Run) -> Html:
+    """The data set, and what must be known of it and of the source."""
+    if not run.data and not run.remarks:
+        return Html("")
+    return card(
+        "remarks",
+        "Data and source",
+        run.data,
+        *([_listed(run.remarks)] if run.remarks else []),
+    )
+
+
 def problems_section(run: Run) -> Html:
     """The files that could not be read."""
     if not run.problems:
         return Html("")
-    items = [element("li", problem) for problem in run.problems[:_MAX_NAMED]]
-    more = len(run.problems) - _MAX_NAMED
-    if more > 0:
-        items.append(element("li", f"and {number(more)} more"))
     return card(
         "problems",
         "Files that could not be read",
         "The rest of the run is shown.",
-        element("ul", *items, class_="problems"),
+        _listed(run.problems),
     )
+
+
+def _listed(lines: Sequence[str]) -> Html:
+    items = [element("li", line) for line in lines[:_MAX_NAMED]]
+    more = len(lines) - _MAX_NAMED
+    if more > 0:
+        items.append(element("li", f"and {number(more)} more"))
+    return element("ul", *items, class_="problems")
 
 
 def reproduce_section(run: Run) -> Html:

@@ -14,6 +14,7 @@ from analysis.report.sections import (
     compare_section,
     failures_section,
     problems_section,
+    remarks_section,
     reproduce_section,
     stages_section,
 )
@@ -30,6 +31,7 @@ def parts(run: Run, compared: Comparison | None) -> dict[str, str]:
         "summary": _summary(run, compared),
         "picks": _picks(run),
         "tiles": _tiles(run),
+        "remarks": remarks_section(run),
         "compare": compare_section(run, compared),
         "stages": stages_section(run),
         "failures": failures_section(run),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
@@ -122,10 +123,11 @@ def array(values: Sequence[Any], dtype: str) -> pa.Array:
     if dtype in ("string", "json"):
         convert: Callable[[Any], Any] = as_text
         if set(map(type, values)) <= {str, type(None)}:
-            try:
-                return pa.array(values, pa.string())
-            except UnicodeEncodeError:
-                pass
+            with contextlib.suppress(UnicodeEncodeError):
+                made = pa.array(values, pa.string())
+                # an address may hold credentials, which `as_text` takes out
+                if not pc.any(pc.match_substring(made, "://")).as_py():
+                    return made
     elif dtype == "float64":
         convert = as_float
         try:

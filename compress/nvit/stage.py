@@ -29,11 +29,12 @@ from compress.nvit.importance import HEAD_DIVISOR
 from compress.nvit.pruner import Counting, Importance, Pruner, PruneRules
 from compress.nvit.surgery import NormChannels
 from compress.stage import Context, Phase, Stage
-from trainers.config import DistillConfig, TrainConfig, UserPath
+from trainers.config import DistillConfig, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.hashing import LATER
 from trainers.models.arch import Arch, ModelState
 from trainers.models.parameters import BLOCK_DIMS
+from trainers.option_types import UserPath
 from trainers.training import distributed
 from trainers.training.losses import KlObjective
 

@@ -25,13 +25,19 @@ _OTHER_PLACES = re.compile(r"(?:^|[._])(?:pos_embed|rel_pos|attention_bias)")
 
 
 def on_students_places(
-    name: str, tensor: Tensor, student: nn.Module, teacher: nn.Module, path: str
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    student: nn.Module,
+    teacher: nn.Module,
+    path: str,
 ) -> Tensor:
     """A teacher's tensor, resampled to the student's places where the two differ.
 
     Args:
         name: the student's, in its state dict.
         tensor: the teacher's.
+        shape: the student's.
         path: of the teacher's module that holds it.
 
     Raises:
@@ -41,7 +47,6 @@ def on_students_places(
     if name == "pos_embed" and has_grid(student) and tensor.ndim == 3:
         return resample_positions(tensor, student, teacher)
     module = student.get_submodule(own_path)
-    shape = tuple(student.state_dict()[name].shape)
     if leaf == _TABLE and hasattr(module, "window_size"):
         return _resample_table(tensor, shape, module, teacher.get_submodule(path))
     places = _place_axes(name, module, len(shape))

@@ -105,9 +105,10 @@ class Transfer:
         }
 
     def _placed(self, name: str, tensor: Tensor) -> Tensor:
+        shape = self.shapes[name]
         path = self.layers.teacher_name(name).rpartition(".")[0]
-        ranked = same_rank(tensor, len(self.shapes[name]))
-        return on_students_places(name, ranked, self.student, self.teacher, path)
+        ranked = same_rank(tensor, len(shape))
+        return on_students_places(name, ranked, shape, self.student, self.teacher, path)
 
     def _heads(self) -> dict[str, tuple[int, int]]:
         """Attention block → numbers of heads in teacher and student."""

@@ -200,10 +200,12 @@ def perform(request: Request, address: str = "auto", ship: bool = False) -> int:
     Raises:
         SpecError: a mistake, found before anything starts.
     """
+    from sweeps.describe import print_facts
     from sweeps.drive.metrics import units
     from sweeps.drive.progress import Progress
 
     sweep = _checked(request, local=address == "local")
+    print_facts(sweep, console)
     # Ray: only when the sweep is known to hold
     from sweeps.drive.driver import run_sweep
 

@@ -38,7 +38,7 @@ from sweeps.drive.tune_run import TuneRun
 from sweeps.resume import refuse_changed_plugins, refuse_changes, reopen
 from sweeps.run.code_version import code_version
 from sweeps.run.driving import driving, refuse_second_driver
-from sweeps.run.folder import TUNE_FOLDER, WORKERS_FOLDER
+from sweeps.run.folder import TUNE_FOLDER, WORKERS_FOLDER, refuse_links
 from sweeps.run.plan import Site
 from sweeps.run.record import (
     RecordTakenError,
@@ -283,6 +283,7 @@ def _prepare(
         raise SpecError(
             f"storage/name: {run} exists and is not a run; choose another name"
         )
+    refuse_links(run)
     if overwrite and earlier is not None:
         storage.delete()
         earlier = None
@@ -311,6 +312,8 @@ def run_header(sweep: Sweep, command: Sequence[str]) -> dict[str, Any]:
         "params": list(keys),
         "metrics": described_metrics(sweep),
         "command": " ".join(command),
+        "data": sweep.data,
+        "remarks": list(sweep.remarks),
         "spec": spec.raw,
     }
 

@@ -61,7 +61,7 @@ def write_card(
         "## Method",
         _method(record),
         "## Data",
-        _data(record),
+        _data(run, record),
         "## Metrics",
         _metrics(run, record.outcome.metrics),
         "## How it was made",
@@ -168,7 +168,7 @@ def _method(record: TrialRecord) -> str:
     return "\n".join(lines)
 
 
-def _data(record: TrialRecord) -> str:
+def _data(run: Path, record: TrialRecord) -> str:
     data, hashes = record.plan.data, record.outcome.inputs
     lines = [
         f"- data set {code(data.dataset)}"
@@ -180,6 +180,9 @@ def _data(record: TrialRecord) -> str:
     ]
     lines += ["- the test set was looked at once, at the trial's end"]
     lines += [f"- fingerprint {code(hashes['data'])}"] if hashes.get("data") else []
+    header = read_json(run / RUN_FILE) or {}
+    said = [header.get("data"), *(header.get("remarks") or [])]
+    lines += [f"- {code(text)}" for text in said if text]
     return "\n".join(lines)
 
 

@@ -342,7 +342,7 @@ def _write_onnx(
     state: ModelState, module: nn.Module, images: Tensor, folder: Path
 ) -> None:
     size = sum(tensor.nbytes for tensor in state.weights.values())
-    with sdpa_kernel(SDPBackend.MATH), _SpelledAttention():
+    with sdpa_kernel(SDPBackend.MATH), SpelledAttention():
         torch.onnx.export(
             module,
             (images,),
@@ -356,7 +356,7 @@ def _write_onnx(
         )
 
 
-class _SpelledAttention(TorchFunctionMode):
+class SpelledAttention(TorchFunctionMode):
     """Attention over more than one leading axis besides the heads (windows, mask units) as
     products and a softmax: the exporter's own form of it takes four axes.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from analysis.contract import TRIALS_FOLDER
+from analysis.files import inside
 
 TENSORBOARD_FOLDER = "tensorboard"
 """Event files of TensorBoard, a folder a trial."""
@@ -28,6 +30,19 @@ def trial_ids(run: Path) -> Iterator[str]:
     trials = run / TRIALS_FOLDER
     if trials.is_dir():
         yield from sorted(path.name for path in trials.iterdir() if path.is_dir())
+
+
+def refuse_links(run: Path) -> None:
+    """Refuse to write into a run folder, perhaps of somebody else, that has a link to elsewhere.
+
+    Raises:
+        ValueError: names the link.
+    """
+    for folder, subfolders, files in os.walk(run):
+        for name in (*subfolders, *files):
+            path = Path(folder, name)
+            if path.is_symlink():
+                inside(run, path)
 
 
 def trial_name(number: int, replicate: int, replicates: int) -> str:

@@ -16,8 +16,9 @@ from pydantic import Field, JsonValue, ValidationError
 
 from analysis.contract import PLAN_FILE, RECORD_FILE, RECORD_SCHEMA, Objective
 from compress.measure.options import MeasureConfig
-from trainers.config import MAY_BE_GONE, Config, DataConfig, SourceConfig
+from trainers.config import Config, DataConfig, SourceConfig
 from trainers.files import read_json, write_atomic
+from trainers.option_types import MAY_BE_GONE
 from trainers.plugins import PluginFile
 
 
@@ -66,6 +67,8 @@ class TrialPlan(Config):
         measure: how the final model is measured.
         stopping: what a stopping rule looks at; None where there is none.
         plugins: name of each plugin that the trial uses → SHA-256 of its source.
+        refused: why nothing can be computed: a value that only its draw showed to be impossible.
+            `stages` then holds what was drawn, `source` and `data` what the spec says.
     """
 
     trial_id: str
@@ -81,6 +84,7 @@ class TrialPlan(Config):
     measure: MeasureConfig
     stopping: Stopping | None = None
     plugins: dict[str, str] = Field(default_factory=dict)
+    refused: str | None = None
 
 
 class Site(Config):

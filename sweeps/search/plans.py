@@ -11,8 +11,11 @@ from sweeps.run.plan import StageSpec, TrialPlan
 from sweeps.run.record import TrialRecord
 from sweeps.space.resolve import Resolved, resolved_trial
 from sweeps.space.sweep import Sweep
+from sweeps.spec.load import portable
+from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.epoch_curve import stopping_of
 from trainers import plugins
+from trainers.config import DataConfig, SourceConfig
 
 
 def new_plan(
@@ -21,13 +24,14 @@ def new_plan(
     """The plan of one replicate of a configuration.
 
     Args:
-        draw: Optuna's parameters of the configuration.
-
-    Raises:
-        SpecError: a value that its stage refuses; it names the place in the spec.
+        draw: Optuna's parameters of the configuration. If they mean a value that is refused, the
+            plan says why, and its trial fails.
     """
     spec = sweep.spec
-    resolved = resolved_trial(sweep.space, draw)
+    try:
+        resolved = resolved_trial(sweep.space, draw)
+    except SpecError as error:
+        return _refused_plan(sweep, number, replicate, draw, str(error))
     return TrialPlan(
         trial_id=trial_name(number, replicate, spec.search.replicates),
         number=number,
@@ -44,10 +48,45 @@ def new_plan(
     )
 
 
-def refining_plan(
-    record: TrialRecord, number: int, stages: tuple[StageSpec, ...], replicates: int
+def _refused_plan(
+    sweep: Sweep, number: int, replicate: int, draw: Mapping[str, JsonValue], why: str
 ) -> TrialPlan:
-    """The plan that runs a complete trial again with other stages, under another number."""
+    spec = sweep.spec
+    entries = sweep.space.resolve(draw)["stages"]
+    return TrialPlan(
+        trial_id=trial_name(number, replicate, spec.search.replicates),
+        number=number,
+        replicate=replicate,
+        seed=spec.seed + replicate,
+        configuration=sweep.space.decode(draw),
+        draw=dict(draw),
+        source=SourceConfig.model_validate(portable(spec.source)),
+        data=DataConfig.model_validate(portable(spec.data)),
+        stages=tuple(
+            StageSpec(
+                name=name,
+                kind=str(entry.get("stage", name)),
+                config={key: value for key, value in entry.items() if key != "stage"},
+            )
+            for name, entry in entries.items()
+        ),
+        measure=spec.measure,
+        refused=why,
+    )
+
+
+def refining_plan(
+    record: TrialRecord,
+    number: int,
+    stages: tuple[StageSpec, ...],
+    replicates: int,
+    refused: str | None = None,
+) -> TrialPlan:
+    """The plan that runs a complete trial again with other stages, under another number.
+
+    Args:
+        refused: why these stages cannot be had.
+    """
     plan = record.plan
     update = {
         "trial_id": trial_name(number, plan.replicate, replicates),
@@ -55,6 +94,7 @@ def refining_plan(
         "refines": plan.number,
         "stages": stages,
         "stopping": None,
+        "refused": refused,
     }
     return plan.model_copy(update=update)
 

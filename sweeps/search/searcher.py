@@ -36,6 +36,7 @@ from sweeps.search.study import (
 )
 from sweeps.search.warm_start import add_earlier_runs, constraints_of, mean_values
 from sweeps.space.sweep import Sweep
+from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.epoch_curve import EpochReport, curve
 from trainers.seeding import derive_seed
 
@@ -331,15 +332,19 @@ class StudySearch:
             replicas = [
                 r for r in records if r.plan.number == base and r.status == "complete"
             ]
-            stages = refined_stages(replicas[0].plan.stages, refine)
+            stages, why = replicas[0].plan.stages, None
+            try:
+                stages = refined_stages(stages, refine)
+            except SpecError as error:
+                why = str(error)
             plans = [
-                refining_plan(r, self.next_number, stages, spec.search.replicates)
+                refining_plan(r, self.next_number, stages, spec.search.replicates, why)
                 for r in replicas
             ]
             number = known.get((base, _text_of(plans[0])))
             if number is not None:
                 plans = [
-                    refining_plan(r, number, stages, spec.search.replicates)
+                    refining_plan(r, number, stages, spec.search.replicates, why)
                     for r in replicas
                 ]
             self.next_number = max(self.next_number, plans[0].number + 1)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from analysis.text import without_credentials
 from sweeps.spec.model import UNION_TAGS, Spec
 from sweeps.spec.yaml_text import (
     SpecError,
@@ -29,7 +30,29 @@ def spec_from(raw: Tree) -> Spec:
     Raises:
         SpecError: one line per mistake.
     """
-    return validated(Spec, renamed(plain(raw, ""))[0], "")
+    values = renamed(plain(raw, ""))[0]
+    _refuse_credentials(values, "")
+    return validated(Spec, values, "")
+
+
+def _refuse_credentials(value: Any, place: str) -> None:
+    """A spec is copied into records, tables and reports, so no password may stand in it.
+
+    Raises:
+        SpecError: an address holds one; it is not repeated in the message.
+    """
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_credentials(item, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _refuse_credentials(item, f"{place}.{index}")
+    elif isinstance(value, str) and without_credentials(value) != value:
+        raise SpecError(
+            f"{place}: {without_credentials(value)} holds a user, a password or a key;"
+            " credentials come from the environment (for example AWS_ACCESS_KEY_ID and"
+            " AWS_SECRET_ACCESS_KEY, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
+        )
 
 
 def renamed(raw: Tree) -> tuple[Tree, list[str]]:
@@ -85,6 +108,11 @@ def _explain(model: type[BaseModel], detail: Any, place: str) -> str:
         detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     )
     message = message[:1].lower() + message[1:]
+    if detail["type"] == "int_from_float":
+        return (
+            f"{where}: a whole number is needed, an integer; got {shown}. A range of whole"
+            " numbers has a low, a high and a step without a decimal point"
+        )
     return (
         f"{where}: {message}"
         if shown in message or len(location) == 0

@@ -19,7 +19,8 @@ from analysis.contract import Objective
 from compress.measure.options import MeasureConfig as Measure
 from sweeps.run.storage import local_folder
 from sweeps.spec.yaml_text import Tree, did_you_mean
-from trainers.config import Config, DataConfig, SourceConfig, UserPath, UserText
+from trainers.config import Config, DataConfig, SourceConfig
+from trainers.option_types import UserPath, UserText
 from trainers.training.epoch_metrics import EpochMetric, epoch_metrics
 
 RunName = Annotated[

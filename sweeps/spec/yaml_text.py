@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,45 @@ def _unique_mapping(
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
 
 
+MOST_VALUES = 100_000
+"""Values that a document may have, each counted as often as aliases (`*name`) repeat it. A few
+hundred bytes of aliases of aliases stand for more values than fit into memory.
+"""
+MOST_BYTES = 16 * 2**20
+
+
+def _documents(text: str) -> Iterator[Any]:
+    """The documents of a YAML text, each looked at before its aliases are written out."""
+    loader = _Loader(text)
+    try:
+        while loader.check_node():
+            node = loader.get_node()
+            assert node is not None
+            if _values(node, {}) > MOST_VALUES:
+                raise yaml.YAMLError(
+                    f"its aliases stand for more than {MOST_VALUES:,} values; write out what"
+                    " is needed"
+                )
+            yield loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _values(node: yaml.Node, known: dict[int, float]) -> float:
+    """Values below a node and itself, with aliases written out; infinite where one is part of
+    itself.
+    """
+    if id(node) not in known:
+        known[id(node)] = math.inf  # what an alias within the node itself finds
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        known[id(node)] = 1 + sum(_values(part, known) for part in inner)
+    return known[id(node)]
+
+
 def parse_yaml(text: str, origin: str) -> list[Any]:
     """The documents of a YAML text.
 
@@ -72,7 +112,7 @@ def parse_yaml(text: str, origin: str) -> list[Any]:
         SpecError: not YAML; names line and column.
     """
     try:
-        return list(yaml.load_all(text, Loader=_Loader))  # a subclass of SafeLoader
+        return list(_documents(text))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -122,6 +162,10 @@ def read_text(path: Path) -> str:
         SpecError: missing, unreadable, or not UTF-8.
     """
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise SpecError(
+                f"{path}: {path.stat().st_size:,} bytes are no spec; at most {MOST_BYTES:,}"
+            )
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: not a text file (UTF-8)") from error

@@ -26,6 +26,7 @@ from compress.pipeline import (
 from sweeps.run.plan import Site, TrialPlan
 from sweeps.run.record import Row, StageRow
 from sweeps.spec.stages import build_stage
+from sweeps.spec.yaml_text import SpecError
 from trainers.data.splits import load_data
 from trainers.models.arch import ModelState
 from trainers.remote import Remote, child_uri
@@ -62,6 +63,8 @@ def pipeline_of(plan: TrialPlan) -> Pipeline:
     Raises:
         ValueError: a stage that is not known here, or a config that it refuses.
     """
+    if plan.refused is not None:
+        raise SpecError(plan.refused)
     stages = [
         NamedStage(
             stage.name,

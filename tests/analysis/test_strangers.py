@@ -13,7 +13,7 @@ import pytest
 import analysis
 from analysis.tables import json_files, parts
 from analysis.tables.records import MOST_METRICS
-from analysis.text import printable
+from analysis.text import clean_text, printable
 
 BELONGS_TO_ANOTHER = b"not yours"
 
@@ -140,3 +140,42 @@ def test_many_metrics_are_cut_after_the_objectives(make_run):
 )
 def test_control_characters_are_spelled_out(text, printed):
     assert printable(text) == printed
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://KEY:SECRET@bucket/x?region=eu", "s3://***@bucket/x?region=eu"),
+        ("http://user@host:5000 and more", "http://***@host:5000 and more"),
+        (
+            "s3://b?scheme=http&Secret_Key=abc&x=1",
+            "s3://b?scheme=http&Secret_Key=***&x=1",
+        ),
+        ("someone@example.org", "someone@example.org"),
+        ("https://example.org/a@b?c=d", "https://example.org/a@b?c=d"),
+    ],
+)
+def test_credentials_in_addresses_are_not_shown(text, shown):
+    assert clean_text(text) == shown
+
+
+def test_a_run_with_credentials_shows_none(make_run):
+    """In the spec, the command, an error and a configuration's value."""
+    run = make_run(trials=3)
+    header = json.loads((run / "run.json").read_text())
+    header["spec"]["storage"] = "s3://KEY:SECRET@bucket"
+    header["command"] = "sweeps run x storage=s3://KEY:SECRET@bucket"
+    (run / "run.json").write_text(json.dumps(header))
+    record = json.loads((run / "trials/00000/record.json").read_text())
+    record |= {"status": "failed"}
+    record["error"] = {
+        "type": "OSError",
+        "message": "s3://KEY:SECRET@bucket",
+        "traceback": "",
+    }
+    (run / "trials/00000/record.json").write_text(json.dumps(record))
+
+    page = analysis.write_report(analysis.load(run), run / "page.html").read_text()
+
+    assert "s3://***@bucket" in page
+    assert "SECRET" not in page

@@ -65,6 +65,19 @@ def test_macs_of_resnet20_by_hand() -> None:
     ) == pytest.approx(macs / 1e9, rel=1e-12)
 
 
+def test_macs_where_a_parameter_is_a_modules_input() -> None:
+    """The query of attention pooling is a parameter that goes through a layer."""
+    d, n, classes = 64, 4, 10
+    args = {"embed_dim": d, "depth": 1, "num_heads": 2, "patch_size": 16}
+    arch = make_arch(
+        "vit_base_patch16_siglip_224", num_classes=classes, image_size=32, args=args
+    )
+    block = n * 12 * d * d + 2 * n * n * d
+    pool = d * d + n * 2 * d * d + 2 * n * d + d * d + 8 * d * d
+    macs = n * 3 * 16**2 * d + block + pool + d * classes
+    assert count_gmacs(arch, 32) == pytest.approx(macs / 1e9, rel=1e-12)
+
+
 def test_macs_of_attention_by_hand() -> None:
     d, n, depth = 192, 197, 12
     linear = depth * n * 12 * d * d + (n - 1) * 768 * d + 1000 * d

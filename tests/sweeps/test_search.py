@@ -9,6 +9,7 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from sweeps import check_pipelines
 from sweeps.check import check_spec
 from sweeps.run.folder import trial_folder
 from sweeps.run.record import TrialRecord, trial_records
@@ -421,3 +422,31 @@ def test_tiny_presets_run(name: str, tmp_path: Path, data_cache: Path) -> None:
             "entropy_bits",
         } <= set(record.outcome.metrics)
     assert set(states(search)) == {TrialState.COMPLETE}
+
+
+def test_a_value_that_only_its_draw_shows_to_be_impossible_fails_one_trial(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checking tries some draws of a space; what it does not meet must not end the sweep."""
+    monkeypatch.setattr(check_pipelines, "INTERIOR", 0)
+    monkeypatch.setattr(check_pipelines, "INTERIOR_OF_A_CHOICE", 0)
+    fractional = {"stages.finetune.epochs": {"low": 1.0, "high": 3.0}}
+    search = searcher(raw, tmp_path / "run", trials=3, space=fractional)
+    for _ in range(3):
+        plan = search.ask()
+        assert plan is not None
+        outcome = run_trial(plan, site(tmp_path / "run", max_failures=2))
+        assert outcome.status == "failed"
+        record = TrialRecord.read(trial_folder(tmp_path / "run", plan.trial_id))
+        assert record is not None
+        assert record.attempts == 1
+        assert record.outcome.error is not None
+        value = plan.configuration["stages.finetune.epochs"]
+        assert "stages.finetune.epochs: a whole number is needed" in (
+            record.outcome.error.message
+        )
+        assert f"got {value}" in record.outcome.error.message
+        assert plan.stages[-1].config["epochs"] == value
+        search.tell(record)
+    assert search.ask() is None
+    assert states(search) == [TrialState.FAIL] * 3

@@ -5,6 +5,7 @@ escapes.
 import contextlib
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ def check(raw: dict[str, Any], *overrides: str) -> Any:
 
 
 MISTAKES = [
+    (
+        "storage=s3://KEY:SECRET@bucket/x",
+        r"^storage: s3://\*\*\*@bucket/x holds a user, a password or a key; credentials come",
+    ),
+    (
+        "trackers=[{mlflow: {tracking_uri: 'http://me:SECRET@host'}}]",
+        r"^trackers\.0\.mlflow\.tracking_uri: http://\*\*\*@host holds a user",
+    ),
     (
         "serch.trials=4",
         (
@@ -139,7 +148,7 @@ MISTAKES = [
     ),
     (
         "search.space.stages.finetune.epochs={low: 0.5, high: 2.0}",
-        r"stages\.finetune\.epochs: input should be a valid integer",
+        r"stages\.finetune\.epochs: a whole number is needed, .*; got 0\.5\. A range of",
     ),
     (
         "search.points=[{stages.finetune.lr: 5}]",
@@ -285,6 +294,7 @@ def test_the_test_set_may_order_what_nothing_chose(raw: dict[str, Any]) -> None:
         check(raw, ALL_IMAGES[1], "search.sampler=random")
     checked = check(raw, *ALL_IMAGES, "search.sampler=random")
     assert [o.metric for o in checked.spec.objectives] == ["test_accuracy"]
+    assert any("picks one of many by it" in remark for remark in checked.remarks)
 
 
 def test_the_spec_itself_holds(raw: dict[str, Any]) -> None:
@@ -513,3 +523,38 @@ def test_unknown_keys_of_any_form_are_named(raw: dict[str, Any], key: str) -> No
     raw["stages"]["init"]["one_of"]["random_init"] = {key: 1}
     with pytest.raises(SpecError, match=re.escape(f"stages.init.{key}: unknown key")):
         check_spec(spec_from(raw))
+
+
+def aliases_of_aliases(levels: int, form: str) -> str:
+    """Nine aliases of the level above on each level: 9 to the power of `levels` values."""
+    lines = ["a0: &a0 {x0: 1}"]
+    for level in range(1, levels):
+        inner = ", ".join([f"*a{level - 1}"] * 9)
+        lines.append(f"a{level}: &a{level} " + form.format(inner))
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("form", ["[{}]", "{{<<: [{}]}}", "{{b: [{}]}}"])
+def test_aliases_that_explode_are_refused_at_once(form):
+    began = time.process_time()
+    with pytest.raises(SpecError, match=r"aliases stand for more than 100,000 values"):
+        parse_yaml(aliases_of_aliases(12, form), "x.yaml")
+    assert time.process_time() - began < 1
+
+
+def test_an_alias_of_itself_is_refused_and_others_are_read():
+    with pytest.raises(SpecError, match="aliases stand for more than"):
+        parse_yaml("a: &a [1, *a]", "x.yaml")
+    text = "a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}\n---\nd: 3"
+    assert parse_yaml(text, "x.yaml") == [
+        {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}},
+        {"d": 3},
+    ]
+
+
+def test_a_huge_spec_is_not_read(tmp_path):
+    path = tmp_path / "x.yaml"
+    with path.open("wb") as file:
+        file.truncate(2**35)
+    with pytest.raises(SpecError, match="34,359,738,368 bytes are no spec"):
+        load_spec(str(path))

@@ -12,13 +12,9 @@ from compress.nvit.stage import Nvit
 from sweeps.cli.main import app
 from sweeps.spec.model import Search, Spec
 from trainers import plugins
-from trainers.config import (
-    MAY_BE_GONE,
-    DataConfig,
-    DistillConfig,
-    SourceConfig,
-)
+from trainers.config import DataConfig, DistillConfig, SourceConfig
 from trainers.files import default_data_cache, expanded, user_cache
+from trainers.option_types import MAY_BE_GONE
 
 
 @pytest.fixture(autouse=True)

@@ -42,8 +42,10 @@ WHITE_LEVELS = (255, 4095, 65535)
 WIDE_MODES = ("I", "F")
 """First letters of Pillow's modes of one channel with more than 8 bits."""
 
-# whether an image has too many pixels is decided by the error beyond twice that number
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow warns of damaged metadata, and of images with half as many pixels as it refuses: in
+# neither case has a user to do anything
+for _category in (UserWarning, RuntimeWarning):
+    warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
 _ORIENTATION = 0x0112
 _LFS = b"version https://git-lfs"

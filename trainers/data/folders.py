@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from trainers.data.decoding import suffixes
-from trainers.data.parts import Dataset, FilePart, readable
+from trainers.data.parts import Dataset, FilePart
 from trainers.data.stratify import stratified_test
+from trainers.words import listed, printable
 
 TRAIN = ("train", "training")
 TEST = ("test", "testing")
@@ -184,7 +185,7 @@ def _test_of(
         return None
     raise ValueError(
         f"{' and '.join(map(str, unlabelled))}: no image is in a folder with the name of a class"
-        f" ({_listed(train.by_name)}), so that none has a label; sort the images of val or test"
+        f" ({listed(train.by_name)}), so that none has a label; sort the images of val or test"
         " into class folders, or take the folder away: without val and test a fifth of train is"
         " the test part"
     )
@@ -215,13 +216,13 @@ def _check_train(train: _Classes) -> None:
         )
     if empty:
         raise ValueError(
-            f"{folder}: class folders with no image: {_listed(empty)}"
+            f"{folder}: class folders with no image: {listed(empty)}"
             f"{_what_instead(train, empty)}; add images, or remove the folders"
         )
     if len(names) == 1:
         within = [entry.name for entry in _folders(folder / names[0])]
         hint = (
-            f"; its own folders are {_listed(within)}: are those the classes?"
+            f"; its own folders are {listed(within)}: are those the classes?"
             if within
             else ""
         )
@@ -250,7 +251,7 @@ def _check_classes(test: _Classes, train: _Classes) -> None:
         hint = "; capitals count" if other else ""
         raise ValueError(
             f"{test.folder}: its classes must be among those of {train.folder}"
-            f" ({_listed(train.by_name)}); {extra[:_NAMED]} are not{hint}"
+            f" ({listed(train.by_name)}); {extra[:_NAMED]} are not{hint}"
         )
     if len(test.empty()) == len(test.by_name):
         raise ValueError(
@@ -264,6 +265,11 @@ def _hold_out(part: FilePart) -> tuple[FilePart, FilePart]:
         FilePart(part.root, tuple(part.paths[row] for row in rows), part.labels[rows])
         for rows in stratified_test(part.labels)
     )
+    if not len(test.labels):
+        raise ValueError(
+            f"{part.root}: there is no test part, and a fifth of {len(part.labels)} images gives"
+            " none; add images, or a folder test"
+        )
     return train, test
 
 
@@ -316,11 +322,11 @@ def _left_remarks(part: _Classes) -> list[str]:
     if loops:
         remarks.append(
             f"{part.folder}: links to folders that are read anyway were left out:"
-            f" {_listed(loops)}."
+            f" {listed(loops)}."
         )
     if part.dangling:
         remarks.append(
-            f"{part.folder}: links that lead nowhere were left out: {_listed(part.dangling)}."
+            f"{part.folder}: links that lead nowhere were left out: {listed(part.dangling)}."
         )
     return remarks
 
@@ -338,12 +344,6 @@ def _counted(suffix_counts: Counter[str]) -> str:
         for suffix, count in suffix_counts.most_common(_NAMED)
     ]
     return ", ".join([*each, "…"] if len(suffix_counts) > _NAMED else each)
-
-
-def _listed(names: Iterable[str]) -> str:
-    few = list(names)
-    shown = ", ".join(few[:_NAMED])
-    return f"{shown} and {len(few) - _NAMED} more" if len(few) > _NAMED else shown
 
 
 # ------------------------------------------------------------------ walking
@@ -368,9 +368,9 @@ def _read(folder: Path) -> _Classes:
     read = (within, *classes.values())
     by_name = {entry.name: _walk(folder, entry, read) for entry in classes}
     for name in by_name:
-        if readable(name) != name:
+        if any("\ud800" <= each <= "\udfff" for each in name):
             raise ValueError(
-                f"{folder}: the name of the class folder {readable(name)} is not UTF-8; rename it"
+                f"{folder}: the name of the class folder {printable(name)} is not UTF-8; rename it"
             )
     return _Classes(folder, by_name, loose, dangling, loops)
 
@@ -432,7 +432,7 @@ def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
             )
     except OSError as error:
         raise ValueError(
-            f"{readable(str(folder))}: the folder cannot be read: {error.strerror}; change its"
+            f"{printable(str(folder))}: the folder cannot be read: {error.strerror}; change its"
             " permissions or remove it"
         ) from error
 

@@ -20,13 +20,19 @@ FindFile = Callable[[str], Path | None]
 
 def holds_images(kind: pa.DataType) -> bool:
     """Whether a column of this type holds images for certain (text may be anything)."""
-    if isinstance(kind, pa.ExtensionType):
-        kind = kind.storage_type
+    kind = _stored(kind)
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0
     if _is_list(kind) and _is_list(kind.value_type):
         return pa.types.is_integer(_leaf(kind))
     return is_binary(kind) or (_is_list(kind) and kind.value_type == pa.uint8())
+
+
+def _stored(kind: pa.DataType) -> pa.DataType:
+    """The type of the values of an extension's or a dictionary's column."""
+    if isinstance(kind, pa.ExtensionType):
+        kind = kind.storage_type
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def is_binary(kind: pa.DataType) -> bool:
@@ -40,6 +46,7 @@ def is_binary(kind: pa.DataType) -> bool:
 
 def is_text(kind: pa.DataType) -> bool:
     """Whether values are text."""
+    kind = _stored(kind)
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
@@ -59,10 +66,7 @@ def _leaf(kind: pa.DataType) -> pa.DataType:
 
 def images_in(column: pa.Array, find: FindFile) -> Iterator[bytes | Path | Pixels]:
     """Every image of a column in order; b"" where there is none."""
-    if isinstance(column, pa.ExtensionArray):
-        column = column.storage
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+    column = _plain(column)
     kind = column.type
     if pa.types.is_struct(kind):
         blobs = column.field("bytes").to_pylist()
@@ -84,14 +88,26 @@ def images_in(column: pa.Array, find: FindFile) -> Iterator[bytes | Path | Pixel
             yield b"" if row.values is None else row.values.to_numpy(False).tobytes()
 
 
+def _plain(column: pa.Array) -> pa.Array:
+    """The values themselves of an extension's or a dictionary's column."""
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column
+
+
 def outside(cells: pa.Array, find: FindFile) -> Iterator[Path | None]:
     """The file of each image that a column does not hold itself; None where there is none."""
+    cells = _plain(cells)
     blobs = cells.field("bytes") if pa.types.is_struct(cells.type) else cells
     if not is_text(blobs.type):
         cells = cells.filter(blobs.is_null())
     for image in images_in(cells, find):
-        if isinstance(image, Path) or not len(image):
-            yield image or None
+        if isinstance(image, Path):
+            yield image
+        elif not len(image):
+            yield None
 
 
 def check_there(

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from trainers.words import printable
+
 ALL_NAMES = 10
 """Classes up to which a description names every one; of more it names the first few."""
 FIRST_NAMES = 5
@@ -55,6 +57,6 @@ def named(names: tuple[str, ...]) -> str:
     few = names if len(names) <= ALL_NAMES else names[:FIRST_NAMES]
     shown = [
         name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
-        for name in few
+        for name in map(printable, few)
     ]
     return ", ".join(shown if len(few) == len(names) else [*shown, "…"])

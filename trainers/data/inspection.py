@@ -24,6 +24,7 @@ from trainers.data.decoding import (
     white_of,
     wide_values,
 )
+from trainers.data.info import named
 from trainers.data.parts import ArrayPart, Dataset, Part, Pixels, Sampled, spread
 
 IN_MEMORY_PX = 96
@@ -57,14 +58,14 @@ class Seen:
         sizes: (width, height) in px → images.
         wide: first letter of Pillow's mode → rows, of the modes with more than 8 bits.
         turned: images whose EXIF asks for a rotation.
-        unreadable: name and reason of each that is not readable by its header.
+        unreadable: row → name and reason of each that is not readable by its header.
     """
 
     looked: int
     sizes: Counter[Size]
     wide: dict[str, list[int]] = field(default_factory=dict)
     turned: int = 0
-    unreadable: tuple[str, ...] = ()
+    unreadable: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def inspect(dataset: Dataset, config: DataConfig) -> Inspected:
     parts = {name: _look(part, decoding) for name, part in dataset.parts().items()}
     for name, seen in parts.items():
         if seen.looked and not seen.sizes:
-            raise none_readable(name, len(seen.unreadable), seen.unreadable)
+            raise none_readable(name, len(seen.unreadable), [*seen.unreadable.values()])
     white, remarks = _white(dataset.train, parts, config)
     remarks += _exif_remark(parts, config)
     return Inspected(parts, Decoding(config.exif_rotation, white), tuple(remarks))
@@ -153,31 +154,53 @@ def check_decodes(dataset: Dataset, found: Inspected, max_unreadable: int) -> li
 
     Raises:
         ValueError: more images than `max_unreadable` are unreadable, by their header or when
-            they are decoded, or every one of a part; names them.
+            they are decoded, or every one of a part or of a training class; names them.
     """
-    unreadable = [name for seen in found.parts.values() for name in seen.unreadable]
-    check_unreadable(unreadable, max_unreadable)
-    for name, part in dataset.parts().items():
+    parts = dataset.parts()
+    bad = {name: dict(found.parts[name].unreadable) for name in parts}
+    for name, part in parts.items():
+        check_unreadable(_all_of(bad), max_unreadable)
         if isinstance(part, ArrayPart):
             continue
         chosen = _to_decode(_sample(part), found.parts[name])
-        tried, damaged = 0, []
+        tried, damaged = 0, {}
         for row, reason in _mapped(
             lambda image: _unreadable(image, found.decoding), chosen
         ):
             tried += 1
             if reason is not None:
-                damaged.append(f"{part.name(row)} ({reason})")
+                damaged[row] = f"{part.name(row)} ({reason})"
         if tried and len(damaged) == tried:
-            raise none_readable(name, len(part.labels), damaged)
-        unreadable = list(dict.fromkeys([*unreadable, *damaged]))
-        check_unreadable(unreadable, max_unreadable)
+            raise none_readable(name, len(part.labels), [*damaged.values()])
+        bad[name] |= damaged
+    unreadable = _all_of(bad)
+    check_unreadable(unreadable, max_unreadable)
+    _check_classes(dataset, list(bad["train"]))
     if not unreadable:
         return []
     return [
         f"Images that cannot be read, left out as data.max_unreadable allows:"
         f" {_few(unreadable)}."
     ]
+
+
+def _all_of(bad: dict[str, dict[int, str]]) -> list[str]:
+    return [name for of_part in bad.values() for name in of_part.values()]
+
+
+def _check_classes(dataset: Dataset, bad: list[int]) -> None:
+    """Refuse a training class of which no image is readable."""
+    labels = dataset.train.labels
+    classes = len(dataset.class_names)
+    counts = np.bincount(labels, minlength=classes)
+    lost = np.flatnonzero(
+        (counts > 0) & (np.bincount(labels[bad], minlength=classes) == counts)
+    )
+    if len(lost):
+        names = named(tuple(dataset.class_names[k] for k in lost))
+        raise ValueError(
+            f"no training image of {names} can be read; repair the images or remove the class"
+        )
 
 
 def check_unreadable(names: Sequence[str], limit: int) -> None:
@@ -216,17 +239,17 @@ def _look(part: Part, decoding: Decoding) -> Seen:
     looked, turned = 0, 0
     sizes: Counter[Size] = Counter()
     wide: dict[str, list[int]] = {}
-    unreadable = []
+    unreadable: dict[int, str] = {}
     for row, found in _mapped(lambda image: _header(image, decoding), _sample(part)):
         looked += 1
         if isinstance(found, str):
-            unreadable.append(f"{part.name(row)} ({found})")
+            unreadable[row] = f"{part.name(row)} ({found})"
             continue
         sizes[found.size] += 1
         turned += found.orientation != 1
         if found.mode[0] in WIDE_MODES:
             wide.setdefault(found.mode[0], []).append(row)
-    return Seen(looked, sizes, wide, turned, tuple(unreadable))
+    return Seen(looked, sizes, wide, turned, unreadable)
 
 
 def _sample(part: Part) -> Iterator[tuple[int, Encoded]]:

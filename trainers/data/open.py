@@ -40,6 +40,7 @@ def open_dataset(config: DataConfig) -> Dataset:
             f"data.dataset {config.dataset!r} is unknown;"
             f" {did_you_mean(config.dataset, known)}valid: {', '.join(known)}"
         )
+    _check_options(config)
     dataset = known[config.dataset](config)
     if len(dataset.class_names) < 2:
         raise ValueError(
@@ -61,6 +62,19 @@ def open_dataset(config: DataConfig) -> Dataset:
                 " unlabelled?"
             )
     return dataset
+
+
+def _check_options(config: DataConfig) -> None:
+    """Refuse options that a reader of ours does not know; a plugin may read any."""
+    if config.dataset not in OPENERS:
+        return
+    for option, readers in READ_BY.items():
+        default = type(config).model_fields[option].default
+        if getattr(config, option) != default and config.dataset not in readers:
+            raise ValueError(
+                f"data.{option} is an option of data.dataset {' and '.join(readers)}, not of"
+                f" {config.dataset!r}; leave it out"
+            )
 
 
 def openers() -> dict[str, Opener]:
@@ -133,3 +147,17 @@ OPENERS: dict[str, Opener] = {
     **dict.fromkeys(TORCHVISION_SETS, open_torchvision),
 }
 """Name → reader, those of this package."""
+
+_TABLES = ("parquet", "webdataset", "hf")
+READ_BY: dict[str, tuple[str, ...]] = {
+    "name": ("hf",),
+    "revision": ("hf",),
+    "streaming": ("hf",),
+    "subset": _TABLES,
+    "train_split": _TABLES,
+    "test_split": _TABLES,
+    "image_column": _TABLES,
+    "label_column": _TABLES,
+    "class_names": _TABLES,
+}
+"""Option of `DataConfig` → the data sets that read it, where not all do."""

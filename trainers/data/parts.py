@@ -20,6 +20,7 @@ from PIL import Image
 from trainers.data.decoding import PLAIN, Decoding, decode
 from trainers.data.decoding import UnreadableImageError as UnreadableImageError
 from trainers.files import read_json, sha256_file, write_atomic
+from trainers.words import printable
 
 Pixels = NDArray[np.uint8]
 """uint8 (3, H, W), or (N, 3, H, W) of several images."""
@@ -104,7 +105,7 @@ class FilePart:
     decoding: Decoding = PLAIN
 
     def name(self, row: int) -> str:
-        return readable(str(self.root / self.paths[row]))
+        return printable(str(self.root / self.paths[row]))
 
     def images(self) -> Iterator[Path]:
         return (self.root / path for path in self.paths)
@@ -164,11 +165,6 @@ def spread(count: int, most: int) -> Sequence[int]:
     if count <= most:
         return range(count)
     return np.linspace(0, count - 1, most).round().astype(int).tolist()
-
-
-def readable(name: str) -> str:
-    """A file's name for messages, also where it is not UTF-8."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def file_hash(file: Path, cache_dir: Path) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from trainers.data.info import ALL_NAMES
 from trainers.data.parts import Dataset, FilePart
 from trainers.files import sha256_file
+from trainers.words import listed, printable
 
 UNBALANCED = 2.0
 """Images of the largest class for one of the smallest from which classes count as unbalanced."""
@@ -23,7 +24,7 @@ def balance_remarks(dataset: Dataset) -> list[str]:
     classes are unbalanced; one where the test part lacks classes.
     """
     remarks = []
-    names = dataset.class_names
+    names = [printable(name) for name in dataset.class_names]
     counts = np.bincount(dataset.train.labels, minlength=len(names))
     held = np.flatnonzero(counts)
     most, least = held[counts[held].argmax()], held[counts[held].argmin()]
@@ -43,7 +44,7 @@ def balance_remarks(dataset: Dataset) -> list[str]:
     untested = set(held.tolist()) - set(dataset.test.labels.tolist())
     if untested:
         remarks.append(
-            f"The test part has no image of {_listed(names[k] for k in sorted(untested))}."
+            f"The test part has no image of {listed(names[k] for k in sorted(untested))}."
         )
     return remarks
 
@@ -110,8 +111,3 @@ def _size(file: Path) -> int:
         return file.stat().st_size
     except OSError:  # an unreadable image, named elsewhere
         return 0
-
-
-def _listed(names: Iterable[str]) -> str:
-    few = list(names)
-    return ", ".join(few[:5]) + (f" and {len(few) - 5} more" if len(few) > 5 else "")

@@ -33,6 +33,7 @@ from trainers.data.streaming import ImageReader, Streams
 from trainers.data.transfer import put
 from trainers.hashing import values_to_hash
 from trainers.timm_internals import eval_transform, train_transform
+from trainers.words import listed
 
 Split = Literal["train", "val", "test"]
 
@@ -113,6 +114,7 @@ def data_info(config: DataConfig) -> DataInfo:
         *info.remarks,
         *check_decodes(dataset, found, config.max_unreadable),
         *balance_remarks(dataset),
+        *_unlearnt(dataset, config),
         *duplicate_remarks(dataset),
     ]
     return dataclasses.replace(info, remarks=tuple(remarks))
@@ -364,9 +366,23 @@ def _info(config: DataConfig, dataset: Dataset, found: Inspected) -> DataInfo:
 
 
 def _in_memory(config: DataConfig, found: Inspected) -> bool:
-    """Whether images are to be decoded once, as far as those that were looked at tell."""
+    """Whether images are to be decoded once; training finds out if they are not all alike."""
     small = found.small_side is not None
     return config.in_memory == "yes" or (config.in_memory == "auto" and small)
+
+
+def _unlearnt(dataset: Dataset, config: DataConfig) -> list[str]:
+    """A remark about classes of which the split leaves nothing to train on."""
+    labels = dataset.train.labels
+    train_rows, _ = _split(labels, config)
+    lost = sorted(set(labels.tolist()) - set(labels[train_rows].tolist()))
+    if not lost:
+        return []
+    names = listed(dataset.class_names[label] for label in lost)
+    return [
+        f"No image to train on is left of {names}, after data.limit and the validation part"
+        " are taken."
+    ]
 
 
 def _num_val(total: int, config: DataConfig) -> int:

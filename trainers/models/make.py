@@ -7,10 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from trainers.config import LOCAL_FOLDER
 from trainers.files import read_json
 from trainers.models.arch import Arch, buildable, on_meta
 from trainers.models.resnet_cifar import RESNET_CIFAR
+from trainers.option_types import LOCAL_FOLDER
 from trainers.timm_library import timm
 
 _FROM_DATA = ("num_classes", "img_size", "pretrained")

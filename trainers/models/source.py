@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainers.config import LOCAL_FOLDER, SourceConfig
+from trainers.config import SourceConfig
 from trainers.models.arch import Arch, ModelState, on_meta, read_arch
 from trainers.models.checkpoint_file import read_checkpoint
 from trainers.models.fit_weights import Fit, fit_weights, fresh_classifier
 from trainers.models.make import is_hub_name, make_arch, saved_arch
 from trainers.models.parameters import classifier_layers
+from trainers.option_types import LOCAL_FOLDER
 from trainers.timm_library import timm
 
 

@@ -1,6 +1,7 @@
 """Small pictures in files, for the tests of readers."""
 
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,13 @@ def grey(level: int, seed: int = 0, size: tuple[int, int] = (8, 8)) -> Image.Ima
     """An RGB image of about this level, with noise: one of each seed."""
     noise = np.random.default_rng([level, seed]).integers(-9, 10, (size[1], size[0], 3))
     return Image.fromarray(np.clip(level + noise, 0, 255).astype(np.uint8))
+
+
+def encoded(red: int, format: str = "PNG") -> bytes:
+    """The bytes of an image of 8 x 8 px and this level of red."""
+    buffer = BytesIO()
+    Image.new("RGB", (8, 8), (red, 255 - red, 7)).save(buffer, format)
+    return buffer.getvalue()
 
 
 def class_folders(

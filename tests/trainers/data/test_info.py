@@ -22,3 +22,16 @@ def test_of_many_names_the_first_are_shown() -> None:
         " 1,200,000 train, 0 val, 50,000 test, 224 px, from /imagenet"
     )
     assert len(named(("x" * 300,))) == 40
+
+
+def test_names_cannot_steer_a_terminal() -> None:
+    assert named(("a\nb", "c\x1b[31md", "caf\u00e9", "\udcff")) == (
+        r"a\nb, c\x1b[31md, café, \udcff"
+    )
+
+
+def test_classes_that_the_split_leaves_untrained_are_told() -> None:
+    told = data_info(DataConfig(limit=10, val_fraction=0.5)).remarks
+    assert len(told) == 1
+    assert told[0].startswith("No image to train on is left of ")
+    assert told[0].endswith("after data.limit and the validation part are taken.")

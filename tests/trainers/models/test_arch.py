@@ -254,3 +254,10 @@ def test_a_description_from_a_file_reaches_nothing_else(change, message):
     whole = {"builder": "timm", "name": "vit_tiny_patch16_224", "args": {}, "dims": {}}
     with pytest.raises(ValueError, match=message):
         Arch.from_json(whole | change)
+
+
+def test_whatever_a_constructor_raises_is_a_refusal() -> None:
+    narrow = {"depths": [1, 1, 1, 1], "channels": [32, 64, 128, 128]}
+    with pytest.raises(ValueError, match="'nfnet_l0' does not take") as caught:
+        make_arch("nfnet_l0", num_classes=5, image_size=32, args=narrow)
+    assert isinstance(caught.value.__cause__, IndexError)

@@ -1,0 +1,147 @@
+"""`benchmarks/model_matrix.py`: its cells on three families, and the page that it writes."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compress.pipeline import STAGES
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+from model_cases import Case, Refused  # noqa: E402
+from model_columns import COLUMNS, Column  # noqa: E402
+from model_families import FAMILIES  # noqa: E402
+from model_matrix import PAGE, RESULTS, Cell, Row, cell  # noqa: E402
+from model_page import FENCE, page  # noqa: E402
+
+QUICK = (
+    "checkpoint",
+    "train",
+    "weight_selection",
+    "nvit",
+    "asp",
+    "uniform_quant",
+    "macs",
+    "torchscript",
+)
+
+
+def case(name: str, folder: Path) -> Case:
+    (family,) = (family for family in FAMILIES if family.name == name)
+    return Case(family, folder)
+
+
+def cells(name: str, folder: Path) -> dict[str, Cell]:
+    tried = case(name, folder)
+    return {c: cell(tried, COLUMNS[c]) for c in QUICK}
+
+
+def test_every_stage_has_a_column() -> None:
+    covered = {kind for column in COLUMNS.values() for kind in column.kinds}
+    assert covered == STAGES.keys()
+
+
+@pytest.mark.parametrize(
+    ("family", "refused"),
+    [
+        ("DeiT, distilled", {}),
+        ("SigLIP (attention pooling)", {"nvit": "attention pooling"}),
+        ("ResNet", {"nvit": "it is a ResNet", "asp": "no Linear layer"}),
+    ],
+)
+def test_cells_of_a_family(
+    family: str, refused: dict[str, str], tmp_path: Path
+) -> None:
+    found = cells(family, tmp_path)
+    for name, made in found.items():
+        assert made.status == ("refuses" if name in refused else "works"), made
+        assert refused.get(name, "") in made.reason
+
+
+def test_a_fault_is_neither_works_nor_a_refusal(tmp_path: Path) -> None:
+    def wrong(case: Case) -> None:
+        raise KeyError("head")
+
+    def refuses(case: Case) -> None:
+        raise Refused("model 'x'\n is too large")
+
+    tried = case("ViT", tmp_path)
+    assert cell(tried, Column("", "", wrong)).status == "broken"
+    assert cell(tried, Column("", "", refuses)).reason == "model 'x' is too large"
+
+
+def test_a_row_is_resumed_where_it_broke_off(tmp_path: Path) -> None:
+    row = Row.read(tmp_path, FAMILIES[0])
+    row.write("train")
+    row.write("train", Cell("works", "", 1.0))
+    row.write("codec")
+    row.write("codec", Cell("broken", "KeyError: 'head'"))
+    row.write("macs")
+    again = Row.read(tmp_path, FAMILIES[0])
+    assert again.begun == "macs"
+    assert {"codec", "macs"} <= set(again.missing())
+    assert "train" not in again.missing()
+
+
+def recorded() -> dict[str, Any]:
+    rows: dict[str, Any] = json.loads(RESULTS.read_text())
+    return rows
+
+
+def test_the_page_shows_what_was_recorded() -> None:
+    text = PAGE.read_text()
+    assert page(text, recorded(), COLUMNS) == text
+    assert text.count(FENCE[0]) == 1
+
+
+def test_the_record_has_every_cell_and_none_is_broken() -> None:
+    rows = recorded()
+    assert list(rows) == [family.name for family in FAMILIES]
+    assert len(rows) >= 40
+    for family in FAMILIES:
+        row = rows[family.name]
+        assert (row["model"], row["args"]) == (family.model, family.args)
+        assert row["cells"].keys() == COLUMNS.keys()
+    found = [cell for row in rows.values() for cell in row["cells"].values()]
+    assert {status for status, _ in found} <= {"works", "refuses"}
+    for status, reason in found:
+        assert (status == "refuses") == bool(reason)
+        assert "\n" not in reason
+        assert "\x1b" not in reason
+
+
+def test_a_page_counts_its_cells() -> None:
+    rows = {
+        "A": {
+            "kind": "K",
+            "model": "a_1",
+            "cells": {
+                "train": ["works", ""],
+                "nvit": ["refuses", "a_1: no"],
+                "codec": ["broken", "KeyError"],
+            },
+        },
+        "B": {"kind": "K", "model": "b_2", "cells": {"nvit": ["refuses", "b_2: no"]}},
+    }
+    chosen = {name: COLUMNS[name] for name in ("train", "nvit", "codec")}
+    made = page(f"above\n{FENCE[0]}{FENCE[1]}\nbelow", rows, chosen)
+    assert made.startswith("above\n")
+    assert made.endswith("\nbelow")
+    assert "1 cells work, 2 are refused, 1 are broken" in made
+    assert "| A | `a_1` | ✓ | – [1](#refusals) | ✗ [2](#refusals) |" in made
+    assert "| B | `b_2` | ? | – [1](#refusals) | ? |" in made
+    assert "1. MODEL: no" in made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [family.name for family in FAMILIES])
+def test_every_cell_is_as_recorded(family: str, tmp_path: Path) -> None:
+    tried = case(family, tmp_path)
+    made = {name: cell(tried, column) for name, column in COLUMNS.items()}
+    statuses = {name: dataclasses.astuple(found)[0] for name, found in made.items()}
+    assert statuses == {n: c[0] for n, c in recorded()[family]["cells"].items()}, made
