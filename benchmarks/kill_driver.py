@@ -95,6 +95,7 @@ def driver(storage: Path, output: Path) -> int:
     pid = os.fork()
     if pid == 0:
         os.setsid()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever started us may ignore it
         code = 1
         with open(output, "w") as file:
             os.dup2(file.fileno(), 1)

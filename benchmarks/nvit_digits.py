@@ -278,10 +278,14 @@ def options_of(importance: str, target: float) -> dict[str, Any]:
 
 
 def write(rows: dict[tuple[float, str], list[dict[str, Any]]], file: Path) -> None:
-    """All rows, without dimensions."""
+    """All rows, without dimensions, and without seconds, which other work decides."""
     pd.DataFrame(
         {"target": target, "importance": importance, "seed": seed}
-        | {name: value for name, value in row.items() if name != "dims"}
+        | {
+            name: value
+            for name, value in row.items()
+            if name not in ("dims", "seconds")
+        }
         for (target, importance), group in rows.items()
         for seed, row in enumerate(group)
     ).to_parquet(file)

@@ -19,6 +19,7 @@ from trainers.models.arch import (
     ModelState,
     on_meta,
 )
+from trainers.option_types import ModelName
 from trainers.training.losses import (
     DistillObjective,
     KlHeads,
@@ -27,7 +28,6 @@ from trainers.training.losses import (
     TaskObjective,
 )
 from trainers.training.optim import check_train_config, make_optimizer
-from trainers.user_paths import ModelName
 
 
 class Finetune(Stage, TrainConfig):
@@ -142,6 +142,11 @@ def check_fit(arch: Arch, config: TrainConfig, data: DataInfo) -> None:
         ValueError: batch size, warm-up, optimiser or drop rates do not fit.
     """
     check_train_config(config, data.num_train)
+    if config.schedule == "plateau" and config.epochs and data.num_val == 0:
+        raise ValueError(
+            "schedule: plateau looks at the accuracy on the validation part, which is empty;"
+            " set data.val_fraction above 0, or choose another schedule"
+        )
     _check_drop_rates(arch, config)
     if config.layer_decay is not None:
         make_optimizer(on_meta(with_drop_rates(arch, config)), config)

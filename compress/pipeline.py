@@ -149,12 +149,19 @@ def check_order(stages: Sequence[NamedStage]) -> None:
     """Refuse an order in which a stage would undo what an earlier one did.
 
     Raises:
-        ValueError: an init stage after pruning, or anything but quantize stages after a
-            quantize stage.
+        ValueError: an init stage after pruning, anything but quantize stages after a quantize
+            stage, or a stage that cuts layers after `asp`.
     """
     later: NamedStage | None = None
+    sparse: NamedStage | None = None
     for stage in stages:
         phase = stage.config.phase
+        if sparse is not None and stage.config.finds_dims:
+            raise ValueError(
+                f"stages.{stage.name}: it cuts layers, which would break the 2:4 pattern of"
+                f" {sparse.name!r}; move it before"
+            )
+        sparse = stage if isinstance(stage.config, Asp) else sparse
         if (
             later is not None
             and later.config.phase == "quantize"
@@ -241,6 +248,8 @@ def _teacher_arch(
     name: str, checkpoint: Path | None, classes: int, image_size: int
 ) -> Arch:
     """The architecture of a teacher that is neither the source nor a stage; it is opened."""
+    if checkpoint is not None and not checkpoint.exists():
+        raise ValueError(f"teacher_checkpoint: no such file: {checkpoint}")
     config = _teacher_config(name, checkpoint)
     return source_facts(config, classes, image_size, trained=False).arch
 

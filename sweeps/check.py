@@ -1,10 +1,12 @@
 """Everything that can be found wrong before a resource is taken."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from optuna.samplers import GPSampler
 
 from sweeps.check_pipelines import check_pipelines
 from sweeps.check_search import check_search, search_remarks
@@ -22,6 +24,9 @@ from trainers.remote import Remote, is_uri
 
 MOST_GRID = 100_000
 """Configurations that a grid may have."""
+
+MOST_LISTED = 1_000_000
+"""Values of a dimension that the gp sampler lists in a second."""
 
 
 def raw_spec(source: str, overrides: Sequence[str] = (), *, tiny: bool = False) -> Tree:
@@ -101,9 +106,22 @@ def check_spec(
 
 def _check_sampler(spec: Spec, space: Space) -> None:
     search = spec.search
-    sampler_of(search, spec.seed)
+    sampler = sampler_of(search, spec.seed)
+    if isinstance(sampler, GPSampler):
+        _check_listed(space)
     if isinstance(search.sampler, OtherSampler):
         rehearse(search, spec.seed, spec.objectives, space.suggest)
+
+
+def _check_listed(space: Space) -> None:
+    """Refuse a grid that the gp sampler would list value by value."""
+    for dimension in space.dimensions:
+        count = dimension.num_draws() or 0
+        if dimension.kind in ("int", "float") and count > MOST_LISTED:
+            raise SpecError(
+                f"search.space.{dimension.path}: {count:,} values are too many for the"
+                " sampler gp, which lists them; leave step out, or choose tpe"
+            )
 
 
 def _check_cores(spec: Spec) -> None:
@@ -135,6 +153,11 @@ def _check_storage(spec: Spec) -> None:
             Remote(spec.storage).check_writable()
         except ValueError as error:
             raise SpecError(str(error)) from error
+    if re.match(r"[a-z][a-z0-9+]+:/", spec.storage) and not is_uri(spec.storage):
+        raise SpecError(
+            f"storage: {spec.storage} is neither a folder nor a URI, which has two slashes"
+            " after its colon"
+        )
     parent = spec.run_folder.parent.absolute()
     while not parent.exists() and parent != parent.parent:
         parent = parent.parent

@@ -99,7 +99,7 @@ def _check_bound(place: str, objective: Objective, metric: Metric) -> None:
     if bound is None or low <= bound <= high:
         return
     remedy = "leave it out, or give a value in this range"
-    if metric.unit == "fraction" and 1 < bound <= 100:
+    if metric.unit == "fraction" and 2 <= bound <= 100:
         remedy = f"{bound:g} % is written {bound / 100:g}"
     values = f"from {low:g} to {high:g}" if high < float("inf") else f"from {low:g} up"
     raise SpecError(

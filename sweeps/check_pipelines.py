@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from compress.pipeline import NamedStage, check_pipeline, trains
 from sweeps.check_objectives import check_objectives, guided_by
+from sweeps.search.refine import refined_pipeline
 from sweeps.space.dimension import Draw
 from sweeps.space.resolve import Resolved, resolved_trial
 from sweeps.space.space import Space
@@ -71,6 +72,7 @@ def check_pipelines(spec: Spec, space: Space, points: Sequence[Draw]) -> Opened:
                 facts.arch, trial.stages, info, spec.resources.workers
             )
             _check_augmentation(trial, info)
+            _check_refined(spec, facts.arch, trial, info)
         except (ValueError, TypeError) as error:
             raise SpecError(_with_choice(str(error), space, draw)) from error
         check_objectives(spec, trial.stages, trial.data, guided)
@@ -165,6 +167,17 @@ def _source(trial: Resolved, info: DataInfo) -> SourceFacts:
         )
     except _SOURCE_ERRORS as error:
         raise ValueError(f"source: {error}") from error
+
+
+def _check_refined(spec: Spec, source: Arch, trial: Resolved, info: DataInfo) -> None:
+    """Refuse a last rung that its trials could not run."""
+    if spec.search.refine is None:
+        return
+    refined = refined_pipeline(trial.stages, spec.search.refine)
+    try:
+        check_pipeline(source, refined, info, spec.resources.workers)
+    except ValueError as error:
+        raise ValueError(f"search.refine: {error}") from error
 
 
 def _check_augmentation(trial: Resolved, info: DataInfo) -> None:

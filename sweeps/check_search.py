@@ -10,7 +10,6 @@ from analysis.contract import RUN_FILE, Objective
 from compress.pipeline import NamedStage
 from sweeps.check_objectives import is_of_test_set
 from sweeps.drive.trackers import check_trackers
-from sweeps.search.refine import check_refine
 from sweeps.spec.model import EarlyStopping, Spec, epoch_metric
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.epoch_curve import trained_stage
@@ -25,7 +24,7 @@ def check_search(
     Raises:
         SpecError: place, rule, value, remedy.
     """
-    rule, refine = spec.search.early_stopping, spec.search.refine
+    rule = spec.search.early_stopping
     if rule is not None:
         _check_stopped_stage(rule, pipelines)
         _check_stopping_metric(rule, val_fraction)
@@ -34,9 +33,6 @@ def check_search(
                 "search.early_stopping.scheduler: moasha compares by fronts; with one"
                 " objective take asha"
             )
-    if refine is not None:
-        for stages in pipelines:
-            check_refine(stages, refine)
     _check_earlier_runs(spec.search.earlier_runs, spec.objectives)
     check_trackers(spec.trackers)
 

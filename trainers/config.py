@@ -8,7 +8,6 @@ import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -17,16 +16,18 @@ from pydantic import (
     model_validator,
 )
 
-from trainers.durations import Duration
 from trainers.hashing import LATER
-from trainers.user_paths import (
+from trainers.option_types import (
     MAY_BE_GONE,
+    Deviation,
+    Duration,
     ModelName,
+    Shares,
+    SourceName,
     UserPath,
-    UserText,
-    absolute_folder,
-    local_folder,
+    YesOrNo,
 )
+from trainers.shard_options import ShardOptions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -40,83 +41,20 @@ class Config(BaseModel):
     )
 
 
-def _ascending(value: tuple[float, float]) -> tuple[float, float]:
-    low, high = value
-    if low > high:
-        raise ValueError(
-            f"the first number is the smaller one; write [{high:g}, {low:g}]"
-        )
-    return value
-
-
-Share = Annotated[float, Field(ge=0, le=1)]
-"""A number from 0 to 1."""
-
-Shares = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
-"""A range of shares: from 0 to 1, the smaller number first."""
-
-_Deviation = Annotated[float, Field(gt=0)]
-
-
-class DataConfig(Config):
+class DataConfig(Config, ShardOptions):
     """A labelled image data set, its validation split and how images reach the model."""
 
     dataset: str = Field(
         "digits",
         description=(
-            "digits is bundled; parquet and folder read `root`; cifar10, cifar100,"
-            " flowers102, pets, stl10, food101, dtd, svhn and eurosat come through"
-            " torchvision; plugins may offer more"
+            "digits is bundled; folder, parquet and webdataset read `root`, hf `root` or"
+            " `name`; cifar10, cifar100, flowers102, pets, stl10, food101, dtd, svhn and"
+            " eurosat come through torchvision; plugins may offer more"
         ),
     )
     root: UserPath | None = Field(None, description="folder of the data set")
     download: bool = Field(
         False, description="let torchvision download the set into `root`"
-    )
-    name: Annotated[UserText, AfterValidator(absolute_folder)] | None = Field(
-        None, description="hf: a repository of the Hugging Face Hub, or a local folder"
-    )
-    subset: str | None = Field(
-        None,
-        description="parquet, hf: which data set where a folder or name has several",
-    )
-    revision: str | None = Field(
-        None, description="hf: branch, tag or commit of the repository"
-    )
-    streaming: bool = Field(
-        False,
-        description="hf: read from the Hub as a stream, without a copy in its cache",
-    )
-    train_split: str | None = Field(
-        None,
-        description=(
-            "parquet, webdataset: the word in names of training shards, or a pattern of"
-            " files; hf: a split, such as train[:80%]; default: train"
-        ),
-    )
-    test_split: str | None = Field(
-        None,
-        description="the same for the test part; default: test, or else validation",
-    )
-    image_column: Annotated[str | None, LATER] = Field(
-        None,
-        description=(
-            "parquet, hf: the column of images; webdataset: their suffix; default: found"
-        ),
-    )
-    label_column: str | None = Field(
-        None,
-        description=(
-            "parquet, hf: the column of labels; webdataset: the key in .json; default:"
-            " found"
-        ),
-    )
-    class_names: tuple[str, ...] | UserPath | None = Field(
-        None,
-        description=(
-            "parquet, hf, webdataset: names of labels 0, 1, …, or a text file with one a"
-            " line; default: as the files say"
-        ),
     )
     image_size: int | None = Field(
         None,
@@ -129,7 +67,7 @@ class DataConfig(Config):
     mean: tuple[float, float, float] = Field(
         IMAGENET_MEAN, description="per channel, of images in [0, 1]"
     )
-    std: tuple[_Deviation, _Deviation, _Deviation] = Field(
+    std: tuple[Deviation, Deviation, Deviation] = Field(
         IMAGENET_STD, description="per channel, of images in [0, 1]"
     )
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
@@ -169,7 +107,7 @@ class DataConfig(Config):
     limit_test: int | None = Field(
         None, ge=1, description="use only this many test images"
     )
-    in_memory: Literal["auto", "yes", "no"] = Field(
+    in_memory: YesOrNo = Field(
         "auto",
         description=(
             "auto: images of at most 96 px are decoded once and shared; larger ones"
@@ -474,7 +412,7 @@ class TrainConfig(FitOptions):
 class SourceConfig(Config):
     """The model that a pipeline starts from."""
 
-    model: Annotated[str, AfterValidator(local_folder)] | None = Field(
+    model: SourceName | None = Field(
         None,
         description=(
             "a timm model name (hf-hub:OWNER/NAME and local-dir:FOLDER too),"
@@ -490,21 +428,17 @@ class SourceConfig(Config):
     )
     checkpoint: UserPath | None = Field(
         None,
-        description=(
-            "a file of safetensors or of torch.save, as any training program writes it,"
-            " or a folder: saved by us, or of the Hugging Face Hub"
-        ),
+        description="a file of safetensors or torch.save, or a folder of ours or of the Hub",
     )
     checkpoint_key: str | None = Field(
         None,
         description=(
-            "place of the weights in the file (model, state_dict_ema, …); default: where"
-            " names and shapes fit, averaged weights first"
+            "place of the weights in the file (model, state_dict_ema, …); default: found"
+            " by names and shapes, averaged weights first"
         ),
     )
     checkpoint_prefix: str = Field(
-        "",
-        description=("prefix to strip from parameter names; usual ones are found"),
+        "", description="prefix to strip from parameter names; usual ones are found"
     )
     head_init_scale: float | None = Field(
         None, gt=0, description="multiply a re-initialised classifier by this"
@@ -516,10 +450,8 @@ class SourceConfig(Config):
         if self.model is None and (
             self.checkpoint is None or (must_exist and not self.checkpoint.is_dir())
         ):
-            raise ValueError(
-                "`model` is needed unless `checkpoint` is a folder that holds"
-                " model.json or config.json"
-            )
+            wanted = "a folder with model.json or config.json"
+            raise ValueError(f"`model` is needed unless `checkpoint` is {wanted}")
         if self.pretrained and self.checkpoint is not None:
             raise ValueError("give either `pretrained: true` or `checkpoint`, not both")
         if must_exist and self.checkpoint is not None and not self.checkpoint.exists():

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from pyarrow import fs
 
 
-NOT_WRITABLE = ("http", "https", "ftp", "ftps", "sftp")
-"""Schemes that fsspec reads, or that need a password, and that are no storage for a run."""
+NO_STORAGE = {
+    **dict.fromkeys(("http", "https", "ftp", "ftps", "sftp"), "is no object storage"),
+    "memory": "keeps nothing between processes",
+    "": "names no kind of storage",
+}
+"""Schemes that are no storage for a run → why."""
 
 
 def is_uri(place: str) -> bool:
@@ -55,16 +59,24 @@ class Remote:
         from pyarrow import fs
 
         self.uri = child_uri(uri)
-        scheme = self.uri.partition("://")[0].lower()
-        if scheme in NOT_WRITABLE:
+        scheme, _, place = self.uri.partition("://")
+        why = NO_STORAGE.get(scheme.lower())
+        if not place.partition("?")[0].strip("/"):
+            why = "is followed by no bucket and no folder"
+        if why is not None:
             raise ValueError(
-                f"storage: {self.uri} cannot be written to: {scheme} is no object storage;"
-                " give a folder, or s3://, gs://, abfs://, hdfs://"
+                f"storage: {self.uri} cannot be written to: {scheme or '://'} {why}; give a"
+                " folder, or s3://BUCKET/FOLDER, gs://, abfs://, hdfs://"
             )
         try:
             self._fs, self._root = fs.FileSystem.from_uri(self.uri)
         except pa.ArrowInvalid as refusal:
             self._fs, self._root = _by_fsspec(self.uri, refusal)
+        except (OSError, pa.ArrowException) as error:
+            said = " ".join(str(error).split())
+            raise ValueError(
+                f"storage: {self.uri} cannot be reached: {said}; check address and rights"
+            ) from error
 
     def _at(self, relative: str) -> str:
         return str(PurePosixPath(self._root) / relative)
@@ -84,9 +96,9 @@ class Remote:
                 stream.write(b"probe")
             self._fs.delete_file(probe)
         except (OSError, pa.ArrowException) as error:
+            said = " ".join(str(error).split())
             raise ValueError(
-                f"storage: {self.uri} cannot be written to: {error}; check address and"
-                " rights"
+                f"storage: {self.uri} cannot be written to: {said}; check address and rights"
             ) from error
 
     def files(self, relative: str = "") -> list[str]:

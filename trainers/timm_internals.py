@@ -19,8 +19,10 @@ from trainers.data.augment import (
     crop_kind,
     resize_before_crop,
 )
+from trainers.data.randaugment import POLICIES
 from trainers.timm_library import timm
 from trainers.torchvision_internals import declare_missing_operators
+from trainers.words import did_you_mean
 
 
 class Chain:
@@ -99,7 +101,9 @@ def train_transform(config: AugmentConfig, data: DataConfig, image_size: int) ->
     except AssertionError as error:  # timm's way to say so
         raise ValueError(
             f"auto_augment {policy!r} is not in timm's notation, such as"
-            f" 'rand-m9-mstd0.5-inc1': {error}"
+            f" 'rand-m9-mstd0.5-inc1': {error};"
+            f" {did_you_mean(str(policy).partition('-')[0], POLICIES)}policies:"
+            f" {', '.join(POLICIES)}"
         ) from None
     first = _crop(config, data, image_size)
     if first:

@@ -34,9 +34,9 @@ from trainers.data.splits import DataInfo
 from trainers.hashing import LATER
 from trainers.models.arch import Arch, ModelState
 from trainers.models.parameters import BLOCK_DIMS
+from trainers.option_types import UserPath
 from trainers.training import distributed
 from trainers.training.losses import KlObjective
-from trainers.user_paths import UserPath
 
 _log = logging.getLogger(__name__)
 
@@ -317,10 +317,11 @@ class Nvit(Stage, TrainConfig):
         check_fit(dense, self, data)
         images = min(self.images_per_epoch or data.num_train, data.num_train)
         steps = self.epochs * (images // self.batch_size)
-        if steps < self.interval_prune + (self.counting == "published"):
+        needed = self.interval_prune + (self.counting == "published")
+        if steps < needed:
             raise ValueError(
                 f"interval_prune: {self.epochs} epochs are {steps} steps, fewer than one"
-                f" interval of {self.interval_prune}, so that nothing would be pruned;"
+                f" interval of {needed}, so that nothing would be pruned;"
                 " raise epochs or lower interval_prune"
             )
         layout = UnitLayout.of(dense.dims, self.groups)

@@ -28,6 +28,9 @@ INTERRUPTED = 130
 TRY_AGAIN = 75
 """Exit code where Ray or the machine failed and the command, given again, goes on (EX_TEMPFAIL)."""
 
+for _name in ("stdout", "stderr"):
+    if getattr(sys, _name) is None:  # closed by who started us
+        setattr(sys, _name, open(os.devnull, "w"))  # noqa: SIM115 (to the end)
 _width = None if sys.stdout.isatty() else 140  # a pipe has no width: do not fold at 80
 console = PlainConsole(width=_width)
 errors = PlainConsole(stderr=True, width=_width)

@@ -30,7 +30,15 @@ LOCAL = "local"
 
 
 class RayLostError(Exception):
-    """Ray did not start here, or a part of it without which nothing can go on has died."""
+    """Ray did not start here, or a part of it without which nothing can go on has died.
+
+    Attributes:
+        ends_process: Ray ends this process within a minute, whatever it does.
+    """
+
+    def __init__(self, said: str, *, ends_process: bool = False) -> None:
+        super().__init__(said)
+        self.ends_process = ends_process
 
 
 _ENVIRONMENT = {

@@ -93,6 +93,7 @@ class _Drive:
         halted: no more trials were to start, because of `sweeps stop`.
         fault: why the last attempt ended, where it did not come to its end.
         has_begun: Ray was there and trials began.
+        is_doomed: Ray ends this process within a minute.
     """
 
     sweep: Sweep
@@ -105,6 +106,7 @@ class _Drive:
     halted: bool = False
     fault: str | None = None
     has_begun: bool = False
+    is_doomed: bool = False
 
 
 def run_sweep(
@@ -177,7 +179,7 @@ def _drive(drive: _Drive) -> SweepResult:
         finally:
             with contextlib.suppress(OSError):  # a full disk is spoken of elsewhere
                 mark_interrupted(storage)
-        if drive.fault is None or interrupt.seen:
+        if drive.fault is None or interrupt.seen or drive.is_doomed:
             break
         ended = [r for r in trial_records(storage.run) if r.status in ENDED]
         in_vain = 0 if len(ended) > before else in_vain + 1
@@ -216,6 +218,11 @@ def _attempt(drive: _Drive) -> None:
             if is_storage_fault(error):
                 raise
             drive.fault = _ended_early(error)
+            if isinstance(error, RayLostError) and error.ends_process:
+                # at once: to shut down a Ray without a head takes long
+                drive.is_doomed = True
+                with contextlib.suppress(OSError):
+                    mark_interrupted(drive.storage)
 
 
 def _ended_early(error: Exception) -> str:
@@ -225,8 +232,8 @@ def _ended_early(error: Exception) -> str:
     if isinstance(error, RayLostError):
         return str(error)
     # Tune raises its own error, with a traceback as its message, while it handles another
-    wraps = isinstance(error, TuneError) and error.__context__ is not None
-    first = innermost(error.__context__ if wraps else error)
+    handled = error.__context__ if isinstance(error, TuneError) else None
+    first = innermost(handled or error)
     said = " ".join(str(first).split())
     return f"the search was ended by {type(first).__name__}: {said}"
 

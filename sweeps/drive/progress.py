@@ -218,8 +218,11 @@ class Progress:
         return "  ".join(parts)
 
     def _measured(self, name: str, value: float | None) -> str:
-        """A metric's name and value, as the tables and the report write it."""
-        return f"{name} {quantity(value, self.units.get(name, ''))}"
+        """A metric's name and value."""
+        unit = self.units.get(name, "")
+        # a share as a bound of the spec states it, so that the two can be compared
+        shown = number(value) if unit == "fraction" else quantity(value, unit)
+        return f"{name} {shown}"
 
     def _result(self, record: TrialRecord) -> list[str]:
         """What a trial gave, or why it gave nothing."""

@@ -12,11 +12,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import ray
 
 from sweeps.drive.cluster import RayLostError
 
+_HEAD = "Ray's head process (GCS)"
+_RAYLET = "Ray's process on this machine (raylet)"
 _LOOK_SECONDS = 0.1
 _PULSE_SECONDS = 1.0
 _REFUSED_SECONDS = 2.0
@@ -25,6 +28,13 @@ _SILENT_SECONDS = 30.0
 """A node that cannot be reached for so long is lost. Ray ends our process after 60 s."""
 _ENDING_SECONDS = 20.0
 """How long Tune may take to stop its trials."""
+
+
+class Lost(NamedTuple):
+    """What is lost, as a clause; and whether it is the cluster's head."""
+
+    said: str
+    is_head: bool
 
 
 class Pulse:
@@ -39,18 +49,15 @@ class Pulse:
         host, _, port = context.gcs_address.rpartition(":")
         here = next(n for n in ray.nodes() if n["NodeID"] == context.get_node_id())
         self._ports = {
-            "Ray's head process (GCS)": (host, int(port)),
-            "Ray's process on this machine (raylet)": (
-                here["NodeManagerAddress"],
-                int(here["NodeManagerPort"]),
-            ),
+            _HEAD: (host, int(port)),
+            _RAYLET: (here["NodeManagerAddress"], int(here["NodeManagerPort"])),
         }
         self._own_host = here["NodeManagerAddress"]
         self._next = 0.0
         self._silent_since: dict[str, float] = {}
 
-    def lost(self) -> str | None:
-        """What is lost, as a whole sentence without its full stop; None while all is well."""
+    def lost(self) -> Lost | None:
+        """What is lost; None while all is well."""
         if time.monotonic() < self._next:
             return None
         for name, (host, port) in self._ports.items():
@@ -61,7 +68,8 @@ class Pulse:
                 is_here = host == self._own_host
                 patience = _REFUSED_SECONDS if is_here else _SILENT_SECONDS
                 if time.monotonic() - since >= patience:
-                    return f"{name} at {host}:{port} does not answer any more"
+                    said = f"{name} at {host}:{port} does not answer any more"
+                    return Lost(said, name == _HEAD)
             else:
                 self._silent_since.pop(name, None)
         self._next = time.monotonic() + _PULSE_SECONDS
@@ -85,7 +93,7 @@ class TuneRun:
         self.interrupted = interrupted
         self.is_over = False
         self.error: Exception | None = None
-        self._lost: str | None = None
+        self._lost: Lost | None = None
         self._raised: BaseException | None = None
 
     def wants_end(self) -> bool:
@@ -120,7 +128,8 @@ class TuneRun:
         finally:
             self.is_over = True
         if self._lost is not None:
-            raise RayLostError(self._lost) from self.error
+            said, is_head = self._lost
+            raise RayLostError(said, ends_process=is_head) from self.error
         if self.error is not None:
             raise self.error
         if self._raised is not None:

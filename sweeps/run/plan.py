@@ -18,8 +18,8 @@ from analysis.contract import PLAN_FILE, RECORD_FILE, RECORD_SCHEMA, Objective
 from compress.measure.options import MeasureConfig
 from trainers.config import Config, DataConfig, SourceConfig
 from trainers.files import read_json, write_atomic
+from trainers.option_types import MAY_BE_GONE
 from trainers.plugins import PluginFile
-from trainers.user_paths import MAY_BE_GONE
 
 
 class StageSpec(Config):

@@ -98,8 +98,10 @@ def refined_stages(
     )
 
 
-def check_refine(stages: Sequence[NamedStage], refine: Refine) -> None:
-    """Refuse what `refined_stages` would refuse.
+def refined_pipeline(
+    stages: Sequence[NamedStage], refine: Refine
+) -> tuple[NamedStage, ...]:
+    """A pipeline as `refined_stages` changes it.
 
     Raises:
         SpecError: see there.
@@ -112,4 +114,9 @@ def check_refine(stages: Sequence[NamedStage], refine: Refine) -> None:
         )
         for stage in stages
     ]
-    refined_stages(specs, refine)
+    return tuple(
+        NamedStage(
+            spec.name, spec.kind, build_stage(spec.kind, spec.config, "search.refine")
+        )
+        for spec in refined_stages(specs, refine)
+    )

@@ -160,6 +160,14 @@ class Space:
                     f"search.points: {path!r} is no dimension; valid:"
                     f" {', '.join(known) or 'none'}"
                 )
+        slots = {p: v for p, v in configuration.items() if known[p].is_slot}
+        for path in configuration:
+            slot = known[path].slot
+            if slot in slots and not known[path].active(slots):
+                raise SpecError(
+                    f"search.points: {path!r} means nothing where {slot} is"
+                    f" {slots[slot]!r}; leave one of them out"
+                )
         return _joined(
             *[known[path].encode(value) for path, value in configuration.items()]
         )

@@ -108,6 +108,11 @@ def _explain(model: type[BaseModel], detail: Any, place: str) -> str:
         detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     )
     message = message[:1].lower() + message[1:]
+    if detail["type"] == "int_from_float":
+        return (
+            f"{where}: a whole number is needed, an integer; got {shown}. A range of whole"
+            " numbers has a low, a high and a step without a decimal point"
+        )
     return (
         f"{where}: {message}"
         if shown in message or len(location) == 0

@@ -20,8 +20,8 @@ from compress.measure.options import MeasureConfig as Measure
 from sweeps.run.storage import local_folder
 from sweeps.spec.yaml_text import Tree, did_you_mean
 from trainers.config import Config, DataConfig, SourceConfig
+from trainers.option_types import UserPath, UserText
 from trainers.training.epoch_metrics import EpochMetric, epoch_metrics
-from trainers.user_paths import UserPath, UserText
 
 RunName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)

@@ -53,3 +53,19 @@ def test_markdown_of_several_runs_names_figures_and_is_cut(make_run, tmp_path):
     text = analysis.write_markdown(empty, tmp_path / "b.md").read_text()
     assert "0 trials: none." in text
     assert "## Picks" not in text
+
+
+def test_remarks_of_a_run_stand_in_report_and_markdown(make_run, tmp_path):
+    remark = "The classifier is fresh: <b>10</b> classes in the file, 4 in the data."
+    header = {"data": "4 classes (a, b, c, d), 9 train", "remarks": [remark, remark]}
+    run = analysis.load(make_run(header=header))
+    assert (run.data, run.remarks) == (header["data"], [remark])
+    text = analysis.write_markdown(run, tmp_path / "out.md").read_text()
+    assert f"## Data and source\n\n- `{header['data']}`\n- `{remark}`\n" in text
+    page = analysis.write_report(run, tmp_path / "out.html").read_text()
+    assert "fresh: &lt;b&gt;10&lt;/b&gt; classes" in page
+    other = analysis.load(make_run("other", header={"remarks": "no list"}))
+    assert other.remarks == []
+    assert any("remarks must be a list" in problem for problem in other.problems)
+    merged = analysis.merge([run, other])
+    assert merged.remarks[1].endswith(remark)

@@ -26,7 +26,7 @@ from sweeps.drive.deaths import death_of
 from sweeps.drive.driver import SweepResult, run_sweep
 from sweeps.drive.interrupt import Interrupt, ending_signals
 from sweeps.drive.trial_events import TrialEvents
-from sweeps.drive.tune_run import Pulse, TuneRun
+from sweeps.drive.tune_run import Lost, Pulse, TuneRun
 from sweeps.run.folder import full_trial_id
 from sweeps.run.plan import Site, TrialPlan
 from sweeps.run.record import (
@@ -102,8 +102,8 @@ class StillPulse(Pulse):
     def __init__(self, lost: str | None = None) -> None:
         self.said = lost
 
-    def lost(self) -> str | None:
-        return self.said
+    def lost(self) -> Lost | None:
+        return None if self.said is None else Lost(self.said, is_head=True)
 
 
 def tune(monkeypatch: pytest.MonkeyPatch, lost: str | None = None) -> TuneRun:
@@ -148,8 +148,9 @@ def test_a_run_that_hangs_is_given_up(
     if lost is None:
         run.wait(release.wait)
     else:
-        with pytest.raises(driver.RayLostError, match="does not answer"):
+        with pytest.raises(driver.RayLostError, match="does not answer") as raised:
             run.wait(release.wait)
+        assert raised.value.ends_process
     assert time.monotonic() - begun < 5
     assert run.is_over
     release.set()

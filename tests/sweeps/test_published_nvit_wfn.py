@@ -179,7 +179,8 @@ REVIT_SOURCE: Rows = FOLDER_224 | {
 }
 PUBLISHED: dict[str, Rows] = {
     **{
-        f"nvit-{size}": DEIT_B
+        f"nvit-{size}": {"seed": 1}
+        | DEIT_B
         | of("nvit", PRUNE | {"latency_target": target})
         | of("finetune", TUNE)
         for size, target in {"b": 0.54, "h": 0.50, "s": 0.39, "t": 0.19}.items()

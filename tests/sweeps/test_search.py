@@ -442,7 +442,7 @@ def test_a_value_that_only_its_draw_shows_to_be_impossible_fails_one_trial(
         assert record.attempts == 1
         assert record.outcome.error is not None
         value = plan.configuration["stages.finetune.epochs"]
-        assert "stages.finetune.epochs: input should be a valid integer" in (
+        assert "stages.finetune.epochs: a whole number is needed" in (
             record.outcome.error.message
         )
         assert f"got {value}" in record.outcome.error.message

@@ -148,7 +148,7 @@ MISTAKES = [
     ),
     (
         "search.space.stages.finetune.epochs={low: 0.5, high: 2.0}",
-        r"stages\.finetune\.epochs: input should be a valid integer",
+        r"stages\.finetune\.epochs: a whole number is needed, .*; got 0\.5\. A range of",
     ),
     (
         "search.points=[{stages.finetune.lr: 5}]",

@@ -158,10 +158,20 @@ def test_a_query_stays_at_the_end_of_a_uri(uri: str, child: str, parent: str) ->
     assert parent_uri(child) == (parent, "demo")
 
 
-@pytest.mark.parametrize("uri", ["https://host/x", "ftp://host/x", "HTTP://host"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://host/x",
+        "ftp://host/x",
+        "HTTP://host",
+        "memory://x",
+        "://x",
+        "s3://?a=b",
+    ],
+)
 def test_what_is_no_storage_is_refused_in_a_line(uri: str) -> None:
     with pytest.raises(
-        ValueError, match=r"is no object storage; give a folder, or s3://"
+        ValueError, match=r"cannot be written to: .*; give a folder, or s3://"
     ):
         Remote(uri)
 

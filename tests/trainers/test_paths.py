@@ -14,7 +14,7 @@ from sweeps.spec.model import Search, Spec
 from trainers import plugins
 from trainers.config import DataConfig, DistillConfig, SourceConfig
 from trainers.files import default_data_cache, expanded, user_cache
-from trainers.user_paths import MAY_BE_GONE
+from trainers.option_types import MAY_BE_GONE
 
 
 @pytest.fixture(autouse=True)

@@ -128,13 +128,15 @@ class StreamPart:
 
     def content(self, cache_dir: Path) -> Iterator[bytes | memoryview]:
         """Which rows of which files: hashes of local files, addresses of those on the Hub, whose
-        commit stands for their content.
+        commit stands for their content. Where no file is known, the images are hashed.
         """
         yield self.rows.tobytes()
         local = [Path(file) for file in self.files if "://" not in file]
         yield "\n".join(file for file in self.files if "://" in file).encode()
         if local:
             yield files_hash(local, "", lambda: _hash_files(local), cache_dir).encode()
+        if not self.files:
+            yield _hash(self.images()).encode()
 
 
 class _Source(NamedTuple):
@@ -181,7 +183,8 @@ def _library() -> Any:
     Raises:
         ValueError: it is not installed.
     """
-    if find_spec("datasets") is None:
+    found = find_spec("datasets")
+    if found is None or found.origin is None:  # a folder called datasets is no library
         raise ValueError(
             "data.dataset hf needs the package datasets: pip install"
             " 'compression-sweeps[hf]'"
@@ -239,10 +242,12 @@ def _splits(
     expressions = [option for option in options if option and "[" in option]
     if expressions:
         _check_apart(datasets, builder, config)
-    return {
-        name: lambda name=name: _Source(builder.as_dataset(split=name), ())
-        for name in [*builder.info.splits, *expressions]
-    }
+
+    def prepared(name: str) -> _Source:
+        return _Source(builder.as_dataset(split=name), ())
+
+    names = [*builder.info.splits, *expressions]
+    return {name: partial(prepared, name) for name in names}
 
 
 def _check_apart(datasets: Any, builder: Any, config: DataConfig) -> None:
@@ -295,8 +300,11 @@ def _chosen(
                 " has images of its own"
             )
         return train[0], config.test_split, None
-    rest = {word: [n for n in found if n != train[0]] for word, found in usual.items()}
-    return train[0], *(next(iter(rest[w]), None) for w in ("test", "validation"))
+    test, validation = (
+        next((name for name in usual[word] if name != train[0]), None)
+        for word in ("test", "validation")
+    )
+    return train[0], test, validation
 
 
 def _read(
@@ -319,7 +327,7 @@ def _read(
         with _refused(place):
             read = pa.chunked_array(list(_batches(chosen)))
         labels = plain_labels(read, f"{place}: column {columns.label!r}")
-    if not files:
+    if not config.streaming:
         found = list(_outside(cells))
         check_there(
             found,
@@ -327,7 +335,7 @@ def _read(
             f"{place}: column {columns.image!r}",
             config.max_unreadable,
         )
-    kind = partial(StreamPart, files=files) if files else HubPart
+    kind = partial(StreamPart, files=files) if config.streaming else HubPart
     return Split(
         labels,
         columns.names,

@@ -104,8 +104,10 @@ def outside(cells: pa.Array, find: FindFile) -> Iterator[Path | None]:
     if not is_text(blobs.type):
         cells = cells.filter(blobs.is_null())
     for image in images_in(cells, find):
-        if isinstance(image, Path) or not len(image):
-            yield image or None
+        if isinstance(image, Path):
+            yield image
+        elif not len(image):
+            yield None
 
 
 def check_there(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trainers.data import image_ops as ops
 from trainers.data.transfer import put
+from trainers.words import did_you_mean
 
 Values = NDArray[np.float64]
 
@@ -50,6 +51,10 @@ _WITHOUT_LEVEL: dict[str, Callable[[Tensor], Tensor]] = {
     "Equalize": ops.equalize,
     "Invert": ops.invert,
 }
+
+
+POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
+"""With what a policy in timm's notation begins."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,8 @@ class RandAugmentSpec:
                 return cls(**values, **whole)  # type: ignore[arg-type]
         raise ValueError(
             "auto_augment of images in memory is 'rand' with sections m, n, p, mstd,"
-            f" mmax, inc, such as 'rand-m9-mstd0.5-inc1'; got {text!r}. Other timm"
-            " policies need data.in_memory no"
+            f" mmax, inc, such as 'rand-m9-mstd0.5-inc1'; got {text!r}."
+            f" {did_you_mean(policy, POLICIES)}Other timm policies need data.in_memory no"
         )
 
 

@@ -54,8 +54,8 @@ def _rehearse(augment_json: str, data_json: str, side: int, in_memory: bool) -> 
             _require_finite(targets)
         _require_finite(images)
     except (ValueError, TypeError, RuntimeError, LookupError, OverflowError) as error:
-        changed = augment.model_dump(mode="json", exclude_unset=True)
-        raise ValueError(f"augment {json.dumps(changed)}: {error}") from error
+        changed = augment.model_dump(mode="json", exclude_defaults=True)
+        raise ValueError(f"augment: {error} (with {json.dumps(changed)})") from error
 
 
 def _require_finite(values: torch.Tensor) -> None:

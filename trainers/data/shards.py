@@ -145,7 +145,7 @@ def split_named(name: str, wanted: tuple[str | None, ...] = ()) -> str | None:
     """
     words = {word: split for split, some in WORDS.items() for word in some}
     words |= {split.lower(): split for split in wanted if split and split not in WORDS}
-    places = {}
+    places: dict[tuple[int, int], str] = {}
     for word, split in words.items():
         match = re.search(rf"(?<![a-z]){re.escape(word)}(?![a-z])", name.lower())
         if match:
@@ -232,15 +232,19 @@ def missing_shards(files: Sequence[Path]) -> list[str]:
     missing = sorted(set(range(total)) - set(shards))
     if not missing:
         return []
-    names = [
-        _NUMBERED.sub(lambda m, n=n: f"-{n:0{len(m[1])}}-of-{m[2]}", file.name)
-        for n in missing[:ALL_NAMES]
-    ]
+    names = [_renumbered(file.name, number) for number in missing[:ALL_NAMES]]
     more = ", …" if len(missing) > ALL_NAMES else ""
     return [
         f"{len(missing)} of {total} shards are missing in {file.parent}:"
         f" {', '.join(names)}{more}."
     ]
+
+
+def _renumbered(name: str, number: int) -> str:
+    """The name of another shard of the same set."""
+    match = _NUMBERED.search(name)
+    assert match is not None, name
+    return f"{name[: match.start(1)]}{number:0{len(match[1])}}{name[match.end(1) :]}"
 
 
 def _gaps(files: Sequence[Path]) -> list[str]:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from trainers.config import DataConfig
 from trainers.data.decoding import UnreadableImageError
-from trainers.data.inspection import check_unreadable
+from trainers.data.inspection import check_unreadable, none_readable
 from trainers.data.parts import RandomAccess
 
 log = logging.getLogger(__name__)
@@ -142,6 +142,7 @@ class Streams:
         training: bool,
     ) -> None:
         self._reader, self._device, self._keys = reader, device, _Keys()
+        self._training = training
         self._loader = DataLoader(
             _Samples(reader, rows, labels, transform, substitute=training),
             batch_sampler=self._keys,
@@ -171,8 +172,11 @@ class Streams:
         self, positions: Sequence[Tensor], seeds: Sequence[NDArray[np.int64]]
     ) -> Iterator[tuple[Tensor, Tensor]]:
         self._keys.positions, self._keys.seeds = positions, seeds
-        for batch in self._loader:
+        for wanted, batch in zip(positions, self._loader, strict=True):
             self._reader.note(batch.unreadable)
+            # another image stands for an unreadable one, unless all are unreadable
+            if self._training and len(batch.labels) < len(wanted):
+                raise none_readable("training", len(batch.unreadable), batch.unreadable)
             if len(batch.labels):
                 yield (
                     batch.images.to(self._device, non_blocking=True),

@@ -8,6 +8,7 @@ without being unpacked.
 
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -189,11 +190,9 @@ def index(file: Path) -> list[Sample]:
         raise ValueError(f"{file}: {reason or why}") from error
     except ValueError as error:  # a name that stands there twice
         raise ValueError(f"{file}: {error.args[0]}") from error
-    keys = {sample.key for sample in samples}
-    if len(keys) < len(samples):
-        twice = next(
-            s.key for s in samples if s.key in keys and not keys.discard(s.key)
-        )
+    counts = Counter(sample.key for sample in samples)
+    if len(counts) < len(samples):
+        [(twice, _)] = counts.most_common(1)
         raise ValueError(
             f"{file}: the files of a sample, such as {twice}.*, must stand one after the"
             " other; sort them by name before they are packed"

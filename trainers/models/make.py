@@ -10,8 +10,8 @@ from typing import Any
 from trainers.files import read_json
 from trainers.models.arch import Arch, buildable, on_meta
 from trainers.models.resnet_cifar import RESNET_CIFAR
+from trainers.option_types import LOCAL_FOLDER
 from trainers.timm_library import timm
-from trainers.user_paths import LOCAL_FOLDER
 
 _FROM_DATA = ("num_classes", "img_size", "pretrained")
 """Arguments of a saved model that the data decides, or that build nothing."""

@@ -16,8 +16,8 @@ from trainers.models.checkpoint_file import read_checkpoint
 from trainers.models.fit_weights import Fit, fit_weights, fresh_classifier
 from trainers.models.make import is_hub_name, make_arch, saved_arch
 from trainers.models.parameters import classifier_layers
+from trainers.option_types import LOCAL_FOLDER
 from trainers.timm_library import timm
-from trainers.user_paths import LOCAL_FOLDER
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Optimisers and schedules: timm's, driven by optimiser steps."""
 
 import math
+import warnings
 from functools import lru_cache
 from inspect import signature
 from typing import Any
@@ -10,7 +11,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from trainers.config import TrainConfig
-from trainers.durations import duration_in_steps
+from trainers.option_types import duration_in_steps
 from trainers.timm_library import timm
 from trainers.words import did_you_mean
 
@@ -39,8 +40,9 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:
             **_fused(module, kind),
         )
     except (AssertionError, TypeError, ValueError, LookupError) as error:
+        given = f" with betas {list(config.betas)}" if config.betas else ""
         raise ValueError(
-            f"optimizer {config.optimizer!r}: {error} (see"
+            f"optimizer {config.optimizer!r}{given}: {error} (see"
             " timm.optim.list_optimizers())"
         ) from error
 
@@ -184,15 +186,18 @@ class Schedule:
         minimum = config.scaled_low(config.min_lr)
         if config.schedule == "plateau":
             common["warmup_t"] = warmup / self.steps_per_epoch
-            return timm.scheduler.PlateauLRScheduler(
-                optimizer,
-                decay_rate=config.decay_rate,
-                patience_t=config.patience_epochs,
-                cooldown_t=config.cooldown_epochs,
-                lr_min=minimum,
-                mode="max",
-                **common,
-            )
+            with warnings.catch_warnings():
+                # it warns that a resumed run forgets its state; `state_dict` here keeps it
+                warnings.simplefilter("ignore", FutureWarning)
+                return timm.scheduler.PlateauLRScheduler(
+                    optimizer,
+                    decay_rate=config.decay_rate,
+                    patience_t=config.patience_epochs,
+                    cooldown_t=config.cooldown_epochs,
+                    lr_min=minimum,
+                    mode="max",
+                    **common,
+                )
         common["t_in_epochs"] = False
         if config.schedule == "cosine":
             span = self.total - config.cooldown_epochs * self.steps_per_epoch

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from tests.trainers.data.pictures import class_folders, grey, written
-from trainers.config import DataConfig
+from trainers.config import AugmentConfig, DataConfig
 from trainers.data import inspection
 from trainers.data.info import DataInfo
-from trainers.data.splits import data_info, eval_batches, load_data
+from trainers.data.splits import TrainBatches, data_info, eval_batches, load_data
 from trainers.training.evaluate import evaluate
 
 
@@ -212,9 +212,17 @@ def test_images_that_become_unreadable_later(tmp_path: Path) -> None:
     data = load_data(config, tmp_path / "cache")
     for file in (root / "val").rglob("*.png"):
         file.unlink()
+    augment = AugmentConfig(preset="none")
+    cpu = torch.device("cpu")
+    batches = TrainBatches(data, augment, batch_size=4, seed=0, device=cpu)
+    assert len(list(batches.epoch(0))) == 2
+    for file in (root / "train").rglob("*.png"):
+        file.unlink()
+    with pytest.raises(ValueError, match="training part has no readable image"):
+        list(batches.epoch(1))
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 2))
     with pytest.raises(ValueError, match="none of the 4 images of the test part"):
-        evaluate(model, data, "test", torch.device("cpu"))
+        evaluate(model, data, "test", cpu)
     load_data.cache_clear()
 
 

@@ -423,3 +423,8 @@ def test_more_workers_than_images(numbered: Path, tmp_path: Path) -> None:
     assert [
         len(list(eval_batches(data, "test", 4, CPU, rank, 4))) for rank in range(4)
     ] == [1, 1, 0, 0]
+
+
+def test_yes_and_no_are_those_of_yaml() -> None:
+    assert DataConfig.model_validate({"in_memory": False}).in_memory == "no"
+    assert DataConfig.model_validate({"in_memory": True}).in_memory == "yes"

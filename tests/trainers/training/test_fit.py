@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from trainers.config import AugmentConfig, EmaConfig, TrainConfig
 from trainers.data.splits import Data
-from trainers.durations import duration_in_steps
 from trainers.models.arch import ModelState
 from trainers.models.make import make_arch
+from trainers.option_types import duration_in_steps
 from trainers.training import distributed
 from trainers.training.checkpoint import CheckpointFolder
 from trainers.training.fit import (
