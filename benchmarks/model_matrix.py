@@ -181,10 +181,12 @@ def _summary(family: Family, row: Row) -> str:
 
 
 def collected(folder: Path) -> dict[str, Any]:
-    """All rows, as the result's file has them."""
+    """All rows that have a cell, as the result's file has them."""
     rows = {}
     for family in FAMILIES:
         cells = Row.read(folder, family).cells
+        if not cells:
+            continue
         rows[family.name] = {
             "kind": family.kind,
             "model": family.model,

@@ -39,9 +39,11 @@ def matrix(rows: Mapping[str, Any], columns: Mapping[str, Any]) -> str:
 def _counts(rows: Mapping[str, Any], columns: Mapping[str, Any]) -> str:
     cells = [cell for row in rows.values() for cell in row["cells"].values()]
     counts = {sign: sum(cell[0] == sign for cell in cells) for sign in SIGNS}
+    untried = len(rows) * len(columns) - len(cells)
     return (
         f"{len(rows)} families × {len(columns)} columns: {counts['works']} cells work,"
-        f" {counts['refuses']} are refused, {counts['broken']} are broken."
+        f" {counts['refuses']} are refused, {counts['broken']} are broken"
+        + (f", {untried} are yet to be tried (?)." if untried else ".")
     )
 
 

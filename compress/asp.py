@@ -152,7 +152,8 @@ class Asp(Stage):
         if not _linear_layers(arch):
             raise ValueError(
                 f"{arch.name} has no Linear layer whose inputs divide by 4, besides its"
-                " classifier; 2:4 sparsity needs one"
+                " classifier; 2:4 sparsity needs one (convolutions are left dense). Use"
+                " wfn, uniform_quant or kmeans_quant, which take every layer"
             )
         return arch
 

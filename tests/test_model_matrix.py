@@ -1,6 +1,5 @@
 """`benchmarks/model_matrix.py`: its cells on three families, and the page that it writes."""
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -99,14 +98,15 @@ def test_the_page_shows_what_was_recorded() -> None:
     assert text.count(FENCE[0]) == 1
 
 
-def test_the_record_has_every_cell_and_none_is_broken() -> None:
+def test_the_record_has_forty_whole_rows_and_no_broken_cell() -> None:
     rows = recorded()
-    assert list(rows) == [family.name for family in FAMILIES]
-    assert len(rows) >= 40
-    for family in FAMILIES:
-        row = rows[family.name]
+    families = {family.name: family for family in FAMILIES}
+    assert list(rows) == [name for name in families if name in rows]
+    assert sum(row["cells"].keys() == COLUMNS.keys() for row in rows.values()) >= 40
+    for name, row in rows.items():
+        family = families[name]
         assert (row["model"], row["args"]) == (family.model, family.args)
-        assert row["cells"].keys() == COLUMNS.keys()
+        assert row["cells"].keys() <= COLUMNS.keys()
     found = [cell for row in rows.values() for cell in row["cells"].values()]
     assert {status for status, _ in found} <= {"works", "refuses"}
     for status, reason in found:
@@ -132,7 +132,7 @@ def test_a_page_counts_its_cells() -> None:
     made = page(f"above\n{FENCE[0]}{FENCE[1]}\nbelow", rows, chosen)
     assert made.startswith("above\n")
     assert made.endswith("\nbelow")
-    assert "1 cells work, 2 are refused, 1 are broken" in made
+    assert "1 cells work, 2 are refused, 1 are broken, 2 are yet to be tried" in made
     assert "| A | `a_1` | ✓ | – [1](#refusals) | ✗ [2](#refusals) |" in made
     assert "| B | `b_2` | ? | – [1](#refusals) | ? |" in made
     assert "1. MODEL: no" in made
@@ -142,6 +142,8 @@ def test_a_page_counts_its_cells() -> None:
 @pytest.mark.parametrize("family", [family.name for family in FAMILIES])
 def test_every_cell_is_as_recorded(family: str, tmp_path: Path) -> None:
     tried = case(family, tmp_path)
-    made = {name: cell(tried, column) for name, column in COLUMNS.items()}
-    statuses = {name: dataclasses.astuple(found)[0] for name, found in made.items()}
-    assert statuses == {n: c[0] for n, c in recorded()[family]["cells"].items()}, made
+    known = recorded().get(family, {"cells": {}})["cells"]
+    for name, column in COLUMNS.items():
+        made = cell(tried, column)
+        status, _ = known.get(name, (made.status, ""))
+        assert made.status == status != "broken", (name, made)

@@ -308,7 +308,12 @@ class Nvit(Stage, TrainConfig):
         """
         from trainers.models.from_timm import dense_arch
 
-        dense = dense_arch(arch)
+        try:
+            dense = dense_arch(arch)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. The stages asp and wfn take other models"
+            ) from error
         check_fit(dense, self, data)
         images = min(self.images_per_epoch or data.num_train, data.num_train)
         steps = self.epochs * (images // self.batch_size)

@@ -185,7 +185,9 @@ def _narrowed(rows: "pd.DataFrame", loaded: "Run") -> "pd.DataFrame":
     can be folded.
     """
     widths = [
-        max(len(name), rows[name].str.len().max()) for name in rows if not rows.empty
+        max(len(str(name)), rows[name].str.len().max())
+        for name in rows
+        if not rows.empty
     ]
     if sum(widths) + len(widths) <= console.width:
         return rows

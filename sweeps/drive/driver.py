@@ -232,8 +232,8 @@ def _ended_early(error: Exception) -> str:
     if isinstance(error, RayLostError):
         return str(error)
     # Tune raises its own error, with a traceback as its message, while it handles another
-    wraps = isinstance(error, TuneError) and error.__context__ is not None
-    first = innermost(error.__context__ if wraps else error)
+    handled = error.__context__ if isinstance(error, TuneError) else None
+    first = innermost(handled or error)
     said = " ".join(str(first).split())
     return f"the search was ended by {type(first).__name__}: {said}"
 

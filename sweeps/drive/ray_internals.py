@@ -26,11 +26,12 @@ def in_own_process_groups() -> Iterator[None]:
         yield
         return
     before = services.ConsolePopen
-    services.ConsolePopen = functools.partial(before, process_group=0)
+    # a type checker takes it for a class alone
+    services.ConsolePopen = functools.partial(before, process_group=0)  # type: ignore
     try:
         yield
     finally:
-        services.ConsolePopen = before
+        services.ConsolePopen = before  # type: ignore[misc]
 
 
 @contextlib.contextmanager
@@ -72,8 +73,8 @@ def deaths_of_processes(note: Callable[[Exception], None]) -> Iterator[None]:
             super()._actor_start_failed(tracked_actor, exception)
 
     before = tune_controller.RayActorManager
-    tune_controller.RayActorManager = Manager
+    tune_controller.RayActorManager = Manager  # type: ignore[misc]
     try:
         yield
     finally:
-        tune_controller.RayActorManager = before
+        tune_controller.RayActorManager = before  # type: ignore[misc]

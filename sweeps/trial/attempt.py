@@ -113,11 +113,11 @@ def _attempt(
         if isinstance(value, float) and not math.isfinite(value)
     ]
     if not_finite:
-        error = NonFiniteMetricError(
+        diverged = NonFiniteMetricError(
             f"the final model's {', '.join(not_finite)}: it has diverged, or its source's"
             " weights have"
         )
-        record.finish("failed", error=error, seconds=done.seconds)
+        record.finish("failed", error=diverged, seconds=done.seconds)
         return True
     record.set_layers(done.layers)
     record.set_classes(done.classes)
