@@ -34,7 +34,7 @@ def query(path: str | Path | Run, sql: str) -> pd.DataFrame:
 
     Writes nothing; tables that are behind are read from the records (see `analysis.load`).
     Columns with a slash are quoted: `select trial_id, "metric/accuracy" from trials`; their last
-    part will do where no other column has that name: `select accuracy` is over the trials.
+    part will do where no other column has that name, and `select accuracy` is over the trials.
 
     Raises:
         ValueError: not a run folder; see `select`.
@@ -94,15 +94,32 @@ def _frame(result: Any) -> pd.DataFrame:
 
 
 def _with_short_names(table: pa.Table, sql: str) -> pa.Table:
-    """`table` with its columns that `sql` calls by their last part, `accuracy` for
-    `metric/accuracy`, under that name too. A metric comes before a parameter of the same name.
+    """`table` with its columns that `sql` calls by a short name under that name too.
+
+    `metric/accuracy` is accuracy, and `config/finetune.lr` is finetune.lr or lr, in any case of
+    letters. A metric comes before a parameter; a last part that several columns have means none.
     """
     words = set(re.findall(r'"([^"]+)"', sql)) | set(re.findall(r"\w+", sql))
-    for prefix in ("metric/", "config/", "sd/", "version/"):
-        for word in sorted(words - set(table.column_names)):
-            if prefix + word in table.column_names:
-                table = table.append_column(word, table[prefix + word])
+    names = table.column_names
+    taken = {name.lower() for name in names}
+    for word in sorted(words):
+        meant = _meant(word.lower(), names)
+        if meant is not None and word.lower() not in taken:
+            taken.add(word.lower())
+            table = table.append_column(word, table[meant])
     return table
+
+
+def _meant(word: str, names: list[str]) -> str | None:
+    """The column that a short name in small letters stands for."""
+    for prefix in ("metric/", "config/", "sd/", "version/"):
+        for name in names:
+            if name.lower() == prefix + word:
+                return name
+    parts = [
+        n for n in names if n.startswith("config/") and n.lower().endswith(f".{word}")
+    ]
+    return parts[0] if len(parts) == 1 else None
 
 
 def _with_table(sql: str) -> str:

@@ -253,7 +253,7 @@ def _mobile() -> list[Family]:
             kind,
             "efficientformer_l1",
             form | {"num_vit": 1},
-            {"depths": [2, 2, 2, 3], "embed_dims": [24, 32, 48, 64], "num_vit": 1},
+            {"depths": [2, 2, 2, 2], "embed_dims": [24, 32, 48, 64], "num_vit": 1},
             image_size=224,
         ),
         Family("EfficientFormer V2", kind, "efficientformerv2_s0"),

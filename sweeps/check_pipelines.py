@@ -6,6 +6,7 @@ within it, and the points that the spec names.
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,7 @@ from trainers.data.rehearsal import rehearse_augmentation
 from trainers.data.splits import data_info
 from trainers.models.arch import Arch
 from trainers.models.source import SourceFacts, source_facts
+from trainers.timm_library import timm
 
 INTERIOR = 32
 """Draws from within a space, over all choices of its slots."""
@@ -77,7 +79,8 @@ def check_pipelines(spec: Spec, space: Space, points: Sequence[Draw]) -> Opened:
             raise SpecError(_with_choice(str(error), space, draw)) from error
         check_objectives(spec, trial.stages, trial.data, guided)
         training = _unsaid_training(trial.stages, info)
-        remarks |= dict.fromkeys((*facts.remarks, *info.remarks, *training))
+        pixels = other_normalisation(facts.arch, trial.source, trial.data)
+        remarks |= dict.fromkeys((*facts.remarks, *pixels, *info.remarks, *training))
         data = data or info.describe()
         example = example or (trial.stages, archs)
         pipelines.append(trial.stages)
@@ -103,6 +106,25 @@ def _trials(space: Space, points: Sequence[Draw]) -> Iterator[tuple[Draw, Resolv
         if identity not in seen:
             seen.add(identity)
             yield draw, trial
+
+
+def other_normalisation(
+    arch: Arch, source: SourceConfig, data: DataConfig
+) -> Iterator[str]:
+    """A sentence where timm's weights were trained on pixels of another mean or deviation."""
+    known = timm.get_pretrained_cfg(arch.name) if source.pretrained else None
+    if known is None:
+        return
+    wanted, given = (*known.mean, *known.std), (*data.mean, *data.std)
+    if all(
+        math.isclose(a, b, abs_tol=1e-3) for a, b in zip(wanted, given, strict=True)
+    ):
+        return
+    yield (
+        f"source: the weights of {arch.name} were trained on images of mean"
+        f" {list(known.mean)} and std {list(known.std)}, and data.mean and data.std are"
+        f" {list(data.mean)} and {list(data.std)}; give data those of the weights."
+    )
 
 
 def _unsaid_training(stages: Sequence[NamedStage], info: DataInfo) -> Iterator[str]:

@@ -65,6 +65,8 @@ def local_run(run: str) -> Path:
     if not is_uri(run):
         return Path(run)
     storage, name = parent_uri(run)
+    if not storage.partition("://")[2]:
+        raise ValueError(f"{run}: is the URI of no run; give s3://BUCKET/FOLDER/NAME")
     folder = mirror_folder(storage) / name
     MirroredStorage(storage, folder).pull()
     return folder

@@ -9,13 +9,16 @@ import pytest
 from rich.console import Console
 
 from sweeps.check import check_spec
+from sweeps.check_pipelines import other_normalisation
 from sweeps.describe import print_facts
 from sweeps.space.overrides import apply_overrides
 from sweeps.space.space import Space
 from sweeps.space.sweep import Sweep
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
+from trainers.config import DataConfig, SourceConfig
 from trainers.data.info import DataInfo
+from trainers.models.arch import Arch
 
 PLAIN: dict[str, Any] = {
     "name": "plain",
@@ -217,6 +220,28 @@ def test_draws_from_within_meet_every_value(plain: dict[str, Any]) -> None:
         depths = {d.get("stages.init.random_init.args.depth") for d in mine}
         assert depths == ({1, 2, 3} if alternative == "random_init" else {None})
     assert len(list(searched.interior(0, 5))) == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "told"),
+    [
+        ("vit_tiny_patch16_224.augreg_in21k_ft_in1k", (0.485, 0.456, 0.406), True),
+        ("vit_tiny_patch16_224.augreg_in21k_ft_in1k", (0.5, 0.5, 0.5), False),
+        ("deit_tiny_patch16_224.fb_in1k", (0.485, 0.456, 0.406), False),
+        ("resnet20_cifar", (0.1, 0.1, 0.1), False),
+    ],
+)
+def test_weights_that_saw_other_pixels_are_told(
+    name: str, mean: tuple[float, float, float], told: bool
+) -> None:
+    std = (0.5, 0.5, 0.5) if mean[0] == 0.5 else (0.229, 0.224, 0.225)
+    data = DataConfig(mean=mean, std=std)
+    source = SourceConfig(model=name, pretrained=True)
+    said = list(other_normalisation(Arch("timm", name), source, data))
+    assert len(said) == told
+    assert all("mean [0.5, 0.5, 0.5]" in line for line in said)
+    kept = SourceConfig(model=name, pretrained=False)
+    assert not list(other_normalisation(Arch("timm", name), kept, data))
 
 
 def test_facts_and_remarks_are_told(

@@ -182,6 +182,7 @@ def test_query(run: Path, call: Callable[..., tuple[int, str]]) -> None:
     for short in (
         'select accuracy, "finetune.lr" as lr from trials',
         'select accuracy, "finetune.lr" as lr',
+        "select Accuracy as accuracy, lr from trials",
     ):
         assert call("query", run, short, "--csv") == call("query", run, whole, "--csv")
     code, text = call("query", run, "select accuracy where accuracy > 2", "--csv")

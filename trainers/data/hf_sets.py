@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from trainers.config import DataConfig
@@ -30,9 +32,10 @@ from trainers.data.parts import (
     spread,
 )
 from trainers.data.shards import WORDS, root_folder, split_named
-from trainers.files import sha256_file
+from trainers.files import default_data_cache, sha256_file, write_atomic
 
 BATCH = 256  # rows in memory at a time
+STREAM_SAMPLE = 256  # images of a stream that are looked at before all are read
 _OF_SAVE_TO_DISK = ("dataset_dict.json", "state.json")
 
 
@@ -125,6 +128,10 @@ class StreamPart:
                 first, last = np.searchsorted(self.rows, [start, end])
                 yield from _images(cells.take(pa.array(self.rows[first:last] - start)))
                 start = end
+
+    def sample(self, most: int) -> Iterator[tuple[int, bytes | Path | Pixels]]:
+        """(row, image) of the first images: all before another comes through the network."""
+        return islice(enumerate(self.images()), min(most, STREAM_SAMPLE))
 
     def content(self, cache_dir: Path) -> Iterator[bytes | memoryview]:
         """Which rows of which files: hashes of local files, addresses of those on the Hub, whose
@@ -312,8 +319,8 @@ def _read(
 ) -> Split:
     """Columns and all labels of a split, and whether every image is there."""
     with _refused(place):
-        data, files = split()
-        features = data.features
+        source = split()
+    data, files, features = source.data, source.files, source.data.features
     if features is None:
         raise ValueError(
             f"{place}: its columns are not known; data.streaming must be off"
@@ -323,9 +330,8 @@ def _read(
     if columns.label is None:
         labels = pa.nulls(sum(map(len, _batches(cells))), pa.int64())
     else:
-        chosen = data.select_columns([columns.label]).with_format("arrow")
         with _refused(place):
-            read = pa.chunked_array(list(_batches(chosen)))
+            read = _remembered(columns.label, source)
         labels = plain_labels(read, f"{place}: column {columns.label!r}")
     if not config.streaming:
         found = list(_outside(cells))
@@ -342,6 +348,23 @@ def _read(
         columns.remarks,
         lambda rows, numbers: kind(cells=cells, rows=rows, labels=numbers, place=place),
     )
+
+
+def _remembered(column: str, source: _Source) -> pa.ChunkedArray:
+    """A column; of files on the Hub it is kept in the data cache, under the commit."""
+    note = None
+    if source.files and all("@" in file and "://" in file for file in source.files):
+        key = hashlib.sha256("\0".join([column, *source.files]).encode()).hexdigest()
+        note = default_data_cache() / "labels" / f"{key[:32]}.parquet"
+        if note.is_file():
+            return pq.read_table(note).column(0)
+    chosen = source.data.select_columns([column]).with_format("arrow")
+    read = pa.chunked_array(list(_batches(chosen)))
+    if note is not None:
+        buffer = pa.BufferOutputStream()
+        pq.write_table(pa.table({column: read}), buffer)
+        write_atomic(note, buffer.getvalue().to_pybytes())
+    return read
 
 
 def _batches(data: Any) -> Iterator[pa.Array]:

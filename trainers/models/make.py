@@ -129,11 +129,12 @@ def _takes(kind: type, argument: str) -> bool:
 
 def own_image_size(name: str) -> int:
     """Pixels of the images that a timm model was made for; 224 where timm does not know."""
-    size = (
-        timm.get_pretrained_cfg_value(name, "input_size")
-        if timm.is_model(name.split(".")[0])
-        else None
-    )
+    if not timm.is_model(name.split(".")[0]):
+        return 224
+    try:
+        size = timm.get_pretrained_cfg_value(name, "input_size")
+    except RuntimeError:  # a name of old, or another tag: no published weights
+        return 224
     return size[-1] if size else 224
 
 

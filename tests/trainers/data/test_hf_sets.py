@@ -10,6 +10,7 @@ import pytest
 
 from tests.trainers.data.pictures import class_folders, encoded
 from trainers.config import DataConfig
+from trainers.data.hf_sets import _remembered, _Source
 from trainers.data.open import open_dataset
 from trainers.data.splits import Data, data_info, load_data
 
@@ -157,6 +158,21 @@ def test_images_in_files_of_their_own(tmp_path: Path) -> None:
     Path(files[3]).unlink()
     with pytest.raises(ValueError, match="1 of 12 rows hold no bytes"):
         open_dataset(config_of(tmp_path / "links"))
+
+
+def test_labels_of_a_commit_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWEEPS_DATA_CACHE", str(tmp_path))
+    stream = made(6).to_iterable_dataset()
+    files = ("hf://datasets/a/b@0a1b2c/data/train-0.parquet",)
+    first = _remembered("label", _Source(stream, files))
+    assert first.to_pylist() == [0, 1, 0, 1, 0, 1]
+    assert _remembered("label", _Source(None, files)).equals(first)
+    other = made(2).to_iterable_dataset()
+    local = _Source(other, (str(tmp_path / "a@b.parquet"),))
+    assert len(_remembered("label", local)) == 2
+    assert len(list(tmp_path.rglob("*.parquet"))) == 1
 
 
 def test_what_is_missing_is_told(

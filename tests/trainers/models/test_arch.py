@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trainers.models.arch import Arch, ModelState
-from trainers.models.make import make_arch
+from trainers.models.make import make_arch, own_image_size
 
 
 @pytest.fixture(scope="module")
@@ -261,3 +261,11 @@ def test_whatever_a_constructor_raises_is_a_refusal() -> None:
     with pytest.raises(ValueError, match="'nfnet_l0' does not take") as caught:
         make_arch("nfnet_l0", num_classes=5, image_size=32, args=narrow)
     assert isinstance(caught.value.__cause__, IndexError)
+
+
+def test_own_image_size_of_names_without_published_weights() -> None:
+    assert own_image_size("vit_tiny_patch16_224.augreg_in21k") == 224
+    assert own_image_size("vit_tiny_patch16_224.no_such_tag") == 224
+    assert own_image_size("xception") == 224
+    assert own_image_size("inception_v3") == 299
+    assert own_image_size("resnet20_cifar") == 224

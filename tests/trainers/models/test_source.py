@@ -541,3 +541,58 @@ def test_timm_has_no_such_weights() -> None:
         ValueError, match="no pretrained weights of 'vit_giant_patch14_224'"
     ):
         source_facts(config, 10, 224, trained=True)
+
+
+def test_torchvision_names_its_resnets_as_timm_does(tmp_path: Path) -> None:
+    """The same outputs, so also the same order of layers."""
+    _ = timm.layers  # torchvision's operators are declared first
+    import torchvision
+
+    theirs = torchvision.models.resnet18(num_classes=CLASSES).eval()
+    source = SourceConfig(
+        model="resnet18", checkpoint=saved(tmp_path, theirs.state_dict())
+    )
+    state = load_source(source, num_classes=CLASSES, image_size=32, seed=0)
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(state.build()(images), theirs(images))
+
+
+def test_a_name_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The architecture and its arguments come from the repository's config.json."""
+    told = ({}, NAME, ARGS | {"img_size": 224, "num_classes": 1000})
+    monkeypatch.setattr(timm.models, "load_model_config_from_hf", lambda name: told)
+    source = SourceConfig(model="hf-hub:somebody/some-vit")
+    arch = source_facts(source, CLASSES, IMAGE_PX, trained=False).arch
+    args = {"num_classes": CLASSES, "img_size": IMAGE_PX, **ARGS}
+    assert (arch.name, arch.args) == (NAME, args)
+
+    def unreachable(name: str) -> None:
+        raise OSError("no connection")
+
+    monkeypatch.setattr(timm.models, "load_model_config_from_hf", unreachable)
+    with pytest.raises(ValueError, match=r"hf-hub:somebody/other: .*no connection"):
+        source_facts(SourceConfig(model="hf-hub:somebody/other"), 5, 16, trained=True)
+
+
+def test_the_fresh_classifier_of_pretrained_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is said, refused where nobody trains it, and follows from the seed alone."""
+    create = timm.create_model
+
+    def pretrained_of_seven(name: str, pretrained: bool = False, **args: Any) -> Any:
+        module = create(name, **args)
+        module.pretrained_cfg = {**module.pretrained_cfg, "num_classes": 7}
+        return module
+
+    source = SourceConfig(model="resnet10t.c3_in1k", pretrained=True)
+    monkeypatch.setattr(timm, "create_model", pretrained_of_seven, raising=False)
+    found = source_facts(source, CLASSES, 32, trained=True)
+    assert found.fresh == ("fc.weight", "fc.bias")
+    assert "7 classes, the data has 5" in found.remarks[0]
+    with pytest.raises(ValueError, match="No stage trains"):
+        source_facts(source, CLASSES, 32, trained=False)
+    first = load_source(source, num_classes=CLASSES, image_size=32, seed=3)
+    torch.manual_seed(99)  # another image size, so that nothing comes from memory
+    again = load_source(source, num_classes=CLASSES, image_size=33, seed=3)
+    assert same(first.weights, again.weights)
