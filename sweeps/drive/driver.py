@@ -250,6 +250,7 @@ def _search_on(drive: _Drive) -> None:
     progress.restarted()
     if search.num_trials == 0:
         return
+    trials_at_once(sweep.spec.resources)  # what has no room is the user's mistake
     drive.has_begun = True
     try:
         _run_trials(drive, search)

@@ -342,15 +342,15 @@ def test_progress_on_a_pipe_and_on_a_terminal(
                 metrics = {"accuracy": accuracy, "gmacs": 1.0 + i}
                 record.finish("complete", metrics=metrics, seconds=1.0)
                 if i == 0:
-                    progress.failed_over("00001")
+                    progress.failed_over("00001", "its process died, or its node did")
                     progress.started()
                 progress.ended(record)
         assert progress.summary().splitlines() == [
             "2 complete · 1 failed",
-            "best accuracy 75.00 % · best gmacs 1 · hypervolume 0.0525",
+            "best accuracy 0.75 · best gmacs 1 · hypervolume 0.0525",
         ]
         text = out.getvalue()
         assert "00001  its process died" in text
-        assert "00001  accuracy 50.00 %  gmacs 1" in text
-        assert "00002  accuracy 75.00 %  gmacs 2" in text
+        assert "00001  accuracy 0.5  gmacs 1" in text
+        assert "00002  accuracy 0.75  gmacs 2" in text
         assert ("2/2" in text) == terminal

@@ -1,11 +1,10 @@
-"""Storage by URI, on `file://` (pyarrow's own) and on fsspec's memory: the same code as for
+"""Storage by URI, on `file://` (pyarrow's own) and on fsspec's `local://`: the same code as for
 a bucket.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pytest
 
 from compress.cache import Artifact, StageCache
@@ -14,13 +13,12 @@ from trainers.models.make import make_arch
 from trainers.remote import Remote, is_uri
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(params=["file", "local"])
 def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Remote]:
     if request.param == "file":
         yield Remote((tmp_path / "bucket").as_uri())
     else:
-        yield Remote("memory://bucket/sweeps")
-        fsspec.filesystem("memory").store.clear()
+        yield Remote(f"local://{tmp_path}/bucket")
 
 
 def test_files_make_the_round_trip(remote: Remote, tmp_path: Path) -> None:
