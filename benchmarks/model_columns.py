@@ -83,7 +83,11 @@ def weight_selection(**options: Any) -> Callable[[Case], None]:
         ran = case.ran({"weight_selection": student | options}, larger=True)
         module = on_meta(ran.model.arch)
         heads = classifier_parameters(module)
-        names = [n for n in linear_and_conv_parameters(module) if n not in heads]
+        names = [
+            name
+            for name in linear_and_conv_parameters(module)
+            if name not in heads and "head" not in name.split(".")  # stays fresh, too
+        ]
         taken = flat(ran.model.weights[name] for name in names)
         known = flat(ran.start.weights.values()).sort().values
         places = torch.searchsorted(known, taken).clamp_max(len(known) - 1)
