@@ -105,8 +105,11 @@ def default_data_cache() -> Path:
     return Path(expanded(base)) if base else user_cache()
 
 
+GIT_LFS = b"version https://git-lfs"
+"""How the pointer begins that Git LFS leaves in place of a file."""
+
 _NOT_THE_FILE = {
-    b"version https://git-lfs": "is a Git LFS pointer; `git lfs pull` fetches the file",
+    GIT_LFS: "is a Git LFS pointer; `git lfs pull` fetches the file",
     b"<!doctype": "is a web page, not the file; download it again",
     b"\x1f\x8b": "is compressed as a whole with gzip; unpack it",
     b"<html": "is a web page, not the file; download it again",

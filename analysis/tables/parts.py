@@ -61,10 +61,11 @@ def read_file(path: Path) -> pa.Table:
     """A table of ours. Raises ValueError where its columns are not."""
     # not by the dataset reader, which would take `a=b` in a path for a column
     with pq.ParquetFile(path) as file:
+        footer = file.metadata
         texts = [f.name for f in file.schema_arrow if _holds_text(f.type)]
+    _refuse_large(footer, path)
     # texts as dictionaries: what is written a million times is held once until it is counted
-    with pq.ParquetFile(path, read_dictionary=texts) as file:
-        _refuse_large(file.metadata, path)
+    with pq.ParquetFile(path, metadata=footer, read_dictionary=texts) as file:
         data = file.read()
     _refuse_long_texts(data, path)
     short = [

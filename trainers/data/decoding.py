@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from trainers.files import GIT_LFS
+
 NOT_DECODED = frozenset(
     [
         "BUFR",
@@ -48,7 +50,6 @@ for _category in (UserWarning, RuntimeWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
 _ORIENTATION = 0x0112
-_LFS = b"version https://git-lfs"
 _PAGE = (b"<!doctype", b"<html", b"<?xml")
 # what Pillow raises for a file that is damaged or is no image
 _DAMAGED = (
@@ -235,7 +236,7 @@ def _reason(encoded: bytes | Path, error: BaseException) -> str:
     start = _start(encoded)
     if not start:
         return "empty: 0 bytes"
-    if start.startswith(_LFS):
+    if start.startswith(GIT_LFS):
         return "a Git LFS pointer instead of the image: run `git lfs pull`"
     if start.lstrip().lower().startswith(_PAGE):
         return "a web page or XML instead of an image"

@@ -4,6 +4,8 @@ import codecs
 import zipfile
 from pathlib import Path
 
+from trainers.files import GIT_LFS
+
 SAFETENSORS, TORCH_ZIP, TORCH_STREAM = "safetensors", "torch zip", "torch stream"
 """The kinds that hold weights by name; every other kind is a description for the user."""
 
@@ -11,7 +13,7 @@ _HEAD_BYTES = 4096
 _MAGIC_OF_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """torch's magic number as a pickle: how files of torch before 1.6 begin."""
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
-    (b"version https://git-lfs", "a Git LFS pointer"),
+    (GIT_LFS, "a Git LFS pointer"),
     (b"\x89CODEDM\n", "a coded file of ours"),
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
