@@ -113,7 +113,7 @@ class RandAugmentSpec:
         )
 
 
-def in_batches(auto_augment: str | None) -> bool:
+def known_to_batches(auto_augment: str | None) -> bool:
     """Whether whole batches can be augmented so: RandAugment, or nothing."""
     try:
         return auto_augment is None or bool(RandAugmentSpec.parse(auto_augment))

@@ -241,7 +241,9 @@ class TrainBatches:
         if isinstance(store, PixelStore):
             self._augment = BatchAugment(augment, data.config, size, device)
         else:
-            view, self._augment = train_view(augment, data.config, size, device)
+            view, self._augment = train_view(
+                augment, data.config, size, device, in_batches=device.type != "cpu"
+            )
             self._streams = Streams(
                 store,
                 data.train.rows,

@@ -1,7 +1,8 @@
 """What a loader process makes of an image before it joins a batch: cropped, resized, uint8.
 
-All else (mirror, colour, normalising, erasing, mixing) happens to whole batches on the device,
-so that a processor core feeds as many images as it can decode and resize.
+For a GPU that is all, and the rest (mirror, colour, normalising, erasing, mixing) happens there to
+whole batches, so that a processor core feeds as many images as it can decode and resize. Where the
+model runs on the processor too, mirror and colour stay in the loader.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from trainers.data.augment import (
     crop_kind,
 )
 from trainers.data.decoding import REDUCTIONS, Size
-from trainers.data.randaugment import in_batches
+from trainers.data.randaugment import known_to_batches
 from trainers.timm_internals import train_transform
 
 Box = tuple[int, int, int, int]
@@ -123,22 +124,54 @@ class Transformed:
             return torch.as_tensor(self.transform(image))
 
 
+@dataclass(frozen=True)
+class Coloured:
+    """A resized crop, and then transforms of its pixels."""
+
+    crop: ResizedCrop
+    rest: Transformed
+
+    def reduction(self, size: Size, seeds: Sequence[int]) -> int:
+        return self.crop.reduction(size, seeds)
+
+    def __call__(self, image: Image.Image, size: Size, seed: int) -> Tensor:
+        pixels = self.crop(image, size, seed).permute(1, 2, 0).contiguous()
+        return self.rest(Image.fromarray(pixels.numpy()), size, seed)
+
+
 def train_view(
-    config: AugmentConfig, data: DataConfig, image_size: int, device: torch.device
+    config: AugmentConfig,
+    data: DataConfig,
+    image_size: int,
+    device: torch.device,
+    *,
+    in_batches: bool,
 ) -> tuple[View, BatchAugment | None]:
     """What loader processes do to training images, and what follows on the device; None where
-    the loader does all of it, with a policy of timm's that batches do not have.
+    the loader does all of it.
+
+    Args:
+        in_batches: mirror and colour whole batches on the device, which frees the loader of most
+            of its work. On a processor Pillow does that faster, and several loaders share it.
+            Policies of timm that batches do not have stay in the loader in any case.
 
     Raises:
         ValueError: `auto_augment` is not in timm's notation.
     """
     coloured = config.preset == "deit" and not config.three_augment
-    if coloured and not in_batches(config.auto_augment):
-        return Transformed(train_transform(config, data, image_size)), None
+    if coloured and not known_to_batches(config.auto_augment):
+        in_batches = False
     uncropped = config.model_copy(update={"crop": "none"})
+    crop = ResizedCrop(image_size, config.crop_scale, data.interpolation)
+    resized = crop_kind(config, image_size) == "resized"
+    if not in_batches:
+        rest = Transformed(
+            train_transform(uncropped if resized else config, data, image_size)
+        )
+        return Coloured(crop, rest) if resized else rest, None
     augment = BatchAugment(uncropped, data, image_size, device)
-    if crop_kind(config, image_size) == "resized":
-        return ResizedCrop(image_size, config.crop_scale, data.interpolation), augment
+    if resized:
+        return crop, augment
     plain = config
     if config.preset != "none":
         plain = config.model_copy(update={"preset": "flip", "hflip": 0.0})

@@ -10,10 +10,11 @@ from PIL import Image
 
 from trainers.config import AugmentConfig, DataConfig
 from trainers.data.decoding import PLAIN, Decoding, Size, decode, decode_reduced
-from trainers.data.views import ResizedCrop, Transformed, train_view
+from trainers.data.views import Coloured, ResizedCrop, train_view
 from trainers.timm_library import timm
 
 CPU = torch.device("cpu")
+DATA = DataConfig(dataset="folder")
 CROP = ResizedCrop(32, (0.08, 1.0), "bicubic")
 
 
@@ -78,22 +79,28 @@ def test_reduction_and_rotation_by_exif() -> None:
 
 
 def test_who_does_what() -> None:
-    """Policies that batches do not have stay in the loader, as a whole."""
-    data = DataConfig(dataset="folder")
-    for augment in (AugmentConfig(), AugmentConfig(three_augment=True)):
-        view, rest = train_view(augment, data, 64, CPU)
-        assert isinstance(view, ResizedCrop)
-        assert rest is not None
-    view, rest = train_view(AugmentConfig(auto_augment="original"), data, 64, CPU)
-    assert isinstance(view, Transformed)
-    assert rest is None
-    padded = AugmentConfig(preset="flip", crop="padded", hflip=1.0)
-    view, rest = train_view(padded, data, 64, CPU)
-    image = picture(64, 64)
-    pixels = view(image, image.size, 3)[None]
-    assert torch.equal(view(image, image.size, 3)[None], pixels)
+    """Policies that batches do not have stay in the loader, as all does on the CPU."""
+    for in_batches in (True, False):
+        for augment in (AugmentConfig(), AugmentConfig(three_augment=True)):
+            view, rest = train_view(augment, DATA, 64, CPU, in_batches=in_batches)
+            assert isinstance(view, ResizedCrop if in_batches else Coloured)
+            assert (rest is not None) == in_batches
+        augment = AugmentConfig(auto_augment="original")
+        view, rest = train_view(augment, DATA, 64, CPU, in_batches=in_batches)
+        assert isinstance(view, Coloured)
+        assert rest is None
+
+
+def test_both_ways_mirror_the_same_crop() -> None:
+    image = picture(200, 120)
+    augment = AugmentConfig(preset="flip", hflip=1.0)
+    alone, _ = train_view(augment, DATA, 64, CPU, in_batches=False)
+    view, rest = train_view(augment, DATA, 64, CPU, in_batches=True)
     assert rest is not None
-    assert torch.equal(rest(pixels, np.random.default_rng(0)), pixels.flip(3))
+    pixels = view(image, image.size, 5)[None]
+    mirrored = rest(pixels, np.random.default_rng(0))
+    assert torch.equal(mirrored, pixels.flip(3))
+    assert torch.equal(alone(image, image.size, 5), mirrored[0])
 
 
 def _jpeg(image: Image.Image, **options: object) -> bytes:
