@@ -1,6 +1,5 @@
 """A source model and a list of stages: checked before any work, run through the stage cache."""
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from compress.selection.random_init import RandomInit
 from compress.selection.stage import WeightSelection
 from compress.stage import Context, Stage
 from compress.wfn.stage import Wfn
-from trainers import plugins
+from trainers import measuring, plugins
 from trainers.config import DataConfig, FitOptions, SourceConfig
 from trainers.data.splits import DataInfo, load_data
 from trainers.models.arch import Arch, ModelState
@@ -330,7 +329,7 @@ class _Run:
         seed = derive_seed(self.pipeline.seed, stage.kind, self._kinds[stage.kind])
         self._kinds[stage.kind] += 1
 
-        begun = time.perf_counter()
+        begun = measuring.working_seconds()
         artifact, cached = self._get_or_build(
             lambda workdir: self._build(stage, seed, workdir)
         )
@@ -347,7 +346,7 @@ class _Run:
             phase=stage.config.phase,
             key=self.key,
             cached=cached,
-            seconds=time.perf_counter() - begun,
+            seconds=measuring.working_seconds() - begun,
             seconds_full=artifact.seconds,
             metrics=artifact.metrics,
         )
@@ -363,10 +362,10 @@ class _Run:
         ctx = Context(
             self.data, self.device, seed, workdir, self.find_teacher, note_epoch
         )
-        begun = time.perf_counter()
+        begun = measuring.working_seconds()
         torch.manual_seed(seed)
         model = stage.config.run(self.model, ctx)
-        seconds = time.perf_counter() - begun + ctx.restored_seconds
+        seconds = measuring.working_seconds() - begun + ctx.restored_seconds
         return Artifact(model, seconds, ctx.reported, rows)
 
     def _get_or_build(self, build: Callable[[Path], Artifact]) -> tuple[Artifact, bool]:
