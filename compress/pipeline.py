@@ -123,11 +123,13 @@ class PipelineResult:
         model: the final model.
         stages: what happened to each stage.
         inputs: hashes of what it started from: the source's weights and the data.
+        source: the model that it started from.
     """
 
     model: ModelState
     stages: list[StageRun]
     inputs: dict[str, str] = field(default_factory=dict)
+    source: ModelState | None = None
 
     @property
     def metrics(self) -> dict[str, Value]:
@@ -420,5 +422,8 @@ def run_pipeline(
         done.append(run.run_stage(index, stage))
         on_stage(done[-1])
     return PipelineResult(
-        run.model, done, {"source": run.source.hash(), "data": run.data.fingerprint}
+        run.model,
+        done,
+        {"source": run.source.hash(), "data": run.data.fingerprint},
+        run.source,
     )

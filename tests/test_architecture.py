@@ -35,7 +35,7 @@ GROUND = (
     " analysis/text.py"
 )
 STAGE = (
-    "compress/stage.py compress/metrics.py compress/keys.py compress/cache.py"
+    "compress/stage.py compress/metric.py compress/metrics.py compress/keys.py compress/cache.py"
     " compress/student.py compress/finetune.py compress/asp.py"
 )
 TRAINING = "trainers data models training"
@@ -112,6 +112,7 @@ RAY = (
     "sweeps/drive/cluster.py",
     "sweeps/drive/deaths.py",
     "sweeps/drive/driver.py",
+    "sweeps/drive/final_measurement.py",
     "sweeps/drive/node_checks.py",
     "sweeps/drive/ray_internals.py",
     "sweeps/drive/tune_adapter.py",

@@ -16,6 +16,13 @@ class MeasureConfig(Config):
     latency: bool = True
     batch_size: int = Field(64, ge=1)
     precision: Precision = "float32"
+    alone: bool = Field(
+        True,
+        description=(
+            "measure latency as the only one on the node, while other trials that share its"
+            " cores or GPU stand still between two steps"
+        ),
+    )
     warmup: int = Field(3, ge=0, description="forward passes before the clock")
     repeats: int = Field(
         30, ge=3, description="timed forward passes; their median counts"

@@ -102,7 +102,7 @@ def _execute(
     on_begin, on_epoch = _with_cost(plan, site, on_epoch)
     result = run_pipeline(
         pipeline,
-        cache=_cache(site),
+        cache=stage_cache(site),
         data_cache=site.data_cache,
         device=device,
         on_begin=on_begin,
@@ -153,7 +153,8 @@ def _with_cost(
     return on_begin, note_epoch
 
 
-def _cache(site: Site) -> StageCache:
+def stage_cache(site: Site) -> StageCache:
+    """The stage cache of a site."""
     remote = None if site.remote is None else Remote(child_uri(site.remote, "_cache"))
     return StageCache(site.cache, remote=remote)
 
@@ -181,6 +182,7 @@ def _measured(
         device,
         plan.measure,
         dict(result.metrics),
+        result.source,
     )
     quantized = any(stage.config.phase == "quantize" for stage in pipeline.stages)
     metrics = measure(final, quantized=quantized, rank=distributed.rank())
