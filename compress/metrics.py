@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+from compress.measure.metric import TEXT as TEXT
+from compress.measure.metric import Metric, Value
 from compress.measure.options import MeasureConfig
-from compress.metric import TEXT, Metric, Value
 from trainers import plugins
 from trainers.training.epoch_metrics import (
     EPOCH_METRICS,

@@ -35,7 +35,7 @@ GROUND = (
     " analysis/text.py"
 )
 STAGE = (
-    "compress/stage.py compress/metric.py compress/metrics.py compress/keys.py compress/cache.py"
+    "compress/stage.py compress/metrics.py compress/keys.py compress/cache.py"
     " compress/student.py compress/finetune.py compress/asp.py"
 )
 TRAINING = "trainers data models training"

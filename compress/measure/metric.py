@@ -1,4 +1,4 @@
-"""What a metric is: a measured number with its description and unit."""
+"""What a metric is: a name, a description and a unit."""
 
 import math
 from collections.abc import Mapping
