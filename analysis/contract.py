@@ -31,9 +31,14 @@ RECORD_FILE = "record.json"
 EPOCHS_FILE = "epochs.jsonl"
 LAYERS_FILE = "layers.json"
 CLASSES_FILE = "classes.json"
+LATENCY_FILE = "latency.json"
+"""Of a trial on the front or near it: its latency, measured again when the search had ended."""
 
 TEST_PREFIX = "test_"
 """`test_<metric>` is the same metric on the test set, which the search never sees."""
+
+SEARCH_PREFIX = "search_"
+"""`search_<metric>` is what the trial itself recorded of a metric that was measured again."""
 
 Status = Literal["complete", "pruned", "failed", "interrupted", "running"]
 """What can be said of a trial. A planned trial without a record counts as `running`."""

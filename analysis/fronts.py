@@ -20,6 +20,14 @@ KNEE = "knee"
 """Name of the pick that gives most for what it costs."""
 
 
+def interval_columns(objective: Objective) -> tuple[str, str] | None:
+    """Names of the metrics that are an objective's first and third quartile, whether or not they
+    were measured; None where its name has no unit.
+    """
+    stem, _, unit = objective.metric.rpartition("_")
+    return (f"{stem}_p25_{unit}", f"{stem}_p75_{unit}") if stem else None
+
+
 def best_name(objective: Objective) -> str:
     """Name of the pick that is best in one objective."""
     return f"best {objective.metric}"
@@ -34,9 +42,8 @@ def noise_of(
     The quartiles of `<name>_<unit>` are the metrics `<name>_p25_<unit>` and `<name>_p75_<unit>`.
     """
     for index, objective in enumerate(objectives):
-        stem, _, unit = objective.metric.rpartition("_")
-        columns = [f"metric/{stem}_{quartile}_{unit}" for quartile in ("p25", "p75")]
-        if stem and all(c in rows and is_numeric(rows[c]) for c in columns):
+        columns = [f"metric/{name}" for name in interval_columns(objective) or ()]
+        if columns and all(c in rows and is_numeric(rows[c]) for c in columns):
             low, high = (
                 rows[c].to_numpy(dtype=np.float64, na_value=np.nan) for c in columns
             )
@@ -73,6 +80,28 @@ def front_of(
     )
 
 
+RIVAL = 1.25
+"""A configuration that would be on the front if its latency were smaller by at most this factor
+is a rival of those on the front.
+"""
+
+
+def front_and_rivals(
+    rows: pd.DataFrame, objectives: Sequence[Objective], metric: str
+) -> pd.DataFrame:
+    """The configurations on the front, and after them their rivals in `metric`, a positive
+    objective to minimise or to maximise, nearest first.
+    """
+    values = objective_values(rows, objectives)
+    mask = pareto.front_mask(values, objectives)
+    column = [objective.metric for objective in objectives].index(metric)
+    distance = pareto.factor_to_front(values, objectives, column)
+    distance[mask] = np.inf
+    near = np.flatnonzero(distance <= RIVAL)
+    chosen = [*np.flatnonzero(mask), *near[np.argsort(distance[near], kind="stable")]]
+    return rows.iloc[[int(index) for index in chosen]]
+
+
 def picks_of(front: pd.DataFrame, objectives: Sequence[Objective]) -> dict[str, int]:
     """Name of each pick → its index in `front`."""
     if front.empty:
@@ -96,7 +125,7 @@ def fronts_table(rows: pd.DataFrame, objectives: Sequence[Objective]) -> pa.Tabl
     if noise_of(rows, objectives) is not None:
         parts["noise"] = front_of(rows, objectives, noise=True)
     picked: dict[int, list[str]] = {}
-    for name, row in picks_of(parts["mean"], objectives).items():
+    for name, row in picks_of([*parts.values()][-1], objectives).items():
         picked.setdefault(row, []).append(name)
     listed = pd.concat(
         [

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from analysis.contract import RUN_FILE, TEST_PREFIX
+from analysis.contract import RUN_FILE, SEARCH_PREFIX, TEST_PREFIX
 from analysis.text import clean_text
 
 _LONGEST_TEXT = 300
@@ -37,7 +37,12 @@ class Metrics(dict[str, Metric]):
 
     def of(self, name: str) -> Metric:
         """The metric of this name; one without description and unit where the run has none."""
-        return self.get(name) or Metric(name)
+        known = self.get(name)
+        again = self.get(name.removeprefix(SEARCH_PREFIX))
+        if known is None and again is not None:
+            words = f"{again.description}; as the trial itself recorded it"
+            return again._replace(name=name, description=words)
+        return known or Metric(name)
 
     def unit(self, name: str) -> str:
         """Its unit; empty where the run does not say."""

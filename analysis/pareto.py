@@ -98,6 +98,28 @@ def noisy_front_mask(
     return mask
 
 
+def factor_to_front(
+    values: Floats, objectives: Sequence[Objective], column: int
+) -> Floats:
+    """(n,) by what factor a trial's objective `column`, a positive number, would have to be
+    better for no eligible trial to dominate it; 1 on the front, inf where it is not eligible.
+    """
+    keep = np.flatnonzero(eligible(values, objectives))
+    costs = to_costs(values, objectives)[keep]
+    exact = np.delete(costs, column, axis=1)
+    sign, own = objectives[column].sign, np.abs(costs[:, column])
+    factors = np.full(len(values), np.inf)
+    for i, row in enumerate(keep):
+        better = (exact <= exact[i]).all(axis=1) & (costs[:, column] < costs[i, column])
+        if not better.any():
+            factors[row] = 1.0
+            continue
+        best = own[better].min() if sign > 0 else own[better].max()
+        ratio = own[i] / best if sign > 0 else best / own[i]
+        factors[row] = ratio if np.isfinite(ratio) else np.inf
+    return factors
+
+
 def attainment(
     values: Floats,
     sets: Sequence[int],

@@ -13,7 +13,7 @@ import pandas as pd
 from analysis import pareto
 from analysis.configurations import configurations_of, objective_values
 from analysis.contract import STATUSES, Objective
-from analysis.fronts import front_of, fronts_table, picks_of
+from analysis.fronts import front_of, fronts_table, noise_of, picks_of
 from analysis.metrics import Metrics
 from analysis.pareto import Floats
 from analysis.where import where_mask
@@ -114,20 +114,24 @@ class Run:
         """(n, k) the objectives of trials or configurations, as recorded; NaN where missing."""
         return objective_values(rows, self.objectives)
 
-    def front(self, where: str | None = None, *, noise: bool = False) -> pd.DataFrame:
+    def front(
+        self, where: str | None = None, *, noise: bool | None = None
+    ) -> pd.DataFrame:
         """The configurations, within all bounds, that no other dominates; best first objective
         first. The objectives and the searched parameters are the first columns.
 
         Args:
             where: only configurations that pass this constraint (see `analysis.where`) count.
-            noise: differences of a latency inside its measured quartiles are ignored
-                (`pareto.noisy_front_mask`).
+            noise: whether differences of a latency inside its measured quartiles are ignored
+                (`pareto.noisy_front_mask`); None: where they were measured.
 
         Raises ValueError for a constraint that cannot be read, or noise that was not measured.
         """
         rows = self.configurations()
         if where is not None:
             rows = rows[where_mask(where, rows)]
+        if noise is None:
+            noise = noise_of(rows, self.objectives) is not None
         front = front_of(rows, self.objectives, noise)
         first = [f"metric/{o.metric}" for o in self.objectives]
         first += [f"config/{p}" for p in self.parameters if f"config/{p}" in front]

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.configurations import is_numeric
-from analysis.fronts import KNEE, best_name
+from analysis.contract import Objective
+from analysis.fronts import KNEE, best_name, interval_columns
 from analysis.metrics import Metric, on_test_set
 from analysis.numbers import plain, plus_minus, quantity, significant
 from analysis.run import Run
@@ -37,7 +38,8 @@ def front_table(run: Run, front: pd.DataFrame | None = None) -> pd.DataFrame:
 
 def front_text(run: Run, front: pd.DataFrame | None = None) -> pd.DataFrame:
     """`front_table` as text, as the report writes it: objectives with their units and, over
-    seeds, their standard deviation ('92.41 ± 0.64 %'); empty where a parameter is not set.
+    seeds, their standard deviation ('92.41 ± 0.64 %'), or the measured quartiles of a latency
+    ('12.1 ms (11.8 to 12.4)'); empty where a parameter is not set.
     """
     front = run.front() if front is None else front
     columns = {"trial_id": [str(v) for v in front["trial_id"]]}
@@ -45,7 +47,12 @@ def front_text(run: Run, front: pd.DataFrame | None = None) -> pd.DataFrame:
         metric = objective.metric
         unit = run.metrics.unit(metric)
         pairs = zip(front[f"metric/{metric}"], front[f"sd/{metric}"], strict=True)
-        columns[metric] = [plus_minus(mean, spread, unit) for mean, spread in pairs]
+        texts = [plus_minus(mean, spread, unit) for mean, spread in pairs]
+        intervals = [interval_text(objective, row) for _, row in front.iterrows()]
+        columns[metric] = [
+            f"{text} ({interval})" if interval else text
+            for text, interval in zip(texts, intervals, strict=True)
+        ]
     if len(front) and run.has_replicates:
         columns["seeds"] = [str(v) for v in front["replicates"]]
     for name in run.parameters:
@@ -53,6 +60,18 @@ def front_text(run: Run, front: pd.DataFrame | None = None) -> pd.DataFrame:
             values = front[f"config/{name}"]
             columns[name] = ["" if pd.isna(v) else plain(v) for v in values]
     return pd.DataFrame(columns, dtype="object")
+
+
+def interval_text(objective: Objective, row: pd.Series) -> str:
+    """The measured quartiles of an objective, '11.8 to 12.4'; "" where there are none."""
+    names = interval_columns(objective) or ()
+    ends = [row.get(f"metric/{name}") for name in names]
+    shown = [
+        significant(float(end), 3)
+        for end in ends
+        if end is not None and not pd.isna(end) and not isinstance(end, str)
+    ]
+    return " to ".join(shown) if len(shown) == 2 else ""
 
 
 def nothing_passes(run: Run, where: str) -> str:
@@ -212,9 +231,10 @@ def change(metric: Metric, before: float, after: float) -> str:
 
 
 def figures_of(run: Run, row: pd.Series) -> list[tuple[str, str]]:
-    """Name and text of a configuration's objectives with their spread, then of the same metrics
-    on the test set.
+    """Name and text of a configuration's objectives with their spread or measured quartiles, then
+    of the same metrics on the test set.
     """
+    by_name = {objective.metric: objective for objective in run.objectives}
     names = [o.metric for o in run.objectives]
     names += [on_test_set(name) for name in names if on_test_set(name) not in names]
     found = []
@@ -223,7 +243,8 @@ def figures_of(run: Run, row: pd.Series) -> list[tuple[str, str]]:
         if value is not None and pd.notna(value) and not isinstance(value, str):
             spread = row.get(f"sd/{name}")
             text = plus_minus(float(value), spread, run.metrics.unit(name))
-            found.append((name, text))
+            interval = interval_text(by_name[name], row) if name in by_name else ""
+            found.append((name, f"{text} ({interval})" if interval else text))
     return found
 
 

@@ -99,6 +99,7 @@ def measured(
         torch.device(device),
         MeasureConfig.model_validate(options),
         dict(result.metrics),
+        result.source,
     )
     quantized = any(stage.phase == "quantize" for stage in result.stages)
     return measure(final, quantized=quantized)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+from compress.measure.metric import TEXT as TEXT
+from compress.measure.metric import Metric, Value
 from compress.measure.options import MeasureConfig
 from trainers import plugins
 from trainers.training.epoch_metrics import (
@@ -30,43 +32,6 @@ if TYPE_CHECKING:
     from trainers.data.splits import Data, Split
     from trainers.models.arch import ModelState
     from trainers.training.evaluate import Evaluation
-
-Value = float | int | str
-TEXT = "text"
-"""The unit of a metric that is a word; it is recorded and can be no objective."""
-
-
-class Metric(NamedTuple):
-    """A measured number.
-
-    Attributes:
-        name: as in a record and in `objectives`.
-        description: what was measured, in one phrase.
-        unit: of the value: "1" for counts and ratios, "fraction" for shares from 0 to 1,
-            `TEXT` for a word.
-        is_time: whether it is a time or made of times, so that no two runs give it twice.
-        range: the smallest and the largest value that it can have; None: as its unit says.
-    """
-
-    name: str
-    description: str
-    unit: str
-    is_time: bool = False
-    range: tuple[float, float] | None = None
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        """The smallest and the largest value that it can have, in its unit."""
-        return self.range or _LIMITS.get(self.unit, (-math.inf, math.inf))
-
-
-_LIMITS: Mapping[str, tuple[float, float]] = {
-    "fraction": (0, 1),
-    **dict.fromkeys(
-        ("nats", "10^9", "bits per weight", "bytes", "ms", "MB"), (0, math.inf)
-    ),
-}
-"""Unit → what values in it can be. A number without a unit can be anything."""
 
 
 class Conditions(NamedTuple):
@@ -104,6 +69,7 @@ class FinalModel:
         device: where the trial runs.
         options: batch size, precision and repetitions of timed passes.
         metrics: what is known so far: the stages' reports and earlier measurements.
+        source: the model that the pipeline began with, the reference of latency; None: without.
         evaluations: what evaluation gave, by split; see `class_rows`.
     """
 
@@ -112,6 +78,7 @@ class FinalModel:
     device: "torch.device"
     options: MeasureConfig = field(default_factory=MeasureConfig)
     metrics: dict[str, Value] = field(default_factory=dict)
+    source: "ModelState | None" = None
     evaluations: "dict[Split, Evaluation]" = field(default_factory=dict)
 
     @cached_property
@@ -202,27 +169,17 @@ def _coded(final: FinalModel) -> Mapping[str, Value]:
 
 
 def _latency(final: FinalModel) -> Mapping[str, Value]:
-    from compress.measure.model import measure_latency
+    from compress.measure.latency import measured_alone
 
-    options = final.options
-    latency = measure_latency(
-        final.module,
-        final.data.info.image_size,
-        final.device,
-        batch_size=options.batch_size,
-        dtype=options.precision,
-        warmup=options.warmup,
-        repeats=options.repeats,
-        max_seconds=options.max_seconds,
-    )
-    return {
-        "latency_ms": latency.median_ms,
-        "latency_p25_ms": latency.p25_ms,
-        "latency_p75_ms": latency.p75_ms,
-        "latency_batch_size": latency.batch_size,
-        "latency_repeats": latency.repeats,
-        "latency_dtype": latency.dtype,
-    }
+    source = None if final.source is None else final.source.build()
+    image_size = final.data.info.image_size
+    return measured_alone(final.module, source, image_size, final.device, final.options)
+
+
+def _paused(final: FinalModel) -> Mapping[str, Value]:
+    from trainers import measuring
+
+    return {"paused_seconds": measuring.paused_seconds()}
 
 
 def _peak_memory(final: FinalModel) -> Mapping[str, Value]:
@@ -330,6 +287,41 @@ MEASUREMENTS: dict[str, Measurement] = {
             ),
             Metric("latency_p25_ms", "first quartile of that time", "ms", True),
             Metric("latency_p75_ms", "third quartile of that time", "ms", True),
+            Metric("p95_latency_ms", "its 95th percentile", "ms", True),
+            Metric(
+                "latency_ratio",
+                "that time over the source model's, of passes taken in turns",
+                "1",
+                True,
+                (0, math.inf),
+            ),
+            Metric(
+                "latency_ratio_low",
+                "lower end of the ratio's interval of 95 %",
+                "1",
+                True,
+                (0, math.inf),
+            ),
+            Metric(
+                "latency_ratio_high",
+                "upper end of the ratio's interval of 95 %",
+                "1",
+                True,
+                (0, math.inf),
+            ),
+            Metric(
+                "reference_latency_ms",
+                "the source model's median time, measured in turns with the model's",
+                "ms",
+                True,
+            ),
+            Metric(
+                "latency_alone",
+                "1 where nothing else of ours used the node's cores or the GPU meanwhile",
+                "1",
+                True,
+                (0, 1),
+            ),
             Metric("latency_batch_size", "images in that batch", "1", True),
             Metric("latency_repeats", "timed forward passes", "1", True),
             Metric("latency_dtype", "type of weights and images", TEXT, True),
@@ -346,6 +338,18 @@ MEASUREMENTS: dict[str, Measurement] = {
             ),
         ),
         _peak_memory,
+    ),
+    "pauses": Measurement(
+        (
+            Metric(
+                "paused_seconds",
+                "time that the trial stood still while others measured, or waited to measure",
+                "s",
+                True,
+                (0, math.inf),
+            ),
+        ),
+        _paused,
     ),
 }
 """What is measured of every final model, in this order."""

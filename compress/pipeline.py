@@ -1,6 +1,5 @@
 """A source model and a list of stages: checked before any work, run through the stage cache."""
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from compress.selection.random_init import RandomInit
 from compress.selection.stage import WeightSelection
 from compress.stage import Context, Stage
 from compress.wfn.stage import Wfn
-from trainers import plugins
+from trainers import measuring, plugins
 from trainers.config import DataConfig, FitOptions, SourceConfig
 from trainers.data.splits import DataInfo, load_data
 from trainers.models.arch import Arch, ModelState
@@ -124,11 +123,13 @@ class PipelineResult:
         model: the final model.
         stages: what happened to each stage.
         inputs: hashes of what it started from: the source's weights and the data.
+        source: the model that it started from.
     """
 
     model: ModelState
     stages: list[StageRun]
     inputs: dict[str, str] = field(default_factory=dict)
+    source: ModelState | None = None
 
     @property
     def metrics(self) -> dict[str, Value]:
@@ -330,7 +331,7 @@ class _Run:
         seed = derive_seed(self.pipeline.seed, stage.kind, self._kinds[stage.kind])
         self._kinds[stage.kind] += 1
 
-        begun = time.perf_counter()
+        begun = measuring.working_seconds()
         artifact, cached = self._get_or_build(
             lambda workdir: self._build(stage, seed, workdir)
         )
@@ -347,7 +348,7 @@ class _Run:
             phase=stage.config.phase,
             key=self.key,
             cached=cached,
-            seconds=time.perf_counter() - begun,
+            seconds=measuring.working_seconds() - begun,
             seconds_full=artifact.seconds,
             metrics=artifact.metrics,
         )
@@ -363,10 +364,10 @@ class _Run:
         ctx = Context(
             self.data, self.device, seed, workdir, self.find_teacher, note_epoch
         )
-        begun = time.perf_counter()
+        begun = measuring.working_seconds()
         torch.manual_seed(seed)
         model = stage.config.run(self.model, ctx)
-        seconds = time.perf_counter() - begun + ctx.restored_seconds
+        seconds = measuring.working_seconds() - begun + ctx.restored_seconds
         return Artifact(model, seconds, ctx.reported, rows)
 
     def _get_or_build(self, build: Callable[[Path], Artifact]) -> tuple[Artifact, bool]:
@@ -421,5 +422,8 @@ def run_pipeline(
         done.append(run.run_stage(index, stage))
         on_stage(done[-1])
     return PipelineResult(
-        run.model, done, {"source": run.source.hash(), "data": run.data.fingerprint}
+        run.model,
+        done,
+        {"source": run.source.hash(), "data": run.data.fingerprint},
+        run.source,
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.metrics import Metric, Value
+from trainers import measuring
 from trainers.config import Config, TrainConfig
 from trainers.data.splits import Data, DataInfo, eval_batches
 from trainers.models.arch import Arch, ModelState
@@ -144,6 +145,7 @@ class Context:
             if i >= n:
                 return
             yield batch
+            measuring.pause_point()
 
     def report(self, **metrics: Value) -> None:
         """Put metrics of this stage into the trial's record; `Stage.metrics` describes each."""

@@ -114,6 +114,7 @@ RAY = (
     "sweeps/drive/cluster.py",
     "sweeps/drive/deaths.py",
     "sweeps/drive/driver.py",
+    "sweeps/drive/final_measurement.py",
     "sweeps/drive/node_checks.py",
     "sweeps/drive/ray_internals.py",
     "sweeps/drive/tune_adapter.py",

@@ -42,6 +42,7 @@ class Owner:
         token: unique to this one acquisition.
         since: UTC time of the acquisition, ISO 8601.
         beat: heartbeats so far.
+        note: what the owner tells those who look.
     """
 
     host: str
@@ -49,12 +50,14 @@ class Owner:
     token: str
     since: str = ""
     beat: int = 0
+    note: str = ""
 
     @classmethod
-    def new(cls) -> "Owner":
+    def new(cls, note: str = "") -> "Owner":
         """This process, from now on."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        return cls(socket.gethostname(), os.getpid(), uuid.uuid4().hex, now)
+        host, token = socket.gethostname(), uuid.uuid4().hex
+        return cls(host, os.getpid(), token, now, note=note)
 
     def is_gone(self) -> bool:
         """Whether the owner ran on this host and its process no longer exists."""
@@ -88,6 +91,8 @@ class Lease:
         heartbeat_seconds: between two heartbeats of the owner.
         silence_seconds: an owner without a heartbeat for this long is dead. It is measured by
             the clock of the process that waits: clocks of nodes and file servers differ.
+        longest_pause_seconds: between two looks of a process that waits.
+        note: what the owner tells those who look.
     """
 
     def __init__(
@@ -96,10 +101,14 @@ class Lease:
         *,
         heartbeat_seconds: float = 2.0,
         silence_seconds: float = 30.0,
+        longest_pause_seconds: float = _LONGEST_PAUSE_SECONDS,
+        note: str = "",
     ) -> None:
         self.path = path
         self.heartbeat_seconds = heartbeat_seconds
         self.silence_seconds = silence_seconds
+        self.longest_pause_seconds = longest_pause_seconds
+        self.note = note
 
     def owner(self) -> Owner | None:
         """Who is written in the file, dead or alive; None if there is no whole file."""
@@ -149,7 +158,7 @@ class Lease:
         self, on_heartbeat: Callable[[Owner], None], unless: Callable[[], bool]
     ) -> Owner | None:
         """Create the file, or take it over from a dead owner; None once `unless` holds."""
-        me = Owner.new()
+        me = Owner.new(self.note)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         last, since, pause = self.owner(), time.monotonic(), _FIRST_PAUSE_SECONDS
         while not unless():
@@ -166,7 +175,7 @@ class Lease:
             ):
                 return me
             time.sleep(pause)
-            pause = min(_LONGEST_PAUSE_SECONDS, pause * 1.5)
+            pause = min(self.longest_pause_seconds, pause * 1.5)
         return None
 
     def _create(self, me: Owner) -> bool:
@@ -266,7 +275,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
     """A lock among the processes of this host, for work that need not be done twice. It does
     nothing where the file system knows no locks: correctness must not depend on it.
     """
-    lock = FileLock(path)
+    lock = FileLock(path, mode=0o666)  # of whichever user
     try:
         lock.acquire()
     except NotImplementedError:

@@ -8,11 +8,16 @@ from functools import lru_cache
 from pathlib import Path
 
 
-def usable_cores() -> int:
-    """Cores that this process may use; Linux can give a process fewer than there are."""
+def core_numbers() -> frozenset[int]:
+    """Numbers of the cores that this process may use; Linux can give it fewer than there are."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(core_numbers())
 
 
 @lru_cache(maxsize=1)

@@ -267,13 +267,13 @@ def _errors(run: Run) -> dict[str, Any]:
 
 def page_data(run: Run, compared: Comparison | None = None) -> dict[str, Any]:
     """Everything that the page's script draws, as JSON data."""
-    trials, front, rows = run.trials, run.front(), run.configurations()
+    trials, front, rows = run.trials, run.front(noise=False), run.configurations()
     eligible = np.zeros(len(rows), dtype=bool)
     if run.objectives:
         eligible = pareto.eligible(run.values(rows), run.objectives)
     row_of = {trial: row for row, trial in enumerate(trials["trial_id"])}
     members = [[row_of[trial] for trial in ids] for ids in rows["trial_ids"]]
-    picks = sorted(run.picks(front).items(), key=lambda pick: pick[0] != KNEE)
+    picks = sorted(run.picks().items(), key=lambda pick: pick[0] != KNEE)
     return {
         "name": run.name,
         "objectives": objectives(run),

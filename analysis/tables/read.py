@@ -16,20 +16,28 @@ from pathlib import Path
 from analysis.contract import (
     CLASSES_FILE,
     EPOCHS_FILE,
+    LATENCY_FILE,
     LAYERS_FILE,
     PLAN_FILE,
     RECORD_FILE,
 )
 from analysis.tables import json_files
 from analysis.tables.json_files import Row, read_json, trial_label
-from analysis.tables.records import facts_of, stage_rows, trial_row
+from analysis.tables.records import facts_of, measured_again, stage_rows, trial_row
 from analysis.tables.schema import TABLES, Declared
 from analysis.text import clean_text
 
 Signature = list[list[int] | None]
 """Of each of `FILES`: [modification time in ns, size in bytes], None where it is missing."""
 
-FILES = (PLAN_FILE, RECORD_FILE, EPOCHS_FILE, LAYERS_FILE, CLASSES_FILE)
+FILES = (
+    PLAN_FILE,
+    RECORD_FILE,
+    EPOCHS_FILE,
+    LAYERS_FILE,
+    CLASSES_FILE,
+    LATENCY_FILE,
+)
 RAW_TABLES = {
     "epochs": f"{EPOCHS_FILE} line",
     "layers": f"{LAYERS_FILE}: layer",
@@ -108,6 +116,12 @@ def read_trial(folder: Path, signature: Signature, declared: Declared) -> TrialR
         return found
     rows = found.rows
     rows["trials"] = [trial_row(facts, set(declared.objectives), problems)]
+    if there[LATENCY_FILE]:
+        latency_label = f"{label}/{LATENCY_FILE}"
+        again = read_json(folder / LATENCY_FILE, latency_label, problems)
+        rows["trials"][0] |= measured_again(
+            rows["trials"][0], again, latency_label, problems
+        )
     rows["stages"] = stage_rows(facts, problems)
     if there[EPOCHS_FILE]:
         rows["epochs"], found.lines = _epoch_rows(

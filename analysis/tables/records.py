@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from analysis.contract import PLAN_FILE, RECORD_FILE, STATUSES
+from analysis.contract import PLAN_FILE, RECORD_FILE, SEARCH_PREFIX, STATUSES
 from analysis.tables.frames import as_float
 from analysis.tables.json_files import Row, field, part
 from analysis.tables.schema import STAGES, TRIALS
@@ -216,6 +216,29 @@ def _metrics(
             value = None
         row[f"metric/{clean_text(name)}"] = value
     return row
+
+
+def measured_again(
+    row: Row, content: Row | None, label: str, problems: list[str]
+) -> Row:
+    """Columns of a trial's `row` in place of which a later measurement counts, and what they had
+    held, as `search_<metric>`.
+    """
+    if content is None or row["status"] != "complete":
+        return {}
+    if not _is_of(content, row["trial_id"], label, problems):
+        return {}
+    found: Row = {}
+    for name, value in part(content, "metrics", label, problems).items():
+        column = f"metric/{clean_text(name)}"
+        if column not in row:
+            continue
+        if as_float(value) is None:
+            problems.append(f"{label}: metric {name!r} is {value!r}, not a number")
+            continue
+        found[column] = value
+        found[f"metric/{SEARCH_PREFIX}{clean_text(name)}"] = row[column]
+    return found
 
 
 @lru_cache(maxsize=10_000)

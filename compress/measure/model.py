@@ -273,14 +273,15 @@ def measure_latency(
         repeats: timed passes, fewer where `max_seconds` is over, but at least `min_repeats`.
     """
     device = torch.device(device)
-    images = torch.randn(
-        batch_size,
-        in_chans,
+    timed = pass_of(
+        module,
         image_size,
-        image_size,
-        generator=torch.Generator().manual_seed(0),
+        device,
+        batch_size=batch_size,
+        dtype=dtype,
+        channels_last=channels_last,
+        in_chans=in_chans,
     )
-    timed = _timer(module, images, device, getattr(torch, dtype), channels_last)
     with torch.inference_mode():
         _repeat(timed, warmup, 1, max_seconds / 2)
         times_ms = _repeat(timed, repeats, min(repeats, min_repeats), max_seconds)
@@ -345,17 +346,30 @@ def _repeat(
     return times
 
 
-def _timer(
+def pass_of(
     module: nn.Module,
-    images: Tensor,
+    image_size: int,
     device: torch.device,
-    dtype: torch.dtype,
-    channels_last: bool,
+    *,
+    batch_size: int,
+    dtype: Precision = "float32",
+    channels_last: bool = False,
+    in_chans: int = 3,
 ) -> Callable[[], float]:
-    """A function that runs one pass of a copy of `module` and returns its milliseconds."""
+    """A function that runs one pass of a copy of `module`, in eval mode and cast to `dtype`, and
+    returns its milliseconds. It is to be called in inference mode.
+    """
+    images = torch.randn(
+        batch_size,
+        in_chans,
+        image_size,
+        image_size,
+        generator=torch.Generator().manual_seed(0),
+    )
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = copy.deepcopy(module).eval().to(device, dtype)
+    kind: torch.dtype = getattr(torch, dtype)
+    model = copy.deepcopy(module).eval().to(device, kind)
     model = model.to(memory_format=layout)  # type: ignore[call-overload]
     return timed_pass(
-        model, images.to(device, dtype).contiguous(memory_format=layout), device
+        model, images.to(device, kind).contiguous(memory_format=layout), device
     )

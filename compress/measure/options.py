@@ -39,6 +39,13 @@ class MeasureConfig(RuntimeOptions):
     """How the final model's latency and memory are measured, on the trial's device."""
 
     latency: bool = True
+    alone: bool = Field(
+        True,
+        description=(
+            "measure latency as the only one on the node, while other trials that share its"
+            " cores or GPU stand still between two steps"
+        ),
+    )
     warmup: int = Field(3, ge=0, description="forward passes before the clock")
     repeats: int = Field(
         30, ge=3, description="timed forward passes; their median counts"

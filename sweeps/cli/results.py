@@ -64,12 +64,16 @@ def front(
         typer.Option("--pick", help="one of them: knee, or best-<objective>"),
     ] = None,
     noise: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--noise",
-            help="ignore differences of a latency that lie within its measured quartiles",
+            "--noise/--no-noise",
+            help=(
+                "ignore differences of a latency that lie within its measured quartiles"
+                " (default: where they were measured)"
+            ),
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
 ) -> None:
     """The configurations that no other dominates, as a table.
 

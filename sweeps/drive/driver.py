@@ -19,6 +19,7 @@ from ray.tune import TuneError
 import analysis
 from analysis.contract import ENDED, RECORD_SCHEMA, RUN_FILE, SPEC_FILE
 from sweeps.drive.cluster import LOCAL, RayLostError, connected
+from sweeps.drive.final_measurement import measure_front
 from sweeps.drive.interrupt import Interrupt, quiet
 from sweeps.drive.metrics import described_metrics, units
 from sweeps.drive.node_checks import check_nodes, trials_at_once
@@ -248,8 +249,26 @@ def _search_on(drive: _Drive) -> None:
     for line in search.notes:
         progress.note(line)
     progress.restarted()
-    if search.num_trials == 0:
+    if search.num_trials > 0:
+        _search(drive, search)
+    if not (search.halted or drive.interrupt.seen or drive.fault):
+        _measure_front(drive)
+
+
+def _measure_front(drive: _Drive) -> None:
+    """The last step of a sweep that came to its end: the front's latencies, side by side."""
+    spec = drive.sweep.spec
+    if not spec.measure.latency:
         return
+    site = site_of(drive.sweep, drive.storage.run)
+    said = measure_front(drive.storage, site, spec.objectives)
+    if said is not None:
+        drive.progress.note(said)
+
+
+def _search(drive: _Drive, search: StudySearch) -> None:
+    """Run what the search hands out, and fetch what was recorded."""
+    sweep, storage = drive.sweep, drive.storage
     trials_at_once(sweep.spec.resources)  # what has no room is the user's mistake
     drive.has_begun = True
     try:

@@ -13,11 +13,12 @@ from typing import Any
 import yaml
 from pydantic import JsonValue
 
-from analysis.contract import RUN_FILE, TEST_PREFIX
+from analysis.contract import LATENCY_FILE, RUN_FILE, SEARCH_PREFIX, TEST_PREFIX
 from analysis.header import metrics_of_run
 from analysis.metrics import Metrics, on_test_set
 from analysis.report.markdown import code
 from compress.pipeline import stages
+from sweeps.run.folder import trial_folder
 from sweeps.run.record import TrialRecord
 from trainers.config import DataConfig, SourceConfig
 from trainers.files import read_json, sha256_file, write_atomic
@@ -63,7 +64,7 @@ def write_card(
         "## Data",
         _data(run, record),
         "## Metrics",
-        _metrics(run, record.outcome.metrics),
+        _metrics(run, _latest_metrics(run, record)),
         "## How it was made",
         _made(run, record),
         "## Licence",
@@ -184,6 +185,18 @@ def _data(run: Path, record: TrialRecord) -> str:
     said = [header.get("data"), *(header.get("remarks") or [])]
     lines += [f"- {code(text)}" for text in said if text]
     return "\n".join(lines)
+
+
+def _latest_metrics(run: Path, record: TrialRecord) -> dict[str, Any]:
+    """What the trial recorded; what was measured again when the search had ended, from then."""
+    metrics = dict(record.outcome.metrics)
+    path = trial_folder(run, record.trial_id) / LATENCY_FILE
+    again = (read_json(path) or {}).get("metrics")
+    for name, value in again.items() if isinstance(again, dict) else ():
+        if name in metrics:
+            metrics[SEARCH_PREFIX + name] = metrics[name]
+            metrics[name] = value
+    return metrics
 
 
 def _metrics(run: Path, metrics: Mapping[str, Any]) -> str:

@@ -5,7 +5,6 @@ It runs on every rank of a trial's workers.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +26,7 @@ from sweeps.run.plan import Site, TrialPlan
 from sweeps.run.record import Row, StageRow
 from sweeps.spec.stages import build_stage
 from sweeps.spec.yaml_text import SpecError
+from trainers import measuring
 from trainers.data.splits import load_data
 from trainers.models.arch import ModelState
 from trainers.remote import Remote, child_uri
@@ -43,7 +43,7 @@ class Execution:
     Attributes:
         metrics: name → value, of the final model.
         layers: rows of `compress.measure.layers`.
-        seconds: spent.
+        seconds: spent, without those in which it stood still while others measured.
         seconds_full: what it would have taken without the stage cache.
         inputs: hashes of the source's weights and of the data.
         classes: rows of `compress.metrics.class_rows`.
@@ -85,13 +85,24 @@ def execute(
     ranks, at the same points, and rank 0's results are those of the trial.
     """
     torch.set_num_threads(site.threads)
-    begun = time.perf_counter()
     device = _device(site.device)
+    with measuring.taking_part(device, group=f"{site.run}/{plan.trial_id}"):
+        return _execute(plan, site, device, on_epoch, on_stage)
+
+
+def _execute(
+    plan: TrialPlan,
+    site: Site,
+    device: torch.device,
+    on_epoch: RowSink,
+    on_stage: StageSink,
+) -> Execution:
+    begun = measuring.working_seconds()
     pipeline = pipeline_of(plan)
     on_begin, on_epoch = _with_cost(plan, site, on_epoch)
     result = run_pipeline(
         pipeline,
-        cache=_cache(site),
+        cache=stage_cache(site),
         data_cache=site.data_cache,
         device=device,
         on_begin=on_begin,
@@ -100,7 +111,7 @@ def execute(
     )
     metrics, classes = _measured(pipeline, result, plan, site, device)
     layers = measure_layers(result.model) if distributed.rank() == 0 else []
-    seconds = time.perf_counter() - begun
+    seconds = measuring.working_seconds() - begun
     saved = sum(s.seconds_full - s.seconds for s in result.stages if s.cached)
     return Execution(
         metrics, layers, seconds, seconds + max(0.0, saved), result.inputs, classes
@@ -142,7 +153,8 @@ def _with_cost(
     return on_begin, note_epoch
 
 
-def _cache(site: Site) -> StageCache:
+def stage_cache(site: Site) -> StageCache:
+    """The stage cache of a site."""
     remote = None if site.remote is None else Remote(child_uri(site.remote, "_cache"))
     return StageCache(site.cache, remote=remote)
 
@@ -170,6 +182,7 @@ def _measured(
         device,
         plan.measure,
         dict(result.metrics),
+        result.source,
     )
     quantized = any(stage.config.phase == "quantize" for stage in pipeline.stages)
     metrics = measure(final, quantized=quantized, rank=distributed.rank())

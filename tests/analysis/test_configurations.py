@@ -198,7 +198,7 @@ def test_a_runs_front_and_its_table(make_run) -> None:
     run = analysis.gather(
         make_run(trials=60, replicates=3, header={"objectives": objectives})
     )
-    front, noisy = run.front(), run.front(noise=True)
+    front, noisy = run.front(noise=False), run.front()
     by_hand = (
         run.complete()
         .groupby("number")[["metric/accuracy", "metric/latency_ms"]]

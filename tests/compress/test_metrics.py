@@ -39,7 +39,7 @@ QUICK = MeasureConfig(batch_size=2, warmup=0, repeats=3)
 def final(digits: Data) -> FinalModel:
     arch = make_arch("resnet20_cifar", num_classes=10, image_size=32, args={"width": 4})
     state = ModelState.initialised(arch, 0)
-    return FinalModel(state, digits, torch.device("cpu"), QUICK)
+    return FinalModel(state, digits, torch.device("cpu"), QUICK, source=state)
 
 
 def test_each_metric_is_described_once() -> None:

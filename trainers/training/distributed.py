@@ -78,6 +78,15 @@ def mean_over_ranks(value: float, device: torch.device) -> float:
     )
 
 
+def max_over_ranks(value: float, device: torch.device) -> float:
+    """The largest of one number of each rank, on every rank."""
+    if not active():
+        return value
+    found = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return float(found)
+
+
 def from_rank_0(value: T | None) -> T:
     """The value of rank 0 on every rank; what other ranks give is ignored. It travels pickled, but
     only between processes of this job.

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trainers import measuring
 from trainers.data.splits import Data, Split, eval_batches
 from trainers.training import distributed
 from trainers.training.epoch_metrics import epoch_metrics, per_class_accuracy
@@ -120,6 +121,7 @@ def _predictions(
         with torch.autocast(device.type, amp or torch.float32, enabled=amp is not None):
             output = module(images)
         yield (output[0] if isinstance(output, tuple) else output).float(), labels
+        measuring.pause_point()
 
 
 def _of_all_ranks(

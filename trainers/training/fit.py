@@ -1,7 +1,6 @@
 """The one training loop. Methods call it with an objective and hooks; none copies it."""
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from trainers import measuring
 from trainers.config import EmaConfig, TrainConfig
 from trainers.data.splits import Data, TrainBatches
 from trainers.seeding import derive_seed, seed_everything
@@ -73,7 +73,7 @@ class TrainedEpoch:
         step: optimiser steps since the fit began.
         train_loss: mean loss of the pass's steps, over all ranks.
         lr: learning rate of the last step.
-        seconds: of the pass alone, without evaluation.
+        seconds: of the pass alone, without evaluation and pauses (`trainers.measuring`).
         images_per_second: over all ranks.
         steps_per_second: optimiser steps.
     """
@@ -93,7 +93,8 @@ class FitResult:
     Attributes:
         rows: one for each epoch, see `Row`.
         steps: optimiser steps taken.
-        seconds: time spent training and evaluating, over all the processes that a resumed fit had.
+        seconds: time spent training and evaluating, over all the processes that a resumed fit had;
+            without pauses.
         seconds_restored: the part of them that earlier processes spent.
     """
 
@@ -205,7 +206,7 @@ class _Fit:
 
     def run_epoch(self, name: str) -> Row:
         """Train one epoch and evaluate where that is due; the row is part of the result, too."""
-        start = time.perf_counter()
+        start = measuring.working_seconds()
         row = {"fit": name, "epoch": self.epoch, **asdict(self.train_epoch())}
         scores = {}
         if self.is_last or (self.epoch + 1) % self.config.eval_every == 0:
@@ -213,7 +214,7 @@ class _Fit:
         row |= scores
         self.schedule.after_epoch(self.epoch, scores.get("accuracy"))
         self.result.rows.append(row)
-        self.result.seconds += time.perf_counter() - start
+        self.result.seconds += measuring.working_seconds() - start
         self.epoch += 1
         return row
 
@@ -230,7 +231,7 @@ class _Fit:
         images_seen = 0
         steps_before = self.result.steps
         lr = self.schedule.lr
-        start = time.perf_counter()
+        start, paused = measuring.working_seconds(), measuring.paused_seconds()
         step_loss = torch.zeros((), device=self.device)
         for completes_step, images, targets in self._micro_batches():
             step_loss = step_loss + self._backward(images, targets, completes_step)
@@ -243,9 +244,14 @@ class _Fit:
             if self._update():
                 self.ended = True
                 break
+            measuring.pause_point()
         distributed.same_buffers(self.module)
         train_loss = distributed.mean_over_ranks(meter.mean(), self.device)
-        seconds = time.perf_counter() - start
+        paused = measuring.paused_seconds() - paused
+        # where one rank stands still, the others wait for it within a step
+        longest = distributed.max_over_ranks(paused, self.device)
+        measuring.count_as_paused(longest - paused)
+        seconds = measuring.working_seconds() - start
         steps = self.result.steps - steps_before
         return TrainedEpoch(
             step=self.result.steps,

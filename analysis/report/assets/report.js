@@ -4,7 +4,7 @@
 const D = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const COLUMN = new Map(D.columns.map((column) => [column.key, column]));
-const FRONT = new Set(D.front);
+const FRONT = new Set(D.noise ? D.noise.front : D.front);
 const ELIGIBLE = new Set(D.eligible);
 /* A configuration is known by the row of the trial that stands for it; SEEDS are its replicates,
    SEED_OF leads from them to it. */

@@ -17,7 +17,7 @@ const front = {
   three: false,
   seeds: true,
   each: Boolean(D.compare),
-  noise: false,
+  noise: Boolean(D.noise),
   surfaces: false,
 };
 function startFront() {
@@ -56,7 +56,7 @@ function startFront() {
       ? [
           tick(
             `ignore differences inside the noise of ${clip(D.noise.metric, 20)}`,
-            false,
+            front.noise,
             (on) => {
               front.noise = on;
               FRONT.clear();
