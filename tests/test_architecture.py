@@ -41,7 +41,7 @@ STAGE = (
 TRAINING = "trainers data models training"
 CHECK = (
     "sweeps/check.py sweeps/check_pipelines.py sweeps/check_objectives.py"
-    " sweeps/check_search.py sweeps/describe.py sweeps/resume.py"
+    " sweeps/check_runtimes.py sweeps/check_search.py sweeps/describe.py sweeps/resume.py"
 )
 SEARCH = f"text run spec space trial search contract pipeline {TRAINING}"
 
@@ -88,7 +88,7 @@ ROOMS = (
     ),
     Room("search", "sweeps/search", f"analysis stage {SEARCH.replace(' search', '')}"),
     Room("trackers", "sweeps/drive/trackers.py", "text run spec contract trainers"),
-    Room("check", f"sweeps {CHECK}", f"stage trackers {SEARCH}"),
+    Room("check", f"sweeps {CHECK}", f"runtimes stage trackers {SEARCH}"),
     Room("reproduce", "sweeps/trial/reproduce.py", f"stage check {SEARCH}"),
     Room(
         "drive",

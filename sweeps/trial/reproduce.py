@@ -269,7 +269,9 @@ def times_of(record: TrialRecord) -> set[str]:
     """Metrics of such a trial that are times or made of times: no run gives them twice."""
     known = stages()
     kinds = [known[stage.kind] for stage in record.plan.stages if stage.kind in known]
-    return {m.name for m in trial_metrics(kinds).values() if m.is_time}
+    runtimes = tuple(record.plan.measure.runtimes)
+    known_metrics = trial_metrics(kinds, runtimes=runtimes)
+    return {m.name for m in known_metrics.values() if m.is_time}
 
 
 def _compared(
