@@ -8,6 +8,7 @@ extension at their first pass, which needs a compiler wherever a model is rebuil
 import contextlib
 import io
 import logging
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -63,6 +64,9 @@ def choose(
         images: batches that SmoothQuant looks at.
         smooth_quant: its alpha; None: without it.
     """
+    os.environ.setdefault(
+        "NNCF_CI", "1"
+    )  # read at import: no report of its use is sent
     import nncf
     from nncf.quantization.advanced_parameters import (
         AdvancedQuantizationParameters,
