@@ -27,10 +27,15 @@ from trainers import plugins
 from trainers.config import DataConfig
 from trainers.data.splits import data_info
 from trainers.models.arch import ModelState
+from trainers.models.quantised import QuantisedModel
 from trainers.seeding import derive_seed
 
 TOLERANCE = 1e-4
 """Largest allowed |difference| of a logit, in units of the largest logit or of 1."""
+INTEGER_TOLERANCE = 0.25
+"""The same for models in integers: a runtime may round a value that lies between two steps to
+the other one, and later layers carry that on. Faults are larger: a logit is off by its own size.
+"""
 _BATCHES = (1, 3)
 
 SAFETENSORS_FILE = "model.safetensors"
@@ -216,6 +221,7 @@ def _compared(
 ) -> float:
     """The largest difference of a logit. Raises ValueError past the tolerance."""
     worst = 0.0
+    tolerance = INTEGER_TOLERANCE if isinstance(module, QuantisedModel) else TOLERANCE
     for batch in _BATCHES:
         images = _images(batch, channels, size)
         with torch.no_grad():
@@ -227,7 +233,7 @@ def _compared(
             if found.shape == wanted.shape
             else float("inf")
         )
-        if not difference <= TOLERANCE * max(1.0, float(wanted.abs().max())):
+        if not difference <= tolerance * max(1.0, float(wanted.abs().max())):
             raise ValueError(
                 f"the {name} export differs from the model by {difference:.3g} in a"
                 " logit; nothing was written"

@@ -150,6 +150,13 @@ def _lets_vit(arch: Arch) -> nn.Module:
     return LetsVit(**arch.args)
 
 
+def _int8(arch: Arch) -> nn.Module:
+    from trainers.models.quantised import QuantisedModel, QuantiserPlan
+
+    inner = Arch.from_json(arch.dims["inner"])
+    return QuantisedModel(inner.build(), QuantiserPlan.from_json(arch.dims))
+
+
 BUILDERS: dict[str, Callable[[Arch], nn.Module]] = {
     "timm": _timm,
     "resnet_cifar": _resnet_cifar,
@@ -157,6 +164,7 @@ BUILDERS: dict[str, Callable[[Arch], nn.Module]] = {
     "sws_vit": _sws_vit,
     "tleg_vit": _tleg_vit,
     "lets_vit": _lets_vit,
+    "int8": _int8,
 }
 """`Arch.builder` → the function that builds the module."""
 DROP_RATE_BUILDERS = ("timm", "pruned_vit", "sws_vit", "tleg_vit", "lets_vit")
