@@ -27,9 +27,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import (
-    v2 as transforms,
-)  # isort: skip (trainers first: it mends torchvision's import)
 
 from trainers.config import (
     IMAGENET_MEAN,
@@ -107,6 +104,9 @@ class ParquetImages(Dataset[tuple[Tensor, int]]):
             for row in pyarrow.parquet.read_table(file).to_pylist()
         ][:limit]
         self.items = [(row["image"]["bytes"], row["label"]) for row in rows]
+        # here: trainers mends what torchvision's import needs of another build of torch
+        from torchvision.transforms import v2 as transforms
+
         self.transform = transforms.Compose(
             [
                 transforms.RandomCrop(32, 4),

@@ -28,6 +28,7 @@ from trainers.training.losses import (
     TaskObjective,
 )
 from trainers.training.optim import check_train_config, make_optimizer
+from trainers.training.recompute import recompute_activations
 
 
 class Finetune(Stage, TrainConfig):
@@ -148,6 +149,8 @@ def check_fit(arch: Arch, config: TrainConfig, data: DataInfo) -> None:
             " set data.val_fraction above 0, or choose another schedule"
         )
     _check_drop_rates(arch, config)
+    if config.grad_checkpointing:
+        recompute_activations(on_meta(arch))
     if config.layer_decay is not None:
         make_optimizer(on_meta(with_drop_rates(arch, config)), config)
 

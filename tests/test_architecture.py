@@ -59,8 +59,9 @@ ROOMS = (
     # methods
     Room("codec", "compress/codec", "trainers models"),
     Room("options", "compress/measure/options.py", "trainers"),
-    Room("measure", "compress/measure", "options trainers models"),
-    Room("stage", STAGE, f"codec options measure {TRAINING}"),
+    Room("runtimes", "compress/runtimes", "options trainers models"),
+    Room("measure", "compress/measure", "options runtimes trainers models"),
+    Room("stage", STAGE, f"codec options runtimes measure {TRAINING}"),
     Room("selection", "compress/selection", f"stage {TRAINING}"),
     Room("learngene", "compress/learngene", f"stage {TRAINING}"),
     Room("nvit", "compress/nvit", f"stage options measure {TRAINING}"),
@@ -97,7 +98,8 @@ ROOMS = (
     Room(
         "export",
         "sweeps/export",
-        f"text run spec contract tables analysis report codec stage pipeline {TRAINING}",
+        "text run spec contract tables analysis report codec options runtimes stage"
+        f" pipeline {TRAINING}",
     ),
     Room(
         "cli",

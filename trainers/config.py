@@ -369,6 +369,13 @@ class FitOptions(Config):
     )
     channels_last: bool = False
     compile: bool = Field(False, description="torch.compile")
+    grad_checkpointing: Annotated[bool, LATER] = Field(
+        False,
+        description=(
+            "keep fewer activations for the backward pass and compute the others again:"
+            " less memory for more time, the same losses"
+        ),
+    )
     tf32: bool = True
     eval_every: int = Field(
         1, ge=1, description="epochs between evaluations on the validation part"

@@ -9,13 +9,36 @@ from trainers.config import Config
 Precision = Literal["float32", "bfloat16", "float16"]
 """Floating-point types in which a model is measured; each is the name of a torch dtype."""
 
+RuntimeName = Literal[
+    "torch", "torch_compile", "onnxruntime", "openvino", "tensorrt", "executorch"
+]
+"""What can execute a model; each is a key of `compress.runtimes.RUNTIMES`."""
 
-class MeasureConfig(Config):
+
+class RuntimeOptions(Config):
+    """What executes a model, and how."""
+
+    runtime: RuntimeName = Field(
+        "torch",
+        description=(
+            "what executes the model. torch: eagerly; torch_compile: by torch.compile;"
+            " the others: the file that `sweeps export` writes"
+        ),
+    )
+    batch_size: int = Field(64, ge=1, description="images of a pass")
+    precision: Precision = Field(
+        "float32",
+        description="of all that a quantize stage did not make integers",
+    )
+    threads: int | None = Field(
+        None, ge=1, description="of the CPU; default: those of the trial"
+    )
+
+
+class MeasureConfig(RuntimeOptions):
     """How the final model's latency and memory are measured, on the trial's device."""
 
     latency: bool = True
-    batch_size: int = Field(64, ge=1)
-    precision: Precision = "float32"
     alone: bool = Field(
         True,
         description=(

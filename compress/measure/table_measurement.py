@@ -25,8 +25,8 @@ from compress.measure.latency_table import (
     device_name,
     num_threads,
 )
-from compress.measure.model import replayed_pass
 from compress.measure.options import Precision
+from compress.runtimes.passes import replayed_pass
 from trainers.models.arch import Arch, meta_device
 from trainers.models.from_timm import dense_arch
 from trainers.models.parameters import BLOCK_DIMS, DIMENSIONS

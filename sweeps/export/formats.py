@@ -5,23 +5,20 @@ Every export is loaded again by its own runtime and compared with the model's lo
 it is left behind.
 """
 
-import logging
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from compress.codec.file import decode, encode
+from compress.runtimes.errors import check_installed, first_line
+from compress.runtimes.onnx_file import quiet, write_onnx
 from sweeps.export.card import write_card
 from sweeps.export.models import trial_model
 from sweeps.run.record import named_record
@@ -34,10 +31,6 @@ from trainers.seeding import derive_seed
 
 TOLERANCE = 1e-4
 """Largest allowed |difference| of a logit, in units of the largest logit or of 1."""
-MAX_ONNX_BYTES = 1_800_000_000
-"""A larger ONNX model keeps its weights in a file beside it: one protobuf file holds less
-than 2 GiB.
-"""
 _BATCHES = (1, 3)
 
 SAFETENSORS_FILE = "model.safetensors"
@@ -181,7 +174,7 @@ def _write(
 ) -> None:
     """Write the model's file. Raises ValueError where the format cannot hold this model."""
     try:
-        with _quiet():
+        with quiet():
             form.write(state, module, images, folder)
     except (
         RuntimeError,
@@ -191,18 +184,9 @@ def _write(
         NotImplementedError,
     ) as error:
         raise ValueError(
-            f"{title} cannot be exported as {form.file}: {_first_cause(error)}; try"
+            f"{title} cannot be exported as {form.file}: {first_line(error)}; try"
             " another format"
         ) from error
-
-
-def _first_cause(error: BaseException) -> str:
-    """The first line of the error that began it all: exporters wrap it into advice to their
-    own developers.
-    """
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).strip().partition("\n")[0].rstrip(".!") or type(error).__name__
 
 
 def _images(batch: int, channels: int, size: int) -> Tensor:
@@ -236,7 +220,7 @@ def _compared(
         images = _images(batch, channels, size)
         with torch.no_grad():
             wanted = module(images)
-        with _quiet():
+        with quiet():
             found = form.run(folder, images)
         difference = (
             float((found - wanted).abs().max())
@@ -265,26 +249,9 @@ def _beside(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Exporters warn and log much about their own insides."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-
-
 def _check_installed(name: str, form: Format) -> None:
     missing = [module for module in form.needs if find_spec(module) is None]
-    if missing:
-        install = f"'compression-sweeps[{form.extra}]'" if form.extra else missing[0]
-        raise ValueError(
-            f"export to {name} needs {', '.join(missing)}; pip install {install}"
-        )
+    check_installed(f"export to {name}", missing, form.extra or "")
 
 
 def _write_safetensors(
@@ -341,38 +308,7 @@ def _run_torch_export(folder: Path, images: Tensor) -> Tensor:
 def _write_onnx(
     state: ModelState, module: nn.Module, images: Tensor, folder: Path
 ) -> None:
-    size = sum(tensor.nbytes for tensor in state.weights.values())
-    with sdpa_kernel(SDPBackend.MATH), SpelledAttention():
-        torch.onnx.export(
-            module,
-            (images,),
-            folder / ONNX_FILE,
-            dynamo=True,
-            verbose=False,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            external_data=size > MAX_ONNX_BYTES,
-        )
-
-
-class SpelledAttention(TorchFunctionMode):
-    """Attention over more than one leading axis besides the heads (windows, mask units) as
-    products and a softmax: the exporter's own form of it takes four axes.
-
-    The memory layout of a result is that of the kernel which computes it, and what follows is
-    traced for that layout; so the kernel must be the one that the exporter writes down
-    (`SDPBackend.MATH`), whatever is fastest here.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if func is nn.functional.scaled_dot_product_attention and args[0].ndim != 4:
-            return torch.ops.aten._scaled_dot_product_attention_math(
-                *args, **(kwargs or {})
-            )[0]
-        return func(*args, **(kwargs or {}))
+    write_onnx(module, images, folder / ONNX_FILE, {})
 
 
 def _run_onnx(folder: Path, images: Tensor) -> Tensor:

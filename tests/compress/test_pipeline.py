@@ -103,6 +103,41 @@ def test_students_share_the_teacher(
     assert third.model.hash() == first.model.hash()
 
 
+def test_every_module_of_a_pipeline_is_compiled(
+    tmp_path: Path,
+    digits_config: DataConfig,
+    data_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stage that makes another module has it compiled again; the losses, and the names of the
+    weights, are those without. The backend that only captures is enough for that.
+    """
+    compiled: list[int] = []
+    compile_module = torch.compile
+
+    def spy(module: torch.nn.Module) -> Any:
+        compiled.append(sum(value.numel() for value in module.parameters()))
+        return compile_module(module, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", spy)
+    losses, results = [], []
+    for option in (False, True):
+        rows: list[dict[str, Any]] = []
+        train = TRAIN | {"compile": option}
+        stages = (
+            named("teacher", "finetune", **train),
+            student(),
+            named("finetune", "finetune", **train),
+        )
+        results.append(
+            go(tmp_path, digits_config, data_cache, *stages, on_epoch=rows.append).model
+        )
+        losses.append([row["train_loss"] for row in rows])
+    assert len(set(compiled)) == len(compiled) == 2
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert list(results[1].weights) == list(results[0].weights)
+
+
 def test_same_bits_without_the_cache(
     tmp_path: Path, digits_config: DataConfig, data_cache: Path
 ) -> None:

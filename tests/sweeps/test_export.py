@@ -13,14 +13,13 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from typer.testing import CliRunner
 
 from compress.cache import Artifact, StageCache
 from compress.codec.file import decode
 from compress.keys import content_key
 from sweeps.cli.main import app
-from sweeps.export.formats import EXPORTERS, SpelledAttention, export, write_model
+from sweeps.export.formats import EXPORTERS, export, write_model
 from trainers import plugins
 from trainers.models.arch import Arch, ModelState
 
@@ -330,26 +329,6 @@ def test_an_export_that_computes_otherwise_is_refused(
     with pytest.raises(ValueError, match=r"differs from the model by 0\.01"):
         export(runs["timm"], "00000", "safetensors", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_attention_over_windows_is_spelled_out() -> None:
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = torch.randn(3, 2, 4, 2, 5, 8, generator=generator)
-    seen: list[Any] = []
-
-    class Seen(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            seen.append(func)
-            return func(*args, **(kwargs or {}))
-
-    attention = torch.nn.functional.scaled_dot_product_attention
-    with Seen(), SpelledAttention():
-        found = attention(query, key, value, scale=0.5)
-        attention(query[:, 0], key[:, 0], value[:, 0])
-    torch.testing.assert_close(found, attention(query, key, value, scale=0.5))
-    assert seen.count(attention) == 1
 
 
 def test_a_format_that_cannot_hold_a_model_says_why_in_a_line(

@@ -129,7 +129,10 @@ class BatchAugment:
 
     def _crop_and_flip(self, images: Tensor, rng: np.random.Generator) -> Tensor:
         batch, native = images.shape[0], images.shape[-1]
-        flip = put(rng.random(batch) < self._hflip, self._device)
+        flipped = rng.random(batch) < self._hflip
+        if self._crop == "none" and native == self._resized:
+            return _mirrored(images, flipped) if self._hflip else images
+        flip = put(flipped, self._device)
         if self._crop == "resized":
             drawn = resized_crop_boxes(batch, native, self.config.crop_scale, rng)
             boxes = put(drawn, self._device)
@@ -151,6 +154,12 @@ class BatchAugment:
             if self._hflip
             else images
         )
+
+
+def _mirrored(images: Tensor, flipped: Mask) -> Tensor:
+    """A new batch, of which `flipped` are mirrored left to right."""
+    where = put(np.flatnonzero(flipped), images.device)
+    return images.index_copy(0, where, images.index_select(0, where).flip(3))
 
 
 class Finish:

@@ -82,10 +82,14 @@ class PackedPart:
         Raises:
             UnreadableImageError: it is damaged.
         """
+        return decode(self.encoded(row), self.decoding)
+
+    def encoded(self, row: int) -> bytes:
+        """The bytes of image `row`."""
         start, end = self.offsets[row : row + 2].tolist()
         with open(self.file, "rb") as file:
             file.seek(start)
-            return decode(file.read(end - start), self.decoding)
+            return file.read(end - start)
 
 
 def open_pixels(

@@ -10,7 +10,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,6 +49,7 @@ WIDE_MODES = ("I", "F")
 for _category in (UserWarning, RuntimeWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
+_REDUCED_WHILE_DECODED = ("JPEG", "MPO")
 _ORIENTATION = 0x0112
 _PAGE = (b"<!doctype", b"<html", b"<?xml")
 # what Pillow raises for a file that is damaged or is no image
@@ -67,6 +68,12 @@ _DAMAGED = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+
+REDUCTIONS = (8, 4, 2, 1)
+"""Factors by which a JPEG can be reduced while it is decoded, which saves most of the work."""
+Size = tuple[int, int]
+"""Width and height in px."""
 
 
 class UnreadableImageError(Exception):
@@ -99,7 +106,7 @@ PLAIN = Decoding()
 class Header:
     """What the header of an image file tells: size in px, Pillow's mode, EXIF orientation."""
 
-    size: tuple[int, int]
+    size: Size
     mode: str
     orientation: int
 
@@ -149,11 +156,32 @@ def decode(encoded: bytes | Path, decoding: Decoding = PLAIN) -> Image.Image:
         UnreadableImageError: it is damaged, no image, has more pixels than Pillow allows, or
             holds values that are not finite.
     """
+    image, _ = decode_reduced(encoded, decoding, lambda size: 1)
+    return image
+
+
+def decode_reduced(
+    encoded: bytes | Path, decoding: Decoding, reduction: Callable[[Size], int]
+) -> tuple[Image.Image, Size]:
+    """As `decode`, but a JPEG may be smaller by a factor; and the size that it has in full.
+
+    Args:
+        reduction: the factor for an image of this full size, one of `REDUCTIONS`.
+
+    Raises:
+        UnreadableImageError: as `decode`.
+    """
     try:
         with _opened(encoded) as image:
+            turned = decoding.upright and _orientation(image) >= 5
+            width, height = image.size
+            full = (height, width) if turned else (width, height)
+            if image.format in _REDUCED_WHILE_DECODED:
+                factor = reduction(full)
+                image.draft(image.mode, (width // factor, height // factor))
             image.load()
             upright = ImageOps.exif_transpose(image) if decoding.upright else image
-            return to_rgb(upright, decoding)
+            return to_rgb(upright, decoding), full
     except _DAMAGED as error:
         raise UnreadableImageError(_reason(encoded, error)) from error
 
@@ -195,7 +223,7 @@ def to_rgb(image: Image.Image, decoding: Decoding = PLAIN) -> Image.Image:
         image = image.convert("LA")
     if image.mode in ("P", "PA", "LA"):
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _scaled(image: Image.Image, decoding: Decoding) -> NDArray[np.uint8]:

@@ -68,7 +68,7 @@ class HubPart:
     def sample(self, most: int) -> Iterator[tuple[int, bytes | Path | Pixels]]:
         """(row, image) of all rows, or of `most` at even distances."""
         for row in spread(len(self.rows), most):
-            yield row, self._encoded(row)
+            yield row, self.encoded(row)
 
     def read(self, row: int) -> Image.Image:
         """Image `row` as RGB.
@@ -76,12 +76,13 @@ class HubPart:
         Raises:
             UnreadableImageError: it is damaged.
         """
-        image = self._encoded(row)
+        image = self.encoded(row)
         if isinstance(image, np.ndarray):
             return Image.fromarray(image.transpose(1, 2, 0))
         return decode(image, self.decoding)
 
-    def _encoded(self, row: int) -> bytes | Path | Pixels:
+    def encoded(self, row: int) -> bytes | Path | Pixels:
+        """The cell of image `row`."""
         return next(_images(_column(self.cells[[int(self.rows[row])]])))
 
     def content(self, cache_dir: Path) -> Iterator[bytes | memoryview]:

@@ -60,12 +60,13 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     """ImageEnhance.Sharpness: 0 is smoothed, 1 the image, 2 sharpened; the border stays as
     it is.
     """
-    kernel = torch.ones(3, 3, device=images.device)
-    kernel[1, 1].fill_(5)  # assigned, the number would be waited for
-    kernel /= 13
+    # weights 1, in the middle 5, over 13; whole numbers, so no order of sums changes a bit
+    levels = images.short()
+    rows = levels[:, :, :-2] + levels[:, :, 1:-1] + levels[:, :, 2:]
+    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    total.add_(levels[:, :, 1:-1, 1:-1], alpha=4)
     smooth = images.clone()
-    inner = F.conv2d(images.float(), kernel.expand(3, 1, 3, 3), groups=3)
-    smooth[:, :, 1:-1, 1:-1] = inner.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)
+    smooth[:, :, 1:-1, 1:-1] = total.mul_(2).add_(13).div_(26, rounding_mode="floor")
     return blend(smooth, images, factor)
 
 

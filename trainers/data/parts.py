@@ -62,6 +62,18 @@ class RandomAccess(Part, Protocol):
 
 
 @runtime_checkable
+class Encoded(RandomAccess, Protocol):
+    """A part that gives its images also before they are decoded."""
+
+    @property
+    def decoding(self) -> Decoding:
+        """How they become pixels."""
+
+    def encoded(self, row: int) -> bytes | Path | Pixels:
+        """Image `row`: encoded bytes, an image file, or decoded pixels (3, H, W)."""
+
+
+@runtime_checkable
 class Sampled(Part, Protocol):
     """A part of which some images can be had without the others."""
 
@@ -110,8 +122,11 @@ class FilePart:
     def images(self) -> Iterator[Path]:
         return (self.root / path for path in self.paths)
 
+    def encoded(self, row: int) -> Path:
+        return self.root / self.paths[row]
+
     def read(self, row: int) -> Image.Image:
-        return decode(self.root / self.paths[row], self.decoding)
+        return decode(self.encoded(row), self.decoding)
 
     def sample(self, most: int) -> Iterator[tuple[int, Path]]:
         for row in spread(len(self.paths), most):

@@ -113,6 +113,14 @@ class RandAugmentSpec:
         )
 
 
+def known_to_batches(auto_augment: str | None) -> bool:
+    """Whether whole batches can be augmented so: RandAugment, or nothing."""
+    try:
+        return auto_augment is None or bool(RandAugmentSpec.parse(auto_augment))
+    except ValueError:
+        return False
+
+
 def argument(name: str, level: Values, sign: Values, increasing: bool) -> Values:
     """timm's argument of operation `name` at `level` (0..10): degrees, shear, part of the
     width, factor, bits.

@@ -31,14 +31,17 @@ from trainers.data.remarks import balance_remarks, duplicate_remarks
 from trainers.data.stratify import stratified_order
 from trainers.data.streaming import ImageReader, Streams
 from trainers.data.transfer import put
+from trainers.data.views import Transformed, train_view
 from trainers.hashing import values_to_hash
-from trainers.timm_internals import eval_transform, train_transform
+from trainers.timm_internals import eval_transform
 from trainers.words import listed
 
 Split = Literal["train", "val", "test"]
 
 # larger pixel arrays stay in host memory and are copied batch by batch
 ON_DEVICE_BYTES = 4 << 30
+# raised when streamed images become other pixels for the same seed
+STREAMING_VERSION = 2
 
 
 @dataclass(eq=False)
@@ -238,12 +241,14 @@ class TrainBatches:
         if isinstance(store, PixelStore):
             self._augment = BatchAugment(augment, data.config, size, device)
         else:
-            transform = train_transform(augment, data.config, size)
+            view, self._augment = train_view(
+                augment, data.config, size, device, in_batches=device.type != "cpu"
+            )
             self._streams = Streams(
                 store,
                 data.train.rows,
                 data.train.labels,
-                transform,
+                view,
                 data.config,
                 device,
                 training=True,
@@ -297,6 +302,8 @@ class TrainBatches:
             for copy, (pixels, labels) in zip(
                 copies, self._streams.train(order, seeds), strict=True
             ):
+                if self._augment is not None:
+                    pixels = self._augment(pixels, rng)
                 yield pixels, labels, copy
             return
         assert isinstance(images.store, PixelStore)
@@ -332,7 +339,7 @@ def eval_batches(
             images.store,
             images.rows,
             images.labels,
-            eval_transform(data.config, data.info.image_size),
+            Transformed(eval_transform(data.config, data.info.image_size)),
             data.config,
             device,
             training=False,
@@ -485,6 +492,8 @@ def _fingerprint(
         "decoded": in_memory,
         "options": values_to_hash(config, mode="json", exclude=loading),
     }
+    if not in_memory:
+        facts["streaming"] = STREAMING_VERSION
     if decoding.key():
         facts["decoding"] = decoding.key()
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

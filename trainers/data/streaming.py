@@ -1,36 +1,32 @@
-"""Large images: decoded and augmented one by one in loader processes (torch's DataLoader,
-timm's transforms).
+"""Large images: decoded and cropped one by one in loader processes (torch's DataLoader).
 
-Every image is augmented under its own seed, so the result does not depend on the number of loader
-processes. Images leave the loader as uint8; normalising, erasing and mixing happen on the
-device, by the code that serves images in memory.
+Every view of an image has its own seed, so the result does not depend on the number of loader
+processes. Images leave the loader as uint8; what else happens to them, the device does to whole
+batches, by the code that serves images in memory.
 """
 
-import contextlib
 import logging
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from trainers.config import DataConfig
-from trainers.data.decoding import UnreadableImageError
+from trainers.data.decoding import Size, UnreadableImageError, decode_reduced
 from trainers.data.inspection import check_unreadable, none_readable
-from trainers.data.parts import RandomAccess
+from trainers.data.parts import Encoded, RandomAccess
+from trainers.data.views import View
 
 log = logging.getLogger(__name__)
 
 
-Transform = Callable[[Any], Any]
-"""PIL image → uint8 (3, H, W), a NumPy array or a tensor."""
 Key = tuple[int, int]
-"""(position in the split, seed of the augmentation)."""
+"""(position in the split, seed of the view)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +70,8 @@ class _Batch:
 
 
 class _Samples(Dataset[_Sample]):
-    """Reads and transforms single images. Training puts the next row in place of an
-    unreadable one.
+    """Reads images and makes views of them. Training puts the next row in place of an unreadable
+    one.
     """
 
     def __init__(
@@ -83,31 +79,55 @@ class _Samples(Dataset[_Sample]):
         reader: ImageReader,
         rows: Tensor,
         labels: Tensor,
-        transform: Transform,
+        view: View,
         substitute: bool,
     ) -> None:
         self.part, self.rows, self.labels = reader.part, rows.numpy(), labels.numpy()
-        self.transform = transform
+        self.view = view
+        self.encoded = reader.part if isinstance(reader.part, Encoded) else None
         # more failures than that are an error
         self.attempts = reader.max_unreadable + 1 if substitute else 1
 
-    def __getitem__(self, key: Key) -> _Sample:
-        position, seed = key
+    def __getitems__(self, keys: list[Key]) -> list[_Sample]:
+        """The views of a batch. Copies of an image (repeated augmentation) share its decoding."""
+        seeds: dict[int, list[int]] = {}
+        for position, seed in keys:
+            seeds.setdefault(position, []).append(seed)
+        views = {
+            position: iter(self._views(position, drawn))
+            for position, drawn in seeds.items()
+        }
+        return [next(views[position]) for position, _ in keys]
+
+    def _views(self, position: int, seeds: list[int]) -> list[_Sample]:
+        """A view of the image at `position` for each seed."""
         unreadable: list[str] = []
         for attempt in range(self.attempts):
             at = (position + attempt) % len(self.rows)
             row = int(self.rows[at])
             try:
-                image = self.part.read(row)
+                image, size = self._read(row, seeds)
             except UnreadableImageError as error:
                 unreadable.append(f"{self.part.name(row)} ({error})")
                 continue
-            with _seeded(seed):
-                pixels = self.transform(image)
-            return _Sample(
-                torch.as_tensor(pixels), int(self.labels[at]), tuple(unreadable)
-            )
-        return _Sample(None, -1, tuple(unreadable))
+            label, names = int(self.labels[at]), tuple(unreadable)
+            return [
+                _Sample(self.view(image, size, seed), label, names) for seed in seeds
+            ]
+        return [_Sample(None, -1, tuple(unreadable))] * len(seeds)
+
+    def _read(self, row: int, seeds: list[int]) -> tuple[Image.Image, Size]:
+        """An image, perhaps reduced, and the size that it has in full."""
+        if self.encoded is not None:
+            encoded = self.encoded.encoded(row)
+            if not isinstance(encoded, np.ndarray):
+                return decode_reduced(
+                    encoded,
+                    self.encoded.decoding,
+                    lambda size: self.view.reduction(size, seeds),
+                )
+        image = self.part.read(row)
+        return image, image.size
 
 
 class _Keys(Sampler[list[Key]]):
@@ -135,7 +155,7 @@ class Streams:
         reader: ImageReader,
         rows: Tensor,
         labels: Tensor,
-        transform: Transform,
+        view: View,
         data: DataConfig,
         device: torch.device,
         *,
@@ -144,7 +164,7 @@ class Streams:
         self._reader, self._device, self._keys = reader, device, _Keys()
         self._training = training
         self._loader = DataLoader(
-            _Samples(reader, rows, labels, transform, substitute=training),
+            _Samples(reader, rows, labels, view, substitute=training),
             batch_sampler=self._keys,
             num_workers=data.workers,
             collate_fn=_collate,
@@ -179,7 +199,7 @@ class Streams:
                 raise none_readable("training", len(batch.unreadable), batch.unreadable)
             if len(batch.labels):
                 yield (
-                    batch.images.to(self._device, non_blocking=True),
+                    batch.images.to(self._device, non_blocking=True).contiguous(),
                     batch.labels.to(self._device, non_blocking=True),
                 )
 
@@ -195,23 +215,3 @@ def _collate(samples: list[_Sample]) -> _Batch:
     return _Batch(
         images, torch.tensor([s.label for s in kept], dtype=torch.int64), names
     )
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators that timm's transforms draw from, and put them back
-    (loaders may run in-process).
-    """
-    python = random.getstate()
-    numpy = np.random.get_state()
-    torch_state = torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    # torch.manual_seed would seed the accelerators too
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(torch_state)

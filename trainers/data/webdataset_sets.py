@@ -79,7 +79,11 @@ class TarPart:
         Raises:
             UnreadableImageError: it is damaged.
         """
-        return decode(next(self._encoded([row]))[1], self.decoding)
+        return decode(self.encoded(row), self.decoding)
+
+    def encoded(self, row: int) -> bytes:
+        """The bytes of image `row`."""
+        return next(self._encoded([row]))[1]
 
     def content(self, cache_dir: Path) -> Iterator[bytes | memoryview]:
         """The shards' hashes, each remembered in `cache_dir` while size and time stay, and where

@@ -21,6 +21,7 @@ from trainers.training.checkpoint import CheckpointFolder
 from trainers.training.evaluate import evaluate
 from trainers.training.losses import Objective
 from trainers.training.optim import Schedule, make_optimizer
+from trainers.training.recompute import recompute_activations
 
 _AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -164,6 +165,8 @@ class _Fit:
         self.seed = seed
         self.device = device
         self.module = module.to(device)
+        if config.grad_checkpointing:
+            recompute_activations(module)
         if config.channels_last:
             layout: Any = torch.channels_last  # torch's stubs lack this overload
             self.module = self.module.to(memory_format=layout)  # type: ignore
@@ -419,6 +422,8 @@ def fit(
         on_epoch(row)
     if run.ema is not None and config.ema is not None and config.ema.use:
         module.load_state_dict(run.ema.module.state_dict())
+    if config.grad_checkpointing:
+        recompute_activations(module, enable=False)
     module.eval()
     distributed.barrier()
     return run.result

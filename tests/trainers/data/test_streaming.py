@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from trainers.config import AugmentConfig, DataConfig
+from trainers.data.parts import FilePart
 from trainers.data.splits import (
     Data,
     TrainBatches,
@@ -133,6 +134,23 @@ def test_streams_do_not_depend_on_the_number_of_loaders(
     assert not torch.equal(runs[0][0][0], runs[0][2][0])
 
 
+def test_copies_of_an_image_share_its_decoding(
+    large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And are different views of it."""
+    data = load_data(config_of(large, image_size=36), tmp_path / "cache")
+    read: list[int] = []
+    encoded = FilePart.encoded
+    monkeypatch.setattr(
+        FilePart, "encoded", lambda part, row: read.append(row) or encoded(part, row)
+    )
+    augment = AugmentConfig(preset="deit", repeats=2, auto_augment=None, mixup=0)
+    [(images, _), _] = batches(data, augment.model_copy(update={"cutmix": 0}))
+    # of ten views two batches have three images each, one of them in common
+    assert (len(read), len(set(read))) == (6, 5)
+    assert images.shape == (5, 3, 36, 36)
+
+
 @pytest.mark.parametrize(
     "augment",
     [
@@ -149,7 +167,7 @@ def test_streaming_presets(augment: AugmentConfig, large: Path, tmp_path: Path) 
 def test_posterizing_to_black_streams(large: Path, tmp_path: Path) -> None:
     """At m10 timm asks Pillow for 0 bits, which recent versions refuse."""
     data = load_data(config_of(large, image_size=36), tmp_path / "cache")
-    augment = AugmentConfig(auto_augment="rand-m10-n12-p1.0-inc1", mixup=0, cutmix=0)
+    augment = AugmentConfig(auto_augment="original", mixup=0, cutmix=0)
     assert len(batches(data, augment, batch_size=5)) == 2
 
 

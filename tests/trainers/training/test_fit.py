@@ -26,6 +26,9 @@ from trainers.training.losses import TaskObjective
 from trainers.training.optim import Schedule, make_optimizer
 
 CPU = torch.device("cpu")
+SHORT = TrainConfig(
+    epochs=1, batch_size=64, warmup=0, augment=AugmentConfig(preset="none")
+)
 
 
 def tiny_vit(drop: float = 0.1, seed: int = 0) -> nn.Module:
@@ -435,3 +438,26 @@ def test_a_fit_in_eval_mode_draws_no_dropout_and_moves_no_statistics(
     assert isinstance(norm, nn.BatchNorm2d)
     assert torch.equal(norm.running_mean, torch.zeros(3))  # type: ignore[arg-type]
     assert not torch.equal(norm.weight, torch.ones(3))
+
+
+def test_recomputed_activations_change_no_bit(digits: Data, tmp_path: Path) -> None:
+    """With dropout, whose masks are drawn again; and the model is handed back as it came."""
+    seen = []
+    for again in (False, True):
+        module = tiny_vit()
+        config = SHORT.model_copy(update={"grad_checkpointing": again})
+        calls: list[int] = []
+        module.blocks[0].register_forward_pre_hook(  # type: ignore[index, union-attr]
+            lambda block, args, calls=calls: calls.append(1)
+        )
+        rows = run(module, digits, config, tmp_path / str(again)).rows
+        assert not module.grad_checkpointing
+        seen.append((len(calls), [row["train_loss"] for row in rows], bits(module)))
+    assert seen[0][1:] == seen[1][1:]
+    assert seen[1][0] > seen[0][0]
+
+
+def test_models_that_cannot_recompute_are_named(digits: Data, tmp_path: Path) -> None:
+    config = SHORT.model_copy(update={"grad_checkpointing": True})
+    with pytest.raises(ValueError, match=r"grad_checkpointing: Linear cannot"):
+        run(nn.Linear(2, 2), digits, config, tmp_path)

@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from trainers.config import TrainConfig
 from trainers.timm_library import timm
+from trainers.training import optim
 from trainers.training.optim import make_optimizer
 
 NEEDS_GPU = ("bnb", "fused")
@@ -52,3 +54,26 @@ def test_a_wrapped_one_is_made_and_an_unknown_one_is_named() -> None:
     assert {group["eps"] for group in wrapped.param_groups} == {1e-3}
     with pytest.raises(ValueError, match=r"optimizer 'adamx': .*list_optimizers"):
         made("adamx")
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_fused_kernels_take_the_same_steps(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are chosen on a GPU; torch has them on the CPU too, where this compares."""
+    after = []
+    for fused in (False, True):
+        monkeypatch.setattr(
+            optim, "_fused", lambda *_, fused=fused: {"fused": True} if fused else {}
+        )
+        torch.manual_seed(0)
+        module = nn.Linear(6, 4)
+        config = TrainConfig(optimizer=name, lr=0.1, lr_scaling="unscaled")
+        optimizer = make_optimizer(module, config)
+        assert optimizer.param_groups[0].get("fused") == (fused or None)
+        for _ in range(3):
+            optimizer.zero_grad()
+            module(torch.ones(2, 6)).square().sum().backward()
+            optimizer.step()
+        after.append(module.weight.detach().clone())
+    torch.testing.assert_close(after[1], after[0], atol=1e-6, rtol=1e-6)

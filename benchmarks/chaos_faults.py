@@ -1,0 +1,533 @@
+"""The faults that `chaos.py` knows, a small class each."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from chaos_ray import KeptCluster, Nursery
+from chaos_s3 import Store
+from chaos_stage import MEMORY_ORDER
+from chaos_sweep import (
+    MISTAKE,
+    TRIALS,
+    Driver,
+    Final,
+    begun,
+    checked,
+    descendants,
+    finals,
+    readable_records,
+    remove,
+    spec,
+    trial_processes,
+)
+
+from analysis.contract import REPORT_FILE
+from sweeps.cli.terminal import INTERRUPTED
+from sweeps.space.sweep import Sweep
+from trainers.lease import process_exists
+
+
+@dataclass
+class Scene:
+    """A sweep, and what is around it.
+
+    Attributes:
+        folder: of this round.
+        sweep: that is disturbed.
+        cluster: a Ray that outlives drivers; None: each driver starts its own.
+        seen: ended trials after each fault.
+        hits: faults so far.
+        starts: drivers so far.
+    """
+
+    folder: Path
+    seed: int
+    nursery: Nursery
+    cluster: KeptCluster | None
+    sweep: Sweep = field(init=False)
+    cache: Path = field(init=False)
+    environment: dict[str, str] = field(default_factory=dict)
+    seen: list[dict[str, Final]] = field(default_factory=list)
+    hits: int = 0
+    starts: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def set_up(self, storage: Path | str | None = None, **changes: Any) -> None:
+        """Make the sweep, in this round's folder unless elsewhere."""
+        place = storage or self.folder / "runs"
+        self.sweep = checked(spec(place, self.seed, self.folder, **changes))
+        self.cache = self.sweep.spec.cache_folder.absolute()
+
+    @property
+    def run(self) -> Path:
+        return self.sweep.spec.run_folder.absolute()
+
+    def start(self, sweep: Sweep | None = None, **environment: str) -> Driver:
+        """A driver of the sweep."""
+        self.starts += 1
+        return Driver(
+            sweep or self.sweep,
+            self.folder / f"driver-{self.starts}.txt",
+            self.nursery,
+            self.cluster.address if self.cluster is not None else None,
+            self.environment | environment,
+        )
+
+    def hit(self) -> None:
+        """Note a fault, and what has ended by now."""
+        self.hits += 1
+        self.seen.append(finals(self.run))
+
+    def to_the_end(self, attempts: int = 6) -> None:
+        """Start drivers until one comes to the end of the sweep."""
+        for _ in range(attempts):
+            driver = self.start()
+            code = driver.wait()
+            if code == 0:
+                return
+            self.notes.append(f"exit code {code}: {driver.said()[-300:]}")
+            self.seen.append(finals(self.run))
+        raise AssertionError(f"no end after {attempts} starts: {self.notes[-1]}")
+
+    def wait_until(self, driver: Driver, met: Any, seconds: float = 60.0) -> bool:
+        """Whether something came true before the driver ended."""
+        give_up_at = time.monotonic() + seconds
+        while driver.code() is None and time.monotonic() < give_up_at:
+            if met():
+                return True
+            time.sleep(0.002)
+        return False
+
+
+def send(pid: int, number: signal.Signals) -> bool:
+    """Whether there was such a process."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+class Fault(ABC):
+    """Something that happens to a sweep."""
+
+    name: ClassVar[str]
+    per_round: ClassVar[int] = 5
+    """Faults in a round at most."""
+    on_cluster: ClassVar[bool] = True
+    nodes: ClassVar[int] = 1
+
+    @abstractmethod
+    def disturb(self, scene: Scene, moment: random.Random) -> None:
+        """Start drivers and let it happen; afterwards the sweep is brought to its end."""
+
+    def set_up(self, scene: Scene) -> None:
+        scene.set_up()
+
+    def clean_up(self, scene: Scene) -> None:  # noqa: B027 (most have put nothing there)
+        """Take away what `set_up` put there."""
+
+
+class DriverKill(Fault):
+    """SIGKILL of the driver: as it starts, while trials run, amid the publishing of an artifact, as
+    tables are written. Half the time the trials' processes die with it, as with their machine.
+    """
+
+    name = "driver killed"
+    per_round = 8
+
+    def disturb(self, scene: Scene, moment: random.Random) -> None:
+        for _ in range(self.per_round):
+            driver = scene.start()
+            self._wait(scene, driver, moment)
+            if driver.code() is not None:
+                return
+            pids = trial_processes(scene.run).values() if moment.random() < 0.5 else ()
+            driver.kill()
+            for pid in pids:
+                send(pid, signal.SIGKILL)
+            scene.hit()
+
+    def _wait(self, scene: Scene, driver: Driver, moment: random.Random) -> None:
+        when = moment.choices(("start", "trials", "publishing", "end"), (1, 4, 3, 1))[0]
+        if when == "end" and len(finals(scene.run)) < TRIALS // 2:
+            when = "trials"
+        before = begun(scene.run)
+        if when == "start":
+            give_up_at = time.monotonic() + moment.uniform(0, 3)
+            scene.wait_until(driver, lambda: time.monotonic() > give_up_at)
+            return
+        if not scene.wait_until(driver, lambda: begun(scene.run) > before):
+            return
+        if when == "end":
+            scene.wait_until(driver, lambda: len(finals(scene.run)) == TRIALS, 8)
+        if when == "publishing":
+            scene.wait_until(driver, lambda: any(scene.cache.glob(".new-*")), 4)
+            return
+        give_up_at = time.monotonic() + moment.uniform(0, 0.5 if when == "end" else 2.5)
+        scene.wait_until(driver, lambda: time.monotonic() > give_up_at)
+
+
+class LocalDriverKill(DriverKill):
+    """The same where the driver has started Ray itself, which dies with it."""
+
+    name = "driver with its own Ray killed"
+    on_cluster = False
+    per_round = 6
+
+
+class TrialKill(Fault):
+    """SIGKILL of a trial's process, every third time amid the publishing of an artifact."""
+
+    name = "trial's process killed"
+    per_round = 6
+
+    def disturb(self, scene: Scene, moment: random.Random) -> None:
+        driver = scene.start()
+        for _ in range(self.per_round):
+            if moment.random() < 0.33:
+                scene.wait_until(driver, lambda: any(scene.cache.glob(".new-*")), 5)
+            else:
+                time.sleep(moment.uniform(0, 1))
+            scene.wait_until(driver, lambda: bool(trial_processes(scene.run)))
+            pids = list(trial_processes(scene.run).values())
+            if driver.code() is not None or not pids:
+                break
+            if send(moment.choice(pids), signal.SIGKILL):
+                scene.hit()
+        if driver.wait() != 0:
+            scene.notes.append(driver.said()[-300:])
+
+
+class OutOfMemory(Fault):
+    """A trial takes more memory than Ray's threshold allows, and Ray kills it."""
+
+    name = "trial killed for memory"
+    per_round = 3
+    on_cluster = False
+
+    def disturb(self, scene: Scene, moment: random.Random) -> None:
+        total, free = _memory()
+        threshold = (total - free + 1.2e9) / total
+        driver = scene.start(
+            RAY_memory_usage_threshold=f"{threshold:.4f}",
+            RAY_memory_monitor_refresh_ms="100",
+        )
+        order = scene.folder / MEMORY_ORDER
+        for _ in range(self.per_round):
+            scene.wait_until(driver, lambda: bool(trial_processes(scene.run)))
+            time.sleep(moment.uniform(0, 1.5))
+            order.write_text("1700")
+            taken = order.with_suffix(".taken")
+            if not scene.wait_until(driver, taken.exists):
+                break
+            before = dict(trial_processes(scene.run))
+            died = scene.wait_until(
+                driver,
+                lambda now=before: any(not process_exists(p) for p in now.values()),
+                12,
+            )
+            taken.unlink()
+            if died:
+                scene.hit()
+        order.unlink(missing_ok=True)
+        if driver.wait() != 0:
+            scene.notes.append(driver.said()[-300:])
+
+
+def _memory() -> tuple[float, float]:
+    """(total, available) bytes, as the kernel says."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+    return found["MemTotal"], found["MemAvailable"]
+
+
+class NodeLoss(Fault):
+    """A node of the cluster dies, and another one comes."""
+
+    name = "node lost"
+    per_round = 3
+    nodes = 2
+
+    def disturb(self, scene: Scene, moment: random.Random) -> None:
+        assert scene.cluster is not None
+        driver = scene.start()
+        for _ in range(self.per_round):
+            scene.wait_until(driver, lambda: bool(trial_processes(scene.run)))
+            time.sleep(moment.uniform(0, 1.5))
+            if driver.code() is not None:
+                break
+            scene.cluster.ask(f"lose {moment.randrange(2)}")
+            scene.hit()
+            scene.cluster.ask("add")
+        if driver.wait() != 0:
+            scene.notes.append(driver.said()[-300:])
+
+
+class Stopped(Fault):
+    """SIGSTOP of a minute: the driver, a trial's process or Ray's raylet. While the driver is
+    stopped, another one is started: it takes the run over, and the first must give way.
+    """
+
+    name = "process stopped for a minute"
+    per_round = 1
+    on_cluster = False
+    seconds: ClassVar[float] = 60.0
+
+    def disturb(self, scene: Scene, moment: random.Random) -> None:
+        driver = scene.start()
+        scene.wait_until(driver, lambda: bool(trial_processes(scene.run)))
+        time.sleep(moment.uniform(0, 1.5))
+        target = ("driver", "trial", "raylet", "driver, and another one is started")
+        who = target[scene.seed % len(target)]
+        pid = self._pid(scene, driver, who)
+        if pid is None or driver.code() is not None:
+            return
+        scene.notes.append(f"stopped: {who}")
+        send(pid, signal.SIGSTOP)
+        second = None
+        try:
+            time.sleep(15)
+            if "another" in who:
+                second = scene.start()
+            time.sleep(max(0.0, self.seconds - 15))
+        finally:
+            send(pid, signal.SIGCONT)
+        scene.hit()
+        codes = [each.wait(400) for each in (driver, second) if each is not None]
+        scene.notes.append(f"exit codes {codes}")
+
+    def _pid(self, scene: Scene, driver: Driver, who: str) -> int | None:
+        if who.startswith("driver"):
+            return driver.pid
+        if who == "trial":
+            return next(iter(trial_processes(scene.run).values()), None)
+        below = descendants(driver.pid)
+        return next((pid for pid, name in below.items() if name == "raylet"), None)
+
+
+class AskedToEnd(Fault):
+    """SIGTERM, SIGHUP or SIGINT to the driver, to its process group, or to all processes below it,
+    as systemd and Slurm send it. It ends in order: exit code, tables, report, no traceback.
+    """
+
+    name = "asked to end by a signal"
+    on_cluster = False
+    per_round = 4
+
+    def disturb(self, scene: Scene, moment: random.Random) -> None:
+        for _ in range(self.per_round):
+            driver = scene.start()
+            count = begun(scene.run)
+            scene.wait_until(driver, lambda now=count: begun(scene.run) > now)
+            time.sleep(moment.uniform(0, 2))
+            if driver.code() is not None:
+                return
+            number = moment.choice((signal.SIGTERM, signal.SIGHUP, signal.SIGINT))
+            below = list(descendants(driver.pid))
+            to = moment.choice(("driver", "group", "all"))
+            for pid in [driver.pid, *(below if to != "driver" else ())]:
+                with contextlib.suppress(ProcessLookupError):
+                    if to == "all" or os.getpgid(pid) == driver.pid:
+                        os.kill(pid, number)
+            code = driver.wait()
+            scene.hit()
+            self._check(scene, code, driver.said())
+
+    def _check(self, scene: Scene, code: int, said: str) -> None:
+        left = {record.status for record in readable_records(scene.run)}
+        if code not in (0, INTERRUPTED) or "Traceback" in said or "running" in left:
+            scene.notes.append(f"exit code {code}, {left}: {said[-300:]}")
+        whole = (scene.run / REPORT_FILE).exists()
+        if not whole or (scene.run / "driver.json").exists():
+            scene.notes.append("no report, or a lease that is left")
+
+
+class SecondDriver(Fault):
+    """Two or three drivers are started at the same time, and one more while they run; one drives,
+    and the others are refused. Then the one is killed and two are started at once.
+    """
+
+    name = "a second driver"
+    per_round = 3
+
+    def disturb(self, scene: Scene, moment: random.Random) -> None:
+        for _ in range(self.per_round):
+            count = begun(scene.run)
+            drivers = []
+            for _ in range(moment.choice((2, 2, 3))):
+                drivers.append(scene.start())
+                time.sleep(moment.choice((0.0, 0.0, 0.2, 1.0)))
+            give_up_at = time.monotonic() + 60
+            while begun(scene.run) == count and time.monotonic() < give_up_at:
+                if all(each.code() is not None for each in drivers):
+                    break
+                time.sleep(0.01)
+            time.sleep(moment.uniform(0, 2.5))
+            drivers.append(scene.start())
+            drivers[-1].wait()
+            scene.hit()
+            living = [each for each in drivers if each.code() is None]
+            codes = [each.code() for each in drivers]
+            if len(living) > 1:
+                scene.notes.append(f"{len(living)} drivers at a time")
+            if any(code not in (None, 0, MISTAKE) for code in codes):
+                scene.notes.append(f"exit codes {codes}")
+            for each in living:
+                each.kill()
+            if len(finals(scene.run)) == TRIALS:
+                return
+
+
+class CacheDeleted(Fault):
+    """The stage cache is deleted while trials use it."""
+
+    name = "stage cache deleted"
+    per_round = 6
+
+    def disturb(self, scene: Scene, moment: random.Random) -> None:
+        driver = scene.start()
+        scene.wait_until(driver, lambda: begun(scene.run) > 0)
+        for _ in range(self.per_round):
+            if moment.random() < 0.4:
+                scene.wait_until(driver, lambda: any(scene.cache.glob(".new-*")), 3)
+            else:
+                time.sleep(moment.uniform(0, 1.2))
+            if driver.code() is not None:
+                break
+            remove(scene.cache)
+            scene.hit()
+        if driver.wait() != 0:
+            scene.notes.append(driver.said()[-300:])
+
+
+class SharedCache(Fault):
+    """Two runs of the same sweep at the same time on one cache, with trials killed in both."""
+
+    name = "two runs on one cache"
+    per_round = 4
+
+    def disturb(self, scene: Scene, moment: random.Random) -> None:
+        place = scene.folder / "runs"  # whose runs share a cache
+        other = checked(spec(place, scene.seed, scene.folder, name="other"))
+        runs = (scene.run, other.spec.run_folder.absolute())
+        drivers = [scene.start(), scene.start(other)]
+        for _ in range(self.per_round):
+            time.sleep(moment.uniform(0.5, 2.5))
+            pids = [p for run in runs for p in trial_processes(run).values()]
+            if pids and send(moment.choice(pids), signal.SIGKILL):
+                scene.hit()
+        codes = [driver.wait() for driver in drivers]
+        ends = [r.status for r in readable_records(runs[1])]
+        if codes != [0, 0] or len(ends) != TRIALS or "failed" in ends:
+            scene.notes.append(f"the other run: exit codes {codes}, {ends}")
+
+
+class DiskFull(Fault):
+    """The disk of the run is full, but for some bytes, at random moments; needs root."""
+
+    name = "disk full"
+    per_round = 4
+
+    def set_up(self, scene: Scene) -> None:
+        disk = scene.folder / "disk"
+        disk.mkdir()
+        code = os.system(f"mount -t tmpfs -o size=24m tmpfs {disk}")
+        if code != 0:
+            raise RuntimeError("a small file system cannot be mounted here")
+        scene.set_up(disk / "runs")
+
+    def disturb(self, scene: Scene, moment: random.Random) -> None:
+        ballast = scene.folder / "disk" / "ballast"
+        for _ in range(self.per_round):
+            count = begun(scene.run)
+            driver = scene.start()
+            if moment.random() < 0.8:
+                scene.wait_until(driver, lambda now=count: begun(scene.run) > now)
+            time.sleep(moment.uniform(0, 2))
+            if driver.code() is not None:
+                break
+            free = shutil.disk_usage(scene.folder / "disk").free
+            left = moment.choice((0, 4096, 16384, 65536, 262144))
+            with contextlib.suppress(OSError), open(ballast, "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, max(4096, free - left))
+            code = driver.wait()
+            scene.hit()
+            ballast.unlink(missing_ok=True)
+            if code not in (0, MISTAKE) or "Traceback" in driver.said():
+                scene.notes.append(f"exit code {code}: {driver.said()[-400:]}")
+
+    def clean_up(self, scene: Scene) -> None:
+        os.system(f"umount -l {scene.folder / 'disk'}")
+
+
+class BadStore(Fault):
+    """The run lies in an object store that answers with 500, loses answers, or stalls; every other
+    time the driver is killed meanwhile.
+    """
+
+    name = "object store fails and stalls"
+    per_round = 3
+
+    def set_up(self, scene: Scene) -> None:
+        self.orders = scene.folder / "store.json"
+        self.store = Store(self.orders, scene.seed)
+        os.environ.update(
+            AWS_ACCESS_KEY_ID="chaos",
+            AWS_SECRET_ACCESS_KEY="chaos",  # noqa: S106 (of a server on loopback)
+            AWS_DEFAULT_REGION="us-east-1",
+            AWS_EC2_METADATA_DISABLED="true",
+            SWEEPS_MIRROR=str(scene.folder / "mirror"),
+        )
+        scene.environment = {k: v for k, v in os.environ.items() if "AWS" in k}
+        scene.set_up(self.store.uri)
+
+    def disturb(self, scene: Scene, moment: random.Random) -> None:
+        for number in range(self.per_round):
+            driver = scene.start()
+            count = begun(scene.run)
+            scene.wait_until(driver, lambda now=count: begun(scene.run) > now)
+            if driver.code() is not None:
+                break
+            share = moment.choice((0.05, 0.3, 1.0))
+            kind = moment.choice(("fail", "lose", "stall"))
+            order = {kind: share, "seconds": moment.uniform(1, 8)}
+            self.orders.write_text(json.dumps(order))
+            time.sleep(moment.uniform(1, 8))
+            scene.hit()
+            if number % 2:
+                driver.kill()
+            self.orders.unlink()
+            code = driver.wait()
+            scene.notes.append(f"{order}: exit code {code}")
+            if "Traceback" in driver.said():
+                scene.notes.append(driver.said()[-600:])
+
+    def clean_up(self, scene: Scene) -> None:
+        self.store.close()
+
+
+FAULTS: dict[str, type[Fault]] = {
+    "driver": DriverKill,
+    "local_driver": LocalDriverKill,
+    "trial": TrialKill,
+    "memory": OutOfMemory,
+    "node": NodeLoss,
+    "stop": Stopped,
+    "signal": AskedToEnd,
+    "second": SecondDriver,
+    "cache": CacheDeleted,
+    "shared_cache": SharedCache,
+    "disk": DiskFull,
+    "store": BadStore,
+}
+"""Name in the command → the fault."""

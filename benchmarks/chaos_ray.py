@@ -1,0 +1,100 @@
+"""Ray for `chaos.py`: with workers from the nursery, and as a cluster whose nodes can be lost."""
+
+import contextlib
+import functools
+import os
+import signal
+import subprocess
+import sys
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from chaos_nursery import CLIENT
+from ray._private.parameter import RayParams
+
+
+class Nursery:
+    """The process that forks Ray's workers (`chaos_nursery.py`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.client = folder / "nursery", folder / "client.py"
+        self.client.write_text(CLIENT)
+        script = Path(__file__).with_name("chaos_nursery.py")
+        self._process = subprocess.Popen(
+            [sys.executable, str(script), str(self.path)],
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline(), "the nursery did not start"
+
+    def use(self) -> None:
+        """Let whatever Ray this process starts ask there for its workers."""
+        os.environ["CHAOS_NURSERY"] = str(self.path)
+        RayParams.__init__ = functools.partialmethod(  # type: ignore[method-assign]
+            RayParams.__init__, setup_worker_path=str(self.client)
+        )
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+class KeptCluster:
+    """A cluster of this machine in a process of its own, which outlives drivers.
+
+    Its head has no cores, so that it runs no trial.
+    """
+
+    def __init__(self, nursery: Nursery, nodes: int, cpus: int) -> None:
+        here, there = Pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            here.close()
+            nursery.use()
+            _keep_cluster(there, nodes, cpus)
+            os._exit(0)
+        there.close()
+        self._pipe = here
+        self.address: str = self._pipe.recv()
+
+    def ask(self, order: str) -> int:
+        """`add` a node, `lose N` the N-th, `end` all; the number of nodes then."""
+        self._pipe.send(order)
+        return int(self._pipe.recv())
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            self.ask("end")
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.killpg(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+
+def _keep_cluster(pipe: Connection, nodes: int, cpus: int) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": False},
+    )
+    added = [cluster.add_node(num_cpus=cpus) for _ in range(nodes)]
+    pipe.send(cluster.address)
+    while True:
+        try:
+            order, _, which = pipe.recv().partition(" ")
+        except EOFError:
+            order = "end"
+        if order == "add":
+            added.append(cluster.add_node(num_cpus=cpus))
+        elif order == "lose":
+            lost = added.pop(int(which) % len(added))
+            cluster.remove_node(lost, allow_graceful=False)
+        elif order == "end":
+            cluster.shutdown()
+        with contextlib.suppress(OSError):
+            pipe.send(len(added))
+        if order == "end":
+            return

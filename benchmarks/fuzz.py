@@ -1,0 +1,202 @@
+"""Damaged and hostile files, many of them: a clean refusal or a right result, in bounded time and
+memory.
+
+python benchmarks/fuzz.py [--seed 0] [--share 1.0] [--kinds specs,records,...] [--only specs:17]
+
+Specs go through all that `validate` checks; run folders through `status`, `front`, `report`, the
+summary, `resume`'s checks and the reading of records; coded models through the decoder; checkpoints
+through what opens a source. A refusal is a ValueError or OSError with a message of printable lines;
+everything else is a fault and is printed with its case, which `--only` repeats alone. Each kind
+runs in a process of its own: at most 3 GiB beyond what the libraries take, 20 s of CPU a case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+from fuzz_kinds import KINDS, Material
+
+CPU_SECONDS, HUNG_SECONDS, ROOM_BYTES = 20.0, 900.0, 3 * 2**30
+LONGEST_LINE = 4_000
+
+
+class TooSlowError(Exception):
+    """A case took more CPU time than it may."""
+
+
+@dataclass
+class Found:
+    """What came of a kind's cases. `faults`: place and message → its cases."""
+
+    kind: str
+    cases: int = 0
+    refused: int = 0
+    right: int = 0
+    slowest_seconds: float = 0.0
+    peak_mib: int = 0
+    faults: dict[str, list[int]] = field(default_factory=dict)
+
+
+def fuzz(kind: str, numbers: Iterator[int] | range, seed: int, folder: Path) -> Found:
+    """Try cases of a kind; each follows from seed, kind and its number alone."""
+    make, _ = KINDS[kind]
+    material, found = Material(folder), Found(kind)
+    for number in numbers:
+        case = make(material, random.Random(f"{seed} {kind} {number}"))
+        started = time.process_time()
+        try:
+            with _limited(CPU_SECONDS):
+                case()
+            found.right += 1
+        except (ValueError, OSError) as error:
+            fault = _unclear(error)
+            found.refused += fault is None
+            if fault is not None:
+                found.faults.setdefault(fault, []).append(number)
+        except Exception as error:  # noqa: BLE001 (the fault that is looked for)
+            found.faults.setdefault(_place(error), []).append(number)
+        found.cases += 1
+        seconds = time.process_time() - started
+        found.slowest_seconds = max(found.slowest_seconds, round(seconds, 2))
+    found.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return found
+
+
+@contextlib.contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raises TooSlowError after so much CPU time."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise TooSlowError(f"more than {seconds:g} s of CPU")
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def _unclear(error: Exception) -> str | None:
+    """Why a refusal is no clean one; None where it is."""
+    if isinstance(error, UnicodeError | json.JSONDecodeError):
+        return _place(error)
+    lines = str(error).split("\n")
+    if not str(error).strip():
+        return f"an empty message: {_place(error)}"
+    if len(lines) > 40 or max(map(len, lines)) > LONGEST_LINE:
+        return f"a message of {len(str(error)):,} characters: {_place(error)}"
+    return None
+
+
+def _place(error: Exception) -> str:
+    """Type, message and the two innermost lines of ours."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__)]
+    ours = [
+        f
+        for f in frames
+        if "site-packages" not in f.filename and "/lib/python" not in f.filename
+    ]
+    where = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in ours[:-4:-1])
+    said = " ".join(str(error).split())[:160]
+    return f"{type(error).__name__}: {said} [{where}]"
+
+
+def _in_process(kind: str, numbers: list[int], seed: int, out: Any) -> None:
+    """The work of one kind, in a process with limits."""
+    faulthandler.enable()
+    warnings.simplefilter("ignore")
+    with open("/proc/self/statm") as file:
+        held = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + ROOM_BYTES, held + ROOM_BYTES))
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
+        os.chdir(name)
+        out.put(asdict(fuzz(kind, iter(numbers), seed, Path(name))))
+
+
+def in_a_process(kind: str, numbers: list[int], seed: int) -> Found:
+    """`fuzz` in a process of its own; one that dies or hangs is a fault."""
+    context = multiprocessing.get_context("fork")
+    total = Found(kind)
+    for start in range(0, len(numbers), 250):
+        part, queue = numbers[start : start + 250], context.SimpleQueue()
+        child = context.Process(target=_in_process, args=(kind, part, seed, queue))
+        child.start()
+        child.join(HUNG_SECONDS)
+        if child.exitcode != 0:
+            child.kill()
+            reason = f"the process ended with {child.exitcode} in cases {part[0]} to {part[-1]}"
+            total.faults[reason] = part[:1]
+            continue
+        _add(total, Found(**queue.get()))
+    return total
+
+
+def _add(total: Found, part: Found) -> None:
+    total.cases += part.cases
+    total.refused += part.refused
+    total.right += part.right
+    total.slowest_seconds = max(total.slowest_seconds, part.slowest_seconds)
+    total.peak_mib = max(total.peak_mib, part.peak_mib)
+    for what, cases in part.faults.items():
+        total.faults.setdefault(what, []).extend(cases)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", type=float, default=1.0, help="of each kind's cases")
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--only", default="", help="one case, as kind:number")
+    given = parser.parse_args()
+    print(f"seed {given.seed}")
+    if given.only:
+        kind, _, number = given.only.partition(":")
+        with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
+            case = KINDS[kind][0](
+                Material(Path(name)), random.Random(f"{given.seed} {kind} {number}")
+            )
+            case()  # with its traceback, where it raises
+        return 0
+    print(
+        f"{'kind':12} {'cases':>6} {'right':>6} {'refused':>8} {'faults':>7} {'slowest':>9} {'peak':>9}"
+    )
+    faults: Counter[str] = Counter()
+    for kind in given.kinds.split(","):
+        count = max(1, round(KINDS[kind][1] * given.share))
+        found = in_a_process(kind, list(range(count)), given.seed)
+        wrong = sum(map(len, found.faults.values()))
+        print(
+            f"{kind:12} {found.cases:6,} {found.right:6,} {found.refused:8,} {wrong:7,}"
+            f" {found.slowest_seconds:7.2f} s {found.peak_mib:5,} MiB",
+            flush=True,
+        )
+        for what, cases in sorted(found.faults.items(), key=lambda f: -len(f[1])):
+            print(f"    {len(cases)} x {what}; cases {cases[:4]}", flush=True)
+        faults[kind] += wrong
+    return 1 if sum(faults.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,4 @@
+"""What executes a model: torch, torch.compile, ONNX Runtime, OpenVINO, TensorRT, ExecuTorch.
+
+`registry` has the table of them; nothing of a runtime is imported before it is used.
+"""

@@ -1,0 +1,88 @@
+"""Runtimes: each gives the module's logits, says what it really computes in, and refuses what it
+cannot do.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+from compress.measure.options import RuntimeOptions
+from compress.runtimes import interface
+from compress.runtimes.interface import type_of
+from compress.runtimes.onnx_file import SpelledAttention
+from compress.runtimes.registry import RUNTIMES, runtime, session
+from trainers.models.arch import Arch, ModelState
+
+SMALL = Arch("resnet_cifar", "resnet20_cifar", {"num_classes": 7, "width": 4})
+IMAGES = np.random.default_rng(0).normal(size=(5, 3, 16, 16)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def state() -> ModelState:
+    return ModelState.initialised(SMALL, 0)
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
+def test_gives_the_modules_logits(name: str, state: ModelState, tmp_path: Path) -> None:
+    """Five images pass in batches of two."""
+    if runtime(name).missing():
+        pytest.skip(f"{name} is not installed")
+    options = RuntimeOptions(runtime=name, batch_size=2, threads=1)
+    loaded = session(state, 16, options, tmp_path / "new")
+    with torch.no_grad():
+        wanted = state.build()(torch.from_numpy(IMAGES)).numpy()
+    assert np.abs(loaded.run(IMAGES) - wanted).max() < 1e-4 * np.abs(wanted).max()
+    assert loaded.precision == "float32"
+    assert loaded.timed_pass(IMAGES[:2])() > 0
+    assert (tmp_path / "new" / runtime(name).file).exists()
+    assert bool(loaded.kernels()) == (name != "torch")
+
+
+def test_refuses_before_anything_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interface, "find_spec", lambda name: None)
+    with pytest.raises(
+        ValueError,
+        match=r"^runtime openvino needs openvino, onnx, onnxscript; pip install"
+        r" 'compression-sweeps\[deploy\]'$",
+    ):
+        runtime("openvino").check(RuntimeOptions())
+    monkeypatch.setattr(interface, "find_spec", lambda name: object())
+    with pytest.raises(
+        ValueError, match="does not compute in bfloat16; valid: float32"
+    ):
+        runtime("onnxruntime").check(RuntimeOptions(precision="bfloat16"))
+    with pytest.raises(ValueError, match="openvino does not run on cuda"):
+        runtime("openvino").check(RuntimeOptions(), "cuda")
+    for name in RUNTIMES:
+        assert runtime(name).name == name
+
+
+def test_integers_count_before_floats() -> None:
+    names = {"f32": "float32", "i8": "int8"}
+    assert type_of({"Convolution f32": 3, "Add ?": 1}, names, "x") == "float32"
+    assert type_of({"Convolution f32": 3, "MatMul i8": 1}, names, "x") == "int8"
+    assert type_of({}, names, "float16") == "float16"
+
+
+def test_attention_over_windows_is_spelled_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 2, 5, 8, generator=generator)
+    seen: list[Any] = []
+
+    class Seen(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    attention = torch.nn.functional.scaled_dot_product_attention
+    with Seen(), SpelledAttention():
+        found = attention(query, key, value, scale=0.5)
+        attention(query[:, 0], key[:, 0], value[:, 0])
+    torch.testing.assert_close(found, attention(query, key, value, scale=0.5))
+    assert seen.count(attention) == 1
