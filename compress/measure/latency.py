@@ -6,7 +6,8 @@ Legend
     q_i      median_j(t_ij) / r_i: the ratio of block i, from which slow drift has cancelled
 
 A machine's speed drifts by several percent within seconds: clock frequencies, neighbours,
-caches. So every block is one pass of the reference and then some of the model. The interval of
+caches. So every block is one pass of the reference and then some of the model, of which the
+first is not timed: it finds the reference's data in the caches. The interval of
 the ratio's median is that of the sign test: with n blocks the median of q lies between the
 (k+1)-th smallest and the (k+1)-th largest with probability 1 − 2·P[Binomial(n, 1/2) ≤ k],
 whatever the distribution of q. k is the largest that leaves at least 95 %.
@@ -98,6 +99,7 @@ def timing_of(
             break
         if reference is not None:
             references.append(reference())
+            model()  # not timed: the reference has emptied the caches
         times.append([model() for _ in range(count)])
     return summary(times, references)
 
@@ -131,7 +133,8 @@ def times_in_turns(
     while len(times) < MIN_BLOCKS or (
         len(times) < rounds and time.perf_counter() - begun < max_seconds
     ):
-        times.append([run() for run in passes])
+        # of two passes the second counts: the first finds the caches full of another model
+        times.append([(run(), run())[1] for run in passes])
     return [list(column) for column in zip(*times, strict=True)]
 
 

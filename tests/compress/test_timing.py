@@ -100,4 +100,4 @@ def test_turns_give_every_pass_as_many_rounds() -> None:
         [noted("a", 1.0), noted("b", 2.0)], warmup=1, rounds=8, max_seconds=5
     )
     assert times == [[1.0] * 8, [2.0] * 8]
-    assert order == ["a", "b"] * 9
+    assert order == ["a", "b"] + ["a", "a", "b", "b"] * 8

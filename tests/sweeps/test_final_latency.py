@@ -1,0 +1,121 @@
+"""The front measured once more: chosen, in turns, beside the records, and read from there."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import plan, site
+
+import analysis
+from analysis.contract import LATENCY_FILE, Objective
+from analysis.fronts import front_and_rivals
+from sweeps.drive import final_measurement
+from sweeps.drive.final_measurement import measure_front
+from sweeps.run.plan import write_plan
+from sweeps.run.record import TrialRecord
+from sweeps.run.storage import RunStorage
+from sweeps.trial.final_latency import measure_in_turns
+from trainers.files import read_json
+
+OBJECTIVES = [Objective("accuracy", "max"), Objective("latency_ms", "min")]
+
+
+def finished(run: Path, trial_id: str, **metrics: float) -> None:
+    """A complete trial whose model is its source itself."""
+    found = plan(trial_id, number=int(trial_id), stages=())
+    folder = run / "trials" / trial_id
+    write_plan(folder, found)
+    TrialRecord.begin(folder, found).finish("complete", metrics=metrics)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    run = tmp_path / "run"
+    finished(run, "00000", accuracy=0.9, latency_ms=2.0)
+    finished(run, "00001", accuracy=0.8, latency_ms=1.0)
+    finished(run, "00002", accuracy=0.8, latency_ms=1.1)
+    finished(run, "00003", accuracy=0.7, latency_ms=5.0)
+    return run
+
+
+def test_rivals_would_be_on_the_front_with_a_little_less_latency() -> None:
+    rows = pd.DataFrame(
+        {
+            "metric/accuracy": [0.9, 0.8, 0.8, 0.85, 0.7, np.nan],
+            "metric/latency_ms": [2.0, 1.0, 1.2, 2.1, 5.0, 0.1],
+        }
+    )
+    found = front_and_rivals(rows, OBJECTIVES, "latency_ms")
+    assert list(found.index) == [0, 1, 3, 2]
+
+
+def test_models_take_turns_and_each_has_its_ratio(run: Path) -> None:
+    found = measure_in_turns(["00000", "00001"], site(run))
+    assert set(found["metrics"]) == {"00000", "00001"}
+    for metrics in found["metrics"].values():
+        assert metrics["latency_ratio"] == pytest.approx(1.0, abs=0.7)
+        assert metrics["latency_repeats"] == found["rounds"]
+
+
+class _Ray:
+    """Runs a task at once, in this process."""
+
+    exceptions = final_measurement.ray.exceptions
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def remote(self, **options: Any) -> Any:
+        return lambda call: SimpleNamespace(remote=self._counted(call))
+
+    def _counted(self, call: Any) -> Any:
+        def counted(*args: Any) -> Any:
+            self.calls += 1
+            return call(*args)
+
+        return counted
+
+    def get(self, value: Any, timeout: float) -> Any:
+        return value
+
+    def nodes(self) -> list[Mapping[str, Any]]:
+        return []
+
+
+def test_what_is_measured_again_counts_and_both_are_kept(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = _Ray()
+    monkeypatch.setattr(final_measurement, "ray", ray)
+
+    def again(trial_ids: list[str], site: Any) -> dict[str, Any]:
+        metrics = {name: {"latency_ms": 1.5} for name in trial_ids if name != "00002"}
+        return {"host": "here", "alone": True, "rounds": 6, "metrics": metrics}
+
+    monkeypatch.setattr(final_measurement, "measure_in_turns", again)
+    said = measure_front(RunStorage(run), site(run), OBJECTIVES)
+    assert said is not None
+    assert "00002" in said
+    file = read_json(run / "trials" / "00001" / LATENCY_FILE)
+    assert file is not None
+    assert file["together"] == ["00000", "00001", "00002"]
+    trials = analysis.load(run).trials.set_index("trial_id")
+    assert list(trials["metric/latency_ms"]) == [1.5, 1.5, 1.1, 5.0]
+    assert trials["metric/search_latency_ms"].dropna().tolist() == [2.0, 1.0]
+    assert not (run / "trials" / "00003" / LATENCY_FILE).exists()
+    assert measure_front(RunStorage(run), site(run), OBJECTIVES[:1]) is None
+    assert ray.calls == 1
+
+
+def test_a_damaged_file_is_a_problem_and_the_record_counts(run: Path) -> None:
+    (run / "trials" / "00001" / LATENCY_FILE).write_text(
+        '{"trial_id": "00001", "metrics": {"latency_ms": "fast"}}'
+    )
+    (run / "trials" / "00002" / LATENCY_FILE).write_text('{"trial_id": "00009"}')
+    loaded = analysis.load(run)
+    assert list(loaded.trials["metric/latency_ms"]) == [2.0, 1.0, 1.1, 5.0]
+    assert len([p for p in loaded.problems if LATENCY_FILE in p]) == 2
