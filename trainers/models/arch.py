@@ -346,9 +346,10 @@ class ModelState:
                 load_file(folder / "model.safetensors"),
                 note["meta"],
             )
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            stored = note["hash"]
+        except (OSError, LookupError, TypeError, ValueError, SafetensorError) as error:
             raise ValueError(f"{folder}: not a saved model ({error})") from error
-        if state.hash() != note["hash"]:
+        if state.hash() != stored:
             raise ValueError(
                 f"{folder}: the model's content differs from its stored hash; delete"
                 " the folder"
@@ -360,10 +361,10 @@ def read_arch(folder: Path) -> Arch:
     """The architecture of a folder that `ModelState.save` wrote; its weights are not read.
 
     Raises:
-        ValueError: model.json is missing or damaged.
+        ValueError: model.json is missing or damaged, or its model cannot be built.
     """
     note = read_json(folder / "model.json") or {}
     try:
-        return Arch.from_json(note["arch"])
-    except (KeyError, TypeError, ValueError) as error:
+        return buildable(Arch.from_json(note["arch"]))
+    except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}: not a saved model ({error})") from error
