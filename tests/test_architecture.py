@@ -60,7 +60,7 @@ ROOMS = (
     Room("codec", "compress/codec", "trainers models"),
     Room("options", "compress/measure/options.py", "trainers"),
     Room("runtimes", "compress/runtimes", "options trainers models"),
-    Room("measure", "compress/measure", "options runtimes trainers models"),
+    Room("measure", "compress/measure", "options runtimes trainers data models"),
     Room("stage", STAGE, f"codec options runtimes measure {TRAINING}"),
     Room("selection", "compress/selection", f"stage {TRAINING}"),
     Room("learngene", "compress/learngene", f"stage {TRAINING}"),
@@ -99,13 +99,14 @@ ROOMS = (
     Room(
         "export",
         "sweeps/export",
-        "text run spec contract tables analysis report codec options runtimes stage"
+        "text run spec contract tables analysis report codec options runtimes measure stage"
         f" pipeline {TRAINING}",
     ),
     Room(
         "cli",
         "sweeps/cli sweeps/__main__.py",
-        "console check reproduce drive export analysis tables report options measure stage"
+        "console check reproduce drive export analysis tables report codec options runtimes"
+        " measure stage"
         " trackers"
         f" {SEARCH}",
     ),
