@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from compress.measure.latency import latency_metrics, measuring_turn, timing_of
 from compress.measure.metric import TEXT, Metric, Value
 from compress.measure.options import MeasureConfig, RuntimeOptions
 from compress.runtimes.interface import Floats, Session
@@ -120,6 +119,8 @@ def latency(
 ) -> dict[str, Value]:
     """Times of passes of one batch, in turns with those of the source model."""
     import torch
+
+    from compress.measure.latency import latency_metrics, measuring_turn, timing_of
 
     options = model.options
     images = batch_of(model.state, data.info.image_size, options.batch_size)
