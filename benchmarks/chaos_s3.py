@@ -74,25 +74,24 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _handle
 
     def _body(self) -> bytes:
-        raw = self.rfile.read(int(self.headers.get("content-length") or 0))
-        if not self.headers.get("x-amz-content-sha256", "").startswith("STREAMING"):
-            return raw
-        parts = []  # size in hexadecimal and a signature, then so many bytes
-        while raw:
-            head, _, raw = raw.partition(b"\r\n")
-            size = int(head.split(b";")[0], 16)
-            if size == 0:
-                break
-            parts.append(raw[:size])
-            raw = raw[size + 2 :]
-        return b"".join(parts)
+        if "chunked" in self.headers.get("transfer-encoding", ""):
+            parts = []
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            raw = b"".join(parts)
+        else:
+            raw = self.rfile.read(int(self.headers.get("content-length") or 0))
+        coding = self.headers.get("content-encoding", "")
+        return _unframed(raw) if "aws-chunked" in coding else raw
 
     def _answer(self, status: int, content: bytes, **headers: str) -> None:
         if getattr(self, "_is_lost", False):
             self._is_lost, self.close_connection = False, True
             return
         self.send_response(status)
-        for key, value in {"content-length": str(len(content)), **headers}.items():
+        for key, value in {"content_length": str(len(content)), **headers}.items():
             self.send_header(key.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
@@ -190,6 +189,19 @@ class _Handler(BaseHTTPRequestHandler):
     def _delete(self, key: str, query: dict[str, str], body: bytes) -> None:
         self.server.objects.pop(key, None)
         self._answer(204, b"")
+
+
+def _unframed(raw: bytes) -> bytes:
+    """The content of AWS's own framing: a size in hexadecimal, then so many bytes."""
+    parts = []
+    while raw:
+        head, _, raw = raw.partition(b"\r\n")
+        size = int(head.split(b";")[0], 16)
+        if size == 0:
+            break
+        parts.append(raw[:size])
+        raw = raw[size + 2 :]
+    return b"".join(parts)
 
 
 def _etag(content: bytes) -> str:

@@ -66,6 +66,10 @@ MOST_IN_VAIN = 3
 _DISTRIBUTED_TRIAL_BYTES = 2**20  # Tune refuses a trial that holds nothing
 
 
+class TrialsGivenUpError(Exception):
+    """Ray Tune has ended trials whose processes died, although they may fail more often."""
+
+
 @dataclass(frozen=True)
 class SweepResult:
     """How a run stands after `run_sweep`.
@@ -408,6 +412,8 @@ def _run_trials(drive: _Drive, search: StudySearch) -> None:
     drive.refuse_superseded()
     if events.fault is not None:
         raise StorageFaultError(events.fault)
+    if events.given_up and not drive.interrupt.seen:
+        raise TrialsGivenUpError(", ".join(events.given_up))
     with contextlib.suppress(
         OSError
     ):  # a store that fails now keeps some files of Tune's
