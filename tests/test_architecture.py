@@ -64,7 +64,7 @@ ROOMS = (
     Room("stage", STAGE, f"codec options runtimes measure {TRAINING}"),
     Room("selection", "compress/selection", f"stage {TRAINING}"),
     Room("learngene", "compress/learngene", f"stage {TRAINING}"),
-    Room("nvit", "compress/nvit", f"stage options measure {TRAINING}"),
+    Room("nvit", "compress/nvit", f"stage options runtimes measure {TRAINING}"),
     Room("int8", "compress/int8", f"stage {TRAINING}"),
     Room("wfn", "compress/wfn", f"stage {TRAINING}"),
     Room(
