@@ -187,8 +187,8 @@ class Int8(Stage, TrainConfig):
             result = work.result(plan)
         changed, error = work.errors(result)
         ctx.report(
-            int8_layers=lenplan.weights,
-            int8_float_layers=len(_layers(model.arch)) - lenplan.weights,
+            int8_layers=len(plan.weights),
+            int8_float_layers=len(_layers(model.arch)) - len(plan.weights),
             int8_four_bit_fraction=four,
             int8_changed_fraction=changed,
             int8_logit_error=error,
