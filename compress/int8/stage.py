@@ -187,8 +187,8 @@ class Int8(Stage, TrainConfig):
             result = work.result(plan)
         changed, error = work.errors(result)
         ctx.report(
-            int8_layers=len(plan.weights or {}),
-            int8_float_layers=len(_layers(model.arch)) - len(plan.weights or {}),
+            int8_layers=len(plan.weights),
+            int8_float_layers=len(_layers(model.arch)) - len(plan.weights),
             int8_four_bit_fraction=four,
             int8_changed_fraction=changed,
             int8_logit_error=error,
@@ -341,8 +341,8 @@ class _Calibration:
         plan = self._plan(layers, four)
         if self.options.max_changed is not None:
             plan = self._until_close(layers, four)
-        sizes = {n: self.float_weights[n].numel() for n in plan.weights or {}}
-        small = sum(size for n, size in sizes.items() if (plan.weights or {})[n] == 4)
+        sizes = {n: self.float_weights[n].numel() for n in plan.weights}
+        small = sum(size for n, size in sizes.items() if plan.weights[n] == 4)
         return plan, small / max(1, sum(sizes.values()))
 
     def _named_four_bits(self, layers: Sequence[str]) -> list[str]:
@@ -415,7 +415,7 @@ class _Calibration:
         for i, (_, scale) in enumerate(self.choice.scaled):
             state[f"scale_{i}"] = scale
         rounded: dict[str, Tensor] = {}
-        for i, (name, bits) in enumerate((plan.weights or {}).items()):
+        for i, (name, bits) in enumerate(plan.weights.items()):
             weight = self.choice.state[name]
             channel_steps = weight_steps(weight, bits, rule)
             integers = round_to_steps(weight, channel_steps, bits)

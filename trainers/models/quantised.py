@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -67,7 +67,7 @@ class QuantiserPlan:
     points: tuple[tuple[Place, int], ...] = ()
     signed: tuple[bool, ...] = ()
     scaled: tuple[tuple[Place, int], ...] = ()
-    weights: Mapping[str, int] | None = None
+    weights: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Lists and plain values; `from_json` reads them."""
@@ -76,7 +76,7 @@ class QuantiserPlan:
             "points": [_entry(place, index) for place, index in self.points],
             "signed": list(self.signed),
             "scaled": [_entry(place, channels) for place, channels in self.scaled],
-            "weights": [[name, bits] for name, bits in (self.weights or {}).items()],
+            "weights": [[name, bits] for name, bits in self.weights.items()],
         }
 
     @classmethod
@@ -287,7 +287,7 @@ class QuantisedModel(nn.Module):
             self.register_buffer(f"zero_{index}", torch.zeros((), dtype=kind))
         for place, index in plan.points:
             self._add(place, _Action(index, multiply=False))
-        self.weight_bits = dict(plan.weights or {})
+        self.weight_bits = dict(plan.weights)
         for index, name in enumerate(self.weight_bits):
             path, _, leaf = name.rpartition(".")
             layer = inner.get_submodule(path)
