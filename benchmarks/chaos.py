@@ -27,11 +27,41 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
-from chaos_faults import FAULTS, Fault, Scene
+from chaos_faults import (
+    AskedToEnd,
+    CacheDeleted,
+    DriverKill,
+    Fault,
+    LocalDriverKill,
+    NodeLoss,
+    OutOfMemory,
+    Scene,
+    SecondDriver,
+    SharedCache,
+    Stopped,
+    TrialKill,
+)
 from chaos_ray import KeptCluster, Nursery
+from chaos_storage import BadStore, DiskFull
 from chaos_sweep import litter, remove, verdict
 
 from trainers.files import write_atomic
+
+FAULTS: dict[str, type[Fault]] = {
+    "driver": DriverKill,
+    "local_driver": LocalDriverKill,
+    "trial": TrialKill,
+    "memory": OutOfMemory,
+    "node": NodeLoss,
+    "stop": Stopped,
+    "signal": AskedToEnd,
+    "second": SecondDriver,
+    "cache": CacheDeleted,
+    "shared_cache": SharedCache,
+    "disk": DiskFull,
+    "store": BadStore,
+}
+"""Name in the command → the fault."""
 
 COUNTS = ("lost", "doubled", "rerun", "running", "torn", "wrong")
 FRONT = [0, 1, 2, 3]

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ from sweeps.run.record import (
 from sweeps.spec.load import spec_from
 from sweeps.trial.attempt import run_trial
 from sweeps.trial.execute import Execution
-from tests.sweeps.helpers import plan, records, site
+from tests.sweeps.helpers import begin, plan, records, searcher, site
 from tests.sweeps.test_driver import does_nothing
 
 # --- signals
@@ -165,6 +166,19 @@ def test_a_run_of_somebody_else_now_ends_and_hears_nothing(
     run.superseded = lambda: True
     assert run.is_over
     assert run.wants_end()
+
+
+@pytest.mark.parametrize(("retries", "status"), [(0, "failed"), (2, "interrupted")])
+def test_a_trial_that_is_given_up_before_its_retries_are_spent_runs_again(
+    raw: dict[str, Any], tmp_path: Path, retries: int, status: str
+) -> None:
+    search = searcher(raw, tmp_path, max_failures=retries)
+    record = begin(search)
+    quiet: Any = SimpleNamespace(ended=lambda record: None)
+    events = TrialEvents(search.storage, search, None, quiet, quiet)
+    events.ended(record.trial_id, died=True)
+    assert records(tmp_path)[record.trial_id].status == status
+    assert events.given_up == ([record.trial_id] if retries else [])
 
 
 # --- why a process died
