@@ -9,9 +9,7 @@ from trainers.config import Config
 Precision = Literal["float32", "bfloat16", "float16"]
 """Floating-point types in which a model is measured; each is the name of a torch dtype."""
 
-RuntimeName = Literal[
-    "torch", "torch_compile", "onnxruntime", "openvino", "tensorrt", "executorch"
-]
+RuntimeName = Literal["torch", "torch_compile", "onnxruntime", "openvino"]
 """What can execute a model; each is a key of `compress.runtimes.RUNTIMES`."""
 
 

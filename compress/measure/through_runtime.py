@@ -190,21 +190,17 @@ def peak_memory(
     config: MeasureConfig,
     known: Mapping[str, Value],
 ) -> dict[str, Value]:
-    """Memory of one pass: of torch by its tensors, of a file in a process of its own."""
+    """Memory of one pass of the eager module, whatever the runtime."""
     from compress.measure.memory import peak_memory_bytes
 
-    options = model.options
-    if options.runtime == "torch":
-        module = model.state.build()
-        peak = peak_memory_bytes(
-            module,
-            data.info.image_size,
-            model.device,
-            batch_size=options.batch_size,
-            dtype=options.precision,
-        )
-        return {"peak_memory_mb": peak / MEGABYTE}
-    return {}
+    peak = peak_memory_bytes(
+        model.state.build(),
+        data.info.image_size,
+        model.device,
+        batch_size=model.options.batch_size,
+        dtype=model.options.precision,
+    )
+    return {"peak_memory_mb": peak / MEGABYTE}
 
 
 PARTS = (
