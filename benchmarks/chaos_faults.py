@@ -483,7 +483,7 @@ class BadStore(Fault):
         self.store = Store(self.orders, scene.seed)
         os.environ.update(
             AWS_ACCESS_KEY_ID="chaos",
-            AWS_SECRET_ACCESS_KEY="chaos",  # noqa: S106 (of a server on loopback)
+            AWS_SECRET_ACCESS_KEY="chaos",
             AWS_DEFAULT_REGION="us-east-1",
             AWS_EC2_METADATA_DISABLED="true",
             SWEEPS_MIRROR=str(scene.folder / "mirror"),

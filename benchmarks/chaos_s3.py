@@ -1,53 +1,43 @@
-"""An object store on loopback that fails and stalls: a proxy before moto's S3 server.
-
-moto is a development tool: `pip install 'moto[server]'`, so that `moto_server` is on the path.
-"""
+"""An object store on loopback that fails and stalls: as much of S3 as Arrow's client asks for."""
 
 import contextlib
-import http.client
+import hashlib
 import json
 import os
 import random
+import re
 import socket
-import subprocess
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape
 
 BUCKET = "chaos"
-_PER_REQUEST = (
-    "connection",
-    "transfer-encoding",
-    "content-length",
-    "date",
-    "server",
-    "expect",
-)
+_XML = '<?xml version="1.0" encoding="UTF-8"?>\n'
+_SPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
+_DATE = "Thu, 01 Jan 2026 00:00:00 GMT"
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+class Server(ThreadingHTTPServer):
+    """Objects in memory. Some requests are spoilt while the file `orders` says so.
 
-
-class Proxy(ThreadingHTTPServer):
-    """Passes requests on, and spoils some of them while the file `orders` says so.
-
-    `orders` holds {"fail": share of 500s, "lose": share of answers that never come back although
-    the request was done, "stall": share of requests that wait, "seconds": so long}.
+    `orders` holds {"fail": share of 500s, "lose": share of requests that are done and never
+    answered, "stall": share of requests that wait, "seconds": so long}.
     """
 
     daemon_threads = True
 
-    def __init__(self, port: int, behind: int, orders: Path, seed: int) -> None:
+    def __init__(self, port: int, orders: Path, seed: int) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
-        self.behind, self.orders, self.moment = behind, orders, random.Random(seed)
-        self.spoilt = 0
+        self.orders, self.moment = orders, random.Random(seed)
+        self.objects: dict[str, bytes] = {}
+        self.parts: dict[str, dict[int, bytes]] = {}
 
     def spoils(self) -> tuple[str, float]:
-        """What to do to the next request, and for how long."""
+        """What happens to the next request, and for how long."""
         try:
             order = json.loads(self.orders.read_text())
         except (OSError, ValueError):
@@ -56,94 +46,179 @@ class Proxy(ThreadingHTTPServer):
         for kind in ("fail", "lose", "stall"):
             drawn -= order.get(kind, 0.0)
             if drawn < 0:
-                self.spoilt += 1
-                self.orders.with_suffix(".count").write_text(str(self.spoilt))
-                return kind, order.get("seconds", 5.0)
+                return kind, order["seconds"]
         return "", 0.0
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: Proxy
+    server: Server
 
     def log_message(self, *rest: Any) -> None:
-        pass
+        """Say nothing."""
 
-    def _body(self) -> bytes:
-        if "chunked" not in self.headers.get("transfer-encoding", ""):
-            return self.rfile.read(int(self.headers.get("content-length", 0)))
-        parts = []
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            parts.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(parts)
-
-    def _pass_on(self) -> None:
+    def _handle(self) -> None:
         body = self._body()
         kind, seconds = self.server.spoils()
         if kind == "fail":
-            self.close_connection = True
-            self.send_response(500)
-            self.send_header("content-length", "0")
-            self.end_headers()
+            self._answer(500, b"")
             return
         if kind == "stall":
             time.sleep(seconds)
-        there = http.client.HTTPConnection("127.0.0.1", self.server.behind, timeout=60)
-        headers = {
-            k: v for k, v in self.headers.items() if k.lower() not in _PER_REQUEST
-        }
-        there.request(self.command, self.path, body, headers)
-        answer = there.getresponse()
-        content = answer.read()
-        if kind == "lose":
-            self.close_connection = True
-            return
-        self.send_response(answer.status)
-        for key, value in answer.getheaders():
-            if key.lower() not in _PER_REQUEST:
-                self.send_header(key, value)
-        length = len(content)
-        if self.command == "HEAD":
-            length = int(answer.getheader("content-length") or 0)
-        self.send_header("content-length", str(length))
-        self.end_headers()
-        self.wfile.write(content)
+        self._is_lost = kind == "lose"
+        split = urlsplit(self.path)
+        key = unquote(split.path).removeprefix(f"/{BUCKET}").removeprefix("/")
+        query = {k: v[0] for k, v in parse_qs(split.query, True).items()}
+        getattr(self, f"_{self.command.lower()}")(key, query, body)
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on  # noqa: N815
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _handle
+
+    def _body(self) -> bytes:
+        if "chunked" in self.headers.get("transfer-encoding", ""):
+            parts = []
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            raw = b"".join(parts)
+        else:
+            raw = self.rfile.read(int(self.headers.get("content-length") or 0))
+        coding = self.headers.get("content-encoding", "")
+        return _unframed(raw) if "aws-chunked" in coding else raw
+
+    def _answer(self, status: int, content: bytes, **headers: str) -> None:
+        if getattr(self, "_is_lost", False):
+            self._is_lost, self.close_connection = False, True
+            return
+        self.send_response(status)
+        for key, value in {"content_length": str(len(content)), **headers}.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def _xml(self, text: str) -> None:
+        self._answer(200, f"{_XML}{text}".encode(), content_type="application/xml")
+
+    def _head(self, key: str, query: dict[str, str], body: bytes) -> None:
+        found = b"" if not key else self.server.objects.get(key)
+        if found is None:
+            self._answer(404, b"")
+            return
+        facts = {"etag": _etag(found), "last_modified": _DATE}
+        self._answer(200, b"", **facts, content_length=str(len(found)))
+
+    def _get(self, key: str, query: dict[str, str], body: bytes) -> None:
+        if not key:
+            self._list(query)
+            return
+        found = self.server.objects.get(key)
+        if found is None:
+            said = (
+                f"{_XML}<Error><Code>NoSuchKey</Code><Key>{escape(key)}</Key></Error>"
+            )
+            self._answer(404, said.encode(), content_type="application/xml")
+            return
+        facts = {"etag": _etag(found), "last_modified": _DATE}
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
+        if wanted is None:
+            self._answer(200, found, **facts)
+            return
+        first = int(wanted[1])
+        last = min(int(wanted[2] or len(found) - 1), len(found) - 1)
+        facts["content_range"] = f"bytes {first}-{last}/{len(found)}"
+        self._answer(206, found[first : last + 1], **facts)
+
+    def _list(self, query: dict[str, str]) -> None:
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+        keys, folders = [], dict[str, None]()
+        for key in sorted(self.server.objects):
+            if not key.startswith(prefix):
+                continue
+            head, mark, _ = key[len(prefix) :].partition(delimiter or "\0")
+            if delimiter and mark:
+                folders[f"{prefix}{head}{mark}"] = None
+            else:
+                keys.append(key)
+        keys = keys[: int(query.get("max-keys", 10_000))]
+        rows = [
+            f"<Contents><Key>{escape(key)}</Key><Size>{len(self.server.objects[key])}</Size>"
+            "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
+            for key in keys
+        ]
+        rows += [
+            f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>"
+            for name in folders
+        ]
+        count = len(keys) + len(folders)
+        self._xml(
+            f"<ListBucketResult {_SPACE}><Name>{BUCKET}</Name><KeyCount>{count}</KeyCount>"
+            f"<IsTruncated>false</IsTruncated>{''.join(rows)}</ListBucketResult>"
+        )
+
+    def _put(self, key: str, query: dict[str, str], body: bytes) -> None:
+        if "uploadId" in query:
+            parts = self.server.parts.setdefault(query["uploadId"], {})
+            parts[int(query["partNumber"])] = body
+        elif key:
+            self.server.objects[key] = body
+        self._answer(200, b"", etag=_etag(body))
+
+    def _post(self, key: str, query: dict[str, str], body: bytes) -> None:
+        if "uploads" in query:
+            name = f"{self.server.moment.getrandbits(64):x}"
+            self._xml(
+                f"<InitiateMultipartUploadResult {_SPACE}><Bucket>{BUCKET}</Bucket>"
+                f"<Key>{escape(key)}</Key><UploadId>{name}</UploadId>"
+                "</InitiateMultipartUploadResult>"
+            )
+        elif "uploadId" in query:
+            parts = self.server.parts.get(query["uploadId"], {})
+            whole = b"".join(parts[number] for number in sorted(parts))
+            self.server.objects[key] = whole
+            self._xml(
+                f"<CompleteMultipartUploadResult {_SPACE}><Bucket>{BUCKET}</Bucket>"
+                f"<Key>{escape(key)}</Key><ETag>{_etag(whole)}</ETag>"
+                "</CompleteMultipartUploadResult>"
+            )
+        else:  # delete several
+            for name in re.findall(r"<Key>(.*?)</Key>", body.decode()):
+                self.server.objects.pop(name, None)
+            self._xml(f"<DeleteResult {_SPACE}></DeleteResult>")
+
+    def _delete(self, key: str, query: dict[str, str], body: bytes) -> None:
+        self.server.objects.pop(key, None)
+        self._answer(204, b"")
+
+
+def _unframed(raw: bytes) -> bytes:
+    """The content of AWS's own framing: a size in hexadecimal, then so many bytes."""
+    parts = []
+    while raw:
+        head, _, raw = raw.partition(b"\r\n")
+        size = int(head.split(b";")[0], 16)
+        if size == 0:
+            break
+        parts.append(raw[:size])
+        raw = raw[size + 2 :]
+    return b"".join(parts)
+
+
+def _etag(content: bytes) -> str:
+    return f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"'
 
 
 class Store:
-    """moto's server and the proxy, in processes of their own."""
+    """The server in a process of its own."""
 
     def __init__(self, orders: Path, seed: int) -> None:
-        behind, self.port = free_port(), free_port()
-        self._moto = subprocess.Popen(
-            ["moto_server", "-H", "127.0.0.1", "-p", str(behind)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-        )
-        give_up_at = time.monotonic() + 60
-        while not self._has_bucket(behind):
-            assert time.monotonic() < give_up_at, "moto_server did not start"
-            time.sleep(0.1)
-        self._proxy = os.fork()
-        if self._proxy == 0:
-            proxy = Proxy(self.port, behind, orders, seed)
-            threading.Thread(target=proxy.serve_forever).start()
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            self.port = int(server.getsockname()[1])
+        self._pid = os.fork()
+        if self._pid == 0:
+            server = Server(self.port, orders, seed)
+            threading.Thread(target=server.serve_forever).start()
             threading.Event().wait()
-
-    def _has_bucket(self, port: int) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        try:
-            connection.request(
-                "PUT", f"/{BUCKET}", headers={"host": "s3.amazonaws.com"}
-            )
-            return connection.getresponse().status == 200
-        except OSError:
-            return False
 
     @property
     def uri(self) -> str:
@@ -151,8 +226,6 @@ class Store:
         return f"s3://{BUCKET}/runs?endpoint_override={place}&scheme=http"
 
     def close(self) -> None:
-        self._moto.kill()
-        self._moto.wait()
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._proxy, 9)
-            os.waitpid(self._proxy, 0)
+            os.kill(self._pid, 9)
+            os.waitpid(self._pid, 0)

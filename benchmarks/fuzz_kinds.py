@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 import zstandard
-from fuzz_mutations import as_json, damaged, damaged_json, mutated
+from fuzz_mutations import NASTY, as_json, damaged, damaged_json, mutated
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -260,8 +260,8 @@ def _other_table(table: pa.Table, rng: random.Random) -> pa.Table:
             [rng.choice(names) if n == name else n for n in names]
         )
     if kind == 2:
-        values = [mutated([0], rng)[:1] for _ in range(rows)]
-        return table.set_column(index, name, pa.array([as_json(v) for v in values]))
+        texts = [as_json(rng.choice(NASTY))[:1000] for _ in range(rows)]
+        return table.set_column(index, name, pa.array(texts))
     if kind == 3:
         nested = pa.array([{"a": [1, None]}] * rows)
         return table.set_column(index, name, nested)

@@ -12,9 +12,10 @@ Nothing heavy is imported before something is measured.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+from compress.measure import through_runtime
 from compress.measure.metric import TEXT as TEXT
 from compress.measure.metric import Metric, Value
 from compress.measure.options import MeasureConfig
@@ -42,12 +43,14 @@ class Conditions(NamedTuple):
         test: whether the data set has a test set.
         latency: whether latency is measured (measure.latency).
         quantized: whether the pipeline has a quantize stage.
+        runtimes: what the metrics of each measured runtime begin with.
     """
 
     validation: bool = True
     test: bool = True
     latency: bool = True
     quantized: bool = True
+    runtimes: tuple[str, ...] = ("",)
 
 
 NEEDS: Mapping[str, str] = {
@@ -71,6 +74,7 @@ class FinalModel:
         metrics: what is known so far: the stages' reports and earlier measurements.
         source: the model that the pipeline began with, the reference of latency; None: without.
         evaluations: what evaluation gave, by split; see `class_rows`.
+        deployed: the model as each measured runtime has it, by what its metrics begin with.
     """
 
     state: "ModelState"
@@ -80,6 +84,7 @@ class FinalModel:
     metrics: dict[str, Value] = field(default_factory=dict)
     source: "ModelState | None" = None
     evaluations: "dict[Split, Evaluation]" = field(default_factory=dict)
+    deployed: "dict[str, through_runtime.Deployed]" = field(default_factory=dict)
 
     @cached_property
     def module(self) -> "nn.Module":
@@ -168,31 +173,10 @@ def _coded(final: FinalModel) -> Mapping[str, Value]:
     return coded
 
 
-def _latency(final: FinalModel) -> Mapping[str, Value]:
-    from compress.measure.latency import measured_alone
-
-    source = None if final.source is None else final.source.build()
-    image_size = final.data.info.image_size
-    return measured_alone(final.module, source, image_size, final.device, final.options)
-
-
 def _paused(final: FinalModel) -> Mapping[str, Value]:
     from trainers import measuring
 
     return {"paused_seconds": measuring.paused_seconds()}
-
-
-def _peak_memory(final: FinalModel) -> Mapping[str, Value]:
-    from compress.measure.memory import MEGABYTE, peak_memory_bytes
-
-    peak = peak_memory_bytes(
-        final.module,
-        final.data.info.image_size,
-        final.device,
-        batch_size=final.options.batch_size,
-        dtype=final.options.precision,
-    )
-    return {"peak_memory_mb": peak / MEGABYTE}
 
 
 def _of_epochs(known: Mapping[str, EpochMetric], *, test: bool) -> tuple[Metric, ...]:
@@ -277,68 +261,46 @@ MEASUREMENTS: dict[str, Measurement] = {
         _coded,
         needs="quantized",
     ),
-    "latency": Measurement(
-        (
-            Metric(
-                "latency_ms",
-                "median time of a forward pass of one batch, on the trial's device",
-                "ms",
-                True,
-            ),
-            Metric("latency_p25_ms", "first quartile of that time", "ms", True),
-            Metric("latency_p75_ms", "third quartile of that time", "ms", True),
-            Metric("p95_latency_ms", "its 95th percentile", "ms", True),
-            Metric(
-                "latency_ratio",
-                "that time over the source model's, of passes taken in turns",
-                "1",
-                True,
-                (0, math.inf),
-            ),
-            Metric(
-                "latency_ratio_low",
-                "lower end of the ratio's interval of 95 %",
-                "1",
-                True,
-                (0, math.inf),
-            ),
-            Metric(
-                "latency_ratio_high",
-                "upper end of the ratio's interval of 95 %",
-                "1",
-                True,
-                (0, math.inf),
-            ),
-            Metric(
-                "reference_latency_ms",
-                "the source model's median time, measured in turns with the model's",
-                "ms",
-                True,
-            ),
-            Metric(
-                "latency_alone",
-                "1 where nothing else of ours used the node's cores or the GPU meanwhile",
-                "1",
-                True,
-                (0, 1),
-            ),
-            Metric("latency_batch_size", "images in that batch", "1", True),
-            Metric("latency_repeats", "timed forward passes", "1", True),
-            Metric("latency_dtype", "type of weights and images", TEXT, True),
-        ),
-        _latency,
-        needs="latency",
-    ),
-    "peak_memory": Measurement(
-        (
-            Metric(
-                "peak_memory_mb",
-                "memory at the peak of a forward pass of one batch, weights included",
-                "MB",
-            ),
-        ),
-        _peak_memory,
-    ),
+}
+"""What is measured of every final model, in this order."""
+
+
+def _of_runtimes(prefixes: Iterable[str]) -> dict[str, Measurement]:
+    """What is measured of the model in each runtime."""
+    found = {}
+    for prefix in prefixes:
+        for part in through_runtime.PARTS:
+            metrics = tuple(m._replace(name=prefix + m.name) for m in part.metrics)
+            measured = partial(_in_runtime, prefix, part.measure)
+            found[prefix + part.name] = Measurement(metrics, measured, part.needs)
+    return found
+
+
+def _in_runtime(
+    prefix: str, measured: through_runtime.Measured, final: FinalModel
+) -> Mapping[str, Value]:
+    if prefix not in final.deployed:
+        final.deployed[prefix] = through_runtime.deploy(
+            final.state,
+            final.data.info.image_size,
+            final.options.runtimes[prefix],
+            final.device.type,
+            reference=final.source if final.options.latency else None,
+        )
+    values = measured(final.deployed[prefix], final.data, final.options, final.metrics)
+    return {prefix + name: value for name, value in values.items()}
+
+
+def _by_name(measurements: Mapping[str, Measurement]) -> dict[str, Metric]:
+    return {
+        metric.name: metric
+        for measurement in measurements.values()
+        for metric in measurement.metrics
+    }
+
+
+MEASUREMENTS |= _of_runtimes([""])
+MEASUREMENTS |= {
     "pauses": Measurement(
         (
             Metric(
@@ -352,23 +314,15 @@ MEASUREMENTS: dict[str, Measurement] = {
         _paused,
     ),
 }
-"""What is measured of every final model, in this order."""
-
-
-def _by_name(measurements: Mapping[str, Measurement]) -> dict[str, Metric]:
-    return {
-        metric.name: metric
-        for measurement in measurements.values()
-        for metric in measurement.metrics
-    }
-
-
 METRICS: dict[str, Metric] = _by_name(MEASUREMENTS)
 """Every built-in metric of a final model by its name."""
 
 
-def measurements() -> dict[str, Measurement]:
+def measurements(runtimes: Sequence[str] = ("",)) -> dict[str, Measurement]:
     """The built-in measurements and those that plugins offer.
+
+    Args:
+        runtimes: see `Conditions`.
 
     Raises:
         ValueError: a plugin offers something else than a `Measurement`, or a metric whose
@@ -376,7 +330,7 @@ def measurements() -> dict[str, Measurement]:
     """
     found = plugins.merged(
         plugins.METRICS,
-        MEASUREMENTS,
+        MEASUREMENTS | _of_runtimes(runtimes),
         lambda value: isinstance(value, Measurement),
         "a compress.metrics.Measurement",
     )
@@ -395,9 +349,9 @@ def measurements() -> dict[str, Measurement]:
     return found
 
 
-def metrics() -> dict[str, Metric]:
+def metrics(runtimes: Sequence[str] = ("",)) -> dict[str, Metric]:
     """Every metric of a final model by its name, those of plugins included."""
-    return _by_name(measurements())
+    return _by_name(measurements(runtimes))
 
 
 class Reporting(Protocol):
@@ -407,15 +361,18 @@ class Reporting(Protocol):
 
 
 def trial_metrics(
-    stages: Iterable[Reporting | type[Reporting]], conditions: Conditions | None = None
+    stages: Iterable[Reporting | type[Reporting]],
+    conditions: Conditions | None = None,
+    runtimes: Sequence[str] = ("",),
 ) -> dict[str, Metric]:
     """Every metric that a trial with these stages can have, by name.
 
     Args:
         stages: those of its pipeline, or of all pipelines of a sweep.
         conditions: leave out final metrics that do not exist under these.
+        runtimes: see `Conditions`, whose own count where they are given.
     """
-    final = metrics() if conditions is None else existing_metrics(conditions)
+    final = metrics(runtimes) if conditions is None else existing_metrics(conditions)
     reported = {metric.name: metric for stage in stages for metric in stage.metrics}
     return final | reported
 
@@ -424,7 +381,7 @@ def existing_metrics(conditions: Conditions) -> dict[str, Metric]:
     """The metrics that a final model has under these conditions."""
     made = {
         name: measurement
-        for name, measurement in measurements().items()
+        for name, measurement in measurements(conditions.runtimes).items()
         if measurement.needs is None or getattr(conditions, measurement.needs)
     }
     return _by_name(made)
@@ -435,7 +392,7 @@ def missing_because(name: str, conditions: Conditions) -> str | None:
 
     None where it exists, and where no measurement gives a metric of this name.
     """
-    for measurement in measurements().values():
+    for measurement in measurements(conditions.runtimes).values():
         needed = measurement.needs
         if needed is None or getattr(conditions, needed):
             continue
@@ -461,8 +418,9 @@ def measure(final: FinalModel, *, quantized: bool, rank: int = 0) -> dict[str, V
         test=final.data.size("test") > 0,
         latency=final.options.latency,
         quantized=quantized,
+        runtimes=tuple(final.options.runtimes),
     )
-    for name, measurement in measurements().items():
+    for name, measurement in measurements(conditions.runtimes).items():
         if measurement.needs is not None and not getattr(conditions, measurement.needs):
             continue
         if rank != 0 and not measurement.on_every_rank:
@@ -470,6 +428,9 @@ def measure(final: FinalModel, *, quantized: bool, rank: int = 0) -> dict[str, V
         values = measurement.measure(final)
         _check_declared(name, values, measurement.metrics)
         final.metrics |= values
+    for deployed in final.deployed.values():
+        deployed.folder.cleanup()
+    final.deployed.clear()
     return final.metrics
 
 

@@ -13,6 +13,7 @@ import torch
 from compress.asp import Asp
 from compress.cache import Artifact, StageCache
 from compress.finetune import Finetune
+from compress.int8.stage import Int8
 from compress.keys import computing, library_versions, source_key, stage_key
 from compress.learngene.lets import LetsAux, LetsExpand
 from compress.learngene.sws import SwsAux, SwsExpand
@@ -49,6 +50,7 @@ STAGES: dict[str, type[Stage]] = {
     "nvit": Nvit,
     "asp": Asp,
     "wfn": Wfn,
+    "int8": Int8,
     "uniform_quant": UniformQuant,
     "kmeans_quant": KmeansQuant,
 }
@@ -157,7 +159,8 @@ def check_order(stages: Sequence[NamedStage]) -> None:
     sparse: NamedStage | None = None
     for stage in stages:
         phase = stage.config.phase
-        if sparse is not None and stage.config.finds_dims:
+        cuts = stage.config.finds_dims and phase != "quantize"
+        if sparse is not None and cuts:
             raise ValueError(
                 f"stages.{stage.name}: it cuts layers, which would break the 2:4 pattern of"
                 f" {sparse.name!r}; move it before"

@@ -9,6 +9,7 @@ import torch
 from optuna.samplers import GPSampler
 
 from sweeps.check_pipelines import check_pipelines
+from sweeps.check_runtimes import check_runtimes
 from sweeps.check_search import check_search, search_remarks
 from sweeps.search.samplers import rehearse, sampler_of
 from sweeps.space.overrides import apply_overrides, set_override
@@ -76,6 +77,7 @@ def check_spec(
     if local:
         _check_cores(spec)
     _check_storage(spec)
+    check_runtimes(spec)
     space = Space(spec)
     _check_sampler(spec, space)
     size = space.size()

@@ -51,6 +51,7 @@ def check_objectives(
         validation=data.val_fraction > 0,
         latency=spec.measure.latency,
         quantized=any(stage.config.phase == "quantize" for stage in stages),
+        runtimes=tuple(spec.measure.runtimes),
     )
     of_trials = trial_metrics((stage.config for stage in stages), conditions)
     known = {name: m for name, m in of_trials.items() if m.unit != TEXT}

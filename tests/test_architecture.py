@@ -41,7 +41,7 @@ STAGE = (
 TRAINING = "trainers data models training"
 CHECK = (
     "sweeps/check.py sweeps/check_pipelines.py sweeps/check_objectives.py"
-    " sweeps/check_search.py sweeps/describe.py sweeps/resume.py"
+    " sweeps/check_runtimes.py sweeps/check_search.py sweeps/describe.py sweeps/resume.py"
 )
 SEARCH = f"text run spec space trial search contract pipeline {TRAINING}"
 
@@ -60,16 +60,17 @@ ROOMS = (
     Room("codec", "compress/codec", "trainers models"),
     Room("options", "compress/measure/options.py", "trainers"),
     Room("runtimes", "compress/runtimes", "options trainers models"),
-    Room("measure", "compress/measure", "options runtimes trainers models"),
+    Room("measure", "compress/measure", "options runtimes trainers data models"),
     Room("stage", STAGE, f"codec options runtimes measure {TRAINING}"),
     Room("selection", "compress/selection", f"stage {TRAINING}"),
     Room("learngene", "compress/learngene", f"stage {TRAINING}"),
-    Room("nvit", "compress/nvit", f"stage options measure {TRAINING}"),
+    Room("nvit", "compress/nvit", f"stage options runtimes measure {TRAINING}"),
+    Room("int8", "compress/int8", f"stage {TRAINING}"),
     Room("wfn", "compress/wfn", f"stage {TRAINING}"),
     Room(
         "pipeline",
         "compress",
-        f"stage codec options measure selection learngene nvit wfn {TRAINING}",
+        f"stage codec options measure selection learngene nvit wfn int8 {TRAINING}",
     ),
     # the search
     Room("text", "sweeps/spec/yaml_text.py", "trainers"),
@@ -88,7 +89,7 @@ ROOMS = (
     ),
     Room("search", "sweeps/search", f"analysis stage {SEARCH.replace(' search', '')}"),
     Room("trackers", "sweeps/drive/trackers.py", "text run spec contract trainers"),
-    Room("check", f"sweeps {CHECK}", f"stage trackers {SEARCH}"),
+    Room("check", f"sweeps {CHECK}", f"runtimes stage trackers {SEARCH}"),
     Room("reproduce", "sweeps/trial/reproduce.py", f"stage check {SEARCH}"),
     Room(
         "drive",
@@ -98,13 +99,14 @@ ROOMS = (
     Room(
         "export",
         "sweeps/export",
-        "text run spec contract tables analysis report codec options runtimes stage"
+        "text run spec contract tables analysis report codec options runtimes measure stage"
         f" pipeline {TRAINING}",
     ),
     Room(
         "cli",
         "sweeps/cli sweeps/__main__.py",
-        "console check reproduce drive export analysis tables report options measure stage"
+        "console check reproduce drive export analysis tables report codec options runtimes"
+        " measure stage"
         " trackers"
         f" {SEARCH}",
     ),

@@ -16,14 +16,12 @@ whatever the distribution of q. k is the largest that leaves at least 95 %.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
-from compress.measure.model import pass_of
 from compress.measure.options import MeasureConfig
 from trainers import measuring
 
@@ -173,45 +171,6 @@ def median_interval(values: np.ndarray) -> tuple[float, float]:
             break
         cut = k
     return float(ordered[cut]), float(ordered[n - 1 - cut])
-
-
-def measured_alone(
-    module: nn.Module,
-    source: nn.Module | None,
-    image_size: int,
-    device: torch.device,
-    options: MeasureConfig,
-) -> Mapping[str, float | int | str]:
-    """The latency of a trial's final model, as metrics of `compress.metrics`.
-
-    Args:
-        module: the final model; a copy is measured.
-        source: the model that the pipeline began with, the reference.
-        image_size: pixels.
-    """
-
-    def timed_pass(model: nn.Module) -> Pass:
-        return pass_of(
-            model,
-            image_size,
-            device,
-            batch_size=options.batch_size,
-            dtype=options.precision,
-        )
-
-    passes = timed_pass(module), None if source is None else timed_pass(source)
-    with measuring_turn(device, options) as quiet, torch.inference_mode():
-        timing = timing_of(
-            *passes,
-            warmup=options.warmup,
-            repeats=options.repeats,
-            max_seconds=options.max_seconds,
-        )
-    return latency_metrics(timing) | {
-        "latency_alone": int(quiet),
-        "latency_batch_size": options.batch_size,
-        "latency_dtype": options.precision,
-    }
 
 
 @contextlib.contextmanager

@@ -53,6 +53,7 @@ class Fingerprint:
         image_size: pixels, a number or [height, width].
         num_tokens: tokens of a block's input, prefix tokens included.
         num_threads: threads of the CPU's operators; 0 on an accelerator.
+        runtime: what executed the blocks.
     """
 
     device_name: str | None = None
@@ -64,6 +65,7 @@ class Fingerprint:
     image_size: int | list[int] | None = None
     num_tokens: int | None = None
     num_threads: int | None = None
+    runtime: str = "torch"
 
 
 def device_name(device: torch.device) -> str:

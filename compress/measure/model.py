@@ -321,15 +321,33 @@ def alternating_latency(
     """
     with torch.inference_mode():
         passes = [replayed_pass(module, images, images.device) for module in modules]
-        for _ in range(warmup):
-            for timed in passes:
-                timed()
-        begin = time.perf_counter()
-        times: list[list[float]] = []
-        while len(times) < min_rounds or (
-            len(times) < rounds and time.perf_counter() - begin < max_seconds
-        ):
-            times.append([timed() for timed in passes])
+        return alternating_passes(
+            passes,
+            warmup=warmup,
+            rounds=rounds,
+            min_rounds=min_rounds,
+            max_seconds=max_seconds,
+        )
+
+
+def alternating_passes(
+    passes: Sequence[Callable[[], float]],
+    *,
+    warmup: int = 2,
+    rounds: int = 25,
+    min_rounds: int = 5,
+    max_seconds: float = 60.0,
+) -> list[float]:
+    """Median milliseconds of each pass; see `alternating_latency`."""
+    for _ in range(warmup):
+        for timed in passes:
+            timed()
+    begin = time.perf_counter()
+    times: list[list[float]] = []
+    while len(times) < min_rounds or (
+        len(times) < rounds and time.perf_counter() - begin < max_seconds
+    ):
+        times.append([timed() for timed in passes])
     return [float(ms) for ms in np.median(times, axis=0)]
 
 

@@ -1,8 +1,8 @@
 """How the final model of a trial is measured: the section `measure` of a spec."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints, field_validator
 
 from trainers.config import Config
 
@@ -35,8 +35,21 @@ class RuntimeOptions(Config):
     )
 
 
+MeasurementName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)
+]
+
+
 class MeasureConfig(RuntimeOptions):
     """How the final model's latency and memory are measured, on the trial's device."""
+
+    also: dict[MeasurementName, RuntimeOptions] = Field(
+        default_factory=dict,
+        description=(
+            "further runtimes: name → options, {ort: {runtime: onnxruntime}}; their metrics"
+            " begin with the name, ort_latency_ms"
+        ),
+    )
 
     latency: bool = True
     alone: bool = Field(
@@ -53,3 +66,18 @@ class MeasureConfig(RuntimeOptions):
     max_seconds: float = Field(
         10.0, gt=0, description="stop repeating after this long, with at least 3"
     )
+
+    @field_validator("also")
+    @classmethod
+    def _no_name_is_taken(
+        cls, also: dict[str, RuntimeOptions]
+    ) -> dict[str, RuntimeOptions]:
+        taken = sorted({"test", "p95"} & also.keys())
+        if taken:
+            raise ValueError(f"{taken[0]!r} begins other metrics; choose another name")
+        return also
+
+    @property
+    def runtimes(self) -> dict[str, RuntimeOptions]:
+        """What begins a runtime's metrics → its options: "" and `also`'s names with "_"."""
+        return {"": self} | {f"{name}_": each for name, each in self.also.items()}

@@ -7,6 +7,7 @@ median of the largest block over the whole measurement: a device that slows down
 disturbed for a while slows both, and what is left of it is noise, not structure.
 """
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,8 +26,9 @@ from compress.measure.latency_table import (
     device_name,
     num_threads,
 )
-from compress.measure.options import Precision
+from compress.measure.options import Precision, RuntimeName, RuntimeOptions
 from compress.runtimes.passes import replayed_pass
+from compress.runtimes.registry import runtime as runtime_of
 from trainers.models.arch import Arch, meta_device
 from trainers.models.from_timm import dense_arch
 from trainers.models.parameters import BLOCK_DIMS, DIMENSIONS
@@ -97,6 +99,7 @@ def measure_table(
     passes: int = 2,
     tf32: bool = True,
     seed: int = 0,
+    runtime: RuntimeName = "torch",
     on_point: Callable[[int, int], None] = lambda done, total: None,
 ) -> LatencyTable:
     """Measure block, stem and head latency of a model's kind over a grid.
@@ -110,6 +113,8 @@ def measure_table(
             their product; each visit has one more of both to warm up.
         tf32: allow TF32 in float32 products on CUDA, as `TrainConfig.tf32` does.
         seed: of order and weights.
+        runtime: what executes the blocks. One that executes a file writes one for each
+            point, which takes a second or more.
         on_point: called after each visit of a point with the visits done and in all.
 
     Raises:
@@ -119,7 +124,14 @@ def measure_table(
     device = torch.device(device)
     grid = grid or default_grid(arch.dims)
     axes = tuple(np.array(grid[name]) for name in DIMENSIONS)
-    probe = _Probe(arch, device, batch_size, dtype, [int(axis[-1]) for axis in axes])
+    options = RuntimeOptions(
+        runtime=runtime,
+        batch_size=batch_size,
+        precision=dtype,
+        threads=num_threads(device) or None,
+    )
+    runtime_of(runtime).check(options, device.type)
+    probe = _Probe(arch, device, options, [int(axis[-1]) for axis in axes])
     points = list(itertools.product(*(axis.tolist() for axis in axes)))
     jobs = [
         *points,
@@ -142,6 +154,7 @@ def measure_table(
         image_size=arch.args["img_size"],
         num_tokens=probe.num_tokens,
         num_threads=num_threads(device),
+        runtime=runtime,
     )
     return LatencyTable(
         axes,
@@ -181,13 +194,16 @@ class _Probe:
         self,
         arch: Arch,
         device: torch.device,
-        batch_size: int,
-        dtype: Precision,
+        options: RuntimeOptions,
         largest: list[int],
     ) -> None:
         self.arch = arch
         self.device = device
-        self.batch_size = batch_size
+        self.options = options
+        self.sessions: dict[tuple[Any, ...], Callable[[], float]] = {}
+        batch_size = self.batch_size = options.batch_size
+        # a runtime that executes a file casts by itself
+        dtype = options.precision if options.runtime == "torch" else "float32"
         self.kind = {
             name: arch.args[name]
             for name in ("scale", "qkv_bias", "norm_eps")
@@ -264,7 +280,19 @@ class _Probe:
         return [(timed(), self.reference()) for _ in range(1 + passes)][1:]
 
     def _timed(self, job: tuple[Any, ...]) -> Callable[[], float]:
-        return replayed_pass(*self._job(job), self.device, self.pool)
+        if self.options.runtime == "torch":
+            return replayed_pass(*self._job(job), self.device, self.pool)
+        if job not in self.sessions:
+            module, inputs = self._job(job)
+            # the writer traces, which inference mode does not allow
+            with torch.inference_mode(False), torch.no_grad():
+                inputs = inputs.clone()
+                module = copy.deepcopy(module)
+                session = runtime_of(self.options.runtime).session_of(
+                    module, inputs, self.options, self.device.type
+                )
+                self.sessions[job] = session.timed_pass(inputs.cpu().numpy())
+        return self.sessions[job]
 
     def warm_up(self) -> None:
         """Run the largest block until clocks and allocator have settled."""

@@ -20,12 +20,12 @@ from pydantic import Field, model_validator
 
 from compress.finetune import check_fit, task_objective, with_drop_rates
 from compress.measure.latency_table import LatencyTable, num_threads
-from compress.measure.model import alternating_latency
-from compress.measure.options import Precision
+from compress.measure.options import Precision, RuntimeOptions
 from compress.metrics import TEXT, Metric
 from compress.nvit.cost import LatencyModel, MacsModel
 from compress.nvit.groups import GroupSizes, UnitLayout, block_table
 from compress.nvit.importance import HEAD_DIVISOR
+from compress.nvit.measured import alternating, options_of
 from compress.nvit.pruner import Counting, Importance, Pruner, PruneRules
 from compress.nvit.surgery import NormChannels
 from compress.stage import Context, Phase, Stage
@@ -431,9 +431,12 @@ class Nvit(Stage, TrainConfig):
             table = self._measured_table(arch, ctx)
         table = replace(table, below=self.table_below)
         digest = hashlib.sha256(table.block.tobytes()).hexdigest()
+        fingerprint = asdict(table.fingerprint)
+        if fingerprint["runtime"] == "torch":  # earlier versions did not note it
+            del fingerprint["runtime"]
         return table, {
             "kind": "measured",
-            "fingerprint": asdict(table.fingerprint),
+            "fingerprint": fingerprint,
             "sha256": digest,
         }
 
@@ -458,32 +461,28 @@ class Nvit(Stage, TrainConfig):
     def _measured(
         self, model: ModelState, small: ModelState, latency: LatencyModel, ctx: Context
     ) -> dict[str, float]:
-        """Latency of both models, passes alternating, at the table's batch and precision."""
-        batch = self.latency_batch
-        dtype = getattr(torch, self.latency_dtype)
+        """Latency of both models, passes alternating, in the table's runtime, at its batch and
+        precision.
+        """
+        options = RuntimeOptions(
+            batch_size=self.latency_batch, precision=self.latency_dtype
+        )
         result: dict[str, float] = {}
         if isinstance(latency, LatencyTable):
-            batch = latency.fingerprint.batch_size or batch
-            dtype = getattr(torch, latency.fingerprint.dtype or self.latency_dtype)
+            options = options_of(latency.fingerprint, options)
             blocks = np.array([small.arch.dims[name] for name in BLOCK_DIMS]).T
             result["pruned_ms_estimated"] = latency.model_ms(
                 small.arch.dims["embed"], blocks
             )
-        size = ctx.data.info.image_size
-        channels = small.arch.args["in_chans"]
-        images = torch.randn(
-            batch, channels, size, size, generator=torch.Generator().manual_seed(0)
-        )
-        modules = [state.build().to(ctx.device, dtype) for state in (small, model)]
-        pruned_ms, incoming_ms = alternating_latency(
-            modules, images.to(ctx.device, dtype)
+        pruned_ms, incoming_ms = alternating(
+            (small, model), ctx.data.info.image_size, options, ctx.device
         )
         if pruned_ms >= incoming_ms:
             _log.warning(
                 "nvit: the pruned model is not faster: %.2f ms a batch of %d, the"
                 " incoming one %.2f ms",
                 pruned_ms,
-                batch,
+                options.batch_size,
                 incoming_ms,
             )
         return result | {

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from compress.measure.options import Precision
 from compress.runtimes.errors import first_line
+from compress.runtimes.integer_nodes import onnx_nodes
 from trainers.models.arch import ModelState
 from trainers.seeding import derive_seed
 
@@ -64,7 +65,12 @@ def write_onnx(
         inputs = torch.cat([inputs, inputs])
     size = sum(tensor.nbytes for tensor in module.state_dict().values())
     try:
-        with quiet(), sdpa_kernel(SDPBackend.MATH), SpelledAttention():
+        with (
+            quiet(),
+            sdpa_kernel(SDPBackend.MATH),
+            SpelledAttention(),
+            onnx_nodes() as table,
+        ):
             program = torch.onnx.export(
                 module,
                 (inputs,),
@@ -73,6 +79,7 @@ def write_onnx(
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
+                custom_translation_table=table,
             )
             assert program is not None, "with dynamo=True there is always one"
             program.model.metadata_props.update(notes)

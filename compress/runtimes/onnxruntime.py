@@ -22,7 +22,6 @@ from compress.runtimes.interface import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _INTEGER_KERNELS = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "QAttention")
 """How the names of kernels that multiply integers begin."""
 
@@ -36,7 +35,6 @@ class OnnxRuntime(Runtime):
     needs = ("onnx", "onnxruntime", "onnxscript")
     extra = "export"
     precisions = ("float32", "float16")
-    devices = ("cpu", "cuda")
 
     def write_module(
         self,
@@ -54,23 +52,16 @@ class OnnxRuntime(Runtime):
     def load(
         self, file: Path, options: RuntimeOptions, device: str = "cpu"
     ) -> OnnxRuntimeSession:
-        return OnnxRuntimeSession(file, options, device)
+        return OnnxRuntimeSession(file, options)
 
 
 class OnnxRuntimeSession(Session):
     """See `Session`."""
 
-    def __init__(self, file: Path, options: RuntimeOptions, device: str) -> None:
+    def __init__(self, file: Path, options: RuntimeOptions) -> None:
         import onnxruntime
 
         super().__init__(options)
-        provider = _PROVIDERS[device]
-        if provider not in onnxruntime.get_available_providers():
-            raise ValueError(
-                f"runtime onnxruntime: this build has no {provider}; pip install"
-                " onnxruntime-gpu in its place"
-            )
-        self._providers = [provider]
         # what the graph became is only told through a file
         with tempfile.TemporaryDirectory() as folder:
             optimised = Path(folder) / "optimised.onnx"
@@ -78,7 +69,7 @@ class OnnxRuntimeSession(Session):
             settings.optimized_model_filepath = str(optimised)
             try:
                 self._session = onnxruntime.InferenceSession(
-                    str(file), settings, providers=self._providers
+                    str(file), settings, providers=["CPUExecutionProvider"]
                 )
             except onnxruntime.capi.onnxruntime_pybind11_state.OrtException as error:
                 raise ValueError(f"runtime onnxruntime: {first_line(error)}") from error

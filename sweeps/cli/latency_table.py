@@ -54,6 +54,9 @@ def latency_table(
     threads: Annotated[
         int | None, typer.Option(min=1, help="of the CPU's operators")
     ] = None,
+    runtime: Annotated[
+        str, typer.Option(help="what executes the blocks: torch, openvino, …")
+    ] = "torch",
     tf32: Annotated[
         bool, typer.Option(help="float32 products on CUDA may use TF32, as in training")
     ] = True,
@@ -77,6 +80,7 @@ def latency_table(
         dtype=precision,
         rounds=rounds,
         tf32=tf32,
+        runtime=_runtime(runtime),
     )
     table.write(out)
     table.check_monotone()
@@ -130,6 +134,14 @@ def _dtype(name: str) -> Literal["float32", "bfloat16", "float16"]:
         if name == valid:
             return valid  # type: ignore[return-value]
     raise ValueError(f"--dtype {name!r}; valid: {', '.join(_DTYPES)}")
+
+
+def _runtime(name: str) -> str:
+    from compress.runtimes.registry import RUNTIMES
+
+    if name not in RUNTIMES:
+        raise ValueError(f"--runtime {name!r}; valid: {', '.join(RUNTIMES)}")
+    return name
 
 
 def _arch(model: str, image_size: int | None, num_classes: int, args: str) -> "Arch":
@@ -202,7 +214,8 @@ def _print_summary(table: Any, out: Path) -> None:
     threads = f", threads {mark.num_threads}" if mark.num_threads else ""
     console.print(
         f"{escape(str(out))}  {table.block.size} points on"
-        f" {escape(mark.device_name)}{threads}, batch {mark.batch_size}, {mark.dtype},"
+        f" {escape(mark.device_name)}{threads}, {mark.runtime}, batch"
+        f" {mark.batch_size}, {mark.dtype},"
         f" {mark.num_tokens} tokens; largest block {largest:.3f} ms",
         highlight=False,
         soft_wrap=True,

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from sweeps.cli import about, latency_table, models, reproduce, results, run
+from sweeps.cli import about, bench, latency_table, models, reproduce, results, run
 from sweeps.cli.terminal import Command, Commands
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ for command in (
     results.front,
     results.report,
     results.query,
+    bench.bench,
     models.export,
     models.pack,
     models.unpack,

@@ -17,7 +17,7 @@ def export(
         typer.Option(
             "--format",
             help=(
-                "safetensors, onnx, torchscript, torch_export, packed, or that of a"
+                "safetensors, onnx, openvino, torchscript, torch_export, packed, or that of a"
                 " plugin"
             ),
         ),
@@ -43,6 +43,16 @@ def export(
             help="SPDX identifier of the weights' licence, for the model card",
         ),
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="run the validation part through the file"),
+    ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            "--push", metavar="hf://OWNER/NAME", help="upload the folder to that model"
+        ),
+    ] = None,
     plugin: Plugins = None,
 ) -> None:
     """Write a trial's model and a model card to a folder.
@@ -50,9 +60,12 @@ def export(
     What was written is loaded again and compared with the model before the folder appears.
     """
     from sweeps.export.formats import export as write
+    from sweeps.export.formats import verified
+    from sweeps.export.hub import model_of, upload
     from sweeps.run.storage import find_run
     from sweeps.spec.plugins import load_plugins, read_plugins
 
+    target_model = None if push is None else model_of(push)
     load_plugins(read_plugins(plugin or []))
     folder = find_run(run, to_read=True)
     target = out or Path(f"{folder.name}-{trial}-{format_name}")
@@ -62,6 +75,11 @@ def export(
     for path in done.files:
         say(f"{path}  {path.stat().st_size:,} bytes")
     say(f"loaded again: logits differ by at most {done.difference:.2g}")
+    if verify:
+        accuracy = verified(folder, trial, format_name, target)
+        say(f"validation part through the file: accuracy {accuracy:.4f}")
+    if target_model is not None:
+        say(f"uploaded: {upload(target, target_model)}")
 
 
 def pack(

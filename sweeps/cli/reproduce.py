@@ -19,15 +19,16 @@ def reproduce(
         Literal["cpu", "cuda"] | None, typer.Option(help="default: that of the trial")
     ] = None,
     tolerance: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=0,
             help=(
-                "how large |new - old| / max(1, |old|) may be where the last bits may"
-                " differ: on another device, with other libraries or numbers of workers"
+                "how large |new - old| / max(1, |old|) of every metric may be where the last"
+                " bits may differ: on another device, with other libraries or numbers of"
+                " workers; default: what follows from each metric"
             ),
         ),
-    ] = 0.05,
+    ] = None,
     plugin: Plugins = None,
 ) -> None:
     """Run a trial again on this machine, from its record alone, and compare.
@@ -47,7 +48,7 @@ def reproduce(
 
 
 def _print_comparison(trial: str, found: "Reproduction") -> None:
-    rows = table("metric", "then", "now", "difference", "", header_style="bold")
+    rows = table("metric", "then", "now", "difference", "", "rule", header_style="bold")
     for row in found.rows:
         rows.add_row(
             escape(row.name),
@@ -55,12 +56,13 @@ def _print_comparison(trial: str, found: "Reproduction") -> None:
             escape(repr(row.new)),
             "" if row.difference is None else f"{row.difference:.3g}",
             "[green]same[/]" if row.same else "[red]different[/]",
+            escape(row.rule),
         )
     console.print(rows)
     rule = "same device, threads and libraries: equal to the last bit is what counts"
-    if found.conditions:
+    if not found.is_exact:
         rule = (
-            f"so equal within {found.tolerance:g} x max(1, |then|) counts as the same"
+            "so what counts as the same follows from each metric, or from --tolerance"
         )
     for line in [*found.notes, *found.conditions, rule]:
         console.print(f"[dim]{escape(line)}[/]", highlight=False, soft_wrap=True)

@@ -27,6 +27,8 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, SIGTERM or SIGHUP: what ran is recorded, the command goes on."""
 TRY_AGAIN = 75
 """Exit code where Ray or the machine failed and the command, given again, goes on (EX_TEMPFAIL)."""
+MOST_LINES = 30
+LONGEST_LINE = 2_000
 
 for _name in ("stdout", "stderr"):
     if getattr(sys, _name) is None:  # closed by who started us
@@ -54,6 +56,20 @@ def fail(message: str) -> typer.Exit:
     return typer.Exit(MISTAKE)
 
 
+def shortened(message: str) -> str:
+    """A message with at most `MOST_LINES` lines of `LONGEST_LINE` characters: a file may hold a
+    value of a megabyte, and a mistake may be made in a thousand places.
+    """
+    lines = message.split("\n")
+    left_out = len(lines) - MOST_LINES
+    if left_out > 0:
+        lines = [*lines[:MOST_LINES], f"and {left_out:,} lines more"]
+    return "\n".join(
+        line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 3]}..."
+        for line in lines
+    )
+
+
 def handled(call: Callable[[], Any]) -> Any:
     """What `call` returns.
 
@@ -67,7 +83,7 @@ def handled(call: Callable[[], Any]) -> Any:
     except (ValueError, OSError) as error:
         if os.environ.get(TRACEBACK):
             raise
-        raise fail(str(error)) from None
+        raise fail(shortened(str(error))) from None
 
 
 class _LastingStream:

@@ -66,6 +66,10 @@ MOST_IN_VAIN = 3
 _DISTRIBUTED_TRIAL_BYTES = 2**20  # Tune refuses a trial that holds nothing
 
 
+class TrialsGivenUpError(Exception):
+    """Ray Tune has ended trials whose processes died, although they may fail more often."""
+
+
 @dataclass(frozen=True)
 class SweepResult:
     """How a run stands after `run_sweep`.
@@ -91,6 +95,7 @@ class _Drive:
     """A sweep that is being driven, over all attempts.
 
     Attributes:
+        successor: says who drives the run instead of this process; None while nobody does.
         halted: no more trials were to start, because of `sweeps stop`.
         fault: why the last attempt ended, where it did not come to its end.
         has_begun: Ray was there and trials began.
@@ -104,10 +109,17 @@ class _Drive:
     address: str
     ship: bool
     interrupt: Interrupt
+    successor: Callable[[], str | None]
     halted: bool = False
     fault: str | None = None
     has_begun: bool = False
     is_doomed: bool = False
+
+    def refuse_superseded(self) -> None:
+        """Raises SpecError where the run belongs to another driver now."""
+        said = self.successor()
+        if said is not None:
+            raise SpecError(said)
 
 
 def run_sweep(
@@ -145,11 +157,18 @@ def run_sweep(
             refuse_second_driver(run)
             storage.pull()
             _prepare(sweep, storage, overwrite, command)
-            with driving(run):
+            with driving(run) as successor:
                 if retry is not None:
                     reopen(run, retry)
                 drive = _Drive(
-                    sweep, storage, trial, progress, address, ship, interrupt
+                    sweep,
+                    storage,
+                    trial,
+                    progress,
+                    address,
+                    ship,
+                    interrupt,
+                    successor,
                 )
                 return _drive(drive)
     except Exception as error:
@@ -178,8 +197,10 @@ def _drive(drive: _Drive) -> SweepResult:
         try:
             _attempt(drive)
         finally:
-            with contextlib.suppress(OSError):  # a full disk is spoken of elsewhere
-                mark_interrupted(storage)
+            if drive.successor() is None:
+                with contextlib.suppress(OSError):  # a full disk is spoken of elsewhere
+                    mark_interrupted(storage)
+        drive.refuse_superseded()
         if drive.fault is None or interrupt.seen or drive.is_doomed:
             break
         ended = [r for r in trial_records(storage.run) if r.status in ENDED]
@@ -222,8 +243,9 @@ def _attempt(drive: _Drive) -> None:
             if isinstance(error, RayLostError) and error.ends_process:
                 # at once: to shut down a Ray without a head takes long
                 drive.is_doomed = True
-                with contextlib.suppress(OSError):
-                    mark_interrupted(drive.storage)
+                if drive.successor() is None:
+                    with contextlib.suppress(OSError):
+                        mark_interrupted(drive.storage)
 
 
 def _ended_early(error: Exception) -> str:
@@ -374,7 +396,7 @@ def _run_trials(drive: _Drive, search: StudySearch) -> None:
     if spec.search.early_stopping is not None:
         rule, earlier = spec.search.early_stopping, trial_records(run)
         stopper = EarlyStopper(rule, spec.seed, earlier)
-    tune = TuneRun(lambda: drive.interrupt.seen)
+    tune = TuneRun(lambda: drive.interrupt.seen, lambda: drive.successor() is not None)
     events = TrialEvents(storage, search, stopper, progress, trackers, tune.wants_end)
     fit = _fit(drive, search, events, tune)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # records say it
@@ -387,8 +409,11 @@ def _run_trials(drive: _Drive, search: StudySearch) -> None:
             tune.wait(fit)
     finally:
         trackers.close()
+    drive.refuse_superseded()
     if events.fault is not None:
         raise StorageFaultError(events.fault)
+    if events.given_up and not drive.interrupt.seen:
+        raise TrialsGivenUpError(", ".join(events.given_up))
     with contextlib.suppress(
         OSError
     ):  # a store that fails now keeps some files of Tune's

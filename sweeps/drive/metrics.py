@@ -15,13 +15,14 @@ def described_metrics(sweep: Sweep) -> dict[str, dict[str, Any]]:
     """Name → description, unit and whether it is a time, of all that a trial can have."""
     known = stages()
     kinds = [known[kind] for kind in known if kind in set(_names(sweep.spec.stages))]
+    runtimes = tuple(sweep.spec.measure.runtimes)
     found = {
         name: {
             "description": metric.description,
             "unit": metric.unit,
             "is_time": metric.is_time,
         }
-        for name, metric in trial_metrics(kinds).items()
+        for name, metric in trial_metrics(kinds, runtimes=runtimes).items()
     }
     for name, metric in epoch_metrics().items():
         described = {"description": metric.description, "unit": metric.unit}

@@ -26,6 +26,8 @@ class TrialEvents:
 
     Attributes:
         fault: what a trial said of storage that is full or read-only; None while all is well.
+        given_up: trials that Tune has ended although they may fail more often. It does so where a
+            process dies of memory while it starts.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class TrialEvents:
         self.progress, self.trackers = progress, trackers
         self._is_stopped = is_ending
         self.fault: str | None = None
+        self.given_up: list[str] = []
         self._deaths: Counter[str] = Counter()
         self._death: Death | None = None
 
@@ -105,7 +108,11 @@ class TrialEvents:
         record = self._record(trial_id)
         death, self._death = self._death, None
         if died and record.status == "running" and not self.is_ending():
-            self._end_record(record, death)
+            if self._deaths[trial_id] < self.search.spec.search.max_failures:
+                record.finish("interrupted", error=(death or Death()).error(1))
+                self.given_up.append(trial_id)
+            else:
+                self._end_record(record, death)
         self.search.tell(record)
         self.progress.ended(record)
         self.trackers.ended(record)

@@ -83,18 +83,27 @@ class TuneRun:
 
     Args:
         interrupted: asked whether the user has interrupted.
+        superseded: asked whether another driver has taken the run over.
 
     Attributes:
-        is_over: nobody listens to this run any more; its hooks do nothing.
         error: the first one that a hook raised.
     """
 
-    def __init__(self, interrupted: Callable[[], bool]) -> None:
-        self.interrupted = interrupted
-        self.is_over = False
+    def __init__(
+        self,
+        interrupted: Callable[[], bool],
+        superseded: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.interrupted, self.superseded = interrupted, superseded
+        self._is_over = False
         self.error: Exception | None = None
         self._lost: Lost | None = None
         self._raised: BaseException | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody listens to this run any more, so that its hooks do nothing."""
+        return self._is_over or self.superseded()
 
     def wants_end(self) -> bool:
         """Whether Tune shall stop all trials."""
@@ -126,7 +135,7 @@ class TuneRun:
         try:
             self._watch(thread, pulse)
         finally:
-            self.is_over = True
+            self._is_over = True
         if self._lost is not None:
             said, is_head = self._lost
             raise RayLostError(said, ends_process=is_head) from self.error

@@ -1,5 +1,5 @@
 """A trial's model as files that others can run: safetensors, ONNX, TorchScript,
-torch.export, or our coded file.
+torch.export, OpenVINO, or our coded file.
 
 Every export is loaded again by its own runtime and compared with the model's logits before
 it is left behind.
@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,24 +17,34 @@ import torch
 from torch import Tensor, nn
 
 from compress.codec.file import decode, encode
+from compress.measure.options import RuntimeName, RuntimeOptions
+from compress.measure.through_runtime import accuracy_of
 from compress.runtimes.errors import check_installed, first_line
-from compress.runtimes.onnx_file import quiet, write_onnx
+from compress.runtimes.onnx_file import quiet
+from compress.runtimes.registry import runtime
 from sweeps.export.card import write_card
 from sweeps.export.models import trial_model
+from sweeps.export.preprocessing import FILE as SCRIPT_FILE
+from sweeps.export.preprocessing import notes_of, script
 from sweeps.run.record import named_record
 from sweeps.spec.yaml_text import did_you_mean
 from trainers import plugins
 from trainers.config import DataConfig
-from trainers.data.splits import data_info
+from trainers.data.splits import data_info, load_data
+from trainers.files import default_data_cache
 from trainers.models.arch import ModelState
+from trainers.models.quantised import QuantisedModel
 from trainers.seeding import derive_seed
 
 TOLERANCE = 1e-4
 """Largest allowed |difference| of a logit, in units of the largest logit or of 1."""
+INTEGER_TOLERANCE = 0.25
+"""The same for models in integers: a runtime may round a value that lies between two steps to
+the other one, and later layers carry that on. Faults are larger: a logit is off by its own size.
+"""
 _BATCHES = (1, 3)
 
 SAFETENSORS_FILE = "model.safetensors"
-ONNX_FILE = "model.onnx"
 TORCHSCRIPT_FILE = "model.pt"
 TORCH_EXPORT_FILE = "model.pt2"
 PACKED_FILE = "model.wfn"
@@ -52,6 +62,7 @@ class Format:
         library: what loads the model, as Hugging Face's hub names it.
         needs: modules without which the format can be neither written nor run.
         extra: the extra of this distribution that installs them.
+        runtime: name of the runtime that executes the file, if one of ours does.
     """
 
     file: str
@@ -61,6 +72,7 @@ class Format:
     library: str = "compression-sweeps"
     needs: tuple[str, ...] = ()
     extra: str | None = None
+    runtime: RuntimeName | None = None
 
 
 @dataclass(frozen=True)
@@ -106,8 +118,14 @@ def export(
     record = named_record(run, trial_id)
     size = image_size or _image_size(state, record.plan.data)
     with _beside(out) as folder:
+        notes = notes_of(record.plan.data, size, _class_names(record.plan.data))
         difference = write_model(
-            state, format_name, folder, image_size=size, title=f"trial {trial_id}"
+            state,
+            format_name,
+            folder,
+            image_size=size,
+            title=f"trial {trial_id}",
+            notes=notes,
         )
         write_card(
             folder,
@@ -131,6 +149,7 @@ def write_model(
     *,
     image_size: int,
     title: str = "the model",
+    notes: dict[str, str] | None = None,
 ) -> float:
     """Write a model's file to `folder`, which exists, and compare what it computes.
 
@@ -138,6 +157,7 @@ def write_model(
         format_name: a key of `exporters()`.
         image_size: side of the square that the model sees, px.
         title: what errors call the model.
+        notes: the preprocessing, for a file that a runtime executes.
 
     Returns:
         The largest difference of a logit.
@@ -150,8 +170,56 @@ def write_model(
     _check_installed(format_name, form)
     channels = state.arch.args.get("in_chans", 3)
     module = state.build()
-    _write(form, state, module, _images(2, channels, image_size), folder, title)
+    images = _images(2, channels, image_size)
+    if form.runtime is not None and notes is not None:
+        form = replace(form, write=_with_notes(form.runtime, notes))
+    _write(form, state, module, images, folder, title)
     return _compared(form, module, folder, channels, image_size, format_name)
+
+
+def _with_notes(
+    name: RuntimeName, notes: dict[str, str]
+) -> Callable[[ModelState, nn.Module, Tensor, Path], None]:
+    """Writes a runtime's file with the notes in it, and the script that follows them."""
+
+    def write(
+        state: ModelState, module: nn.Module, images: Tensor, folder: Path
+    ) -> None:
+        options = RuntimeOptions(runtime=name)
+        runtime(name).write(state, folder, images.shape[-1], options, notes)
+        text = script(name, notes)
+        if text is not None:
+            (folder / SCRIPT_FILE).write_text(text, encoding="utf-8")
+
+    return write
+
+
+def _class_names(data: DataConfig) -> tuple[str, ...]:
+    """Names of the classes; empty where the data are not here."""
+    try:
+        return tuple(data_info(data).class_names)
+    except (ValueError, OSError):
+        return ()
+
+
+def verified(run: Path, trial_id: str, format_name: str, folder: Path) -> float:
+    """The share of the trial's validation images that an exported file recognises.
+
+    Raises:
+        ValueError: no runtime of ours executes this format, or the data are not here.
+    """
+    form = _format(format_name)
+    if form.runtime is None:
+        known = ", ".join(name for name, f in exporters().items() if f.runtime)
+        raise ValueError(
+            f"--verify: no runtime executes {format_name}; formats that can be verified:"
+            f" {known}"
+        )
+    data = load_data(named_record(run, trial_id).plan.data, default_data_cache())
+    if not data.size("val"):
+        raise ValueError("--verify: the trial has no validation part")
+    options = RuntimeOptions(runtime=form.runtime)
+    return accuracy_of(runtime(form.runtime).load(folder / form.file, options), data)
 
 
 def _format(name: str) -> Format:
@@ -216,6 +284,7 @@ def _compared(
 ) -> float:
     """The largest difference of a logit. Raises ValueError past the tolerance."""
     worst = 0.0
+    tolerance = INTEGER_TOLERANCE if isinstance(module, QuantisedModel) else TOLERANCE
     for batch in _BATCHES:
         images = _images(batch, channels, size)
         with torch.no_grad():
@@ -227,7 +296,7 @@ def _compared(
             if found.shape == wanted.shape
             else float("inf")
         )
-        if not difference <= TOLERANCE * max(1.0, float(wanted.abs().max())):
+        if not difference <= tolerance * max(1.0, float(wanted.abs().max())):
             raise ValueError(
                 f"the {name} export differs from the model by {difference:.3g} in a"
                 " logit; nothing was written"
@@ -305,19 +374,23 @@ def _run_torch_export(folder: Path, images: Tensor) -> Tensor:
         return torch.export.load(folder / TORCH_EXPORT_FILE).module()(images)
 
 
-def _write_onnx(
-    state: ModelState, module: nn.Module, images: Tensor, folder: Path
-) -> None:
-    write_onnx(module, images, folder / ONNX_FILE, {})
+def _of_runtime(name: RuntimeName, usage: str, library: str) -> Format:
+    """The format of the file that a runtime executes."""
+    chosen = runtime(name)
 
+    def write(
+        state: ModelState, module: nn.Module, images: Tensor, folder: Path
+    ) -> None:
+        chosen.write(state, folder, images.shape[-1], RuntimeOptions(runtime=name))
 
-def _run_onnx(folder: Path, images: Tensor) -> Tensor:
-    import onnxruntime
+    def run(folder: Path, images: Tensor) -> Tensor:
+        options = RuntimeOptions(runtime=name, batch_size=len(images))
+        session = chosen.load(folder / chosen.file, options)
+        return torch.from_numpy(session.run(images.numpy()))
 
-    session = onnxruntime.InferenceSession(
-        folder / ONNX_FILE, providers=["CPUExecutionProvider"]
+    return Format(
+        chosen.file, write, run, usage, library, chosen.needs, chosen.extra, name
     )
-    return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
 EXPORTERS: dict[str, Format] = {
@@ -328,16 +401,18 @@ EXPORTERS: dict[str, Format] = {
         "from pathlib import Path\nfrom trainers.models.arch import ModelState\n\nmodel"
         ' = ModelState.load(Path(".")).build()  # eval mode',
     ),
-    "onnx": Format(
-        ONNX_FILE,
-        _write_onnx,
-        _run_onnx,
+    "onnx": _of_runtime(
+        "onnxruntime",
         "import onnxruntime\n\nsession ="
         ' onnxruntime.InferenceSession("model.onnx")\nlogits = session.run(["logits"],'
         ' {"images": images})[0]',
         library="onnx",
-        needs=("onnx", "onnxruntime", "onnxscript"),
-        extra="export",
+    ),
+    "openvino": _of_runtime(
+        "openvino",
+        'import openvino\n\nmodel = openvino.compile_model(\n    "model.xml", "CPU",'
+        ' {"INFERENCE_PRECISION_HINT": "f32"}\n)\nlogits = model(images)[0]',
+        library="openvino",
     ),
     "torchscript": Format(
         TORCHSCRIPT_FILE,

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -82,22 +82,39 @@ def refuse_second_driver(run: Path) -> None:
 
 
 @contextlib.contextmanager
-def driving(run: Path) -> Iterator[None]:
+def driving(run: Path) -> Iterator[Callable[[], str | None]]:
     """Be the run's only driver; an earlier wish to stop is forgotten.
+
+    Yields:
+        Says who drives instead, as a sentence; None while it is this process. A process that slept
+        for too long is taken for dead, and must leave the run alone when it wakes.
 
     Raises:
         SpecError: another driver is alive.
     """
+    lease = _lease(run)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(_lease(run).held())
+            me = stack.enter_context(lease.held())
         except LeaseHeldError as error:
             raise _is_driven(run, error) from error
+
+        def successor() -> str | None:
+            owner = lease.owner()
+            if owner is None or owner.token == me.token:
+                return None
+            return (
+                f"{run}: this process was stopped or asleep for so long that process"
+                f" {owner.pid} on {owner.host} took the run over, at {owner.since}; it"
+                " goes on there"
+            )
+
         (run / STOP_FILE).unlink(missing_ok=True)
         try:
-            yield
+            yield successor
         finally:
-            (run / STOP_FILE).unlink(missing_ok=True)
+            if successor() is None:
+                (run / STOP_FILE).unlink(missing_ok=True)
 
 
 def _lease(run: Path) -> Lease:

@@ -20,7 +20,7 @@ from compress.measure.latency import (
     summary,
     times_in_turns,
 )
-from compress.measure.model import pass_of
+from compress.measure.through_runtime import Deployed, batch_of, deploy
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import Site, TrialPlan
 from sweeps.run.record import TrialRecord
@@ -47,7 +47,8 @@ def measure_in_turns(trial_ids: Sequence[str], site: Site) -> dict[str, Any]:
     """
     torch.set_num_threads(site.threads)
     device = torch.device(site.device)
-    passes: dict[str, Callable[[], float]] = {}
+    models: dict[str, Deployed] = {}
+    image_size = 0
     source_of: dict[str, str] = {}
     records = [TrialRecord.read(trial_folder(site.run, name)) for name in trial_ids]
     kept = [record for record in records if record is not None]
@@ -58,10 +59,11 @@ def measure_in_turns(trial_ids: Sequence[str], site: Site) -> dict[str, Any]:
         plan = record.plan
         source = f"source {json.dumps(plan.source.model_dump(mode='json'))}"
         source_of[record.trial_id] = source
-        passes[record.trial_id] = _pass(model, plan, site, device)
-        if source not in passes:
-            passes[source] = _pass(_source(plan, site), plan, site, device)
-    if not passes:
+        image_size = load_data(plan.data, site.data_cache).info.image_size
+        models[record.trial_id] = _deployed(model, plan, site, device)
+        if source not in models:
+            models[source] = _deployed(_source(plan, site), plan, site, device)
+    if not models:
         return {
             "host": socket.gethostname(),
             "alone": False,
@@ -69,6 +71,7 @@ def measure_in_turns(trial_ids: Sequence[str], site: Site) -> dict[str, Any]:
             "metrics": {},
         }
     options = kept[0].plan.measure
+    passes = {name: _pass(model, image_size) for name, model in models.items()}
     turn = measuring_turn(device, options, MAX_SECONDS)
     with turn as quiet, torch.inference_mode():
         times = times_in_turns(
@@ -112,13 +115,14 @@ def _source(plan: TrialPlan, site: Site) -> ModelState:
     )
 
 
-def _pass(
+def _deployed(
     state: ModelState, plan: TrialPlan, site: Site, device: torch.device
-) -> Callable[[], float]:
-    return pass_of(
-        state.build(),
-        load_data(plan.data, site.data_cache).info.image_size,
-        device,
-        batch_size=plan.measure.batch_size,
-        dtype=plan.measure.precision,
-    )
+) -> Deployed:
+    """The model in the runtime in which its trial was measured."""
+    image_size = load_data(plan.data, site.data_cache).info.image_size
+    return deploy(state, image_size, plan.measure, device.type)
+
+
+def _pass(model: Deployed, image_size: int) -> Callable[[], float]:
+    images = batch_of(model.state, image_size, model.options.batch_size)
+    return model.session.timed_pass(images)

@@ -2,15 +2,17 @@
 
 Nothing comes from the stage cache: the work is done again in a folder of its own. On the CPU
 with the same threads, one worker and the same libraries the metrics are the same to the last
-bit; where a condition differs, they are the same within a tolerance. A trial of several workers
+bit; where a condition differs, they are the same within a tolerance that follows from what each
+metric is (`allowed_difference`). A trial of several workers
 runs here as one that accumulates the batches that its workers had.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 import torch
 
 from compress.keys import library_versions
-from compress.metrics import trial_metrics
+from compress.metrics import METRICS, trial_metrics
 from compress.pipeline import stages
 from sweeps.run.code_version import code_version
 from sweeps.run.plan import Site, StageSpec, TrialPlan
@@ -27,13 +29,19 @@ from sweeps.spec.stages import build_stage
 from sweeps.trial.execute import execute, pipeline_of
 from trainers import plugins
 from trainers.config import FitOptions
+from trainers.data.info import DataInfo
 from trainers.data.splits import load_data
 from trainers.files import default_data_cache
 from trainers.machine import processor_name
 from trainers.models.source import load_source
 from trainers.seeding import derive_seed
 
-DEFAULT_TOLERANCE = 0.05
+STANDARD_ERRORS = 3.0
+"""How many standard errors two shares of the same images may differ by."""
+COMPUTED = 1e-6
+"""Relative rounding of what is computed from a model's shape, such as gmacs."""
+MEASURED = 0.05
+"""Relative difference of other measured values, such as a loss."""
 
 
 class CannotReproduceError(ValueError):
@@ -42,13 +50,16 @@ class CannotReproduceError(ValueError):
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric, then and now. `difference` is None for text; `same` by the rule that applies."""
+    """One metric, then and now. `difference` is None for text; `same` by `rule`, words for what
+    may differ.
+    """
 
     name: str
     old: Any
     new: Any
     difference: float | None
     same: bool
+    rule: str = "equal"
 
 
 @dataclass(frozen=True)
@@ -60,13 +71,13 @@ class Reproduction:
         conditions: in what this machine or run differs from the trial's; none: identity is
             expected.
         notes: what else is worth knowing.
-        tolerance: allowed |new - old| / max(1, |old|); 0 where identity is expected.
+        is_exact: identity was expected.
     """
 
     rows: list[Comparison]
     conditions: list[str]
     notes: list[str]
-    tolerance: float
+    is_exact: bool
 
     @property
     def same(self) -> bool:
@@ -99,7 +110,7 @@ def reproduce(
     record: TrialRecord,
     *,
     device: str | None = None,
-    tolerance: float = DEFAULT_TOLERANCE,
+    tolerance: float | None = None,
     data_cache: Path | None = None,
 ) -> Reproduction:
     """Run a record's trial again and compare.
@@ -107,7 +118,8 @@ def reproduce(
     Args:
         record: of a complete trial.
         device: cpu or cuda; default: the record's.
-        tolerance: where identity cannot be expected.
+        tolerance: allowed |new - old| / max(1, |old|) of every metric where identity cannot be
+            expected; default: what follows from each metric.
 
     Raises:
         CannotReproduceError: data, source, device or a plugin are missing or are not the trial's.
@@ -127,7 +139,7 @@ def reproduce(
             data_cache or default_data_cache(),
         )
         _check_device(site)
-        _check_inputs(plan, site, record.outcome.inputs)
+        info = _check_inputs(plan, site, record.outcome.inputs)
         rows_now: list[StageRow] = []
         try:
             done = execute(plan, site, lambda row: None, rows_now.append)
@@ -136,11 +148,15 @@ def reproduce(
                 f"the trial does not run here: {error}"
             ) from error
     conditions = list(_conditions(record, machine, site))
-    allowed = tolerance if conditions else 0.0
-    rows = list(_compared(record, done.metrics, allowed))
+    rule: Rule = _equal
+    if conditions and tolerance is not None:
+        rule = functools.partial(_within, tolerance)
+    elif conditions:
+        rule = functools.partial(allowed_difference, num_images=_num_images(info))
+    rows = list(_compared(record, done.metrics, rule))
     added = [name for name in done.metrics if name not in record.outcome.metrics]
     notes = list(_notes(record, machine, rows_now, added, bool(conditions)))
-    return Reproduction(rows, conditions, notes, allowed)
+    return Reproduction(rows, conditions, notes, not conditions)
 
 
 def plan_again(record: TrialRecord) -> TrialPlan:
@@ -184,7 +200,7 @@ def _check_device(site: Site) -> None:
         )
 
 
-def _check_inputs(plan: TrialPlan, site: Site, wanted: dict[str, str]) -> None:
+def _check_inputs(plan: TrialPlan, site: Site, wanted: dict[str, str]) -> DataInfo:
     pipeline = pipeline_of(plan)
     try:
         data = load_data(pipeline.data, site.data_cache)
@@ -213,6 +229,7 @@ def _check_inputs(plan: TrialPlan, site: Site, wanted: dict[str, str]) -> None:
             f"the source model {name} is not the trial's: hash {source.hash()[:12]}"
             f" here, {wanted['source'][:12]} then"
         )
+    return data.info
 
 
 def _conditions(record: TrialRecord, machine: Machine, site: Site) -> Iterator[str]:
@@ -269,11 +286,57 @@ def times_of(record: TrialRecord) -> set[str]:
     """Metrics of such a trial that are times or made of times: no run gives them twice."""
     known = stages()
     kinds = [known[stage.kind] for stage in record.plan.stages if stage.kind in known]
-    return {m.name for m in trial_metrics(kinds).values() if m.is_time}
+    runtimes = tuple(record.plan.measure.runtimes)
+    known_metrics = trial_metrics(kinds, runtimes=runtimes)
+    return {m.name for m in known_metrics.values() if m.is_time}
+
+
+Rule = Callable[[str, float, float], tuple[float, str]]
+"""(metric, then, now) → the largest |now - then| that counts as the same, and why in words."""
+
+
+def _equal(name: str, then: float, now: float) -> tuple[float, str]:
+    return 0.0, "equal"
+
+
+def _within(tolerance: float, name: str, then: float, now: float) -> tuple[float, str]:
+    allowed = tolerance * max(1.0, abs(then))
+    return allowed, f"within {allowed:.3g}, as asked for"
+
+
+def _num_images(info: DataInfo) -> dict[bool, int]:
+    """Images that a metric is of: of the test set, else of the validation part."""
+    return {True: info.num_test, False: info.num_val or info.num_test}
+
+
+def allowed_difference(
+    name: str, then: float, now: float, *, num_images: dict[bool, int]
+) -> tuple[float, str]:
+    """How far two values of a metric may lie apart where the last bits may differ.
+
+    A share of n images has the binomial standard error sqrt(p (1 - p) / n), the difference of two
+    such shares sqrt(2) of it; one image more or less is always allowed. `num_params` is equal,
+    `gmacs` equal but for rounding; all else follows from the weights: within `MEASURED`.
+
+    Args:
+        num_images: of the test set (True) and of the validation part (False).
+    """
+    metric = METRICS.get(name)
+    if metric is not None and metric.unit == "fraction":
+        images = num_images[name.startswith("test_")]
+        share = min(1.0, max(0.0, (then + now) / 2))
+        error = math.sqrt(2 * share * (1 - share) / images)
+        allowed = max(STANDARD_ERRORS * error, 1.5 / images)
+        return allowed, f"within {allowed:.3g}: 3 standard errors of {images:,} images"
+    if name == "num_params":
+        return 0.0, "a count: equal"
+    if name == "gmacs":
+        return COMPUTED * abs(then), f"within {COMPUTED:g} of it: computed from shapes"
+    return MEASURED * abs(then), f"within {MEASURED:.0%} of it"
 
 
 def _compared(
-    record: TrialRecord, new: dict[str, Any], tolerance: float
+    record: TrialRecord, new: dict[str, Any], rule: Rule
 ) -> Iterator[Comparison]:
     old, times = record.outcome.metrics, times_of(record)
     for name in old:
@@ -285,14 +348,10 @@ def _compared(
             yield Comparison(name, before, after, None, before == after)
             continue
         difference = after - before
+        allowed, words = rule(name, before, after)
         same = before == after or (math.isnan(before) and math.isnan(after))
-        yield Comparison(
-            name,
-            before,
-            after,
-            difference,
-            same or abs(difference) <= tolerance * max(1.0, abs(before)),
-        )
+        same = same or abs(difference) <= allowed
+        yield Comparison(name, before, after, difference, same, words)
 
 
 def _is_number(value: Any) -> bool:

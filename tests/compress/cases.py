@@ -45,6 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
     "nvit": {"vit": NVIT, "resnet": "is a ViT or DeiT"},
     "asp": {"vit": {"measure": False}, "resnet": "no Linear layer"},
     "wfn": {"vit": WFN, "resnet": WFN},
+    "int8": {"vit": TRAIN | {"images": 8}, "resnet": TRAIN | {"images": 8}},
     "uniform_quant": {"vit": {"bits": 4}, "resnet": {"bits": 4}},
     "kmeans_quant": {
         "vit": {"clusters": 8},

@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -454,6 +455,36 @@ def test_measures(dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (table.head > 0).all()
     table.write(tmp_path / "t.parquet")
     assert LatencyTable.read(tmp_path / "t.parquet").warn_other_device(CPU) is None
+
+
+def test_a_runtime_loads_each_point_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it is given computes as the block does; the table says what executed it."""
+    loaded: list[Any] = []
+
+    class Fake:
+        def check(self, options: Any, device: str) -> None:
+            assert (options.runtime, options.precision) == ("openvino", "bfloat16")
+
+        def session_of(self, module: nn.Module, inputs: torch.Tensor, *_: Any) -> Any:
+            assert inputs.dtype == torch.float32
+            assert not inputs.is_inference()
+            loaded.append(module(inputs))
+            return SimpleNamespace(timed_pass=lambda images: lambda: 2.0)
+
+    monkeypatch.setattr(latency_measure, "_WARM_SECONDS", 0.0)
+    monkeypatch.setattr(latency_measure, "runtime_of", lambda name: Fake())
+    table = measure_table(
+        TINY,
+        CPU,
+        batch_size=2,
+        dtype="bfloat16",
+        grid=GRID,
+        rounds=2,
+        runtime="openvino",
+    )
+    assert len(loaded) == 32 + 2 * 2
+    assert table.fingerprint.runtime == "openvino"
+    assert (table.block == 2).all()
 
 
 def test_measures_vits_only() -> None:

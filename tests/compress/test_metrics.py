@@ -167,3 +167,21 @@ def test_plugins_give_metrics_and_no_name_twice(
         ValueError, match=r"'largest_weight' is given by .*'largest' and 'again'"
     ):
         metrics_module.metrics()
+
+
+def test_further_runtimes_have_metrics_of_their_own(final: FinalModel) -> None:
+    """Names, declared and given; the accuracy is that of the module in this runtime."""
+    half = {"runtime": "torch", "precision": "bfloat16", "batch_size": 16}
+    changed = {**QUICK.model_dump(), "also": {"half": half}}
+    final.options = MeasureConfig.model_validate(changed)
+    found = measure(final, quantized=False)
+    assert found["runtime_accuracy"] == found["accuracy"]
+    assert 0 <= found["half_runtime_accuracy"] <= 1
+    assert found["half_latency_dtype"] == "bfloat16"
+    assert found["half_latency_batch_size"] == 16
+    assert found["half_throughput"] == pytest.approx(16e3 / found["half_latency_ms"])
+    declared = existing_metrics(Conditions(runtimes=("", "half_")))
+    assert {name for name in found if name.startswith("half_")} <= set(declared)
+    for name in ("p95", "test", "Upper", "a-b"):
+        with pytest.raises(ValueError, match="also"):
+            MeasureConfig.model_validate({"also": {name: {}}})

@@ -14,6 +14,7 @@ import torch
 from compress.finetune import Finetune
 from compress.measure import table_measurement
 from compress.measure.latency_table import Fingerprint, LatencyTable
+from compress.nvit import measured
 from compress.nvit import stage as nvit_module
 from compress.nvit.cost import MacsModel
 from compress.nvit.groups import UnitLayout, block_table
@@ -515,7 +516,7 @@ def test_both_models_are_measured_and_a_slower_one_is_named(
             assert all(module(images).shape == (6, 10) for module in modules)
         return [4.0, 2.0] if slower else [2.0, 3.0]
 
-    monkeypatch.setattr(nvit_module, "alternating_latency", fake)
+    monkeypatch.setattr(measured, "alternating_latency", fake)
     with caplog.at_level(logging.WARNING):
         _, ctx = prune(digits, tmp_path, measure=True, latency_batch=6)
     assert ctx.reported["speedup_measured"] == (0.5 if slower else 1.5)

@@ -4,6 +4,7 @@ import io
 
 from rich.table import Table
 
+from sweeps.cli.terminal import LONGEST_LINE, MOST_LINES, shortened
 from sweeps.console import PlainConsole
 
 CLIPBOARD = "\x1b]52;c;ZXZpbA==\x07"
@@ -22,3 +23,10 @@ def test_text_is_spelled_out_and_colours_remain():
     assert text.count(r"\x1b]52") == 3
     assert "\x1b[31mvalue" in text
     assert "\x1b[1m" in text
+
+
+def test_a_message_of_a_megabyte_is_cut():
+    assert shortened("place: rule\nplace: value") == "place: rule\nplace: value"
+    lines = shortened("\n".join(["x" * 100_000] * (MOST_LINES + 7))).split("\n")
+    assert max(map(len, lines)) == LONGEST_LINE
+    assert lines[-1] == "and 7 lines more"

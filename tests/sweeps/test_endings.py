@@ -157,6 +157,16 @@ def test_a_run_that_hangs_is_given_up(
     release.set()
 
 
+def test_a_run_of_somebody_else_now_ends_and_hears_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tune(monkeypatch)
+    assert not run.is_over
+    run.superseded = lambda: True
+    assert run.is_over
+    assert run.wants_end()
+
+
 # --- why a process died
 
 

@@ -3,15 +3,18 @@ it cannot.
 """
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -19,9 +22,14 @@ from compress.cache import Artifact, StageCache
 from compress.codec.file import decode
 from compress.keys import content_key
 from sweeps.cli.main import app
+from sweeps.export import formats
 from sweeps.export.formats import EXPORTERS, export, write_model
+from sweeps.export.preprocessing import notes_of
 from trainers import plugins
+from trainers.config import DataConfig
+from trainers.data.augment import EvalTransform
 from trainers.models.arch import Arch, ModelState
+from trainers.timm_internals import eval_transform
 
 VIT_ARGS = {"num_classes": 7, "img_size": 16, "patch_size": 8}
 ARCHS = {
@@ -147,6 +155,12 @@ def logits_of(folder: Path, name: str, images: Tensor) -> Tensor:
             return torch.jit.load(str(folder / "model.pt"))(images)
         if name == "torch_export":
             return torch.export.load(folder / "model.pt2").module()(images)
+    if name == "openvino":
+        import openvino
+
+        settings = {"INFERENCE_PRECISION_HINT": "f32"}
+        compiled = openvino.compile_model(folder / "model.xml", "CPU", settings)
+        return torch.from_numpy(compiled(images.numpy())[0])
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / "model.onnx")
@@ -158,6 +172,8 @@ def logits_of(folder: Path, name: str, images: Tensor) -> Tensor:
 CASES = [(arch, name) for arch in ARCHS for name in EXPORTERS]
 SLOW = [
     ("timm", "onnx"),
+    ("timm", "openvino"),
+    ("pruned_vit", "openvino"),
     ("resnet20", "torch_export"),
 ]  # 5 s each; the others take the same ways
 
@@ -258,7 +274,7 @@ def test_mistakes_leave_nothing_behind(runs: dict[str, Path], tmp_path: Path) ->
         ([str(hostile), "00000"], "is no key of the stage cache"),
         (
             [str(run), "00000", "--format", "tflite"],
-            "no export format 'tflite'; valid: safetensors, onnx, torchscript",
+            "no export format 'tflite'; valid: safetensors, onnx, openvino",
         ),
         ([str(run), "00000", "-o", str(full)], "exists and is not an empty folder"),
         ([str(unknown), "00000"], "give --image-size"),
@@ -274,7 +290,9 @@ def test_mistakes_leave_nothing_behind(runs: dict[str, Path], tmp_path: Path) ->
 def test_missing_package_is_named(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(
+        formats, "find_spec", lambda name: None if name == "onnxruntime" else name
+    )
     with pytest.raises(
         ValueError,
         match=r"onnx needs onnxruntime; pip install 'compression-sweeps\[export\]'",
@@ -329,6 +347,64 @@ def test_an_export_that_computes_otherwise_is_refused(
     with pytest.raises(ValueError, match=r"differs from the model by 0\.01"):
         export(runs["timm"], "00000", "safetensors", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_script_predicts_as_the_product(tmp_path: Path, name: str) -> None:
+    """Square pictures, and upright and wide ones that are larger."""
+    data = DataConfig(dataset="digits", image_size=48, crop_fraction=0.875)
+    generator = np.random.default_rng(0)
+    transform = eval_transform(data, 48)
+    normalise = EvalTransform(data, 48, torch.device("cpu")).normalise
+    ready = []
+    for index, shape in enumerate([(54, 54), (90, 61), (70, 120), (60, 60)]):
+        pixels = generator.integers(0, 256, (index + 2, index + 3, 3), dtype=np.uint8)
+        image = Image.fromarray(pixels).resize(shape, Image.Resampling.BILINEAR)
+        image.save(tmp_path / f"{index}.png")
+        ready.append(torch.as_tensor(np.asarray(transform(image))))
+    state = model("resnet20")
+    with torch.no_grad():
+        logits = state.build()(normalise(torch.stack(ready)))
+    bias = [key for key in state.weights if key.endswith("bias")][-1]
+    state.weights[bias] -= logits.mean(0)  # or one class would win everywhere
+    chosen = (logits - logits.mean(0)).argmax(1).tolist()
+    assert len(set(chosen)) > 1
+    notes = notes_of(data, 48, tuple("abcdefg"))
+    write_model(state, name, tmp_path, image_size=48, notes=notes)
+    wanted = [f"{index}.png {'abcdefg'[best]}" for index, best in enumerate(chosen)]
+    done = subprocess.run(
+        [sys.executable, "predict.py", "0.png", "1.png", "2.png", "3.png"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.stdout.splitlines() == wanted, done.stderr
+
+
+def test_push_goes_through_the_hubs_library(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    calls: list[Any] = []
+
+    class Hub:
+        def create_repo(self, name: str, **options: Any) -> None:
+            calls.append((name, options))
+
+        def upload_folder(self, repo_id: str, folder_path: Path) -> Any:
+            calls.append((repo_id, sorted(p.name for p in folder_path.iterdir())))
+            return SimpleNamespace(commit_url="https://hub/commit/1")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    arguments = ["export", str(runs["resnet20"]), "00000", "-o", str(tmp_path / "m")]
+    done = CliRunner().invoke(app, [*arguments, "--push", "hf://me/small"])
+    assert "uploaded: https://hub/commit/1" in done.output
+    assert calls[0] == ("me/small", {"exist_ok": True, "private": True})
+    assert calls[1][1] == ["README.md", "model.json", "model.safetensors"]
+    refused = CliRunner().invoke(app, [*arguments, "--push", "me/small"])
+    assert refused.exit_code == 2
+    assert "is not of the form hf://OWNER/NAME" in refused.output
 
 
 def test_a_format_that_cannot_hold_a_model_says_why_in_a_line(

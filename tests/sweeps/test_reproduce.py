@@ -20,6 +20,7 @@ from sweeps.spec.load import preset_names
 from sweeps.trial.attempt import run_trial
 from sweeps.trial.reproduce import (
     CannotReproduceError,
+    allowed_difference,
     plan_again,
     read_record,
     reproduce,
@@ -62,7 +63,7 @@ def test_bit_identical(name: str, tmp_path: Path, data_cache: Path) -> None:
     for record in tiny_records(name, tmp_path, data_cache):
         found = reproduce(record, data_cache=data_cache)
         assert found.conditions == []
-        assert found.tolerance == 0
+        assert found.is_exact
         compared = record.outcome.metrics.keys() - times_of(record)
         assert {row.name for row in found.rows} == compared
         assert found.same, [row for row in found.rows if not row.same]
@@ -173,3 +174,27 @@ def test_times_are_not_compared() -> None:
     times = times_of(TrialRecord(Path(), plan(stages=kinds)))
     assert {"latency_ms", "latency_p25_ms"} <= times
     assert not times & {"accuracy", "loss", "num_params", "gmacs"}
+
+
+@pytest.mark.parametrize(
+    ("name", "then", "now", "same"),
+    [
+        ("accuracy", 0.12, 0.16, False),  # of 10,000 validation images
+        ("accuracy", 0.12, 0.125, True),
+        ("test_accuracy", 0.12, 0.16, True),  # of 100 test images: within the error
+        ("test_accuracy", 0.12, 0.4, False),
+        ("accuracy", 1.0, 0.9999, True),  # one image
+        ("num_params", 1000, 1001, False),
+        ("num_params", 1000, 1000, True),
+        ("gmacs", 1.0, 1.0 + 1e-9, True),
+        ("gmacs", 1.0, 1.001, False),
+        ("loss", 2.0, 2.05, True),
+        ("loss", 0.1, 0.14, False),
+    ],
+)
+def test_what_may_differ_follows_from_the_metric(
+    name: str, then: float, now: float, same: bool
+) -> None:
+    images = {True: 100, False: 10_000}
+    allowed, words = allowed_difference(name, then, now, num_images=images)
+    assert (abs(now - then) <= allowed) == same, words

@@ -301,6 +301,19 @@ def test_one_driver_at_a_time(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not (run / "driver.json").exists()
 
 
+def test_a_driver_that_slept_for_too_long_gives_way(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with driving(run) as successor:
+        assert successor() is None
+        other = {"host": "elsewhere", "pid": 7, "token": "x", "since": "12:00"}
+        (run / "driver.json").write_text(json.dumps(other))
+        assert "process 7 on elsewhere took the run over" in str(successor())
+        (run / "stop").touch()
+    assert (run / "driver.json").exists()  # of the other one, as is the wish to stop
+    assert stop_requested(run)
+
+
 def test_a_dead_driver_is_replaced(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()

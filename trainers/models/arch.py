@@ -150,6 +150,13 @@ def _lets_vit(arch: Arch) -> nn.Module:
     return LetsVit(**arch.args)
 
 
+def _int8(arch: Arch) -> nn.Module:
+    from trainers.models.quantised import QuantisedModel, QuantiserPlan
+
+    inner = Arch.from_json(arch.dims["inner"])
+    return QuantisedModel(inner.build(), QuantiserPlan.from_json(arch.dims))
+
+
 BUILDERS: dict[str, Callable[[Arch], nn.Module]] = {
     "timm": _timm,
     "resnet_cifar": _resnet_cifar,
@@ -157,6 +164,7 @@ BUILDERS: dict[str, Callable[[Arch], nn.Module]] = {
     "sws_vit": _sws_vit,
     "tleg_vit": _tleg_vit,
     "lets_vit": _lets_vit,
+    "int8": _int8,
 }
 """`Arch.builder` → the function that builds the module."""
 DROP_RATE_BUILDERS = ("timm", "pruned_vit", "sws_vit", "tleg_vit", "lets_vit")
@@ -338,9 +346,10 @@ class ModelState:
                 load_file(folder / "model.safetensors"),
                 note["meta"],
             )
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            stored = note["hash"]
+        except (OSError, LookupError, TypeError, ValueError, SafetensorError) as error:
             raise ValueError(f"{folder}: not a saved model ({error})") from error
-        if state.hash() != note["hash"]:
+        if state.hash() != stored:
             raise ValueError(
                 f"{folder}: the model's content differs from its stored hash; delete"
                 " the folder"
@@ -352,10 +361,10 @@ def read_arch(folder: Path) -> Arch:
     """The architecture of a folder that `ModelState.save` wrote; its weights are not read.
 
     Raises:
-        ValueError: model.json is missing or damaged.
+        ValueError: model.json is missing or damaged, or its model cannot be built.
     """
     note = read_json(folder / "model.json") or {}
     try:
-        return Arch.from_json(note["arch"])
-    except (KeyError, TypeError, ValueError) as error:
+        return buildable(Arch.from_json(note["arch"]))
+    except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}: not a saved model ({error})") from error

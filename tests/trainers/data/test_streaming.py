@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from trainers.config import AugmentConfig, DataConfig
+from trainers.data import splits
 from trainers.data.parts import FilePart
 from trainers.data.splits import (
     Data,
@@ -22,6 +23,7 @@ from trainers.data.splits import (
     load_data,
 )
 from trainers.data.streaming import ImageReader
+from trainers.data.views import train_view
 
 CPU = torch.device("cpu")
 PLAIN = AugmentConfig(preset="none")
@@ -114,9 +116,16 @@ def test_parquet_streams_from_a_packed_file(tmp_path: Path) -> None:
         assert [level // 5 % 2 for level in levels(images)] == labels.tolist()
 
 
+@pytest.mark.parametrize("in_batches", [False, True])
 def test_streams_do_not_depend_on_the_number_of_loaders(
-    large: Path, tmp_path: Path
+    in_batches: bool, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Coloured in the loader, as on the CPU, and in batches, as on a GPU."""
+
+    def view(*args: Any, **_: Any) -> Any:
+        return train_view(*args, in_batches=in_batches)
+
+    monkeypatch.setattr(splits, "train_view", view)
     runs = []
     for workers in (0, 2):
         data = load_data(

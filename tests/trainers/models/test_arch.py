@@ -5,12 +5,15 @@ and its refusals.
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from trainers.config import SourceConfig
 from trainers.models.arch import Arch, ModelState
 from trainers.models.make import make_arch, own_image_size
+from trainers.models.source import load_source
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +272,29 @@ def test_own_image_size_of_names_without_published_weights() -> None:
     assert own_image_size("xception") == 224
     assert own_image_size("inception_v3") == 299
     assert own_image_size("resnet20_cifar") == 224
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda note: note.pop("hash"),
+        lambda note: note["arch"].update(name="resnet_nothing"),
+        lambda note: note["arch"]["args"].update(width=2.5),
+        lambda note: note["arch"]["args"].update(num_classes=[3]),
+    ],
+)
+def test_a_saved_model_with_another_description_is_refused(
+    state: ModelState, tmp_path: Path, change: Any
+) -> None:
+    state.save(tmp_path)
+    note = json.loads((tmp_path / "model.json").read_text())
+    note["arch"] |= {
+        "builder": "resnet_cifar",
+        "name": "resnet20_cifar",
+        "args": {"num_classes": 3},
+    }
+    change(note)
+    (tmp_path / "model.json").write_text(json.dumps(note))
+    config = SourceConfig(checkpoint=tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path.name}: (not a saved|the model)"):
+        load_source(config, num_classes=3, image_size=32, seed=0)

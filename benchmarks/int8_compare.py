@@ -1,0 +1,254 @@
+"""`int8` beside what its neighbours do alone: NNCF, onnxruntime's static quantisation, torchao.
+
+    python benchmarks/int8_compare.py MODEL DATA.yaml [--images 128] [--test 2000] [--time]
+
+MODEL is a folder that `ModelState.save` wrote (`sweeps export --format safetensors` too), DATA.yaml
+the `data` part of its spec. All calibrate on the same training images; accuracy and AUROC (two
+classes) are of the test set through each runtime. `--time` alternates passes of one image, one
+thread; nothing else should run. NNCF compiles a C++ extension for its own simulation once.
+"""
+
+import argparse
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from compress.int8.stage import Int8
+from compress.runtimes.onnx_file import write_onnx
+from compress.stage import Context
+from trainers.config import DataConfig
+from trainers.data.splits import Data, eval_batches, load_data
+from trainers.models.arch import ModelState
+
+Run = Callable[[np.ndarray], np.ndarray]
+CPU = torch.device("cpu")
+
+
+def onnxruntime_run(file: Path) -> Run:
+    """The file in onnxruntime, one thread."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    settings.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        file, settings, providers=["CPUExecutionProvider"]
+    )
+    return lambda images: session.run(None, {session.get_inputs()[0].name: images})[0]
+
+
+def openvino_run(model: Any, size: int) -> Run:
+    """A file or a model in OpenVINO, one image a pass, one thread, float32 where not integers."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(model) if isinstance(model, str | Path) else model
+    model.reshape([1, 3, size, size])
+    settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+
+    def run(images: np.ndarray) -> np.ndarray:
+        return np.concatenate([request.infer([one[None]])[0].copy() for one in images])
+
+    return run
+
+
+def torch_run(module: nn.Module) -> Run:
+    """A module in eager torch."""
+
+    @torch.inference_mode()
+    def run(images: np.ndarray) -> np.ndarray:
+        return module(torch.from_numpy(images)).numpy()
+
+    return run
+
+
+def by_nncf(state: ModelState, calibration: list[Tensor], size: int) -> dict[str, Run]:
+    """`nncf.quantize` as it is, in OpenVINO."""
+    import nncf
+    import openvino
+
+    nncf.set_log_level(logging.ERROR)
+    transformer = any(isinstance(m, nn.LayerNorm) for m in state.build().modules())
+    model = nncf.quantize(
+        state.build(),
+        nncf.Dataset(calibration),
+        subset_size=len(calibration),
+        model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+    )
+    converted = openvino.convert_model(model, example_input=calibration[0])
+    return {"nncf alone, OpenVINO": openvino_run(converted, size)}
+
+
+def by_onnxruntime(
+    file: Path, calibration: list[Tensor], size: int, folder: Path
+) -> dict[str, Run]:
+    """onnxruntime's `quantize_static`: QDQ, weights per channel."""
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left: Iterator[Tensor] = iter(calibration)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            images = next(self.left, None)
+            return None if images is None else {"images": images.numpy()}
+
+    prepared = folder / "prepared.onnx"
+    quantised = folder / "static.onnx"
+    quant_pre_process(str(file), str(prepared))
+    quantize_static(
+        str(prepared),
+        str(quantised),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    return {
+        "onnxruntime static alone, onnxruntime": onnxruntime_run(quantised),
+        "onnxruntime static alone, OpenVINO": openvino_run(quantised, size),
+    }
+
+
+def by_torchao(
+    state: ModelState, calibration: list[Tensor], size: int, folder: Path
+) -> dict[str, Run]:
+    """torchao's PT2E with its quantiser for x86, written as ONNX."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    two = torch.cat([calibration[0], calibration[0]])
+    shapes = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(
+        state.build(), (two,), dynamic_shapes=shapes
+    ).module()
+    quantiser = x86.X86InductorQuantizer()
+    quantiser.set_global(x86.get_default_x86_inductor_quantization_config())
+    prepared = prepare_pt2e(exported, quantiser)
+    with torch.no_grad():
+        for images in calibration:
+            prepared(torch.cat([images, images]))
+    file = folder / "torchao.onnx"
+    write_onnx(convert_pt2e(prepared), two, file, {})
+    return {
+        "torchao alone, onnxruntime": onnxruntime_run(file),
+        "torchao alone, OpenVINO": openvino_run(file, size),
+    }
+
+
+def ours(
+    state: ModelState, data: Data, options: dict[str, Any], size: int, folder: Path
+) -> dict[str, Run]:
+    """The stage, as torch simulates it and in both runtimes."""
+    context = Context(data, CPU, 1, folder / "work", lambda *_: state)
+    found = Int8.model_validate(options).run(state, context)
+    print("int8 reports", context.reported, flush=True)
+    module = found.build()
+    file = folder / "int8.onnx"
+    write_onnx(module, torch.zeros(2, 3, size, size), file, {})
+    return {
+        "int8, simulated": torch_run(module),
+        "int8, onnxruntime": onnxruntime_run(file),
+        "int8, OpenVINO": openvino_run(file, size),
+    }
+
+
+def print_accuracy(runs: dict[str, Run], data: Data, count: int) -> None:
+    """Accuracy (%), AUROC (%) and first choices that differ from eager float's."""
+    batches: list[tuple[np.ndarray, np.ndarray]] = []
+    for images, labels in eval_batches(data, "test", 50, CPU):
+        batches.append((images.numpy(), labels.numpy()))
+        if 50 * len(batches) >= count:
+            break
+    truth = np.concatenate([labels for _, labels in batches])
+    first: np.ndarray | None = None
+    for name, run in runs.items():
+        logits = np.concatenate([run(images) for images, _ in batches])
+        first = logits if first is None else first
+        auroc = ""
+        if logits.shape[1] == 2:
+            auroc = f"{100 * roc_auc_score(truth, logits[:, 1] - logits[:, 0]):.2f}"
+        accuracy = 100 * (logits.argmax(1) == truth).mean()
+        changed = 100 * (logits.argmax(1) != first.argmax(1)).mean()
+        print(f"{name:40} {accuracy:6.2f} {auroc:6} {changed:6.2f}", flush=True)
+
+
+def print_times(runs: dict[str, Run], size: int, rounds: int = 40) -> None:
+    """Quartiles of the time of one image, ms; passes alternate."""
+    image = np.random.default_rng(0).standard_normal((1, 3, size, size), np.float32)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            begun = time.perf_counter()
+            run(image)
+            times[name].append(1e3 * (time.perf_counter() - begun))
+    for name, seen in times.items():
+        low, middle, high = np.percentile(seen[5:], [25, 50, 75])
+        print(f"{name:40} {middle:8.3f} ms ({low:.3f} to {high:.3f})", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--images", type=int, default=128, help="for calibration")
+    parser.add_argument("--test", type=int, default=2000, help="test images")
+    parser.add_argument("--options", default="{}", help="of int8, as YAML")
+    parser.add_argument(
+        "--beside", nargs="*", default=["nncf", "onnxruntime", "torchao"]
+    )
+    parser.add_argument("--time", action="store_true")
+    parser.add_argument("--cache", type=Path, default=Path("int8_compare"))
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    given.cache.mkdir(parents=True, exist_ok=True)
+    state = ModelState.load(given.model)
+    config = DataConfig.model_validate(yaml.safe_load(given.data.read_text()))
+    data = load_data(config, given.cache / "data")
+    size = data.info.image_size
+    calibration = [
+        images
+        for (images, _), _ in zip(
+            eval_batches(data, "train", 1, CPU), range(given.images), strict=False
+        )
+    ]
+    file = given.cache / "float.onnx"
+    write_onnx(state.build(), torch.cat(calibration[:2]), file, {})
+    options = {"images": given.images, **yaml.safe_load(given.options)}
+    runs = {
+        "float, eager": torch_run(state.build()),
+        "float, onnxruntime": onnxruntime_run(file),
+        "float, OpenVINO": openvino_run(file, size),
+        **ours(state, data, options, size, given.cache),
+    }
+    if "nncf" in given.beside:
+        runs |= by_nncf(state, calibration, size)
+    if "onnxruntime" in given.beside:
+        runs |= by_onnxruntime(file, calibration, size, given.cache)
+    if "torchao" in given.beside:
+        runs |= by_torchao(state, calibration, size, given.cache)
+    print_accuracy(runs, data, given.test)
+    if given.time:
+        print_times({n: run for n, run in runs.items() if "simulated" not in n}, size)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Models that a runtime computes in 8-bit integers: calibrated, or trained with their rounding."""

@@ -1,0 +1,152 @@
+"""Where NNCF puts quantisers in a torch model. Its names of places (`pre_hooks.PATH/FUNCTION/CALL
+__PORT`) are no documented interface; all that reads them is here.
+
+Only the choice of places and SmoothQuant are NNCF's: its own simulating modules compile a C++
+extension at their first pass, which needs a compiler wherever a model is rebuilt.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainers.models.quantised import IMAGES, OUTPUT, Place
+
+_HOOK = re.compile(
+    r"(?P<kind>pre|post)_hooks\.(?P<path>.*)/(?P<function>[^/]+)/(?P<call>\d+)__(?P<port>\d+)\.\d+"
+)
+_INPUT = re.compile(r"post_hooks\.[^/]+__0\.\d+")
+_AFTER_SCALE = re.compile(
+    r"(?P<path>.*)\.pre_hook__.+-(?P<function>\w+)-(?P<call>\d+)__(?P<port>\d+)\[\d+\]"
+)
+"""Module in which a multiplication by SmoothQuant's factor is called, before that call."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What NNCF chose.
+
+    Attributes:
+        groups: places of activations that share a quantiser.
+        weights: paths of layers whose weight is quantised.
+        scaled: a place and the factors (C,) that multiply activations there; the weights of
+            the model that was given have been divided by them.
+        state: the float state dict after SmoothQuant.
+    """
+
+    groups: list[list[Place]]
+    weights: list[str]
+    scaled: list[tuple[Place, Tensor]]
+    state: dict[str, Tensor]
+
+
+def check_installed() -> None:
+    """Raise ValueError, with what to install, where NNCF is missing."""
+    if find_spec("nncf") is None:
+        raise ValueError("int8 needs nncf; pip install 'compression-sweeps[deploy]'")
+
+
+def choose(
+    module: nn.Module, images: Iterable[Tensor], smooth_quant: float | None
+) -> Choice:
+    """Ask NNCF where quantisers belong.
+
+    Args:
+        module: in eval mode; not changed.
+        images: batches that SmoothQuant looks at.
+        smooth_quant: its alpha; None: without it.
+    """
+    os.environ.setdefault(
+        "NNCF_CI", "1"
+    )  # read at import: no report of its use is sent
+    import nncf
+    from nncf.quantization.advanced_parameters import (
+        AdvancedQuantizationParameters,
+        AdvancedSmoothQuantParameters,
+    )
+
+    batches = list(images)
+    alpha = -1.0 if smooth_quant is None else smooth_quant
+    with _silent():
+        quantised = nncf.quantize(
+            module,
+            nncf.Dataset(batches),
+            subset_size=len(batches),
+            model_type=nncf.ModelType.TRANSFORMER if _attends(module) else None,
+            advanced_parameters=AdvancedQuantizationParameters(
+                disable_bias_correction=True,
+                smooth_quant_alphas=AdvancedSmoothQuantParameters(
+                    convolution=-1.0, matmul=alpha
+                ),
+            ),
+        )
+        config = nncf.torch.get_config(quantised)["compression_state"]
+    return _read(module, quantised, config)
+
+
+def _attends(module: nn.Module) -> bool:
+    """Whether it has transformer blocks, for which NNCF has rules of its own."""
+    return any(isinstance(layer, nn.LayerNorm) for layer in module.modules())
+
+
+def _read(module: nn.Module, quantised: Any, config: list[dict[str, Any]]) -> Choice:
+    groups: list[list[Place]] = []
+    weights: list[str] = []
+    scaled: list[tuple[Place, Tensor]] = []
+    storage = quantised.get_submodule("__nncf_hooks")
+    for entry in config:
+        names = entry["hook_names_in_model"]
+        places = [_place(name) for name in names]
+        if entry["module_cls_name"] == "SQMultiply":
+            factor = storage.get_submodule(names[0]).scale.detach().reshape(-1)
+            scaled += [(place, factor.cpu().clone()) for place in places]
+        elif len(entry["module_config"]["scale_shape"]) > 1:
+            weights += [p.module for p in places if _has_weight(module, p.module)]
+        elif places:
+            groups.append(places)
+    state = {
+        name: value.detach().cpu().clone()
+        for name, value in quantised.state_dict().items()
+        if not name.startswith("__nncf_hooks")
+    }
+    return Choice(groups, list(dict.fromkeys(weights)), scaled, state)
+
+
+def _place(name: str) -> Place:
+    """The place that a hook's name means."""
+    found = _HOOK.fullmatch(name)
+    if found is None:
+        assert _INPUT.fullmatch(name), name
+        return Place(*IMAGES, OUTPUT)
+    path = found["path"].strip("/").replace("/", ".")
+    scaled = _AFTER_SCALE.fullmatch(path)
+    if scaled is not None:
+        return Place(
+            scaled["path"], scaled["function"], int(scaled["call"]), int(scaled["port"])
+        )
+    port = OUTPUT if found["kind"] == "post" else int(found["port"])
+    return Place(path, found["function"], int(found["call"]), port)
+
+
+def _has_weight(module: nn.Module, path: str) -> bool:
+    return isinstance(dict(module.named_modules()).get(path), nn.Linear | nn.Conv2d)
+
+
+@contextlib.contextmanager
+def _silent() -> Any:
+    """NNCF draws bars on standard output and logs much."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            yield
+    finally:
+        logging.disable(level)

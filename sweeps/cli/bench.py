@@ -1,0 +1,138 @@
+"""`sweeps bench`: a model's latency in each runtime, at several batch sizes and threads."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sweeps.cli.terminal import console, say, table, warn
+
+if TYPE_CHECKING:
+    from compress.runtimes.interface import Session
+    from trainers.models.arch import ModelState
+
+
+def bench(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|RUN",
+            help="a folder with model.safetensors, a coded file, or with TRIAL a run",
+        ),
+    ],
+    trial: Annotated[
+        str | None, typer.Argument(metavar="[TRIAL]", help="a trial of the run")
+    ] = None,
+    runtime: Annotated[str, typer.Option(help="names with commas, or all")] = "all",
+    batch: Annotated[str, typer.Option(help="images a pass: 1,8")] = "1",
+    threads: Annotated[str, typer.Option(help="of the CPU: 1,2")] = "1",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16, float16")] = (
+        "float32"
+    ),
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="pixels; default: the model's own")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=3, help="timed passes of each")] = 30,
+) -> None:
+    """Time a model in every runtime on this machine, the passes taken in turns."""
+    from pydantic import ValidationError
+
+    from compress.measure.options import RuntimeOptions
+    from compress.runtimes.registry import RUNTIMES, session
+    from compress.runtimes.registry import runtime as runtime_of
+
+    state = _state(model, trial)
+    size = image_size or _size(state)
+    names = RUNTIMES if runtime == "all" else tuple(runtime.split(","))
+    sessions = []
+    for name in names:
+        for images in _numbers("--batch", batch):
+            for count in _numbers("--threads", threads):
+                try:
+                    options = RuntimeOptions.model_validate(
+                        {
+                            "runtime": name,
+                            "batch_size": images,
+                            "threads": count,
+                            "precision": precision,
+                        }
+                    )
+                except ValidationError as error:
+                    wrong = error.errors()[0]
+                    raise ValueError(f"--{wrong['loc'][0]}: {wrong['msg']}") from None
+                try:
+                    runtime_of(name).check(options)
+                except ValueError as error:
+                    if runtime != "all":
+                        raise
+                    warn(f"left out: {error}")
+                    continue
+                sessions.append(session(state, size, options))
+    _show(sessions, _times(sessions, state, size, rounds))
+
+
+def _state(model: str, trial: str | None) -> "ModelState":
+    from compress.codec.file import decode
+    from sweeps.export.models import trial_model
+    from sweeps.run.folder import full_trial_id
+    from sweeps.run.storage import find_run
+    from trainers.models.arch import ModelState
+
+    if trial is not None:
+        return trial_model(find_run(model, to_read=True), full_trial_id(trial))
+    if Path(model).is_file():
+        return decode(Path(model))
+    return ModelState.load(Path(model))
+
+
+def _size(state: "ModelState") -> int:
+    size = state.arch.args.get("img_size")
+    if size is None:
+        raise ValueError("the model takes images of any size; give --image-size")
+    return int(size[0] if isinstance(size, list) else size)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    if not all(part.isdecimal() and int(part) > 0 for part in text.split(",")):
+        raise ValueError(f"{option} is a list of numbers like 1,8; got {text!r}")
+    return [int(part) for part in text.split(",")]
+
+
+def _times(
+    sessions: "list[Session]", state: "ModelState", size: int, rounds: int
+) -> list[list[float]]:
+    """Milliseconds of each session's passes, one of each in a round."""
+    from compress.runtimes.onnx_file import example_images
+
+    passes = []
+    for each in sessions:
+        images = example_images(state, size, each.options.batch_size)
+        passes.append(each.timed_pass(images.numpy()))
+    for timed in passes * 3:
+        timed()
+    by_round = [[timed() for timed in passes] for _ in range(rounds)]
+    return [list(times) for times in zip(*by_round, strict=True)]
+
+
+def _show(sessions: "list[Session]", times: list[list[float]]) -> None:
+    import numpy as np
+
+    shown = table(
+        "runtime", "computes in", "batch", "threads", "ms", "quartiles", "img/s"
+    )
+    for each, measured in zip(sessions, times, strict=True):
+        options = each.options
+        p25, median, p75 = np.percentile(measured, (25, 50, 75))
+        shown.add_row(
+            options.runtime,
+            each.precision,
+            str(options.batch_size),
+            str(options.threads),
+            f"{median:.3g}",
+            f"{p25:.3g}–{p75:.3g}",
+            f"{1000 * options.batch_size / median:.4g}",
+        )
+    if sessions:
+        console.print(shown)
+    else:
+        say("no runtime that was asked for is installed")

@@ -1,0 +1,78 @@
+"""How images reach an exported model: facts for its file, and a script that follows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from trainers.config import DataConfig
+from trainers.data.augment import resize_before_crop
+
+FILE = "predict.py"
+
+
+def notes_of(
+    data: DataConfig, image_size: int, class_names: Sequence[str]
+) -> dict[str, str]:
+    """The preprocessing as JSON texts by name, for a file's metadata.
+
+    `resize_to` is the side in pixels before the central square of `image_size` is cut out;
+    `resize` says whether the shorter side becomes it or both do.
+    """
+    facts = {
+        "image_size": image_size,
+        "resize_to": resize_before_crop(image_size, data.crop_fraction),
+        "resize": data.resize,
+        "interpolation": data.interpolation,
+        "mean": data.mean,
+        "std": data.std,
+        "class_names": list(class_names),
+    }
+    return {name: json.dumps(value) for name, value in facts.items()}
+
+
+LOADERS = {
+    "onnxruntime": """import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+notes = session.get_modelmeta().custom_metadata_map
+run = lambda images: session.run(None, {"images": images})[0]
+""",
+    "openvino": """import openvino
+
+model = openvino.Core().read_model("model.xml")
+notes = model.get_rt_info("model_info").value
+compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+run = lambda images: compiled(images)[0]
+""",
+}
+"""Runtime → Python that gives the file's `notes` and a function `run`."""
+
+_SCRIPT = '''"""The classes of images: python predict.py IMAGE...  (beside the model's file)."""
+import json, sys
+import numpy as np
+from PIL import Image, ImageOps
+{loader}
+notes = {{name: json.loads(notes[name]) for name in {names}}}
+filter = Image.Resampling[notes["interpolation"].upper()]
+
+def prepare(path):
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    side, to, size = min(image.size), notes["resize_to"], notes["image_size"]
+    shape = [to, to] if notes["resize"] == "warp" else [to * n // side for n in image.size]
+    image = image.resize(shape, filter)
+    left, top = (round((n - size) / 2) for n in image.size)
+    pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32)
+    return (((pixels / 255 - notes["mean"]) / notes["std"]).transpose(2, 0, 1)).astype("f4")
+
+for path in sys.argv[1:]:
+    best = int(run(prepare(path)[None])[0].argmax())
+    print(path, (notes["class_names"] or {{best: best}})[best])
+'''
+
+
+def script(runtime: str, notes: dict[str, str]) -> str | None:
+    """The text of `predict.py`; None for a runtime without one."""
+    if runtime not in LOADERS:
+        return None
+    return _SCRIPT.format(loader=LOADERS[runtime].rstrip(), names=tuple(notes))
