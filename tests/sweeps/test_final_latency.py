@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import plan, site
+
 
 import analysis
 from analysis.contract import LATENCY_FILE, Objective
@@ -19,6 +19,7 @@ from sweeps.run.plan import write_plan
 from sweeps.run.record import TrialRecord
 from sweeps.run.storage import RunStorage
 from sweeps.trial.final_latency import measure_in_turns
+from tests.sweeps.helpers import plan, site
 from trainers.files import read_json
 
 OBJECTIVES = [Objective("accuracy", "max"), Objective("latency_ms", "min")]
