@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-
 import analysis
 from analysis.contract import LATENCY_FILE, Objective
 from analysis.fronts import front_and_rivals
