@@ -283,7 +283,8 @@ def _measure_front(drive: _Drive) -> None:
     if not spec.measure.latency:
         return
     site = site_of(drive.sweep, drive.storage.run)
-    said = measure_front(drive.storage, site, spec.objectives)
+    runtimes = list(spec.measure.runtimes)
+    said = measure_front(drive.storage, site, spec.objectives, runtimes)
     if said is not None:
         drive.progress.note(said)
 

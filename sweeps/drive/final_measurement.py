@@ -25,7 +25,7 @@ from sweeps.trial.final_latency import MAX_SECONDS, measure_in_turns
 from trainers import plugins
 from trainers.files import read_json, write_atomic
 
-LATENCIES = ("latency_ms", "latency_ratio", "p95_latency_ms")
+LATENCIES = ("latency_ms", "latency_ratio", "p95_latency_ms", "throughput")
 """Metrics that are measured again."""
 MOST_TRIALS = 40
 START_SECONDS = 120.0
@@ -33,18 +33,31 @@ START_SECONDS = 120.0
 
 
 def measure_front(
-    storage: RunStorage, site: Site, objectives: Sequence[Objective]
+    storage: RunStorage,
+    site: Site,
+    objectives: Sequence[Objective],
+    prefixes: Sequence[str] = ("",),
 ) -> str | None:
     """Measure the front and its rivals again, unless that has been done.
+
+    Args:
+        prefixes: what the metrics of each runtime begin with (`MeasureConfig.runtimes`).
 
     Returns:
         A line about trials that could not be measured; None where there is nothing to say.
     """
-    latency = [o.metric for o in objectives if o.metric in LATENCIES]
-    if not latency:
+    wanted = {
+        objective.metric: prefix
+        for objective in objectives
+        for prefix in prefixes
+        if objective.metric in [prefix + name for name in LATENCIES]
+    }
+    if not wanted:
         return None
     run = analysis.load(storage.run)
-    configurations = front_and_rivals(run.configurations(), objectives, latency[0])
+    configurations = front_and_rivals(
+        run.configurations(), objectives, next(iter(wanted))
+    )
     chosen = [name for ids in configurations["trial_ids"] for name in ids][:MOST_TRIALS]
     if len(chosen) < 2 or _done(storage, chosen):
         return None
@@ -56,11 +69,11 @@ def measure_front(
     if node is not None:
         where = NodeAffinitySchedulingStrategy(node, soft=True)
         task = task.options(scheduling_strategy=where)
-    running = task.remote(chosen, site.model_dump(mode="json"))
+    runtimes = list(dict.fromkeys(wanted.values()))
+    running = task.remote(chosen, site.model_dump(mode="json"), runtimes)
+    patience = START_SECONDS + 3 * MAX_SECONDS * len(runtimes)
     try:
-        found: dict[str, Any] = ray.get(
-            running, timeout=START_SECONDS + 3 * MAX_SECONDS
-        )
+        found: dict[str, Any] = ray.get(running, timeout=patience)
     except ray.exceptions.GetTimeoutError:
         ray.cancel(running, force=True)
         return (
@@ -89,10 +102,12 @@ def measure_front(
     )
 
 
-def _measure(trial_ids: list[str], site_json: dict[str, Any]) -> dict[str, Any]:
+def _measure(
+    trial_ids: list[str], site_json: dict[str, Any], prefixes: list[str]
+) -> dict[str, Any]:
     site = Site.model_validate(site_json)
     plugins.load(site.plugins)
-    return measure_in_turns(trial_ids, site)
+    return measure_in_turns(trial_ids, site, prefixes)
 
 
 def _done(storage: RunStorage, chosen: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,66 +31,74 @@ from trainers.models.source import load_source
 from trainers.seeding import derive_seed
 
 MAX_SECONDS = 60.0
-"""Time of all timed passes together, but for the least number of rounds."""
-
-Found = Mapping[str, Any]
-"""`host`, `alone`, `rounds`, and `metrics` of each trial by its id."""
+"""Time of all timed passes of a runtime together, but for the least number of rounds."""
 
 
-def measure_in_turns(trial_ids: Sequence[str], site: Site) -> dict[str, Any]:
+def measure_in_turns(
+    trial_ids: Sequence[str], site: Site, prefixes: Sequence[str] = ("",)
+) -> dict[str, Any]:
     """Measure the final models of these trials once more, nothing else running on this node.
 
     Trials whose model is not in the stage cache, as far as this node sees it, are left out.
 
+    Args:
+        prefixes: what the metrics of each runtime begin with (`MeasureConfig.runtimes`).
+
     Returns:
-        See `Found`.
+        `host`, `alone`, `rounds`, and `metrics`: name → value of each trial by its id.
     """
     torch.set_num_threads(site.threads)
-    device = torch.device(site.device)
-    models: dict[str, Deployed] = {}
-    image_size = 0
+    records = (TrialRecord.read(trial_folder(site.run, name)) for name in trial_ids)
+    models = {
+        record.trial_id: (record.plan, model)
+        for record in records
+        if record is not None and (model := _final_model(record, site)) is not None
+    }
+    metrics: dict[str, dict[str, Any]] = {name: {} for name in models}
+    found = {"host": socket.gethostname(), "alone": True, "rounds": 0}
+    for prefix in prefixes if models else ():
+        quiet, rounds = _in_runtime(models, site, prefix, metrics)
+        found |= {"alone": quiet and found["alone"], "rounds": rounds}
+    return found | {"metrics": metrics}
+
+
+def _in_runtime(
+    models: Mapping[str, tuple[TrialPlan, ModelState]],
+    site: Site,
+    prefix: str,
+    metrics: Mapping[str, dict[str, Any]],
+) -> tuple[bool, int]:
+    """Fill `metrics` with the latencies of one runtime; whether alone, and in how many rounds."""
+    deployed: dict[str, Deployed] = {}
     source_of: dict[str, str] = {}
-    records = [TrialRecord.read(trial_folder(site.run, name)) for name in trial_ids]
-    kept = [record for record in records if record is not None]
-    for record in kept:
-        model = _final_model(record, site)
-        if model is None:
-            continue
-        plan = record.plan
+    for name, (plan, model) in models.items():
         source = f"source {json.dumps(plan.source.model_dump(mode='json'))}"
-        source_of[record.trial_id] = source
-        image_size = load_data(plan.data, site.data_cache).info.image_size
-        models[record.trial_id] = _deployed(model, plan, site, device)
-        if source not in models:
-            models[source] = _deployed(_source(plan, site), plan, site, device)
-    if not models:
-        return {
-            "host": socket.gethostname(),
-            "alone": False,
-            "rounds": 0,
-            "metrics": {},
-        }
-    options = kept[0].plan.measure
-    passes = {name: _pass(model, image_size) for name, model in models.items()}
-    turn = measuring_turn(device, options, MAX_SECONDS)
-    with turn as quiet, torch.inference_mode():
+        source_of[name] = source
+        deployed[name] = _deployed(model, plan, site, prefix)
+        if source not in deployed:
+            deployed[source] = _deployed(_source(plan, site), plan, site, prefix)
+    plan = next(iter(models.values()))[0]
+    options, size = plan.measure, load_data(plan.data, site.data_cache).info.image_size
+    batch_size = options.runtimes[prefix].batch_size
+    passes = [
+        each.session.timed_pass(batch_of(each.state, size, batch_size))
+        for each in deployed.values()
+    ]
+    device = next(iter(deployed.values())).device
+    with measuring_turn(torch.device(device), options, MAX_SECONDS) as quiet:
         times = times_in_turns(
-            list(passes.values()),
+            passes,
             warmup=options.warmup,
             rounds=options.repeats,
             max_seconds=MAX_SECONDS,
         )
-    by_name = dict(zip(passes, times, strict=True))
-    metrics = {
-        name: latency_metrics(summary([[ms] for ms in by_name[name]], by_name[source]))
-        for name, source in source_of.items()
-    }
-    return {
-        "host": socket.gethostname(),
-        "alone": quiet,
-        "rounds": len(times[0]),
-        "metrics": metrics,
-    }
+    by_name = dict(zip(deployed, times, strict=True))
+    for name, source in source_of.items():
+        timing = summary([[ms] for ms in by_name[name]], by_name[source])
+        values = latency_metrics(timing)
+        values["throughput"] = 1000 * batch_size / timing.median_ms
+        metrics[name].update({prefix + key: value for key, value in values.items()})
+    return quiet, len(times[0])
 
 
 def _final_model(record: TrialRecord, site: Site) -> ModelState | None:
@@ -115,14 +123,7 @@ def _source(plan: TrialPlan, site: Site) -> ModelState:
     )
 
 
-def _deployed(
-    state: ModelState, plan: TrialPlan, site: Site, device: torch.device
-) -> Deployed:
-    """The model in the runtime in which its trial was measured."""
-    image_size = load_data(plan.data, site.data_cache).info.image_size
-    return deploy(state, image_size, plan.measure, device.type)
-
-
-def _pass(model: Deployed, image_size: int) -> Callable[[], float]:
-    images = batch_of(model.state, image_size, model.options.batch_size)
-    return model.session.timed_pass(images)
+def _deployed(state: ModelState, plan: TrialPlan, site: Site, prefix: str) -> Deployed:
+    """A model as its trial measured it: the same runtime, precision, batch and threads."""
+    size = load_data(plan.data, site.data_cache).info.image_size
+    return deploy(state, size, plan.measure.runtimes[prefix], site.device)

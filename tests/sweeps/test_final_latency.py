@@ -92,7 +92,8 @@ def test_what_is_measured_again_counts_and_both_are_kept(
     ray = _Ray()
     monkeypatch.setattr(final_measurement, "ray", ray)
 
-    def again(trial_ids: list[str], site: Any) -> dict[str, Any]:
+    def again(trial_ids: list[str], site: Any, prefixes: Any) -> dict[str, Any]:
+        assert prefixes == [""]
         metrics = {name: {"latency_ms": 1.5} for name in trial_ids if name != "00002"}
         return {"host": "here", "alone": True, "rounds": 6, "metrics": metrics}
 
