@@ -266,6 +266,7 @@ DECIDES_NOTHING = {
     "momentum",  # not of AdamW
     "channels_last",
     "compile",
+    "grad_checkpointing",
     "tf32",
     "eval_every",
     "checkpoint_every",
