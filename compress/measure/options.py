@@ -10,7 +10,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 """Floating-point types in which a model is measured; each is the name of a torch dtype."""
 
 RuntimeName = Literal["torch", "torch_compile", "onnxruntime", "openvino"]
-"""What can execute a model; each is a key of `compress.runtimes.RUNTIMES`."""
+"""What can execute a model; each is in `compress.runtimes.registry.RUNTIMES`."""
 
 
 class RuntimeOptions(Config):

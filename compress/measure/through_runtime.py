@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from trainers.data.splits import Data
     from trainers.models.arch import ModelState
 
-MEGABYTE = 1e6
-
 
 @dataclass(frozen=True)
 class Deployed:
@@ -191,7 +189,7 @@ def peak_memory(
     known: Mapping[str, Value],
 ) -> dict[str, Value]:
     """Memory of one pass of the eager module, whatever the runtime."""
-    from compress.measure.memory import peak_memory_bytes
+    from compress.measure.memory import MEGABYTE, peak_memory_bytes
 
     peak = peak_memory_bytes(
         model.state.build(),
