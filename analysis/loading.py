@@ -92,7 +92,8 @@ def _load(folder: Path) -> _Loaded:
     if has_tables and (data is None or not has_trials):
         found: list[str] = []
         stored_data, stored_parts = parts.read_tables(stored, found)
-        data = stored_data if data is None else data
+        # the tables know more than `run.json`: the baseline
+        data = stored_data if data is None else {**(stored_data or {}), **data}
         if not has_trials:
             problems += found
             rows = store.Store(stored_parts)
