@@ -34,13 +34,13 @@ from chaos_faults import (
     Fault,
     LocalDriverKill,
     NodeLoss,
-    OutOfMemory,
     Scene,
     SecondDriver,
     SharedCache,
     Stopped,
     TrialKill,
 )
+from chaos_machine import ClockSteps, OutOfMemory, with_other_clock
 from chaos_ray import KeptCluster, Nursery
 from chaos_storage import BadStore, DiskFull
 from chaos_sweep import litter, remove, verdict
@@ -53,6 +53,7 @@ FAULTS: dict[str, type[Fault]] = {
     "trial": TrialKill,
     "memory": OutOfMemory,
     "node": NodeLoss,
+    "clock": ClockSteps,
     "stop": Stopped,
     "signal": AskedToEnd,
     "second": SecondDriver,
@@ -63,7 +64,7 @@ FAULTS: dict[str, type[Fault]] = {
 }
 """Name in the command → the fault."""
 
-COUNTS = ("lost", "doubled", "rerun", "running", "torn", "wrong")
+COUNTS = ("lost", "doubled", "rerun", "wrong", "running", "torn", "problems")
 FRONT = [0, 1, 2, 3]
 """Of the undisturbed sweep: the configurations that the spec names. `--undisturbed` shows it."""
 
@@ -86,10 +87,11 @@ def one_round(kind: str, seed: int, nursery: Nursery, folder: Path) -> dict[str,
         found = verdict(scene.sweep, scene.run, scene.cache, scene.seen)
         left = litter(scene.run, scene.cache)
         line |= {"hits": scene.hits, "starts": scene.starts, **found._asdict()}
-        line |= {"litter": len(left), "notes": [*scene.notes, *found.notes, *left[:3]]}
+        line |= {"litter": len(left), "problems": len(scene.problems)}
+        line["notes"] = [*scene.problems, *scene.notes, *found.notes, *left[:3]]
     except Exception:  # noqa: BLE001 (a round that breaks is a line, too)
         line |= {"hits": scene.hits, "broken": traceback.format_exc()[-1500:]}
-        line["notes"] = scene.notes
+        line["notes"] = [*scene.problems, *scene.notes]
     finally:
         if cluster is not None:
             cluster.close()
@@ -99,7 +101,7 @@ def one_round(kind: str, seed: int, nursery: Nursery, folder: Path) -> dict[str,
 
 def is_clean(line: dict[str, Any]) -> bool:
     """Whether all holds that must."""
-    fine = "broken" not in line and not any(line[count] for count in COUNTS)
+    fine = "broken" not in line and not any(line.get(count) for count in COUNTS)
     return fine and line["front"] == FRONT
 
 
@@ -137,13 +139,12 @@ def table(lines: list[dict[str, Any]]) -> str:
         by_fault[line["fault"]].append(line)
     rows = [
         "| fault | sweeps | faults | trials lost | doubled | ended ones run again | wrong"
-        " values | left running | files torn | front as undisturbed |",
-        "|---" * 10 + "|",
+        " values | left running | files torn | otherwise wrong | front as undisturbed |",
+        "|---" * 11 + "|",
     ]
     for kind, found in by_fault.items():
         whole = [line for line in found if "broken" not in line]
-        keys = ("lost", "doubled", "rerun", "wrong", "running", "torn")
-        sums = [str(sum(line[key] for line in whole)) for key in keys]
+        sums = [str(sum(line.get(key, 0) for line in whole)) for key in COUNTS]
         same = sum(line["front"] == FRONT for line in whole)
         hits = sum(line["hits"] for line in found)
         broken = (
@@ -178,6 +179,8 @@ def main() -> None:
     if options.table:
         print(table(done(options.out)))
         return
+    if "clock" in kinds:
+        with_other_clock()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     had = {(line["fault"], line["seed"]) for line in done(options.out)}
     os.environ["SWEEPS_DATA_CACHE"] = tempfile.mkdtemp(prefix="chaos-data-")
