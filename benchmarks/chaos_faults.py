@@ -28,7 +28,7 @@ from chaos_sweep import (
 )
 
 from analysis.contract import REPORT_FILE
-from sweeps.cli.terminal import INTERRUPTED
+from sweeps.cli.terminal import INTERRUPTED, TRY_AGAIN
 from sweeps.space.sweep import Sweep
 
 
@@ -153,7 +153,8 @@ class DriverKill(Fault):
     """
 
     name = "driver killed"
-    per_round = 8
+    per_round = 16
+    epoch_seconds = 0.6
 
     def disturb(self, scene: Scene, moment: random.Random) -> None:
         for _ in range(self.per_round):
@@ -199,7 +200,8 @@ class TrialKill(Fault):
     """SIGKILL of a trial's process, every third time amid the publishing of an artifact."""
 
     name = "trial's process killed"
-    per_round = 6
+    per_round = 12
+    epoch_seconds = 0.5
 
     def disturb(self, scene: Scene, moment: random.Random) -> None:
         driver = scene.start()
@@ -221,7 +223,8 @@ class NodeLoss(Fault):
     """A node of the cluster dies, and another one comes."""
 
     name = "node lost"
-    per_round = 3
+    per_round = 4
+    epoch_seconds = 0.5
     nodes = 2
 
     def disturb(self, scene: Scene, moment: random.Random) -> None:
@@ -240,36 +243,45 @@ class NodeLoss(Fault):
 
 class Stopped(Fault):
     """SIGSTOP of a minute: the driver, a trial's process or Ray's raylet. While the driver is
-    stopped, another one is started: it takes the run over, and the first must give way.
+    stopped, another one may be started: it takes the run over, and the first must give way.
     """
 
     name = "process stopped for a minute"
-    per_round = 1
+    per_round = 3
     on_cluster = False
+    epoch_seconds = 3.0
     seconds: ClassVar[float] = 60.0
 
     def disturb(self, scene: Scene, moment: random.Random) -> None:
         driver = scene.start()
-        scene.wait_until(driver, lambda: bool(trial_processes(scene.run)))
-        time.sleep(moment.uniform(0, 1.5))
-        target = ("driver", "trial", "raylet", "driver, and another one is started")
-        who = target[scene.seed % len(target)]
-        pid = self._pid(scene, driver, who)
-        if pid is None or driver.code() is not None:
-            return
-        scene.notes.append(f"stopped: {who}")
+        targets = ("driver", "trial", "raylet", "driver, and another one is started")
+        for number in range(self.per_round):
+            scene.wait_until(driver, lambda: bool(trial_processes(scene.run)))
+            time.sleep(moment.uniform(0, 1.5))
+            who = targets[(scene.seed + number) % len(targets)]
+            pid = self._pid(scene, driver, who)
+            if pid is None or driver.code() is not None:
+                break
+            scene.notes.append(f"stopped: {who}")
+            driver = self._stop(scene, driver, pid, "another" in who)
+            scene.hit()
+        scene.expect(driver, 0, TRY_AGAIN)
+
+    def _stop(self, scene: Scene, driver: Driver, pid: int, takes_over: bool) -> Driver:
+        """Stop a process for a minute; the driver that goes on then."""
         send(pid, signal.SIGSTOP)
         second = None
         try:
             time.sleep(15)
-            if "another" in who:
+            if takes_over:
                 second = scene.start()
-            time.sleep(max(0.0, self.seconds - 15))
+            time.sleep(self.seconds - 15)
         finally:
             send(pid, signal.SIGCONT)
-        scene.hit()
-        codes = [each.wait(400) for each in (driver, second) if each is not None]
-        scene.notes.append(f"exit codes {codes}")
+        if second is None:
+            return driver
+        scene.expect(driver, MISTAKE)
+        return second
 
     def _pid(self, scene: Scene, driver: Driver, who: str) -> int | None:
         if who.startswith("driver"):
@@ -288,6 +300,7 @@ class AskedToEnd(Fault):
     name = "asked to end by a signal"
     on_cluster = False
     per_round = 4
+    epoch_seconds = 0.6
 
     def disturb(self, scene: Scene, moment: random.Random) -> None:
         for _ in range(self.per_round):
@@ -378,11 +391,20 @@ class SharedCache(Fault):
     """Two runs of the same sweep at the same time on one cache, with trials killed in both."""
 
     name = "two runs on one cache"
-    per_round = 4
+    per_round = 6
+    epoch_seconds = 0.5
 
     def disturb(self, scene: Scene, moment: random.Random) -> None:
         place = scene.folder / "runs"  # whose runs share a cache
-        other = checked(spec(place, scene.seed, scene.folder, name="other"))
+        other = checked(
+            spec(
+                place,
+                scene.seed,
+                scene.folder,
+                epoch_seconds=self.epoch_seconds,
+                name="other",
+            )
+        )
         runs = (scene.run, other.spec.run_folder.absolute())
         drivers = [scene.start(), scene.start(other)]
         for _ in range(self.per_round):
