@@ -40,7 +40,7 @@ from chaos_faults import (
     Stopped,
     TrialKill,
 )
-from chaos_machine import ClockSteps, OutOfMemory, with_other_clock
+from chaos_machine import ClockSteps, OutOfMemory
 from chaos_ray import KeptCluster, Nursery
 from chaos_storage import BadStore, DiskFull
 from chaos_sweep import litter, remove, verdict
@@ -195,8 +195,6 @@ def main() -> None:
     if options.table:
         print(table(done(options.out)))
         return
-    if "clock" in kinds:
-        with_other_clock()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     had = {(line["fault"], line["seed"]) for line in done(options.out)}
     os.environ["SWEEPS_DATA_CACHE"] = tempfile.mkdtemp(prefix="chaos-data-")

@@ -1,14 +1,13 @@
-"""Faults of a machine, for `chaos.py`: its memory runs out, its clock is set anew. On Linux alone;
-the memory needs root, and the clock libfaketime (`apt-get install faketime`).
+"""Faults of a machine, for `chaos.py`: its memory runs out (on Linux, as root), its clock is set
+anew.
 """
 
 import contextlib
 import ctypes
+import datetime
 import os
 import random
-import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from chaos_faults import Fault, Scene
 from chaos_stage import MEMORY_ORDER
 from chaos_sweep import Driver, begun, trial_processes
 
-from sweeps.cli.terminal import TRY_AGAIN
+from trainers.files import write_atomic
 from trainers.lease import process_exists
 
 _MEMINFO = Path("/proc/meminfo")
@@ -111,38 +110,21 @@ class OutOfMemory(Fault):
             raise OSError(ctypes.get_errno(), "/proc/meminfo cannot be replaced here")
 
 
-_CLOCK = "FAKETIME_TIMESTAMP_FILE"
-_LIBRARY = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
-
-
-def with_other_clock() -> None:
-    """Go on as a process whose clock, and that of all that it starts, a file can set."""
-    if _CLOCK in os.environ:
-        return
-    if not Path(_LIBRARY).exists():
-        sys.exit(f"{_LIBRARY} is not there: apt-get install faketime")
-    handle, clock = tempfile.mkstemp(prefix="chaos-clock-")
-    os.close(handle)
-    Path(clock).write_text("+0\n")
-    os.environ |= {
-        "LD_PRELOAD": _LIBRARY,
-        _CLOCK: clock,
-        "FAKETIME_CACHE_DURATION": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        "NO_FAKE_STAT": "1",
-    }
-    os.execv(sys.executable, [sys.executable, *sys.argv])
-
-
 class ClockSteps(Fault):
-    """The machine's clock is set forward or back, by seconds or by days, while trials run; every
-    third time the driver is killed then. Monotonic clocks go on, as the kernel has it.
+    """The driver's clock is set forward or back, by seconds or by days, while trials run, whose
+    processes keep the right time, as those of other nodes do; every third time the driver is killed
+    then. Monotonic clocks go on, as the kernel has it.
     """
 
-    name = "clock set anew"
+    name = "driver's clock set anew"
     per_round = 6
-    on_cluster = False
-    epoch_seconds = 0.4
+    epoch_seconds = 0.5
+
+    def set_up(self, scene: Scene) -> None:
+        super().set_up(scene)
+        self.file = scene.folder / "clock"
+        self._set(0)
+        scene.prepare = lambda: _shift_clock(self.file)
 
     def disturb(self, scene: Scene, moment: random.Random) -> None:
         driver = scene.start()
@@ -152,18 +134,42 @@ class ClockSteps(Fault):
             time.sleep(moment.uniform(0, 1.5))
             if driver.code() is not None:
                 break
-            seconds = moment.choice((-864_000, -3_600, -40, 0, 40, 3_600, 864_000))
+            seconds = moment.choice((-864_000, -3_600, -40, 40, 3_600, 864_000))
             self._set(seconds)
-            scene.notes.append(f"{seconds:+}")
-            time.sleep(1.5)  # until all have noticed
+            scene.notes.append(f"{seconds:+} s")
+            time.sleep(0.5)
             scene.hit()
             if number % 3 == 2:
                 driver.kill()
                 driver = scene.start()
-        scene.expect(driver, 0, TRY_AGAIN, -signal.SIGKILL)
+        scene.expect(driver, 0)
 
     def _set(self, seconds: int) -> None:
-        Path(os.environ[_CLOCK]).write_text(f"{seconds:+}\n")
+        write_atomic(self.file, str(seconds).encode())
 
-    def clean_up(self, scene: Scene) -> None:
-        self._set(0)
+
+def _shift_clock(file: Path) -> None:
+    """Let Python's wall clocks in this process run ahead by as many seconds as a file says."""
+    real_time, real_ns, real_class = time.time, time.time_ns, datetime.datetime
+
+    class _OfInstances(type):
+        def __instancecheck__(cls, instance: object) -> bool:
+            return isinstance(instance, real_class)
+
+    class Shifted(real_class, metaclass=_OfInstances):  # type: ignore[misc, valid-type]
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:
+            return real_class.now(tz) + datetime.timedelta(
+                seconds=int(file.read_text())
+            )
+
+    shifted = {
+        real_time: lambda: real_time() + int(file.read_text()),
+        real_ns: lambda: real_ns() + int(file.read_text()) * 10**9,
+        real_class: Shifted,
+    }
+    for module in [m for m in sys.modules.values() if hasattr(m, "__dict__")]:
+        for name in ("time", "time_ns", "datetime"):
+            there = vars(module).get(name)
+            if callable(there) and there in shifted:
+                setattr(module, name, shifted[there])
