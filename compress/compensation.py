@@ -28,6 +28,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 RIDGE = 1e-3
 """Default of `ridge`, a share of the mean variance of what stays."""
+COMPENSATE_IMAGES = 512
+"""Default of the stages' `compensate_images`."""
 _MOST_INPUTS = 4608
 """Patches of more values are looked at channel by channel: Σ would not fit into memory."""
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from compress.budget import Quantity, Target
+from compress.compensation import COMPENSATE_IMAGES
 from compress.measure.options import Precision
 from compress.nvit.groups import GroupSizes
 from compress.nvit.importance import HEAD_DIVISOR
@@ -178,6 +179,19 @@ class NvitOptions(TrainConfig):
             " is pruned is what is cut out; all, as NViT's code: the model that is cut"
             " out computes something else"
         ),
+    )
+
+    compensate: Annotated[bool, LATER] = Field(
+        False,
+        description=(
+            "change the weights that stay so that what an interval takes is missed least:"
+            " least squares on `compensate_images`, without labels"
+        ),
+    )
+    compensate_images: Annotated[int, LATER] = Field(
+        COMPENSATE_IMAGES,
+        ge=2,
+        description="training images that `compensate` looks at, at evaluation's crop",
     )
 
     epochs: int = Field(

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from dataclasses import asdict, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -200,7 +200,9 @@ class Nvit(Stage, NvitOptions):
         blocks = block_table(layout.sizes).numpy()
         share = self._share(latency.model_ms(dense.arch.dims["embed"], blocks[:, 1:]))
         rules = self._rules(ctx.seed, share)
-        pruner = Pruner(student, layout, latency, rules, ctx.device)
+        images = partial(ctx.images, self.compensate_images)
+        calibration = images if self.compensate else None
+        pruner = Pruner(student, layout, latency, rules, ctx.device, calibration)
         objective = KlObjective(
             task_objective(self, self.distill, student, ctx),
             dense.build().to(ctx.device).requires_grad_(False),
