@@ -53,7 +53,9 @@ def test_a_trained_source_is_the_baseline_itself(
     raw: dict[str, Any], tmp_path: Path
 ) -> None:
     source = SourceConfig.model_validate(raw["source"])
-    load_source(source, num_classes=10, image_size=32, seed=0).save(tmp_path / "trained")
+    load_source(source, num_classes=10, image_size=32, seed=0).save(
+        tmp_path / "trained"
+    )
     raw["source"] = {"checkpoint": str(tmp_path / "trained")}
     plan = plan_of(raw)
     assert plan is not None
