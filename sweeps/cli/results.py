@@ -196,17 +196,17 @@ def _say_baseline(loaded: "Run") -> None:
 
 
 def _narrowed(rows: "pd.DataFrame", loaded: "Run") -> "pd.DataFrame":
-    """A front as it is where the terminal is wide enough; else its parameters in one column, which
-    can be folded.
+    """A front as it is where the terminal is wide enough; else the shortest names of its parameters
+    that tell them apart, or all parameters in one column, which can be folded.
     """
-    widths = [
-        max(len(str(name)), rows[name].str.len().max())
-        for name in rows
-        if not rows.empty
-    ]
-    if sum(widths) + len(widths) <= console.width:
+    from analysis.text import short_names
+
+    if rows.empty or _width(rows) <= console.width:
         return rows
-    names = [name for name in loaded.parameters if name in rows]
+    rows = rows.rename(columns=(short := short_names(loaded.parameters)))
+    if _width(rows) <= console.width:
+        return rows
+    names = [short[name] for name in loaded.parameters if short[name] in rows]
     found = rows.drop(columns=names)
     found["parameters"] = [
         " ".join(
@@ -217,6 +217,12 @@ def _narrowed(rows: "pd.DataFrame", loaded: "Run") -> "pd.DataFrame":
         for values in rows[names].itertuples(index=False)
     ]
     return found
+
+
+def _width(rows: "pd.DataFrame") -> int:
+    """Characters that a table takes."""
+    widths = [max(len(str(name)), rows[name].str.len().max()) for name in rows]
+    return sum(widths) + 2 * len(widths)
 
 
 def _load(run: str, read: "Callable[[Path], Run] | None" = None) -> "Run":

@@ -410,7 +410,7 @@ def _run_trials(drive: _Drive, search: StudySearch) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # records say it
     try:
         with (
-            progress.drawn(search.num_trials),
+            progress.drawn(search.num_trials, run if storage.shared else None),
             quiet(),
             deaths_of_processes(events.process_failed),
         ):
