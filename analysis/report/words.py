@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis import summary
 from analysis.comparison import Comparison
+from analysis.differences import interval
 from analysis.numbers import duration, fixed, number, percent, plain, plural
 from analysis.report.html import Html, element, join, trial_link
 from analysis.report.sections import (
@@ -131,14 +133,24 @@ def _leader(compared: Comparison | None) -> Html | None:
     if compared is None or len(compared.groups) < 2:
         return None
     first, second = compared.groups[:2]
-    return join(
-        [
-            element("b", first.name),
-            f" reaches furthest: its front dominates {percent(first.volume)} of the space"
-            " between the best values and the reference point, that of ",
-            f"{second.name} {percent(second.volume)}.",
-        ]
-    )
+    common = sorted(first.by_seed.keys() & second.by_seed.keys())
+    pairs = [first.by_seed[seed] - second.by_seed[seed] for seed in common]
+    mean, low, high = interval(np.array(pairs))
+    said = [
+        element("b", first.name),
+        f" dominates {percent(first.volume)} of the space between the best values and the"
+        f" reference point, {second.name} {percent(second.volume)}",
+    ]
+    if len(pairs) < 2:
+        said.append("; one seed does not tell which is better.")
+    else:
+        points = f"{fixed(100 * low, 1)} to {fixed(100 * high, 1)} points"
+        ahead = "ahead" if low > 0 else "not distinguishable"
+        said.append(
+            f"; over {len(pairs)} seeds the first is {ahead}"
+            f" (difference {fixed(100 * mean, 1)}, 95 % interval {points})."
+        )
+    return join(said)
 
 
 def _recommended(run: Run) -> Html | None:

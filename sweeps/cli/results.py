@@ -61,7 +61,13 @@ def front(
     ] = None,
     pick: Annotated[
         str | None,
-        typer.Option("--pick", help="one of them: knee, or best-<objective>"),
+        typer.Option(
+            "--pick",
+            help=(
+                "one of them: knee, best-<objective>, or worst-case: the best compromise of what"
+                " each offers at worst, given its seeds, images and quartiles"
+            ),
+        ),
     ] = None,
     noise: Annotated[
         bool | None,
@@ -79,7 +85,7 @@ def front(
 
     Replicates of a configuration are one row, with mean and spread.
     """
-    from analysis import command, front_text, nothing_passes
+    from analysis import also_possible, command, front_text, nothing_passes
 
     loaded = _load(run)
     rows = loaded.front(where, noise=noise)
@@ -88,8 +94,13 @@ def front(
         title = f"front of {loaded.name}"
         _print_table(_narrowed(front_text(loaded, rows), loaded), title, empty)
         _say_baseline(loaded)
+        possible = also_possible(loaded, rows) if where is None else ""
+        if possible:
+            say(possible)
         return
     picks = {name.replace(" ", "-"): row for name, row in loaded.picks(rows).items()}
+    if not rows.empty:
+        picks["worst-case"] = loaded.worst_case_pick(rows)
     if rows.empty:
         raise ValueError(f"--pick {pick}: nothing to pick from: {empty}")
     if pick.replace(" ", "-") not in picks:
