@@ -26,6 +26,7 @@ from typing import Any
 from filelock import FileLock
 
 from trainers.files import read_json, write_atomic
+from trainers.processes import process_exists
 
 log = logging.getLogger(__name__)
 
@@ -228,37 +229,6 @@ class Lease:
     def _is_mine(self, me: Owner) -> bool:
         seen = self.owner()
         return seen is not None and seen.token == me.token
-
-
-def process_exists(pid: int) -> bool:
-    """Whether a process of this number runs on this host, whoever owns it."""
-    if sys.platform == "win32":
-        return _windows_process_exists(pid)
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it exists and belongs to somebody else
-        return True
-    return True
-
-
-def _windows_process_exists(pid: int) -> bool:
-    """`os.kill` would end the process on Windows, so the system is asked about it instead."""
-    import ctypes
-
-    kernel32: Any = getattr(ctypes, "windll").kernel32  # noqa: B009 (only Windows has it)
-    query_limited_information, still_active = 0x1000, 259
-    handle = kernel32.OpenProcess(query_limited_information, False, pid)
-    if not handle:
-        access_denied = 5
-        return kernel32.GetLastError() == access_denied
-    try:
-        code = ctypes.c_ulong()
-        known = kernel32.GetExitCodeProcess(handle, ctypes.byref(code))
-        return not known or code.value == still_active
-    finally:
-        kernel32.CloseHandle(handle)
 
 
 def _owner_of(content: dict[str, Any] | None) -> Owner | None:
