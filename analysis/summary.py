@@ -12,7 +12,7 @@ from analysis.configurations import is_numeric
 from analysis.contract import Objective
 from analysis.fronts import KNEE, best_name, interval_columns
 from analysis.metrics import Metric, on_test_set
-from analysis.numbers import plain, plus_minus, quantity, significant
+from analysis.numbers import percent, plain, plus_minus, quantity, significant
 from analysis.run import Run
 from analysis.where import where_columns
 
@@ -55,11 +55,43 @@ def front_text(run: Run, front: pd.DataFrame | None = None) -> pd.DataFrame:
         ]
     if len(front) and run.has_replicates:
         columns["seeds"] = [str(v) for v in front["replicates"]]
+    if len(front) and run.is_noisy:
+        columns[CHANCE] = [chance_text(v) for v in run.chances()[front.index]]
     for name in run.parameters:
         if f"config/{name}" in front:
             values = front[f"config/{name}"]
             columns[name] = ["" if pd.isna(v) else plain(v) for v in values]
     return pd.DataFrame(columns, dtype="object")
+
+
+CHANCE = "on the front"
+"""Head of the column with the probability that a configuration is on the front."""
+
+
+def chance_text(probability: float) -> str:
+    """A probability that was counted out of some hundred draws: '93 %', '> 99 %'."""
+    if probability > 0.99:
+        return "> 99 %"
+    return percent(probability, 0) if probability >= 0.01 else "< 1 %"
+
+
+def also_possible(run: Run, front: pd.DataFrame | None = None) -> str:
+    """A sentence about the configurations that are not on the front (or on `front`) and may as
+    well be, the likeliest first; "" where there is none.
+    """
+    front = run.front() if front is None else front
+    chances = run.chances().drop(front.index)
+    likely = chances[chances >= WORTH_NAMING].sort_values(ascending=False)
+    if likely.empty or not run.is_noisy:
+        return ""
+    ids = run.trials["trial_id"]
+    named = [f"{ids[row]} ({chance_text(v)})" for row, v in likely.head(5).items()]
+    more = f" and {len(likely) - 5} more" if len(likely) > 5 else ""
+    return f"may be on the front as well: {', '.join(named)}{more}"
+
+
+WORTH_NAMING = 0.2
+"""Probability from which a configuration outside the front is named beside it."""
 
 
 def interval_text(objective: Objective, row: pd.Series) -> str:
@@ -230,6 +262,51 @@ def change(metric: Metric, before: float, after: float) -> str:
     return f"{sign}{significant(100 * abs(ratio - 1), 2)} % {metric.name}"
 
 
+def beside_baseline(run: Run, row: pd.Series) -> str:
+    """How a configuration's objectives differ from the baseline's, in words: 'accuracy −1.2 points,
+    gmacs 5.2 × lower'; "" where nothing can be compared.
+    """
+    if run.baseline is None:
+        return ""
+    found = []
+    for objective in run.objectives:
+        before = run.baseline.metrics.get(objective.metric)
+        after = row.get(f"metric/{objective.metric}")
+        if before is not None and after is not None and pd.notna(after):
+            metric = run.metrics.of(objective.metric)
+            difference = _difference(metric, before, float(after))
+            found.append(f"{metric.name} {difference}")
+    return ", ".join(found)
+
+
+def _difference(metric: Metric, before: float, after: float) -> str:
+    """'−1.2 points', '5.2 × lower', '8 % higher', 'the same'."""
+    if metric.unit == "fraction":
+        points = significant(100 * abs(after - before), 2)
+        return f"{'−' if after < before else '+'}{points} points"
+    if before == after:
+        return "the same"
+    if before <= 0 or after <= 0:
+        return f"{quantity(before, metric.unit)} → {quantity(after, metric.unit)}"
+    way = "lower" if after < before else "higher"
+    ratio = max(before, after) / min(before, after)
+    if ratio >= 1.5:
+        return f"{significant(ratio, 3)} × {way}"
+    return f"{significant(100 * abs(after / before - 1), 2)} % {way}"
+
+
+def baseline_figures(run: Run) -> str:
+    """The baseline's objectives: 'accuracy 93.1 %, gmacs 0.0119'; "" without a baseline."""
+    if run.baseline is None:
+        return ""
+    metrics = run.baseline.metrics
+    return ", ".join(
+        f"{o.metric} {quantity(metrics[o.metric], run.metrics.unit(o.metric))}"
+        for o in run.objectives
+        if o.metric in metrics
+    )
+
+
 def figures_of(run: Run, row: pd.Series) -> list[tuple[str, str]]:
     """Name and text of a configuration's objectives with their spread or measured quartiles, then
     of the same metrics on the test set.
@@ -245,6 +322,8 @@ def figures_of(run: Run, row: pd.Series) -> list[tuple[str, str]]:
             text = plus_minus(float(value), spread, run.metrics.unit(name))
             interval = interval_text(by_name[name], row) if name in by_name else ""
             found.append((name, f"{text} ({interval})" if interval else text))
+    if run.is_noisy and row.name in run.chances().index:
+        found.append((CHANCE, chance_text(run.chances()[row.name])))
     return found
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis import summary
 from analysis.comparison import Comparison
+from analysis.differences import interval
 from analysis.numbers import duration, fixed, number, percent, plain, plural
 from analysis.report.html import Html, element, join, trial_link
 from analysis.report.sections import (
@@ -77,6 +79,7 @@ def _summary(run: Run, compared: Comparison | None) -> Html:
             ]
         ),
         _seeds(run),
+        _baseline(run),
         _front(run, total["front"]),
         _leader(compared),
         _recommended(run),
@@ -94,6 +97,13 @@ def _seeds(run: Run) -> str | None:
     return (
         f"They are {plural(len(rows), 'configuration')}, each with up to {most} seeds."
     )
+
+
+def _baseline(run: Run) -> Html | None:
+    figures = summary.baseline_figures(run)
+    if run.baseline is None or not figures:
+        return None
+    return join(["The baseline is ", element("b", run.baseline.name), f": {figures}."])
 
 
 def _front(run: Run, count: int) -> Any:
@@ -123,14 +133,24 @@ def _leader(compared: Comparison | None) -> Html | None:
     if compared is None or len(compared.groups) < 2:
         return None
     first, second = compared.groups[:2]
-    return join(
-        [
-            element("b", first.name),
-            f" reaches furthest: its front dominates {percent(first.volume)} of the space"
-            " between the best values and the reference point, that of ",
-            f"{second.name} {percent(second.volume)}.",
-        ]
-    )
+    common = sorted(first.by_seed.keys() & second.by_seed.keys())
+    pairs = [first.by_seed[seed] - second.by_seed[seed] for seed in common]
+    mean, low, high = interval(np.array(pairs))
+    said = [
+        element("b", first.name),
+        f" dominates {percent(first.volume)} of the space between the best values and the"
+        f" reference point, {second.name} {percent(second.volume)}",
+    ]
+    if len(pairs) < 2:
+        said.append("; one seed does not tell which is better.")
+    else:
+        points = f"{fixed(100 * low, 1)} to {fixed(100 * high, 1)} points"
+        ahead = "ahead" if low > 0 else "not distinguishable"
+        said.append(
+            f"; over {len(pairs)} seeds the first is {ahead}"
+            f" (difference {fixed(100 * mean, 1)}, 95 % interval {points})."
+        )
+    return join(said)
 
 
 def _recommended(run: Run) -> Html | None:
@@ -205,11 +225,20 @@ def _pick(run: Run, advice: summary.Advice, first: bool) -> Html:
             trial_link(trial_id, f"trial {trial_id}"),
         ),
         element("dl", *figures),
+        _against(run, row),
         element("p", _pick_note(run, advice), class_="note"),
         element("p", _parameters(run, row), class_="config"),
         _commands(run, trial_id),
         class_="pick first" if first else "pick",
     )
+
+
+def _against(run: Run, row: pd.Series) -> Html | None:
+    """What the configuration gains and costs beside the baseline."""
+    text = summary.beside_baseline(run, row)
+    if run.baseline is None or not text:
+        return None
+    return element("p", f"{text} against {run.baseline.name}.", class_="against")
 
 
 def _pick_note(run: Run, advice: summary.Advice) -> str:

@@ -61,7 +61,13 @@ def front(
     ] = None,
     pick: Annotated[
         str | None,
-        typer.Option("--pick", help="one of them: knee, or best-<objective>"),
+        typer.Option(
+            "--pick",
+            help=(
+                "one of them: knee, best-<objective>, or worst-case: the best compromise of what"
+                " each offers at worst, given its seeds, images and quartiles"
+            ),
+        ),
     ] = None,
     noise: Annotated[
         bool | None,
@@ -79,7 +85,7 @@ def front(
 
     Replicates of a configuration are one row, with mean and spread.
     """
-    from analysis import command, front_text, nothing_passes
+    from analysis import also_possible, command, front_text, nothing_passes
 
     loaded = _load(run)
     rows = loaded.front(where, noise=noise)
@@ -87,8 +93,14 @@ def front(
     if pick is None:
         title = f"front of {loaded.name}"
         _print_table(_narrowed(front_text(loaded, rows), loaded), title, empty)
+        _say_baseline(loaded)
+        possible = also_possible(loaded, rows) if where is None else ""
+        if possible:
+            say(possible)
         return
     picks = {name.replace(" ", "-"): row for name, row in loaded.picks(rows).items()}
+    if not rows.empty:
+        picks["worst-case"] = loaded.worst_case_pick(rows)
     if rows.empty:
         raise ValueError(f"--pick {pick}: nothing to pick from: {empty}")
     if pick.replace(" ", "-") not in picks:
@@ -181,21 +193,31 @@ def print_front(run: Path) -> "Run":
     loaded = _load(str(run))
     rows = _narrowed(front_text(loaded), loaded)
     _print_table(rows, f"front of {loaded.name}", NO_FRONT)
+    _say_baseline(loaded)
     return loaded
 
 
+def _say_baseline(loaded: "Run") -> None:
+    """What the configurations are compared with, under their table."""
+    from analysis import baseline_figures
+
+    figures = baseline_figures(loaded)
+    if loaded.baseline is not None and figures:
+        say(f"baseline ({loaded.baseline.name}): {figures}")
+
+
 def _narrowed(rows: "pd.DataFrame", loaded: "Run") -> "pd.DataFrame":
-    """A front as it is where the terminal is wide enough; else its parameters in one column, which
-    can be folded.
+    """A front as it is where the terminal is wide enough; else the shortest names of its parameters
+    that tell them apart, or all parameters in one column, which can be folded.
     """
-    widths = [
-        max(len(str(name)), rows[name].str.len().max())
-        for name in rows
-        if not rows.empty
-    ]
-    if sum(widths) + len(widths) <= console.width:
+    from analysis.text import short_names
+
+    if rows.empty or _width(rows) <= console.width:
         return rows
-    names = [name for name in loaded.parameters if name in rows]
+    rows = rows.rename(columns=(short := short_names(loaded.parameters)))
+    if _width(rows) <= console.width:
+        return rows
+    names = [short[name] for name in loaded.parameters if short[name] in rows]
     found = rows.drop(columns=names)
     found["parameters"] = [
         " ".join(
@@ -206,6 +228,12 @@ def _narrowed(rows: "pd.DataFrame", loaded: "Run") -> "pd.DataFrame":
         for values in rows[names].itertuples(index=False)
     ]
     return found
+
+
+def _width(rows: "pd.DataFrame") -> int:
+    """Characters that a table takes."""
+    widths = [max(len(str(name)), rows[name].str.len().max()) for name in rows]
+    return sum(widths) + 2 * len(widths)
 
 
 def _load(run: str, read: "Callable[[Path], Run] | None" = None) -> "Run":

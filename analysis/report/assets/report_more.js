@@ -113,9 +113,11 @@ function startImportance() {
   if (!D.importance.length) return hide("importance");
   const some = D.importance.some((i) => i.conditional);
   $("importance-note").textContent =
-    "Share of the variation of each objective that a parameter explains (functional ANOVA over" +
-    " a random forest, as in Optuna), from " +
+    "Share of the variation of each objective that a parameter explains out of sample (functional" +
+    " ANOVA over a random forest, as in Optuna, scaled by what is explained of configurations left" +
+    " out), from " +
     `${Math.max(...D.importance.map((i) => i.count))} configurations.` +
+    " What chance explains as well is left out." +
     (some
       ? " A parameter with a star belongs to one alternative only and is compared where it is" +
         " present."
