@@ -42,6 +42,8 @@ class KeptCluster:
 
 
 def _keep_cluster(pipe: Connection, nodes: int, cpus: int) -> None:
+    # a killed driver has cost enough: no process starts before it is needed
+    os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(

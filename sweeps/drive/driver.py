@@ -66,6 +66,7 @@ from sweeps.spec.model import Spec
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.attempt import run_trial
 from trainers.files import default_data_cache, read_json, write_atomic
+from trainers.leftovers import remove_leftovers
 from trainers.remote import is_uri
 
 MOST_IN_VAIN = 3
@@ -165,6 +166,7 @@ def run_sweep(
             storage.pull()
             _prepare(sweep, storage, overwrite, command)
             with driving(run) as successor:
+                remove_leftovers(run, below=True)
                 if retry is not None:
                     reopen(run, retry)
                 drive = _Drive(
