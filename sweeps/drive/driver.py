@@ -382,6 +382,7 @@ def site_of(sweep: Sweep, run: Path) -> Site:
         device="cuda" if cuda else "cpu",
         threads=wanted.cpus_per_worker,
         workers=wanted.workers,
+        strategy=wanted.strategy,
         gpus_per_worker=wanted.gpus_per_worker,
         keep_workers=wanted.worker_group == "keep",
         max_failures=spec.search.max_failures,
