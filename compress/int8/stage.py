@@ -5,6 +5,7 @@ NNCF says where quantisers belong; ranges, rounding, corrections and training ar
 result is rebuilt and exported without NNCF.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -36,6 +37,7 @@ from trainers.models.parameters import linear_and_conv_parameters
 from trainers.models.quantised import QuantisedModel, QuantiserPlan, round_to_steps
 from trainers.training.losses import DistillObjective
 
+_log = logging.getLogger(__name__)
 _CALIBRATION_BATCH = 32
 _PLACING_BATCHES = 2
 
@@ -46,7 +48,7 @@ class Int8(Stage, TrainConfig):
     """
 
     phase: ClassVar[Phase] = "quantize"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = (
         "Nagel et al., A White Paper on Neural Network Quantization, 2021; SmoothQuant: Xiao"
         " et al., ICML 2023; steps in training: Esser et al., Learned Step Size Quantization,"
@@ -70,6 +72,11 @@ class Int8(Stage, TrainConfig):
             "int8_logit_error",
             "root mean square error of the logits over their own root mean square, on"
             " calibration images, before training",
+            "1",
+        ),
+        Metric(
+            "int8_max_changed_met",
+            "1 where the layers left in float meet max_changed, 0 where no choice of them does",
             "1",
         ),
     )
@@ -116,7 +123,8 @@ class Int8(Stage, TrainConfig):
         le=1,
         description=(
             "leave layers in float, those first that help most, until at most this share of"
-            " the calibration images has another first choice than in float"
+            " the calibration images has another first choice than in float; where that is"
+            " never reached, the choice with the fewest changes stays and a warning says so"
         ),
     )
     four_bit_layers: tuple[str, ...] = Field(
@@ -186,6 +194,8 @@ class Int8(Stage, TrainConfig):
             plan, four = work.decide()
             result = work.result(plan)
         changed, error = work.errors(result)
+        if self.max_changed is not None:
+            ctx.report(int8_max_changed_met=int(changed <= self.max_changed))
         ctx.report(
             int8_layers=len(plan.weights),
             int8_float_layers=len(_layers(model.arch)) - len(plan.weights),
@@ -374,9 +384,10 @@ class _Calibration:
         """Leave layers in float until few first choices change."""
         limit = self.options.max_changed
         assert limit is not None
-        plan = self._plan(layers, four)
-        if self.errors(self.result(plan))[0] <= limit:
-            return plan
+        best = self._plan(layers, four)
+        fewest = self.errors(self.result(best))[0]
+        if fewest <= limit:
+            return best
         without = {
             layer: self.errors(
                 self.result(self._plan([x for x in layers if x != layer], four)),
@@ -385,12 +396,24 @@ class _Calibration:
             for layer in layers
         }
         left = list(layers)
-        for layer in sorted(layers, key=lambda layer: (without[layer], layer)):
+        for layer in sorted(layers, key=lambda layer: (without[layer], layer))[:-1]:
             left.remove(layer)
             plan = self._plan(left, four)
-            if self.errors(self.result(plan))[0] <= limit:
-                break
-        return plan
+            changed = self.errors(self.result(plan))[0]
+            if changed < fewest:
+                best, fewest = plan, changed
+            if changed <= limit:
+                return plan
+        _log.warning(
+            "int8: max_changed %g is not reached, however many of the %d layers stay in float;"
+            " the best choice changes %.2g %% of the calibration images' first choices with"
+            " %d layers in integers. Give more images, another ranges, or epochs of training",
+            limit,
+            len(layers),
+            100 * fewest,
+            len(best.weights),
+        )
+        return best
 
     def result(
         self,
