@@ -90,10 +90,10 @@ def choose(
             ),
         )
         config = nncf.torch.get_config(quantised)["compression_state"]
-    return _without_smoothed_classifier(module, _read(module, quantised, config))
+    return without_smoothed_classifier(module, _read(module, quantised, config))
 
 
-def _without_smoothed_classifier(module: nn.Module, choice: Choice) -> Choice:
+def without_smoothed_classifier(module: nn.Module, choice: Choice) -> Choice:
     """The choice without SmoothQuant before the classifier: there the factors often meet a mean
     over positions, and OpenVINO 2026.4 computes a mean, factors and a quantiser in one kernel
     that takes the wrong factors.

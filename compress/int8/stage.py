@@ -15,6 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from compress.asp import HoldZeros, asp_masks
 from compress.finetune import check_fit
 from compress.int8.calibrate import (
     RANGE_RULES,
@@ -34,12 +35,23 @@ from trainers.config import Augment, AugmentConfig, DistillConfig, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState, on_meta
 from trainers.models.parameters import linear_and_conv_parameters
-from trainers.models.quantised import QuantisedModel, QuantiserPlan, round_to_steps
+from trainers.models.quantised import (
+    QuantisedModel,
+    QuantiserPlan,
+    keep_products_apart,
+    round_to_steps,
+)
 from trainers.training.losses import DistillObjective
 
 _log = logging.getLogger(__name__)
 _CALIBRATION_BATCH = 32
 _PLACING_BATCHES = 2
+_AUXILIARY = {
+    "sws_vit": "sws_expand",
+    "tleg_vit": "tleg_expand",
+    "lets_vit": "lets_expand",
+}
+"""Builders of models whose blocks have no weights of their own → the stage that gives them some."""
 
 
 class Int8(Stage, TrainConfig):
@@ -173,6 +185,11 @@ class Int8(Stage, TrainConfig):
             raise ValueError(
                 f"{arch.name} is in integers already; one int8 stage is enough"
             )
+        if arch.builder in _AUXILIARY:
+            raise ValueError(
+                f"{arch.name} is an auxiliary network, whose blocks share weights; put"
+                f" {_AUXILIARY[arch.builder]} before int8"
+            )
         layers = _layers(arch)
         if not layers:
             raise ValueError(f"{arch.name} has no Linear or Conv2d layers to quantise")
@@ -224,7 +241,9 @@ class Int8(Stage, TrainConfig):
             teacher="source", kind="soft", alpha=self.distill_weight
         )
         objective = DistillObjective(teacher, distill, self.label_smoothing)
-        ctx.fit(module, objective, self, name="int8")
+        masks = {f"inner.{name}": mask for name, mask in asp_masks(model).items()}
+        hooks = [HoldZeros(module, masks)] if masks else []
+        ctx.fit(module, objective, self, hooks=hooks, name="int8")
         state = {
             name: value.contiguous() for name, value in module.trained_state().items()
         }
@@ -274,6 +293,7 @@ class _Calibration:
         self.model = model
         self.batches = batches
         self.folded = model.build()
+        keep_products_apart(self.folded)
         self.norms = tuple(fold_norms(self.folded, batches[0][:2]))
         few = [batch[:_CALIBRATION_BATCH] for batch in batches[:_PLACING_BATCHES]]
         self.choice = choose(self.folded, few, options.smooth_quant)
