@@ -25,6 +25,7 @@ from compress.quant_baselines import KmeansQuant, UniformQuant
 from compress.selection.random_init import RandomInit
 from compress.selection.stage import WeightSelection
 from compress.stage import Context, Stage
+from compress.token_merging import TokenMerging
 from compress.wfn.stage import Wfn
 from trainers import measuring, plugins
 from trainers.config import DataConfig, FitOptions, SourceConfig
@@ -50,6 +51,7 @@ STAGES: dict[str, type[Stage]] = {
     "tleg_aux": TlegAux,
     "tleg_expand": TlegExpand,
     "nvit": Nvit,
+    "token_merging": TokenMerging,
     "asp": Asp,
     "wfn": Wfn,
     "int8": Int8,

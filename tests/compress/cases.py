@@ -43,6 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     "tleg_aux": {"vit": AUX | {"depth": 3}},
     "tleg_expand": {"vit": {"depth": 2}},
     "nvit": {"vit": NVIT, "resnet": "is a ViT or DeiT"},
+    "token_merging": {"vit": {"r": 1}, "resnet": "is a ViT or DeiT"},
     "asp": {"vit": {"measure": False}, "resnet": "no Linear layer"},
     "wfn": {"vit": WFN, "resnet": WFN},
     "int8": {"vit": TRAIN | {"images": 8}, "resnet": TRAIN | {"images": 8}},
