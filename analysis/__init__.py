@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from analysis.summary import (
         advice,
         also_possible,
+        baseline_figures,
         command,
         failures,
         front_table,
@@ -53,6 +54,7 @@ _HOMES = {
     "analysis.summary": (
         "advice",
         "also_possible",
+        "baseline_figures",
         "command",
         "failures",
         "front_table",
@@ -72,6 +74,7 @@ __all__ = [
     "Run",
     "advice",
     "also_possible",
+    "baseline_figures",
     "command",
     "compare",
     "compare_groups",

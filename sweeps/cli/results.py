@@ -96,6 +96,7 @@ def front(
         possible = also_possible(loaded, rows) if where is None else ""
         if possible:
             say(possible)
+        _say_baseline(loaded)
         return
     picks = {name.replace(" ", "-"): row for name, row in loaded.picks(rows).items()}
     if not rows.empty:
@@ -192,7 +193,17 @@ def print_front(run: Path) -> "Run":
     loaded = _load(str(run))
     rows = _narrowed(front_text(loaded), loaded)
     _print_table(rows, f"front of {loaded.name}", NO_FRONT)
+    _say_baseline(loaded)
     return loaded
+
+
+def _say_baseline(loaded: "Run") -> None:
+    """What the configurations are compared with, under their table."""
+    from analysis import baseline_figures
+
+    figures = baseline_figures(loaded)
+    if loaded.baseline is not None and figures:
+        say(f"baseline ({loaded.baseline.name}): {figures}")
 
 
 def _narrowed(rows: "pd.DataFrame", loaded: "Run") -> "pd.DataFrame":
