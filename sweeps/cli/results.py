@@ -106,10 +106,10 @@ def front(
     if pick is None:
         title = f"front of {loaded.name}"
         _print_table(_narrowed(front_text(loaded, rows), loaded), title, empty)
-        _say_baseline(loaded)
         possible = also_possible(loaded, rows) if where is None else ""
         if possible:
             say(possible)
+        _say_baseline(loaded)
         return
     picks = {name.replace(" ", "-"): row for name, row in loaded.picks(rows).items()}
     if not rows.empty:
