@@ -9,14 +9,14 @@ Legend
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from compress.channels.trace import Attribute, Axes, Trace, trace
+from compress.channels.trace import Axes, Trace, Use, trace
 from trainers.models.arch import Arch, on_meta
 from trainers.models.cut_model import Cut
 from trainers.models.parameters import classifier_layers
@@ -49,14 +49,14 @@ class Layout:
         groups: they hold each unit once.
         rows: (tensor, axis) → rows of its positions; axes without units are left out.
         shapes: tensor → its shape.
-        sizes: (attribute, its value, rows of the positions whose number it is).
+        sizes: uses of attributes as sizes of axes.
     """
 
     num_units: int
     groups: tuple[Group, ...]
     rows: Mapping[tuple[str, int], Rows]
     shapes: Mapping[str, tuple[int, ...]]
-    sizes: tuple[tuple[Attribute, Rows], ...]
+    sizes: tuple[Use, ...]
 
     @classmethod
     def of(cls, arch: Arch, image_size: int) -> "Layout":
@@ -109,8 +109,8 @@ class Layout:
             rows={place: numbered(rows) for place, rows in axes.items()},
             shapes={name: tuple(t.shape) for name, t in tensors.items()},
             sizes=tuple(
-                (attribute, numbered(found.identities.resolved(rows)))
-                for attribute, rows in found.sizes
+                replace(use, rows=numbered(found.identities.resolved(use.rows)))
+                for use in found.sizes
             ),
         )
 
@@ -138,10 +138,11 @@ class Layout:
             for name, axes in self.axis_keeps(keep).items()
         }
         sizes: dict[str, dict[str, Any]] = defaultdict(dict)
-        for attribute, rows in self.sizes:
-            now = int(self.kept(rows, keep).sum())
-            if now == len(rows):
+        for use in self.sizes:
+            now = int(self.kept(use.rows, keep).sum())
+            if now == len(use.rows):
                 continue
+            attribute, now = use.attribute, now * use.over // use.times
             own = sizes[attribute.module]
             if attribute.item is None:
                 own[attribute.name] = now

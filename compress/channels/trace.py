@@ -37,6 +37,16 @@ class Attribute:
     item: int | None = None
 
 
+@dataclass(frozen=True)
+class Use:
+    """An axis whose size is `times` / `over` of an attribute; rows of its positions."""
+
+    attribute: Attribute
+    rows: Rows
+    times: int = 1
+    over: int = 1
+
+
 @dataclass
 class Trace:
     """What one pass showed.
@@ -44,15 +54,13 @@ class Trace:
     Attributes:
         identities: of all atoms.
         axes: parameter or buffer → rows of its axes.
-        sizes: an attribute → the rows whose number it is, in each of its uses.
-        norms: weights of norms that average over removable positions → channels in each group.
-        outputs: rows of the last axis of the logits.
+        sizes: every use of an attribute as the size of an axis.
         unknown: operations that made the positions of their arguments stay.
     """
 
     identities: Identities
     axes: dict[str, Axes]
-    sizes: list[tuple[Attribute, Rows]] = field(default_factory=list)
+    sizes: "list[Use]" = field(default_factory=list)
     unknown: set[str] = field(default_factory=set)
 
 
@@ -78,6 +86,7 @@ def trace(module: nn.Module, image_shape: Sequence[int]) -> Trace:
     for output in outputs if isinstance(outputs, tuple | list) else [outputs]:
         for rows in follower.axes(output):
             follower.ids.fix(rows)
+    follower.fix_ratios()
     axes = {
         name: [
             None if rows is None else follower.ids.resolved(rows)
@@ -98,17 +107,70 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 class _Sized(int):
-    """The value of an attribute."""
+    """A size: `times` / `over` of an attribute, or of the positions of an axis.
 
-    attribute: Attribute
+    Attributes:
+        attribute: whose value it is.
+        rows: whose number it is.
+        others: attributes, or rows of axes, that it was computed with.
+    """
 
-    def __new__(cls, value: int, attribute: Attribute) -> "_Sized":
+    attribute: Attribute | None
+    rows: Rows | None
+    times: int
+    over: int
+    others: tuple[Any, ...]
+
+    def __new__(
+        cls,
+        value: int,
+        attribute: Attribute | None = None,
+        rows: Rows | None = None,
+        times: int = 1,
+        over: int = 1,
+        others: tuple[Any, ...] = (),
+    ) -> "_Sized":
         made = super().__new__(cls, value)
-        made.attribute = attribute
+        made.attribute, made.rows, made.others = attribute, rows, others
+        made.times, made.over = times, over
         return made
+
+    @property
+    def attributes(self) -> list[Attribute]:
+        """Attributes that it was computed with."""
+        return [other for other in self.others if isinstance(other, Attribute)]
+
+    @property
+    def axes(self) -> list[Rows]:
+        """Rows of other axes that it was computed with."""
+        return [other for other in self.others if not isinstance(other, Attribute)]
+
+    def _scaled(self, value: int, by: Any, times: int, over: int) -> int:
+        if not isinstance(by, int):
+            return NotImplemented
+        others = self.others
+        if isinstance(by, _Sized):
+            others += by.others + (by.attribute if by.rows is None else by.rows,)
+        return _Sized(
+            value, self.attribute, self.rows, self.times * times, self.over * over, others
+        )
+
+    def __mul__(self, by: Any) -> int:
+        return self._scaled(int(self) * int(by), by, int(by), 1) if _whole(by) else int(self) * by
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, by: Any) -> int:
+        if not _whole(by) or int(self) % int(by):
+            return int(self) // by
+        return self._scaled(int(self) // int(by), by, 1, int(by))
 
     def __deepcopy__(self, memo: Any) -> int:
         return int(self)
+
+
+def _whole(by: Any) -> bool:
+    return isinstance(by, int) and not isinstance(by, bool)
 
 
 @contextmanager
@@ -163,6 +225,15 @@ class _Sizes(TorchFunctionMode):
         if name == "scaled_dot_product_attention" and kwargs.get("scale") is None:
             follower.ids.fix(follower.axes(args[0])[-1])  # the scale is its size
         result = func(*args, **kwargs)
+        if name == "__get__" and isinstance(result, torch.Size):
+            return _sized_shape(result, follower.axes(args[0]))
+        if name == "size":
+            axes = follower.axes(args[0])
+            if isinstance(result, torch.Size):
+                return _sized_shape(result, axes)
+            dim = args[1] if len(args) > 1 else kwargs["dim"]
+            rows = axes[dim]
+            return result if rows is None else _Sized(result, rows=rows)
         if name in _SIZED_FUNCTIONS:
             sizes = [*_flat(args[1:]), *_flat(kwargs.values())]
             if any(isinstance(size, _Sized) for size in sizes):
@@ -174,7 +245,7 @@ class _Sizes(TorchFunctionMode):
         if name in ("view", "reshape", "expand"):
             sizes = list(_flat(args[1:])) or list(_flat(kwargs.values()))
             for size, rows in zip(sizes, follower.axes(result), strict=True):
-                follower.note(size, rows)
+                follower.note(size, rows, follower.axes(args[0]))
         elif name == "unflatten":
             dim = args[1] % args[0].ndim
             sizes = list(args[2])
@@ -188,7 +259,7 @@ class _Sizes(TorchFunctionMode):
             if isinstance(sizes, _Sized):
                 sizes = [sizes] * len(result)
             for size, part in zip(sizes, result, strict=True):
-                follower.note(size, follower.axes(part)[dim])
+                follower.note(size, follower.axes(part)[dim], follower.axes(args[0]))
         elif name == "__getitem__":
             key = args[1] if isinstance(args[1], tuple) else (args[1],)
             if any(part is None for part in key):
@@ -221,6 +292,17 @@ _SIZED_FUNCTIONS = {
 }
 
 
+def _sized_shape(shape: torch.Size, axes: Axes) -> torch.Size:
+    if all(rows is None for rows in axes):
+        return shape
+    return torch.Size(
+        [
+            n if rows is None else _Sized(n, rows=rows)
+            for n, rows in zip(shape, axes, strict=True)
+        ]
+    )
+
+
 def _flat(values: Any) -> Iterator[Any]:
     for value in values:
         if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
@@ -238,7 +320,8 @@ class _Follower(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.ids = Identities()
-        self.sizes: list[tuple[Attribute, Rows]] = []
+        self.sizes: list[Use] = []
+        self.ratios: list[tuple[Any, Rows, Axes]] = []
         self.unknown: set[str] = set()
         self.pad_is_sized = False
         # tensors are held, so that no other gets the identity of one that is gone
@@ -256,9 +339,25 @@ class _Follower(TorchDispatchMode):
     def set(self, tensor: Tensor, axes: Axes) -> None:
         self._known[id(tensor)] = (tensor, axes)
 
-    def note(self, size: Any, rows: Rows | None) -> None:
-        if isinstance(size, _Sized) and rows is not None:
-            self.sizes.append((size.attribute, rows))
+    def note(self, size: Any, rows: Rows | None, source: Axes = ()) -> None:
+        """Note that an axis has a size; `source` are the axes that were reshaped into it."""
+        if not isinstance(size, _Sized) or rows is None:
+            return
+        if size.attribute is not None:
+            self.sizes.append(Use(size.attribute, rows, size.times, size.over))
+        if size.rows is not None and (size.times, size.over) != (1, 1):
+            self.ratios.append((size, rows, source))
+
+    def fix_ratios(self) -> None:
+        """Keep axes whose size is computed from that of an axis which they are no part of."""
+        for size, rows, source in self.ratios:
+            own = self.ids.resolved(size.rows)
+            parts = [self.ids.resolved(each) for each in source if each is not None]
+            if any(part.shape == own.shape and (part == own).all() for part in parts):
+                continue
+            given = [use.rows for use in self.sizes if use.attribute in size.attributes]
+            for each in (rows, size.rows, *size.axes, *given):
+                self.ids.fix(each)
 
     def fix(self, *tensors: Any) -> None:
         for tensor in tensors:
@@ -283,7 +382,7 @@ class _Follower(TorchDispatchMode):
             else:
                 for tensor, axes in zip(out, found, strict=False):
                     self.set(tensor, axes)
-        elif torch.Tag.pointwise in func.tags or name in _ELEMENTWISE:
+        elif torch.Tag.pointwise in func.tags or name.rstrip("_") in _ELEMENTWISE:
             self.set(out, self.elementwise(out, inputs))
         else:
             self.unknown.add(name)
@@ -420,7 +519,8 @@ def _split(
     if rows is not None and isinstance(size, int) and len(out) > 1:
         if len({part.shape[dim] for part in out}) == 1:
             # parts of one size stay parts of one size
-            _, inner = f.ids.split(rows, [len(out), size])
+            outer, inner = f.ids.split(rows, [len(out), size])
+            f.ids.fix(outer)
             each = inner if size > 1 else f.ids.fix(rows)
             rows = None if each is None else np_tile(each, len(out))
         else:
@@ -513,6 +613,12 @@ def _reduce_two(
     f: _Follower, out: Sequence[Tensor], x: Tensor, dims: Any = None, *a: Any, **k: Any
 ) -> list[Axes]:
     return [_reduce(f, each, x, dims) for each in out]
+
+
+def _vector_norm(
+    f: _Follower, out: Tensor, x: Tensor, order: Any = 2, dims: Any = None, *_: Any, **__: Any
+) -> Axes:
+    return _reduce(f, out, x, dims)
 
 
 def _softmax(f: _Follower, out: Tensor, x: Tensor, dim: int, *_: Any) -> Axes:
@@ -694,6 +800,7 @@ _SPATIAL = (
 )
 _ELEMENTWISE = {
     "clone",
+    "to_copy",
     "_to_copy",
     "alias",
     "detach",
@@ -702,6 +809,10 @@ _ELEMENTWISE = {
     "_reshape_alias_copy",
     "native_dropout",
     "masked_fill",
+    "hardswish",
+    "hardsigmoid",
+    "silu",
+    "mish",
 }
 _RULES: dict[str, Rule] = {
     "view": _view,
@@ -726,7 +837,7 @@ _RULES: dict[str, Rule] = {
     "sum": _reduce,
     "amax": _reduce,
     "amin": _reduce,
-    "linalg_vector_norm": _reduce,
+    "linalg_vector_norm": _vector_norm,
     "var_mean": _reduce_two,
     "_softmax": _softmax,
     "_safe_softmax": _softmax,
