@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from analysis.run import Run
     from analysis.summary import (
         advice,
+        baseline_figures,
         command,
         failures,
         front_table,
@@ -49,6 +50,7 @@ _HOMES = {
     "analysis.run": ("Run",),
     "analysis.summary": (
         "advice",
+        "baseline_figures",
         "command",
         "failures",
         "front_table",
@@ -66,6 +68,7 @@ __all__ = [
     "Objective",
     "Run",
     "advice",
+    "baseline_figures",
     "command",
     "compare",
     "duration",

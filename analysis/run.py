@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import pareto
+from analysis.baseline import Baseline
 from analysis.configurations import configurations_of, objective_values
 from analysis.contract import STATUSES, Objective
 from analysis.fronts import front_of, fronts_table, noise_of, picks_of
@@ -40,6 +41,7 @@ class Run:
         data: the data set in one line.
         remarks: what the sweep said of its source and its data when it began, whole sentences.
         metrics: descriptions and units of what was measured.
+        baseline: what the configurations are compared with; None where it was not measured.
         problems: every file that could not be read, by name, and why.
         members: the runs that a merged one (`analysis.merge`) is made of, by the first part of
             its trial ids.
@@ -61,6 +63,7 @@ class Run:
     data: str = ""
     remarks: list[str] = field(default_factory=list)
     metrics: Metrics = field(default_factory=Metrics)
+    baseline: Baseline | None = None
     problems: list[str] = field(default_factory=list)
     members: dict[str, Run] = field(default_factory=dict)
 

@@ -37,6 +37,7 @@ GROUND = (
 STAGE = (
     "compress/stage.py compress/metrics.py compress/keys.py compress/cache.py"
     " compress/student.py compress/finetune.py compress/asp.py"
+    " compress/budget.py compress/compensation.py"
 )
 TRAINING = "trainers data models training"
 CHECK = (

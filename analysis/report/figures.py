@@ -196,11 +196,29 @@ def _scatter(
             edgecolors=_INK,
             **style,
         )
+    _star(axes, run, x, y)
     _scale(axes, "y", run, y.metric, up)
     if x is None:
         axes.set_xlabel("configuration")
     else:
         _scale(axes, "x", run, x.metric, across)
+
+
+def _star(axes: Axes, run: Run, x: Objective | None, y: Objective) -> None:
+    """The baseline, where it was measured on both axes."""
+    metrics = run.baseline.metrics if run.baseline is not None else {}
+    if x is None or x.metric not in metrics or y.metric not in metrics:
+        return
+    at = (metrics[x.metric], metrics[y.metric])
+    axes.scatter(*at, s=130, marker="*", color="#c98a00", edgecolors=_INK, zorder=4)
+    axes.annotate(
+        "baseline",
+        at,
+        xytext=(0, -13),
+        textcoords="offset points",
+        ha="center",
+        fontsize=8.5,
+    )
 
 
 def _error_bars(

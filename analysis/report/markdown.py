@@ -64,6 +64,7 @@ def render(
         f"# {code(run.name)}",
         f"{plural(total['trials'], 'trial')}: {counts or 'none'}. {_cost(total)}",
         *_remarks(run),
+        *_baseline(run),
         *_picks(run),
     ]
     if compared is not None:
@@ -94,17 +95,38 @@ def _remarks(run: Run) -> list[str]:
     return ["## Data and source", "\n".join(f"- {code(line)}" for line in lines)]
 
 
+def _baseline(run: Run) -> list[str]:
+    figures = summary.baseline_figures(run)
+    if run.baseline is None or not figures:
+        return []
+    return [f"The baseline is {_cell(run.baseline.name)}: {_cell(figures)}."]
+
+
 def _picks(run: Run) -> list[str]:
     advised = summary.advice(run)
     if not advised:
         return []
     ids = run.trials["trial_id"]
-    rows = [[_cell(a.title), code(ids.iloc[a.row]), _cell(a.text)] for a in advised]
+    configurations = run.configurations()
+    offered = {
+        a.row: configurations.loc[configurations.index == a.row] for a in advised
+    }
+    rows = [
+        [
+            _cell(a.title),
+            code(ids.iloc[a.row]),
+            _cell(a.text),
+            _cell(summary.beside_baseline(run, offered[a.row].iloc[0])),
+        ]
+        for a in advised
+    ]
+    head = ["pick", "trial", "offers"]
+    head += ["against the baseline"] if run.baseline is not None else []
     best = ids.iloc[advised[0].row]
     commands = [summary.command(run, best, what) for what in ("onnx", "reproduce")]
     return [
         "## Picks",
-        _table(["pick", "trial", "offers"], rows),
+        _table(head, [row[: len(head)] for row in rows]),
         _fenced("\n".join(commands)),
     ]
 

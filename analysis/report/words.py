@@ -77,6 +77,7 @@ def _summary(run: Run, compared: Comparison | None) -> Html:
             ]
         ),
         _seeds(run),
+        _baseline(run),
         _front(run, total["front"]),
         _leader(compared),
         _recommended(run),
@@ -94,6 +95,13 @@ def _seeds(run: Run) -> str | None:
     return (
         f"They are {plural(len(rows), 'configuration')}, each with up to {most} seeds."
     )
+
+
+def _baseline(run: Run) -> Html | None:
+    figures = summary.baseline_figures(run)
+    if run.baseline is None or not figures:
+        return None
+    return join(["The baseline is ", element("b", run.baseline.name), f": {figures}."])
 
 
 def _front(run: Run, count: int) -> Any:
@@ -205,11 +213,20 @@ def _pick(run: Run, advice: summary.Advice, first: bool) -> Html:
             trial_link(trial_id, f"trial {trial_id}"),
         ),
         element("dl", *figures),
+        _against(run, row),
         element("p", _pick_note(run, advice), class_="note"),
         element("p", _parameters(run, row), class_="config"),
         _commands(run, trial_id),
         class_="pick first" if first else "pick",
     )
+
+
+def _against(run: Run, row: pd.Series) -> Html | None:
+    """What the configuration gains and costs beside the baseline."""
+    text = summary.beside_baseline(run, row)
+    if run.baseline is None or not text:
+        return None
+    return element("p", f"{text} against {run.baseline.name}.", class_="against")
 
 
 def _pick_note(run: Run, advice: summary.Advice) -> str:

@@ -87,6 +87,7 @@ def front(
     if pick is None:
         title = f"front of {loaded.name}"
         _print_table(_narrowed(front_text(loaded, rows), loaded), title, empty)
+        _say_baseline(loaded)
         return
     picks = {name.replace(" ", "-"): row for name, row in loaded.picks(rows).items()}
     if rows.empty:
@@ -181,7 +182,17 @@ def print_front(run: Path) -> "Run":
     loaded = _load(str(run))
     rows = _narrowed(front_text(loaded), loaded)
     _print_table(rows, f"front of {loaded.name}", NO_FRONT)
+    _say_baseline(loaded)
     return loaded
+
+
+def _say_baseline(loaded: "Run") -> None:
+    """What the configurations are compared with, under their table."""
+    from analysis import baseline_figures
+
+    figures = baseline_figures(loaded)
+    if loaded.baseline is not None and figures:
+        say(f"baseline ({loaded.baseline.name}): {figures}")
 
 
 def _narrowed(rows: "pd.DataFrame", loaded: "Run") -> "pd.DataFrame":

@@ -24,7 +24,14 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from analysis.contract import STATUSES, Objective, Status, finite_values, is_feasible
+from analysis.contract import (
+    BASELINE,
+    STATUSES,
+    Objective,
+    Status,
+    finite_values,
+    is_feasible,
+)
 from analysis.numbers import number, plain, quantity
 from sweeps.console import PlainConsole
 from sweeps.run.record import TrialError, TrialRecord
@@ -169,10 +176,11 @@ class Progress:
     def ended(self, record: TrialRecord) -> None:
         """Print a trial's line."""
         self.counts["running"] -= 1
-        self._count(record)
         self.console.print(self._line(record), highlight=False, soft_wrap=True)
-        if self._bar is not None:
-            self._bar.advance(self._task)
+        if record.trial_id != BASELINE:
+            self._count(record)
+            if self._bar is not None:
+                self._bar.advance(self._task)
         self._redraw()
 
     def _count(self, record: TrialRecord) -> None:
