@@ -8,7 +8,7 @@ Legend
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from compress.channels.trace import Axes, Trace, Use, trace
+from compress.channels.trace import Axes, Product, Trace, Use, trace
 from trainers.models.arch import Arch, on_meta
 from trainers.models.cut_model import Cut
 from trainers.models.parameters import classifier_layers
@@ -50,6 +50,7 @@ class Layout:
         rows: (tensor, axis) → rows of its positions; axes without units are left out.
         shapes: tensor → its shape.
         sizes: uses of attributes as sizes of axes.
+        products: convolutions and matrix products of a pass of one image.
     """
 
     num_units: int
@@ -57,6 +58,7 @@ class Layout:
     rows: Mapping[tuple[str, int], Rows]
     shapes: Mapping[str, tuple[int, ...]]
     sizes: tuple[Use, ...]
+    products: tuple[Product, ...]
 
     @classmethod
     def of(cls, arch: Arch, image_size: int) -> "Layout":
@@ -69,6 +71,7 @@ class Layout:
     @classmethod
     def of_trace(cls, found: Trace, module: nn.Module) -> "Layout":
         saved = module.state_dict()
+        resolved = found.identities.resolved
         tensors = dict([*module.named_parameters(), *module.named_buffers()])
         _fix_what_is_not_cut(found, module, saved)
         axes = {
@@ -111,6 +114,10 @@ class Layout:
             sizes=tuple(
                 replace(use, rows=numbered(found.identities.resolved(use.rows)))
                 for use in found.sizes
+            ),
+            products=tuple(
+                replace(each, rows=tuple(numbered(resolved(rows)) for rows in each.rows))
+                for each in found.products
             ),
         )
 
@@ -181,10 +188,3 @@ def _fix_what_is_not_cut(
 def _fix(found: Trace, axes: Axes) -> None:
     for rows in axes:
         found.identities.fix(rows)
-
-
-def uniform_keep(layout: Layout, units: Sequence[int]) -> Keep:
-    """All units but these."""
-    keep = np.ones(layout.num_units, bool)
-    keep[list(units)] = False
-    return keep

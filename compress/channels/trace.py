@@ -47,6 +47,18 @@ class Use:
     over: int = 1
 
 
+@dataclass(frozen=True)
+class Product:
+    """Multiply-accumulates of one operation on one image: `times` those of all its axes.
+
+    Attributes:
+        rows: of the axes whose number of positions can change.
+    """
+
+    times: int
+    rows: tuple[Rows, ...]
+
+
 @dataclass
 class Trace:
     """What one pass showed.
@@ -56,12 +68,14 @@ class Trace:
         axes: parameter or buffer → rows of its axes.
         sizes: every use of an attribute as the size of an axis.
         unknown: operations that made the positions of their arguments stay.
+        products: convolutions and matrix products of the pass.
     """
 
     identities: Identities
     axes: dict[str, Axes]
     sizes: "list[Use]" = field(default_factory=list)
     unknown: set[str] = field(default_factory=set)
+    products: list[Product] = field(default_factory=list)
 
 
 def trace(module: nn.Module, image_shape: Sequence[int]) -> Trace:
@@ -94,7 +108,9 @@ def trace(module: nn.Module, image_shape: Sequence[int]) -> Trace:
         ]
         for name, tensor in names.items()
     }
-    return Trace(follower.ids, axes, follower.sizes, follower.unknown)
+    return Trace(
+        follower.ids, axes, follower.sizes, follower.unknown, follower.products
+    )
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -321,6 +337,7 @@ class _Follower(TorchDispatchMode):
         super().__init__()
         self.ids = Identities()
         self.sizes: list[Use] = []
+        self.products: list[Product] = []
         self.ratios: list[tuple[Any, Rows, Axes]] = []
         self.unknown: set[str] = set()
         self.pad_is_sized = False
@@ -358,6 +375,12 @@ class _Follower(TorchDispatchMode):
             given = [use.rows for use in self.sizes if use.attribute in size.attributes]
             for each in (rows, size.rows, *size.axes, *given):
                 self.ids.fix(each)
+
+    def count(self, times: int, *axes: tuple[int, Rows | None]) -> None:
+        """Note an operation whose work is `times` that of all its axes (size, rows)."""
+        times *= math.prod(n for n, rows in axes if rows is None)
+        rows = tuple(rows for _, rows in axes if rows is not None)
+        self.products.append(Product(times, rows))
 
     def fix(self, *tensors: Any) -> None:
         for tensor in tensors:
@@ -696,6 +719,12 @@ def _convolution(
             f.ids.unify(inputs, channel)
     if bias is not None:
         f.ids.unify(f.axes(bias)[0], outputs)
+    places = out if not transposed else x
+    f.count(
+        math.prod(places.shape[2:]) * math.prod(weight.shape[2:]),
+        (weight.shape[0], own[0]),
+        (weight.shape[1], own[1]),
+    )
     return [given[0], outputs, *[None] * (out.ndim - 2)]
 
 
@@ -704,7 +733,9 @@ def _mm(f: _Follower, out: Tensor, a: Tensor, b: Tensor) -> Axes:
     f.ids.unify(left[-1], right[-2])
     if a.ndim == 3:
         f.ids.unify(left[0], right[0])
-    return [*left[:-1], right[-1]]
+    axes: Axes = [*left[:-1], right[-1]]
+    f.count(1, *zip(out.shape, axes, strict=True), (a.shape[-1], left[-1]))
+    return axes
 
 
 def _addmm(
