@@ -12,7 +12,7 @@ computed anew (HALP, Shen et al., NeurIPS 2022, does the same between its prunin
 chunks that still fit come back, and exchanges that gain importance are made.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,8 @@ class Choice:
         scores: importance of every unit (U,), at least 0.
         cost: what a cut model costs.
         keep: units that are there still; default: all.
+        blocks: path of a residual block → its groups, all of which may go together; see
+            `dropped`.
     """
 
     def __init__(
@@ -56,7 +58,11 @@ class Choice:
         scores: Floats,
         cost: Cost,
         keep: Keep | None = None,
+        blocks: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
+        self.blocks = dict(blocks or {})
+        self.dropped: list[str] = []
+        self._there = np.ones(len(groups))
         self.cost = cost
         self.num_units = len(scores)
         keep = np.ones(len(scores), bool) if keep is None else keep
@@ -76,14 +82,16 @@ class Choice:
         # importance of the chunks of each group, in the order in which they go; inf at its end
         width = int(self.most.max(initial=0)) + 1
         self.value = np.full((len(groups), width), np.inf)
+        self.totals = []
         for g, units in enumerate(self.order):
             sums = np.cumsum(np.concatenate([[0.0], scores[units]]))
+            self.totals.append(sums)
             ends = self.chunks[g] * np.arange(self.most[g] + 1)
             self.value[g, : self.most[g]] = np.diff(sums[ends])
 
     def shares(self, gone: npt.NDArray[np.int64]) -> Floats:
         """Shares of units (B, G) that stay where `gone` (B, G) chunks go."""
-        return (self.now - gone * self.chunks) / self.sizes
+        return (self.now - gone * self.chunks) / self.sizes * self._there
 
     def cost_now(self) -> float:
         """The cost of what stays."""
@@ -99,7 +107,8 @@ class Choice:
         for i in range(rounds):
             aim = begin + (limit - begin) * (i + 1) / rounds
             while (cost := self.cost_now()) > aim:
-                if not self._remove(cost - aim):
+                bound = self._remove(cost - aim)
+                if not self._drop(bound) and bound == np.inf:
                     return self.keep()
         self._improve(limit)
         return self.keep()
@@ -111,6 +120,27 @@ class Choice:
             keep[units[gone * chunk :]] = True
         return keep
 
+    def _drop(self, bound: float) -> bool:
+        """Drop the blocks that are worth less than `bound` of importance for what they save;
+        True where one was.
+        """
+        before = len(self.dropped)
+        for path in [path for path in self.blocks if path not in self.dropped]:
+            groups = list(self.blocks[path])
+            left = sum(
+                self.totals[g][-1] - self.totals[g][self.gone[g] * self.chunks[g]]
+                for g in groups
+            )
+            now = self.cost_now()
+            self._there[groups] = 0
+            saved = now - self.cost_now()
+            if saved > 0 and left / saved < bound:
+                self.dropped.append(path)
+                self.most[groups] = self.gone[groups]
+            else:
+                self._there[groups] = 1
+        return len(self.dropped) > before
+
     def _savings(self) -> Floats:
         """What the next chunk of each group saves (G,); tiny where nothing may go."""
         each = self.gone + np.eye(len(self.gone), dtype=int)
@@ -118,8 +148,12 @@ class Choice:
         costs = self.cost.of(self.shares(np.concatenate([self.gone[None], each])))
         return np.maximum(costs[0] - costs[1:], 1e-12 * max(costs[0], 1e-30))
 
-    def _remove(self, wanted: float) -> bool:
-        """Remove the chunks of least V/S that save `wanted` by the present S, at least one."""
+    def _remove(self, wanted: float) -> float:
+        """Remove the chunks of least V/S that save `wanted` by the present S, at least one.
+
+        Returns:
+            The largest V/S of what went; inf where nothing could.
+        """
         saved = self._savings()
         columns = np.arange(self.value.shape[1])
         left = columns >= self.gone[:, None]
@@ -130,11 +164,11 @@ class Choice:
         order = np.argsort(ratio, axis=None, kind="stable")
         order = order[np.isfinite(ratio.reshape(-1)[order])]
         if not len(order):
-            return False
+            return np.inf
         total = np.cumsum(saved[order // len(columns)])
         count = int(np.searchsorted(total, wanted * (1 - 1e-9))) + 1
         self.gone += np.bincount(order[:count] // len(columns), minlength=len(saved))
-        return True
+        return float(ratio.reshape(-1)[order[:count]].max())
 
     def _improve(self, limit: float) -> None:
         """Put back what fits, then exchange one chunk for another where that is worth more."""
@@ -147,7 +181,8 @@ class Choice:
     def _last_values(self) -> Floats:
         """Importance of the chunk that went last in each group (G,); -inf where none did."""
         at = np.maximum(self.gone - 1, 0)
-        return np.where(self.gone > 0, self.value[np.arange(len(at)), at], -np.inf)
+        back = (self.gone > 0) & (self._there > 0)
+        return np.where(back, self.value[np.arange(len(at)), at], -np.inf)
 
     def _put_back(self, limit: float) -> None:
         while True:

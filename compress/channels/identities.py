@@ -85,7 +85,9 @@ class Identities:
         a, b = a - b, b - a
         if len(a) > len(b):
             a, b = b, a
-        if len(a) != 1:  # nothing against something, or pairs that do not tell which is which
+        if (
+            len(a) != 1
+        ):  # nothing against something, or pairs that do not tell which is which
             for atom in a | b:
                 self._parent[atom] = 0
             return

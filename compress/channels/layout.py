@@ -116,7 +116,9 @@ class Layout:
                 for use in found.sizes
             ),
             products=tuple(
-                replace(each, rows=tuple(numbered(resolved(rows)) for rows in each.rows))
+                replace(
+                    each, rows=tuple(numbered(resolved(rows)) for rows in each.rows)
+                )
                 for each in found.products
             ),
         )

@@ -4,8 +4,9 @@ A norm over channels (LayerNorm, GroupNorm) of a masked model averages over the 
 as it does once the others are cut.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from compress.channels.layout import Keep, Layout
+from compress.compensation import corrected_tensors
 from trainers.models.arch import Arch, ModelState, on_meta
 from trainers.models.cut_model import Cut
-
-_SAME = 1e-5
 
 
 def cut_arch(arch: Arch, cut: Cut) -> Arch:
@@ -33,9 +33,11 @@ def cut_arch(arch: Arch, cut: Cut) -> Arch:
     )
 
 
-def cut_state(state: ModelState, layout: Layout, keep: Keep) -> ModelState:
-    """The dense model of the units that stay."""
-    cut = layout.cut(keep, on_meta(state.arch))
+def cut_state(
+    state: ModelState, layout: Layout, keep: Keep, dropped: Sequence[str] = ()
+) -> ModelState:
+    """The dense model of the units that stay, without the blocks that are dropped."""
+    cut = Cut().then(replace(layout.cut(keep, on_meta(state.arch)), dropped=dropped))
     weights = dict(state.weights)
     for name, axes in layout.axis_keeps(keep).items():
         for axis, kept in axes.items():
@@ -44,9 +46,42 @@ def cut_state(state: ModelState, layout: Layout, keep: Keep) -> ModelState:
     arch = cut_arch(state.arch, cut)
     return ModelState(
         arch,
-        {name: value.clone().contiguous() for name, value in weights.items()},
+        {
+            name: value.clone().contiguous()
+            for name, value in weights.items()
+            if not name.startswith(tuple(f"{path}." for path in dropped))
+        },
         dict(state.meta),
     )
+
+
+def with_compensation(
+    state: ModelState,
+    layout: Layout,
+    keep: Keep,
+    images: Iterable[Tensor],
+    device: torch.device,
+) -> ModelState:
+    """The whole model, in which what stays does also what is removed did, as well as it can."""
+    module = state.build().to(device)
+    kept = {
+        name.removesuffix(".weight"): torch.from_numpy(np.flatnonzero(axes[1]))
+        for name, axes in layout.axis_keeps(keep).items()
+        if 1 in axes
+        and name.endswith(".weight")
+        and isinstance(
+            module.get_submodule(name[: -len(".weight")]), nn.Linear | nn.Conv2d
+        )
+    }
+    weights = dict(state.weights)
+    for name, value in corrected_tensors(module, kept, images).items():
+        path = name.removesuffix(".weight")
+        if path in kept and name.endswith(".weight"):
+            whole = torch.zeros_like(weights[name])
+            whole[:, kept[path]] = value.to(whole.dtype)
+            value = whole
+        weights[name] = value.to(weights[name].dtype)
+    return ModelState(state.arch, weights, state.meta)
 
 
 class Masks:
@@ -150,7 +185,12 @@ def _group_norm(
 
 @torch.no_grad()
 def difference(
-    state: ModelState, layout: Layout, keep: Keep, cut: ModelState, image_size: int
+    state: ModelState,
+    layout: Layout,
+    keep: Keep,
+    cut: ModelState,
+    image_size: int,
+    dropped: Sequence[str] = (),
 ) -> float:
     """Largest difference between the logits of the masked and of the cut model on random
     images, relative to the largest logit.
@@ -161,6 +201,7 @@ def difference(
     module = state.build()
     masks = Masks(module, layout, keep)
     masks.on_values()
+    Cut(dropped=dropped).apply(module)
     with masks.norms_over_kept():
         expected = module(images)
     found = cut.build()(images)

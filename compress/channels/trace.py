@@ -53,10 +53,12 @@ class Product:
 
     Attributes:
         rows: of the axes whose number of positions can change.
+        weight: the parameter that takes part; None: there is none.
     """
 
     times: int
     rows: tuple[Rows, ...]
+    weight: str | None = None
 
 
 @dataclass
@@ -87,7 +89,7 @@ def trace(module: nn.Module, image_shape: Sequence[int]) -> Trace:
     follower = _Follower()
     names = _tensors(module)
     for name, tensor in names.items():
-        follower.start(tensor)
+        follower.start(name, tensor)
     device = next(iter(names.values())).device
     images = torch.empty(tuple(image_shape), device=device)
     with ExitStack() as stack:
@@ -168,11 +170,20 @@ class _Sized(int):
         if isinstance(by, _Sized):
             others += by.others + (by.attribute if by.rows is None else by.rows,)
         return _Sized(
-            value, self.attribute, self.rows, self.times * times, self.over * over, others
+            value,
+            self.attribute,
+            self.rows,
+            self.times * times,
+            self.over * over,
+            others,
         )
 
     def __mul__(self, by: Any) -> int:
-        return self._scaled(int(self) * int(by), by, int(by), 1) if _whole(by) else int(self) * by
+        return (
+            self._scaled(int(self) * int(by), by, int(by), 1)
+            if _whole(by)
+            else int(self) * by
+        )
 
     __rmul__ = __mul__
 
@@ -343,11 +354,15 @@ class _Follower(TorchDispatchMode):
         self.pad_is_sized = False
         # tensors are held, so that no other gets the identity of one that is gone
         self._known: dict[int, tuple[Tensor, Axes]] = {}
+        self._names: dict[int, str] = {}
 
-    def start(self, tensor: Tensor) -> None:
+    def start(self, name: str, tensor: Tensor) -> None:
         """All positions of a parameter or buffer are new."""
         if id(tensor) not in self._known:
-            self.set(tensor, [self.ids.fresh(n) if n > 1 else None for n in tensor.shape])
+            self._names[id(tensor)] = name
+            self.set(
+                tensor, [self.ids.fresh(n) if n > 1 else None for n in tensor.shape]
+            )
 
     def axes(self, tensor: Any) -> Axes:
         known = self._known.get(id(tensor))
@@ -376,11 +391,11 @@ class _Follower(TorchDispatchMode):
             for each in (rows, size.rows, *size.axes, *given):
                 self.ids.fix(each)
 
-    def count(self, times: int, *axes: tuple[int, Rows | None]) -> None:
+    def count(self, times: int, weight: Tensor, *axes: tuple[int, Rows | None]) -> None:
         """Note an operation whose work is `times` that of all its axes (size, rows)."""
         times *= math.prod(n for n, rows in axes if rows is None)
         rows = tuple(rows for _, rows in axes if rows is not None)
-        self.products.append(Product(times, rows))
+        self.products.append(Product(times, rows, self._names.get(id(weight))))
 
     def fix(self, *tensors: Any) -> None:
         for tensor in tensors:
@@ -398,6 +413,8 @@ class _Follower(TorchDispatchMode):
         inputs = [x for x in _flat([*args, *kwargs.values()]) if isinstance(x, Tensor)]
         if not any(id(x) in self._known for x in inputs):
             return out
+        if name in ("t", "transpose", "view", "detach") and id(args[0]) in self._names:
+            self._names[id(out)] = self._names[id(args[0])]
         if rule is not None:
             found = rule(self, out, *args, **kwargs)
             if isinstance(out, Tensor):
@@ -558,9 +575,7 @@ def _split(
     return found
 
 
-def _unbind(
-    f: _Follower, out: Sequence[Tensor], x: Tensor, dim: int = 0
-) -> list[Axes]:
+def _unbind(f: _Follower, out: Sequence[Tensor], x: Tensor, dim: int = 0) -> list[Axes]:
     axes = list(f.axes(x))
     f.ids.fix(axes.pop(dim))
     return [list(axes) for _ in out]
@@ -639,7 +654,13 @@ def _reduce_two(
 
 
 def _vector_norm(
-    f: _Follower, out: Tensor, x: Tensor, order: Any = 2, dims: Any = None, *_: Any, **__: Any
+    f: _Follower,
+    out: Tensor,
+    x: Tensor,
+    order: Any = 2,
+    dims: Any = None,
+    *_: Any,
+    **__: Any,
 ) -> Axes:
     return _reduce(f, out, x, dims)
 
@@ -683,7 +704,11 @@ def _pad(f: _Follower, out: Tensor, x: Tensor, pads: Sequence[int], *_: Any) -> 
             axes[-1 - i] = None
             continue
         # how many are added can change only where an attribute says it
-        new = f.ids.fresh(low + high) if f.pad_is_sized else np.zeros((low + high, 1), int)
+        new = (
+            f.ids.fresh(low + high)
+            if f.pad_is_sized
+            else np.zeros((low + high, 1), int)
+        )
         new = np.pad(new, ((0, 0), (0, rows.shape[1] - 1)))
         axes[-1 - i] = np.concatenate([new[:low], rows, new[low:]])
     return axes
@@ -722,6 +747,7 @@ def _convolution(
     places = out if not transposed else x
     f.count(
         math.prod(places.shape[2:]) * math.prod(weight.shape[2:]),
+        weight,
         (weight.shape[0], own[0]),
         (weight.shape[1], own[1]),
     )
@@ -734,7 +760,7 @@ def _mm(f: _Follower, out: Tensor, a: Tensor, b: Tensor) -> Axes:
     if a.ndim == 3:
         f.ids.unify(left[0], right[0])
     axes: Axes = [*left[:-1], right[-1]]
-    f.count(1, *zip(out.shape, axes, strict=True), (a.shape[-1], left[-1]))
+    f.count(1, b, *zip(out.shape, axes, strict=True), (a.shape[-1], left[-1]))
     return axes
 
 

@@ -177,7 +177,7 @@ BUILDERS: dict[str, Callable[[Arch], nn.Module]] = {
     "cut": _cut,
 }
 """`Arch.builder` → the function that builds the module."""
-DROP_RATE_BUILDERS = ("timm", "pruned_vit", "sws_vit", "tleg_vit", "lets_vit")
+DROP_RATE_BUILDERS = ("timm", "pruned_vit", "sws_vit", "tleg_vit", "lets_vit", "cut")
 """Builders that take `drop_rate` and `drop_path_rate`."""
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -49,7 +48,9 @@ class Cut:
     def from_json(cls, dims: Mapping[str, Any]) -> "Cut":
         """What `to_json` gave; entries that are missing are empty."""
         return cls(
-            shapes={name: list(map(int, v)) for name, v in dims.get("shapes", {}).items()},
+            shapes={
+                name: list(map(int, v)) for name, v in dims.get("shapes", {}).items()
+            },
             sizes={path: dict(own) for path, own in dims.get("sizes", {}).items()},
             dropped=list(map(str, dims.get("dropped", []))),
         )
@@ -77,7 +78,9 @@ class Cut:
             parent, _, name = path.rpartition(".")
             holder = _found(module, parent)
             if name not in dict(holder.named_children()):
-                raise ValueError(f"the model has no block {path!r} that could be dropped")
+                raise ValueError(
+                    f"the model has no block {path!r} that could be dropped"
+                )
             setattr(holder, name, nn.Identity())
         for name, shape in self.shapes.items():
             _shrink(module, name, tuple(shape))
@@ -123,8 +126,14 @@ def _set_size(holder: nn.Module, path: str, name: str, value: Any) -> None:
     many = isinstance(old, tuple | list)
     olds, news = (old, value) if many and isinstance(value, list) else ([old], [value])
     whole = all(type(n) is int for n in (*olds, *news))
-    if not whole or len(olds) != len(news) or not all(0 <= n <= m for n, m in zip(news, olds)):
-        raise ValueError(f"the module {path!r} has no size {name!r} that could be {value}")
+    if (
+        not whole
+        or len(olds) != len(news)
+        or not all(0 <= n <= m for n, m in zip(news, olds))
+    ):
+        raise ValueError(
+            f"the module {path!r} has no size {name!r} that could be {value}"
+        )
     setattr(holder, name, type(old)(value) if many else value)
 
 
