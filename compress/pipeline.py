@@ -12,6 +12,7 @@ import torch
 
 from compress.asp import Asp
 from compress.cache import Artifact, StageCache
+from compress.channels.stage import PruneChannels
 from compress.finetune import Finetune
 from compress.int8.stage import Int8
 from compress.keys import computing, library_versions, source_key, stage_key
@@ -51,6 +52,7 @@ STAGES: dict[str, type[Stage]] = {
     "tleg_aux": TlegAux,
     "tleg_expand": TlegExpand,
     "nvit": Nvit,
+    "prune_channels": PruneChannels,
     "token_merging": TokenMerging,
     "asp": Asp,
     "wfn": Wfn,
