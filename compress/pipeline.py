@@ -12,6 +12,7 @@ import torch
 
 from compress.asp import Asp
 from compress.cache import Artifact, StageCache
+from compress.channels.stage import PruneChannels
 from compress.finetune import Finetune
 from compress.int8.stage import Int8
 from compress.keys import computing, library_versions, source_key, stage_key
@@ -25,6 +26,7 @@ from compress.quant_baselines import KmeansQuant, UniformQuant
 from compress.selection.random_init import RandomInit
 from compress.selection.stage import WeightSelection
 from compress.stage import Context, Stage
+from compress.token_merging import TokenMerging
 from compress.wfn.stage import Wfn
 from trainers import measuring, plugins
 from trainers.config import DataConfig, FitOptions, SourceConfig
@@ -50,6 +52,8 @@ STAGES: dict[str, type[Stage]] = {
     "tleg_aux": TlegAux,
     "tleg_expand": TlegExpand,
     "nvit": Nvit,
+    "prune_channels": PruneChannels,
+    "token_merging": TokenMerging,
     "asp": Asp,
     "wfn": Wfn,
     "int8": Int8,

@@ -155,6 +155,14 @@ class Context:
             yield batch
             measuring.pause_point()
 
+    def images(self, n: int, batch_size: int = 128) -> Iterator[Tensor]:
+        """The first `n` images of the training part, without labels, in batches as at
+        evaluation.
+        """
+        for images, _ in self.batches(-(-n // batch_size), batch_size):
+            yield images[:n]
+            n -= len(images)
+
     def report(self, **metrics: Value) -> None:
         """Put metrics of this stage into the trial's record; `Stage.metrics` describes each."""
         self.reported.update(metrics)

@@ -37,6 +37,7 @@ GROUND = (
 STAGE = (
     "compress/stage.py compress/metrics.py compress/keys.py compress/cache.py"
     " compress/student.py compress/finetune.py compress/asp.py"
+    " compress/budget.py compress/compensation.py compress/token_merging.py"
 )
 TRAINING = "trainers data models training"
 CHECK = (
@@ -65,12 +66,13 @@ ROOMS = (
     Room("selection", "compress/selection", f"stage {TRAINING}"),
     Room("learngene", "compress/learngene", f"stage {TRAINING}"),
     Room("nvit", "compress/nvit", f"stage options runtimes measure {TRAINING}"),
+    Room("channels", "compress/channels", f"stage options runtimes measure {TRAINING}"),
     Room("int8", "compress/int8", f"stage {TRAINING}"),
     Room("wfn", "compress/wfn", f"stage {TRAINING}"),
     Room(
         "pipeline",
         "compress",
-        f"stage codec options measure selection learngene nvit wfn int8 {TRAINING}",
+        f"stage codec options measure selection learngene nvit wfn int8 channels {TRAINING}",
     ),
     # the search
     Room("text", "sweeps/spec/yaml_text.py", "trainers"),
@@ -133,7 +135,7 @@ NOT_EVERYWHERE = {
     "SIGUSR1": (),
     "SIGHUP": ("sweeps/drive/interrupt.py",),
     "fork": (),
-    "kill": ("trainers/lease.py",),
+    "kill": ("trainers/processes.py",),
 }
 """Names of what Windows or macOS lack, or have with another meaning → where they may be."""
 

@@ -217,6 +217,13 @@ class Search(Config):
         ),
     )
     refine: Refine | None = None
+    baseline: bool = Field(
+        True,
+        description=(
+            "measure what the trials are compared with, too: the trained source, or what the"
+            " first stages, which only train and which nothing changes, make of it"
+        ),
+    )
 
 
 class Resources(Config):
