@@ -168,7 +168,7 @@ class _Sized(int):
             return NotImplemented
         others = self.others
         if isinstance(by, _Sized):
-            others += by.others + (by.attribute if by.rows is None else by.rows,)
+            others += (*by.others, by.attribute if by.rows is None else by.rows)
         return _Sized(
             value,
             self.attribute,

@@ -129,7 +129,7 @@ def _set_size(holder: nn.Module, path: str, name: str, value: Any) -> None:
     if (
         not whole
         or len(olds) != len(news)
-        or not all(0 <= n <= m for n, m in zip(news, olds))
+        or not all(0 <= n <= m for n, m in zip(news, olds, strict=True))
     ):
         raise ValueError(
             f"the module {path!r} has no size {name!r} that could be {value}"
