@@ -4,10 +4,10 @@
         [--targets 0.5 0.35] [--seeds 0 1 2] [--images 6400] [--epochs 2] [--test 2000]
 
 MODEL is a folder that `ModelState.save` wrote, DATA.yaml the `data` part of its spec. Each way
-leads to a model of the same latency by the measured table of layers in OpenVINO, one image a pass, one
-thread, chosen so that ours takes the target's share of MODEL's; what each takes is measured, too.
-All are tuned on the same images with the same loss, half of it the logits of MODEL.
-Finished runs in the file are left out, so that it can be stopped at any time.
+leads to a model of the same latency by the measured table of layers (OpenVINO, one image a pass,
+one thread), chosen so that ours takes the target's share of MODEL's; what each takes is measured,
+too. All are tuned on the same images with the same loss, half of it the logits of MODEL. Finished
+runs in the file are left out, so that it can be stopped at any time.
 
 Ways: ours (Hessian importance, compensated), ours-blocks (blocks may go), ours-plain (not
 compensated), tp-magnitude, tp-taylor, tp-isomorphic (torch-pruning's pruners, one
