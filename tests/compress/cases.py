@@ -50,7 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
     "tleg_expand": {"vit": {"depth": 2}},
     "nvit": {"vit": NVIT, "resnet": "is a ViT or DeiT"},
     "prune_channels": {
-        "vit": CHANNELS | {"schedule": "iterative", "prune_epochs": 1, "intervals": 2},
+        "vit": CHANNELS | {"pruning": "iterative", "prune_epochs": 1, "intervals": 2},
         "resnet": CHANNELS | {"blocks": True},
     },
     "token_merging": {"vit": {"r": 1}, "resnet": "is a ViT or DeiT"},
