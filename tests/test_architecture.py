@@ -135,7 +135,7 @@ NOT_EVERYWHERE = {
     "SIGUSR1": (),
     "SIGHUP": ("sweeps/drive/interrupt.py",),
     "fork": (),
-    "kill": ("trainers/lease.py",),
+    "kill": ("trainers/processes.py",),
 }
 """Names of what Windows or macOS lack, or have with another meaning → where they may be."""
 

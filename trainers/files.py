@@ -7,9 +7,10 @@ import os
 import re
 import sys
 import time
-import uuid
 from pathlib import Path
 from typing import Any
+
+from trainers.leftovers import tag
 
 _VARIABLE = re.compile(r"\$([A-Za-z_]\w*|\{[A-Za-z_]\w*\})")
 _WINDOWS_PATIENCE_SECONDS = 2.0
@@ -20,7 +21,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    beside = path.with_name(f".{path.name}.{tag()}.tmp")
     try:
         with open(beside, "wb") as file:
             file.write(content)

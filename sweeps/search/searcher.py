@@ -19,6 +19,7 @@ from sweeps.run.folder import trial_folder, trial_name
 from sweeps.run.plan import TrialPlan, read_plan, write_plan
 from sweeps.run.record import TrialRecord, trial_records
 from sweeps.run.storage import RunStorage
+from sweeps.search.baseline import baseline_plan
 from sweeps.search.optuna_internals import enqueue_again
 from sweeps.search.plans import new_plan, refining_plan
 from sweeps.search.refine import front_numbers, refined_stages
@@ -71,11 +72,14 @@ class StudySearch:
     Records that are complete are kept: their configurations count against the budget and are not
     run again; configurations that lack a replicate are asked for first, under their old number.
     Then come the configurations that the spec names, then what the sampler draws, and when all has
-    ended the trials that refine the front.
+    ended the trials that refine the front. Before all of them comes the baseline, of which the
+    study hears nothing.
 
     Attributes:
         notes: lines for the user about how the study begins.
         halted: whether no more trials are handed out, whatever is left.
+        asks_baseline: whether the baseline is handed out, before all trials and beside their
+            number.
     """
 
     def __init__(self, sweep: Sweep, storage: RunStorage) -> None:
@@ -104,6 +108,7 @@ class StudySearch:
         self._running: dict[str, _Configuration | None] = {}
         self._is_refined = search.refine is None
         self._continue_study()
+        self._queue_baseline()
 
     # --- what an earlier driver left
 
@@ -191,6 +196,17 @@ class StudySearch:
             return None
         grid = self.sweep.space.grid() or []
         return [found for found in grid if self._key(found) not in self._tried]
+
+    def _queue_baseline(self) -> None:
+        """Let the baseline come first where trials are left to be compared with it."""
+        self.asks_baseline = False
+        plan = baseline_plan(self.sweep) if self.num_trials else None
+        if plan is None:
+            return
+        earlier = TrialRecord.read(trial_folder(self.run, plan.trial_id))
+        if earlier is None or earlier.status not in ENDED:
+            self.asks_baseline = True
+            self._write_and_queue(None, plan)
 
     # --- which trial comes next
 

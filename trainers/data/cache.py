@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import shutil
-import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +35,7 @@ from trainers.data.parts import (
 )
 from trainers.files import flush_to_disk
 from trainers.lease import one_at_a_time
+from trainers.leftovers import remove_leftovers, tag
 from trainers.machine import usable_cores
 
 log = logging.getLogger(__name__)
@@ -281,7 +281,8 @@ def _published(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[st
             log.warning("image cache %s is damaged; building it again", folder)
         else:
             log.info("building the image cache %s", folder)
-        beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+        remove_leftovers(folder.parent)
+        beside = folder.with_name(f".{folder.name}.{tag()}.tmp")
         beside.mkdir()
         try:
             notes = build(beside)

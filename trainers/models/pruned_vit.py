@@ -40,6 +40,8 @@ class PrunedAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads, self.qk_dim, self.v_dim, self.scale = heads, qk, v, scale
+        self.one_product = True
+        """Whether q, k and v may be computed as one product; not where each layer is quantised."""
         self.q = nn.Linear(embed, heads * qk, bias=qkv_bias)
         self.k = nn.Linear(embed, heads * qk, bias=qkv_bias)
         self.v = nn.Linear(embed, heads * v, bias=qkv_bias)
@@ -68,7 +70,7 @@ class PrunedAttention(nn.Module):
         """(B, N, E) → (B, N, H·QK), (B, N, H·QK), (B, N, H·V)."""
         layers = (self.q, self.k, self.v)
         if (
-            not x.is_cpu
+            not (self.one_product and x.is_cpu)
             or any(type(layer) is not nn.Linear for layer in layers)  # of low rank
             or torch.onnx.is_in_onnx_export()
             or torch.compiler.is_exporting()
