@@ -12,6 +12,7 @@ import torch
 
 from compress.asp import Asp
 from compress.cache import Artifact, StageCache
+from compress.channels.stage import PruneChannels
 from compress.finetune import Finetune
 from compress.int8.stage import Int8
 from compress.keys import computing, library_versions, source_key, stage_key
@@ -53,6 +54,7 @@ STAGES: dict[str, type[Stage]] = {
     "tleg_expand": TlegExpand,
     "nvit": Nvit,
     "low_rank": LowRank,
+    "prune_channels": PruneChannels,
     "token_merging": TokenMerging,
     "asp": Asp,
     "wfn": Wfn,

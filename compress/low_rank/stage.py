@@ -178,7 +178,9 @@ class LowRank(Stage):
         module = model.build().to(ctx.device)
         moments = input_moments(module, sizes.keys(), ctx.images(self.images)).moments
         return {
-            path: directions(module.get_submodule(path), moments.get(path))
+            path: directions(
+                module.get_submodule(path), moments[path] if self.images else None
+            )
             for path in sizes
         }
 

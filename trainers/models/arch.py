@@ -164,6 +164,15 @@ def _low_rank(arch: Arch) -> nn.Module:
     return factor(inner.build(), arch.dims["ranks"])
 
 
+def _cut(arch: Arch) -> nn.Module:
+    from trainers.models.cut_model import Cut
+
+    inner = Arch.from_json(arch.dims["inner"])
+    return Cut.from_json(arch.dims).apply(
+        Arch(inner.builder, inner.name, arch.args, inner.dims).build()
+    )
+
+
 BUILDERS: dict[str, Callable[[Arch], nn.Module]] = {
     "timm": _timm,
     "resnet_cifar": _resnet_cifar,
@@ -173,9 +182,10 @@ BUILDERS: dict[str, Callable[[Arch], nn.Module]] = {
     "lets_vit": _lets_vit,
     "int8": _int8,
     "low_rank": _low_rank,
+    "cut": _cut,
 }
 """`Arch.builder` → the function that builds the module."""
-DROP_RATE_BUILDERS = ("timm", "pruned_vit", "sws_vit", "tleg_vit", "lets_vit")
+DROP_RATE_BUILDERS = ("timm", "pruned_vit", "sws_vit", "tleg_vit", "lets_vit", "cut")
 """Builders that take `drop_rate` and `drop_path_rate`."""
 
 
