@@ -57,15 +57,13 @@ def context(digits: Data, folder: Path) -> Context:
 
 def dense_oracle(weights: Tensor, centroids: Tensor, relative: bool) -> Tensor:
     """Σ_i Σ_k softmin_k(D/0.05)·D, from the description, in float64, by autograd."""
-    total = torch.zeros((), dtype=torch.float64)
-    for w in weights.double():
-        gap = (w - centroids.double()).abs()
-        if relative and w.abs() > GAMMA_0:
-            gap = gap / w.abs()
-        elif relative:
-            gap = torch.where(centroids == 0, gap * 0, gap)
-        total = total + (torch.softmax(-gap / 0.05, 0) * gap).sum()
-    return total
+    w = weights.double()[:, None]
+    gap = (w - centroids.double()).abs()
+    if relative:
+        small = w.abs() <= GAMMA_0
+        near_zero = torch.where(centroids == 0, gap * 0, gap)
+        gap = torch.where(small, near_zero, gap / w.abs())
+    return (torch.softmax(-gap / 0.05, 1) * gap).sum()
 
 
 @pytest.mark.parametrize("relative", [True, False])

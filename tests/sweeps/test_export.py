@@ -3,7 +3,7 @@ it cannot.
 """
 
 import json
-import subprocess
+import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -350,7 +350,12 @@ def test_an_export_that_computes_otherwise_is_refused(
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
-def test_script_predicts_as_the_product(tmp_path: Path, name: str) -> None:
+def test_script_predicts_as_the_product(
+    tmp_path: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Square pictures, and upright and wide ones that are larger."""
     data = DataConfig(dataset="digits", image_size=48, crop_fraction=0.875)
     generator = np.random.default_rng(0)
@@ -372,13 +377,10 @@ def test_script_predicts_as_the_product(tmp_path: Path, name: str) -> None:
     notes = notes_of(data, 48, tuple("abcdefg"))
     write_model(state, name, tmp_path, image_size=48, notes=notes)
     wanted = [f"{index}.png {'abcdefg'[best]}" for index, best in enumerate(chosen)]
-    done = subprocess.run(
-        [sys.executable, "predict.py", "0.png", "1.png", "2.png", "3.png"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert done.stdout.splitlines() == wanted, done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["predict.py", *(f"{i}.png" for i in range(4))])
+    runpy.run_path("predict.py", run_name="__main__")
+    assert capsys.readouterr().out.splitlines() == wanted
 
 
 def test_push_goes_through_the_hubs_library(
