@@ -94,7 +94,8 @@ def start_ray(cpus: int | None = None) -> None:
                 num_cpus=cpus,
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level=logging.ERROR,
+                # an error is raised, and told in a line; Ray's log of it takes twenty
+                logging_level=logging.CRITICAL,
                 configure_logging=True,
             )
     except Exception as error:

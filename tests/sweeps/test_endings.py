@@ -1,6 +1,7 @@
 """How a sweep ends that does not come to its end: signals, what dies under it, and what is said."""
 
 import errno
+import logging
 import os
 import signal
 import sys
@@ -308,6 +309,7 @@ def test_a_ray_that_does_not_start_in_time_is_told_in_a_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def init(*args: Any, **options: Any) -> None:
+        assert options["logging_level"] > logging.ERROR
         raise Exception("The current node timed out during startup.\nIt may be\n busy.")
 
     monkeypatch.setattr("ray.init", init)
