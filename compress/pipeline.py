@@ -19,6 +19,7 @@ from compress.keys import computing, library_versions, source_key, stage_key
 from compress.learngene.lets import LetsAux, LetsExpand
 from compress.learngene.sws import SwsAux, SwsExpand
 from compress.learngene.tleg import TlegAux, TlegExpand
+from compress.low_rank.stage import LowRank
 from compress.measure.passes import check_forward, check_training_pass
 from compress.metrics import Value
 from compress.nvit.stage import Nvit
@@ -52,6 +53,7 @@ STAGES: dict[str, type[Stage]] = {
     "tleg_aux": TlegAux,
     "tleg_expand": TlegExpand,
     "nvit": Nvit,
+    "low_rank": LowRank,
     "prune_channels": PruneChannels,
     "token_merging": TokenMerging,
     "asp": Asp,

@@ -66,13 +66,15 @@ ROOMS = (
     Room("selection", "compress/selection", f"stage {TRAINING}"),
     Room("learngene", "compress/learngene", f"stage {TRAINING}"),
     Room("nvit", "compress/nvit", f"stage options runtimes measure {TRAINING}"),
+    Room("low_rank", "compress/low_rank", f"stage measure {TRAINING}"),
     Room("channels", "compress/channels", f"stage options runtimes measure {TRAINING}"),
     Room("int8", "compress/int8", f"stage {TRAINING}"),
     Room("wfn", "compress/wfn", f"stage {TRAINING}"),
     Room(
         "pipeline",
         "compress",
-        f"stage codec options measure selection learngene nvit wfn int8 channels {TRAINING}",
+        "stage codec options measure selection learngene nvit wfn low_rank int8 channels"
+        f" {TRAINING}",
     ),
     # the search
     Room("text", "sweeps/spec/yaml_text.py", "trainers"),

@@ -49,8 +49,12 @@ CASES: dict[str, dict[str, Any]] = {
     "tleg_aux": {"vit": AUX | {"depth": 3}},
     "tleg_expand": {"vit": {"depth": 2}},
     "nvit": {"vit": NVIT, "resnet": "is a ViT or DeiT"},
+    "low_rank": {
+        "vit": {"target": {"params": 0.8}, "images": 40},
+        "resnet": "no Linear layer and no 1×1 convolution",
+    },
     "prune_channels": {
-        "vit": CHANNELS | {"schedule": "iterative", "prune_epochs": 1, "intervals": 2},
+        "vit": CHANNELS | {"pruning": "iterative", "prune_epochs": 1, "intervals": 2},
         "resnet": CHANNELS | {"blocks": True},
     },
     "token_merging": {"vit": {"r": 1}, "resnet": "is a ViT or DeiT"},

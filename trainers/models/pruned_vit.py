@@ -51,7 +51,7 @@ class PrunedAttention(nn.Module):
         return self.with_keys(x, None)[0]
 
     def with_keys(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The result (B, N, E), and the mean of the keys over heads (B, N, QK).
+        """The result (B, N, E), and the keys (B, H, N, QK).
 
         Args:
             size: how often each token counts (B, N, 1); None: once.
@@ -64,13 +64,14 @@ class PrunedAttention(nn.Module):
         counts = None if size is None else size.log().transpose(1, 2)[:, None]
         x = self._attend(q, k, v, counts)
         joined = x.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.v_dim)
-        return self.proj(joined), k.mean(1)
+        return self.proj(joined), k
 
     def _project(self, x: Tensor) -> Sequence[Tensor]:
         """(B, N, E) → (B, N, H·QK), (B, N, H·QK), (B, N, H·V)."""
         layers = (self.q, self.k, self.v)
         if (
             not (self.one_product and x.is_cpu)
+            or any(type(layer) is not nn.Linear for layer in layers)  # of low rank
             or torch.onnx.is_in_onnx_export()
             or torch.compiler.is_exporting()
         ):
@@ -147,7 +148,7 @@ class PrunedBlock(nn.Module):
         x = x + self.drop_path1(attended)
         r = most_merged(x.shape[1], prefix, r)
         if r:
-            x, size = merge_tokens(x, size, keys, r, prefix)
+            x, size = merge_tokens(x, size, keys.mean(1), r, prefix)
         return x + self.drop_path2(self.mlp(self.norm2(x))), size
 
 
