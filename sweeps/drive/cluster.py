@@ -269,7 +269,10 @@ def _explained(address: str, kind: str, message: str) -> str:
             f" {ray.__version__} and Python {platform.python_version()}; the same"
             f" versions must be installed here and there. Ray says: {said}"
         )
-    return f"--address {address}: Ray does not connect: {said or 'no answer'}"
+    return (
+        f"--address {address}: Ray does not connect: {said or 'no answer'}; a cluster that"
+        " asks for a token needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here"
+    )
 
 
 def run_on_head(
