@@ -26,6 +26,10 @@ STOP_FILE = "stop"
 REPORT_FILE = "report.html"
 TRIALS_FOLDER = "trials"
 TABLES_FOLDER = "parquet"
+BASELINE = "baseline"
+"""Id of the trial that measures what the others are compared with, and the folder beside
+`trials/` that holds it: it is no trial of the search.
+"""
 PLAN_FILE = "plan.json"
 RECORD_FILE = "record.json"
 EPOCHS_FILE = "epochs.jsonl"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.baseline import Baseline, from_json
 from analysis.contract import RUN_FILE, Objective
 from analysis.metrics import Metrics, read_metrics
 from analysis.tables import schema_1
@@ -37,6 +38,7 @@ class Header:
     describes_metrics: bool
     data: str
     remarks: list[str]
+    baseline: Baseline | None
 
 
 def read_header(
@@ -66,6 +68,7 @@ def read_header(
         describes_metrics=describes,
         data=_text(data, "data", "", problems),
         remarks=_texts(data, "remarks", problems),
+        baseline=from_json(data.get("baseline"), problems),
     )
 
 

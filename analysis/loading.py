@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from analysis.baseline import Baseline, read_baseline
 from analysis.contract import RECORD_SCHEMA, RUN_FILE, TABLES_FOLDER, TRIALS_FOLDER
 from analysis.fetching import local_copy
 from analysis.fronts import fronts_table
@@ -91,7 +92,8 @@ def _load(folder: Path) -> _Loaded:
     if has_tables and (data is None or not has_trials):
         found: list[str] = []
         stored_data, stored_parts = parts.read_tables(stored, found)
-        data = stored_data if data is None else data
+        # the tables know more than `run.json`: the baseline
+        data = stored_data if data is None else {**(stored_data or {}), **data}
         if not has_trials:
             problems += found
             rows = store.Store(stored_parts)
@@ -104,7 +106,8 @@ def _load(folder: Path) -> _Loaded:
     if has_trials:
         rows = store.collect(folder, declared, problems)
     tables = parts.unified(rows.parts, declared)
-    run = _run(folder, header, tables, problems)
+    baseline = read_baseline(folder, declared, problems) or header.baseline
+    run = _run(folder, header, tables, baseline, problems)
     # tables without records are not rewritten, but for those of schema 1, whole
     as_they_are = not has_trials and has_tables and (bool(problems) or not single)
     return _Loaded(run, declared, rows, tables, not as_they_are)
@@ -119,6 +122,7 @@ def _run(
     folder: Path,
     header: Header,
     tables: dict[str, list[pa.Table]],
+    baseline: Baseline | None,
     problems: list[str],
 ) -> Run:
     frames = {name: to_pandas(parts.whole(tables[name])) for name in TABLES}
@@ -137,6 +141,7 @@ def _run(
         data=header.data,
         remarks=header.remarks,
         metrics=metrics,
+        baseline=baseline,
         problems=[clean_text(p)[:_LONGEST_PROBLEM] for p in problems],
         trials=frames["trials"],
         epochs=frames["epochs"],
@@ -154,7 +159,7 @@ def _metric_names(tables: dict[str, list[pa.Table]]) -> list[str]:
 
 
 def header_of(run: Run) -> dict[str, Any]:
-    """What `run.json` says, from a run."""
+    """What `run.json` says, from a run, and its baseline."""
     return {
         "schema": RECORD_SCHEMA,
         "name": run.name,
@@ -168,4 +173,5 @@ def header_of(run: Run) -> dict[str, Any]:
         "command": run.command,
         "spec": run.spec,
         "metrics": to_json(run.metrics),
+        "baseline": None if run.baseline is None else run.baseline.to_json(),
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.baseline import Baseline
 from analysis.configurations import is_numeric
 from analysis.contract import Objective
 from analysis.metrics import Metrics
@@ -51,6 +52,7 @@ def merge(runs: Sequence[Run]) -> Run:
             if text
         ],
         seed=None,
+        baseline=_shared_baseline(runs, objectives),
         metrics=Metrics(metrics),
         problems=[
             f"{label}: {problem}"
@@ -111,6 +113,20 @@ def _labels(runs: Sequence[Run]) -> list[str]:
             label, number = f"{run.name} ({number})", number + 1
         labels.append(label)
     return labels
+
+
+def _shared_baseline(
+    runs: Sequence[Run], objectives: Sequence[Objective]
+) -> Baseline | None:
+    """The runs' baseline, where all measured the same model's: equal in every objective."""
+    first = runs[0].baseline
+    names = [objective.metric for objective in objectives]
+    for run in runs:
+        if first is None or run.baseline is None or run.baseline.name != first.name:
+            return None
+        if any(run.baseline.metrics.get(n) != first.metrics.get(n) for n in names):
+            return None
+    return first
 
 
 def _shared_objectives(runs: Sequence[Run]) -> list[Objective]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,14 @@ from typing import Any
 import pandas as pd
 
 from analysis import pareto
+from analysis.baseline import Baseline
+from analysis.certainty import (
+    draws_for,
+    error_variances,
+    front_probability,
+    plausible_values,
+    worst_values,
+)
 from analysis.configurations import configurations_of, objective_values
 from analysis.contract import STATUSES, Objective
 from analysis.fronts import front_of, fronts_table, noise_of, picks_of
@@ -40,6 +48,7 @@ class Run:
         data: the data set in one line.
         remarks: what the sweep said of its source and its data when it began, whole sentences.
         metrics: descriptions and units of what was measured.
+        baseline: what the configurations are compared with; None where it was not measured.
         problems: every file that could not be read, by name, and why.
         members: the runs that a merged one (`analysis.merge`) is made of, by the first part of
             its trial ids.
@@ -61,6 +70,7 @@ class Run:
     data: str = ""
     remarks: list[str] = field(default_factory=list)
     metrics: Metrics = field(default_factory=Metrics)
+    baseline: Baseline | None = None
     problems: list[str] = field(default_factory=list)
     members: dict[str, Run] = field(default_factory=dict)
 
@@ -102,6 +112,33 @@ class Run:
         their picks.
         """
         return fronts_table(self.configurations(), self.objectives).to_pandas()
+
+    @cached_property
+    def _chances(self) -> pd.Series:
+        rows = self.configurations()
+        draws = draws_for(len(rows))
+        drawn = plausible_values(rows, self.objectives, self.classes, draws)
+        chances = front_probability(drawn, self.objectives)
+        return pd.Series(chances, index=rows.index, name="probability")
+
+    @cached_property
+    def is_noisy(self) -> bool:
+        """Whether an objective's error is known, so that the front is uncertain."""
+        rows = self.configurations()
+        return bool(error_variances(rows, self.objectives, self.classes)[0].any())
+
+    def chances(self) -> pd.Series:
+        """Probability that each configuration is on the front, given how sure its objectives are;
+        indexed as `configurations`. See `analysis.certainty`.
+        """
+        return self._chances
+
+    def select(self, where: str) -> Run:
+        """The same run with those trials alone that pass a constraint (see `analysis.where`).
+
+        Raises ValueError for a constraint that cannot be read.
+        """
+        return replace(self, trials=self.trials[where_mask(where, self.trials)])
 
     def source_of(self, trial_id: str) -> tuple[Path, str]:
         """Run folder and trial id under which a trial is found on disk."""
@@ -176,6 +213,16 @@ class Run:
         each objective, "knee".
         """
         return picks_of(self.front() if front is None else front, self.objectives)
+
+    def worst_case_pick(self, front: pd.DataFrame | None = None) -> int:
+        """Row of `trials` of the configuration whose worst plausible objectives are the best
+        compromise: the knee of these values, one in twenty is worse.
+
+        Raises ValueError for an empty front.
+        """
+        front = self.front() if front is None else front
+        worst = worst_values(front, self.objectives, self.classes)
+        return int(front.index[pareto.knee(worst, self.objectives)])
 
     def best(self, where: str | None = None) -> pd.DataFrame:
         """The picks, as rows of the front indexed by name; see `picks` and `front`."""

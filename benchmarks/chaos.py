@@ -34,16 +34,16 @@ from chaos_faults import (
     Fault,
     LocalDriverKill,
     NodeLoss,
-    OutOfMemory,
     Scene,
     SecondDriver,
     SharedCache,
     Stopped,
     TrialKill,
 )
+from chaos_machine import ClockSteps, OutOfMemory
 from chaos_ray import KeptCluster, Nursery
 from chaos_storage import BadStore, DiskFull
-from chaos_sweep import litter, remove, verdict
+from chaos_sweep import checked, litter, remove, spec, verdict
 
 from trainers.files import write_atomic
 
@@ -53,6 +53,7 @@ FAULTS: dict[str, type[Fault]] = {
     "trial": TrialKill,
     "memory": OutOfMemory,
     "node": NodeLoss,
+    "clock": ClockSteps,
     "stop": Stopped,
     "signal": AskedToEnd,
     "second": SecondDriver,
@@ -63,21 +64,38 @@ FAULTS: dict[str, type[Fault]] = {
 }
 """Name in the command → the fault."""
 
-COUNTS = ("lost", "doubled", "rerun", "running", "torn", "wrong")
+COUNTS = ("lost", "doubled", "rerun", "wrong", "running", "torn", "problems")
 FRONT = [0, 1, 2, 3]
 """Of the undisturbed sweep: the configurations that the spec names. `--undisturbed` shows it."""
 
 
-def one_round(kind: str, seed: int, nursery: Nursery, folder: Path) -> dict[str, Any]:
+class Place:
+    """What rounds share: the nursery, and a cluster for each number of nodes."""
+
+    def __init__(self, home: Path) -> None:
+        self.nursery = Nursery(home)
+        self.clusters: dict[int, KeptCluster] = {}
+
+    def cluster(self, fault: Fault) -> KeptCluster | None:
+        """The cluster for a fault, begun at the first call; None where each driver starts Ray."""
+        if not fault.on_cluster:
+            return None
+        nodes = fault.nodes
+        if nodes not in self.clusters:
+            self.clusters[nodes] = KeptCluster(self.nursery, nodes, 2 // nodes)
+        return self.clusters[nodes]
+
+    def close(self) -> None:
+        for cluster in self.clusters.values():
+            cluster.close()
+        self.nursery.close()
+
+
+def one_round(kind: str, seed: int, place: Place, folder: Path) -> dict[str, Any]:
     """Disturb a sweep, bring it to its end, and say what became of it."""
     fault: Fault = FAULTS[kind]()
     begun = time.monotonic()
-    cluster = (
-        KeptCluster(nursery, fault.nodes, 2 // fault.nodes)
-        if fault.on_cluster
-        else None
-    )
-    scene = Scene(folder, seed, nursery, cluster)
+    scene = Scene(folder, seed, place.nursery, place.cluster(fault))
     line: dict[str, Any] = {"fault": kind, "seed": seed}
     try:
         fault.set_up(scene)
@@ -86,31 +104,31 @@ def one_round(kind: str, seed: int, nursery: Nursery, folder: Path) -> dict[str,
         found = verdict(scene.sweep, scene.run, scene.cache, scene.seen)
         left = litter(scene.run, scene.cache)
         line |= {"hits": scene.hits, "starts": scene.starts, **found._asdict()}
-        line |= {"litter": len(left), "notes": [*scene.notes, *found.notes, *left[:3]]}
+        line |= {"litter": len(left), "problems": len(scene.problems)}
+        line["notes"] = [*scene.problems, *scene.notes, *found.notes, *left[:3]]
     except Exception:  # noqa: BLE001 (a round that breaks is a line, too)
         line |= {"hits": scene.hits, "broken": traceback.format_exc()[-1500:]}
-        line["notes"] = scene.notes
+        line["notes"] = [*scene.problems, *scene.notes]
     finally:
-        if cluster is not None:
-            cluster.close()
         fault.clean_up(scene)
     return line | {"seconds": round(time.monotonic() - begun, 1)}
 
 
 def is_clean(line: dict[str, Any]) -> bool:
     """Whether all holds that must."""
-    fine = "broken" not in line and not any(line[count] for count in COUNTS)
+    fine = "broken" not in line and not any(line.get(count) for count in COUNTS)
     return fine and line["front"] == FRONT
 
 
-def in_a_fork(kind: str, seed: int, nursery: Nursery, keep: bool) -> dict[str, Any]:
+def in_a_fork(kind: str, seed: int, place: Place, keep: bool) -> dict[str, Any]:
     """A round in a process of its own; its folder stays where something is wrong."""
+    place.cluster(FAULTS[kind]())
     folder = Path(tempfile.mkdtemp(prefix=f"chaos-{kind}-{seed}-"))
     answer = folder / "answer.json"
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
-        line = one_round(kind, seed, nursery, folder)
+        line = one_round(kind, seed, place, folder)
         write_atomic(answer, json.dumps(line, default=str).encode())
         os._exit(0)
     os.waitpid(pid, 0)
@@ -137,13 +155,12 @@ def table(lines: list[dict[str, Any]]) -> str:
         by_fault[line["fault"]].append(line)
     rows = [
         "| fault | sweeps | faults | trials lost | doubled | ended ones run again | wrong"
-        " values | left running | files torn | front as undisturbed |",
-        "|---" * 10 + "|",
+        " values | left running | files torn | otherwise wrong | front as undisturbed |",
+        "|---" * 11 + "|",
     ]
     for kind, found in by_fault.items():
         whole = [line for line in found if "broken" not in line]
-        keys = ("lost", "doubled", "rerun", "wrong", "running", "torn")
-        sums = [str(sum(line[key] for line in whole)) for key in keys]
+        sums = [str(sum(line.get(key, 0) for line in whole)) for key in COUNTS]
         same = sum(line["front"] == FRONT for line in whole)
         hits = sum(line["hits"] for line in found)
         broken = (
@@ -182,19 +199,21 @@ def main() -> None:
     had = {(line["fault"], line["seed"]) for line in done(options.out)}
     os.environ["SWEEPS_DATA_CACHE"] = tempfile.mkdtemp(prefix="chaos-data-")
     home = Path(tempfile.mkdtemp(prefix="chaos-"))
-    nursery = Nursery(home)
+    place = Place(home)
     clean = True
+    # once, in this process, what each round would import and make
+    checked(spec(home / "none", 0, home))
     try:
         for seed, kind in itertools.product(range(options.rounds), kinds):
             if (kind, seed) in had:
                 continue
-            line = in_a_fork(kind, seed, nursery, options.keep)
+            line = in_a_fork(kind, seed, place, options.keep)
             clean = clean and is_clean(line)
             with open(options.out, "a") as file:
                 file.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)
     finally:
-        nursery.close()
+        place.close()
         remove(home)
         remove(Path(os.environ["SWEEPS_DATA_CACHE"]))
     print(table(done(options.out)))

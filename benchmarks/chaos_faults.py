@@ -6,12 +6,12 @@ import random
 import signal
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from chaos_ray import KeptCluster, Nursery
-from chaos_stage import MEMORY_ORDER
 from chaos_sweep import (
     MISTAKE,
     TRIALS,
@@ -28,9 +28,8 @@ from chaos_sweep import (
 )
 
 from analysis.contract import REPORT_FILE
-from sweeps.cli.terminal import INTERRUPTED
+from sweeps.cli.terminal import INTERRUPTED, TRY_AGAIN
 from sweeps.space.sweep import Sweep
-from trainers.lease import process_exists
 
 
 @dataclass
@@ -42,8 +41,11 @@ class Scene:
         sweep: that is disturbed.
         cluster: a Ray that outlives drivers; None: each driver starts its own.
         seen: ended trials after each fault.
+        prepare: is called in each driver before all else.
         hits: faults so far.
         starts: drivers so far.
+        notes: what happened.
+        problems: what should not have happened.
     """
 
     folder: Path
@@ -53,10 +55,12 @@ class Scene:
     sweep: Sweep = field(init=False)
     cache: Path = field(init=False)
     environment: dict[str, str] = field(default_factory=dict)
+    prepare: Callable[[], None] = lambda: None
     seen: list[dict[str, Final]] = field(default_factory=list)
     hits: int = 0
     starts: int = 0
     notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
     def set_up(self, storage: Path | str | None = None, **changes: Any) -> None:
         """Make the sweep, in this round's folder unless elsewhere."""
@@ -77,12 +81,19 @@ class Scene:
             self.nursery,
             self.cluster.address if self.cluster is not None else None,
             self.environment | environment,
+            self.prepare,
         )
 
     def hit(self) -> None:
         """Note a fault, and what has ended by now."""
         self.hits += 1
         self.seen.append(finals(self.run))
+
+    def expect(self, driver: Driver, *codes: int) -> None:
+        """Wait for a driver's end; another exit code, and a traceback, are problems."""
+        code, said = driver.wait(), driver.said()
+        if code not in codes or "Traceback" in said:
+            self.problems.append(f"exit code {code}: {said[-600:]}")
 
     def to_the_end(self, attempts: int = 6) -> None:
         """Start drivers until one comes to the end of the sweep."""
@@ -91,9 +102,9 @@ class Scene:
             code = driver.wait()
             if code == 0:
                 return
-            self.notes.append(f"exit code {code}: {driver.said()[-300:]}")
+            self.problems.append(f"exit code {code}: {driver.said()[-600:]}")
             self.seen.append(finals(self.run))
-        raise AssertionError(f"no end after {attempts} starts: {self.notes[-1]}")
+        raise AssertionError(f"no end after {attempts} starts: {self.problems[-1]}")
 
     def wait_until(self, driver: Driver, met: Any, seconds: float = 60.0) -> bool:
         """Whether something came true before the driver ended."""
@@ -122,13 +133,15 @@ class Fault(ABC):
     """Faults in a round at most."""
     on_cluster: ClassVar[bool] = True
     nodes: ClassVar[int] = 1
+    epoch_seconds: ClassVar[float] = 0.15
+    """Longer where a sweep would end before so many faults."""
 
     @abstractmethod
     def disturb(self, scene: Scene, moment: random.Random) -> None:
         """Start drivers and let it happen; afterwards the sweep is brought to its end."""
 
     def set_up(self, scene: Scene) -> None:
-        scene.set_up()
+        scene.set_up(epoch_seconds=self.epoch_seconds)
 
     def clean_up(self, scene: Scene) -> None:  # noqa: B027 (most have put nothing there)
         """Take away what `set_up` put there."""
@@ -140,7 +153,8 @@ class DriverKill(Fault):
     """
 
     name = "driver killed"
-    per_round = 8
+    per_round = 16
+    epoch_seconds = 0.6
 
     def disturb(self, scene: Scene, moment: random.Random) -> None:
         for _ in range(self.per_round):
@@ -186,7 +200,8 @@ class TrialKill(Fault):
     """SIGKILL of a trial's process, every third time amid the publishing of an artifact."""
 
     name = "trial's process killed"
-    per_round = 6
+    per_round = 12
+    epoch_seconds = 0.5
 
     def disturb(self, scene: Scene, moment: random.Random) -> None:
         driver = scene.start()
@@ -201,58 +216,15 @@ class TrialKill(Fault):
                 break
             if send(moment.choice(pids), signal.SIGKILL):
                 scene.hit()
-        if driver.wait() != 0:
-            scene.notes.append(driver.said()[-300:])
-
-
-class OutOfMemory(Fault):
-    """A trial takes more memory than Ray's threshold allows, and Ray kills it."""
-
-    name = "trial killed for memory"
-    per_round = 3
-    on_cluster = False
-
-    def disturb(self, scene: Scene, moment: random.Random) -> None:
-        total, free = _memory()
-        threshold = (total - free + 1.2e9) / total
-        driver = scene.start(
-            RAY_memory_usage_threshold=f"{threshold:.4f}",
-            RAY_memory_monitor_refresh_ms="100",
-        )
-        order = scene.folder / MEMORY_ORDER
-        for _ in range(self.per_round):
-            scene.wait_until(driver, lambda: bool(trial_processes(scene.run)))
-            time.sleep(moment.uniform(0, 1.5))
-            order.write_text("1700")
-            taken = order.with_suffix(".taken")
-            if not scene.wait_until(driver, taken.exists):
-                break
-            before = dict(trial_processes(scene.run))
-            died = scene.wait_until(
-                driver,
-                lambda now=before: any(not process_exists(p) for p in now.values()),
-                12,
-            )
-            taken.unlink()
-            if died:
-                scene.hit()
-        order.unlink(missing_ok=True)
-        if driver.wait() != 0:
-            scene.notes.append(driver.said()[-300:])
-
-
-def _memory() -> tuple[float, float]:
-    """(total, available) bytes, as the kernel says."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-    return found["MemTotal"], found["MemAvailable"]
+        scene.expect(driver, 0)
 
 
 class NodeLoss(Fault):
     """A node of the cluster dies, and another one comes."""
 
     name = "node lost"
-    per_round = 3
+    per_round = 4
+    epoch_seconds = 0.5
     nodes = 2
 
     def disturb(self, scene: Scene, moment: random.Random) -> None:
@@ -266,42 +238,50 @@ class NodeLoss(Fault):
             scene.cluster.ask(f"lose {moment.randrange(2)}")
             scene.hit()
             scene.cluster.ask("add")
-        if driver.wait() != 0:
-            scene.notes.append(driver.said()[-300:])
+        scene.expect(driver, 0)
 
 
 class Stopped(Fault):
     """SIGSTOP of a minute: the driver, a trial's process or Ray's raylet. While the driver is
-    stopped, another one is started: it takes the run over, and the first must give way.
+    stopped, another one may be started: it takes the run over, and the first must give way.
     """
 
     name = "process stopped for a minute"
-    per_round = 1
+    per_round = 3
     on_cluster = False
+    epoch_seconds = 3.0
     seconds: ClassVar[float] = 60.0
 
     def disturb(self, scene: Scene, moment: random.Random) -> None:
         driver = scene.start()
-        scene.wait_until(driver, lambda: bool(trial_processes(scene.run)))
-        time.sleep(moment.uniform(0, 1.5))
-        target = ("driver", "trial", "raylet", "driver, and another one is started")
-        who = target[scene.seed % len(target)]
-        pid = self._pid(scene, driver, who)
-        if pid is None or driver.code() is not None:
-            return
-        scene.notes.append(f"stopped: {who}")
+        targets = ("driver", "trial", "raylet", "driver, and another one is started")
+        for number in range(self.per_round):
+            scene.wait_until(driver, lambda: bool(trial_processes(scene.run)))
+            time.sleep(moment.uniform(0, 1.5))
+            who = targets[(scene.seed + number) % len(targets)]
+            pid = self._pid(scene, driver, who)
+            if pid is None or driver.code() is not None:
+                break
+            scene.notes.append(f"stopped: {who}")
+            driver = self._stop(scene, driver, pid, "another" in who)
+            scene.hit()
+        scene.expect(driver, 0, TRY_AGAIN)
+
+    def _stop(self, scene: Scene, driver: Driver, pid: int, takes_over: bool) -> Driver:
+        """Stop a process for a minute; the driver that goes on then."""
         send(pid, signal.SIGSTOP)
         second = None
         try:
             time.sleep(15)
-            if "another" in who:
+            if takes_over:
                 second = scene.start()
-            time.sleep(max(0.0, self.seconds - 15))
+            time.sleep(self.seconds - 15)
         finally:
             send(pid, signal.SIGCONT)
-        scene.hit()
-        codes = [each.wait(400) for each in (driver, second) if each is not None]
-        scene.notes.append(f"exit codes {codes}")
+        if second is None:
+            return driver
+        scene.expect(driver, MISTAKE)
+        return second
 
     def _pid(self, scene: Scene, driver: Driver, who: str) -> int | None:
         if who.startswith("driver"):
@@ -320,6 +300,7 @@ class AskedToEnd(Fault):
     name = "asked to end by a signal"
     on_cluster = False
     per_round = 4
+    epoch_seconds = 0.6
 
     def disturb(self, scene: Scene, moment: random.Random) -> None:
         for _ in range(self.per_round):
@@ -343,10 +324,10 @@ class AskedToEnd(Fault):
     def _check(self, scene: Scene, code: int, said: str) -> None:
         left = {record.status for record in readable_records(scene.run)}
         if code not in (0, INTERRUPTED) or "Traceback" in said or "running" in left:
-            scene.notes.append(f"exit code {code}, {left}: {said[-300:]}")
+            scene.problems.append(f"exit code {code}, {left}: {said[-300:]}")
         whole = (scene.run / REPORT_FILE).exists()
         if not whole or (scene.run / "driver.json").exists():
-            scene.notes.append("no report, or a lease that is left")
+            scene.problems.append("no report, or a lease that is left")
 
 
 class SecondDriver(Fault):
@@ -376,9 +357,9 @@ class SecondDriver(Fault):
             living = [each for each in drivers if each.code() is None]
             codes = [each.code() for each in drivers]
             if len(living) > 1:
-                scene.notes.append(f"{len(living)} drivers at a time")
+                scene.problems.append(f"{len(living)} drivers at a time")
             if any(code not in (None, 0, MISTAKE) for code in codes):
-                scene.notes.append(f"exit codes {codes}")
+                scene.problems.append(f"exit codes {codes}")
             for each in living:
                 each.kill()
             if len(finals(scene.run)) == TRIALS:
@@ -403,27 +384,39 @@ class CacheDeleted(Fault):
                 break
             remove(scene.cache)
             scene.hit()
-        if driver.wait() != 0:
-            scene.notes.append(driver.said()[-300:])
+        scene.expect(driver, 0)
 
 
 class SharedCache(Fault):
     """Two runs of the same sweep at the same time on one cache, with trials killed in both."""
 
     name = "two runs on one cache"
-    per_round = 4
+    per_round = 6
+    epoch_seconds = 0.5
 
     def disturb(self, scene: Scene, moment: random.Random) -> None:
         place = scene.folder / "runs"  # whose runs share a cache
-        other = checked(spec(place, scene.seed, scene.folder, name="other"))
+        other = checked(
+            spec(
+                place,
+                scene.seed,
+                scene.folder,
+                epoch_seconds=self.epoch_seconds,
+                name="other",
+            )
+        )
         runs = (scene.run, other.spec.run_folder.absolute())
         drivers = [scene.start(), scene.start(other)]
         for _ in range(self.per_round):
-            time.sleep(moment.uniform(0.5, 2.5))
-            pids = [p for run in runs for p in trial_processes(run).values()]
+            time.sleep(moment.uniform(0, 2))
+            pids: list[int] = []
+            while not pids and any(driver.code() is None for driver in drivers):
+                pids = [p for run in runs for p in trial_processes(run).values()]
+                time.sleep(0.02)
             if pids and send(moment.choice(pids), signal.SIGKILL):
                 scene.hit()
         codes = [driver.wait() for driver in drivers]
         ends = [r.status for r in readable_records(runs[1])]
         if codes != [0, 0] or len(ends) != TRIALS or "failed" in ends:
-            scene.notes.append(f"the other run: exit codes {codes}, {ends}")
+            said = [driver.said()[-600:] for driver in drivers]
+            scene.problems.append(f"exit codes {codes}, the other has {ends}: {said}")

@@ -44,7 +44,7 @@ class DiskFull(Fault):
             scene.hit()
             ballast.unlink(missing_ok=True)
             if code not in (0, MISTAKE) or "Traceback" in driver.said():
-                scene.notes.append(f"exit code {code}: {driver.said()[-400:]}")
+                scene.problems.append(f"exit code {code}: {driver.said()[-600:]}")
 
     def clean_up(self, scene: Scene) -> None:
         os.system(f"umount -l {scene.folder / 'disk'}")
@@ -90,7 +90,7 @@ class BadStore(Fault):
             code = driver.wait()
             scene.notes.append(f"{order}: exit code {code}")
             if "Traceback" in driver.said():
-                scene.notes.append(driver.said()[-600:])
+                scene.problems.append(driver.said()[-600:])
 
     def clean_up(self, scene: Scene) -> None:
         self.store.close()

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +47,12 @@ _PLUGIN = Path(__file__).with_name("chaos_stage.py")
 
 
 def spec(
-    storage: Path | str, seed: int, orders: Path, **changes: Any
+    storage: Path | str,
+    seed: int,
+    orders: Path,
+    *,
+    epoch_seconds: float = 0.15,
+    **changes: Any,
 ) -> dict[str, Any]:
     """TPE, moasha, replicates, a slot, two trials at a time.
 
@@ -91,7 +96,7 @@ def spec(
             "doze": {
                 "stage": "doze",
                 "epochs": EPOCHS,
-                "epoch_seconds": 0.15,
+                "epoch_seconds": epoch_seconds,
                 "orders": str(orders),
             },
         },
@@ -136,6 +141,7 @@ class Driver:
     Args:
         address: of the Ray to use; None starts one.
         environment: further variables, for it and all that it starts.
+        prepare: is called in it before all else.
     """
 
     def __init__(
@@ -145,6 +151,7 @@ class Driver:
         nursery: Nursery,
         address: str | None = None,
         environment: dict[str, str] | None = None,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         self.output = output
         self._code: int | None = None
@@ -157,6 +164,7 @@ class Driver:
                 os.dup2(file.fileno(), 2)
                 os.environ.update(environment or {})
                 nursery.use()
+                prepare()
                 code = _drive(sweep, file, address)
                 file.flush()
                 os._exit(code)
@@ -169,7 +177,7 @@ class Driver:
                 self._code = os.waitstatus_to_exitcode(status)
         return self._code
 
-    def wait(self, seconds: float = 300.0) -> int:
+    def wait(self, seconds: float = 900.0) -> int:
         """Its exit code; an error after so long."""
         give_up_at = time.monotonic() + seconds
         while (code := self.code()) is None:

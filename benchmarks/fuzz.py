@@ -4,7 +4,7 @@ memory.
 python benchmarks/fuzz.py [--seed 0] [--share 1.0] [--kinds specs,records,...] [--only specs:17]
 
 Specs go through all that `validate` checks; run folders through `status`, `front`, `report`, the
-summary, `resume`'s checks and the reading of records; coded models through the decoder; checkpoints
+summary, `resume`'s checks or the reading of records; coded models through the decoder; checkpoints
 through what opens a source. A refusal is a ValueError or OSError with a message;
 everything else is a fault and is printed with its case, which `--only` repeats alone. Each kind
 runs in a process of its own: at most 3 GiB beyond what the libraries take, 20 s of CPU a case.
@@ -27,7 +27,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,14 +52,17 @@ class Found:
     refused: int = 0
     right: int = 0
     slowest_seconds: float = 0.0
+    slowest_case: int = 0
     peak_mib: int = 0
     faults: dict[str, list[int]] = field(default_factory=dict)
 
 
-def fuzz(kind: str, numbers: Iterator[int] | range, seed: int, folder: Path) -> Found:
+def fuzz(
+    kind: str, numbers: Sequence[int] | range, seed: int, material: Material
+) -> Found:
     """Try cases of a kind; each follows from seed, kind and its number alone."""
     make, _ = KINDS[kind]
-    material, found = Material(folder), Found(kind)
+    found = Found(kind)
     for number in numbers:
         case = make(material, random.Random(f"{seed} {kind} {number}"))
         started = time.process_time()
@@ -76,7 +79,8 @@ def fuzz(kind: str, numbers: Iterator[int] | range, seed: int, folder: Path) -> 
             found.faults.setdefault(_place(error), []).append(number)
         found.cases += 1
         seconds = time.process_time() - started
-        found.slowest_seconds = max(found.slowest_seconds, round(seconds, 2))
+        if seconds > found.slowest_seconds:
+            found.slowest_seconds, found.slowest_case = round(seconds, 2), number
     found.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return found
 
@@ -119,25 +123,28 @@ def _place(error: Exception) -> str:
     return f"{type(error).__name__}: {said} [{where}]"
 
 
-def _in_process(kind: str, numbers: list[int], seed: int, out: Any) -> None:
+def _in_process(
+    kind: str, numbers: list[int], seed: int, material: Material, out: Any
+) -> None:
     """The work of one kind, in a process with limits."""
     faulthandler.enable()
     warnings.simplefilter("ignore")
     with open("/proc/self/statm") as file:
         held = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + ROOM_BYTES, held + ROOM_BYTES))
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
-        os.chdir(name)
-        out.put(asdict(fuzz(kind, iter(numbers), seed, Path(name))))
+    os.chdir(material.folder)
+    out.put(asdict(fuzz(kind, numbers, seed, material)))
 
 
-def in_a_process(kind: str, numbers: list[int], seed: int) -> Found:
+def in_a_process(kind: str, numbers: list[int], seed: int, material: Material) -> Found:
     """`fuzz` in a process of its own; one that dies or hangs is a fault."""
     context = multiprocessing.get_context("fork")
     total = Found(kind)
     for start in range(0, len(numbers), 250):
         part, queue = numbers[start : start + 250], context.SimpleQueue()
-        child = context.Process(target=_in_process, args=(kind, part, seed, queue))
+        child = context.Process(
+            target=_in_process, args=(kind, part, seed, material, queue)
+        )
         child.start()
         child.join(HUNG_SECONDS)
         if child.exitcode != 0:
@@ -153,7 +160,11 @@ def _add(total: Found, part: Found) -> None:
     total.cases += part.cases
     total.refused += part.refused
     total.right += part.right
-    total.slowest_seconds = max(total.slowest_seconds, part.slowest_seconds)
+    if part.slowest_seconds > total.slowest_seconds:
+        total.slowest_seconds, total.slowest_case = (
+            part.slowest_seconds,
+            part.slowest_case,
+        )
     total.peak_mib = max(total.peak_mib, part.peak_mib)
     for what, cases in part.faults.items():
         total.faults.setdefault(what, []).extend(cases)
@@ -163,27 +174,36 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=1.0, help="of each kind's cases")
+    parser.add_argument("--start", type=int, default=0, help="the first case's number")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--only", default="", help="one case, as kind:number")
     given = parser.parse_args()
     print(f"seed {given.seed}")
-    if given.only:
-        kind, _, number = given.only.partition(":")
-        with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
-            case = KINDS[kind][0](
-                Material(Path(name)), random.Random(f"{given.seed} {kind} {number}")
-            )
-            case()  # with its traceback, where it raises
-        return 0
-    print("kind          cases  right  refused  faults   slowest      peak")
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
+        material = Material(Path(name))
+        if given.only:
+            kind, _, number = given.only.partition(":")
+            moment = random.Random(f"{given.seed} {kind} {number}")
+            KINDS[kind][0](material, moment)()  # with its traceback, where it raises
+            return 0
+        return _fuzz_all(given, material)
+
+
+def _fuzz_all(given: argparse.Namespace, material: Material) -> int:
+    """All kinds, a line each; the exit code."""
+    print("kind           cases  right  refused  faults   slowest (case)      peak")
     faults: Counter[str] = Counter()
     for kind in given.kinds.split(","):
         count = max(1, round(KINDS[kind][1] * given.share))
-        found = in_a_process(kind, list(range(count)), given.seed)
+        # in this process what all cases need is imported and made once
+        fuzz(kind, [-1], given.seed, material)
+        numbers = list(range(given.start, given.start + count))
+        found = in_a_process(kind, numbers, given.seed, material)
         wrong = sum(map(len, found.faults.values()))
         print(
             f"{kind:12} {found.cases:6,} {found.right:6,} {found.refused:8,} {wrong:7,}"
-            f" {found.slowest_seconds:7.2f} s {found.peak_mib:5,} MiB",
+            f" {found.slowest_seconds:7.2f} s ({found.slowest_case})"
+            f" {found.peak_mib:5,} MiB",
             flush=True,
         )
         for what, cases in sorted(found.faults.items(), key=lambda f: -len(f[1])):

@@ -231,7 +231,7 @@ def records(material: Material, rng: random.Random) -> Case:
     files = [p for p in sorted(run.rglob("*")) if p.suffix in (".json", ".jsonl")]
     for path in rng.sample(files, rng.choice((1, 1, 2, 3))):
         path.write_bytes(damaged_json(path.read_bytes(), rng))
-    return partial(_read_run, run, rng.randrange(4))
+    return partial(_read_run, run, _way(rng))
 
 
 def tables(material: Material, rng: random.Random) -> Case:
@@ -245,7 +245,7 @@ def tables(material: Material, rng: random.Random) -> Case:
         path.write_bytes(damaged(path.read_bytes(), rng))
     else:
         pq.write_table(_other_table(pq.read_table(path), rng), path)
-    return partial(_read_run, run, rng.randrange(4))
+    return partial(_read_run, run, _way(rng))
 
 
 def _other_table(table: pa.Table, rng: random.Random) -> pa.Table:
@@ -276,20 +276,24 @@ def _other_table(table: pa.Table, rng: random.Random) -> pa.Table:
     return table.set_column(index, name, pa.array(odd, pa.float64()))
 
 
-def _read_run(run: Path, more: int) -> None:
-    """Status and front; one of report, summary, resume and reproduction's reading beside."""
-    for command in ("status", "front"):
-        _command(command, str(run))
-    if more == 0:
-        _command("report", str(run))
-    elif more == 1:
+def _way(rng: random.Random) -> str:
+    """How a run is read; those that take long less often."""
+    ways = ("status", "front", "records", "report", "summary", "resume")
+    return rng.choices(ways, (6, 6, 4, 1, 2, 1))[0]
+
+
+def _read_run(run: Path, way: str) -> None:
+    """Through a command, or what another one reads."""
+    if way == "summary":
         found = analysis.load(run)
         analysis.write_markdown(found, run / "summary.md")
-    elif more == 2:
+    elif way == "records":
         for record in trial_records(run):
             record.to_json()
-    else:
+    elif way == "resume":
         resumed_spec(run, [])
+    else:
+        _command(way, str(run))
 
 
 def _command(*arguments: str) -> None:

@@ -10,6 +10,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 before = dict(os.environ)
 from fuzz import fuzz  # noqa: E402 (needs the folder above)
+from fuzz_kinds import Material  # noqa: E402
 
 os.environ.clear()
 os.environ.update(before)
@@ -19,6 +20,6 @@ CASES = {"coded": 60, "checkpoints": 30, "pickles": 8, "records": 2, "queries": 
 
 @pytest.mark.parametrize("kind", CASES)
 def test_a_clean_refusal_or_a_right_result(kind: str, tmp_path: Path) -> None:
-    found = fuzz(kind, range(CASES[kind]), 0, tmp_path)
+    found = fuzz(kind, range(CASES[kind]), 0, Material(tmp_path))
     assert found.faults == {}
     assert found.cases == CASES[kind] == found.refused + found.right

@@ -235,6 +235,17 @@ def noise(run: Run) -> dict[str, Any] | None:
     }
 
 
+def baseline(run: Run) -> dict[str, Any] | None:
+    """The baseline's name, and its values by column; None where it was not measured."""
+    found = run.baseline
+    if found is None:
+        return None
+    values = {f"metric/{name}": value for name, value in found.metrics.items()}
+    if found.seconds is not None:
+        values["seconds"] = found.seconds
+    return {"name": found.name, "values": values}
+
+
 def objectives(run: Run) -> list[dict[str, Any]]:
     """The objectives, with their bounds as number and as text."""
     found = []
@@ -297,6 +308,7 @@ def page_data(run: Run, compared: Comparison | None = None) -> dict[str, Any]:
         "layers": layer_data(run),
         "dimensions": BLOCK_DIMENSIONS,
         "noise": noise(run),
+        "baseline": baseline(run),
         "surfaces": surfaces(run),
         "compare": comparison(compared),
     }

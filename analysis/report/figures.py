@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis.comparison import Comparison, compare
+from analysis.comparison import Comparison, compare_groups
 from analysis.contract import Objective
 from analysis.files import write_bytes
 from analysis.importance import importance
@@ -76,7 +76,7 @@ def write_figures(run: Run, folder: str | Path, by: str | None = None) -> list[P
             "figures need matplotlib; install it: pip install"
             " 'compression-sweeps[analysis]'"
         ) from None
-    found = compare(run, by or RUN_PARAMETER) if by or run.members else None
+    found = compare_groups(run, by or RUN_PARAMETER) if by or run.members else None
     drawn: dict[str, Callable[[Figure], bool]] = {
         "front": lambda figure: _front(figure, run, found),
         "progress": lambda figure: _progress(figure, run),
@@ -196,11 +196,29 @@ def _scatter(
             edgecolors=_INK,
             **style,
         )
+    _star(axes, run, x, y)
     _scale(axes, "y", run, y.metric, up)
     if x is None:
         axes.set_xlabel("configuration")
     else:
         _scale(axes, "x", run, x.metric, across)
+
+
+def _star(axes: Axes, run: Run, x: Objective | None, y: Objective) -> None:
+    """The baseline, where it was measured on both axes."""
+    metrics = run.baseline.metrics if run.baseline is not None else {}
+    if x is None or x.metric not in metrics or y.metric not in metrics:
+        return
+    at = (metrics[x.metric], metrics[y.metric])
+    axes.scatter(*at, s=130, marker="*", color="#c98a00", edgecolors=_INK, zorder=4)
+    axes.annotate(
+        "baseline",
+        at,
+        xytext=(0, -13),
+        textcoords="offset points",
+        ha="center",
+        fontsize=8.5,
+    )
 
 
 def _error_bars(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis import summary
-from analysis.comparison import Comparison, compare
+from analysis.comparison import Comparison, compare_groups
 from analysis.files import write_text
 from analysis.merging import RUN_PARAMETER
 from analysis.numbers import (
@@ -38,7 +38,7 @@ def write_markdown(
 
     Raises ValueError where there is no parameter `by`, OSError where the file cannot be written.
     """
-    found = compare(run, by or RUN_PARAMETER) if by or run.members else None
+    found = compare_groups(run, by or RUN_PARAMETER) if by or run.members else None
     target = Path(out)
     text = render(run, found, [_relative(path, target.parent) for path in figures])
     write_text(target, text)
@@ -64,6 +64,7 @@ def render(
         f"# {code(run.name)}",
         f"{plural(total['trials'], 'trial')}: {counts or 'none'}. {_cost(total)}",
         *_remarks(run),
+        *_baseline(run),
         *_picks(run),
     ]
     if compared is not None:
@@ -94,17 +95,38 @@ def _remarks(run: Run) -> list[str]:
     return ["## Data and source", "\n".join(f"- {code(line)}" for line in lines)]
 
 
+def _baseline(run: Run) -> list[str]:
+    figures = summary.baseline_figures(run)
+    if run.baseline is None or not figures:
+        return []
+    return [f"The baseline is {_cell(run.baseline.name)}: {_cell(figures)}."]
+
+
 def _picks(run: Run) -> list[str]:
     advised = summary.advice(run)
     if not advised:
         return []
     ids = run.trials["trial_id"]
-    rows = [[_cell(a.title), code(ids.iloc[a.row]), _cell(a.text)] for a in advised]
+    configurations = run.configurations()
+    offered = {
+        a.row: configurations.loc[configurations.index == a.row] for a in advised
+    }
+    rows = [
+        [
+            _cell(a.title),
+            code(ids.iloc[a.row]),
+            _cell(a.text),
+            _cell(summary.beside_baseline(run, offered[a.row].iloc[0])),
+        ]
+        for a in advised
+    ]
+    head = ["pick", "trial", "offers"]
+    head += ["against the baseline"] if run.baseline is not None else []
     best = ids.iloc[advised[0].row]
     commands = [summary.command(run, best, what) for what in ("onnx", "reproduce")]
     return [
         "## Picks",
-        _table(["pick", "trial", "offers"], rows),
+        _table(head, [row[: len(head)] for row in rows]),
         _fenced("\n".join(commands)),
     ]
 
@@ -113,7 +135,10 @@ def _front(run: Run) -> list[str]:
     front = summary.front_text(run)
     if front.empty:
         return []
-    measured = {objective.metric for objective in run.objectives} | {"seeds"}
+    measured = {objective.metric for objective in run.objectives} | {
+        "seeds",
+        summary.CHANCE,
+    }
     rows = [
         [
             _cell(value) if name in measured else code(value) if value else ""
@@ -124,6 +149,9 @@ def _front(run: Run) -> list[str]:
     blocks = ["## Front", _table([code(name) for name in front.columns], rows)]
     if len(front) > _MAX_ROWS:
         blocks.append(f"and {number(len(front) - _MAX_ROWS)} more")
+    possible = summary.also_possible(run)
+    if possible:
+        blocks.append(_cell(possible))
     return blocks
 
 

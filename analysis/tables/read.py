@@ -58,12 +58,17 @@ def scan(folder: Path, problems: list[str]) -> dict[str, Signature]:
         if not entry.is_dir():
             problems.append(f"{label}: not a trial's folder")
             continue
-        signature = [_signature(f"{entry.path}/{name}") for name in FILES]
+        signature = signature_of(entry.path)
         if signature[0] is None and signature[1] is None:
             problems.append(f"{label}: neither {PLAN_FILE} nor {RECORD_FILE}")
         else:
             found[entry.name] = signature
     return found
+
+
+def signature_of(folder: str | Path) -> Signature:
+    """The signatures of the files of one trial's folder."""
+    return [_signature(f"{folder}/{name}") for name in FILES]
 
 
 def _signature(path: str) -> list[int] | None:

@@ -1,9 +1,12 @@
-"""What NViT knows about a model's cost while it prunes: a measured table, or multiply-accumulates.
+"""What NViT knows about a model's cost while it prunes: a measured table, multiply-accumulates
+or parameters.
 
 Legend
     N, E            tokens with class and distillation token, width of the residual stream
     H, QK, V, M     heads, dimensions a head, hidden units of one block
-    block           N·E·H·(2·QK + 2·V) + N²·H·(QK + V) + 2·N·E·M multiply-accumulates
+    block           N·E·H·(2·QK + 2·V) + N²·H·(QK + V) + 2·N·E·M multiply-accumulates;
+                    E·H·(2·QK + 2·V) + 2·E·M weights, H·(2·QK + V) + 2·E + M biases (those of
+                    q, k, v only with qkv_bias) and 4·E parameters of norms
 """
 
 import math
@@ -13,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from trainers.models.arch import Arch
+from trainers.models.arch import Arch, on_meta
 
 Array = npt.NDArray[Any]
 
@@ -69,9 +72,7 @@ class MacsModel:
         return (n * e * h * 2 * (qk + v) + n * n * h * (qk + v) + 2 * n * e * m) / 1e9
 
     def gradient(self, dims: Array) -> Array:
-        dims = np.asarray(dims, np.float64)
-        fewer = (dims[:, None, :] - np.eye(5)).reshape(-1, 5)
-        return self.block_ms(dims)[:, None] - self.block_ms(fewer).reshape(-1, 5)
+        return _saved_by_one_less(self, dims)
 
     def model_ms(self, embed: int, blocks: Array) -> float:
         blocks = np.asarray(blocks)
@@ -80,3 +81,56 @@ class MacsModel:
             float(self.block_ms(dims).sum())
             + embed * (self.stem_per_channel + self.head_per_channel) / 1e9
         )
+
+
+@dataclass(frozen=True)
+class ParamsModel:
+    """Stands in for a table where parameters are to be saved: 10^6 of them count as 1 ms.
+
+    Attributes:
+        qkv_bias: whether q, k and v have biases.
+        other_per_channel: parameters of embeddings, the last norm and the classifiers, a
+            channel.
+        other: parameters that do not depend on the width.
+    """
+
+    qkv_bias: bool
+    other_per_channel: int
+    other: int
+
+    @classmethod
+    def of(cls, arch: Arch) -> "ParamsModel":
+        """The model of a `pruned_vit`."""
+        shapes = {
+            name: p.shape
+            for name, p in on_meta(arch).named_parameters()
+            if not name.startswith("blocks.")
+        }
+        embed = arch.dims["embed"]
+        total = sum(shape.numel() for shape in shapes.values())
+        biases = (f"{head}.bias" for head in ("head", "head_dist"))
+        other = sum(shapes[name].numel() for name in biases if name in shapes)
+        has_bias = arch.args.get("qkv_bias", True)
+        return cls(has_bias, (total - other) // embed, other)
+
+    def block_ms(self, dims: Array) -> Array:
+        e, h, qk, v, m = np.asarray(dims, np.float64).T
+        weights = e * h * 2 * (qk + v) + 2 * e * m
+        biases = self.qkv_bias * h * (2 * qk + v) + 2 * e + m
+        return (weights + biases + 4 * e) / 1e6
+
+    def gradient(self, dims: Array) -> Array:
+        return _saved_by_one_less(self, dims)
+
+    def model_ms(self, embed: int, blocks: Array) -> float:
+        blocks = np.asarray(blocks)
+        dims = np.concatenate([np.full((len(blocks), 1), embed), blocks], 1)
+        rest = embed * self.other_per_channel + self.other
+        return float(self.block_ms(dims).sum()) + rest / 1e6
+
+
+def _saved_by_one_less(model: LatencyModel, dims: Array) -> Array:
+    """What one unit fewer of each dimension saves (n, 5)."""
+    dims = np.asarray(dims, np.float64)
+    fewer = (dims[:, None, :] - np.eye(5)).reshape(-1, 5)
+    return model.block_ms(dims)[:, None] - model.block_ms(fewer).reshape(-1, 5)

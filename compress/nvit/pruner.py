@@ -15,6 +15,7 @@ first interval has a step more than the others. Whether the target is met is loo
 step after a pruning, by a latency in which the embedding is still that of before it.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compress.nvit.compensate import compensation
 from compress.nvit.cost import LatencyModel, MacsModel
 from compress.nvit.groups import (
     GroupSizes,
@@ -39,6 +41,7 @@ from compress.nvit.importance import (
 )
 from compress.nvit.surgery import Masks, NormChannels, cut
 from trainers.models.arch import Arch, ModelState
+from trainers.training import distributed
 from trainers.training.fit import Hook
 
 if TYPE_CHECKING:
@@ -94,6 +97,10 @@ class PruneRules:
 class Pruner(Hook):
     """Prunes `vit` in place, as a hook of its fit.
 
+    Args:
+        calibration: gives batches of images without labels, by which what is zeroed is
+            compensated by what stays; None: it is not.
+
     Attributes:
         keep: units that are left, bool (U,), on the CPU.
         history: after each interval the step, units pruned so far, estimated latency over
@@ -109,8 +116,10 @@ class Pruner(Hook):
         latency: LatencyModel,
         rules: PruneRules,
         device: torch.device,
+        calibration: Callable[[], Iterable[Tensor]] | None = None,
     ) -> None:
         self.vit = vit
+        self.calibration = calibration
         self.layout = layout
         self.latency = latency
         self.rules = rules
@@ -132,6 +141,7 @@ class Pruner(Hook):
         *,
         groups: GroupSizes | None = None,
         latency: LatencyModel | None = None,
+        calibration: Callable[[], Iterable[Tensor]] | None = None,
     ) -> "Pruner":
         """A pruner for your own training loop.
 
@@ -146,6 +156,7 @@ class Pruner(Hook):
             latency: what a model of some dimensions costs: a measured
                 `compress.measure.latency_table.LatencyTable`; default: `MacsModel`, which
                 counts operations.
+            calibration: as of the class.
 
         Raises:
             ValueError: not such a model.
@@ -158,7 +169,8 @@ class Pruner(Hook):
         vit = MaskedVit.from_state(state).to(device)
         layout = UnitLayout.of(state.arch.dims, groups or GroupSizes())
         latency = latency or MacsModel.of(state.arch)
-        pruner = cls(vit, layout, latency, rules or PruneRules(), device)
+        rules = rules or PruneRules()
+        pruner = cls(vit, layout, latency, rules, device, calibration)
         pruner.arch = state.arch
         return pruner
 
@@ -244,12 +256,33 @@ class Pruner(Hook):
         """End an interval: rank, choose what goes, mask it. True where pruning has ended."""
         self.intervals += 1
         published = self.rules.counting == "published"
+        before = self.keep.clone()
         ended = self._choose_published() if published else self._choose()
+        if self.calibration is not None and not self.keep.equal(before):
+            self._compensate(before, self.calibration())
         if self.rules.importance_reset and self.num_pruned and not self.pruned:
             self.meter.reset()
         if self.num_pruned:
             self._apply()
         return ended
+
+    @torch.no_grad()
+    def _compensate(self, before: Tensor, batches: Iterable[Tensor]) -> None:
+        """Change weights so that what was just taken out of `keep` is missed least."""
+        found: dict[str, Tensor] | None = None
+        if distributed.rank() == 0:
+            changed = compensation(
+                self.vit,
+                self.layout,
+                before,
+                self.keep,
+                batches,
+                self.rules.norm_channels,
+            )
+            found = {name: value.cpu() for name, value in changed.items()}
+        named = dict(self.vit.named_parameters())
+        for name, value in distributed.from_rank_0(found).items():
+            named[name].copy_(value)
 
     def scores(self) -> Tensor:
         """I' of every unit, float64 (U,), at the end of an interval."""

@@ -10,32 +10,27 @@ import hashlib
 import json
 import logging
 from dataclasses import asdict, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 
 from compress.finetune import check_fit, task_objective, with_drop_rates
 from compress.measure.latency_table import LatencyTable, num_threads
 from compress.measure.options import Precision, RuntimeOptions
 from compress.metrics import TEXT, Metric
-from compress.nvit.cost import LatencyModel, MacsModel
+from compress.nvit.cost import LatencyModel, MacsModel, ParamsModel
 from compress.nvit.groups import GroupSizes, UnitLayout, block_table
-from compress.nvit.importance import HEAD_DIVISOR
 from compress.nvit.measured import alternating, options_of
-from compress.nvit.pruner import Counting, Importance, Pruner, PruneRules
-from compress.nvit.surgery import NormChannels
+from compress.nvit.options import NvitOptions
+from compress.nvit.pruner import Pruner, PruneRules
 from compress.runtimes.interface import INTEGERS
 from compress.stage import Context, Phase, Stage
-from trainers.config import DistillConfig, TrainConfig
 from trainers.data.splits import DataInfo
-from trainers.hashing import LATER
 from trainers.models.arch import Arch, ModelState
 from trainers.models.parameters import BLOCK_DIMS
-from trainers.option_types import UserPath
 from trainers.training import distributed
 from trainers.training.losses import KlObjective
 
@@ -67,7 +62,7 @@ def _table_here(
     return table
 
 
-class Nvit(Stage, TrainConfig):
+class Nvit(Stage, NvitOptions):
     """Prune a ViT or DeiT globally to a latency target, while it trains towards the
     unpruned model.
     """
@@ -128,171 +123,6 @@ class Nvit(Stage, TrainConfig):
         ),
     )
 
-    latency_target: float = Field(
-        0.5, gt=0, lt=1, description="estimated latency over the incoming model's"
-    )
-    importance: Importance = Field(
-        "nvit",
-        description=(
-            "what ranks the units. nvit: the Taylor term less what their latency is"
-            " worth; taylor: the Taylor term alone; magnitude and random: baselines"
-        ),
-    )
-    latency_regularization: float = Field(
-        5e-4, ge=0, description="eta: weight of the saved latency beside the importance"
-    )
-    latency_unit: Literal["dense", "seconds"] = Field(
-        "dense",
-        description=(
-            "unit of latency in eta. dense: the incoming model's latency, so that one"
-            " eta suits all devices; seconds: as in the paper"
-        ),
-    )
-    latency: Literal["measured", "macs"] = Field(
-        "measured",
-        description=(
-            "what the pruning goes by. measured: a table of latencies; macs: the number"
-            " of operations, which is the same on every machine but no latency"
-        ),
-    )
-    importance_unit: Literal["share", "loss"] = Field(
-        "loss",
-        description=(
-            "unit of importance beside latency. loss: the squared change of the loss,"
-            " as in the paper; share: a unit's share of the whole model's importance,"
-            " so that one eta suits all losses and is as strong in the first intervals"
-            " as in later ones"
-        ),
-    )
-    table: UserPath | None = Field(
-        None,
-        description=(
-            "file of a measured latency table; default: one is measured on the trial's"
-            " device"
-        ),
-    )
-    table_below: Annotated[Literal["constant", "to_zero"], LATER] = Field(
-        "constant",
-        description=(
-            "latency of a width or MLP smaller than the table knows. constant: that of"
-            " its smallest; to_zero: linear to 0 at size 0, as NViT's code"
-        ),
-    )
-    latency_batch: int = Field(
-        64,
-        ge=1,
-        description=(
-            "images in a batch, when a table is measured here and when the models are"
-            " compared at the end"
-        ),
-    )
-    latency_dtype: Precision = Field(
-        "float32", description="precision of these two measurements"
-    )
-    measure: bool = Field(
-        True, description="measure the latency of both models at the end"
-    )
-
-    groups: GroupSizes = GroupSizes()
-    prune_per_iter: int = Field(
-        32,
-        ge=1,
-        description="pruned in an interval, in 16ths of a group (32 are two groups)",
-    )
-    counting: Annotated[Counting, LATER] = Field(
-        "new_groups",
-        description=(
-            "what an interval takes. new_groups: that many groups more; published, as"
-            " NViT's code: every group that scores at most as much as the 2nd, 4th, 6th,"
-            " … of all groups, those that are gone or must stay included, so that later"
-            " intervals take more; the target is then looked at a step later"
-        ),
-    )
-    interval_prune: int = Field(
-        100, ge=1, description="optimiser steps between two prunings"
-    )
-    importance_momentum: float = Field(
-        0.9, ge=0, lt=1, description="of the importance, from interval to interval"
-    )
-    importance_reset: Annotated[bool, LATER] = Field(
-        False,
-        description=(
-            "set the importance so far to 0 after the first pruning, as NViT's code"
-        ),
-    )
-    importance_weights: Annotated[Literal["before", "after"], LATER] = Field(
-        "before",
-        description=(
-            "weights that gradients are multiplied by: those that they belong to, or"
-            " those after the update, as in NViT's code"
-        ),
-    )
-    head_divisor: Annotated[int, LATER] = Field(
-        HEAD_DIVISOR,
-        ge=1,
-        description=(
-            "divisor of the sum over a head, before it is squared; NViT's code: 12"
-        ),
-    )
-    budget: int = Field(
-        39_000, ge=1, description="units that may be pruned at most (prune_dict.Global)"
-    )
-
-    kl_loss_coeff: float = Field(
-        1e5,
-        ge=0,
-        description=(
-            "weight of the KL divergence to the incoming model (a mean over batch and"
-            " classes)"
-        ),
-    )
-    kl_tau: float = Field(3.0, gt=0, description="temperature of that divergence")
-    original_loss_coeff: float = Field(
-        1.0, ge=0, description="weight of the loss of labels and `distill`"
-    )
-    distill: DistillConfig | None = Field(
-        None, description="a second teacher (in the paper a CNN, hard labels)"
-    )
-    student_eval: bool = Field(
-        True,
-        description="no dropout and no stochastic depth from the first pruning on",
-    )
-
-    norm_channels: Annotated[NormChannels, LATER] = Field(
-        "kept",
-        description=(
-            "channels that a LayerNorm averages over while others are zeroed. kept: what"
-            " is pruned is what is cut out; all, as NViT's code: the model that is cut"
-            " out computes something else"
-        ),
-    )
-
-    epochs: int = Field(
-        50, ge=1, description="at most; training ends when the target is reached"
-    )
-    lr: float = Field(1e-4, gt=0, description="at a global batch of 512")
-    schedule: Literal["cosine", "step", "plateau", "constant"] = "constant"
-    warmup: float | str = 0.0
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> "Nvit":
-        if self.ema is not None:
-            raise ValueError(
-                "ema: NViT does not keep averaged weights, because the model's shape"
-                " changes while it trains; remove `ema` from this stage"
-            )
-        if self.latency == "macs" and self.table is not None:
-            raise ValueError(
-                "table: with latency 'macs' no table is read; remove `table`, or set"
-                " latency to 'measured'"
-            )
-        if self.latency == "macs" and self.latency_unit == "seconds":
-            raise ValueError(
-                "latency_unit: 'seconds' needs latency 'measured', because 'macs'"
-                " counts operations; set one of the two"
-            )
-        return self
-
     def teachers(self) -> list[tuple[str, Path | None]]:
         return (
             [(self.distill.teacher, self.distill.teacher_checkpoint)]
@@ -315,6 +145,11 @@ class Nvit(Stage, TrainConfig):
             raise ValueError(
                 f"{error}. The stages asp and wfn take other models"
             ) from error
+        if any(dense.args.get("merge", ())):
+            raise ValueError(
+                "this model merges tokens, so that its blocks have different numbers of"
+                " them; put token_merging after nvit"
+            )
         check_fit(dense, self, data)
         images = min(self.images_per_epoch or data.num_train, data.num_train)
         steps = self.epochs * (images // self.batch_size)
@@ -333,10 +168,27 @@ class Nvit(Stage, TrainConfig):
             )
         if self.table is not None:
             blocks = block_table(layout.sizes).numpy()
-            LatencyTable.read(self.table).check_covers(
-                blocks, MacsModel.of(dense).num_tokens
-            )
+            table = LatencyTable.read(self.table)
+            table.check_covers(blocks, MacsModel.of(dense).num_tokens)
+            self._share(table.model_ms(dense.dims["embed"], blocks[:, 1:]))
         return dense
+
+    def _share(self, incoming_ms: float) -> float:
+        """The target as a share of the incoming model's cost.
+
+        Raises:
+            ValueError: the incoming model already meets it.
+        """
+        if self.latency_target is not None:
+            return self.latency_target
+        assert self.target is not None
+        share = self.target.limit(incoming_ms) / incoming_ms
+        if share >= 1:
+            raise ValueError(
+                f"target: {self.target.describe()} is met by the incoming model, which"
+                f" takes {incoming_ms:.3g} ms; lower it, or leave this stage out"
+            )
+        return share
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:
         from compress.nvit.masked_vit import MaskedVit
@@ -351,7 +203,12 @@ class Nvit(Stage, TrainConfig):
         student = MaskedVit.from_state(ModelState(arch, dense.weights)).to(ctx.device)
         latency, note = self._latency(dense.arch, ctx)
         layout = UnitLayout.of(dense.arch.dims, self.groups)
-        pruner = Pruner(student, layout, latency, self._rules(ctx.seed), ctx.device)
+        blocks = block_table(layout.sizes).numpy()
+        share = self._share(latency.model_ms(dense.arch.dims["embed"], blocks[:, 1:]))
+        rules = self._rules(ctx.seed, share)
+        images = partial(ctx.images, self.compensate_images)
+        calibration = images if self.compensate else None
+        pruner = Pruner(student, layout, latency, rules, ctx.device, calibration)
         objective = KlObjective(
             task_objective(self, self.distill, student, ctx),
             dense.build().to(ctx.device).requires_grad_(False),
@@ -379,7 +236,7 @@ class Nvit(Stage, TrainConfig):
         """Report how pruning went; warn where it missed its target."""
         ratio = pruner.latency_ms() / pruner.dense_ms
         _log.info(
-            "nvit: pruning ended (%s) at step %d, estimated latency %.3f of the incoming"
+            "nvit: pruning ended (%s) at step %d, estimated cost %.3f of the incoming"
             " model's",
             pruner.stop_reason,
             steps,
@@ -387,10 +244,11 @@ class Nvit(Stage, TrainConfig):
         )
         if pruner.stop_reason != "latency_target":
             _log.warning(
-                "nvit: pruning ended (%s) at %.3f of the latency; the target is %.3f",
+                "nvit: pruning ended (%s) at %.3f of the incoming model's cost; the target"
+                " is %.3f",
                 pruner.stop_reason,
                 ratio,
-                self.latency_target,
+                pruner.rules.latency_target,
             )
         ctx.report(
             latency_ratio_estimated=ratio,
@@ -399,12 +257,11 @@ class Nvit(Stage, TrainConfig):
             stop_reason=pruner.stop_reason,
         )
 
-    def _rules(self, seed: int) -> PruneRules:
+    def _rules(self, seed: int, share: float) -> PruneRules:
         shared = {
             name: getattr(self, name)
             for name in (
                 "importance",
-                "latency_target",
                 "latency_regularization",
                 "latency_unit",
                 "importance_unit",
@@ -419,12 +276,18 @@ class Nvit(Stage, TrainConfig):
                 "norm_channels",
             )
         }
-        return PruneRules(**shared, momentum=self.importance_momentum, seed=seed)
+        return PruneRules(
+            **shared,
+            latency_target=share,
+            momentum=self.importance_momentum,
+            seed=seed,
+        )
 
     def _latency(self, arch: Arch, ctx: Context) -> tuple[LatencyModel, dict[str, Any]]:
         """The model of latency, and what the result notes about it."""
-        if self.latency == "macs":
-            return MacsModel.of(arch), {"kind": "macs"}
+        if self.latency != "measured":
+            counted = MacsModel if self.latency == "macs" else ParamsModel
+            return counted.of(arch), {"kind": self.latency}
         if self.table is not None:
             table = LatencyTable.read(self.table)
             table.warn_other_device(ctx.device)

@@ -9,6 +9,7 @@ import os
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ import yaml
 from ray.tune import TuneError
 
 import analysis
-from analysis.contract import ENDED, RECORD_SCHEMA, RUN_FILE, SPEC_FILE
+from analysis.contract import BASELINE, ENDED, RECORD_SCHEMA, RUN_FILE, SPEC_FILE
 from sweeps.drive.cluster import LOCAL, RayLostError, connected
 from sweeps.drive.final_measurement import measure_front
 from sweeps.drive.interrupt import Interrupt, quiet
@@ -39,11 +40,17 @@ from sweeps.drive.tune_run import TuneRun
 from sweeps.resume import refuse_changed_plugins, refuse_changes, reopen
 from sweeps.run.code_version import code_version
 from sweeps.run.driving import driving, refuse_second_driver
-from sweeps.run.folder import TUNE_FOLDER, WORKERS_FOLDER, refuse_links
+from sweeps.run.folder import (
+    TUNE_FOLDER,
+    WORKERS_FOLDER,
+    refuse_links,
+    trial_folder,
+)
 from sweeps.run.plan import Site
 from sweeps.run.record import (
     RecordTakenError,
     StorageFaultError,
+    TrialRecord,
     innermost,
     is_storage_fault,
     now,
@@ -59,6 +66,7 @@ from sweeps.spec.model import Spec
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.attempt import run_trial
 from trainers.files import default_data_cache, read_json, write_atomic
+from trainers.leftovers import remove_leftovers
 from trainers.remote import is_uri
 
 MOST_IN_VAIN = 3
@@ -158,6 +166,7 @@ def run_sweep(
             storage.pull()
             _prepare(sweep, storage, overwrite, command)
             with driving(run) as successor:
+                remove_leftovers(run, below=True)
                 if retry is not None:
                     reopen(run, retry)
                 drive = _Drive(
@@ -373,6 +382,7 @@ def site_of(sweep: Sweep, run: Path) -> Site:
         device="cuda" if cuda else "cpu",
         threads=wanted.cpus_per_worker,
         workers=wanted.workers,
+        strategy=wanted.strategy,
         gpus_per_worker=wanted.gpus_per_worker,
         keep_workers=wanted.worker_group == "keep",
         max_failures=spec.search.max_failures,
@@ -403,7 +413,7 @@ def _run_trials(drive: _Drive, search: StudySearch) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # records say it
     try:
         with (
-            progress.drawn(search.num_trials),
+            progress.drawn(search.num_trials, run if storage.shared else None),
             quiet(),
             deaths_of_processes(events.process_failed),
         ):
@@ -432,7 +442,7 @@ def _fit(
         name=TUNE_FOLDER,
         storage_path=storage.tune_storage(),
         resources_per_trial=_held(spec),
-        num_samples=search.num_trials,
+        num_samples=search.num_trials + search.asks_baseline,
         max_concurrent_trials=_concurrent(spec),
         search_alg=TuneSearcher(events, tune),
         scheduler=TuneScheduler(events, tune),
@@ -467,8 +477,9 @@ def _concurrent(spec: Spec) -> int:
 
 def mark_interrupted(storage: RunStorage) -> None:
     """Records still `running` belong to no process now."""
-    for record in trial_records(storage.run):
-        if record.status != "running":
+    baseline = TrialRecord.read(trial_folder(storage.run, BASELINE))
+    for record in chain(trial_records(storage.run), [baseline]):
+        if record is None or record.status != "running":
             continue
         # a process that outlived its driver may end it itself meanwhile
         with contextlib.suppress(RecordTakenError):

@@ -7,12 +7,11 @@ it is left behind.
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from compress.codec.file import decode, encode
 from compress.measure.options import (
     MeasureConfig,
-    Precision,
     RuntimeOptions,
 )
 from compress.measure.through_runtime import accuracy_of
@@ -28,6 +26,7 @@ from compress.runtimes.errors import check_installed, first_line
 from compress.runtimes.onnx_file import quiet
 from compress.runtimes.registry import runtime
 from sweeps.export.card import About, write_card
+from sweeps.export.difference import example_images, largest_difference
 from sweeps.export.models import trial_model
 from sweeps.export.preprocessing import FILE as SCRIPT_FILE
 from sweeps.export.preprocessing import notes_of, script
@@ -38,18 +37,6 @@ from trainers.config import DataConfig
 from trainers.data.splits import Data, data_info, load_data
 from trainers.files import default_data_cache
 from trainers.models.arch import ModelState
-from trainers.models.quantised import QuantisedModel
-from trainers.seeding import derive_seed
-
-TOLERANCES: Mapping[Precision, float] = MappingProxyType(
-    {"float32": 1e-4, "float16": 2e-2, "bfloat16": 0.1}
-)
-"""Largest allowed |difference| of a logit in a precision, in units of the largest logit or of 1."""
-INTEGER_TOLERANCE = 0.25
-"""The same for models in integers: a runtime may round a value that lies between two steps to
-the other one, and later layers carry that on. Faults are larger: a logit is off by its own size.
-"""
-_BATCHES = (1, 3)
 
 SAFETENSORS_FILE = "model.safetensors"
 TORCHSCRIPT_FILE = "model.pt"
@@ -215,11 +202,14 @@ def write_model(
     _check_installed(format_name, form)
     channels = state.arch.args.get("in_chans", 3)
     module = state.build()
-    images = _images(2, channels, image_size)
+    images = example_images(2, channels, image_size)
     if form.options is not None:
         form = _of_runtime(options or form.options, form.usage, form.library, notes)
     _write(form, state, module, images, folder, title)
-    return _compared(form, module, folder, channels, image_size, format_name)
+    precision = "float32" if form.options is None else form.options.precision
+    return largest_difference(
+        form.run, module, folder, channels, image_size, format_name, precision
+    )
 
 
 def _class_names(data: DataConfig) -> tuple[str, ...]:
@@ -265,12 +255,6 @@ def _write(
         ) from error
 
 
-def _images(batch: int, channels: int, size: int) -> Tensor:
-    """Standard normal images (B, C, S, S), the same on every call."""
-    generator = torch.Generator().manual_seed(derive_seed(batch, "export"))
-    return torch.randn(batch, channels, size, size, generator=generator)
-
-
 def _image_size(state: ModelState, data: DataConfig) -> int:
     """Pixels of the trial's images: what the model was built for, what the data were
     resized to, or what they are.
@@ -285,35 +269,6 @@ def _image_size(state: ModelState, data: DataConfig) -> int:
             "the image size is not in the record and the data are not here; give"
             f" --image-size ({error})"
         ) from None
-
-
-def _compared(
-    form: Format, module: nn.Module, folder: Path, channels: int, size: int, name: str
-) -> float:
-    """The largest difference of a logit. Raises ValueError past the tolerance."""
-    worst = 0.0
-    precision = "float32" if form.options is None else form.options.precision
-    tolerance = TOLERANCES[precision]
-    if isinstance(module, QuantisedModel):
-        tolerance = INTEGER_TOLERANCE
-    for batch in _BATCHES:
-        images = _images(batch, channels, size)
-        with torch.no_grad():
-            wanted = module(images)
-        with quiet():
-            found = form.run(folder, images)
-        difference = (
-            float((found - wanted).abs().max())
-            if found.shape == wanted.shape
-            else float("inf")
-        )
-        if not difference <= tolerance * max(1.0, float(wanted.abs().max())):
-            raise ValueError(
-                f"the {name} export differs from the model by {difference:.3g} in a"
-                " logit; nothing was written"
-            )
-        worst = max(worst, difference)
-    return worst
 
 
 @contextmanager
@@ -360,7 +315,7 @@ def _write_torchscript(
     state: ModelState, module: nn.Module, images: Tensor, folder: Path
 ) -> None:
     with torch.no_grad():
-        # what a module keeps from its first pass is no fault: `_compared` checks what counts
+        # what a module keeps from its first pass is no fault: `largest_difference` checks what counts
         torch.jit.trace(module, images, check_trace=False).save(
             str(folder / TORCHSCRIPT_FILE)
         )

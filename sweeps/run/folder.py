@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from analysis.contract import TRIALS_FOLDER
+from analysis.contract import BASELINE, TRIALS_FOLDER
 from analysis.files import inside
 
 TENSORBOARD_FOLDER = "tensorboard"
@@ -22,11 +22,16 @@ WORKERS_FOLDER = "workers"
 
 def trial_folder(run: Path, trial_id: str) -> Path:
     """The folder of one trial, whether or not it exists."""
-    return run / TRIALS_FOLDER / trial_id
+    return run / trial_place(trial_id)
+
+
+def trial_place(trial_id: str) -> str:
+    """Where in the run folder the files of a trial lie."""
+    return BASELINE if trial_id == BASELINE else f"{TRIALS_FOLDER}/{trial_id}"
 
 
 def trial_ids(run: Path) -> Iterator[str]:
-    """The names of all folders of trials, in order."""
+    """The names of all folders of trials, in order, without the baseline's."""
     trials = run / TRIALS_FOLDER
     if trials.is_dir():
         yield from sorted(path.name for path in trials.iterdir() if path.is_dir())

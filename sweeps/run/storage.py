@@ -28,7 +28,12 @@ from analysis.contract import (
     TRIALS_FOLDER,
     Status,
 )
-from sweeps.run.folder import TENSORBOARD_FOLDER, trial_folder, trial_ids
+from sweeps.run.folder import (
+    TENSORBOARD_FOLDER,
+    trial_folder,
+    trial_ids,
+    trial_place,
+)
 from sweeps.run.plan import Site
 from sweeps.run.record import TrialRecord
 from sweeps.spec.yaml_text import SpecError
@@ -173,7 +178,7 @@ class MirroredStorage(RunStorage):
         return record is not None and record.status in statuses
 
     def _remote_folder(self, trial_id: str) -> str:
-        return f"{self.name}/{TRIALS_FOLDER}/{trial_id}"
+        return f"{self.name}/{trial_place(trial_id)}"
 
     def pull_plan(self, trial_id: str) -> None:
         self.remote.download(

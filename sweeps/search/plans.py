@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from pydantic import JsonValue
 
 from sweeps.run.folder import trial_name
-from sweeps.run.plan import StageSpec, TrialPlan
+from sweeps.run.plan import StageSpec, Stopping, TrialPlan
 from sweeps.run.record import TrialRecord
 from sweeps.space.resolve import Resolved, resolved_trial
 from sweeps.space.sweep import Sweep
 from sweeps.spec.load import portable
+from sweeps.spec.model import Spec
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.epoch_curve import stopping_of
 from trainers import plugins
@@ -32,18 +33,42 @@ def new_plan(
         resolved = resolved_trial(sweep.space, draw)
     except SpecError as error:
         return _refused_plan(sweep, number, replicate, draw, str(error))
-    return TrialPlan(
+    return planned(
+        spec,
+        resolved,
         trial_id=trial_name(number, replicate, spec.search.replicates),
         number=number,
         replicate=replicate,
         seed=spec.seed + replicate,
-        configuration=resolved.configuration,
         draw=dict(draw),
+        stopping=stopping_of(resolved.stages, spec.search.early_stopping),
+    )
+
+
+def planned(
+    spec: Spec,
+    resolved: Resolved,
+    *,
+    trial_id: str,
+    number: int,
+    replicate: int,
+    seed: int,
+    draw: Mapping[str, JsonValue] | None = None,
+    stopping: Stopping | None = None,
+) -> TrialPlan:
+    """The plan of a trial that runs what was resolved, and measures it as the spec says."""
+    return TrialPlan(
+        trial_id=trial_id,
+        number=number,
+        replicate=replicate,
+        seed=seed,
+        configuration=resolved.configuration,
+        draw=dict(draw or {}),
         source=resolved.source,
         data=resolved.data,
         stages=resolved.specs,
         measure=spec.measure,
-        stopping=stopping_of(resolved.stages, spec.search.early_stopping),
+        stopping=stopping,
         plugins=plugins.used_by(_what_decides(resolved)),
     )
 

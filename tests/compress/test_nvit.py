@@ -177,7 +177,9 @@ def test_zeroed_units_stay_zero_and_the_cut_is_what_was_trained(
         MaskedVit.from_state(state),
         UnitLayout.of(state.arch.dims, stage.groups),
     )
-    pruner = Pruner(student, layout, MacsModel.of(state.arch), stage._rules(0), CPU)
+    pruner = Pruner(
+        student, layout, MacsModel.of(state.arch), stage._rules(0, 0.1), CPU
+    )
     # ends two steps after the last pruning, so that optimiser steps with momentum follow it
     context(digits, tmp_path).fit(
         student,
@@ -404,7 +406,9 @@ def test_latency_terms_are_finite_differences_of_the_table(digits: Data) -> None
         Nvit(**QUICK | {"latency_regularization": 0.01}),
     )
     layout = UnitLayout.of(state.arch.dims, stage.groups)
-    pruner = Pruner(MaskedVit.from_state(state), layout, table, stage._rules(0), CPU)
+    pruner = Pruner(
+        MaskedVit.from_state(state), layout, table, stage._rules(0, 0.1), CPU
+    )
     pruner.keep[
         torch.randperm(layout.num_units, generator=torch.Generator().manual_seed(0))[
             :60
@@ -444,7 +448,7 @@ def test_shares_of_importance_forget_the_scale_of_the_loss(
             MaskedVit.from_state(state),
             layout,
             table_of(state.arch),
-            stage._rules(0),
+            stage._rules(0, 0.1),
             CPU,
         )
         made.keep[:24] = False

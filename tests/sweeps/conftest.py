@@ -31,6 +31,7 @@ BASE: dict[str, Any] = {
     "search": {
         "sampler": "random",
         "trials": 4,
+        "baseline": False,
         "space": {
             "stages.init.*.args.embed_dim": [16, 32],
             "stages.init.weight_selection.element_rule": ["uniform", "consecutive"],

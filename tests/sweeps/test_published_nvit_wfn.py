@@ -32,6 +32,9 @@ NVIT_DEIT: Rows = DEIT | {"ema": None, "schedule_step": "epoch_start"}
 IDLE = {
     "measure",  # of latency, at the end
     "table",  # measured where it is pruned
+    "target",  # another name of latency_target
+    "compensate",  # off
+    "compensate_images",
     "latency_dtype",
     "norm_channels",  # docs/replication.md
     "hold",

@@ -93,6 +93,7 @@ function explainFront(third) {
     );
   if (D.ids.length > D.eligible.length + SEED_OF.size)
     parts.push("A thin cross is a trial that is not complete or out of bounds.");
+  if (D.baseline) parts.push(`The star is the baseline, ${clip(D.baseline.name, 60)}.`);
   $("front-note").textContent =
     parts.join(" ") + " Click a mark to find its trial in every plot and in the table.";
 }
@@ -191,6 +192,31 @@ function surfaceTraces(ox, oy) {
     };
   });
 }
+/* The baseline as a star; nothing where it was not measured on both axes. */
+function baselineTrace(x, y) {
+  const [left, up] = [x, y].map((column) => D.baseline?.values[column.key]);
+  if (left === undefined || up === undefined) return [];
+  const lines = [x, y].map((column) => `${column.label}  ${figure(D.baseline.values[column.key], column.unit)}`);
+  return [
+    {
+      type: "scatter",
+      mode: "markers+text",
+      x: [left],
+      y: [up],
+      text: [inert("baseline")],
+      textposition: "bottom center",
+      textfont: { color: token("muted"), size: 12 },
+      hovertext: [`<b>${inert(clip(D.baseline.name, 40))}</b><br>${lines.map(inert).join("<br>")}`],
+      hovertemplate: "%{hovertext}<extra></extra>",
+      marker: {
+        symbol: "star",
+        size: 17,
+        color: token("warn"),
+        line: { color: token("card"), width: 1 },
+      },
+    },
+  ];
+}
 function drawFront() {
   const plot = $("front-plot");
   const colours = colouring();
@@ -228,6 +254,7 @@ function drawFront() {
     );
     if (front.surfaces) traces.unshift(...surfaceTraces(ox, oy));
   }
+  traces.push(...baselineTrace(x, y));
   if (state.row !== null && at(state.row)) {
     traces.push({
       type: "scatter",

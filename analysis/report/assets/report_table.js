@@ -60,6 +60,23 @@ function tableRow(row, columns, errors) {
   node.dataset.row = row;
   return node;
 }
+/* The baseline stays above the trials, however they are sorted and filtered. */
+function baselineRow(columns, errors) {
+  if (!D.baseline) return null;
+  const cells = columns.map((column) => {
+    const value = D.baseline.values[column.key];
+    const text = value === undefined || column.role === "parameter" ? MISSING : figure(value, column.unit);
+    return el("td", { class: text === MISSING ? "n none" : "n" }, text);
+  });
+  return el(
+    "tr",
+    { class: "baseline" },
+    el("th", { scope: "row", title: D.baseline.name }, "baseline"),
+    el("td", { class: "word" }, clip(D.baseline.name, 30)),
+    ...cells,
+    errors ? el("td") : null,
+  );
+}
 /* What a column sorts by; a missing value is null. */
 function sortValue(key, row) {
   if (key === "id") return D.ids[row];
@@ -191,7 +208,8 @@ function startTable() {
   /* The page shows before a long table is laid out; until then it takes the room that it will
      need. */
   $("table").style.containIntrinsicHeight = `auto ${Math.min(618, 36 * (D.ids.length + 1))}px`;
-  $("table").append(el("table", {}, el("thead", {}, el("tr", {}, ...heads.values())), body));
+  const head = el("thead", {}, el("tr", {}, ...heads.values()), baselineRow(columns, errors));
+  $("table").append(el("table", {}, head, body));
   if (OBJECTIVES.length) sortTable(OBJECTIVES[0].key, heads);
   else showRows();
   document.addEventListener("chosen", (event) =>
