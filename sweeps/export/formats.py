@@ -315,7 +315,7 @@ def _write_torchscript(
     state: ModelState, module: nn.Module, images: Tensor, folder: Path
 ) -> None:
     with torch.no_grad():
-        # what a module keeps from its first pass is no fault: `largest_difference` checks what counts
+        # what a module keeps from its first pass is no fault; the logits are compared later
         torch.jit.trace(module, images, check_trace=False).save(
             str(folder / TORCHSCRIPT_FILE)
         )
