@@ -65,6 +65,7 @@ def bench(
                     raise ValueError(f"--{wrong['loc'][0]}: {wrong['msg']}") from None
                 try:
                     runtime_of(name).check(options)
+                    runtime_of(name).check_model(state.arch)
                 except ValueError as error:
                     if runtime != "all":
                         raise

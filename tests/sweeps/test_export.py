@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from compress.runtimes.registry import runtime
 from sweeps.cli.main import app
 from sweeps.export import card, formats
 from sweeps.export.formats import EXPORTERS, export, measured_options, write_model
+from sweeps.export.preprocessing import FILE as SCRIPT_FILE
 from sweeps.export.preprocessing import notes_of
 from sweeps.run.record import TrialRecord
 from tests.sweeps.helpers import plan
@@ -360,19 +362,24 @@ def test_an_export_that_computes_otherwise_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-ALONE = """
+ALONE = [
+    "-c",
+    """
 import runpy, sys
 ours = ["sweeps", "compress", "trainers", "analysis"]
 for name in [*ours, "torch", "torchvision", "timm", "onnx", "pandas", "scipy"]:
     sys.modules[name] = None
 runpy.run_path("predict.py")
-"""
+""",
+]
 """Runs the script where there is nothing but the runtime, NumPy and Pillow."""
 
 
-@pytest.mark.parametrize("name", ["onnx", "openvino"])
+@pytest.mark.parametrize("name", ["onnx", "openvino", "executorch"])
 def test_script_predicts_as_the_product(tmp_path: Path, name: str) -> None:
     """Square pictures, and upright and wide ones that are larger."""
+    if any(find_spec(module) is None for module in EXPORTERS[name].needs):
+        pytest.skip(f"{name} is not installed")
     data = DataConfig(dataset="digits", image_size=48, crop_fraction=0.875)
     generator = np.random.default_rng(0)
     transform = eval_transform(data, 48)
@@ -395,7 +402,8 @@ def test_script_predicts_as_the_product(tmp_path: Path, name: str) -> None:
     wanted = [f"{index}.png {'abcdefg'[best]}" for index, best in enumerate(chosen)]
     files = ["0.png", "1.png", "2.png", "3.png"]
     done = subprocess.run(
-        [sys.executable, "-c", ALONE, *files],
+        # ExecuTorch's own Python interface takes tensors of torch
+        [sys.executable, *([SCRIPT_FILE] if name == "executorch" else ALONE), *files],
         capture_output=True,
         text=True,
         cwd=tmp_path,
