@@ -13,7 +13,10 @@ from compress.nvit import measured
 from trainers.models.arch import Arch, ModelState
 
 SMALL = Arch(
-    "resnet_cifar", "resnet20_cifar", {"num_classes": 3, "width": 4, "in_chans": 3}
+    "pruned_vit",
+    "tiny",
+    {"num_classes": 3, "img_size": 16, "patch_size": 8, "in_chans": 3, "scale": 0.3},
+    {"embed": 16, "heads": [2], "qk": [4], "v": [4], "mlp": [8]},
 )
 TABLE = Fingerprint(runtime="openvino", dtype="int8", batch_size=2, num_threads=1)
 
