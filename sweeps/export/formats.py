@@ -203,7 +203,7 @@ def write_model(
     channels = state.arch.args.get("in_chans", 3)
     module = state.build()
     images = example_images(2, channels, image_size)
-    if form.options is not None:
+    if form.options is not None and (notes is not None or options is not None):
         form = _of_runtime(options or form.options, form.usage, form.library, notes)
     _write(form, state, module, images, folder, title)
     precision = "float32" if form.options is None else form.options.precision
