@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from compress.channels.trace import Axes, Product, Trace, Use, trace
+from compress.channels.followed import Product, Use
+from compress.channels.sizes import Axes
+from compress.channels.trace import Trace, trace
 from trainers.models.arch import Arch, on_meta
 from trainers.models.cut_model import Cut
 from trainers.models.parameters import classifier_layers
