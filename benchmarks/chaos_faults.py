@@ -408,8 +408,11 @@ class SharedCache(Fault):
         runs = (scene.run, other.spec.run_folder.absolute())
         drivers = [scene.start(), scene.start(other)]
         for _ in range(self.per_round):
-            time.sleep(moment.uniform(0.5, 2.5))
-            pids = [p for run in runs for p in trial_processes(run).values()]
+            time.sleep(moment.uniform(0, 2))
+            pids: list[int] = []
+            while not pids and any(driver.code() is None for driver in drivers):
+                pids = [p for run in runs for p in trial_processes(run).values()]
+                time.sleep(0.02)
             if pids and send(moment.choice(pids), signal.SIGKILL):
                 scene.hit()
         codes = [driver.wait() for driver in drivers]

@@ -155,6 +155,25 @@ def quantize(kind: str, most: int, **options: Any) -> Callable[[Case], None]:
     return column
 
 
+def int8(case: Case) -> None:
+    ran = case.ran({"int8": {"images": 8}})
+    require(ran.metrics["int8_layers"] > 0, "no layer is in integers")
+    _codes_exactly(ran.model)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            write_model(
+                ran.model,
+                "openvino",
+                Path(folder),
+                image_size=case.family.image_size,
+                title=case.family.model,
+            )
+        except ValueError as error:
+            if "differs from the model" in str(error):
+                raise
+            raise Refused(str(error)) from error
+
+
 def codec(case: Case) -> None:
     _codes_exactly(case.state)
 
@@ -317,6 +336,12 @@ def _methods() -> dict[str, Column]:
             "2:4", "zeros in the pattern, held while training", asp, ("asp",)
         ),
         "wfn": Column("WFN", "fixed on few values, coded exactly", wfn, ("wfn",)),
+        "int8": Column(
+            "int8",
+            "integers of weights and activations, coded exactly, the same logits in OpenVINO",
+            int8,
+            ("int8",),
+        ),
         "uniform_quant": Column(
             "uniform",
             "4 bits, coded exactly",

@@ -70,8 +70,9 @@ def check_pipelines(spec: Spec, space: Space, points: Sequence[Draw]) -> Opened:
         try:
             info = _info(trial.data)
             facts = _source(trial, info)
+            wanted = spec.resources
             archs = check_pipeline(
-                facts.arch, trial.stages, info, spec.resources.workers
+                facts.arch, trial.stages, info, wanted.workers, wanted.strategy
             )
             _check_augmentation(trial, info)
             _check_refined(spec, facts.arch, trial, info)
@@ -197,7 +198,8 @@ def _check_refined(spec: Spec, source: Arch, trial: Resolved, info: DataInfo) ->
         return
     refined = refined_pipeline(trial.stages, spec.search.refine)
     try:
-        check_pipeline(source, refined, info, spec.resources.workers)
+        wanted = spec.resources
+        check_pipeline(source, refined, info, wanted.workers, wanted.strategy)
     except ValueError as error:
         raise ValueError(f"search.refine: {error}") from error
 

@@ -40,7 +40,7 @@ def cells(name: str, folder: Path) -> dict[str, Cell]:
     return {c: cell(tried, COLUMNS[c]) for c in QUICK}
 
 
-NOT_YET = {"int8"}
+NOT_YET = {"low_rank", "token_merging"}
 """Stages that have not been tried on the families of the matrix."""
 
 
@@ -106,7 +106,8 @@ def test_the_record_has_forty_whole_rows_and_no_broken_cell() -> None:
     rows = recorded()
     families = {family.name: family for family in FAMILIES}
     assert list(rows) == [name for name in families if name in rows]
-    assert sum(row["cells"].keys() == COLUMNS.keys() for row in rows.values()) >= 40
+    older = COLUMNS.keys() - {"int8"}  # which was tried on a few families so far
+    assert sum(row["cells"].keys() >= older for row in rows.values()) >= 40
     for name, row in rows.items():
         family = families[name]
         assert (row["model"], row["args"]) == (family.model, family.args)

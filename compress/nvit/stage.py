@@ -144,6 +144,11 @@ class Nvit(Stage, NvitOptions):
             raise ValueError(
                 f"{error}. The stages asp and wfn take other models"
             ) from error
+        if any(dense.args.get("merge", ())):
+            raise ValueError(
+                "this model merges tokens, so that its blocks have different numbers of"
+                " them; put token_merging after nvit"
+            )
         check_fit(dense, self, data)
         images = min(self.images_per_epoch or data.num_train, data.num_train)
         steps = self.epochs * (images // self.batch_size)

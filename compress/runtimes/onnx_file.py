@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from compress.measure.options import Precision
 from compress.runtimes.errors import first_line
-from compress.runtimes.integer_nodes import onnx_nodes
+from compress.runtimes.integer_nodes import lay_out_weights, onnx_nodes
 from trainers.models.arch import ModelState
 from trainers.seeding import derive_seed
 
@@ -82,6 +82,7 @@ def write_onnx(
                 custom_translation_table=table,
             )
             assert program is not None, "with dynamo=True there is always one"
+            lay_out_weights(program.model)
             program.model.metadata_props.update(notes)
             program.save(file, external_data=size > MAX_ONNX_BYTES)
     except _EXPORT_ERRORS as error:

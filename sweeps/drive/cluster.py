@@ -23,7 +23,11 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweeps.drive.ray_internals import in_own_process_groups, tamed
+from sweeps.drive.ray_internals import (
+    in_own_process_groups,
+    tamed,
+    without_idle_processes,
+)
 from sweeps.spec.yaml_text import SpecError
 
 LOCAL = "local"
@@ -75,7 +79,7 @@ def start_ray(cpus: int | None = None) -> None:
     # private: no token under the home folder
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     try:
-        with in_own_process_groups():
+        with in_own_process_groups(), without_idle_processes():
             ray.init(
                 "local",
                 num_cpus=cpus,

@@ -49,10 +49,15 @@ CASES: dict[str, dict[str, Any]] = {
     "tleg_aux": {"vit": AUX | {"depth": 3}},
     "tleg_expand": {"vit": {"depth": 2}},
     "nvit": {"vit": NVIT, "resnet": "is a ViT or DeiT"},
+    "low_rank": {
+        "vit": {"target": {"params": 0.8}, "images": 40},
+        "resnet": "no Linear layer and no 1×1 convolution",
+    },
     "prune_channels": {
         "vit": CHANNELS | {"pruning": "iterative", "prune_epochs": 1, "intervals": 2},
         "resnet": CHANNELS | {"blocks": True},
     },
+    "token_merging": {"vit": {"r": 1}, "resnet": "is a ViT or DeiT"},
     "asp": {"vit": {"measure": False}, "resnet": "no Linear layer"},
     "wfn": {"vit": WFN, "resnet": WFN},
     "int8": {"vit": TRAIN | {"images": 8}, "resnet": TRAIN | {"images": 8}},

@@ -273,6 +273,7 @@ class QuantisedModel(nn.Module):
         self.trainable = False
         for conv, norm in plan.folded:
             remove_norm(inner, conv, norm)
+        keep_products_apart(inner)
         self.inner = inner
         self.actions: dict[Call, dict[int, list[_Action]]] = {}
         for place, channels in plan.scaled:
@@ -382,6 +383,15 @@ def _steady(step: Tensor, values: int, bits: int) -> Tensor:
     share = (max(values, 1) * (2 ** (bits - 1) - 1)) ** -0.5
     positive = step.abs().clamp_min(_LEAST_STEP)
     return positive * share + (positive * (1 - share)).detach()
+
+
+def keep_products_apart(module: nn.Module) -> None:
+    """Let every layer compute its own product, by its own weight: layers that a model puts
+    together for speed have no place for their quantisers.
+    """
+    for layer in module.modules():
+        if hasattr(layer, "one_product"):
+            layer.one_product = False
 
 
 def remove_norm(module: nn.Module, conv: str, norm: str) -> None:
