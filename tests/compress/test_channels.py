@@ -444,5 +444,7 @@ def test_check_says_what_is_wrong(small: tuple[ModelState, Layout]) -> None:
         PruneChannels(target={"macs": 0.5}, exclude=["*"]).check(model.arch, INFO)
     with pytest.raises(ValueError, match="move it before the quantize stage"):
         PruneChannels().check(replace(model.arch, builder="int8"), INFO)
+    with pytest.raises(ValueError, match=r"exclude: no layer .* is called 'head'"):
+        PruneChannels(target={"macs": 0.5}, exclude=["head"]).check(model.arch, INFO)
     with pytest.raises(ValueError, match="blocks: whole blocks go in one step only"):
         PruneChannels(blocks=True, pruning="iterative")
