@@ -72,13 +72,16 @@ class Followed:
             return
         if size.attribute is not None:
             self.sizes.append(Use(size.attribute, rows, size.times, size.over))
-        if size.rows is not None and (size.times, size.over) != (1, 1):
+        if size.rows is not None:
             self.ratios.append((size, rows, source))
 
     def fix_ratios(self) -> None:
         """Keep axes whose size is computed from that of an axis which they are no part of."""
         for size, rows, source in self.ratios:
             own = self.ids.resolved(size.rows)
+            now = self.ids.resolved(rows)
+            if size.times == size.over and now.shape == own.shape and (now == own).all():
+                continue
             parts = [self.ids.resolved(each) for each in source if each is not None]
             if any(part.shape == own.shape and (part == own).all() for part in parts):
                 continue

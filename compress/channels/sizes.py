@@ -151,7 +151,7 @@ def sized_shape(shape: torch.Size, axes: Axes) -> torch.Size:
 
 def flat(values: Any) -> Iterator[Any]:
     for value in values:
-        if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
+        if isinstance(value, tuple | list):
             yield from flat(value)
         else:
             yield value
