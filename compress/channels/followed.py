@@ -71,23 +71,38 @@ class Followed:
         if not isinstance(size, Sized) or rows is None:
             return
         if size.attribute is not None:
-            self.sizes.append(Use(size.attribute, rows, size.times, size.over))
-        if size.rows is not None:
+            self._use(Use(size.attribute, rows, size.times, size.over))
+        if size.rows is not None or size.others:
             self.ratios.append((size, rows, source))
+
+    def _use(self, use: Use) -> None:
+        """An attribute is one number: all axes that it is the size of lose as many positions."""
+        for other in self.sizes:
+            if other.attribute != use.attribute:
+                continue
+            alike = (other.times, other.over) == (use.times, use.over)
+            if alike and len(other.rows) == len(use.rows):
+                self.ids.unify(other.rows, use.rows)
+            else:
+                self.ids.fix(other.rows)
+                self.ids.fix(use.rows)
+        self.sizes.append(use)
 
     def fix_ratios(self) -> None:
         """Keep axes whose size is computed from that of an axis which they are no part of."""
         for size, rows, source in self.ratios:
-            own = self.ids.resolved(size.rows)
-            now = self.ids.resolved(rows)
-            if size.times == size.over and now.shape == own.shape and (now == own).all():
-                continue
-            parts = [self.ids.resolved(each) for each in source if each is not None]
-            if any(part.shape == own.shape and (part == own).all() for part in parts):
-                continue
+            if size.rows is not None:
+                own = self.ids.resolved(size.rows)
+                parts = [self.ids.resolved(x) for x in (rows, *source) if x is not None]
+                if any(x.shape == own.shape and (x == own).all() for x in parts):
+                    continue
             given = [use.rows for use in self.sizes if use.attribute in size.attributes]
             for each in (rows, size.rows, *size.axes, *given):
                 self.ids.fix(each)
+            if size.attribute is not None:
+                for use in self.sizes:
+                    if use.attribute == size.attribute:
+                        self.ids.fix(use.rows)
 
     def count(self, times: int, weight: Tensor, *axes: tuple[int, Rows | None]) -> None:
         """Note an operation whose work is `times` that of all its axes (size, rows)."""

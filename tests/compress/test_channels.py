@@ -248,7 +248,7 @@ def separable(sizes: list[int], prices: list[float]) -> tuple[list[Group], Terms
     units = np.arange(sum(sizes))
     parts = np.split(units, np.cumsum(sizes)[:-1])
     groups = [Group(str(i), part, ()) for i, part in enumerate(parts)]
-    layout = Layout(len(units), tuple(groups), {}, {}, (), ())
+    layout = Layout(len(units), tuple(groups), {}, {}, {}, (), ())
     terms = [(p, [part[:, None]]) for p, part in zip(prices, parts, strict=True)]
     return groups, Terms(layout, terms)
 
