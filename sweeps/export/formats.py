@@ -33,13 +33,7 @@ from trainers.config import DataConfig
 from trainers.data.splits import data_info, load_data
 from trainers.files import default_data_cache
 from trainers.models.arch import ModelState
-from trainers.models.quantised import (
-    Operators,
-    QuantisedModel,
-    computing_by,
-    dequantise,
-    quantise,
-)
+from trainers.models.quantised import QuantisedModel, computing_by, moved_slightly
 from trainers.seeding import derive_seed
 
 TOLERANCE = 1e-4
@@ -314,17 +308,11 @@ def _compared(
 
 
 def _open(module: QuantisedModel, images: Tensor, wanted: Tensor) -> float:
-    """The largest difference of a logit when values are moved by up to a hundredth of a step
-    before they are rounded: what a model in integers leaves open to the order in which sums are
-    taken. Three draws; the same on every call.
+    """The largest difference of a logit when values are moved slightly before they are rounded;
+    three draws, the same on every call.
     """
-    generator = torch.Generator().manual_seed(derive_seed(len(images), "rounding"))
-
-    def moved(value: Tensor, step: Tensor, zero_point: Tensor) -> Tensor:
-        noise = torch.rand(value.shape, generator=generator) - 0.5
-        return quantise(value + 0.02 * step * noise, step, zero_point)
-
-    with torch.no_grad(), computing_by(Operators(moved, dequantise)):
+    moved = moved_slightly(derive_seed(len(images), "rounding"))
+    with torch.no_grad(), computing_by(moved):
         return max(float((module(images) - wanted).abs().max()) for _ in range(3))
 
 
