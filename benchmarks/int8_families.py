@@ -7,7 +7,8 @@ images and made int8 with the stage's defaults; then the first test images pass 
 module, ONNX Runtime and OpenVINO. Beside the first choices that a runtime makes otherwise stand
 those that the module itself makes otherwise when values are moved by up to a hundredth of a step
 before they are rounded: so many are open. A network that has hardly been trained is the harder
-case, since its logits lie close together. Trained models stay in the working folder. Time: 6 minutes of a core.
+case, since its logits lie close together. Trained models stay in the working folder. Time: 6
+minutes of a core.
 """
 
 import argparse
@@ -115,8 +116,8 @@ def main() -> None:
             ]
             other = int((got.argmax(1) != wanted.argmax(1)).sum())
             print(
-                f"{name} | {right[0]:.2f} | {right[1]:.2f} | {runtime} | {right[2]:.2f} |"
-                f" {other} | {is_open} | {deployed.precision}",
+                f"{name} | {right[0]:.2f} | {right[1]:.2f} | {runtime} | {right[2]:.2f}"
+                f" | {other} | {is_open} | {deployed.precision}",
                 flush=True,
             )
 
