@@ -17,7 +17,7 @@ from typing import Any
 
 from compress.keys import content_key
 from compress.metrics import Value
-from trainers.files import write_atomic
+from trainers.files import parse_json, write_atomic
 from trainers.lease import Lease
 from trainers.leftovers import remove_leftovers, tag
 from trainers.models.arch import ModelState
@@ -60,7 +60,7 @@ class Artifact:
         """
         path = folder / _LAST
         try:
-            content = json.loads(path.read_text())
+            content = parse_json(path.read_text())
             note = content["note"]
             intact = content["hash"] == content_key(note)
         except (OSError, KeyError, TypeError, ValueError) as error:

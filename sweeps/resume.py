@@ -25,6 +25,7 @@ FREE = (
     "search.points",
     "search.sampler",
     "search.sampler_options",
+    "search.cost",
     "search.max_failures",
     "search.early_stopping",
     "search.from",

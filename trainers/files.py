@@ -59,10 +59,38 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+DEEPEST_JSON = 100
+"""Levels of a JSON text that is read: code that walks what it says calls itself so often."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    too_deep = f"it is nested more than {DEEPEST_JSON} levels deep"
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(too_deep) from None
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(DEEPEST_JSON):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return value
+    raise ValueError(too_deep)
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is none that is whole."""
     try:
-        value = json.loads(path.read_text())
+        value = parse_json(path.read_text())
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None

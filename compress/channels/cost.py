@@ -39,8 +39,8 @@ class Axes:
         sizes: list[int] = []
         members: list[set[int]] = []
         axes: list[int] = []
-        for axis, each in enumerate(rows):
-            of_position = np.sort(group[each], axis=1)
+        for axis, positions in enumerate(rows):
+            of_position = np.sort(group[positions], axis=1)
             kinds, counts = np.unique(of_position, axis=0, return_counts=True)
             for kind, count in zip(kinds.tolist(), counts.tolist(), strict=True):
                 sizes.append(count)

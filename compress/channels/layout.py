@@ -126,7 +126,7 @@ class Layout:
     def kept(self, rows: Rows, keep: Keep) -> Keep:
         """Which positions of an axis stay (n,)."""
         padded = np.append(keep, True)
-        return padded[rows].all(1)
+        return np.asarray(padded[rows].all(1))
 
     def axis_keeps(self, keep: Keep) -> dict[str, dict[int, Keep]]:
         """Tensor → axis → positions that stay, for the axes that lose some."""
@@ -183,8 +183,8 @@ def _fix_what_is_not_cut(
             _fix(found, axes)
     for path in classifier_layers(module):
         for leaf in ("weight", "bias"):
-            if axes := found.axes.get(f"{path}.{leaf}"):
-                found.identities.fix(axes[0])
+            if own := found.axes.get(f"{path}.{leaf}"):
+                found.identities.fix(own[0])
 
 
 def _fix(found: Trace, axes: Axes) -> None:

@@ -43,7 +43,7 @@ class ChannelOptions(TrainConfig):
             " group; isomorphic: the mean of all groups of the same form"
         ),
     )
-    schedule: Literal["one_shot", "iterative"] = Field(
+    pruning: Literal["one_shot", "iterative"] = Field(
         "one_shot",
         description=(
             "one_shot: everything is removed at once, then the model is tuned; iterative:"
@@ -51,9 +51,9 @@ class ChannelOptions(TrainConfig):
         ),
     )
     prune_epochs: int = Field(
-        1, ge=1, description="epochs of an iterative schedule before tuning"
+        1, ge=1, description="epochs of iterative pruning, before tuning"
     )
-    intervals: int = Field(10, ge=1, description="prunings of an iterative schedule")
+    intervals: int = Field(10, ge=1, description="steps of iterative pruning")
     importance_images: int = Field(
         512, ge=1, description="training images that importance looks at, if one_shot"
     )
@@ -103,9 +103,9 @@ class ChannelOptions(TrainConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ChannelOptions":
-        if self.blocks and self.schedule == "iterative":
+        if self.blocks and self.pruning == "iterative":
             raise ValueError(
-                "blocks: whole blocks go in one step only; set schedule to one_shot, or"
+                "blocks: whole blocks go in one step only; set pruning to one_shot, or"
                 " blocks to false"
             )
         wrong = {k: v for k, v in self.floors.items() if not 0 <= v <= 1}

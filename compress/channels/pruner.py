@@ -79,8 +79,8 @@ class ChannelPruner(Hook):
     def decide(self) -> None:
         """End an interval: choose what goes, and mask it."""
         meter = self.meter
-        by_gradients = isinstance(meter, GradientMeter)
-        scores = meter.close() if by_gradients else meter(self.model.module)
+        module = self.model.module
+        scores = meter.close() if isinstance(meter, GradientMeter) else meter(module)
         scores = normalised(scores, self.layout, self.normalisation)
         choice = Choice(self.layout.groups, self.rules, scores, self.cost, self.keep)
         self.keep = choice.to(self.limits[self.intervals])

@@ -6,7 +6,6 @@ Which positions of which tensors can only go together is followed through a pass
 """
 
 import logging
-from pathlib import Path
 from typing import ClassVar
 
 from torch import nn
@@ -66,7 +65,7 @@ class PruneChannels(Stage, ChannelOptions):
     )
 
     def num_epochs(self) -> int:
-        return self.epochs + (self.prune_epochs if self.schedule == "iterative" else 0)
+        return self.epochs + (self.prune_epochs if self.pruning == "iterative" else 0)
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
         """The whole architecture as one that nothing was cut from: the result is at most this.
@@ -109,7 +108,7 @@ class PruneChannels(Stage, ChannelOptions):
             ctx,
             blocks=self.blocks,
         )
-        if self.schedule == "iterative":
+        if self.pruning == "iterative":
             model, decision = self._while_training(model, layout, decider, ctx)
         else:
             scores = self._scores(model.build().to(ctx.device), layout, ctx)
@@ -156,7 +155,7 @@ class PruneChannels(Stage, ChannelOptions):
         shares = [
             1 + (first.cost_ratio - 1) * (i + 1) / intervals for i in range(intervals)
         ]
-        by_gradients = self.importance in ("hessian", "taylor")
+        kind = self.importance
         pruner = ChannelPruner(
             masked,
             layout,
@@ -164,9 +163,11 @@ class PruneChannels(Stage, ChannelOptions):
             decider.cost,
             [share * decider.full for share in shares],
             steps // intervals,
-            GradientMeter(student, layout, self.importance)  # type: ignore[arg-type]
-            if by_gradients
-            else lambda module: self._scores(module, layout, ctx),
+            (
+                GradientMeter(student, layout, kind)
+                if kind == "hessian" or kind == "taylor"
+                else lambda module: self._scores(module, layout, ctx)
+            ),
             self.normalisation,
         )
         config = self.model_copy(
@@ -227,6 +228,3 @@ class PruneChannels(Stage, ChannelOptions):
         )
         if decision.latency_ratio is not None:
             ctx.report(channels_latency_ratio=decision.latency_ratio)
-
-    def teachers(self) -> list[tuple[str, Path | None]]:
-        return []

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -168,7 +169,7 @@ class _Sized(int):
             return NotImplemented
         others = self.others
         if isinstance(by, _Sized):
-            others += by.others + (by.attribute if by.rows is None else by.rows,)
+            others += (*by.others, by.attribute if by.rows is None else by.rows)
         return _Sized(
             value,
             self.attribute,
@@ -276,9 +277,9 @@ class _Sizes(TorchFunctionMode):
         elif name == "unflatten":
             dim = args[1] % args[0].ndim
             sizes = list(args[2])
-            rows = follower.axes(result)[dim : dim + len(sizes)]
-            for size, row in zip(sizes, rows, strict=True):
-                follower.note(size, row)
+            parts = follower.axes(result)[dim : dim + len(sizes)]
+            for size, rows in zip(sizes, parts, strict=True):
+                follower.note(size, rows)
         elif name in ("split", "split_with_sizes"):
             dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
             sizes = kwargs.get("split_size_or_sections", kwargs.get("split_size"))
@@ -349,7 +350,7 @@ class _Follower(TorchDispatchMode):
         self.ids = Identities()
         self.sizes: list[Use] = []
         self.products: list[Product] = []
-        self.ratios: list[tuple[Any, Rows, Axes]] = []
+        self.ratios: list[tuple[Any, Rows, Sequence[Rows | None]]] = []
         self.unknown: set[str] = set()
         self.pad_is_sized = False
         # tensors are held, so that no other gets the identity of one that is gone
@@ -371,7 +372,9 @@ class _Follower(TorchDispatchMode):
     def set(self, tensor: Tensor, axes: Axes) -> None:
         self._known[id(tensor)] = (tensor, axes)
 
-    def note(self, size: Any, rows: Rows | None, source: Axes = ()) -> None:
+    def note(
+        self, size: Any, rows: Rows | None, source: Sequence[Rows | None] = ()
+    ) -> None:
         """Note that an axis has a size; `source` are the axes that were reshaped into it."""
         if not isinstance(size, _Sized) or rows is None:
             return
@@ -524,15 +527,9 @@ def _expand(f: _Follower, out: Tensor, x: Tensor, *_: Any, **__: Any) -> Axes:
 def _repeat(f: _Follower, out: Tensor, x: Tensor, repeats: Sequence[int]) -> Axes:
     axes = [None] * (out.ndim - x.ndim) + f.axes(x)
     return [
-        None if rows is None else np_tile(rows, times)
+        None if rows is None else np.tile(rows, (times, 1))
         for rows, times in zip(axes, repeats, strict=True)
     ]
-
-
-def np_tile(rows: Rows, times: int) -> Rows:
-    import numpy as np
-
-    return np.tile(rows, (times, 1))
 
 
 def _slice(
@@ -561,8 +558,7 @@ def _split(
             # parts of one size stay parts of one size
             outer, inner = f.ids.split(rows, [len(out), size])
             f.ids.fix(outer)
-            each = inner if size > 1 else f.ids.fix(rows)
-            rows = None if each is None else np_tile(each, len(out))
+            rows = None if inner is None else np.tile(inner, (len(out), 1))
         else:
             f.ids.fix(rows)
     found: list[Axes] = []
@@ -600,8 +596,6 @@ def _index(f: _Follower, out: Tensor, x: Tensor, indices: Sequence[Any]) -> Axes
 
 
 def _cat(f: _Follower, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> Axes:
-    import numpy as np
-
     tensors = [x for x in tensors if x.numel()]
     dim %= out.ndim
     axes: Axes = []
@@ -691,8 +685,6 @@ def _spatial(f: _Follower, out: Any, x: Tensor, *_: Any, **__: Any) -> Any:
 
 
 def _pad(f: _Follower, out: Tensor, x: Tensor, pads: Sequence[int], *_: Any) -> Axes:
-    import numpy as np
-
     axes = list(f.axes(x))
     for i in range(len(pads) // 2):
         rows = axes[-1 - i]
@@ -837,8 +829,6 @@ def _group_norm(
 
 
 def _im2col(f: _Follower, out: Tensor, x: Tensor, size: Sequence[int], *_: Any) -> Axes:
-    import numpy as np
-
     rows = f.axes(x)[1]
     f.ids.fix(f.axes(x)[2])
     f.ids.fix(f.axes(x)[3])

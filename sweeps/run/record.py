@@ -34,7 +34,7 @@ from analysis.contract import (
 )
 from sweeps.run.folder import full_trial_id, trial_folder, trial_ids
 from sweeps.run.plan import TrialPlan, read_plan, write_plan
-from trainers.files import read_json, write_atomic
+from trainers.files import parse_json, read_json, write_atomic
 from trainers.option_types import Strategy
 
 Row = dict[str, Any]
@@ -436,7 +436,7 @@ def read_epochs(folder: Path, offset: int) -> tuple[list[Row], int]:
     except FileNotFoundError:
         return [], 0
     whole = text[: text.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], offset + len(whole)
+    return [parse_json(line) for line in whole.splitlines()], offset + len(whole)
 
 
 def named_record(run: Path, trial_id: str) -> TrialRecord:

@@ -8,6 +8,7 @@ written before it is handed out, so that a trial has its row from there on, whoe
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import optuna
@@ -20,8 +21,10 @@ from sweeps.run.plan import TrialPlan, read_plan, write_plan
 from sweeps.run.record import TrialRecord, trial_records
 from sweeps.run.storage import RunStorage
 from sweeps.search.baseline import baseline_plan
+from sweeps.search.costs import known_configuration
 from sweeps.search.optuna_internals import enqueue_again
 from sweeps.search.plans import new_plan, refining_plan
+from sweeps.search.proposals import Proposals
 from sweeps.search.refine import front_numbers, refined_stages
 from sweeps.search.study import (
     DRAWS,
@@ -35,7 +38,12 @@ from sweeps.search.study import (
     open_study,
     seed_sampler,
 )
-from sweeps.search.warm_start import add_earlier_runs, constraints_of, mean_values
+from sweeps.search.warm_start import (
+    add_earlier_runs,
+    constraints_of,
+    enumerate_earlier,
+    mean_values,
+)
 from sweeps.space.sweep import Sweep
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.epoch_curve import EpochReport, curve
@@ -54,6 +62,7 @@ class _Configuration:
         curves: epoch → reported values, one for each replicate that came so far.
         pruned: replicates that a stopping rule ended.
         abandoned: one was interrupted: a continued search runs it and ends this trial of the study.
+        records: of the replicates that ended.
     """
 
     trial: optuna.Trial
@@ -64,6 +73,7 @@ class _Configuration:
     curves: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     pruned: int = 0
     abandoned: bool = False
+    records: list[TrialRecord] = field(default_factory=list)
 
 
 class StudySearch:
@@ -107,6 +117,9 @@ class StudySearch:
         self._pending: deque[tuple[_Configuration | None, TrialPlan]] = deque()
         self._running: dict[str, _Configuration | None] = {}
         self._is_refined = search.refine is None
+        self._proposals = Proposals(self.spec, sweep.space, self.study)
+        for number, records in enumerate_earlier(search.earlier_runs):
+            self._learn(number, records)
         self._continue_study()
         self._queue_baseline()
 
@@ -119,13 +132,18 @@ class StudySearch:
         begun: set[int] = set()
         draws = {number: found.draw for number, found in self._abandoned.items()}
         self.next_number = 1 + max(self._abandoned, default=-1)
+        of_number: defaultdict[int, list[TrialRecord]] = defaultdict(list)
         for record in trial_records(self.run):
             plan = record.plan
+            of_number[plan.number].append(record)
             self.next_number = max(self.next_number, plan.number + 1)
             if plan.refines is None:
                 draws[plan.number] = dict(plan.draw)
                 begun.add(plan.number)
                 ended[plan.number] += record.status in ENDED
+        for number in sorted(begun):
+            if ended[number] >= replicates:
+                self._learn(number, of_number[number])
         self._tried = {self._key(draws[number]) for number in begun}
         self._reopened: deque[tuple[int, Draw | None]] = deque()
         for number in sorted(draws):
@@ -246,7 +264,7 @@ class StudySearch:
             if self._reopened:
                 number, known = self._reopened.popleft()
             else:
-                known = self._first.popleft() if self._first else None
+                known = self._next_named() if self._first else None
                 self.next_number += 1
                 self.remaining -= 1
             if self._take(number, known):
@@ -259,9 +277,10 @@ class StudySearch:
         Returns:
             False where all of it is recorded already.
         """
-        configuration = (
-            self._draw(number) if known is None else self._enqueue(number, known)
-        )
+        if known is None:
+            configuration = self._propose(number) or self._draw(number)
+        else:
+            configuration = self._enqueue(number, known, self._notes.get(number))
         self._tried.add(self._key(configuration.draw))
         for replicate in range(self.spec.search.replicates):
             self._queue(configuration, replicate)
@@ -269,10 +288,35 @@ class StudySearch:
             self._end_in_study(configuration)
         return bool(configuration.waiting)
 
-    def _enqueue(self, number: int, known: Draw) -> _Configuration:
+    def _propose(self, number: int) -> _Configuration | None:
+        """What gives most for its seconds; None where that cannot be said."""
+        left = self.remaining / self.spec.search.trials
+        found = self._proposals.choose(number, left, self._tried, self._run_now())
+        return None if found is None else self._enqueue(number, found.draw, found.notes)
+
+    def _next_named(self) -> Draw:
+        """The next draw that was asked for by name; with a grid one that need not wait."""
+        index = 0
+        if self._is_exhaustive:
+            index = self._proposals.elsewhere(self._first, self._run_now())
+        draw = self._first[index]
+        del self._first[index]
+        return draw
+
+    def _run_now(self) -> list[Draw]:
+        """Draws of the configurations that run now."""
+        running = {c.number: c.draw for c in self._running.values() if c is not None}
+        return [*running.values()]
+
+    def _learn(self, number: int, records: Sequence[TrialRecord]) -> None:
+        objectives = self.spec.objectives
+        self._proposals.learn(known_configuration(number, records, objectives))
+
+    def _enqueue(
+        self, number: int, known: Draw, notes: Draw | None = None
+    ) -> _Configuration:
         """This configuration; the sampler draws what it lacks."""
-        notes = self._notes.get(number)
-        if notes:  # an earlier driver drew it: it counts as drawn
+        if notes:  # a sampler drew it: it counts as drawn
             enqueue_again(self.study, known, notes, {"number": number})
         else:
             self.study.enqueue_trial(known, user_attrs={"number": number})
@@ -409,6 +453,7 @@ class StudySearch:
         Args:
             was_reported: its epochs were reported as they came, but for the last of a pruned one.
         """
+        configuration.records.append(record)
         if record.status == "complete":
             values = finite_values(record.outcome.metrics, self.spec.objectives)
             if values is not None:
@@ -429,6 +474,7 @@ class StudySearch:
         flatter the configuration.
         """
         trial, values = configuration.trial, configuration.values
+        self._learn(configuration.number, configuration.records)
         if len(values) <= configuration.pruned:
             state = TrialState.PRUNED if configuration.pruned else TrialState.FAIL
             self.study.tell(trial, state=state)

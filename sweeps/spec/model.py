@@ -189,6 +189,15 @@ class Search(Config):
     replicates: int = Field(
         1, ge=1, description="root seeds per configuration; the search sees their mean"
     )
+    cost: Literal["cached", "full", "none"] = Field(
+        "cached",
+        description=(
+            "what the choice of a configuration counts as its cost, learned from the records."
+            " cached: seconds, none for a stage that the stage cache holds, so that cheap"
+            " suffixes of a trained model are tried on it; full: seconds, whatever is cached;"
+            " none: the sampler alone decides"
+        ),
+    )
     space: Tree = Field(
         default_factory=dict,
         description=(

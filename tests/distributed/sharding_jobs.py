@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -231,3 +232,45 @@ def _steps_in_parts(module: nn.Module, config: TrainConfig, images: Tensor) -> N
             optimizer = make_optimizer(module, config)
             load_optimizer(optimizer, state[1] if first else None)
         _step(module, optimizer, batch[rank::world], world)
+
+
+def families() -> dict[str, str]:
+    """What is wrong with the loss or the gradients of one pass, by model family; "" where nothing
+    is.
+    """
+    sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+    from model_families import FAMILIES
+
+    found = {}
+    for family in FAMILIES:
+        size = family.image_size
+        arch = make_arch(
+            family.model, num_classes=10, image_size=size, args=family.args
+        )
+        one = ModelState.initialised(arch, 0).build()
+        other = copy.deepcopy(one)
+        shard(other, CPU, size)
+        images = torch.randn(
+            4, 3, size, size, generator=torch.Generator().manual_seed(1)
+        )
+        losses = [_loss(module, images) for module in (one, other)]
+        pairs = zip(one.named_parameters(), other.parameters(), strict=True)
+        wrong = [name for (name, a), b in pairs if not _same_gradient(a, b)]
+        found[family.name] = "" if losses[0] == losses[1] else "loss "
+        found[family.name] += ", ".join(wrong)
+    return found
+
+
+def _loss(module: nn.Module, images: Tensor) -> float:
+    torch.manual_seed(1)
+    output = module.train()(images)
+    outputs = output if isinstance(output, tuple) else (output,)
+    loss = torch.stack([each.square().mean() for each in outputs]).sum()
+    loss.backward()
+    return float(loss)
+
+
+def _same_gradient(one: Tensor, other: Tensor) -> bool:
+    if one.grad is None or other.grad is None:
+        return one.grad is other.grad
+    return torch.allclose(one.grad, whole(other.grad), atol=1e-6, rtol=1e-4)

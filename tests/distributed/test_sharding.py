@@ -32,6 +32,11 @@ from tests.distributed import sharding_jobs as jobs
 
 give(jobs.more_compared(folder))
 """
+FAMILIES = """
+from tests.distributed import sharding_jobs as jobs
+
+give(jobs.families())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +97,11 @@ def test_optimisers_of_whole_parameters_are_known(two: list[dict[str, Any]]) -> 
 def test_which_optimisers_take_shards(ranks: Ranks) -> None:
     found = ranks(OPTIMIZERS, 2)[0]
     assert {name for name, wrong in found.items() if not wrong} == SHARDED_OPTIMIZERS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_pass_of_every_model_family(ranks: Ranks) -> None:
+    found = ranks(FAMILIES, 2)[0]
+    assert len(found) > 60
+    assert not any(found.values()), {k: v for k, v in found.items() if v}

@@ -33,7 +33,7 @@ from trainers.data.parts import (
     Pixels,
     RandomAccess,
 )
-from trainers.files import flush_to_disk
+from trainers.files import flush_to_disk, parse_json
 from trainers.lease import one_at_a_time
 from trainers.leftovers import remove_leftovers, tag
 from trainers.machine import usable_cores
@@ -317,13 +317,13 @@ def _replace_folder(beside: Path, folder: Path) -> None:
 def _whole(folder: Path) -> dict[str, Any] | None:
     """The notes of the cache if every file is as it was published, else None."""
     try:
-        notes = json.loads((folder / "notes.json").read_bytes())
+        notes = parse_json((folder / "notes.json").read_bytes())
         for name, (size, checksum) in notes["files"].items():
             if (folder / name).stat().st_size != size or _checksum(
                 folder / name
             ) != checksum:
                 return None
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError):
         return None
     return notes
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from trainers.files import read_json, write_atomic
+from trainers.files import parse_json, read_json, write_atomic
 from trainers.models.resnet_cifar import resnet_cifar
 from trainers.timm_library import timm
 
@@ -358,7 +358,7 @@ class ModelState:
             ValueError: a file is missing, damaged, or its content differs from the stored hash.
         """
         try:
-            note = json.loads((folder / "model.json").read_text())
+            note = parse_json((folder / "model.json").read_text())
             state = cls(
                 Arch.from_json(note["arch"]),
                 load_file(folder / "model.safetensors"),

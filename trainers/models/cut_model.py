@@ -87,8 +87,8 @@ class Cut:
         for path, sizes in self.sizes.items():
             for name, value in sizes.items():
                 _set_size(_found(module, path), path, name, value)
-        for layer in module.modules():
-            _follow_weight(layer)
+        for each in module.modules():
+            _follow_weight(each)
         return module
 
 
@@ -122,14 +122,15 @@ def _shrink(module: nn.Module, name: str, shape: tuple[int, ...]) -> None:
 
 def _set_size(holder: nn.Module, path: str, name: str, value: Any) -> None:
     """Replace an integer, or several, that a module holds by smaller ones."""
-    old = vars(holder).get(name)
-    many = isinstance(old, tuple | list)
-    olds, news = (old, value) if many and isinstance(value, list) else ([old], [value])
+    old: Any = vars(holder).get(name)
+    many = isinstance(old, tuple | list) and isinstance(value, list)
+    olds: list[Any] = list(old) if many else [old]
+    news: list[Any] = value if many else [value]
     whole = all(type(n) is int for n in (*olds, *news))
     if (
         not whole
         or len(olds) != len(news)
-        or not all(0 <= n <= m for n, m in zip(news, olds))
+        or not all(0 <= n <= m for n, m in zip(news, olds, strict=True))
     ):
         raise ValueError(
             f"the module {path!r} has no size {name!r} that could be {value}"
@@ -137,7 +138,7 @@ def _set_size(holder: nn.Module, path: str, name: str, value: Any) -> None:
     setattr(holder, name, type(old)(value) if many else value)
 
 
-def _follow_weight(layer: nn.Module) -> None:
+def _follow_weight(layer: Any) -> None:
     """Set a layer's own sizes by its weight."""
     weight: Any = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor):
