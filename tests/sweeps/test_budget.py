@@ -46,7 +46,7 @@ def test_the_last_trials_end_in_time(
     chain: dict[str, Any], tmp_path: Path, clock: list[float]
 ) -> None:
     """The budget is nearly used up, and hardly exceeded."""
-    hours = 400 / 3600
+    hours = 250 / 3600
     chain["search"] = {k: v for k, v in chain["search"].items() if k != "trials"}
     chain["search"] |= {"hours": hours}
     spec = spec_from(chain)
@@ -61,7 +61,7 @@ def test_the_last_trials_end_in_time(
             break
         count += 1
     taken = clock[0] - 1000
-    assert 0.95 * 400 <= taken <= 1.02 * 400
+    assert 0.95 * 250 <= taken <= 1.02 * 250
     assert count > 10
     said = search.outcome_line()
     assert said is not None
