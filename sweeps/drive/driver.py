@@ -277,9 +277,9 @@ def _search_on(drive: _Drive) -> None:
         for line in check_nodes(storage.run if storage.shared else None):
             progress.note(line)
     search = StudySearch(sweep, storage)
-    for line in [*search.notes, search.plan_line()]:
-        if line is not None:
-            progress.note(line)
+    plan = search.plan_line()
+    for line in [*search.notes, *([] if plan is None else [plan])]:
+        progress.note(line)
     progress.restarted()
     if search.num_trials > 0:
         _search(drive, search)
