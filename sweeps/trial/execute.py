@@ -109,6 +109,7 @@ def _execute(
         on_begin=on_begin,
         on_epoch=on_epoch,
         on_stage=lambda run: on_stage(_stage_row(run)),
+        strategy=site.strategy,
     )
     metrics, classes = _measured(pipeline, result, plan, site, device)
     layers = measure_layers(result.model) if distributed.rank() == 0 else []
