@@ -65,7 +65,7 @@ ROOMS = (
     Room("stage", STAGE, f"codec options runtimes measure {TRAINING}"),
     Room("selection", "compress/selection", f"stage {TRAINING}"),
     Room("learngene", "compress/learngene", f"stage {TRAINING}"),
-    Room("low_rank", "compress/low_rank", f"stage measure {TRAINING}"),
+    Room("low_rank", "compress/low_rank", f"stage options runtimes measure {TRAINING}"),
     Room("channels", "compress/channels", f"stage options runtimes measure {TRAINING}"),
     Room("int8", "compress/int8", f"stage {TRAINING}"),
     Room("nvit", "compress/nvit", f"stage options runtimes measure int8 {TRAINING}"),
