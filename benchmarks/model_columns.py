@@ -127,6 +127,22 @@ def channels(case: Case) -> None:
     require(ran.metrics["gmacs"] < dense, "pruning spared no operation")
 
 
+def low_rank(case: Case) -> None:
+    ran = case.ran({"low_rank": {"target": {"macs": 0.95}, "images": 8}})
+    size = case.family.image_size
+    require(ran.metrics["low_rank_layers"] > 0, "no layer was factored")
+    found = ran.metrics["gmacs"] / count_gmacs(ran.start.arch, size)
+    require(found <= 0.951, f"{found:.3f} of the operations are left")
+    _codes_exactly(ran.model)
+
+
+def token_merging(case: Case) -> None:
+    ran = case.ran({"token_merging": {"r": 1}})
+    require(ran.metrics["tokens_left"] < ran.metrics["tokens_before"], "none merged")
+    dense = count_gmacs(ran.start.arch, case.family.image_size)
+    require(ran.metrics["gmacs"] < dense, "merging spared no operation")
+
+
 def asp(case: Case) -> None:
     ran = case.ran({"asp": {}, "finetune": FIT})
     for layer in ran.model.meta["asp"]["layers"]:
@@ -331,6 +347,18 @@ def _methods() -> dict[str, Column]:
             f"{ran}; fewer operations; the cut model computes what the masked one does",
             channels,
             ("prune_channels",),
+        ),
+        "low_rank": Column(
+            "low rank",
+            "run, checked and measured; fewer operations, coded exactly",
+            low_rank,
+            ("low_rank",),
+        ),
+        "token_merging": Column(
+            "token merging",
+            f"{ran}; fewer operations",
+            token_merging,
+            ("token_merging",),
         ),
         "asp": Column(
             "2:4", "zeros in the pattern, held while training", asp, ("asp",)

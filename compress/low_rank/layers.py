@@ -20,12 +20,14 @@ class LayerSize(NamedTuple):
         inputs, outputs: features or channels.
         places: tokens or pixels of an image at which it is computed.
         value_bytes: of one weight.
+        is_conv: a 1×1 convolution, not a Linear.
     """
 
     inputs: int
     outputs: int
     places: int
     value_bytes: int
+    is_conv: bool
 
     def cost_as_is(self, quantity: Quantity) -> float:
         """Of its weights, in the unit of the quantity."""
@@ -34,6 +36,10 @@ class LayerSize(NamedTuple):
     def cost_of_rank(self, quantity: Quantity) -> float:
         """Of each rank, in the unit of the quantity."""
         return (self.inputs + self.outputs) * self._each(quantity)
+
+    def cost(self, quantity: Quantity, rank: int) -> float:
+        """Of its factors, in the unit of the quantity."""
+        return rank * self.cost_of_rank(quantity)
 
     def _each(self, quantity: Quantity) -> int:
         """What one weight costs."""
@@ -90,7 +96,12 @@ def _noting(path: str, found: dict[str, LayerSize]) -> Any:
         outputs, inputs = weight.shape[:2]
         places = output.numel() // outputs
         before = found[path].places if path in found else 0
-        size = LayerSize(inputs, outputs, before + places, weight.element_size())
-        found[path] = size
+        found[path] = LayerSize(
+            inputs,
+            outputs,
+            before + places,
+            weight.element_size(),
+            isinstance(layer, nn.Conv2d),
+        )
 
     return note

@@ -10,7 +10,7 @@ cost saved first, so that a greedy walk visits them all. Where the walk ends bel
 what is left is spent on what gains most for it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 _ROUNDING = 1e-9
@@ -34,7 +34,7 @@ class Option(NamedTuple):
 def rank_options(
     energies: Sequence[float],
     *,
-    cost_of_rank: float,
+    cost_of: Callable[[int], float],
     cost_as_is: float,
     multiple: int = 1,
 ) -> list[Option]:
@@ -42,7 +42,7 @@ def rank_options(
 
     Args:
         energies: of its directions, descending.
-        cost_of_rank: what each rank costs.
+        cost_of: rank → what the layer then costs.
         cost_as_is: what the layer costs.
         multiple: ranks are multiples of it.
     """
@@ -52,9 +52,9 @@ def rank_options(
         left.append(left[-1] + energy)
     left.reverse()
     options = [
-        Option(rank, rank * cost_of_rank, left[rank] / total)
+        Option(rank, cost, left[rank] / total)
         for rank in range(multiple, len(energies), multiple)
-        if rank * cost_of_rank < cost_as_is
+        if (cost := cost_of(rank)) < cost_as_is
     ]
     return [*options, Option(None, cost_as_is, 0.0)]
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from compress.codec.file import decode_bytes, encode
 from compress.compensation import Moments
+from compress.low_rank import stage as stage_module
 from compress.low_rank.factors import directions, factors
-from compress.low_rank.layers import factorable
+from compress.low_rank.latency import layer_latencies
+from compress.low_rank.layers import LayerSize, factorable
 from compress.low_rank.ranks import Option, choose, hull, rank_options
 from compress.low_rank.stage import LowRank, low_rank_arch
 from compress.measure.model import measure_static
@@ -35,7 +37,9 @@ def random_layers(seed: int, count: int = 3) -> dict[str, list[Option]]:
         each = float(random.integers(1, 9))
         as_is = each * (len(energies) - float(random.random()))
         layers[f"layer{i}"] = rank_options(
-            energies.tolist(), cost_of_rank=each, cost_as_is=as_is
+            energies.tolist(),
+            cost_of=lambda rank, each=each: rank * each,
+            cost_as_is=as_is,
         )
     return layers
 
@@ -156,7 +160,7 @@ def test_only_what_pays_is_factored_and_counted() -> None:
     assert "head.fc" not in sizes
     assert not any("conv_dw" in path or path.startswith("stages.3") for path in sizes)
     found = sizes["stages.0.blocks.0.mlp.fc1"]
-    assert found == (8, 32, 64, 4)
+    assert found == (8, 32, 64, 4, True)
     assert found.cost_as_is("macs") == 64 * 8 * 32
     assert found.cost_of_rank("bytes") == 4 * 40
     shared = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
@@ -183,6 +187,52 @@ def test_the_target_is_met_and_what_is_reported_holds(
     ranks = small.arch.dims["ranks"]
     assert len(ranks) == ctx.reported["low_rank_layers"] > 0
     assert 0 < ctx.reported["low_rank_lost"] < 1  # type: ignore[operator]
+
+
+def test_a_target_of_latency_is_met_where_it_is_measured(
+    digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With times that follow from sizes: whole models take twice what their layers save."""
+
+    def layers(sizes: Any, options: Any, device: Any) -> Any:
+        return {
+            path: (
+                size.cost_as_is("macs") / 1e4,
+                lambda rank, size=size: rank * size.cost_of_rank("macs") / 1e4,
+            )
+            for path, size in sizes.items()
+        }
+
+    def models(states: list[ModelState], *rest: Any) -> list[float]:
+        return [measure_static(state, 32)["gmacs"] * 1e5 * 0.5 + 20 for state in states]
+
+    monkeypatch.setattr(stage_module, "layer_latencies", layers)
+    monkeypatch.setattr(stage_module, "model_latencies", models)
+    state = source(patch_size=8)
+    for target in ({"latency": 0.8}, {"latency_ms": 0.8 * models([state])[0]}):
+        stage = LowRank.model_validate({"target": target, "images": 40})
+        ctx = context(digits, tmp_path)
+        small = stage.run(state, ctx)
+        ratio = models([small])[0] / models([state])[0]
+        assert 0.7 < ratio <= 0.82
+        assert ctx.reported["low_rank_latency_ratio"] == pytest.approx(ratio)
+    with pytest.raises(
+        ValueError, match=r"0\.01 of the incoming model.s latency is out of"
+    ):
+        LowRank.model_validate({"target": {"latency": 0.01}, "images": 0}).run(
+            state, ctx
+        )
+
+
+def test_layers_are_timed_as_they_are_and_as_products() -> None:
+    size = LayerSize(32, 64, 16, 4, False)
+    options = RuntimeOptions(batch_size=2, threads=1)
+    found = layer_latencies({"a": size, "b": size}, options, torch.device("cpu"))
+    whole_ms, of_rank = found["a"]
+    assert whole_ms > 0
+    times = [of_rank(rank) for rank in range(1, 33)]
+    assert times == sorted(times)
+    assert times[0] > 0
 
 
 def test_full_rank_is_the_same_function(digits: Data, tmp_path: Path) -> None:
@@ -252,7 +302,7 @@ def test_exported_and_in_integers(digits: Data, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": {"latency": 0.5}}, "ranks are chosen by what can be counted"),
+        ({"target": {"latency": 0.5}, "latency": {"runtime": "tensorflow"}}, "runtime"),
         ({"target": {"macs": 0.05}}, "out of reach: with rank 1 in all .* it is 0"),
         ({"full_rank_layers": ["*"]}, "no Linear layer and no 1×1 convolution"),
     ],
