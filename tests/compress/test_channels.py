@@ -3,6 +3,8 @@
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +26,9 @@ from compress.channels.latency import MeasuredCost, layers
 from compress.channels.layout import Group, Layout
 from compress.channels.stage import PruneChannels
 from compress.channels.surgery import cut_state, difference
+from compress.codec import decode, encode
 from compress.measure.model import static_cost
+from compress.selection.stage import WeightSelection
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState, on_meta
 from trainers.models.make import make_arch
@@ -137,6 +141,26 @@ def test_a_cut_model_is_cut_again() -> None:
         assert difference(model, layout, keep, cut, 32) < 1e-5
         assert cut.arch.dims["inner"]["builder"] == "resnet_cifar"
         model = cut
+
+
+def test_a_cut_model_is_coded_and_selected_from(
+    small: tuple[ModelState, Layout], tmp_path: Path
+) -> None:
+    model, layout = small
+    cut = cut_state(model, layout, some(layout))
+    coded = {
+        name: value.round(decimals=1) if value.is_floating_point() else value
+        for name, value in cut.weights.items()
+    }
+    few = replace(cut, weights=coded)
+    encode(few, tmp_path / "model.bin")
+    assert decode(tmp_path / "model.bin").hash() == few.hash()
+    stage = WeightSelection()
+    student = stage.check(cut.arch, INFO)
+    ctx: Any = SimpleNamespace(
+        seed=0, data=SimpleNamespace(info=INFO), report=lambda **_: None
+    )
+    assert stage.run(cut, ctx).arch == student == cut.arch
 
 
 def test_classifier_and_images_stay_whole() -> None:
