@@ -2,9 +2,10 @@
 
     python benchmarks/channels_depgraph.py [MODEL[:SIZE] ...]
 
-torch-pruning: its MetaPruner at a ratio of 0.3, classifiers left out, heads of attention given, and
-attention not fused; a cut model must run. `prune_channels`: half of each group is cut, and the model
-must run. Random weights; nothing is trained.
+torch-pruning: its MetaPruner at a ratio of 0.3, classifiers left out, heads of attention given,
+attention not fused, and no attribute of the model corrected by hand; a cut model must run.
+`prune_channels`: half of each group is cut, and the model must run. Random weights; nothing is
+trained.
 """
 
 import argparse
@@ -17,12 +18,27 @@ from compress.channels.decide import layout_of
 from compress.measure.model import PASS_ERRORS
 from trainers.models.make import make_arch
 
-MODELS = (
-    "resnet50 resnext50_32x4d seresnet50 res2net50_26w_4s regnety_004 densenet121 vgg11_bn"
-    " inception_v3:299 efficientnet_b0 mobilenetv2_100 mobilenetv3_small_100 mnasnet_100"
-    " ghostnet_100 convnext_atto swin_tiny_patch4_window7_224 vit_tiny_patch16_224"
-    " deit_tiny_distilled_patch16_224 cait_xxs24_224 levit_128s"
-).split()
+MODELS = [
+    "resnet50",
+    "resnext50_32x4d",
+    "seresnet50",
+    "res2net50_26w_4s",
+    "regnety_004",
+    "densenet121",
+    "vgg11_bn",
+    "inception_v3:299",
+    "efficientnet_b0",
+    "mobilenetv2_100",
+    "mobilenetv3_small_100",
+    "mnasnet_100",
+    "ghostnet_100",
+    "convnext_atto",
+    "swin_tiny_patch4_window7_224",
+    "vit_tiny_patch16_224",
+    "deit_tiny_distilled_patch16_224",
+    "cait_xxs24_224",
+    "levit_128s",
+]
 
 
 def by_torch_pruning(module: Any, images: torch.Tensor) -> None:
