@@ -84,8 +84,8 @@ MISTAKES = [
         ),
     ),
     (
-        "stages.finetune.stage=prune_all",
-        r"stages\.finetune: there is no stage 'prune_all'; valid stages: finetune",
+        "stages.finetune.stage=shrink_all",
+        r"stages\.finetune: there is no stage 'shrink_all'; valid stages: finetune",
     ),
     ("stages.finetune=5", r"stages\.finetune is 5, not a mapping with parameters"),
     ("stages.finetune.batch_size=5000", r"stages\.finetune: batch_size 5000 .* 90"),
