@@ -102,9 +102,11 @@ class Scene:
             code = driver.wait()
             if code == 0:
                 return
-            self.problems.append(f"exit code {code}: {driver.said()[-600:]}")
+            said = f"exit code {code}: {driver.said()[-600:]}"
+            # 75 asks for the same command again
+            (self.notes if code == TRY_AGAIN else self.problems).append(said)
             self.seen.append(finals(self.run))
-        raise AssertionError(f"no end after {attempts} starts: {self.problems[-1]}")
+        raise AssertionError(f"no end after {attempts} starts: {said}")
 
     def wait_until(self, driver: Driver, met: Any, seconds: float = 60.0) -> bool:
         """Whether something came true before the driver ended."""

@@ -38,6 +38,12 @@ NVIT = FIT | {
     "prune_per_iter": 48,
     "groups": {"embed": 4, "heads": 1, "qk": 2, "v": 2, "mlp": 8},
 }
+CHANNELS = FIT | {
+    "target": {"macs": 0.7},
+    "multiple": 1,
+    "importance_images": 8,
+    "compensate_images": 8,
+}
 WFN = FIT | {
     "percentages": [0.5, 1.0],
     "first_epoch": 0,
@@ -110,6 +116,13 @@ def learngene(method: str, options: dict[str, Any], expand: dict[str, Any]) -> A
 def nvit(case: Case) -> None:
     ran = case.ran({"nvit": NVIT})
     require(ran.metrics["pruned_units"] > 0, "nothing was pruned")
+    dense = count_gmacs(ran.start.arch, case.family.image_size)
+    require(ran.metrics["gmacs"] < dense, "pruning spared no operation")
+
+
+def channels(case: Case) -> None:
+    ran = case.ran({"prune_channels": CHANNELS})
+    require(ran.metrics["channels_removed"] > 0, "nothing was removed")
     dense = count_gmacs(ran.start.arch, case.family.image_size)
     require(ran.metrics["gmacs"] < dense, "pruning spared no operation")
 
@@ -329,6 +342,12 @@ def _methods() -> dict[str, Column]:
             ("tleg_aux", "tleg_expand"),
         ),
         "nvit": Column("NViT", f"{ran}; fewer operations", nvit, ("nvit",)),
+        "prune_channels": Column(
+            "channels",
+            f"{ran}; fewer operations; the cut model computes what the masked one does",
+            channels,
+            ("prune_channels",),
+        ),
         "low_rank": Column(
             "low rank",
             "run, checked and measured; fewer operations, coded exactly",

@@ -31,6 +31,7 @@ from sweeps.space.sweep import Sweep
 from sweeps.spec.model import Search
 
 SHARE = 0.95
+MOST_TRIALS = 100
 TEACHER_SECONDS = 36.5
 COSTS = ("none", "full", "cached")
 
@@ -96,9 +97,9 @@ TABLES: dict[str, Callable[[], tuple[Sweep, pd.DataFrame]]] = {
 def searched(
     sweep: Sweep, table: RecordedTable, sampler: str, cost: str, seed: int
 ) -> dict[str, float]:
-    """One search of at most 300 configurations."""
+    """One search, of at most `MOST_TRIALS` configurations."""
     raw = sweep.spec.search.model_dump(by_alias=True)
-    raw |= {"sampler": sampler, "cost": cost, "trials": 300, "points": []}
+    raw |= {"sampler": sampler, "cost": cost, "trials": MOST_TRIALS, "points": []}
     search = Search.model_validate(raw)
     spec = sweep.spec.model_copy(update={"seed": seed, "search": search})
     found = replay(spec, sweep.space, table, SHARE)

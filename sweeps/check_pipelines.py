@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from compress.pipeline import NamedStage, check_pipeline, trains
+from compress.runtimes.registry import runtime
 from sweeps.check_objectives import check_objectives, guided_by
 from sweeps.search.refine import refined_pipeline
 from sweeps.space.dimension import Draw
@@ -74,6 +75,8 @@ def check_pipelines(spec: Spec, space: Space, points: Sequence[Draw]) -> Opened:
             archs = check_pipeline(
                 facts.arch, trial.stages, info, wanted.workers, wanted.strategy
             )
+            for options in spec.measure.runtimes.values():
+                runtime(options.runtime).check_model(archs[-1] if archs else facts.arch)
             _check_augmentation(trial, info)
             _check_refined(spec, facts.arch, trial, info)
         except (ValueError, TypeError) as error:

@@ -21,6 +21,8 @@ from trainers.files import read_json
 
 FREE = (
     "search.trials",
+    "search.hours",
+    "search.stop_when",
     "search.space",
     "search.points",
     "search.sampler",

@@ -65,10 +65,10 @@ ROOMS = (
     Room("stage", STAGE, f"codec options runtimes measure {TRAINING}"),
     Room("selection", "compress/selection", f"stage {TRAINING}"),
     Room("learngene", "compress/learngene", f"stage {TRAINING}"),
-    Room("nvit", "compress/nvit", f"stage options runtimes measure {TRAINING}"),
     Room("low_rank", "compress/low_rank", f"stage options runtimes measure {TRAINING}"),
     Room("channels", "compress/channels", f"stage options runtimes measure {TRAINING}"),
     Room("int8", "compress/int8", f"stage {TRAINING}"),
+    Room("nvit", "compress/nvit", f"stage options runtimes measure int8 {TRAINING}"),
     Room("wfn", "compress/wfn", f"stage {TRAINING}"),
     Room(
         "pipeline",
@@ -110,7 +110,7 @@ ROOMS = (
         "cli",
         "sweeps/cli sweeps/__main__.py",
         "console check reproduce drive export analysis tables report codec options runtimes"
-        " measure stage"
+        " measure stage int8"
         " trackers"
         f" {SEARCH}",
     ),

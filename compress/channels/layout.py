@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from compress.channels.trace import Axes, Product, Trace, Use, trace
+from compress.channels.followed import Product, Use
+from compress.channels.sizes import Axes
+from compress.channels.trace import Trace, trace
 from trainers.models.arch import Arch, on_meta
 from trainers.models.cut_model import Cut
 from trainers.models.parameters import classifier_layers
@@ -49,6 +51,7 @@ class Layout:
         groups: they hold each unit once.
         rows: (tensor, axis) → rows of its positions; axes without units are left out.
         shapes: tensor → its shape.
+        aliases: a tensor's further names, where modules share it → the name that is used here.
         sizes: uses of attributes as sizes of axes.
         products: convolutions and matrix products of a pass of one image.
     """
@@ -57,6 +60,7 @@ class Layout:
     groups: tuple[Group, ...]
     rows: Mapping[tuple[str, int], Rows]
     shapes: Mapping[str, tuple[int, ...]]
+    aliases: Mapping[str, str]
     sizes: tuple[Use, ...]
     products: tuple[Product, ...]
 
@@ -110,6 +114,7 @@ class Layout:
             num_units=len(number) - 1,
             groups=tuple(groups),
             rows={place: numbered(rows) for place, rows in axes.items()},
+            aliases=_aliases(module, tensors),
             shapes={name: tuple(t.shape) for name, t in tensors.items()},
             sizes=tuple(
                 replace(use, rows=numbered(found.identities.resolved(use.rows)))
@@ -172,6 +177,15 @@ class Layout:
         if rows is None:
             return groups
         return int(self.kept(rows, keep).reshape(groups, -1).any(1).sum())
+
+
+def _aliases(module: nn.Module, tensors: Mapping[str, Any]) -> dict[str, str]:
+    first = {id(tensor): name for name, tensor in tensors.items()}
+    named = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    return {name: first[id(t)] for name, t in named if first[id(t)] != name}
 
 
 def _fix_what_is_not_cut(

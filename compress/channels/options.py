@@ -108,6 +108,11 @@ class ChannelOptions(TrainConfig):
                 "blocks: whole blocks go in one step only; set pruning to one_shot, or"
                 " blocks to false"
             )
+        if self.pruning == "iterative" and self.grad_checkpointing:
+            raise ValueError(
+                "grad_checkpointing: iterative pruning masks norms while a pass runs, not"
+                " while it is computed again; set pruning to one_shot, or leave it out"
+            )
         wrong = {k: v for k, v in self.floors.items() if not 0 <= v <= 1}
         if wrong:
             pattern, share = next(iter(wrong.items()))
@@ -115,6 +120,27 @@ class ChannelOptions(TrainConfig):
                 f"floors: the share of {pattern!r} is {share}; it lies between 0 and 1"
             )
         return self
+
+    def check_patterns(self, layout: Layout) -> None:
+        """Refuse patterns that no layer has.
+
+        Raises:
+            ValueError: names the pattern and some layers.
+        """
+        known = {
+            name
+            for group in layout.groups
+            for tensor, _ in group.axes
+            for name in (tensor, tensor.rpartition(".")[0])
+        }
+        for option in ("exclude", "floors"):
+            for pattern in getattr(self, option):
+                if not any(fnmatch(name, pattern) for name in known):
+                    some = ", ".join(sorted(known)[:4])
+                    raise ValueError(
+                        f"{option}: no layer that could lose channels is called {pattern!r};"
+                        f" such layers are {some}, …"
+                    )
 
     def rules(self, layout: Layout) -> list[GroupRule]:
         """What may become of each group of a model."""

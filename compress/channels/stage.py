@@ -21,7 +21,7 @@ from compress.channels.importance import (
 )
 from compress.channels.layout import Layout
 from compress.channels.options import ChannelOptions
-from compress.channels.pruner import ChannelPruner, MaskedModel
+from compress.channels.pruner import ChannelPruner
 from compress.channels.surgery import cut_arch, cut_state, difference, with_compensation
 from compress.finetune import check_fit, with_drop_rates
 from compress.metrics import Metric
@@ -78,6 +78,7 @@ class PruneChannels(Stage, ChannelOptions):
                 "prune_channels cuts real weights; move it before the quantize stage"
             )
         layout = layout_of(arch, data.image_size)
+        self.check_patterns(layout)
         if all(
             rule.least + rule.chunk > len(group.units)
             for rule, group in zip(self.rules(layout), layout.groups, strict=True)
@@ -146,7 +147,7 @@ class PruneChannels(Stage, ChannelOptions):
         arch = with_drop_rates(model.arch, self)
         student = arch.build()
         student.load_state_dict(model.weights)
-        masked = MaskedModel(student.to(ctx.device))
+        student.to(ctx.device)
         count = min(
             self.images_per_epoch or ctx.data.info.num_train, ctx.data.info.num_train
         )
@@ -157,7 +158,7 @@ class PruneChannels(Stage, ChannelOptions):
         ]
         kind = self.importance
         pruner = ChannelPruner(
-            masked,
+            student,
             layout,
             self.rules(layout),
             decider.cost,
@@ -174,7 +175,7 @@ class PruneChannels(Stage, ChannelOptions):
             update={"epochs": self.prune_epochs, "schedule": "constant", "warmup": 0.0}
         )
         objective = self._objective(model, ctx)
-        ctx.fit(masked, objective, config, hooks=[pruner], name="prune")
+        ctx.fit(student, objective, config, hooks=[pruner], name="prune")
         weights = ModelState.from_module(model.arch, student, model.meta)
         return weights, Decision(pruner.keep, (), first.cost_ratio, first.latency_ratio)
 

@@ -43,6 +43,8 @@ def cut_state(
         for axis, kept in axes.items():
             index = torch.from_numpy(np.flatnonzero(kept))
             weights[name] = weights[name].index_select(axis, index)
+    for alias, name in layout.aliases.items():
+        weights[alias] = weights[name]
     arch = cut_arch(state.arch, cut)
     return ModelState(
         arch,

@@ -24,7 +24,7 @@ for address in "ray://127.0.0.1:$client" "127.0.0.1:$port"; do
     expect 2 "another token, $address" env RAY_AUTH_TOKEN=0123456789abcdef0123456789abcdef \
         sweeps run "$here/small.yaml" storage="$work/runs" --address "$address"
 done
-[[ -e $work/runs/tried ]] && { echo "WRONG: a run is there"; failed=1; }
+[[ -e $work/runs/tried/trials ]] && { echo "WRONG: trials are there"; failed=1; }
 expect 0 "the token, through Ray's client" \
     sweeps run "$here/small.yaml" storage="$work/runs" --address "ray://127.0.0.1:$client"
 expect 0 "the token, head's port, two trials more" \

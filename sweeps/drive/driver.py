@@ -277,7 +277,8 @@ def _search_on(drive: _Drive) -> None:
         for line in check_nodes(storage.run if storage.shared else None):
             progress.note(line)
     search = StudySearch(sweep, storage)
-    for line in search.notes:
+    plan = search.plan_line()
+    for line in [*search.notes, *([] if plan is None else [plan])]:
         progress.note(line)
     progress.restarted()
     if search.num_trials > 0:
@@ -310,6 +311,9 @@ def _search(drive: _Drive, search: StudySearch) -> None:
             raise
     finally:
         drive.halted = search.halted
+        said = search.outcome_line()
+        if said is not None:
+            drive.progress.note(said)
     storage.pull()  # what nodes wrote as they were stopped
 
 

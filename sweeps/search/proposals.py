@@ -7,13 +7,16 @@ are compared by expected improvement over expected seconds to the power of a fal
 EEIPU (Zhang et al., 2024, arXiv 2411.03731): in the beginning what is cheap comes first, in the end
 what is good. Improvement is that of random Chebyshev scalarisations of the objectives (ParEGO,
 Knowles 2006), the mean over some; so it costs the same for any number of objectives.
+
+Suffixes get no more of the time than fresh configurations: however wrong costs and improvements
+are, the sampler's own search goes on at half its pace at worst.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +46,10 @@ _MOST_KNOWN = 200
 _MOST_PREFIXES = 24
 _AUGMENTED = 0.05
 _LEAST_SECONDS = 1e-2
+_OVERHEAD = 0.2
+"""Of a fresh configuration's seconds, added to all: what costs next to nothing is not tried for
+that alone.
+"""
 _MOST_LEFT_OVER = 2000
 
 
@@ -112,6 +119,9 @@ class Proposals:
         self._distributions = distributions_of(space)
         self._encoder = Encoder(self._distributions)
         self._known: dict[int, Known] = {}
+        self._finished: set[Key] = set()  # prefixes whose stages are cached
+        # seconds of what was searched, of fresh configurations and of those that went on
+        self._spent = {False: 0.0, True: 0.0}
 
     def learn(self, known: Known | None) -> None:
         """Take a configuration that ended; what lies outside the space tells nothing."""
@@ -119,6 +129,26 @@ class Proposals:
             with contextlib.suppress(ValueError):
                 checked_draw(self._space, known.draw)
                 self._known[known.number] = known
+                if known.seconds and known.number >= 0:
+                    self._count(known)
+
+    def _count(self, known: Known) -> None:
+        """Note what is cached now, and where the time went."""
+        keys = self.prefixes.keys(known.draw)
+        *stages, rest = self.prefixes.by_entry(known.seconds)
+        paid = [
+            seconds
+            for key, seconds in zip(keys, stages, strict=True)
+            if key and key not in self._finished
+        ]
+        went_on = any(key in self._finished for key in keys[:-1] if key)
+        self._spent[went_on] += sum(paid) + rest
+        self._finished.update(keys)
+
+    def seconds_of_one(self) -> float | None:
+        """Median seconds of a configuration with an empty cache; None where nothing is known."""
+        known = [sum(k.seconds.values()) for k in self._known.values() if k.seconds]
+        return float(np.median(known)) if known else None
 
     def choose(
         self,
@@ -126,6 +156,7 @@ class Proposals:
         left: float,
         tried: Collection[str],
         running: Sequence[Draw] = (),
+        most_seconds: float = math.inf,
     ) -> Proposal | None:
         """What to try as configuration `number`.
 
@@ -134,6 +165,8 @@ class Proposals:
             tried: `Space.identity` of all that were asked for.
             running: configurations that were begun and have not ended. What they are the first to
                 compute is not waited for.
+            most_seconds: that it may take; where nothing that is offered takes so little, what is
+                returned takes more.
 
         Returns:
             None where too little is known yet, or nothing new is offered.
@@ -143,19 +176,26 @@ class Proposals:
         if len(useful) < FIRST:
             return None
         is_cached = self._spec.search.cost == "cached"
-        finished = self._finished(known) if is_cached else {}
-        candidates = self._candidates(number, useful, finished)
+        finished = self._finished if is_cached else set()
+        goes_on = is_cached and self._spent[True] <= self._spent[False]
+        at_end = is_cached and math.isfinite(most_seconds)
+        going_on = finished if goes_on or at_end else set()
+        candidates = self._candidates(number, useful, going_on)
         draws = [draw for draw, _ in candidates]
         costs = CostModel(self.prefixes, self._distributions, known)
         seconds = np.maximum(costs.expected(draws, finished), _LEAST_SECONDS)
+        if not goes_on and (seconds[:OFFERED] <= most_seconds).any():
+            draws, seconds = draws[:OFFERED], seconds[:OFFERED]
+        floor = _OVERHEAD * np.median(seconds[:OFFERED])
         gains = self._gains(number, useful[-_MOST_KNOWN:], draws)
         with np.errstate(divide="ignore"):
-            scores = np.log(gains) - left * np.log(seconds)
+            scores = np.log(gains) - left * np.log(seconds + floor)
         blocked = self._unfinished(running, finished)
-        for index in np.argsort(-scores, kind="stable"):
+        fits = seconds <= most_seconds
+        for index in np.lexsort((-scores, ~fits)):
             draw, notes = candidates[index]
             if scores[index] == -math.inf:
-                break
+                continue
             shares = blocked and not blocked.isdisjoint(self.prefixes.keys(draw))
             if not shares and self._space.identity(draw) not in tried:
                 return Proposal(draw, notes, float(seconds[index]))
@@ -163,23 +203,13 @@ class Proposals:
 
     def elsewhere(self, draws: Sequence[Draw], running: Sequence[Draw]) -> int:
         """Index of the first draw that waits for no stage that a trial computes now; else 0."""
-        finished = self._finished([*self._known.values()]) if running else {}
-        blocked = self._unfinished(running, finished)
+        blocked = self._unfinished(running, self._finished)
         free = (
             index
             for index, draw in enumerate(draws)
             if blocked.isdisjoint(self.prefixes.keys(draw))
         )
         return next(free, 0)
-
-    def _finished(self, known: Sequence[Known]) -> dict[Key, Draw]:
-        """Prefix → a configuration that has it, of all whose stages are cached."""
-        found: dict[Key, Draw] = {}
-        for each in known:
-            if each.seconds and each.number >= 0:
-                for key in self.prefixes.keys(each.draw):
-                    found[key] = each.draw
-        return found
 
     def _unfinished(
         self, running: Sequence[Draw], finished: Collection[Key]
@@ -189,7 +219,7 @@ class Proposals:
         return {key for key in keys if key and key not in finished}
 
     def _candidates(
-        self, number: int, useful: Sequence[Known], finished: Mapping[Key, Draw]
+        self, number: int, useful: Sequence[Known], finished: Collection[Key]
     ) -> list[tuple[Draw, Draw]]:
         """Draws with the sampler's notes: fresh ones, then their suffixes on cached prefixes."""
         search, seed = self._spec.search, self._spec.seed
@@ -208,7 +238,7 @@ class Proposals:
         return found
 
     def _worth_going_on(
-        self, useful: Sequence[Known], finished: Mapping[Key, Draw]
+        self, useful: Sequence[Known], finished: Collection[Key]
     ) -> list[tuple[int, Draw]]:
         """Places in the pipeline and draws that are cached up to there: those of the front's
         configurations, then the latest ones.

@@ -39,11 +39,7 @@ class Encoder:
     def __init__(self, distributions: Mapping[str, BaseDistribution]) -> None:
         self.distributions = dict(sorted(distributions.items()))
         self.is_label = np.array(
-            [
-                isinstance(d, CategoricalDistribution)
-                for d in self.distributions.values()
-            ],
-            dtype=bool,
+            [_ends_of(d) is None for d in self.distributions.values()], dtype=bool
         )
 
     def encoded(self, draws: Sequence[Mapping[str, Any]]) -> Floats:
@@ -74,14 +70,31 @@ class Encoder:
         return np.asarray((total / a.shape[1] + product) / 2)
 
 
+def _ends_of(distribution: BaseDistribution) -> tuple[float, float, bool] | None:
+    """Least and largest number and whether their scale is logarithmic; None of labels. A list
+    of numbers is a range, on a logarithmic scale where all are positive.
+    """
+    if isinstance(distribution, CategoricalDistribution):
+        choices = distribution.choices
+        if any(isinstance(c, bool) or not isinstance(c, int | float) for c in choices):
+            return None
+        numbers = [float(c) for c in choices if isinstance(c, int | float)]
+        return min(numbers), max(numbers), min(numbers) > 0
+    assert isinstance(distribution, FloatDistribution | IntDistribution), distribution
+    return distribution.low, distribution.high, distribution.log
+
+
 def _position(distribution: BaseDistribution, value: Any) -> float:
     """A label's index, or where a number lies in its range, from 0 to 1."""
-    if isinstance(distribution, CategoricalDistribution):
+    ends = _ends_of(distribution)
+    if ends is None:
+        assert isinstance(distribution, CategoricalDistribution), distribution
         return float(distribution.choices.index(value))
-    assert isinstance(distribution, FloatDistribution | IntDistribution), distribution
-    ends = [distribution.low, value, distribution.high]
-    low, x, high = (math.log(v) for v in ends) if distribution.log else ends
-    return float((x - low) / (high - low)) if high > low else 0.0
+    low, high, is_log = ends
+    x = float(value)
+    if is_log:
+        low, x, high = math.log(low), math.log(x), math.log(high)
+    return (x - low) / (high - low) if high > low else 0.0
 
 
 class Surrogate:

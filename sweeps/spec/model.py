@@ -166,6 +166,24 @@ def _sampler_of(value: Any) -> Any:
     return value
 
 
+MOST_TRIALS = 10_000
+"""Configurations of a search that has a budget of time and does not say how many it may try."""
+
+
+class StopWhen(Config):
+    """When a search has found enough."""
+
+    hypervolume_gain: float = Field(
+        gt=0,
+        lt=1,
+        description=(
+            "end when the hypervolume (of one objective: the best value) has grown by less than"
+            " this share of itself over the last `configurations`"
+        ),
+    )
+    configurations: int = Field(20, ge=2, description="that ended with all objectives")
+
+
 class Search(Config):
     """How the space is searched."""
 
@@ -186,6 +204,16 @@ class Search(Config):
     trials: int = Field(
         24, ge=1, description="configurations to try; each runs `replicates` times"
     )
+    hours: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "time for the search, from its first trial on, over all drivers; the last"
+            " configurations are chosen so that they end in it. Where `trials` is not given,"
+            f" {MOST_TRIALS:,} are the limit"
+        ),
+    )
+    stop_when: StopWhen | None = None
     replicates: int = Field(
         1, ge=1, description="root seeds per configuration; the search sees their mean"
     )
@@ -218,6 +246,14 @@ class Search(Config):
         ),
     )
     early_stopping: EarlyStopping | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_the_clock(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("hours") and "trials" not in given:
+            return given | {"trials": MOST_TRIALS}
+        return given
+
     earlier_runs: list[UserPath] = Field(
         default_factory=list,
         alias="from",

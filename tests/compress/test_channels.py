@@ -248,7 +248,7 @@ def separable(sizes: list[int], prices: list[float]) -> tuple[list[Group], Terms
     units = np.arange(sum(sizes))
     parts = np.split(units, np.cumsum(sizes)[:-1])
     groups = [Group(str(i), part, ()) for i, part in enumerate(parts)]
-    layout = Layout(len(units), tuple(groups), {}, {}, (), ())
+    layout = Layout(len(units), tuple(groups), {}, {}, {}, (), ())
     terms = [(p, [part[:, None]]) for p, part in zip(prices, parts, strict=True)]
     return groups, Terms(layout, terms)
 
@@ -444,5 +444,7 @@ def test_check_says_what_is_wrong(small: tuple[ModelState, Layout]) -> None:
         PruneChannels(target={"macs": 0.5}, exclude=["*"]).check(model.arch, INFO)
     with pytest.raises(ValueError, match="move it before the quantize stage"):
         PruneChannels().check(replace(model.arch, builder="int8"), INFO)
+    with pytest.raises(ValueError, match=r"exclude: no layer .* is called 'head'"):
+        PruneChannels(target={"macs": 0.5}, exclude=["head"]).check(model.arch, INFO)
     with pytest.raises(ValueError, match="blocks: whole blocks go in one step only"):
         PruneChannels(blocks=True, pruning="iterative")

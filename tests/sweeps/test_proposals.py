@@ -307,3 +307,15 @@ def test_a_replay_counts_the_cache_by_hand(chain: dict[str, Any]) -> None:
     assert ours.spent.min() < 1
     again = replay(spec, space, table)
     assert np.array_equal(again.seconds, ours.seconds)
+
+
+def test_suffixes_take_no_more_time_than_fresh_configurations(
+    chain: dict[str, Any],
+) -> None:
+    """So the sampler's own search goes on, at half its pace at worst."""
+    spec = spec_from(chain)
+    space = Space(spec)
+    found = replay(spec, space, RecordedTable(recorded(space), space, spec))
+    fresh = found.spent > 9
+    searched = found.spent - 30 * (np.arange(len(found.spent)) == 0)
+    assert searched[~fresh].sum() <= searched[fresh].sum() + searched[~fresh].max()

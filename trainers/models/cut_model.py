@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trainers.models.parameters import LINEAR_AND_CONV
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -148,7 +149,7 @@ def _follow_weight(layer: Any) -> None:
     elif isinstance(layer, _CONVOLUTIONS):
         layer.out_channels = weight.shape[0]
         layer.in_channels = weight.shape[1] * layer.groups
-    elif isinstance(layer, LINEAR_AND_CONV):  # transposed, of one group
+    elif isinstance(layer, _TRANSPOSED):  # of one group
         layer.in_channels, layer.out_channels = weight.shape[:2]
     elif isinstance(layer, _BatchNorm):
         layer.num_features = len(weight)

@@ -149,6 +149,20 @@ def round_to_steps(weight: Tensor, steps: Tensor, bits: int) -> Tensor:
     return torch.clamp(rounded, -largest, largest)
 
 
+def moved_slightly(seed: int, share: float = 0.01) -> Operators:
+    """Operators that move a value by up to `share` of its step before it is rounded. How far
+    results then differ is what a model in integers leaves open to the order in which a runtime
+    takes its sums.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def moved(value: Tensor, step: Tensor, zero_point: Tensor) -> Tensor:
+        noise = 2 * torch.rand(value.shape, generator=generator) - 1
+        return quantise(value + share * step * noise, step, zero_point)
+
+    return Operators(moved, dequantise)
+
+
 _SIMULATED = Operators(quantise, dequantise)
 _operators: ContextVar[Operators] = ContextVar("operators", default=_SIMULATED)
 
@@ -391,7 +405,7 @@ def keep_products_apart(module: nn.Module) -> None:
     """
     for layer in module.modules():
         if hasattr(layer, "one_product"):
-            layer.one_product = False
+            setattr(layer, "one_product", False)  # noqa: B010 (no attribute of every module)
 
 
 def remove_norm(module: nn.Module, conv: str, norm: str) -> None:
