@@ -39,6 +39,8 @@ DRAWS = 1000
 _MOST_VALUES = 2_000_000
 _PRIOR_FREEDOM = 8.0
 """d_0; its own three seeds then count for a fifth of a configuration's variance."""
+_AS_GOOD_AS_NORMAL = 1e6
+"""Degrees of freedom with which Student's t cannot be told from a normal distribution."""
 _QUARTILES = 1.349
 """Between the quartiles of a normal distribution, in standard deviations."""
 _IMAGES = {"accuracy": "images", "test_accuracy": "test_images"}
@@ -85,7 +87,9 @@ def drawn(values: Floats, variances: Floats, freedom: Floats, draws: int) -> Flo
     total = truth + variances
     kept = np.divide(truth, total, out=np.ones_like(total), where=total > 0)
     means = center + kept * (values - center)
-    noise = np.random.default_rng(0).standard_t(freedom, size=(draws, *values.shape))
+    # NumPy draws NaN for infinitely many degrees of freedom
+    known = np.minimum(freedom, _AS_GOOD_AS_NORMAL)
+    noise = np.random.default_rng(0).standard_t(known, size=(draws, *values.shape))
     return means + noise * np.sqrt(kept * variances)
 
 

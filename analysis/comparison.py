@@ -5,6 +5,7 @@ budget, equal time.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -209,7 +210,8 @@ def _by_seed(run: Run, rows: pd.DataFrame, reference: Floats) -> dict[int, float
     """Replicate → the volume that its trials dominate."""
     ids = {trial for trials in rows["trial_ids"] for trial in trials}
     trials = run.trials[run.trials["trial_id"].isin(ids)]
+    groups: list[tuple[Any, pd.DataFrame]] = list(trials.groupby("replicate"))
     return {
         int(replicate): pareto.hypervolume(run.values(part), run.objectives, reference)
-        for replicate, part in trials.groupby("replicate")
+        for replicate, part in groups
     }

@@ -1,6 +1,7 @@
 """Text from a run folder, made fit for UTF-8 and for a terminal."""
 
 import re
+from collections.abc import Sequence
 
 _MOVES_A_TERMINAL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
@@ -37,3 +38,22 @@ def printable(text: str) -> str:
     from a run folder of somebody else is printed through this.
     """
     return _MOVES_A_TERMINAL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Each dotted name → its shortest ending that no other of them ends with: 'stages.init.args.
+    depth' is 'depth' unless another one is called so, too. Wildcards (`*`) are left out where the
+    rest tells names apart.
+    """
+    parts = {name: [p for p in name.split(".") if p != "*"] for name in names}
+    found = {}
+    for name, own in parts.items():
+        others = [p for other, p in parts.items() if other != name]
+        count = next(
+            (n for n in range(1, len(own)) if all(o[-n:] != own[-n:] for o in others)),
+            len(own),
+        )
+        found[name] = ".".join(own[-count:])
+    if len(set(found.values())) < len(found):
+        return {name: name for name in names}
+    return found

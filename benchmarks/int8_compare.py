@@ -5,7 +5,8 @@
 MODEL is a folder that `ModelState.save` wrote (`sweeps export --format safetensors` too), DATA.yaml
 the `data` part of its spec. All calibrate on the same training images; accuracy and AUROC (two
 classes) are of the test set through each runtime. `--time` alternates passes of one image, one
-thread; nothing else should run. NNCF compiles a C++ extension for its own simulation once.
+thread; nothing else should run. What has been made stays in the folder `--cache`: a second call
+with `--test 0 --time` only times it. NNCF compiles a C++ extension for its own simulation once.
 """
 
 import argparse
@@ -72,8 +73,17 @@ def torch_run(module: nn.Module) -> Run:
     return run
 
 
-def by_nncf(state: ModelState, calibration: list[Tensor], size: int) -> dict[str, Run]:
+def by_nncf(
+    state: ModelState, calibration: list[Tensor], size: int, folder: Path
+) -> dict[str, Run]:
     """`nncf.quantize` as it is, in OpenVINO."""
+    file = folder / "nncf.xml"
+    if not file.exists():
+        _write_by_nncf(state, calibration, file)
+    return {"nncf alone, OpenVINO": openvino_run(file, size)}
+
+
+def _write_by_nncf(state: ModelState, calibration: list[Tensor], file: Path) -> None:
     import nncf
     import openvino
 
@@ -86,13 +96,25 @@ def by_nncf(state: ModelState, calibration: list[Tensor], size: int) -> dict[str
         model_type=nncf.ModelType.TRANSFORMER if transformer else None,
     )
     converted = openvino.convert_model(model, example_input=calibration[0])
-    return {"nncf alone, OpenVINO": openvino_run(converted, size)}
+    openvino.save_model(converted, file, compress_to_fp16=False)
 
 
 def by_onnxruntime(
     file: Path, calibration: list[Tensor], size: int, folder: Path
 ) -> dict[str, Run]:
     """onnxruntime's `quantize_static`: QDQ, weights per channel."""
+    quantised = folder / "static.onnx"
+    if not quantised.exists():
+        _write_by_onnxruntime(file, calibration, quantised)
+    return {
+        "onnxruntime static alone, onnxruntime": onnxruntime_run(quantised),
+        "onnxruntime static alone, OpenVINO": openvino_run(quantised, size),
+    }
+
+
+def _write_by_onnxruntime(
+    file: Path, calibration: list[Tensor], quantised: Path
+) -> None:
     from onnxruntime.quantization import (
         CalibrationDataReader,
         QuantFormat,
@@ -109,8 +131,7 @@ def by_onnxruntime(
             images = next(self.left, None)
             return None if images is None else {"images": images.numpy()}
 
-    prepared = folder / "prepared.onnx"
-    quantised = folder / "static.onnx"
+    prepared = quantised.with_name("prepared.onnx")
     quant_pre_process(str(file), str(prepared))
     quantize_static(
         str(prepared),
@@ -121,16 +142,22 @@ def by_onnxruntime(
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )
-    return {
-        "onnxruntime static alone, onnxruntime": onnxruntime_run(quantised),
-        "onnxruntime static alone, OpenVINO": openvino_run(quantised, size),
-    }
 
 
 def by_torchao(
     state: ModelState, calibration: list[Tensor], size: int, folder: Path
 ) -> dict[str, Run]:
     """torchao's PT2E with its quantiser for x86, written as ONNX."""
+    file = folder / "torchao.onnx"
+    if not file.exists():
+        _write_by_torchao(state, calibration, file)
+    return {
+        "torchao alone, onnxruntime": onnxruntime_run(file),
+        "torchao alone, OpenVINO": openvino_run(file, size),
+    }
+
+
+def _write_by_torchao(state: ModelState, calibration: list[Tensor], file: Path) -> None:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
@@ -145,24 +172,21 @@ def by_torchao(
     with torch.no_grad():
         for images in calibration:
             prepared(torch.cat([images, images]))
-    file = folder / "torchao.onnx"
     write_onnx(convert_pt2e(prepared), two, file, {})
-    return {
-        "torchao alone, onnxruntime": onnxruntime_run(file),
-        "torchao alone, OpenVINO": openvino_run(file, size),
-    }
 
 
 def ours(
     state: ModelState, data: Data, options: dict[str, Any], size: int, folder: Path
 ) -> dict[str, Run]:
     """The stage, as torch simulates it and in both runtimes."""
-    context = Context(data, CPU, 1, folder / "work", lambda *_: state)
-    found = Int8.model_validate(options).run(state, context)
-    print("int8 reports", context.reported, flush=True)
-    module = found.build()
     file = folder / "int8.onnx"
-    write_onnx(module, torch.zeros(2, 3, size, size), file, {})
+    if not file.exists():
+        context = Context(data, CPU, 1, folder / "work", lambda *_: state)
+        found = Int8.model_validate(options).run(state, context)
+        print("int8 reports", context.reported, flush=True)
+        found.save(folder / "int8")
+        write_onnx(found.build(), torch.zeros(2, 3, size, size), file, {})
+    module = ModelState.load(folder / "int8").build()
     return {
         "int8, simulated": torch_run(module),
         "int8, onnxruntime": onnxruntime_run(file),
@@ -231,7 +255,8 @@ def main() -> None:
         )
     ]
     file = given.cache / "float.onnx"
-    write_onnx(state.build(), torch.cat(calibration[:2]), file, {})
+    if not file.exists():
+        write_onnx(state.build(), torch.cat(calibration[:2]), file, {})
     options = {"images": given.images, **yaml.safe_load(given.options)}
     runs = {
         "float, eager": torch_run(state.build()),
@@ -240,12 +265,13 @@ def main() -> None:
         **ours(state, data, options, size, given.cache),
     }
     if "nncf" in given.beside:
-        runs |= by_nncf(state, calibration, size)
+        runs |= by_nncf(state, calibration, size, given.cache)
     if "onnxruntime" in given.beside:
         runs |= by_onnxruntime(file, calibration, size, given.cache)
     if "torchao" in given.beside:
         runs |= by_torchao(state, calibration, size, given.cache)
-    print_accuracy(runs, data, given.test)
+    if given.test:
+        print_accuracy(runs, data, given.test)
     if given.time:
         print_times({n: run for n, run in runs.items() if "simulated" not in n}, size)
 

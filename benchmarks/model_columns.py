@@ -38,6 +38,12 @@ NVIT = FIT | {
     "prune_per_iter": 48,
     "groups": {"embed": 4, "heads": 1, "qk": 2, "v": 2, "mlp": 8},
 }
+CHANNELS = FIT | {
+    "target": {"macs": 0.7},
+    "multiple": 1,
+    "importance_images": 8,
+    "compensate_images": 8,
+}
 WFN = FIT | {
     "percentages": [0.5, 1.0],
     "first_epoch": 0,
@@ -114,6 +120,29 @@ def nvit(case: Case) -> None:
     require(ran.metrics["gmacs"] < dense, "pruning spared no operation")
 
 
+def channels(case: Case) -> None:
+    ran = case.ran({"prune_channels": CHANNELS})
+    require(ran.metrics["channels_removed"] > 0, "nothing was removed")
+    dense = count_gmacs(ran.start.arch, case.family.image_size)
+    require(ran.metrics["gmacs"] < dense, "pruning spared no operation")
+
+
+def low_rank(case: Case) -> None:
+    ran = case.ran({"low_rank": {"target": {"macs": 0.95}, "images": 8}})
+    size = case.family.image_size
+    require(ran.metrics["low_rank_layers"] > 0, "no layer was factored")
+    found = ran.metrics["gmacs"] / count_gmacs(ran.start.arch, size)
+    require(found <= 0.951, f"{found:.3f} of the operations are left")
+    _codes_exactly(ran.model)
+
+
+def token_merging(case: Case) -> None:
+    ran = case.ran({"token_merging": {"r": 1}})
+    require(ran.metrics["tokens_left"] < ran.metrics["tokens_before"], "none merged")
+    dense = count_gmacs(ran.start.arch, case.family.image_size)
+    require(ran.metrics["gmacs"] < dense, "merging spared no operation")
+
+
 def asp(case: Case) -> None:
     ran = case.ran({"asp": {}, "finetune": FIT})
     for layer in ran.model.meta["asp"]["layers"]:
@@ -140,6 +169,25 @@ def quantize(kind: str, most: int, **options: Any) -> Callable[[Case], None]:
         _codes_exactly(ran.model)
 
     return column
+
+
+def int8(case: Case) -> None:
+    ran = case.ran({"int8": {"images": 8}})
+    require(ran.metrics["int8_layers"] > 0, "no layer is in integers")
+    _codes_exactly(ran.model)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            write_model(
+                ran.model,
+                "openvino",
+                Path(folder),
+                image_size=case.family.image_size,
+                title=case.family.model,
+            )
+        except ValueError as error:
+            if "differs from the model" in str(error):
+                raise
+            raise Refused(str(error)) from error
 
 
 def codec(case: Case) -> None:
@@ -294,10 +342,34 @@ def _methods() -> dict[str, Column]:
             ("tleg_aux", "tleg_expand"),
         ),
         "nvit": Column("NViT", f"{ran}; fewer operations", nvit, ("nvit",)),
+        "prune_channels": Column(
+            "channels",
+            f"{ran}; fewer operations; the cut model computes what the masked one does",
+            channels,
+            ("prune_channels",),
+        ),
+        "low_rank": Column(
+            "low rank",
+            "run, checked and measured; fewer operations, coded exactly",
+            low_rank,
+            ("low_rank",),
+        ),
+        "token_merging": Column(
+            "token merging",
+            f"{ran}; fewer operations",
+            token_merging,
+            ("token_merging",),
+        ),
         "asp": Column(
             "2:4", "zeros in the pattern, held while training", asp, ("asp",)
         ),
         "wfn": Column("WFN", "fixed on few values, coded exactly", wfn, ("wfn",)),
+        "int8": Column(
+            "int8",
+            "integers of weights and activations, coded exactly, the same logits in OpenVINO",
+            int8,
+            ("int8",),
+        ),
         "uniform_quant": Column(
             "uniform",
             "4 bits, coded exactly",

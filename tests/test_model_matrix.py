@@ -40,13 +40,9 @@ def cells(name: str, folder: Path) -> dict[str, Cell]:
     return {c: cell(tried, COLUMNS[c]) for c in QUICK}
 
 
-NOT_YET = {"int8"}
-"""Stages that have not been tried on the families of the matrix."""
-
-
 def test_every_stage_has_a_column() -> None:
     covered = {kind for column in COLUMNS.values() for kind in column.kinds}
-    assert covered == STAGES.keys() - NOT_YET
+    assert covered == STAGES.keys()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +102,8 @@ def test_the_record_has_forty_whole_rows_and_no_broken_cell() -> None:
     rows = recorded()
     families = {family.name: family for family in FAMILIES}
     assert list(rows) == [name for name in families if name in rows]
-    assert sum(row["cells"].keys() == COLUMNS.keys() for row in rows.values()) >= 40
+    older = COLUMNS.keys() - {"int8"}  # which was tried on a few families so far
+    assert sum(row["cells"].keys() >= older for row in rows.values()) >= 40
     for name, row in rows.items():
         family = families[name]
         assert (row["model"], row["args"]) == (family.model, family.args)

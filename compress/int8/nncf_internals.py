@@ -11,13 +11,14 @@ import logging
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trainers.models.parameters import classifier_layers
 from trainers.models.quantised import IMAGES, OUTPUT, Place
 
 _HOOK = re.compile(
@@ -89,7 +90,24 @@ def choose(
             ),
         )
         config = nncf.torch.get_config(quantised)["compression_state"]
-    return _read(module, quantised, config)
+    return without_smoothed_classifier(module, _read(module, quantised, config))
+
+
+def without_smoothed_classifier(module: nn.Module, choice: Choice) -> Choice:
+    """The choice without SmoothQuant before the classifier: there the factors often meet a mean
+    over positions, and OpenVINO 2026.4 computes a mean, factors and a quantiser in one kernel
+    that takes the wrong factors.
+    """
+    heads = classifier_layers(module)
+    state = dict(choice.state)
+    for place, scale in choice.scaled:
+        if place.module in heads:
+            name = f"{place.module}.weight"
+            state[name] = state[name] * scale
+    kept = [
+        (place, scale) for place, scale in choice.scaled if place.module not in heads
+    ]
+    return replace(choice, scaled=kept, state=state)
 
 
 def _attends(module: nn.Module) -> bool:

@@ -5,6 +5,7 @@ NNCF says where quantisers belong; ranges, rounding, corrections and training ar
 result is rebuilt and exported without NNCF.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -14,6 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from compress.asp import HoldZeros, asp_masks
 from compress.finetune import check_fit
 from compress.int8.calibrate import (
     RANGE_RULES,
@@ -33,11 +35,23 @@ from trainers.config import Augment, AugmentConfig, DistillConfig, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState, on_meta
 from trainers.models.parameters import linear_and_conv_parameters
-from trainers.models.quantised import QuantisedModel, QuantiserPlan, round_to_steps
+from trainers.models.quantised import (
+    QuantisedModel,
+    QuantiserPlan,
+    keep_products_apart,
+    round_to_steps,
+)
 from trainers.training.losses import DistillObjective
 
+_log = logging.getLogger(__name__)
 _CALIBRATION_BATCH = 32
 _PLACING_BATCHES = 2
+_AUXILIARY = {
+    "sws_vit": "sws_expand",
+    "tleg_vit": "tleg_expand",
+    "lets_vit": "lets_expand",
+}
+"""Builders of models whose blocks have no weights of their own → the stage that gives them some."""
 
 
 class Int8(Stage, TrainConfig):
@@ -46,7 +60,7 @@ class Int8(Stage, TrainConfig):
     """
 
     phase: ClassVar[Phase] = "quantize"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = (
         "Nagel et al., A White Paper on Neural Network Quantization, 2021; SmoothQuant: Xiao"
         " et al., ICML 2023; steps in training: Esser et al., Learned Step Size Quantization,"
@@ -70,6 +84,11 @@ class Int8(Stage, TrainConfig):
             "int8_logit_error",
             "root mean square error of the logits over their own root mean square, on"
             " calibration images, before training",
+            "1",
+        ),
+        Metric(
+            "int8_max_changed_met",
+            "1 where the layers left in float meet max_changed, 0 where no choice of them does",
             "1",
         ),
     )
@@ -116,7 +135,8 @@ class Int8(Stage, TrainConfig):
         le=1,
         description=(
             "leave layers in float, those first that help most, until at most this share of"
-            " the calibration images has another first choice than in float"
+            " the calibration images has another first choice than in float; where that is"
+            " never reached, the choice with the fewest changes stays and a warning says so"
         ),
     )
     four_bit_layers: tuple[str, ...] = Field(
@@ -165,6 +185,11 @@ class Int8(Stage, TrainConfig):
             raise ValueError(
                 f"{arch.name} is in integers already; one int8 stage is enough"
             )
+        if arch.builder in _AUXILIARY:
+            raise ValueError(
+                f"{arch.name} is an auxiliary network, whose blocks share weights; put"
+                f" {_AUXILIARY[arch.builder]} before int8"
+            )
         layers = _layers(arch)
         if not layers:
             raise ValueError(f"{arch.name} has no Linear or Conv2d layers to quantise")
@@ -186,6 +211,8 @@ class Int8(Stage, TrainConfig):
             plan, four = work.decide()
             result = work.result(plan)
         changed, error = work.errors(result)
+        if self.max_changed is not None:
+            ctx.report(int8_max_changed_met=int(changed <= self.max_changed))
         ctx.report(
             int8_layers=len(plan.weights),
             int8_float_layers=len(_layers(model.arch)) - len(plan.weights),
@@ -214,7 +241,9 @@ class Int8(Stage, TrainConfig):
             teacher="source", kind="soft", alpha=self.distill_weight
         )
         objective = DistillObjective(teacher, distill, self.label_smoothing)
-        ctx.fit(module, objective, self, name="int8")
+        masks = {f"inner.{name}": mask for name, mask in asp_masks(model).items()}
+        hooks = [HoldZeros(module, masks)] if masks else []
+        ctx.fit(module, objective, self, hooks=hooks, name="int8")
         state = {
             name: value.contiguous() for name, value in module.trained_state().items()
         }
@@ -264,6 +293,7 @@ class _Calibration:
         self.model = model
         self.batches = batches
         self.folded = model.build()
+        keep_products_apart(self.folded)
         self.norms = tuple(fold_norms(self.folded, batches[0][:2]))
         few = [batch[:_CALIBRATION_BATCH] for batch in batches[:_PLACING_BATCHES]]
         self.choice = choose(self.folded, few, options.smooth_quant)
@@ -374,9 +404,10 @@ class _Calibration:
         """Leave layers in float until few first choices change."""
         limit = self.options.max_changed
         assert limit is not None
-        plan = self._plan(layers, four)
-        if self.errors(self.result(plan))[0] <= limit:
-            return plan
+        best = self._plan(layers, four)
+        fewest = self.errors(self.result(best))[0]
+        if fewest <= limit:
+            return best
         without = {
             layer: self.errors(
                 self.result(self._plan([x for x in layers if x != layer], four)),
@@ -385,12 +416,24 @@ class _Calibration:
             for layer in layers
         }
         left = list(layers)
-        for layer in sorted(layers, key=lambda layer: (without[layer], layer)):
+        for layer in sorted(layers, key=lambda layer: (without[layer], layer))[:-1]:
             left.remove(layer)
             plan = self._plan(left, four)
-            if self.errors(self.result(plan))[0] <= limit:
-                break
-        return plan
+            changed = self.errors(self.result(plan))[0]
+            if changed < fewest:
+                best, fewest = plan, changed
+            if changed <= limit:
+                return plan
+        _log.warning(
+            "int8: max_changed %g is not reached, however many of the %d layers stay in float;"
+            " the best choice changes %.2g %% of the calibration images' first choices with"
+            " %d layers in integers. Give more images, another ranges, or epochs of training",
+            limit,
+            len(layers),
+            100 * fewest,
+            len(best.weights),
+        )
+        return best
 
     def result(
         self,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from compress.measure.latency import times_in_turns
 from compress.measure.options import Precision
 from compress.runtimes.passes import replayed_pass, timed_pass
 from trainers.models.arch import Arch, ModelState, on_meta
@@ -308,7 +309,6 @@ def alternating_latency(
     *,
     warmup: int = 2,
     rounds: int = 25,
-    min_rounds: int = 5,
     max_seconds: float = 60.0,
 ) -> list[float]:
     """Median milliseconds of one forward pass of each module, taken in turns, so that their
@@ -317,38 +317,14 @@ def alternating_latency(
     Args:
         modules: in eval mode, on the device and in the precision of `images`; not copied.
         images: one batch (B, C, H, W).
-        rounds: timed passes of each, fewer where `max_seconds` is over, but at least `min_rounds`.
+        warmup, rounds, max_seconds: see `times_in_turns`.
     """
     with torch.inference_mode():
         passes = [replayed_pass(module, images, images.device) for module in modules]
-        return alternating_passes(
-            passes,
-            warmup=warmup,
-            rounds=rounds,
-            min_rounds=min_rounds,
-            max_seconds=max_seconds,
+        times = times_in_turns(
+            passes, warmup=warmup, rounds=rounds, max_seconds=max_seconds
         )
-
-
-def alternating_passes(
-    passes: Sequence[Callable[[], float]],
-    *,
-    warmup: int = 2,
-    rounds: int = 25,
-    min_rounds: int = 5,
-    max_seconds: float = 60.0,
-) -> list[float]:
-    """Median milliseconds of each pass; see `alternating_latency`."""
-    for _ in range(warmup):
-        for timed in passes:
-            timed()
-    begin = time.perf_counter()
-    times: list[list[float]] = []
-    while len(times) < min_rounds or (
-        len(times) < rounds and time.perf_counter() - begin < max_seconds
-    ):
-        times.append([timed() for timed in passes])
-    return [float(ms) for ms in np.median(times, axis=0)]
+    return [float(ms) for ms in np.median(times, axis=1)]
 
 
 def _repeat(

@@ -26,6 +26,41 @@ def onnx_nodes() -> Iterator[dict[Callable[..., Any], Callable[..., Any]]]:
         yield table
 
 
+def lay_out_weights(model: Any) -> None:
+    """Store the integers of a Linear as (in, out), the order in which they are multiplied.
+
+    The exporter writes (out, in) and a Transpose behind the DequantizeLinear, past which ONNX
+    Runtime does not see a product of integers.
+
+    Args:
+        model: an `onnx_ir.Model`; changed in place.
+    """
+    import onnx_ir as ir
+
+    for node in list(model.graph):
+        source = node.inputs[0].producer() if node.op_type == "Transpose" else None
+        if source is None or source.op_type != "DequantizeLinear":
+            continue
+        integers, steps = source.inputs[:2]
+        if integers is None or integers.const_value is None:
+            continue
+        values = integers.const_value.numpy().T.copy()
+        turned = ir.Value(
+            name=f"{integers.name}.T_{node.name}", const_value=ir.tensor(values)
+        )
+        turned.type, turned.shape = integers.type, ir.Shape(values.shape)
+        model.graph.register_initializer(turned)
+        real = ir.node("DequantizeLinear", [turned, steps], {"axis": 1})
+        model.graph.insert_before(node, real)
+        real.outputs[0].name = f"{turned.name}.real"
+        ir.convenience.replace_all_uses_with(node.outputs[0], real.outputs[0])
+        model.graph.remove(node, safe=True)
+        if not source.outputs[0].uses():
+            model.graph.remove(source, safe=True)
+            if not integers.uses():
+                del model.graph.initializers[integers.name]
+
+
 @lru_cache(maxsize=1)
 def _operators() -> tuple[Operators, dict[Callable[..., Any], Callable[..., Any]]]:
     from onnxscript import opset18

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from compress.measure.options import Precision
 from compress.runtimes.errors import first_line
-from compress.runtimes.integer_nodes import onnx_nodes
+from compress.runtimes.integer_nodes import lay_out_weights, onnx_nodes
 from trainers.models.arch import ModelState
 from trainers.seeding import derive_seed
 
@@ -26,13 +26,14 @@ MAX_ONNX_BYTES = 1_800_000_000
 """A larger ONNX model keeps its weights in a file beside it: one protobuf file holds less
 than 2 GiB.
 """
-_EXPORT_ERRORS = (
+EXPORT_ERRORS = (
     RuntimeError,
     TypeError,
     ValueError,
     AttributeError,
     NotImplementedError,
 )
+"""What exporters raise for a model that they cannot write."""
 
 
 def example_images(state: ModelState, image_size: int, batch: int) -> Tensor:
@@ -82,9 +83,10 @@ def write_onnx(
                 custom_translation_table=table,
             )
             assert program is not None, "with dynamo=True there is always one"
+            lay_out_weights(program.model)
             program.model.metadata_props.update(notes)
             program.save(file, external_data=size > MAX_ONNX_BYTES)
-    except _EXPORT_ERRORS as error:
+    except EXPORT_ERRORS as error:
         raise ValueError(
             f"the model cannot be written as ONNX: {first_line(error)}"
         ) from error

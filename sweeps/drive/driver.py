@@ -66,6 +66,7 @@ from sweeps.spec.model import Spec
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.attempt import run_trial
 from trainers.files import default_data_cache, read_json, write_atomic
+from trainers.leftovers import remove_leftovers
 from trainers.remote import is_uri
 
 MOST_IN_VAIN = 3
@@ -165,6 +166,7 @@ def run_sweep(
             storage.pull()
             _prepare(sweep, storage, overwrite, command)
             with driving(run) as successor:
+                remove_leftovers(run, below=True)
                 if retry is not None:
                     reopen(run, retry)
                 drive = _Drive(
@@ -275,9 +277,9 @@ def _search_on(drive: _Drive) -> None:
         for line in check_nodes(storage.run if storage.shared else None):
             progress.note(line)
     search = StudySearch(sweep, storage)
-    for line in [*search.notes, search.plan_line()]:
-        if line is not None:
-            progress.note(line)
+    plan = search.plan_line()
+    for line in [*search.notes, *([] if plan is None else [plan])]:
+        progress.note(line)
     progress.restarted()
     if search.num_trials > 0:
         _search(drive, search)
@@ -384,6 +386,7 @@ def site_of(sweep: Sweep, run: Path) -> Site:
         device="cuda" if cuda else "cpu",
         threads=wanted.cpus_per_worker,
         workers=wanted.workers,
+        strategy=wanted.strategy,
         gpus_per_worker=wanted.gpus_per_worker,
         keep_workers=wanted.worker_group == "keep",
         max_failures=spec.search.max_failures,
@@ -414,7 +417,7 @@ def _run_trials(drive: _Drive, search: StudySearch) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # records say it
     try:
         with (
-            progress.drawn(search.num_trials),
+            progress.drawn(search.num_trials, run if storage.shared else None),
             quiet(),
             deaths_of_processes(events.process_failed),
         ):

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import contextlib
 import textwrap
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,9 @@ from analysis.contract import (
     is_feasible,
 )
 from analysis.numbers import number, plain, quantity
+from analysis.text import short_names
 from sweeps.console import PlainConsole
+from sweeps.drive.running import RunningTrials
 from sweeps.run.record import TrialError, TrialRecord
 
 _MARKS: dict[Status, str] = {
@@ -43,6 +47,10 @@ _MARKS: dict[Status, str] = {
     "interrupted": "[yellow]…[/]",
 }
 
+SECONDS_BETWEEN_LINES = 300.0
+"""On a pipe, between two lines about how the sweep stands."""
+VALUE_WIDTH = 10
+"""Characters that a metric's value takes beside its name, so that lines stand below each other."""
 LONGEST_ERROR = 400
 """Characters of a trial's error that its line shows."""
 
@@ -61,18 +69,23 @@ class Standing:
         self.ends: np.ndarray | None = None
         """(2, k): the least and the largest value of each objective."""
 
-    def add(self, metrics: dict[str, Any]) -> None:
-        """Take a complete trial's metrics; what is not finite or not feasible changes nothing."""
+    def add(self, metrics: dict[str, Any]) -> bool:
+        """Take a complete trial's metrics; what is not finite or not feasible changes nothing.
+
+        Returns:
+            Whether the trial is on the front now.
+        """
         from analysis import pareto
 
         values = finite_values(metrics, self.objectives)
         if values is None or not is_feasible(metrics, self.objectives):
-            return
+            return False
         row = np.array([values])
         ends = row.repeat(2, axis=0) if self.ends is None else self.ends
         self.ends = np.stack([np.minimum(ends[0], row[0]), np.maximum(ends[1], row[0])])
         rows = np.concatenate([self.front, row])
         self.front = np.unique(rows[pareto.front_mask(rows, self._unbounded())], axis=0)
+        return bool((self.front == row).all(axis=1).any())
 
     def _unbounded(self) -> list[Objective]:
         """The objectives without bounds: what is kept here is within them."""
@@ -97,6 +110,16 @@ class Standing:
         return pareto.hypervolume(self.front, self._unbounded(), reference)
 
 
+def _is_whole(record: TrialRecord) -> bool:
+    """Whether the trial is its whole configuration: a front is of means over replicates."""
+    return "-r" not in record.trial_id
+
+
+def cut(text: str, width: int) -> str:
+    """Text that is at most so wide; its end is left out."""
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
 def _one_line(error: TrialError) -> str:
     """Type and message; a very long message ends between two words, the record has all of it."""
     words = f"{error.type}: {error.message}"
@@ -104,7 +127,8 @@ def _one_line(error: TrialError) -> str:
 
 
 class Progress:
-    """Draws what the driver says; on a pipe only a line for each ended trial.
+    """Draws what the driver says: a line for each ended trial, and on a terminal also how each
+    running one and the whole sweep stand. On a pipe the latter comes every few minutes.
 
     Args:
         objectives: of the sweep.
@@ -123,8 +147,11 @@ class Progress:
         self.console = console or PlainConsole()
         self.counts: Counter[Status] = Counter()
         self.standing = Standing(objectives)
+        self.running: RunningTrials | None = None
         self._bar: Bar | None = None
         self._text = Text()
+        self._next_line = 0.0
+        self._ended = 0
 
     def resume(self, records: Iterable[TrialRecord]) -> None:
         """Count trials that ended before this driver began."""
@@ -132,8 +159,16 @@ class Progress:
             self._count(record)
 
     @contextlib.contextmanager
-    def drawn(self, total: int) -> Iterator[None]:
-        """The bar, while the sweep runs."""
+    def drawn(self, total: int, run: Path | None = None) -> Iterator[None]:
+        """The bar, while the sweep runs.
+
+        Args:
+            total: trials that will run.
+            run: where they record what they do, if that can be seen from here.
+        """
+        self.running = None if run is None else RunningTrials(run)
+        self._ended = 0
+        self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
         if not self.console.is_terminal:
             yield
             return
@@ -158,10 +193,28 @@ class Progress:
         """Print a line of the driver's."""
         self.console.print(escape(line), highlight=False, soft_wrap=True)
 
-    def started(self) -> None:
+    def started(self, trial_id: str) -> None:
         """One more trial runs."""
         self.counts["running"] += 1
+        if self.running is not None:
+            self.running.started(trial_id)
         self._redraw()
+
+    def look(self) -> None:
+        """Some time has passed: look at the trials that run."""
+        if self.running is None or not self.running.look():
+            return
+        self._redraw()
+        if self._bar is None and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+            self.note("; ".join([*self.summary().splitlines(), *self._trials_now()]))
+
+    def _trials_now(self) -> list[str]:
+        """A line for each trial that runs."""
+        trials = {} if self.running is None else self.running.trials
+        return [
+            f"{name}  {trial.said(self.objectives)}" for name, trial in trials.items()
+        ]
 
     def restarted(self) -> None:
         """No trial runs now: a new attempt of the driver begins."""
@@ -170,23 +223,33 @@ class Progress:
     def failed_over(self, trial_id: str, why: str) -> None:
         """A trial's process died, and why; it will run again."""
         self.counts["running"] -= 1
+        if self.running is not None:
+            self.running.ended(trial_id)
         self.note(f"{trial_id}  {why}; it goes on from its last checkpoint")
         self._redraw()
 
     def ended(self, record: TrialRecord) -> None:
         """Print a trial's line."""
         self.counts["running"] -= 1
-        self.console.print(self._line(record), highlight=False, soft_wrap=True)
-        if record.trial_id != BASELINE:
-            self._count(record)
-            if self._bar is not None:
-                self._bar.advance(self._task)
+        if self.running is not None:
+            self.running.ended(record.trial_id)
+        is_trial = record.trial_id != BASELINE
+        is_best = is_trial and self._count(record)
+        self._print(self._line(record, is_best))
+        self._ended += is_trial
         self._redraw()
 
-    def _count(self, record: TrialRecord) -> None:
+    def _print(self, line: str) -> None:
+        """A line, cut at the end of a terminal's; whole on a pipe."""
+        if self.console.is_terminal:
+            self.console.print(line, highlight=False, no_wrap=True, overflow="ellipsis")
+        else:
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+    def _count(self, record: TrialRecord) -> bool:
+        """Count a trial; whether it is on the front so far."""
         self.counts[record.status] += 1
-        if record.status == "complete":
-            self.standing.add(record.outcome.metrics)
+        return record.status == "complete" and self.standing.add(record.outcome.metrics)
 
     def summary(self) -> str:
         """How the sweep stands, in a line."""
@@ -211,24 +274,31 @@ class Progress:
         return "about " if len(self.objectives) > pareto.MOST_EXACT else ""
 
     def _redraw(self) -> None:
-        if self._bar is not None:
-            self._text.plain = self.summary()
+        if self._bar is None:
+            return
+        share = 0.0 if self.running is None else self.running.share
+        self._bar.update(self._task, completed=self._ended + share)
+        width = self.console.width
+        lines = [*self._trials_now(), *self.summary().splitlines()]
+        self._text.plain = "\n".join(cut(line, width) for line in lines)
 
-    def _line(self, record: TrialRecord) -> str:
+    def _line(self, record: TrialRecord, is_best: bool) -> str:
+        """What never changes its place comes first; the parameters may be cut."""
         plan, outcome = record.plan, record.outcome
-        parts = [f"{_MARKS.get(record.status, '?')} {record.trial_id}"]
+        star = "[yellow]★[/]" if is_best and _is_whole(record) else " "
+        parts = [f"{_MARKS.get(record.status, '?')} {record.trial_id} {star}"]
         if plan.refines is not None:
             parts.append(f"refines {plan.refines}")
         parts += self._result(record)
-        shown = [
-            f"{path.removeprefix('stages.')}={plain(value)}"
-            for path, value in plan.configuration.items()
-        ]
-        parts.append(f"[dim]{escape(' '.join(shown))}[/]")
         if outcome.seconds is not None:
-            hits = sum(stage.cached for stage in outcome.stage_runs)
-            of = f", {hits} of {len(outcome.stage_runs)} stages cached" if hits else ""
-            parts.append(f"[dim]({outcome.seconds:.1f} s{of})[/]")
+            parts.append(f"[dim]{outcome.seconds:6.1f} s[/]")
+        names = short_names(list(plan.configuration))
+        shown = [f"{names[p]}={plain(v)}" for p, v in plan.configuration.items()]
+        parts.append(f"[dim]{escape(' '.join(shown))}[/]")
+        hits = sum(stage.cached for stage in outcome.stage_runs)
+        if hits:
+            cached = f"{hits} of {len(outcome.stage_runs)} stages cached"
+            parts.append(f"[dim]{cached}[/]")
         return "  ".join(parts)
 
     def _measured(self, name: str, value: float | None) -> str:
@@ -242,9 +312,14 @@ class Progress:
         """What a trial gave, or why it gave nothing."""
         outcome = record.outcome
         if record.status == "complete":
-            return [
-                f"[bold]{self._measured(o.metric, outcome.metrics.get(o.metric))}[/]"
+            shown = [
+                self._measured(o.metric, outcome.metrics.get(o.metric))
                 for o in self.objectives
+            ]
+            widths = [len(o.metric) + VALUE_WIDTH for o in self.objectives]
+            return [
+                f"[bold]{text:<{width}}[/]"
+                for text, width in zip(shown, widths, strict=True)
             ]
         if outcome.pruned is not None:
             seen = outcome.pruned

@@ -60,7 +60,7 @@ class TrialEvents:
 
     def started(self, trial_id: str) -> None:
         """A trial's process begins, or begins again."""
-        self.progress.started()
+        self.progress.started(trial_id)
         self.trackers.started(trial_id)
 
     def reported(self, trial_id: str, report: EpochReport) -> bool:
@@ -126,6 +126,7 @@ class TrialEvents:
     def step(self) -> None:
         """Some time has passed."""
         self.trackers.look()
+        self.progress.look()
 
     def _record(self, trial_id: str) -> TrialRecord:
         record = TrialRecord.read(trial_folder(self.storage.run, trial_id))

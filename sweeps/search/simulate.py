@@ -71,7 +71,11 @@ class RecordedTable:
         ]
         self._seconds = rows[seconds].fillna(0.0).to_numpy(dtype=np.float64)
         self.values = rows[metrics].to_numpy(dtype=np.float64)
-        self.draws = [_draw_of(space, row) for row in rows[configs].to_dict("records")]
+        records = rows[configs].to_dict("records")
+        self.draws = [
+            _draw_of(space, {str(name): value for name, value in row.items()})
+            for row in records
+        ]
         self._encoded = self.encoder.encoded(self.draws)
 
     def row_of(self, draw: Mapping[str, Any]) -> int:

@@ -20,7 +20,7 @@ from compress.measure.options import MeasureConfig as Measure
 from sweeps.run.storage import local_folder
 from sweeps.spec.yaml_text import Tree, did_you_mean
 from trainers.config import Config, DataConfig, SourceConfig
-from trainers.option_types import UserPath, UserText
+from trainers.option_types import Strategy, UserPath, UserText
 from trainers.training.epoch_metrics import EpochMetric, epoch_metrics
 
 RunName = Annotated[
@@ -278,7 +278,15 @@ class Resources(Config):
         1,
         ge=1,
         description=(
-            "processes of a trial; more than 1 train by DDP, on one node or several"
+            "processes of a trial that train together, on one node or several"
+        ),
+    )
+    strategy: Strategy = Field(
+        "ddp",
+        description=(
+            "what each of several workers holds of a model in training. ddp: all of it; fsdp:"
+            " its part of parameters, gradients and optimiser state (FSDP2), for models that"
+            " do not fit"
         ),
     )
     cpus_per_worker: int = Field(1, ge=1, description="cores, and threads of torch")

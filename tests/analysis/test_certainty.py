@@ -71,6 +71,15 @@ def test_one_seed_goes_by_the_images() -> None:
     assert np.isinf(freedom).all()
 
 
+def test_the_cheapest_of_single_seeds_is_on_the_front_for_certain() -> None:
+    rows = measured(np.array([[0.8, 1.0], [0.9, 2.0]]), 0, 1, np.random.default_rng(0))
+    classes = pd.DataFrame({"trial_id": ["a", "b"], "images": [100, 100]})
+    drawn = certainty.plausible_values(rows, GOALS, classes, 400)
+    cheap, dear = certainty.front_probability(drawn, GOALS)
+    assert cheap == 1.0
+    assert 0.9 < dear < 1.0  # it may truly be the worse one
+
+
 def test_a_latency_is_as_sure_as_its_quartiles() -> None:
     rows = pd.DataFrame(
         {

@@ -1,5 +1,6 @@
 """Models in integers: where quantisers act, what they compute, what runtimes execute."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,17 @@ from torch import nn
 
 from compress.codec.file import decode, encode
 from compress.int8.fold import fold_norms
-from compress.int8.nncf_internals import choose
-from compress.int8.stage import Int8
-from compress.runtimes.onnx_file import write_onnx
+from compress.int8.nncf_internals import Choice, choose, without_smoothed_classifier
+from compress.int8.stage import Int8, _Calibration
+from compress.measure.options import RuntimeOptions
+from compress.pipeline import STAGES
+from compress.runtimes.registry import session
 from compress.stage import Context
 from compress.testing import tiny_data, tiny_models
+from tests.compress.cases import CASES
 from trainers.data.splits import Data
 from trainers.models.arch import ModelState
+from trainers.models.make import make_arch
 from trainers.models.quantised import (
     IMAGES,
     OUTPUT,
@@ -107,24 +112,82 @@ def test_places_of_nncf(data: Data) -> None:
 
 
 def test_runtimes_execute_integers(data: Data, tmp_path: Path) -> None:
-    ort = pytest.importorskip("onnxruntime")
-    onnx = pytest.importorskip("onnx")
-    state, _ = quantised(data, tmp_path, tiny_models(data)[1])
-    module = state.build()
-    images = torch.randn(4, 3, 32, 32)
-    write_onnx(module, images, tmp_path / "model.onnx", {})
-    settings = ort.SessionOptions()
-    settings.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    settings.log_severity_level = 3
-    session = ort.InferenceSession(
-        tmp_path / "model.onnx", settings, providers=["CPUExecutionProvider"]
+    pytest.importorskip("onnxruntime")
+    vit, resnet = tiny_models(data)
+    batch = RuntimeOptions(runtime="onnxruntime", batch_size=4, threads=1)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    kernels = {}
+    for model in (vit, resnet):
+        state, _ = quantised(data, tmp_path, model)
+        deployed = session(state, 32, batch)
+        kernels[model.arch.builder] = deployed.kernels()
+        found = deployed.run(images.numpy())
+        wanted = state.build()(images).detach().numpy()
+        assert deployed.precision == "int8"
+        assert np.abs(found - wanted).max() < 0.1 * np.abs(wanted).max()
+    assert kernels["resnet_cifar"]["QLinearConv"] == 19
+    assert "Conv" not in kernels["resnet_cifar"]
+    assert (
+        kernels["timm"]["MatMulIntegerToFloat"] == 8
+    )  # four layers in each of two blocks
+
+
+def test_no_factors_before_a_classifier() -> None:
+    """OpenVINO takes the wrong ones after a mean over positions."""
+    vit = make_arch("vit_tiny_patch16_224", num_classes=3, image_size=32).build()
+    weight = torch.ones(3, 192)
+    factors = torch.full((192,), 4.0)
+    head, other = (
+        Place("head", "linear", 0, 0),
+        Place("blocks.0.mlp.fc1", "linear", 0, 0),
     )
-    found = session.run(None, {"images": images.numpy()})[0]
-    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
-    assert kinds.count("QLinearConv") == 19
-    assert "Conv" not in kinds
-    wanted = module(images).detach().numpy()
-    assert np.abs(found - wanted).max() < 0.1 * np.abs(wanted).max()
+    chosen = Choice(
+        [], ["head"], [(head, factors), (other, factors)], {"head.weight": weight / 4}
+    )
+    kept = without_smoothed_classifier(vit, chosen)
+    assert [place for place, _ in kept.scaled] == [other]
+    assert torch.equal(kept.state["head.weight"], weight)
+
+
+def test_after_every_other_stage(data: Data, tmp_path: Path) -> None:
+    """Selected, pruned, 2:4, fixed and rounded, then trained in integers."""
+    state = tiny_models(data)[0]
+    train = {"epochs": 1, "batch_size": 40, "lr": 1e-3, "warmup": 0}
+    kinds = ("weight_selection", "nvit", "asp", "wfn", "uniform_quant", "int8")
+    configs: dict[str, Any] = {kind: CASES[kind]["vit"] for kind in kinds}
+    configs["nvit"] = CASES["nvit"]["vit"] | {"latency_target": 0.8}
+    configs["wfn"] = CASES["wfn"]["vit"] | {"first_epoch": 0, "percentages": [1.0]}
+    configs["int8"] = train | {"images": 8}
+    for kind, config in configs.items():
+        stage = STAGES[kind].model_validate(config)
+        teacher = partial(lambda model, *_: model, state)
+        ctx = Context(data, torch.device("cpu"), 1, tmp_path / kind, teacher)
+        stage.check(state.arch, data.info)
+        state = stage.run(state, ctx)
+    assert state.arch.builder == "int8"
+    for layer in state.meta["asp"]["layers"]:
+        fours = state.weights[f"inner.{layer}.weight"].reshape(-1, 4)
+        assert bool(((fours == 0).sum(1) >= 2).all()), layer
+
+
+def test_a_limit_that_is_not_met_is_told(
+    data: Data,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def always_changed(self: Any, state: Any, *, few: bool = False) -> Any:
+        layers = len(state.arch.dims["weights"])
+        return (
+            0.5 if layers == 8 else 0.75,
+            0.1,
+        )  # 8 of 10 layers in integers is the best
+
+    monkeypatch.setattr(_Calibration, "errors", always_changed)
+    _, reported = quantised(data, tmp_path, tiny_models(data)[0], max_changed=0.01)
+    assert reported["int8_max_changed_met"] == 0
+    assert reported["int8_layers"] == 8
+    assert "max_changed 0.01 is not reached" in caplog.text
 
 
 def test_options(data: Data, tmp_path: Path) -> None:
@@ -146,6 +209,7 @@ def test_options(data: Data, tmp_path: Path) -> None:
     )
     _, reported = quantised(data, tmp_path, vit, max_changed=0.0)
     assert reported["int8_changed_fraction"] == 0
+    assert reported["int8_max_changed_met"] == 1
 
 
 @pytest.mark.parametrize(
@@ -160,3 +224,11 @@ def test_refused(options: dict[str, Any], words: str, data: Data) -> None:
     vit = tiny_models(data)[0]
     with pytest.raises(ValueError, match=words):
         Int8(**options).check(vit.arch, data.info)
+
+
+def test_auxiliary_networks_are_refused(data: Data) -> None:
+    vit = tiny_models(data)[0].arch
+    for kind in ("sws", "tleg", "lets"):
+        stage = STAGES[f"{kind}_aux"].model_validate(CASES[f"{kind}_aux"]["vit"])
+        with pytest.raises(ValueError, match=f"put {kind}_expand before int8"):
+            Int8().check(stage.check(vit, data.info), data.info)

@@ -227,6 +227,14 @@ MISTAKES = [
         r"resources\.gpus_per_worker: a trial wants 64 GPUs, and there are \d+; lower",
     ),
     (
+        "stages.finetune.optimizer=muon resources={workers: 2, cpus: 2, strategy: fsdp}",
+        r"stages\.finetune: optimizer 'muon' needs whole parameters, .* choose adamw, sgd,",
+    ),
+    (
+        "stages.finetune.ema.device=cpu resources={workers: 2, cpus: 2, strategy: fsdp}",
+        r"stages\.finetune: ema\.device: with resources\.strategy fsdp .*; leave device out",
+    ),
+    (
         "storage=/etc/hostname/x",
         r"storage: /etc/hostname is not a folder that can be written to",
     ),

@@ -14,9 +14,11 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
 from analysis.contract import Objective
+from analysis.text import short_names
 from sweeps.check import check_spec
 from sweeps.drive.metrics import units
 from sweeps.drive.progress import Progress, Standing
+from sweeps.drive.running import MOST, RunningTrials
 from sweeps.drive.trackers import (
     MlflowRuns,
     TensorBoard,
@@ -27,7 +29,7 @@ from sweeps.drive.trackers import (
     wanted_trackers,
 )
 from sweeps.run.folder import trial_folder
-from sweeps.run.record import TrialRecord
+from sweeps.run.record import StageRow, TrialRecord
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
 from tests.sweeps.helpers import begin, plan, searcher
@@ -235,7 +237,7 @@ def test_trackers_get_the_configuration_and_no_name_of_optuna(
     out = io.StringIO()
     progress = Progress(spec.objectives, {}, Console(file=out, width=300))
     progress.ended(record)
-    assert "init.sws.sws_expand.layers_source=[0, 1, 1]" in out.getvalue()
+    assert " layers_source=[0, 1, 1]" in out.getvalue()
     assert "#0" not in out.getvalue()
 
 
@@ -337,13 +339,13 @@ def test_progress_on_a_pipe_and_on_a_terminal(
         progress.resume([old])
         with progress.drawn(2):
             for i, accuracy in enumerate((0.5, 0.75)):
-                progress.started()
+                progress.started(f"0000{i + 1}")
                 record = TrialRecord.begin(tmp_path / str(i), plan(f"0000{i + 1}"))
                 metrics = {"accuracy": accuracy, "gmacs": 1.0 + i}
                 record.finish("complete", metrics=metrics, seconds=1.0)
                 if i == 0:
                     progress.failed_over("00001", "its process died, or its node did")
-                    progress.started()
+                    progress.started("00001")
                 progress.ended(record)
         assert progress.summary().splitlines() == [
             "2 complete · 1 failed",
@@ -351,6 +353,92 @@ def test_progress_on_a_pipe_and_on_a_terminal(
         ]
         text = out.getvalue()
         assert "00001  its process died" in text
-        assert "00001  accuracy 0.5  gmacs 1" in text
-        assert "00002  accuracy 0.75  gmacs 2" in text
+        assert re.search(r"00001 ★  accuracy 0.5 {8}gmacs 1 +1.0 s", text)
+        assert re.search(r"00002 ★  accuracy 0.75 {7}gmacs 2 +1.0 s", text)
         assert ("2/2" in text) == terminal
+
+
+def test_a_trial_on_the_front_has_a_star_and_a_narrow_terminal_one_line_each(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    sweep = check_spec(spec_from(raw))
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=80, color_system=None)
+    progress = Progress(sweep.spec.objectives, units(sweep), console)
+    drawn = {f"stages.init.weight_selection.args.name_{i}": 1.25 for i in range(9)}
+    for number, accuracy in enumerate((0.5, 0.25, 0.75)):
+        name = f"0000{number}"
+        progress.started(name)
+        record = TrialRecord.begin(tmp_path / name, plan(name, configuration=drawn))
+        metrics = {"accuracy": accuracy, "gmacs": 1.0}
+        record.finish("complete", metrics=metrics, seconds=12.34)
+        progress.ended(record)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= 80
+    assert ["★" in line for line in lines] == [True, False, True]
+    assert all("12.3 s  name_0=1.25" in line and line.endswith("…") for line in lines)
+
+
+def test_running_trials_say_how_far_they_are(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    search = searcher(raw, tmp_path, trials=1)
+    plan_ = search.ask()
+    assert plan_ is not None
+    running = RunningTrials(tmp_path)
+    running.started(plan_.trial_id)
+    (trial,) = running.trials.values()
+    assert running.look()
+    assert not running.look()  # only now and then
+    assert (running.share, trial.said([])) == (0.0, "for 0.0 s")  # not begun
+    record = TrialRecord.begin(trial_folder(tmp_path, plan_.trial_id), plan_)
+    record.add_epoch(
+        {
+            "stage": "teacher",
+            "epoch": 0,
+            "accuracy": 0.5,
+            "seconds": 4.0,
+            "images_per_second": 99.6,
+        }
+    )
+    look_again(running)
+    assert trial.said(search.spec.objectives) == (
+        "teacher, epoch 1 of 2, accuracy 0.5, 100 images/s, 4.0 s left"
+    )
+    assert running.share == pytest.approx(1 / 3)  # teacher: 2 epochs, finetune: 1
+    for name in ("teacher", *(s.name for s in plan_.stages[1:-1])):
+        record.add_stage(stage_row(name))
+    look_again(running)
+    assert trial.said([]) == "finetune"
+    assert running.share == pytest.approx(2 / 3)
+    record.add_stage(stage_row("finetune"))
+    look_again(running)
+    assert (trial.said([]), running.share) == ("measuring", MOST)
+    running.ended(plan_.trial_id)
+    assert running.share == 0.0
+
+
+def look_again(running: RunningTrials) -> None:
+    running._next_look = 0.0
+    assert running.look()
+
+
+def stage_row(name: str) -> StageRow:
+    return StageRow(
+        index=0,
+        name=name,
+        stage="finetune",
+        phase="train",
+        key="k",
+        cached=False,
+        seconds=1.0,
+        seconds_full=1.0,
+    )
+
+
+def test_names_are_as_short_as_tells_them_apart() -> None:
+    names = ["stages.init", "stages.init.*.args.depth", "stages.a.lr", "stages.b.lr"]
+    assert list(short_names(names).values()) == ["init", "depth", "a.lr", "b.lr"]
+    assert short_names(["a.*.x", "a.x"]) == {"a.*.x": "a.*.x", "a.x": "a.x"}
+    assert short_names([]) == {}

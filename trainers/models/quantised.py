@@ -149,6 +149,20 @@ def round_to_steps(weight: Tensor, steps: Tensor, bits: int) -> Tensor:
     return torch.clamp(rounded, -largest, largest)
 
 
+def moved_slightly(seed: int, share: float = 0.01) -> Operators:
+    """Operators that move a value by up to `share` of its step before it is rounded. How far
+    results then differ is what a model in integers leaves open to the order in which a runtime
+    takes its sums.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def moved(value: Tensor, step: Tensor, zero_point: Tensor) -> Tensor:
+        noise = 2 * torch.rand(value.shape, generator=generator) - 1
+        return quantise(value + share * step * noise, step, zero_point)
+
+    return Operators(moved, dequantise)
+
+
 _SIMULATED = Operators(quantise, dequantise)
 _operators: ContextVar[Operators] = ContextVar("operators", default=_SIMULATED)
 
@@ -273,6 +287,7 @@ class QuantisedModel(nn.Module):
         self.trainable = False
         for conv, norm in plan.folded:
             remove_norm(inner, conv, norm)
+        keep_products_apart(inner)
         self.inner = inner
         self.actions: dict[Call, dict[int, list[_Action]]] = {}
         for place, channels in plan.scaled:
@@ -382,6 +397,15 @@ def _steady(step: Tensor, values: int, bits: int) -> Tensor:
     share = (max(values, 1) * (2 ** (bits - 1) - 1)) ** -0.5
     positive = step.abs().clamp_min(_LEAST_STEP)
     return positive * share + (positive * (1 - share)).detach()
+
+
+def keep_products_apart(module: nn.Module) -> None:
+    """Let every layer compute its own product, by its own weight: layers that a model puts
+    together for speed have no place for their quantisers.
+    """
+    for layer in module.modules():
+        if hasattr(layer, "one_product"):
+            setattr(layer, "one_product", False)  # noqa: B010 (no attribute of every module)
 
 
 def remove_norm(module: nn.Module, conv: str, norm: str) -> None:

@@ -1,5 +1,26 @@
 /* Groups compared, and parameter importance. */
 "use strict";
+/* The first card: what is cheapest for the loss that the reader sets. */
+function startLoss() {
+  const input = $("loss");
+  if (!input) return;
+  const box = input.closest(".within");
+  const members = [...box.querySelectorAll(".member")];
+  const show = () => {
+    const points = Number(input.value);
+    const fitting = members.filter((m) => 100 * Number(m.dataset.loss) <= points + 1e-7);
+    const chosen = fitting.at(-1) || members[0];
+    for (const member of members) member.hidden = member !== chosen;
+    const words = `${points} ${points === 1 ? "point" : "points"}`;
+    $("loss-shown").textContent = words;
+    chosen.querySelector("h3").textContent = fitting.length
+      ? `Lowest ${box.dataset.cost} within ${words}`
+      : `Nearest: more than ${words} of ${box.dataset.metric} is lost`;
+  };
+  input.closest("label").hidden = false;
+  input.addEventListener("input", show);
+  show();
+}
 const versus = { axis: "configurations" };
 const AXES = {
   configurations: "complete configurations",
