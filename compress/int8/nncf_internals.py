@@ -64,6 +64,9 @@ def choose(
         module: in eval mode; not changed.
         images: batches that SmoothQuant looks at.
         smooth_quant: its alpha; None: without it.
+
+    Raises:
+        ValueError: NNCF cannot follow the model (those with rotary positions, for example).
     """
     os.environ.setdefault(
         "NNCF_CI", "1"
@@ -76,20 +79,28 @@ def choose(
 
     batches = list(images)
     alpha = -1.0 if smooth_quant is None else smooth_quant
-    with _silent():
-        quantised = nncf.quantize(
-            module,
-            nncf.Dataset(batches),
-            subset_size=len(batches),
-            model_type=nncf.ModelType.TRANSFORMER if _attends(module) else None,
-            advanced_parameters=AdvancedQuantizationParameters(
-                disable_bias_correction=True,
-                smooth_quant_alphas=AdvancedSmoothQuantParameters(
-                    convolution=-1.0, matmul=alpha
-                ),
-            ),
-        )
-        config = nncf.torch.get_config(quantised)["compression_state"]
+    parameters = AdvancedQuantizationParameters(
+        disable_bias_correction=True,
+        smooth_quant_alphas=AdvancedSmoothQuantParameters(
+            convolution=-1.0, matmul=alpha
+        ),
+    )
+    try:
+        with _silent():
+            quantised = nncf.quantize(
+                module,
+                nncf.Dataset(batches),
+                subset_size=len(batches),
+                model_type=nncf.ModelType.TRANSFORMER if _attends(module) else None,
+                advanced_parameters=parameters,
+            )
+            config = nncf.torch.get_config(quantised)["compression_state"]
+    except (ValueError, RuntimeError, LookupError) as error:
+        raise ValueError(
+            "NNCF, which chooses where integers begin and end, cannot follow this model"
+            f" ({type(error).__name__}: {error}); leave int8 out, or store its weights by"
+            " uniform_quant"
+        ) from error
     return without_smoothed_classifier(module, _read(module, quantised, config))
 
 
