@@ -15,8 +15,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from analysis.comparison import Comparison, Group, compare
+    from analysis.comparison import Comparison, Group, compare_groups
     from analysis.contract import Objective
+    from analysis.differences import Difference, compare
     from analysis.loading import gather, load
     from analysis.merging import merge
     from analysis.numbers import duration, quantity
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from analysis.run import Run
     from analysis.summary import (
         advice,
+        also_possible,
         baseline_figures,
         command,
         failures,
@@ -38,8 +40,9 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "analysis.comparison": ("Comparison", "Group", "compare"),
+    "analysis.comparison": ("Comparison", "Group", "compare_groups"),
     "analysis.contract": ("Objective",),
+    "analysis.differences": ("Difference", "compare"),
     "analysis.loading": ("gather", "load"),
     "analysis.merging": ("merge",),
     "analysis.numbers": ("duration", "quantity"),
@@ -50,6 +53,7 @@ _HOMES = {
     "analysis.run": ("Run",),
     "analysis.summary": (
         "advice",
+        "also_possible",
         "baseline_figures",
         "command",
         "failures",
@@ -64,13 +68,16 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Comparison",
+    "Difference",
     "Group",
     "Objective",
     "Run",
     "advice",
+    "also_possible",
     "baseline_figures",
     "command",
     "compare",
+    "compare_groups",
     "duration",
     "failures",
     "front_table",

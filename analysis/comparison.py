@@ -5,6 +5,7 @@ budget, equal time.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,7 @@ class Group:
         seconds: wall time of its trials together.
         budget: volume after as many configurations as the smallest group has.
         at_time: volume after as much time of trials as the smallest group took.
+        by_seed: replicate → share of the box that its trials alone dominate.
         curves: "configurations", "compute" (seconds of trials) and "wall" (seconds since the
             first start) → rising (x, volume).
     """
@@ -49,6 +51,7 @@ class Group:
     seconds: float
     budget: float
     at_time: float
+    by_seed: dict[int, float]
     curves: dict[str, Curve]
 
 
@@ -85,7 +88,7 @@ class _Compared:
     box: float
 
 
-def compare(run: Run, by: str = RUN_PARAMETER) -> Comparison:
+def compare_groups(run: Run, by: str = RUN_PARAMETER) -> Comparison:
     """Compare the groups of `run` (see `merge`) that parameter `by` makes.
 
     Raises ValueError where there is no such parameter, or no eligible configuration.
@@ -154,6 +157,10 @@ def _group(
     }
     if by == RUN_PARAMETER and run.members:
         curves["wall"] = _steps(_wall(run, name, shared.rows[mine]), volumes)
+    by_seed = {
+        seed: volume / shared.box
+        for seed, volume in _by_seed(run, shared.rows[mine], shared.reference).items()
+    }
     signs = np.array([objective.sign for objective in run.objectives])
     best = (values * signs).min(axis=0) * signs
     return Group(
@@ -162,11 +169,16 @@ def _group(
         front=int(pareto.front_mask(values, run.objectives).sum()),
         on_front=int(shared.on_front[mine].sum()),
         volume=float(volumes[-1]),
-        spread=_spread(run, shared.rows[mine], shared.reference) / shared.box,
+        spread=(
+            float(np.std([*by_seed.values()], ddof=1))
+            if len(by_seed) > 1
+            else float("nan")
+        ),
         best=tuple(float(v) for v in best),
         seconds=float(shared.seconds[mine].sum()),
         budget=float(volumes[budget - 1]),
         at_time=float(volumes[within[-1]]) if len(within) else 0.0,
+        by_seed=by_seed,
         curves=curves,
     )
 
@@ -194,14 +206,12 @@ def _steps(x: Floats, y: Floats) -> Curve:
     return [float(v) for v in x[keep]], [float(v) for v in y[keep]]
 
 
-def _spread(run: Run, rows: pd.DataFrame, reference: Floats) -> float:
-    """Standard deviation over seeds of the volume that one seed's trials dominate; NaN of
-    one seed.
-    """
+def _by_seed(run: Run, rows: pd.DataFrame, reference: Floats) -> dict[int, float]:
+    """Replicate → the volume that its trials dominate."""
     ids = {trial for trials in rows["trial_ids"] for trial in trials}
     trials = run.trials[run.trials["trial_id"].isin(ids)]
-    volumes = [
-        pareto.hypervolume(run.values(part), run.objectives, reference)
-        for _, part in trials.groupby("replicate")
-    ]
-    return float(np.std(volumes, ddof=1)) if len(volumes) > 1 else float("nan")
+    groups: list[tuple[Any, pd.DataFrame]] = list(trials.groupby("replicate"))
+    return {
+        int(replicate): pareto.hypervolume(run.values(part), run.objectives, reference)
+        for replicate, part in groups
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,13 @@ import pandas as pd
 
 from analysis import pareto
 from analysis.baseline import Baseline
+from analysis.certainty import (
+    draws_for,
+    error_variances,
+    front_probability,
+    plausible_values,
+    worst_values,
+)
 from analysis.configurations import configurations_of, objective_values
 from analysis.contract import STATUSES, Objective
 from analysis.fronts import front_of, fronts_table, noise_of, picks_of
@@ -106,6 +113,33 @@ class Run:
         """
         return fronts_table(self.configurations(), self.objectives).to_pandas()
 
+    @cached_property
+    def _chances(self) -> pd.Series:
+        rows = self.configurations()
+        draws = draws_for(len(rows))
+        drawn = plausible_values(rows, self.objectives, self.classes, draws)
+        chances = front_probability(drawn, self.objectives)
+        return pd.Series(chances, index=rows.index, name="probability")
+
+    @cached_property
+    def is_noisy(self) -> bool:
+        """Whether an objective's error is known, so that the front is uncertain."""
+        rows = self.configurations()
+        return bool(error_variances(rows, self.objectives, self.classes)[0].any())
+
+    def chances(self) -> pd.Series:
+        """Probability that each configuration is on the front, given how sure its objectives are;
+        indexed as `configurations`. See `analysis.certainty`.
+        """
+        return self._chances
+
+    def select(self, where: str) -> Run:
+        """The same run with those trials alone that pass a constraint (see `analysis.where`).
+
+        Raises ValueError for a constraint that cannot be read.
+        """
+        return replace(self, trials=self.trials[where_mask(where, self.trials)])
+
     def source_of(self, trial_id: str) -> tuple[Path, str]:
         """Run folder and trial id under which a trial is found on disk."""
         for label, member in self.members.items():
@@ -179,6 +213,16 @@ class Run:
         each objective, "knee".
         """
         return picks_of(self.front() if front is None else front, self.objectives)
+
+    def worst_case_pick(self, front: pd.DataFrame | None = None) -> int:
+        """Row of `trials` of the configuration whose worst plausible objectives are the best
+        compromise: the knee of these values, one in twenty is worse.
+
+        Raises ValueError for an empty front.
+        """
+        front = self.front() if front is None else front
+        worst = worst_values(front, self.objectives, self.classes)
+        return int(front.index[pareto.knee(worst, self.objectives)])
 
     def best(self, where: str | None = None) -> pd.DataFrame:
         """The picks, as rows of the front indexed by name; see `picks` and `front`."""

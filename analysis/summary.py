@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ from analysis.configurations import is_numeric
 from analysis.contract import Objective
 from analysis.fronts import KNEE, best_name, interval_columns
 from analysis.metrics import Metric, on_test_set
-from analysis.numbers import plain, plus_minus, quantity, significant
+from analysis.numbers import percent, plain, plus_minus, quantity, significant
 from analysis.run import Run
 from analysis.where import where_columns
 
@@ -55,11 +57,44 @@ def front_text(run: Run, front: pd.DataFrame | None = None) -> pd.DataFrame:
         ]
     if len(front) and run.has_replicates:
         columns["seeds"] = [str(v) for v in front["replicates"]]
+    if len(front) and run.is_noisy:
+        columns[CHANCE] = [chance_text(v) for v in run.chances()[front.index]]
     for name in run.parameters:
         if f"config/{name}" in front:
             values = front[f"config/{name}"]
             columns[name] = ["" if pd.isna(v) else plain(v) for v in values]
     return pd.DataFrame(columns, dtype="object")
+
+
+CHANCE = "on the front"
+"""Head of the column with the probability that a configuration is on the front."""
+
+
+def chance_text(probability: float) -> str:
+    """A probability that was counted out of some hundred draws: '93 %', '> 99 %'."""
+    if probability > 0.99:
+        return "> 99 %"
+    return percent(probability, 0) if probability >= 0.01 else "< 1 %"
+
+
+def also_possible(run: Run, front: pd.DataFrame | None = None) -> str:
+    """A sentence about the configurations that are not on the front (or on `front`) and may as
+    well be, the likeliest first; "" where there is none.
+    """
+    front = run.front() if front is None else front
+    chances = run.chances().drop(front.index)
+    likely = chances[chances >= WORTH_NAMING].sort_values(ascending=False)
+    if likely.empty or not run.is_noisy:
+        return ""
+    ids = run.trials["trial_id"][likely.index]
+    pairs = list(zip(ids, likely, strict=True))[:5]
+    named = [f"{trial_id} ({chance_text(chance)})" for trial_id, chance in pairs]
+    more = f" and {len(likely) - 5} more" if len(likely) > 5 else ""
+    return f"may be on the front as well: {', '.join(named)}{more}"
+
+
+WORTH_NAMING = 0.2
+"""Probability from which a configuration outside the front is named beside it."""
 
 
 def interval_text(objective: Objective, row: pd.Series) -> str:
@@ -263,6 +298,80 @@ def _difference(metric: Metric, before: float, after: float) -> str:
     return f"{significant(100 * abs(after / before - 1), 2)} % {way}"
 
 
+class WithinLoss(NamedTuple):
+    """A member of the front that is the cheapest for a loss.
+
+    Attributes:
+        loss: how much less of the kept metric it has than the baseline; 0 where it has more.
+        row: of `trials`.
+    """
+
+    loss: float
+    row: int
+
+
+MOST_OFFERED = 40
+"""Members of the front that are offered by what they lose."""
+
+
+def kept_and_cost(run: Run) -> tuple[Objective, Objective] | None:
+    """The metric of which little shall be lost, and what shall be low for it: the first share to
+    maximise that the baseline has, and the first objective to minimise. None where one is missing.
+    """
+    if run.baseline is None:
+        return None
+    kept = [
+        o
+        for o in run.objectives
+        if o.mode == "max"
+        and run.metrics.unit(o.metric) == "fraction"
+        and o.metric in run.baseline.metrics
+    ]
+    costs = [o for o in run.objectives if o.mode == "min"]
+    return (kept[0], costs[0]) if kept and costs else None
+
+
+def within_loss(run: Run) -> list[WithinLoss]:
+    """The front's members by what they lose beside the baseline: with each more is lost, and the
+    cost is lower. The one to ship for a loss is the last that loses no more.
+
+    Empty without a baseline to compare with (see `kept_and_cost`).
+    """
+    found = kept_and_cost(run)
+    if found is None or run.baseline is None:
+        return []
+    kept, cost = found
+    front = run.front().sort_values(
+        [f"metric/{kept.metric}", f"metric/{cost.metric}"],
+        ascending=[False, True],
+        kind="stable",
+    )
+    before = run.baseline.metrics[kept.metric]
+    offered: list[WithinLoss] = []
+    least = math.inf
+    for row, after, price in zip(
+        front.index,
+        front[f"metric/{kept.metric}"],
+        front[f"metric/{cost.metric}"],
+        strict=True,
+    ):
+        if price >= least:
+            continue
+        least = float(price)
+        loss = max(0.0, before - float(after))
+        if offered and offered[-1].loss == loss:
+            offered.pop()  # both lose nothing: this one costs less
+        offered.append(WithinLoss(loss, int(row)))
+    return offered[:MOST_OFFERED]
+
+
+def cheapest_within(offered: Sequence[WithinLoss], loss: float) -> WithinLoss | None:
+    """What to ship where so much may be lost; None where every member loses more."""
+    # the last bits of a difference shall not decide
+    fitting = [member for member in offered if member.loss <= loss + 1e-9]
+    return fitting[-1] if fitting else None
+
+
 def baseline_figures(run: Run) -> str:
     """The baseline's objectives: 'accuracy 93.1 %, gmacs 0.0119'; "" without a baseline."""
     if run.baseline is None:
@@ -290,6 +399,9 @@ def figures_of(run: Run, row: pd.Series) -> list[tuple[str, str]]:
             text = plus_minus(float(value), spread, run.metrics.unit(name))
             interval = interval_text(by_name[name], row) if name in by_name else ""
             found.append((name, f"{text} ({interval})" if interval else text))
+    chance = run.chances().get(row.name) if run.is_noisy else None
+    if chance is not None:
+        found.append((CHANCE, chance_text(chance)))
     return found
 
 

@@ -43,7 +43,7 @@ from chaos_faults import (
 from chaos_machine import ClockSteps, OutOfMemory
 from chaos_ray import KeptCluster, Nursery
 from chaos_storage import BadStore, DiskFull
-from chaos_sweep import litter, remove, verdict
+from chaos_sweep import checked, litter, remove, spec, verdict
 
 from trainers.files import write_atomic
 
@@ -201,6 +201,8 @@ def main() -> None:
     home = Path(tempfile.mkdtemp(prefix="chaos-"))
     place = Place(home)
     clean = True
+    # once, in this process, what each round would import and make
+    checked(spec(home / "none", 0, home))
     try:
         for seed, kind in itertools.product(range(options.rounds), kinds):
             if (kind, seed) in had:

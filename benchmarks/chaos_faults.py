@@ -102,9 +102,11 @@ class Scene:
             code = driver.wait()
             if code == 0:
                 return
-            self.problems.append(f"exit code {code}: {driver.said()[-600:]}")
+            said = f"exit code {code}: {driver.said()[-600:]}"
+            # 75 asks for the same command again
+            (self.notes if code == TRY_AGAIN else self.problems).append(said)
             self.seen.append(finals(self.run))
-        raise AssertionError(f"no end after {attempts} starts: {self.problems[-1]}")
+        raise AssertionError(f"no end after {attempts} starts: {said}")
 
     def wait_until(self, driver: Driver, met: Any, seconds: float = 60.0) -> bool:
         """Whether something came true before the driver ended."""
@@ -408,8 +410,11 @@ class SharedCache(Fault):
         runs = (scene.run, other.spec.run_folder.absolute())
         drivers = [scene.start(), scene.start(other)]
         for _ in range(self.per_round):
-            time.sleep(moment.uniform(0.5, 2.5))
-            pids = [p for run in runs for p in trial_processes(run).values()]
+            time.sleep(moment.uniform(0, 2))
+            pids: list[int] = []
+            while not pids and any(driver.code() is None for driver in drivers):
+                pids = [p for run in runs for p in trial_processes(run).values()]
+                time.sleep(0.02)
             if pids and send(moment.choice(pids), signal.SIGKILL):
                 scene.hit()
         codes = [driver.wait() for driver in drivers]

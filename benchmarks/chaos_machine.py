@@ -16,19 +16,24 @@ from chaos_stage import MEMORY_ORDER
 from chaos_sweep import Driver, begun, trial_processes
 
 from trainers.files import write_atomic
-from trainers.lease import process_exists
+from trainers.processes import process_exists
 
 _MEMINFO = Path("/proc/meminfo")
-_MACHINE_MIB, _HOG_MIB = 4096, 2400
+_MOST_MIB, _HOG_MIB = 2048, 2400
+"""What all trials may hold; what one takes."""
 _NEW_MOUNTS, _BIND, _PRIVATE = 0x20000, 0x1000, 0x44000
 """Of Linux's unshare(2) and mount(2): CLONE_NEWNS, MS_BIND, MS_REC | MS_PRIVATE."""
+
+
+def _machine_mib() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
 
 
 class OutOfMemory(Fault):
     """A trial takes more memory than Ray's threshold allows, and Ray kills it.
 
-    Ray sees a machine of 4 GiB on which only the trials' processes hold memory, so that what else
-    runs here has no part in it: its own `/proc/meminfo` is put in place of the kernel's.
+    Ray sees a machine on which only the trials' processes hold memory, so that what else runs here
+    has no part in it: its own `/proc/meminfo` is put in place of the kernel's.
     """
 
     name = "trial killed for memory"
@@ -42,7 +47,7 @@ class OutOfMemory(Fault):
         self._tell([])
         scene.prepare = self._replace_meminfo
         scene.environment = {
-            "RAY_memory_usage_threshold": "0.5",
+            "RAY_memory_usage_threshold": f"{_MOST_MIB / _machine_mib():.4f}",
             "RAY_memory_monitor_refresh_ms": "100",
         }
 
@@ -83,7 +88,7 @@ class OutOfMemory(Fault):
             with contextlib.suppress(OSError):
                 resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[1:3]
                 held += (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
-        total = _MACHINE_MIB * 1024
+        total = _machine_mib() * 1024
         free = max(0, total - held // 1024)
         changed = {"MemTotal": total, "MemFree": free, "MemAvailable": free}
         changed |= dict.fromkeys(("Buffers", "Cached", "Shmem", "SReclaimable"), 0)

@@ -1,44 +1,12 @@
 """Ray for `chaos.py`: with workers from the nursery, and as a cluster whose nodes can be lost."""
 
 import contextlib
-import functools
 import os
 import signal
-import subprocess
-import sys
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from pathlib import Path
 
-from chaos_nursery import CLIENT
-from ray._private.parameter import RayParams
-
-
-class Nursery:
-    """The process that forks Ray's workers (`chaos_nursery.py`)."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path, self.client = folder / "nursery", folder / "client.py"
-        self.client.write_text(CLIENT)
-        script = Path(__file__).with_name("chaos_nursery.py")
-        self._process = subprocess.Popen(
-            [sys.executable, str(script), str(self.path)],
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline(), "the nursery did not start"
-
-    def use(self) -> None:
-        """Let whatever Ray this process starts ask there for its workers."""
-        os.environ["CHAOS_NURSERY"] = str(self.path)
-        RayParams.__init__ = functools.partialmethod(  # type: ignore[method-assign]
-            RayParams.__init__, setup_worker_path=str(self.client)
-        )
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+from nursery import Nursery
 
 
 class KeptCluster:
@@ -74,6 +42,8 @@ class KeptCluster:
 
 
 def _keep_cluster(pipe: Connection, nodes: int, cpus: int) -> None:
+    # a killed driver has cost enough: no process starts before it is needed
+    os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(

@@ -177,7 +177,7 @@ class Driver:
                 self._code = os.waitstatus_to_exitcode(status)
         return self._code
 
-    def wait(self, seconds: float = 300.0) -> int:
+    def wait(self, seconds: float = 900.0) -> int:
         """Its exit code; an error after so long."""
         give_up_at = time.monotonic() + seconds
         while (code := self.code()) is None:

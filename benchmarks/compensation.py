@@ -53,10 +53,7 @@ Variants = dict[str, Callable[[], nn.Module]]
 class Calibration:
     """Training images of one seed, with their labels for the importance alone."""
 
-    def __init__(self, data: Data, seed: int, count: int) -> None:
-        batches = list(eval_batches(data, "train", 128, CPU))
-        images = torch.cat([batch[0] for batch in batches])
-        labels = torch.cat([batch[1] for batch in batches])
+    def __init__(self, images: Tensor, labels: Tensor, seed: int, count: int) -> None:
         chosen = torch.randperm(
             len(images), generator=torch.Generator().manual_seed(seed)
         )[:count]
@@ -155,13 +152,28 @@ def vit_variants(
     }
 
 
-def tuned(module: nn.Module, data: Data, seed: int, images: int) -> float:
-    """Test accuracy after one epoch."""
-    with tempfile.TemporaryDirectory() as folder:
-        ctx = Context(data, CPU, seed, Path(folder), lambda name, checkpoint: None)  # type: ignore[arg-type,return-value]
-        config = TUNE.model_copy(update={"images_per_epoch": images})
-        ctx.fit(module, TaskObjective(0.1), config)
-    return evaluate(module.eval(), data, "test", CPU)["accuracy"]
+def tuned(module: nn.Module, data: Data, seed: int, images: int) -> nn.Module:
+    """After one epoch of so many images; as it is for none."""
+    if images:
+        with tempfile.TemporaryDirectory() as folder:
+            ctx = Context(data, CPU, seed, Path(folder), _no_teacher)
+            config = TUNE.model_copy(update={"images_per_epoch": images})
+            ctx.fit(module, TaskObjective(0.1), config)
+    return module.eval()
+
+
+def _no_teacher(name: str, checkpoint: Path | None) -> ModelState:
+    raise AssertionError("nothing asks for one")
+
+
+def wanted(args: argparse.Namespace) -> Iterator[tuple[str, int, float, int]]:
+    """(model, seed, target, images of the epoch), what is quick first."""
+    for images in args.epoch:
+        for seed in range(args.seeds):
+            for model in ("vit", "vit, whole width", "resnet"):
+                if getattr(args, model.split(",")[0]) is not None:
+                    for target in TARGETS:
+                        yield model, seed, target, images
 
 
 def main() -> None:
@@ -174,49 +186,46 @@ def main() -> None:
     parser.add_argument("--vit", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--epoch", type=int, default=5120)
-    parser.add_argument("--test", type=int, default=4000)
+    parser.add_argument("--epoch", type=int, nargs="+", default=[0, 2560])
+    parser.add_argument("--test", type=int, default=2000)
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args()
     data = load_data(
         DataConfig(dataset="parquet", root=args.data, limit_test=args.test),
         Path(tempfile.gettempdir()) / "compensation",
     )
+    batches = list(eval_batches(data, "train", 128, CPU))
+    training = [torch.cat(each) for each in zip(*batches, strict=True)]
     lines = args.out.read_text().splitlines() if args.out.exists() else []
-    keys = ("model", "target", "seed", "variant")
+    keys = ("model", "seed", "target", "epoch_images", "variant")
     done = {tuple(json.loads(line)[key] for key in keys) for line in lines}
-    for seed in range(args.seeds):
-        seen = Calibration(data, seed, args.images)
-        for model in ("resnet", "vit", "vit, whole width"):
-            folder = getattr(args, model.split(",")[0])
-            if folder is None:
+    states = {
+        name: ModelState.load(folder)
+        for name in ("resnet", "vit")
+        if (folder := getattr(args, name)) is not None
+    }
+    for model, seed, target, images in wanted(args):
+        seen = Calibration(*training, seed, args.images)
+        if model == "resnet":
+            variants = resnet_variants(states["resnet"], target, seen)
+        else:
+            state = from_timm(states["vit"])
+            variants = vit_variants(state, target, seen, model == "vit")
+        for variant, make in variants.items():
+            values = (model, seed, target, images, variant)
+            if values in done:
                 continue
-            state = ModelState.load(folder)
-            state = state if model == "resnet" else from_timm(state)
-            for target in TARGETS:
-                if model == "resnet":
-                    variants = resnet_variants(state, target, seen)
-                else:
-                    variants = vit_variants(state, target, seen, model == "vit")
-                for variant, make in variants.items():
-                    if (model, target, seed, variant) in done:
-                        continue
-                    begin = time.process_time()
-                    module = make()
-                    seconds = time.process_time() - begin
-                    row = {
-                        "model": model,
-                        "target": target,
-                        "seed": seed,
-                        "variant": variant,
-                        "cpu_seconds": round(seconds, 2),
-                        "accuracy": evaluate(module, data, "test", CPU)["accuracy"],
-                    }
-                    if args.epoch:
-                        row["tuned"] = tuned(module, data, seed, args.epoch)
-                    with args.out.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
-                    print(row, flush=True)
+            begin = time.process_time()
+            module = make()
+            seconds = time.process_time() - begin
+            module = tuned(module, data, seed, images)
+            row = dict(zip(keys, values, strict=True)) | {
+                "accuracy": evaluate(module, data, "test", CPU)["accuracy"],
+                "cpu_seconds": round(seconds, 2),
+            }
+            with args.out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(row, flush=True)
 
 
 if __name__ == "__main__":

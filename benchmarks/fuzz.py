@@ -2,6 +2,9 @@
 memory.
 
 python benchmarks/fuzz.py [--seed 0] [--share 1.0] [--kinds specs,records,...] [--only specs:17]
+python benchmarks/fuzz.py --table
+
+The command may be stopped and given again: it goes on after the cases that `--out` has.
 
 Specs go through all that `validate` checks; run folders through `status`, `front`, `report`, the
 summary, `resume`'s checks or the reading of records; coded models through the decoder; checkpoints
@@ -26,7 +29,6 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,7 +38,9 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 from fuzz_kinds import KINDS, Material
 
-CPU_SECONDS, HUNG_SECONDS, ROOM_BYTES = 20.0, 900.0, 3 * 2**30
+CPU_SECONDS, HUNG_SECONDS, ROOM_BYTES = 20.0, 3600.0, 3 * 2**30
+AT_A_TIME = 250
+"""Cases of a process, and of a line of the file."""
 
 
 class TooSlowError(Exception):
@@ -139,45 +143,68 @@ def _in_process(
 def in_a_process(kind: str, numbers: list[int], seed: int, material: Material) -> Found:
     """`fuzz` in a process of its own; one that dies or hangs is a fault."""
     context = multiprocessing.get_context("fork")
-    total = Found(kind)
-    for start in range(0, len(numbers), 250):
-        part, queue = numbers[start : start + 250], context.SimpleQueue()
-        child = context.Process(
-            target=_in_process, args=(kind, part, seed, material, queue)
-        )
-        child.start()
-        child.join(HUNG_SECONDS)
-        if child.exitcode != 0:
-            child.kill()
-            reason = f"the process ended with {child.exitcode} in cases {part[0]} to {part[-1]}"
-            total.faults[reason] = part[:1]
-            continue
-        _add(total, Found(**queue.get()))
-    return total
+    queue = context.SimpleQueue()
+    arguments = (kind, numbers, seed, material, queue)
+    child = context.Process(target=_in_process, args=arguments)
+    child.start()
+    child.join(HUNG_SECONDS)
+    if child.exitcode == 0:
+        return Found(**queue.get())
+    child.kill()
+    reason = f"the process ended with {child.exitcode}, or hung"
+    return Found(kind, cases=len(numbers), faults={reason: numbers})
 
 
-def _add(total: Found, part: Found) -> None:
-    total.cases += part.cases
-    total.refused += part.refused
-    total.right += part.right
-    if part.slowest_seconds > total.slowest_seconds:
-        total.slowest_seconds, total.slowest_case = (
-            part.slowest_seconds,
-            part.slowest_case,
+def done(out: Path, seed: int) -> dict[tuple[str, int], Found]:
+    """What a file has of a seed: kind and number of the first case → what came of the cases."""
+    lines = out.read_text().splitlines() if out.exists() else []
+    parts = [json.loads(line) for line in lines]
+    return {
+        (part["kind"], part["first"]): Found(
+            **{key: part[key] for key in part if key not in ("seed", "first")}
         )
-    total.peak_mib = max(total.peak_mib, part.peak_mib)
-    for what, cases in part.faults.items():
-        total.faults.setdefault(what, []).extend(cases)
+        for part in parts
+        if part["seed"] == seed
+    }
+
+
+def table(found: dict[tuple[str, int], Found]) -> str:
+    """What came of all cases, a row a kind, as Markdown."""
+    rows = [
+        "| kind | cases | right | refused | faults | slowest | peak memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kind in dict.fromkeys(kind for kind, _ in found):
+        parts = [part for (name, _), part in found.items() if name == kind]
+        slowest = max(parts, key=lambda part: part.slowest_seconds)
+        faults = sum(len(cases) for part in parts for cases in part.faults.values())
+        cells = [
+            kind,
+            f"{sum(part.cases for part in parts):,}",
+            f"{sum(part.right for part in parts):,}",
+            f"{sum(part.refused for part in parts):,}",
+            str(faults),
+            f"{slowest.slowest_seconds:.2f} s of CPU (case {slowest.slowest_case})",
+            f"{max(part.peak_mib for part in parts)} MiB",
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=1.0, help="of each kind's cases")
-    parser.add_argument("--start", type=int, default=0, help="the first case's number")
+    parser.add_argument("--out", type=Path, default=Path("results/fuzz.jsonl"))
+    parser.add_argument(
+        "--table", action="store_true", help="print it, and try nothing"
+    )
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--only", default="", help="one case, as kind:number")
     given = parser.parse_args()
+    if given.table:
+        print(table(done(given.out, given.seed)))
+        return 0
     print(f"seed {given.seed}")
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         material = Material(Path(name))
@@ -190,26 +217,27 @@ def main() -> int:
 
 
 def _fuzz_all(given: argparse.Namespace, material: Material) -> int:
-    """All kinds, a line each; the exit code."""
-    print("kind           cases  right  refused  faults   slowest (case)      peak")
-    faults: Counter[str] = Counter()
+    """All cases that the file lacks, some at a time; the exit code."""
+    had = done(given.out, given.seed)
+    # in this process what all cases need is imported and made once
+    assert material.run.exists()
     for kind in given.kinds.split(","):
         count = max(1, round(KINDS[kind][1] * given.share))
-        # in this process what all cases need is imported and made once
-        fuzz(kind, [-1], given.seed, material)
-        numbers = list(range(given.start, given.start + count))
-        found = in_a_process(kind, numbers, given.seed, material)
-        wrong = sum(map(len, found.faults.values()))
-        print(
-            f"{kind:12} {found.cases:6,} {found.right:6,} {found.refused:8,} {wrong:7,}"
-            f" {found.slowest_seconds:7.2f} s ({found.slowest_case})"
-            f" {found.peak_mib:5,} MiB",
-            flush=True,
-        )
-        for what, cases in sorted(found.faults.items(), key=lambda f: -len(f[1])):
-            print(f"    {len(cases)} x {what}; cases {cases[:4]}", flush=True)
-        faults[kind] += wrong
-    return 1 if sum(faults.values()) else 0
+        for first in range(0, count, AT_A_TIME):
+            if any(
+                kind == name and start <= first < start + part.cases
+                for (name, start), part in had.items()
+            ):
+                continue
+            numbers = list(range(first, min(count, first + AT_A_TIME)))
+            found = in_a_process(kind, numbers, given.seed, material)
+            line = {"seed": given.seed, "first": first, **asdict(found)}
+            with open(given.out, "a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(json.dumps(line), flush=True)
+            had[kind, first] = found
+    print(table(had))
+    return 1 if any(found.faults for found in had.values()) else 0
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ Tree = Any
 """Dicts, lists and plain values, nested."""
 
 _DEEP = json.loads("[" * 60 + "]" * 60)
+_DEEPER = json.loads("[" * 400 + "]" * 400)
 NASTY: tuple[Any, ...] = (
     None,
     True,
@@ -60,6 +61,7 @@ NASTY: tuple[Any, ...] = (
     list(range(3)),
     ["x"] * 1000,
     _DEEP,
+    _DEEPER,
 )
 """Values that are seldom meant: limits of types, texts that mean something somewhere."""
 
@@ -76,6 +78,8 @@ _BYTES = (
     b"- ",
     b"&a",
     b"*a",
+    b"[" * 2_000,
+    b'{"a":' * 300,
 )
 
 

@@ -12,6 +12,7 @@ Without a CUDA device, or with --tiny, all sizes are tiny: that only shows that 
 
 import argparse
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -151,6 +152,9 @@ def main() -> None:
     if unknown:
         parser.error(f"no part {unknown[0]!r}; there are {', '.join(gpu_parts.PARTS)}")
     vars(gpu_bench.timm.optim)  # imported here, once for all parts that are forked
+    for part in gpu_parts.PARTS.values():
+        with contextlib.suppress(ImportError):  # the part will say it
+            importlib.import_module(part.module)
     report = _Report(options.out)
     end = time.monotonic() + 60 * options.minutes
     failed = []

@@ -1,20 +1,21 @@
-"""Can the latencies of a sweep be believed? Two trials at a time, and the same models alone.
+"""Can the latencies of a sweep be believed? Trials beside one another, and the same models alone.
 
 Run: python benchmarks/latency_trust.py FOLDER sweep    the sweep, measurements alone on the node
      python benchmarks/latency_trust.py FOLDER shared   the same with `measure.alone: false`
-     python benchmarks/latency_trust.py FOLDER alone    the models with nothing beside them
      python benchmarks/latency_trust.py FOLDER show     Kendall's tau, errors and wall times
 
 24 students of the demo's source (a ViT of 96 × 6 on digits), widths 24 to 96 and 1 to 6 layers,
-chosen so that no two cost the same. The part `alone` is the truth:
-all models take turns in a process with nothing beside it, 30 passes each, three times; the
-median of the three medians. A machine's speed drifts by several percent within seconds, which is in
-`latency_ms` and not in `latency_ratio`; both are compared.
-`--epochs` (default 5) is the work of a trial between two measurements.
+chosen so that no two cost the same. Right after a sweep follows the truth: all models take turns
+in a process with nothing beside it, 30 passes each, three times; the median of the three medians.
+`--at-once` (default 2) is the number of trials beside one another, `--epochs` (default 5) the work
+of a trial between two measurements. Three latencies are compared: what the trials recorded, the
+ratio to the source, and what the finished run says, where the median of the source's times counts.
 """
 
 import argparse
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ SIZES = (
 """(width, layers) of each student."""
 
 
-def spec_of(folder: Path, name: str, alone: bool, epochs: int) -> dict[str, Any]:
+def spec_of(
+    folder: Path, name: str, alone: bool, epochs: int, at_once: int
+) -> dict[str, Any]:
     """The sweep; `name` is its run folder."""
     training = {"epochs": epochs, "batch_size": 32, "lr": 1e-3, "augment": "none"}
     points = [
@@ -53,7 +56,7 @@ def spec_of(folder: Path, name: str, alone: bool, epochs: int) -> dict[str, Any]
             {"metric": "latency_ms", "mode": "min"},
         ],
         "measure": {"alone": alone},
-        "resources": {"cpus_per_worker": 1, "cpus": 2},
+        "resources": {"cpus_per_worker": 1, "cpus": at_once},
         "search": {
             "trials": len(SIZES),
             "space": {
@@ -65,21 +68,23 @@ def spec_of(folder: Path, name: str, alone: bool, epochs: int) -> dict[str, Any]
     }
 
 
-def run(folder: Path, name: str, alone: bool, epochs: int) -> None:
-    """Run the sweep and note its wall time."""
+def run(folder: Path, name: str, alone: bool, epochs: int, at_once: int) -> None:
+    """Run the sweep and note its wall time; then the truth."""
     from sweeps.check import check_spec
     from sweeps.drive.driver import run_sweep
     from sweeps.spec.load import spec_from
 
-    checked = check_spec(spec_from(spec_of(folder, name, alone, epochs)))
+    checked = check_spec(spec_from(spec_of(folder, name, alone, epochs, at_once)))
     begun = time.perf_counter()
     run_sweep(checked, overwrite=True)
     (folder / f"{name}.json").write_text(
         json.dumps({"seconds": time.perf_counter() - begun})
     )
+    ours = [sys.executable, __file__, str(folder), "truth", "--of", name]
+    subprocess.run(ours, check=True)
 
 
-def measure_alone(folder: Path) -> None:
+def measure_alone(folder: Path, name: str) -> None:
     """Median milliseconds of each size, three rounds."""
     import torch
 
@@ -100,55 +105,40 @@ def measure_alone(folder: Path) -> None:
         for _ in range(3):
             times = times_in_turns(passes, warmup=1, rounds=30, max_seconds=40)
             rounds.append([float(np.median(each)) for each in times])
-    (folder / "alone.json").write_text(json.dumps(rounds))
+    (folder / f"{name}-truth.json").write_text(json.dumps(rounds))
 
 
 def show(folder: Path) -> None:
     """Compare what trials recorded with what the models take alone."""
-    from scipy.stats import kendalltau
-
     import analysis
 
-    rounds = np.array(json.loads((folder / "alone.json").read_text()))
-    truth = dict(zip(SIZES, np.median(rounds, axis=0), strict=True))
-    spread = np.ptp(rounds, axis=0) / np.median(rounds, axis=0)
-    ordered = np.sort(list(truth.values()))
-    print(
-        f"alone: {ordered[0]:.2f} to {ordered[-1]:.2f} ms; three rounds differ by"
-        f" {100 * np.median(spread):.1f} % (median), {100 * spread.max():.1f} % (most);"
-        f" neighbours by {100 * (ordered[1:] / ordered[:-1] - 1).min():.1f} % at least"
-    )
-    for first, second in ((0, 1), (0, 2), (1, 2)):
-        tau = kendalltau(rounds[first], rounds[second]).statistic
-        print(f"  rounds {first + 1} and {second + 1}: tau {tau:.3f}")
-    for name in ("sweep", "shared"):
-        if not (folder / f"{name}.json").exists():
-            continue
+    for file in sorted(folder.glob("*-truth.json")):
+        name = file.name.removesuffix("-truth.json")
+        rounds = np.array(json.loads(file.read_text()))
+        truth = dict(zip(SIZES, np.median(rounds, axis=0), strict=True))
         trials = analysis.load(folder / name / name).complete()
-        known = [
-            truth[int(e), int(d)]
-            for e, d in zip(
-                trials["config/init.args.embed_dim"],
-                trials["config/init.args.depth"],
-                strict=True,
-            )
-        ]
         seconds = json.loads((folder / f"{name}.json").read_text())["seconds"]
         print(f"{name}: {len(trials)} trials in {seconds:.1f} s")
         paused = trials["metric/paused_seconds"].sum()
         alone = trials["metric/latency_alone"].mean()
         print(f"  stood still for {paused:.1f} s; {100 * alone:.0f} % measured alone")
-        recorded = trials["metric/latency_ms"].astype(float)
+        spread = np.ptp(rounds, axis=0) / np.median(rounds, axis=0)
+        print(
+            f"  three rounds of the truth differ by {100 * np.median(spread):.1f} %"
+            f" (median), {100 * spread.max():.1f} % (most)"
+        )
+        sizes = zip(
+            trials["config/init.args.embed_dim"],
+            trials["config/init.args.depth"],
+            strict=True,
+        )
+        known = np.array([truth[int(e), int(d)] for e, d in sizes])
+        last = trials["metric/latency_ms"].astype(float)
         if "metric/search_latency_ms" in trials:
-            again = trials["metric/search_latency_ms"].astype(float)
-            _compare(
-                "measured again",
-                recorded[again.notna()],
-                np.array(known)[again.notna()],
-            )
-            recorded = again.fillna(recorded)
-        _compare("recorded", recorded, np.array(known))
-        _compare("ratio to the source", trials["metric/latency_ratio"], np.array(known))
+            first = trials["metric/search_latency_ms"].astype(float).fillna(last)
+            _compare("as recorded", first, known)
+        _compare("ratio to the source", trials["metric/latency_ratio"], known)
+        _compare("of the finished run", last, known)
 
 
 def _compare(what: str, found: Any, known: np.ndarray) -> None:
@@ -170,17 +160,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("part", choices=["sweep", "shared", "alone", "show"])
+    parser.add_argument("part", choices=["sweep", "shared", "truth", "show"])
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--at-once", type=int, default=2)
+    parser.add_argument("--of", default="sweep", help="whose truth")
     options = parser.parse_args()
     folder = options.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    if options.part == "alone":
-        measure_alone(folder)
+    if options.part == "truth":
+        measure_alone(folder, options.of)
     elif options.part == "show":
         show(folder)
     else:
-        run(folder, options.part, options.part == "sweep", options.epochs)
+        name = f"{options.part}-{options.at_once}"
+        alone = options.part == "sweep"
+        run(folder, name, alone, options.epochs, options.at_once)
 
 
 if __name__ == "__main__":

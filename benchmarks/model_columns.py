@@ -38,6 +38,12 @@ NVIT = FIT | {
     "prune_per_iter": 48,
     "groups": {"embed": 4, "heads": 1, "qk": 2, "v": 2, "mlp": 8},
 }
+CHANNELS = FIT | {
+    "target": {"macs": 0.7},
+    "multiple": 1,
+    "importance_images": 8,
+    "compensate_images": 8,
+}
 WFN = FIT | {
     "percentages": [0.5, 1.0],
     "first_epoch": 0,
@@ -112,6 +118,29 @@ def nvit(case: Case) -> None:
     require(ran.metrics["pruned_units"] > 0, "nothing was pruned")
     dense = count_gmacs(ran.start.arch, case.family.image_size)
     require(ran.metrics["gmacs"] < dense, "pruning spared no operation")
+
+
+def channels(case: Case) -> None:
+    ran = case.ran({"prune_channels": CHANNELS})
+    require(ran.metrics["channels_removed"] > 0, "nothing was removed")
+    dense = count_gmacs(ran.start.arch, case.family.image_size)
+    require(ran.metrics["gmacs"] < dense, "pruning spared no operation")
+
+
+def low_rank(case: Case) -> None:
+    ran = case.ran({"low_rank": {"target": {"macs": 0.95}, "images": 8}})
+    size = case.family.image_size
+    require(ran.metrics["low_rank_layers"] > 0, "no layer was factored")
+    found = ran.metrics["gmacs"] / count_gmacs(ran.start.arch, size)
+    require(found <= 0.951, f"{found:.3f} of the operations are left")
+    _codes_exactly(ran.model)
+
+
+def token_merging(case: Case) -> None:
+    ran = case.ran({"token_merging": {"r": 1}})
+    require(ran.metrics["tokens_left"] < ran.metrics["tokens_before"], "none merged")
+    dense = count_gmacs(ran.start.arch, case.family.image_size)
+    require(ran.metrics["gmacs"] < dense, "merging spared no operation")
 
 
 def asp(case: Case) -> None:
@@ -313,6 +342,24 @@ def _methods() -> dict[str, Column]:
             ("tleg_aux", "tleg_expand"),
         ),
         "nvit": Column("NViT", f"{ran}; fewer operations", nvit, ("nvit",)),
+        "prune_channels": Column(
+            "channels",
+            f"{ran}; fewer operations; the cut model computes what the masked one does",
+            channels,
+            ("prune_channels",),
+        ),
+        "low_rank": Column(
+            "low rank",
+            "run, checked and measured; fewer operations, coded exactly",
+            low_rank,
+            ("low_rank",),
+        ),
+        "token_merging": Column(
+            "token merging",
+            f"{ran}; fewer operations",
+            token_merging,
+            ("token_merging",),
+        ),
         "asp": Column(
             "2:4", "zeros in the pattern, held while training", asp, ("asp",)
         ),

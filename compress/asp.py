@@ -24,6 +24,7 @@ from trainers.models.arch import Arch, ModelState, on_meta
 from trainers.models.parameters import classifier_layers
 from trainers.training import distributed
 from trainers.training.fit import Hook
+from trainers.training.sharding import placed_like
 
 _log = logging.getLogger(__name__)
 _ROWS = 32
@@ -91,10 +92,15 @@ class HoldZeros(Hook):
     """Keeps zero weights of the named layers at zero, to the bit."""
 
     def __init__(self, module: nn.Module, masks: dict[str, Tensor]) -> None:
+        self.masks = masks
+        self.held: list[tuple[nn.Parameter, Tensor]] = []
+        self.on_begin(module)
+
+    def on_begin(self, module: nn.Module) -> None:
         self.held = [
-            (parameter, masks[name].to(parameter.device))
+            (parameter, placed_like(self.masks[name], parameter))
             for name, parameter in module.named_parameters()
-            if name in masks
+            if name in self.masks
         ]
         self.on_step(0)
 

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import shutil
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,9 @@ from typing import Any
 
 from compress.keys import content_key
 from compress.metrics import Value
-from trainers.files import write_atomic
+from trainers.files import parse_json, write_atomic
 from trainers.lease import Lease
+from trainers.leftovers import remove_leftovers, tag
 from trainers.models.arch import ModelState
 from trainers.remote import Remote
 
@@ -60,7 +60,7 @@ class Artifact:
         """
         path = folder / _LAST
         try:
-            content = json.loads(path.read_text())
+            content = parse_json(path.read_text())
             note = content["note"]
             intact = content["hash"] == content_key(note)
         except (OSError, KeyError, TypeError, ValueError) as error:
@@ -92,6 +92,14 @@ class StageCache:
         self.heartbeat_seconds = heartbeat_seconds
         self.silence_seconds = silence_seconds
 
+    def clean(self) -> None:
+        """Remove what killed processes left: half-written artifacts, and leases of nobody."""
+        remove_leftovers(self.root)
+        for path in self.root.glob("*.lease"):
+            owner = Lease(path).owner()
+            if owner is not None and owner.is_gone():
+                path.unlink(missing_ok=True)
+
     def workdir(self, key: str) -> Path:
         """Where the stage of this key keeps its checkpoints until it is published."""
         return self.root / "work" / key
@@ -107,7 +115,7 @@ class StageCache:
             if not folder.exists():  # another process removed the damaged one meanwhile
                 return None
             _log.warning("damaged artifact, built again: %s", error)
-            aside = self.root / f".damaged-{uuid.uuid4().hex}"
+            aside = self.root / f".damaged-{tag()}"
             with contextlib.suppress(OSError):
                 folder.rename(aside)
             shutil.rmtree(aside, ignore_errors=True)
@@ -117,7 +125,7 @@ class StageCache:
         """Copy an artifact that another node published; whether it is here now."""
         if self.remote is None or not self.remote.exists(f"{key}/{_LAST}"):
             return False
-        beside = self.root / f".new-{uuid.uuid4().hex}"
+        beside = self.root / f".new-{tag()}"
         self.remote.download_missing(key, beside)
         with contextlib.suppress(OSError):  # another process of this node was quicker
             beside.rename(self.root / key)
@@ -126,7 +134,7 @@ class StageCache:
 
     def publish(self, key: str, artifact: Artifact) -> None:
         """Make the artifact visible at once and whole; keeps the one that is already there."""
-        beside = self.root / f".new-{uuid.uuid4().hex}"
+        beside = self.root / f".new-{tag()}"
         artifact.save(beside)
         for path in beside.iterdir():
             with open(path, "rb") as file:

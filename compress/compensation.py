@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from trainers.models.quantised import keep_products_apart
+
 RIDGE = 1e-3
 """Default of `ridge`, a share of the mean variance of what stays."""
 COMPENSATE_IMAGES = 512
@@ -211,6 +213,8 @@ def _watching(
         return lambda *args: function(path, *args)
 
     handles = []
+    together = [m for m in module.modules() if getattr(m, "one_product", False)]
+    keep_products_apart(module)  # layers that are not called are not watched
     for path, layer in module.named_modules():
         if path in layers:
             handles.append(layer.register_forward_pre_hook(bound(before, path)))
@@ -222,6 +226,8 @@ def _watching(
     finally:
         for handle in handles:
             handle.remove()
+        for fast in together:
+            fast.one_product = True  # type: ignore[assignment]
 
 
 def input_rows(layer: nn.Module, x: Tensor) -> Tensor:

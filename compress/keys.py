@@ -20,6 +20,7 @@ from compress.stage import Stage
 from trainers import plugins
 from trainers.files import sha256_file
 from trainers.hashing import values_to_hash
+from trainers.option_types import Strategy
 from trainers.training import distributed
 
 
@@ -39,14 +40,18 @@ def library_versions() -> dict[str, str]:
     }
 
 
-def computing(device: torch.device) -> dict[str, str | int]:
-    """What computes, as far as it decides bits: device type, threads and processes."""
+def computing(device: torch.device, strategy: Strategy) -> dict[str, str | int]:
+    """What computes, as far as it decides bits: device type, threads, processes, and how these
+    share the model.
+    """
     found: dict[str, str | int] = {
         "device": device.type,
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
     }
     if distributed.world_size() > 1:
         found["workers"] = distributed.world_size()
+        if strategy != "ddp":  # norms are summed in another order
+            found["strategy"] = strategy
     return found
 
 

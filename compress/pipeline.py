@@ -12,12 +12,14 @@ import torch
 
 from compress.asp import Asp
 from compress.cache import Artifact, StageCache
+from compress.channels.stage import PruneChannels
 from compress.finetune import Finetune
 from compress.int8.stage import Int8
 from compress.keys import computing, library_versions, source_key, stage_key
 from compress.learngene.lets import LetsAux, LetsExpand
 from compress.learngene.sws import SwsAux, SwsExpand
 from compress.learngene.tleg import TlegAux, TlegExpand
+from compress.low_rank.stage import LowRank
 from compress.measure.passes import check_forward, check_training_pass
 from compress.metrics import Value
 from compress.nvit.stage import Nvit
@@ -25,14 +27,17 @@ from compress.quant_baselines import KmeansQuant, UniformQuant
 from compress.selection.random_init import RandomInit
 from compress.selection.stage import WeightSelection
 from compress.stage import Context, Stage
+from compress.token_merging import TokenMerging
 from compress.wfn.stage import Wfn
 from trainers import measuring, plugins
 from trainers.config import DataConfig, FitOptions, SourceConfig
 from trainers.data.splits import DataInfo, load_data
-from trainers.models.arch import Arch, ModelState
+from trainers.models.arch import Arch, ModelState, on_meta
 from trainers.models.source import load_source, source_facts
+from trainers.option_types import Strategy
 from trainers.seeding import derive_seed
 from trainers.training import distributed
+from trainers.training.sharding import check_module, check_options
 
 Row = dict[str, Any]
 """One epoch as the training loop describes it; JSON-able."""
@@ -48,6 +53,9 @@ STAGES: dict[str, type[Stage]] = {
     "tleg_aux": TlegAux,
     "tleg_expand": TlegExpand,
     "nvit": Nvit,
+    "low_rank": LowRank,
+    "prune_channels": PruneChannels,
+    "token_merging": TokenMerging,
     "asp": Asp,
     "wfn": Wfn,
     "int8": Int8,
@@ -185,12 +193,17 @@ def check_order(stages: Sequence[NamedStage]) -> None:
 
 
 def check_pipeline(
-    source: Arch, stages: Sequence[NamedStage], info: DataInfo, workers: int = 1
+    source: Arch,
+    stages: Sequence[NamedStage],
+    info: DataInfo,
+    workers: int = 1,
+    strategy: Strategy = "ddp",
 ) -> list[Arch]:
     """The architecture after each stage; nothing is computed but a forward pass without values.
 
     Args:
         workers: processes that train together.
+        strategy: what each of them holds of the model.
 
     Raises:
         ValueError: an order, dimensions or a teacher that do not fit, a model that does not take
@@ -214,11 +227,30 @@ def check_pipeline(
             with _placed(here):
                 images, _ = stage.config.accumulation(workers)
                 check_training_pass(arch, info.image_size, images)
+                if strategy == "fsdp" and workers > 1:
+                    _check_sharded(stage, stage.config, arch)
         archs.append(arch)
         known[f"stage:{stage.name}"] = arch
     with _placed(place):
         check_forward(arch, info.image_size, info.num_classes)
     return archs
+
+
+def _check_sharded(stage: NamedStage, options: FitOptions, arch: Arch) -> None:
+    """Refuse a stage that cannot train with its parameters split over the workers.
+
+    Raises:
+        ValueError: says what needs whole parameters, and what to do.
+    """
+    if stage.config.num_epochs() == 0:
+        return
+    if not stage.config.trains_sharded:
+        raise ValueError(
+            f"{stage.kind} works on whole parameters while it trains, and resources.strategy"
+            " fsdp splits them over the workers; set the strategy to ddp"
+        )
+    check_options(options)
+    check_module(on_meta(arch))
 
 
 @contextmanager
@@ -282,10 +314,12 @@ class _Run:
         data_cache: Path,
         device: torch.device,
         on_epoch: Callable[[Row], None],
+        strategy: Strategy,
     ) -> None:
         self.pipeline = pipeline
         self.cache = cache
         self.device = device
+        self.strategy = strategy
         self.on_epoch = on_epoch
         self.data = load_data(pipeline.data, data_cache)
         self.source = load_source(
@@ -298,7 +332,7 @@ class _Run:
             self.source.hash(),
             self.data.fingerprint,
             pipeline.seed,
-            computing(device),
+            computing(device, strategy),
             library_versions(),
         )
         self.model = self.source
@@ -365,7 +399,13 @@ class _Run:
             self.on_epoch({"stage": stage.name, "cached": False} | row)
 
         ctx = Context(
-            self.data, self.device, seed, workdir, self.find_teacher, note_epoch
+            self.data,
+            self.device,
+            seed,
+            workdir,
+            self.find_teacher,
+            note_epoch,
+            strategy=self.strategy,
         )
         begun = measuring.working_seconds()
         torch.manual_seed(seed)
@@ -404,6 +444,7 @@ def run_pipeline(
     on_begin: Callable[[NamedStage, ModelState], None] = lambda stage, model: None,
     on_epoch: Callable[[Row], None] = lambda row: None,
     on_stage: Callable[[StageRun], None] = lambda run: None,
+    strategy: Strategy = "ddp",
 ) -> PipelineResult:
     """Run every stage, or take its result from the cache.
 
@@ -417,8 +458,9 @@ def run_pipeline(
         on_begin: called before each stage with the stage and the model that it gets.
         on_epoch: called with every epoch's row, also with those of cached stages.
         on_stage: called after each stage.
+        strategy: what each process of the group holds of a model that is trained.
     """
-    run = _Run(pipeline, cache, data_cache, device, on_epoch)
+    run = _Run(pipeline, cache, data_cache, device, on_epoch, strategy)
     done: list[StageRun] = []
     for index, stage in enumerate(pipeline.stages):
         on_begin(stage, run.model)

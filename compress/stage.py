@@ -14,6 +14,7 @@ from trainers import measuring
 from trainers.config import Config, TrainConfig
 from trainers.data.splits import Data, DataInfo, eval_batches
 from trainers.models.arch import Arch, ModelState
+from trainers.option_types import Strategy
 from trainers.seeding import derive_seed
 from trainers.training.fit import FitResult, Hook, Objective, fit
 
@@ -32,6 +33,10 @@ class Stage(Config, ABC):
     finds_dims: ClassVar[bool] = False
     """Whether the layers' dimensions are only known after `run`; `check` then returns the
     largest that they can be.
+    """
+    trains_sharded: ClassVar[bool] = False
+    """Whether the parameters may be split over the workers while `run` trains (resources.strategy
+    fsdp): nothing but the training loop reads or changes them, or what does heeds `Hook.on_begin`.
     """
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
@@ -79,6 +84,7 @@ class Context:
         on_epoch: receives one row an epoch.
         reported: what `report` gathered.
         restored_seconds: seconds of fits that an earlier, killed process had spent.
+        strategy: what each of several workers holds of the model while it is trained.
     """
 
     data: Data
@@ -89,6 +95,7 @@ class Context:
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None
     reported: dict[str, Value] = field(default_factory=dict)
     restored_seconds: float = 0.0
+    strategy: Strategy = "ddp"
 
     def fit(
         self,
@@ -116,6 +123,7 @@ class Context:
             workdir=self.workdir / name,
             name=name,
             on_epoch=self.on_epoch,
+            strategy=self.strategy,
         )
         self.restored_seconds += result.seconds_restored
         return result

@@ -49,6 +49,7 @@ class StudentStage(Stage):
         """
         if self.model is None and arch.dims:  # a shape that its name does not tell
             sizes = {"num_classes": data.num_classes, "img_size": data.image_size}
+            sizes = {name: n for name, n in sizes.items() if name in arch.args}
             return buildable(replace(arch, args={**arch.args, **sizes, **self.args}))
         inherited: dict[str, Any] = {}
         if self.model is None:

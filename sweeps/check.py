@@ -142,6 +142,12 @@ def _check_cores(spec: Spec) -> None:
             f"resources.gpus_per_worker: a trial wants {each}{wanted.gpus_per_worker:g}"
             f" GPUs, and there are {gpus}; lower it"
         )
+    parts_of_gpus = 0 < wanted.gpus_per_worker < 1 and wanted.device != "cpu"
+    if wanted.strategy == "fsdp" and wanted.workers > 1 and parts_of_gpus:
+        raise SpecError(
+            "resources.strategy: fsdp needs whole GPUs, or none, and a worker has"
+            f" {wanted.gpus_per_worker:g} (gpus_per_worker); give each at least 1"
+        )
     if wanted.device == "cuda" and (gpus == 0 or wanted.gpus_per_worker == 0):
         raise SpecError(
             "resources.device: cuda needs resources.gpus_per_worker > 0 and a GPU;"

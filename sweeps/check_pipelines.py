@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from compress.pipeline import NamedStage, check_pipeline, trains
+from compress.runtimes.registry import runtime
 from sweeps.check_objectives import check_objectives, guided_by
 from sweeps.search.refine import refined_pipeline
 from sweeps.space.dimension import Draw
@@ -70,9 +71,12 @@ def check_pipelines(spec: Spec, space: Space, points: Sequence[Draw]) -> Opened:
         try:
             info = _info(trial.data)
             facts = _source(trial, info)
+            wanted = spec.resources
             archs = check_pipeline(
-                facts.arch, trial.stages, info, spec.resources.workers
+                facts.arch, trial.stages, info, wanted.workers, wanted.strategy
             )
+            for options in spec.measure.runtimes.values():
+                runtime(options.runtime).check_model(archs[-1] if archs else facts.arch)
             _check_augmentation(trial, info)
             _check_refined(spec, facts.arch, trial, info)
         except (ValueError, TypeError) as error:
@@ -197,7 +201,8 @@ def _check_refined(spec: Spec, source: Arch, trial: Resolved, info: DataInfo) ->
         return
     refined = refined_pipeline(trial.stages, spec.search.refine)
     try:
-        check_pipeline(source, refined, info, spec.resources.workers)
+        wanted = spec.resources
+        check_pipeline(source, refined, info, wanted.workers, wanted.strategy)
     except ValueError as error:
         raise ValueError(f"search.refine: {error}") from error
 

@@ -21,10 +21,13 @@ from trainers.files import read_json
 
 FREE = (
     "search.trials",
+    "search.hours",
+    "search.stop_when",
     "search.space",
     "search.points",
     "search.sampler",
     "search.sampler_options",
+    "search.cost",
     "search.max_failures",
     "search.early_stopping",
     "search.from",

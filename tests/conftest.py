@@ -1,12 +1,14 @@
 """Fixtures that all tests share: a data cache of this session, tiny configs, one Ray."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.nursery import Nursery
 from trainers.config import AugmentConfig, DataConfig, TrainConfig
 from trainers.data.splits import Data, load_data
 from trainers.torchvision_internals import declare_missing_operators
@@ -20,6 +22,14 @@ def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Decoded images of this session; Ray's workers find it by the environment."""
     folder = tmp_path_factory.mktemp("data-cache")
     os.environ["SWEEPS_DATA_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where trials of this session wait for one another's measurements, and for no others'."""
+    folder = tmp_path_factory.mktemp("node")
+    os.environ["SWEEPS_NODE_FOLDER"] = str(folder)
     return folder
 
 
@@ -48,12 +58,25 @@ def quick_train() -> TrainConfig:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery | None]:
+    """What starts Ray's workers with their imports done; None where processes are not forked."""
+    if sys.platform != "linux":
+        yield None
+        return
+    found = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def ray_session(nursery: Nursery | None) -> Iterator[None]:
     """One two-core Ray for the whole session."""
     import ray
 
     from sweeps.drive.cluster import start_ray
 
+    if nursery is not None:
+        nursery.use()
     start_ray(2)
     yield
     ray.shutdown()

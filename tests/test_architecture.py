@@ -37,7 +37,7 @@ GROUND = (
 STAGE = (
     "compress/stage.py compress/metrics.py compress/keys.py compress/cache.py"
     " compress/student.py compress/finetune.py compress/asp.py"
-    " compress/budget.py compress/compensation.py"
+    " compress/budget.py compress/compensation.py compress/token_merging.py"
 )
 TRAINING = "trainers data models training"
 CHECK = (
@@ -65,13 +65,16 @@ ROOMS = (
     Room("stage", STAGE, f"codec options runtimes measure {TRAINING}"),
     Room("selection", "compress/selection", f"stage {TRAINING}"),
     Room("learngene", "compress/learngene", f"stage {TRAINING}"),
-    Room("nvit", "compress/nvit", f"stage options runtimes measure {TRAINING}"),
+    Room("low_rank", "compress/low_rank", f"stage options runtimes measure {TRAINING}"),
+    Room("channels", "compress/channels", f"stage options runtimes measure {TRAINING}"),
     Room("int8", "compress/int8", f"stage {TRAINING}"),
+    Room("nvit", "compress/nvit", f"stage options runtimes measure int8 {TRAINING}"),
     Room("wfn", "compress/wfn", f"stage {TRAINING}"),
     Room(
         "pipeline",
         "compress",
-        f"stage codec options measure selection learngene nvit wfn int8 {TRAINING}",
+        "stage codec options measure selection learngene nvit wfn low_rank int8 channels"
+        f" {TRAINING}",
     ),
     # the search
     Room("text", "sweeps/spec/yaml_text.py", "trainers"),
@@ -107,7 +110,7 @@ ROOMS = (
         "cli",
         "sweeps/cli sweeps/__main__.py",
         "console check reproduce drive export analysis tables report codec options runtimes"
-        " measure stage"
+        " measure stage int8"
         " trackers"
         f" {SEARCH}",
     ),
@@ -134,7 +137,7 @@ NOT_EVERYWHERE = {
     "SIGUSR1": (),
     "SIGHUP": ("sweeps/drive/interrupt.py",),
     "fork": (),
-    "kill": ("trainers/lease.py",),
+    "kill": ("trainers/processes.py",),
 }
 """Names of what Windows or macOS lack, or have with another meaning → where they may be."""
 

@@ -14,7 +14,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--tiny")
-CHEAP = ("card", "methods", "vit_32", "clustering", "precision")
+CHEAP = ("card", "methods", "vit_32", "clustering", "sharded", "precision")
 NEED_A_GPU = ("tests", "syncs", "sparse")
 
 

@@ -7,9 +7,10 @@ import os
 import re
 import sys
 import time
-import uuid
 from pathlib import Path
 from typing import Any
+
+from trainers.leftovers import tag
 
 _VARIABLE = re.compile(r"\$([A-Za-z_]\w*|\{[A-Za-z_]\w*\})")
 _WINDOWS_PATIENCE_SECONDS = 2.0
@@ -20,7 +21,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    beside = path.with_name(f".{path.name}.{tag()}.tmp")
     try:
         with open(beside, "wb") as file:
             file.write(content)
@@ -58,10 +59,38 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+DEEPEST_JSON = 100
+"""Levels of a JSON text that is read: code that walks what it says calls itself so often."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    too_deep = f"it is nested more than {DEEPEST_JSON} levels deep"
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(too_deep) from None
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(DEEPEST_JSON):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return value
+    raise ValueError(too_deep)
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is none that is whole."""
     try:
-        value = json.loads(path.read_text())
+        value = parse_json(path.read_text())
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None

@@ -26,11 +26,14 @@ from typing import Any
 from filelock import FileLock
 
 from trainers.files import read_json, write_atomic
+from trainers.processes import process_exists
 
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 1.0
+_LATE_SECONDS = 1.0
+"""A process that looks later than it meant to by more than this was itself stopped meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ class Lease:
         path: must lie where every process that competes for the lease sees it.
         heartbeat_seconds: between two heartbeats of the owner.
         silence_seconds: an owner without a heartbeat for this long is dead. It is measured by
-            the clock of the process that waits: clocks of nodes and file servers differ.
+            the clock of the process that waits: clocks of nodes and file servers differ. Time in
+            which that process was stopped too (a machine that slept) does not count.
         longest_pause_seconds: between two looks of a process that waits.
         note: what the owner tells those who look.
     """
@@ -160,7 +164,8 @@ class Lease:
         """Create the file, or take it over from a dead owner; None once `unless` holds."""
         me = Owner.new(self.note)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        last, since, pause = self.owner(), time.monotonic(), _FIRST_PAUSE_SECONDS
+        last, looked, pause = self.owner(), time.monotonic(), _FIRST_PAUSE_SECONDS
+        silence_seconds = 0.0
         while not unless():
             if self._create(me):
                 return me
@@ -168,8 +173,11 @@ class Lease:
             if seen != last:
                 if seen is not None and last is not None:
                     on_heartbeat(seen)
-                last, since = seen, time.monotonic()
-            silent = time.monotonic() - since > self.silence_seconds
+                last, silence_seconds = seen, 0.0
+            else:
+                silence_seconds += min(time.monotonic() - looked, pause + _LATE_SECONDS)
+            looked = time.monotonic()
+            silent = silence_seconds > self.silence_seconds
             if (silent or (seen is not None and seen.is_gone())) and self._take_over(
                 seen, me
             ):
@@ -228,37 +236,6 @@ class Lease:
     def _is_mine(self, me: Owner) -> bool:
         seen = self.owner()
         return seen is not None and seen.token == me.token
-
-
-def process_exists(pid: int) -> bool:
-    """Whether a process of this number runs on this host, whoever owns it."""
-    if sys.platform == "win32":
-        return _windows_process_exists(pid)
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it exists and belongs to somebody else
-        return True
-    return True
-
-
-def _windows_process_exists(pid: int) -> bool:
-    """`os.kill` would end the process on Windows, so the system is asked about it instead."""
-    import ctypes
-
-    kernel32: Any = getattr(ctypes, "windll").kernel32  # noqa: B009 (only Windows has it)
-    query_limited_information, still_active = 0x1000, 259
-    handle = kernel32.OpenProcess(query_limited_information, False, pid)
-    if not handle:
-        access_denied = 5
-        return kernel32.GetLastError() == access_denied
-    try:
-        code = ctypes.c_ulong()
-        known = kernel32.GetExitCodeProcess(handle, ctypes.byref(code))
-        return not known or code.value == still_active
-    finally:
-        kernel32.CloseHandle(handle)
 
 
 def _owner_of(content: dict[str, Any] | None) -> Owner | None:

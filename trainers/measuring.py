@@ -31,8 +31,9 @@ from pathlib import Path
 import torch
 
 from trainers.files import expanded, read_json, write_atomic
-from trainers.lease import Lease, Owner, process_exists
+from trainers.lease import Lease, Owner
 from trainers.machine import core_numbers
+from trainers.processes import process_exists
 
 log = logging.getLogger(__name__)
 

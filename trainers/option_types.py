@@ -58,6 +58,9 @@ ModelName = Annotated[
 ]
 """A model by its name, or a folder that holds one."""
 
+Strategy = Literal["ddp", "fsdp"]
+"""What each of several workers holds of a model: all of it, or a part."""
+
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?|%)\s*$")
 
 

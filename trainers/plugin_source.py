@@ -16,7 +16,10 @@ from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
+from trainers.leftovers import is_of_gone_process, tag
+
 _MODULES = "compression_sweeps_plugin"  # first part of a plugin file's module name
+_CHILDREN = "compression-sweeps-plugins-"
 
 
 def digest(text: str) -> str:
@@ -59,8 +62,15 @@ def execute(file: str, text: str) -> ModuleType:
 
 @lru_cache(maxsize=1)
 def _children_folder() -> Path:
-    """A private folder on `sys.path`, removed when this process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="compression-sweeps-plugins-"))
+    """A private folder on `sys.path`, removed when this process ends; those of processes that were
+    killed are removed here.
+    """
+    temporary = Path(tempfile.gettempdir())
+    for path in temporary.glob(f"{_CHILDREN}*"):
+        if is_of_gone_process(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+    folder = temporary / f"{_CHILDREN}{tag()}"
+    folder.mkdir(mode=0o700)
     owner = os.getpid()
 
     def remove() -> None:

@@ -5,14 +5,17 @@ Object stores have no rename and no lock, so work happens in a local folder and 
 are copied. A folder is complete when the file that was copied last is there.
 """
 
-import uuid
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from trainers.leftovers import is_leftover, tag
+
 if TYPE_CHECKING:
     from pyarrow import fs
 
+_PROBE = ".probe-"
 
 NO_STORAGE = {
     **dict.fromkeys(("http", "https", "ftp", "ftps", "sftp"), "is no object storage"),
@@ -82,24 +85,38 @@ class Remote:
         return str(PurePosixPath(self._root) / relative)
 
     def check_writable(self) -> None:
-        """Write and remove a small file.
+        """Write and remove a small file; remove those that killed processes left.
 
         Raises:
             ValueError: the store refuses; says what it said.
         """
         import pyarrow as pa
 
-        probe = self._at(f".probe-{uuid.uuid4().hex}")
+        probe = self._at(f"{_PROBE}{tag()}")
         try:
             self._fs.create_dir(self._root, recursive=True)
             with self._fs.open_output_stream(probe) as stream:
                 stream.write(b"probe")
+            self._remove_probes()
             self._fs.delete_file(probe)
         except (OSError, pa.ArrowException) as error:
             said = " ".join(str(error).split())
             raise ValueError(
                 f"storage: {self.uri} cannot be written to: {said}; check address and rights"
             ) from error
+
+    def _remove_probes(self) -> None:
+        from pyarrow import fs
+
+        found = self._fs.get_file_info(fs.FileSelector(self._root))
+        probes = [info for info in found if info.base_name.startswith(_PROBE)]
+        # this process has just written one of them
+        now = max((info.mtime_ns or 0 for info in probes), default=0)
+        for info in probes:
+            age_seconds = (now - (info.mtime_ns or now)) / 1e9
+            if is_leftover(info.base_name, age_seconds):
+                with contextlib.suppress(FileNotFoundError):  # another was quicker
+                    self._fs.delete_file(info.path)
 
     def files(self, relative: str = "") -> list[str]:
         """Paths of all files below `relative`, relative to the URI; none where there is no
@@ -152,7 +169,7 @@ class Remote:
         from pyarrow import fs
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        beside = path.with_name(f".{path.name}.{tag()}.tmp")
         try:
             fs.copy_files(
                 self._at(relative),

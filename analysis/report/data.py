@@ -122,7 +122,8 @@ def progress(run: Run) -> dict[str, Any]:
         "reference": ", ".join(
             f"{metric} {quantity(value, run.metrics.unit(metric))}"
             for metric, value in reference.items()
-        ),
+        )
+        + ("; approximate" if len(run.objectives) > pareto.MOST_EXACT else ""),
     }
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis.comparison import Comparison, compare
+from analysis.comparison import Comparison, compare_groups
 from analysis.contract import Objective
 from analysis.files import write_bytes
 from analysis.importance import importance
@@ -76,7 +76,7 @@ def write_figures(run: Run, folder: str | Path, by: str | None = None) -> list[P
             "figures need matplotlib; install it: pip install"
             " 'compression-sweeps[analysis]'"
         ) from None
-    found = compare(run, by or RUN_PARAMETER) if by or run.members else None
+    found = compare_groups(run, by or RUN_PARAMETER) if by or run.members else None
     drawn: dict[str, Callable[[Figure], bool]] = {
         "front": lambda figure: _front(figure, run, found),
         "progress": lambda figure: _progress(figure, run),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis import summary
-from analysis.comparison import Comparison, compare
+from analysis.comparison import Comparison, compare_groups
 from analysis.files import write_text
 from analysis.merging import RUN_PARAMETER
 from analysis.numbers import (
@@ -38,7 +38,7 @@ def write_markdown(
 
     Raises ValueError where there is no parameter `by`, OSError where the file cannot be written.
     """
-    found = compare(run, by or RUN_PARAMETER) if by or run.members else None
+    found = compare_groups(run, by or RUN_PARAMETER) if by or run.members else None
     target = Path(out)
     text = render(run, found, [_relative(path, target.parent) for path in figures])
     write_text(target, text)
@@ -135,7 +135,10 @@ def _front(run: Run) -> list[str]:
     front = summary.front_text(run)
     if front.empty:
         return []
-    measured = {objective.metric for objective in run.objectives} | {"seeds"}
+    measured = {objective.metric for objective in run.objectives} | {
+        "seeds",
+        summary.CHANCE,
+    }
     rows = [
         [
             _cell(value) if name in measured else code(value) if value else ""
@@ -146,6 +149,9 @@ def _front(run: Run) -> list[str]:
     blocks = ["## Front", _table([code(name) for name in front.columns], rows)]
     if len(front) > _MAX_ROWS:
         blocks.append(f"and {number(len(front) - _MAX_ROWS)} more")
+    possible = summary.also_possible(run)
+    if possible:
+        blocks.append(_cell(possible))
     return blocks
 
 

@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from analysis.comparison import Comparison, compare
+from analysis.comparison import Comparison, compare_groups
 from analysis.contract import REPORT_FILE
 from analysis.files import write_text
 from analysis.loading import loaded
@@ -61,7 +61,7 @@ def write_report(
         )
     runs = [loaded(p) for p in paths]
     run = runs[0] if len(runs) == 1 else merge(runs)
-    found = compare(run, by or RUN_PARAMETER) if by or run.members else None
+    found = compare_groups(run, by or RUN_PARAMETER) if by or run.members else None
     target = Path(out) if out is not None else run.path / REPORT_FILE
     text = render(run, found)
     write_text(target, text)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis import summary
 from analysis.comparison import Comparison
+from analysis.differences import interval
 from analysis.numbers import duration, fixed, number, percent, plain, plural
 from analysis.report.html import Html, element, join, trial_link
 from analysis.report.sections import (
@@ -20,6 +22,8 @@ from analysis.report.sections import (
 )
 from analysis.run import Run
 
+LOSS = 0.01
+"""Loss beside the baseline, a share, that the first card allows until the reader sets another."""
 _DOT = Html(" <i>·</i> ")
 
 
@@ -131,14 +135,24 @@ def _leader(compared: Comparison | None) -> Html | None:
     if compared is None or len(compared.groups) < 2:
         return None
     first, second = compared.groups[:2]
-    return join(
-        [
-            element("b", first.name),
-            f" reaches furthest: its front dominates {percent(first.volume)} of the space"
-            " between the best values and the reference point, that of ",
-            f"{second.name} {percent(second.volume)}.",
-        ]
-    )
+    common = sorted(first.by_seed.keys() & second.by_seed.keys())
+    pairs = [first.by_seed[seed] - second.by_seed[seed] for seed in common]
+    mean, low, high = interval(np.array(pairs))
+    said = [
+        element("b", first.name),
+        f" dominates {percent(first.volume)} of the space between the best values and the"
+        f" reference point, {second.name} {percent(second.volume)}",
+    ]
+    if len(pairs) < 2:
+        said.append("; one seed does not tell which is better.")
+    else:
+        points = f"{fixed(100 * low, 1)} to {fixed(100 * high, 1)} points"
+        ahead = "ahead" if low > 0 else "not distinguishable"
+        said.append(
+            f"; over {len(pairs)} seeds the first is {ahead}"
+            f" (difference {fixed(100 * mean, 1)}, 95 % interval {points})."
+        )
+    return join(said)
 
 
 def _recommended(run: Run) -> Html | None:
@@ -186,7 +200,11 @@ def _picks(run: Run) -> Html:
     advised = summary.advice(run)
     if not advised:
         return Html("")
-    cards = [_pick(run, advice, first=not i) for i, advice in enumerate(advised)]
+    cards = _within_loss(run)
+    cards += [
+        _pick(run, advice, first=not cards and not i)
+        for i, advice in enumerate(advised)
+    ]
     note = None
     if run.has_replicates:
         note = element(
@@ -195,6 +213,62 @@ def _picks(run: Run) -> Html:
             class_="note",
         )
     return join([element("div", *cards, class_="picks"), note])
+
+
+def _within_loss(run: Run) -> list[Html]:
+    """The cheapest member of the front for a loss that the reader sets; a card for each that there
+    is, of which one is seen.
+    """
+    offered, wanted = summary.within_loss(run), summary.kept_and_cost(run)
+    if not offered or wanted is None:
+        return []
+    kept, cost = wanted
+    chosen = summary.cheapest_within(offered, LOSS) or offered[0]
+    points = fixed(100 * LOSS, 0)
+    slider = element(
+        "label",
+        "at most ",
+        element(
+            "input",
+            type="range",
+            id="loss",
+            min="0",
+            max="10",
+            step="0.25",
+            value=points,
+            aria_label=f"points of {kept.metric} that may be lost",
+        ),
+        element("output", f"{points} points", id="loss-shown", for_="loss"),
+        f" of {kept.metric} lost",
+        class_="loss",
+        hidden="",
+    )
+    cards = []
+    for member in offered:
+        title = f"Lowest {cost.metric} within {points} point"
+        if member.loss > LOSS:
+            title = f"Nearest: more than {points} point of {kept.metric} is lost"
+        advice = summary.Advice(title, member.row, "")
+        hidden = None if member == chosen else ""
+        cards.append(
+            element(
+                "div",
+                _pick(run, advice, first=True),
+                class_="member",
+                hidden=hidden,
+                data_loss=f"{member.loss:.9g}",
+            )
+        )
+    return [
+        element(
+            "div",
+            slider,
+            *cards,
+            class_="within",
+            data_metric=kept.metric,
+            data_cost=cost.metric,
+        )
+    ]
 
 
 def _pick(run: Run, advice: summary.Advice, first: bool) -> Html:
@@ -231,6 +305,8 @@ def _against(run: Run, row: pd.Series) -> Html | None:
 
 def _pick_note(run: Run, advice: summary.Advice) -> str:
     if len(run.objectives) == 1:
+        return ""
+    if not advice.text:
         return ""
     if "best compromise" in advice.title:
         return "Farthest from the line between the front's ends."

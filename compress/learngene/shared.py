@@ -34,6 +34,7 @@ class Auxiliary(Stage, TrainConfig):
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("aux_params", "parameters of the auxiliary network", "1"),
     )
+    trains_sharded: ClassVar[bool] = True
     builder: ClassVar[str]
     """The network's builder, a key of `trainers.models.arch.BUILDERS`."""
 

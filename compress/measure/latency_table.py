@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainers.files import write_atomic
+from trainers.files import parse_json, write_atomic
 from trainers.machine import processor_name
 from trainers.models.parameters import DIMENSIONS
 
@@ -351,7 +351,7 @@ def _read_parquet(path: Path) -> LatencyTable:
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
-    note = json.loads((table.schema.metadata or {}).get(_METADATA, b"null"))
+    note = parse_json((table.schema.metadata or {}).get(_METADATA, b"null"))
     if note is None or note["version"] != _VERSION:
         raise ValueError(
             "it lacks the metadata of version 1 that `sweeps latency-table` writes"
@@ -384,7 +384,7 @@ def _read_nvit(path: Path) -> LatencyTable:
                 raise ValueError(f"key {key!r} is not of the form {_NVIT_KEYS[level]}")
             walk(child, level + 1, [*point, *map(int, match.groups())])
 
-    walk(json.loads(path.read_text()), 0, [])
+    walk(parse_json(path.read_text()), 0, [])
     axes, block = _grid(
         np.array(points, np.int64).reshape(-1, len(DIMENSIONS)),
         1000 * np.array(seconds),

@@ -11,9 +11,11 @@ Legend
 
 import contextlib
 import copy
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -22,9 +24,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from compress.measure.latency import times_in_turns
 from compress.measure.options import Precision
 from compress.runtimes.passes import replayed_pass, timed_pass
-from trainers.models.arch import Arch, ModelState, on_meta
+from trainers.models.arch import Arch, ModelState, on_meta, shared_on_meta
 from trainers.models.parameters import counts_norms, quantizable_parameters
 
 _CHUNK = 1 << 22
@@ -48,7 +51,7 @@ def measure_static(state: ModelState, image_size: int) -> dict[str, float | int]
         model_bytes: parameters and buffers as stored, without any coding.
     """
     names = quantizable_parameters(
-        on_meta(state.arch), include_norm=counts_norms(state.meta)
+        shared_on_meta(state.arch), include_norm=counts_norms(state.meta)
     )
     return {
         **static_cost(state.arch, image_size),
@@ -61,8 +64,14 @@ def measure_static(state: ModelState, image_size: int) -> dict[str, float | int]
 
 def static_cost(arch: Arch, image_size: int) -> dict[str, float | int]:
     """num_params and gmacs, as `measure_static` gives them; without weights."""
-    found = forward_pass(arch, image_size)
+    found = _pass_of_one_image(json.dumps(arch.to_json(), sort_keys=True), image_size)
     return {"num_params": found.num_params, "gmacs": found.gmacs}
+
+
+@lru_cache(maxsize=1024)
+def _pass_of_one_image(arch_json: str, image_size: int) -> "ForwardPass":
+    """Counted once for all trials of a process that end in the same architecture."""
+    return forward_pass(Arch.from_json(json.loads(arch_json)), image_size)
 
 
 def count_gmacs(arch: Arch, image_size: int) -> float:
@@ -308,7 +317,6 @@ def alternating_latency(
     *,
     warmup: int = 2,
     rounds: int = 25,
-    min_rounds: int = 5,
     max_seconds: float = 60.0,
 ) -> list[float]:
     """Median milliseconds of one forward pass of each module, taken in turns, so that their
@@ -317,38 +325,14 @@ def alternating_latency(
     Args:
         modules: in eval mode, on the device and in the precision of `images`; not copied.
         images: one batch (B, C, H, W).
-        rounds: timed passes of each, fewer where `max_seconds` is over, but at least `min_rounds`.
+        warmup, rounds, max_seconds: see `times_in_turns`.
     """
     with torch.inference_mode():
         passes = [replayed_pass(module, images, images.device) for module in modules]
-        return alternating_passes(
-            passes,
-            warmup=warmup,
-            rounds=rounds,
-            min_rounds=min_rounds,
-            max_seconds=max_seconds,
+        times = times_in_turns(
+            passes, warmup=warmup, rounds=rounds, max_seconds=max_seconds
         )
-
-
-def alternating_passes(
-    passes: Sequence[Callable[[], float]],
-    *,
-    warmup: int = 2,
-    rounds: int = 25,
-    min_rounds: int = 5,
-    max_seconds: float = 60.0,
-) -> list[float]:
-    """Median milliseconds of each pass; see `alternating_latency`."""
-    for _ in range(warmup):
-        for timed in passes:
-            timed()
-    begin = time.perf_counter()
-    times: list[list[float]] = []
-    while len(times) < min_rounds or (
-        len(times) < rounds and time.perf_counter() - begin < max_seconds
-    ):
-        times.append([timed() for timed in passes])
-    return [float(ms) for ms in np.median(times, axis=0)]
+    return [float(ms) for ms in np.median(times, axis=1)]
 
 
 def _repeat(

@@ -9,7 +9,9 @@ from trainers.config import Config
 Precision = Literal["float32", "bfloat16", "float16"]
 """Floating-point types in which a model is measured; each is the name of a torch dtype."""
 
-RuntimeName = Literal["torch", "torch_compile", "onnxruntime", "openvino"]
+RuntimeName = Literal[
+    "torch", "torch_compile", "onnxruntime", "openvino", "executorch", "tensorrt"
+]
 """What can execute a model; each is in `compress.runtimes.registry.RUNTIMES`."""
 
 

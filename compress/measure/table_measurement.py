@@ -5,6 +5,9 @@ Points are visited in several rounds, each in another random order. Every pass i
 by one of the largest block, and a point's value is the median ratio of the two, times the
 median of the largest block over the whole measurement: a device that slows down or is
 disturbed for a while slows both, and what is left of it is noise, not structure.
+
+A runtime that executes files takes some time for each call, whatever the file computes. A call that
+computes nothing is measured too, and taken from blocks and head; the stem keeps it, once a model.
 """
 
 import copy
@@ -20,15 +23,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compress.measure.exported_blocks import ExportedBlocks, Job, Quantiser
 from compress.measure.latency_table import (
+    Array,
     Fingerprint,
     LatencyTable,
     device_name,
     num_threads,
 )
 from compress.measure.options import Precision, RuntimeName, RuntimeOptions
+from compress.runtimes.interface import INTEGERS, OnnxBased, Session
 from compress.runtimes.passes import replayed_pass
 from compress.runtimes.registry import runtime as runtime_of
+from trainers import measuring
 from trainers.models.arch import Arch, meta_device
 from trainers.models.from_timm import dense_arch
 from trainers.models.parameters import BLOCK_DIMS, DIMENSIONS
@@ -43,6 +50,8 @@ POINTS: Mapping[str, int] = MappingProxyType(
 )
 """Grid points of each dimension by default."""
 _WARM_SECONDS = 1.0
+_ROUND_SECONDS = 60.0
+"""How long other work on the node stands still for a round, at most."""
 
 
 def default_grid(
@@ -100,6 +109,7 @@ def measure_table(
     tf32: bool = True,
     seed: int = 0,
     runtime: RuntimeName = "torch",
+    quantiser: Quantiser | None = None,
     on_point: Callable[[int, int], None] = lambda done, total: None,
 ) -> LatencyTable:
     """Measure block, stem and head latency of a model's kind over a grid.
@@ -113,12 +123,14 @@ def measure_table(
             their product; each visit has one more of both to warm up.
         tf32: allow TF32 in float32 products on CUDA, as `TrainConfig.tf32` does.
         seed: of order and weights.
-        runtime: what executes the blocks. One that executes a file writes one for each
-            point, which takes a second or more.
+        runtime: what executes the blocks.
+        quantiser: makes integers of a block, for a table of int8; the runtime must be one that
+            executes a file made of ONNX.
         on_point: called after each visit of a point with the visits done and in all.
 
     Raises:
-        ValueError: not a ViT, a grid without points, or a device that runs out of memory.
+        ValueError: not a ViT, a grid without points, a runtime that does not execute integers, or
+            a device that runs out of memory.
     """
     arch = dense_arch(arch)
     device = torch.device(device)
@@ -130,26 +142,26 @@ def measure_table(
         precision=dtype,
         threads=num_threads(device) or None,
     )
-    runtime_of(runtime).check(options, device.type)
-    probe = _Probe(arch, device, options, [int(axis[-1]) for axis in axes])
+    probe = _Probe(arch, device, options, [int(axis[-1]) for axis in axes], quantiser)
     points = list(itertools.product(*(axis.tolist() for axis in axes)))
-    jobs = [
-        *points,
-        *(("stem", e) for e in grid["embed"]),
-        *(("head", e) for e in grid["embed"]),
-    ]
+    ends = ("stem", "head") if probe.exported is None else ("stem", "head", "nothing")
+    jobs = [*points, *((end, e) for end in ends for e in grid["embed"])]
     with torch.inference_mode(), _tf32(tf32), _memory_hint(batch_size):
         times = _visit(probe, jobs, rounds, passes, seed, on_point)
     own, largest = np.array(times).transpose(2, 0, 1)  # (jobs, rounds × passes) each
     values = np.median(own / largest, axis=1) * np.median(largest)
     values[len(points) - 1] = np.median(largest)  # the same block twice
-    stem, head = values[len(points) :].reshape(2, -1)
+    block = values[: len(points)].reshape([len(axis) for axis in axes])
+    stem, head, *nothing = values[len(points) :].reshape(len(ends), -1)
+    for call in nothing:
+        # a model is called once, and its blocks are not
+        block, head = _without(block, call), _without(head, call)
     fingerprint = Fingerprint(
         device_name=device_name(device),
         driver=_driver(device),
         torch_version=torch.__version__,
         batch_size=batch_size,
-        dtype=dtype,
+        dtype=dtype if quantiser is None else INTEGERS,
         tf32=tf32,
         image_size=arch.args["img_size"],
         num_tokens=probe.num_tokens,
@@ -158,16 +170,22 @@ def measure_table(
     )
     return LatencyTable(
         axes,
-        values[: len(points)].reshape([len(axis) for axis in axes]),
+        block,
         stem,
         head,
         fingerprint,
     )
 
 
+def _without(times: Array, call: Array) -> Array:
+    """Times (widths, ...) less what a call takes that computes nothing (widths,)."""
+    left = times - call.reshape(-1, *[1] * (times.ndim - 1))
+    return np.maximum(left, 0.01 * times)
+
+
 def _visit(
     probe: "_Probe",
-    jobs: Sequence[tuple[Any, ...]],
+    jobs: Sequence[Job],
     rounds: int,
     passes: int,
     seed: int,
@@ -177,11 +195,13 @@ def _visit(
     times: list[list[tuple[float, float]]] = [[] for _ in jobs]
     probe.warm_up()
     generator = np.random.default_rng(seed)
-    orders = [generator.permutation(len(jobs)) for _ in range(rounds)]
-    order = np.concatenate(orders).tolist()
-    for visit, index in enumerate(order, 1):
-        times[index] += probe.times_ms(jobs[index], passes)
-        on_point(visit, len(order))
+    visits = itertools.count(1)
+    for _ in range(rounds):
+        order = generator.permutation(len(jobs)).tolist()
+        with measuring.alone(probe.device, _ROUND_SECONDS):
+            for index in order:
+                times[index] += probe.times_ms(jobs[index], passes)
+                on_point(next(visits), rounds * len(jobs))
     return times
 
 
@@ -196,11 +216,12 @@ class _Probe:
         device: torch.device,
         options: RuntimeOptions,
         largest: list[int],
+        quantiser: Quantiser | None,
     ) -> None:
         self.arch = arch
         self.device = device
         self.options = options
-        self.sessions: dict[tuple[Any, ...], Callable[[], float]] = {}
+        self.passes: dict[Job, Callable[[], float]] = {}
         batch_size = self.batch_size = options.batch_size
         # a runtime that executes a file casts by itself
         dtype = options.precision if options.runtime == "torch" else "float32"
@@ -231,6 +252,7 @@ class _Probe:
         self.inputs = torch.randn(inputs, generator=generator).to(
             device, getattr(torch, dtype)
         )
+        self.exported = self._exported(quantiser)
         # graphs share their memory: no two run at once
         self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         with torch.inference_mode():
@@ -257,48 +279,96 @@ class _Probe:
         module.load_state_dict(state, assign=True)
         return module
 
-    def _input(self, *shape: int) -> Tensor:
-        return self.inputs[: math.prod(shape)].view(shape)
+    def _module(self, job: Job) -> nn.Module:
+        """Without values, on the meta device."""
+        if job[0] == "nothing":
+            return _Nothing()
+        if isinstance(job[0], str):
+            return _Part(self._vit(job[1]), job[0])
+        return self._block(job)
 
-    def _job(self, job: tuple[Any, ...]) -> tuple[nn.Module, Tensor]:
+    def _shape(self, job: Job) -> tuple[int, ...]:
+        """Of a job's input."""
         if job[0] == "stem":
-            return _Part(self._filled(self._vit(job[1])), "stem"), self._input(
-                *self.image_shape
-            )
-        tokens = self._input(
-            self.batch_size, self.num_tokens, job[1] if job[0] == "head" else job[0]
+            return self.image_shape
+        return (
+            self.batch_size,
+            self.num_tokens,
+            job[1 if isinstance(job[0], str) else 0],
         )
-        if job[0] == "head":
-            return _Part(self._filled(self._vit(job[1])), "head"), tokens
-        return self._filled(self._block(job)), tokens
 
-    def times_ms(self, job: tuple[Any, ...], passes: int) -> list[tuple[float, float]]:
+    def _job(self, job: Job) -> tuple[nn.Module, Tensor]:
+        shape = self._shape(job)
+        inputs = self.inputs[: math.prod(shape)].view(shape)
+        return self._filled(self._module(job)), inputs
+
+    def _example(self, job: Job) -> tuple[nn.Module, Tensor]:
+        """A job of any size, with values of its own, to be exported."""
+        generator = torch.Generator().manual_seed(0)
+        module = self._module(job).to_empty(device="cpu")
+        for parameter in module.parameters():
+            parameter.normal_(std=0.02, generator=generator)
+        return module.eval(), torch.randn(self._shape(job), generator=generator)
+
+    def times_ms(self, job: Job, passes: int) -> list[tuple[float, float]]:
         """Milliseconds of each pass and of the largest block beside it, after one of both
         that is not timed.
         """
         timed = self._timed(job)
         return [(timed(), self.reference()) for _ in range(1 + passes)][1:]
 
-    def _timed(self, job: tuple[Any, ...]) -> Callable[[], float]:
+    def _timed(self, job: Job) -> Callable[[], float]:
         if self.options.runtime == "torch":
             return replayed_pass(*self._job(job), self.device, self.pool)
-        if job not in self.sessions:
-            module, inputs = self._job(job)
-            # the writer traces, which inference mode does not allow
-            with torch.inference_mode(False), torch.no_grad():
-                inputs = inputs.clone()
-                module = copy.deepcopy(module)
-                session = runtime_of(self.options.runtime).session_of(
-                    module, inputs, self.options, self.device.type
+        if job not in self.passes:
+            inputs = self._job(job)[1].cpu().numpy()
+            self.passes[job] = self._session(job).timed_pass(inputs)
+        return self.passes[job]
+
+    def _session(self, job: Job) -> Session:
+        if self.exported is not None:
+            return self.exported.session(job)
+        chosen = runtime_of(self.options.runtime)
+        module, inputs = self._job(job)
+        # compilers trace, which inference mode does not allow
+        with torch.inference_mode(False), torch.no_grad():
+            module = copy.deepcopy(module)
+            return chosen.session_of(module, inputs, self.options, self.device.type)
+
+    def _exported(self, quantiser: Quantiser | None) -> ExportedBlocks | None:
+        """Raises ValueError where the runtime cannot do what is asked of it here."""
+        chosen = runtime_of(self.options.runtime)
+        chosen.check(self.options, self.device.type)
+        if not isinstance(chosen, OnnxBased):
+            if quantiser is not None:
+                raise ValueError(
+                    f"runtime {chosen.name} does not execute integers; valid:"
+                    " onnxruntime, openvino"
                 )
-                self.sessions[job] = session.timed_pass(inputs.cpu().numpy())
-        return self.sessions[job]
+            return None
+        patches = self._vit(self.largest[0]).patch_embed
+        taken = {
+            *self.image_shape,
+            *patches.patch_size,
+            *patches.grid_size,
+            patches.num_patches,
+            self.num_tokens,
+            self.arch.args["num_classes"],
+        }
+        return ExportedBlocks(chosen, self.options, self._example, taken, quantiser)
 
     def warm_up(self) -> None:
         """Run the largest block until clocks and allocator have settled."""
         spent_ms = 0.0
         while spent_ms < 1000 * _WARM_SECONDS:
             spent_ms += self.reference()
+
+
+class _Nothing(nn.Module):
+    """The least that a runtime can be asked to compute of tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -x
 
 
 class _Part(nn.Module):

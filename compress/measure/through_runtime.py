@@ -190,9 +190,15 @@ def peak_memory(
 ) -> dict[str, Value]:
     """Memory of one pass of the eager module, whatever the runtime."""
     from compress.measure.memory import MEGABYTE, peak_memory_bytes
+    from compress.runtimes.torch import TorchSession
 
+    session = model.session
+    if isinstance(session, TorchSession) and not session.compiled:
+        module = session.module
+    else:
+        module = model.state.build()
     peak = peak_memory_bytes(
-        model.state.build(),
+        module,
         data.info.image_size,
         model.device,
         batch_size=model.options.batch_size,

@@ -254,7 +254,8 @@ class _Heads:
         found: Tensors = {}
         if self.norms.changed:
             for name, seen in self.seen.items():
-                found |= self.norms.reader(name, self.vit.get_submodule(name), seen)  # type: ignore[arg-type]
+                layer: Any = self.vit.get_submodule(name)
+                found |= self.norms.reader(name, layer, seen)
         return found
 
 

@@ -26,6 +26,7 @@ from compress.nvit.groups import GroupSizes, UnitLayout, block_table
 from compress.nvit.measured import alternating, options_of
 from compress.nvit.options import NvitOptions
 from compress.nvit.pruner import Pruner, PruneRules
+from compress.runtimes.interface import INTEGERS
 from compress.stage import Context, Phase, Stage
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
@@ -144,6 +145,11 @@ class Nvit(Stage, NvitOptions):
             raise ValueError(
                 f"{error}. The stages asp and wfn take other models"
             ) from error
+        if any(dense.args.get("merge", ())):
+            raise ValueError(
+                "this model merges tokens, so that its blocks have different numbers of"
+                " them; put token_merging after nvit"
+            )
         check_fit(dense, self, data)
         images = min(self.images_per_epoch or data.num_train, data.num_train)
         steps = self.epochs * (images // self.batch_size)
@@ -326,14 +332,20 @@ class Nvit(Stage, NvitOptions):
             batch_size=self.latency_batch, precision=self.latency_dtype
         )
         result: dict[str, float] = {}
+        integers = False
         if isinstance(latency, LatencyTable):
+            integers = latency.fingerprint.dtype == INTEGERS
             options = options_of(latency.fingerprint, options)
             blocks = np.array([small.arch.dims[name] for name in BLOCK_DIMS]).T
             result["pruned_ms_estimated"] = latency.model_ms(
                 small.arch.dims["embed"], blocks
             )
         pruned_ms, incoming_ms = alternating(
-            (small, model), ctx.data.info.image_size, options, ctx.device
+            (small, model),
+            ctx.data.info.image_size,
+            options,
+            ctx.device,
+            integers=integers,
         )
         if pruned_ms >= incoming_ms:
             _log.warning(

@@ -44,11 +44,11 @@ def lay_out_weights(model: Any) -> None:
         integers, steps = source.inputs[:2]
         if integers is None or integers.const_value is None:
             continue
+        values = integers.const_value.numpy().T.copy()
         turned = ir.Value(
-            name=f"{integers.name}.T_{node.name}",
-            const_value=ir.tensor(integers.const_value.numpy().T.copy()),
+            name=f"{integers.name}.T_{node.name}", const_value=ir.tensor(values)
         )
-        turned.type, turned.shape = integers.type, ir.Shape(turned.const_value.shape)
+        turned.type, turned.shape = integers.type, ir.Shape(values.shape)
         model.graph.register_initializer(turned)
         real = ir.node("DequantizeLinear", [turned, steps], {"axis": 1})
         model.graph.insert_before(node, real)

@@ -23,7 +23,7 @@ from trainers.machine import usable_cores
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from trainers.models.arch import ModelState
+    from trainers.models.arch import Arch, ModelState
 
 Floats = npt.NDArray[np.float32]
 INTEGERS = "int8"
@@ -131,6 +131,13 @@ class Runtime(ABC):
                 f" {', '.join(self.devices)}"
             )
 
+    def check_model(self, arch: Arch) -> None:  # noqa: B027 - most runtimes take every model
+        """Refuse a model that this runtime cannot hold, as far as its architecture tells.
+
+        Raises:
+            ValueError: why, and what to do instead.
+        """
+
     def write(
         self,
         state: ModelState,
@@ -151,6 +158,7 @@ class Runtime(ABC):
         """
         from compress.runtimes.onnx_file import example_images
 
+        self.check_model(state.arch)
         images = example_images(state, image_size, options.batch_size)
         return self.write_module(state.build(), images, folder, options, notes or {})
 
@@ -183,6 +191,53 @@ class Runtime(ABC):
         """Write a module to a file that is not kept, and load it."""
         with tempfile.TemporaryDirectory() as folder:
             file = self.write_module(module, inputs, Path(folder), options, {})
+            return self.load(file, options, device)
+
+
+class OnnxBased(Runtime):
+    """A runtime whose file is an ONNX file, or is made of one."""
+
+    needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript")
+
+    def write_module(
+        self,
+        module: nn.Module,
+        inputs: Tensor,
+        folder: Path,
+        options: RuntimeOptions,
+        notes: Mapping[str, str],
+    ) -> Path:
+        from compress.runtimes.onnx_file import write_onnx
+
+        with tempfile.TemporaryDirectory() as place:
+            onnx_file = Path(place) / "model.onnx"
+            write_onnx(module, inputs, onnx_file, {}, self.onnx_precision(options))
+            return self.convert(onnx_file, folder, options, notes)
+
+    def onnx_precision(self, options: RuntimeOptions) -> Precision:
+        """Of the ONNX file; most runtimes cast by themselves."""
+        return "float32"
+
+    @abstractmethod
+    def convert(
+        self,
+        onnx_file: Path,
+        folder: Path,
+        options: RuntimeOptions,
+        notes: Mapping[str, str],
+    ) -> Path:
+        """Write an ONNX file of `onnx_precision` as the runtime's own.
+
+        Raises:
+            ValueError: the runtime cannot take it.
+        """
+
+    def load_onnx(
+        self, onnx_file: Path, options: RuntimeOptions, device: str = "cpu"
+    ) -> Session:
+        """Load an ONNX file, which need not stay."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = self.convert(onnx_file, Path(folder), options, {})
             return self.load(file, options, device)
 
 

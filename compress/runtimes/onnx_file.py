@@ -26,13 +26,14 @@ MAX_ONNX_BYTES = 1_800_000_000
 """A larger ONNX model keeps its weights in a file beside it: one protobuf file holds less
 than 2 GiB.
 """
-_EXPORT_ERRORS = (
+EXPORT_ERRORS = (
     RuntimeError,
     TypeError,
     ValueError,
     AttributeError,
     NotImplementedError,
 )
+"""What exporters raise for a model that they cannot write."""
 
 
 def example_images(state: ModelState, image_size: int, batch: int) -> Tensor:
@@ -85,7 +86,7 @@ def write_onnx(
             lay_out_weights(program.model)
             program.model.metadata_props.update(notes)
             program.save(file, external_data=size > MAX_ONNX_BYTES)
-    except _EXPORT_ERRORS as error:
+    except EXPORT_ERRORS as error:
         raise ValueError(
             f"the model cannot be written as ONNX: {first_line(error)}"
         ) from error

@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.measure.options import RuntimeOptions
+from compress.measure.options import Precision, RuntimeOptions
 from compress.runtimes.errors import first_line
 from compress.runtimes.interface import (
     INTEGERS,
     Floats,
-    Runtime,
+    OnnxBased,
     Session,
     num_threads,
 )
@@ -26,13 +26,13 @@ _INTEGER_KERNELS = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "QAttent
 """How the names of kernels that multiply integers begin."""
 
 
-class OnnxRuntime(Runtime):
+class OnnxRuntime(OnnxBased):
     """An ONNX file, executed by ONNX Runtime."""
 
     name = "onnxruntime"
     title = "ONNX Runtime"
     file = "model.onnx"
-    needs = ("onnx", "onnxruntime", "onnxscript")
+    needs = ("onnxruntime", *OnnxBased.needs)
     extra = "export"
     precisions = ("float32", "float16")
 
@@ -48,6 +48,19 @@ class OnnxRuntime(Runtime):
 
         write_onnx(module, inputs, folder / self.file, notes, options.precision)
         return folder / self.file
+
+    def onnx_precision(self, options: RuntimeOptions) -> Precision:
+        return options.precision
+
+    def convert(
+        self,
+        onnx_file: Path,
+        folder: Path,
+        options: RuntimeOptions,
+        notes: Mapping[str, str],
+    ) -> Path:
+        """It executes the file as it is; notes are written with the file."""
+        return onnx_file
 
     def load(
         self, file: Path, options: RuntimeOptions, device: str = "cpu"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,14 +16,11 @@ from compress.runtimes.errors import first_line
 from compress.runtimes.interface import (
     INTEGERS,
     Floats,
-    Runtime,
+    OnnxBased,
     Session,
     num_threads,
     type_of,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 _TYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _NAMES = {v: k for k, v in _TYPES.items()} | {"i8": INTEGERS, "u8": INTEGERS}
@@ -32,30 +28,14 @@ _PRODUCTS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")
 """Kinds of layers whose type tells in what a model is computed."""
 
 
-class OpenVino(Runtime):
+class OpenVino(OnnxBased):
     """OpenVINO's intermediate representation: an .xml file and its weights beside it."""
 
     name = "openvino"
     title = "OpenVINO"
     file = "model.xml"
-    needs = ("openvino", "onnx", "onnxscript")
+    needs = ("openvino", *OnnxBased.needs)
     extra = "deploy"
-
-    def write_module(
-        self,
-        module: nn.Module,
-        inputs: Tensor,
-        folder: Path,
-        options: RuntimeOptions,
-        notes: Mapping[str, str],
-    ) -> Path:
-        from compress.runtimes.onnx_file import write_onnx
-
-        with tempfile.TemporaryDirectory() as place:
-            onnx_file = Path(place) / "model.onnx"
-            write_onnx(module, inputs, onnx_file, {})
-            self.convert(onnx_file, folder, options, notes)
-        return folder / self.file
 
     def convert(
         self,
@@ -63,11 +43,12 @@ class OpenVino(Runtime):
         folder: Path,
         options: RuntimeOptions,
         notes: Mapping[str, str],
-    ) -> None:
-        """Write an ONNX file as OpenVINO's own; the notes become its `rt_info`."""
+    ) -> Path:
+        """The notes become the model's `rt_info`."""
         import openvino
 
-        model = openvino.convert_model(str(onnx_file))
+        # `openvino.convert_model` does the same, and sends a report of its use
+        model = openvino.Core().read_model(str(onnx_file))
         for key, value in notes.items():
             model.set_rt_info(value, ["model_info", key])
         openvino.save_model(
@@ -75,6 +56,12 @@ class OpenVino(Runtime):
             str(folder / self.file),
             compress_to_fp16=options.precision == "float16",
         )
+        return folder / self.file
+
+    def load_onnx(
+        self, onnx_file: Path, options: RuntimeOptions, device: str = "cpu"
+    ) -> OpenVinoSession:
+        return self.load(onnx_file, options)
 
     def load(
         self, file: Path, options: RuntimeOptions, device: str = "cpu"

@@ -12,12 +12,17 @@ def timed_pass(
     model: nn.Module, images: Tensor, device: torch.device
 ) -> Callable[[], float]:
     """A function that runs one pass, launched kernel by kernel, and returns its milliseconds."""
+    return timed_call(lambda: model(images), device)
+
+
+def timed_call(run: Callable[[], Any], device: torch.device) -> Callable[[], float]:
+    """A function that runs `run` and returns its milliseconds, on CUDA those of the device."""
     if device.type == "cuda":
-        return _by_events(lambda: model(images), device)
+        return _by_events(run, device)
 
     def by_wall_clock() -> float:
         begin = time.perf_counter()
-        model(images)
+        run()
         return 1000 * (time.perf_counter() - begin)
 
     return by_wall_clock

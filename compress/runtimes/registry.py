@@ -26,6 +26,8 @@ _PLACES = {
     "torch_compile": _Place("torch", "Compiled"),
     "onnxruntime": _Place("onnxruntime", "OnnxRuntime"),
     "openvino": _Place("openvino", "OpenVino"),
+    "executorch": _Place("executorch", "ExecuTorch"),
+    "tensorrt": _Place("tensorrt", "TensorRt"),
 }
 RUNTIMES = tuple(_PLACES)
 """Names of all runtimes."""

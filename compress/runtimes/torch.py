@@ -90,7 +90,7 @@ class Compiled(Eager):
 
 
 class TorchSession(Session):
-    """See `Session`. The module is cast and moved in place."""
+    """See `Session`. The module is cast and moved in place; `compiled` says how it is called."""
 
     def __init__(
         self,
@@ -101,6 +101,7 @@ class TorchSession(Session):
         compiled: bool = False,
     ) -> None:
         super().__init__(options)
+        self.compiled = compiled
         self._device = torch.device(device)
         self._dtype = getattr(torch, options.precision)
         self.module: Any = module.eval().to(self._device, self._dtype)

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from compress.runtimes.interface import Session
     from trainers.models.arch import ModelState
 
+_SECONDS = 120.0
+"""For all timed passes, but for the least number of rounds."""
+
 
 def bench(
     model: Annotated[
@@ -62,6 +65,7 @@ def bench(
                     raise ValueError(f"--{wrong['loc'][0]}: {wrong['msg']}") from None
                 try:
                     runtime_of(name).check(options)
+                    runtime_of(name).check_model(state.arch)
                 except ValueError as error:
                     if runtime != "all":
                         raise
@@ -101,17 +105,24 @@ def _numbers(option: str, text: str) -> list[int]:
 def _times(
     sessions: "list[Session]", state: "ModelState", size: int, rounds: int
 ) -> list[list[float]]:
-    """Milliseconds of each session's passes, one of each in a round."""
+    """Milliseconds of each session's passes, one of each in a round, while the trials of this
+    machine stand still.
+    """
+    import torch
+
+    from compress.measure.latency import times_in_turns
     from compress.runtimes.onnx_file import example_images
+    from trainers import measuring
 
     passes = []
     for each in sessions:
         images = example_images(state, size, each.options.batch_size)
         passes.append(each.timed_pass(images.numpy()))
-    for timed in passes * 3:
-        timed()
-    by_round = [[timed() for timed in passes] for _ in range(rounds)]
-    return [list(times) for times in zip(*by_round, strict=True)]
+    with measuring.alone(torch.device("cpu"), _SECONDS) as alone:
+        times = times_in_turns(passes, warmup=3, rounds=rounds, max_seconds=_SECONDS)
+    if not alone:
+        warn("other work on this machine went on meanwhile")
+    return times
 
 
 def _show(sessions: "list[Session]", times: list[list[float]]) -> None:

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -13,7 +13,7 @@ from sweeps.cli.terminal import console
 if TYPE_CHECKING:
     from trainers.models.arch import Arch
 
-_DTYPES = ("float32", "bfloat16", "float16")
+_DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
 def latency_table(
@@ -68,7 +68,7 @@ def latency_table(
     counts, sizes = _numbers("--points", points), _numbers("--groups", groups)
     import torch
 
-    where, precision = _device(device), _dtype(dtype)
+    where, types = _device(device), _dtype(dtype)
     if threads is not None:
         torch.set_num_threads(threads)
     table = _measured(
@@ -77,10 +77,10 @@ def latency_table(
         counts,
         sizes,
         batch_size=batch,
-        dtype=precision,
         rounds=rounds,
         tf32=tf32,
         runtime=_runtime(runtime),
+        **types,
     )
     table.write(out)
     table.check_monotone()
@@ -129,11 +129,17 @@ def _device(name: str) -> Any:
     return device
 
 
-def _dtype(name: str) -> Literal["float32", "bfloat16", "float16"]:
-    for valid in ("float32", "bfloat16", "float16"):
-        if name == valid:
-            return valid  # type: ignore[return-value]
-    raise ValueError(f"--dtype {name!r}; valid: {', '.join(_DTYPES)}")
+def _dtype(name: str) -> dict[str, Any]:
+    """What `measure_table` is told about the type of weights and products."""
+    if name not in _DTYPES:
+        raise ValueError(f"--dtype {name!r}; valid: {', '.join(_DTYPES)}")
+    if name != "int8":
+        return {"dtype": name}
+    from compress.int8.nncf_internals import check_installed
+    from compress.int8.timing import in_integers
+
+    check_installed()
+    return {"quantiser": in_integers}
 
 
 def _runtime(name: str) -> str:

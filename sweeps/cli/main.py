@@ -4,7 +4,16 @@ import sys
 
 import typer
 
-from sweeps.cli import about, bench, latency_table, models, reproduce, results, run
+from sweeps.cli import (
+    about,
+    bench,
+    latency_table,
+    models,
+    reproduce,
+    results,
+    run,
+    simulate,
+)
 from sweeps.cli.terminal import Command, Commands
 
 app = typer.Typer(
@@ -28,6 +37,7 @@ for command in (
     results.front,
     results.report,
     results.query,
+    simulate.simulate,
     bench.bench,
     models.export,
     models.pack,

@@ -17,8 +17,8 @@ def export(
         typer.Option(
             "--format",
             help=(
-                "safetensors, onnx, openvino, torchscript, torch_export, packed, or that of a"
-                " plugin"
+                "safetensors, onnx, openvino, executorch, tensorrt, torchscript, torch_export,"
+                " packed, or that of a plugin"
             ),
         ),
     ] = "safetensors",
@@ -60,7 +60,6 @@ def export(
     What was written is loaded again and compared with the model before the folder appears.
     """
     from sweeps.export.formats import export as write
-    from sweeps.export.formats import verified
     from sweeps.export.hub import model_of, upload
     from sweeps.run.storage import find_run
     from sweeps.spec.plugins import load_plugins, read_plugins
@@ -70,14 +69,19 @@ def export(
     folder = find_run(run, to_read=True)
     target = out or Path(f"{folder.name}-{trial}-{format_name}")
     done = write(
-        folder, trial, format_name, target, image_size=image_size, licence=licence
+        folder,
+        trial,
+        format_name,
+        target,
+        image_size=image_size,
+        licence=licence,
+        verify=verify,
     )
     for path in done.files:
         say(f"{path}  {path.stat().st_size:,} bytes")
     say(f"loaded again: logits differ by at most {done.difference:.2g}")
-    if verify:
-        accuracy = verified(folder, trial, format_name, target)
-        say(f"validation part through the file: accuracy {accuracy:.4f}")
+    if done.accuracy is not None:
+        say(f"validation part through the file: accuracy {done.accuracy:.4f}")
     if target_model is not None:
         say(f"uploaded: {upload(target, target_model)}")
 

@@ -61,7 +61,23 @@ def front(
     ] = None,
     pick: Annotated[
         str | None,
-        typer.Option("--pick", help="one of them: knee, or best-<objective>"),
+        typer.Option(
+            "--pick",
+            help=(
+                "one of them: knee, best-<objective>, or worst-case: the best compromise of what"
+                " each offers at worst, given its seeds, images and quartiles"
+            ),
+        ),
+    ] = None,
+    max_loss: Annotated[
+        str | None,
+        typer.Option(
+            "--max-loss",
+            help=(
+                "what to ship: the cheapest that loses no more than this beside the baseline,"
+                " as in 1%"
+            ),
+        ),
     ] = None,
     noise: Annotated[
         bool | None,
@@ -79,17 +95,25 @@ def front(
 
     Replicates of a configuration are one row, with mean and spread.
     """
-    from analysis import command, front_text, nothing_passes
+    from analysis import also_possible, front_text, nothing_passes
 
     loaded = _load(run)
+    if max_loss is not None:
+        _print_within(loaded, max_loss)
+        return
     rows = loaded.front(where, noise=noise)
     empty = NO_FRONT if where is None else nothing_passes(loaded, where)
     if pick is None:
         title = f"front of {loaded.name}"
         _print_table(_narrowed(front_text(loaded, rows), loaded), title, empty)
+        possible = also_possible(loaded, rows) if where is None else ""
+        if possible:
+            say(possible)
         _say_baseline(loaded)
         return
     picks = {name.replace(" ", "-"): row for name, row in loaded.picks(rows).items()}
+    if not rows.empty:
+        picks["worst-case"] = loaded.worst_case_pick(rows)
     if rows.empty:
         raise ValueError(f"--pick {pick}: nothing to pick from: {empty}")
     if pick.replace(" ", "-") not in picks:
@@ -97,8 +121,7 @@ def front(
     chosen = rows.loc[[picks[pick.replace(" ", "-")]]]
     text = _narrowed(front_text(loaded, chosen), loaded)
     _print_table(text, f"{pick} of {loaded.name}", "")
-    for what in ("onnx", "reproduce"):
-        say(command(loaded, chosen["trial_id"].iloc[0], what))
+    _say_commands(loaded, str(chosen["trial_id"].iloc[0]))
 
 
 def report(
@@ -184,6 +207,57 @@ def print_front(run: Path) -> "Run":
     _print_table(rows, f"front of {loaded.name}", NO_FRONT)
     _say_baseline(loaded)
     return loaded
+
+
+def _print_within(loaded: "Run", given: str) -> None:
+    """The cheapest configuration that loses no more than this, with the commands to have it."""
+    from analysis import front_text
+    from analysis.summary import (
+        beside_baseline,
+        cheapest_within,
+        kept_and_cost,
+        within_loss,
+    )
+
+    loss = _share(given)
+    wanted, offered = kept_and_cost(loaded), within_loss(loaded)
+    if loaded.baseline is None or wanted is None or not offered:
+        raise ValueError(
+            "--max-loss: nothing to compare: it needs a measured baseline, a share to maximise"
+            " (accuracy), an objective to minimise, and a front; --where takes absolute values"
+        )
+    found = cheapest_within(offered, loss)
+    if found is None:
+        raise ValueError(
+            f"--max-loss {given}: every configuration of the front loses more {wanted[0].metric}"
+            f" than that; the least is {100 * offered[0].loss:.2f} %"
+        )
+    rows = loaded.configurations()
+    chosen = rows.loc[[found.row]]
+    title = f"lowest {wanted[1].metric} of {loaded.name} within {given}"
+    _print_table(_narrowed(front_text(loaded, chosen), loaded), title, "")
+    say(f"{beside_baseline(loaded, chosen.iloc[0])} against {loaded.baseline.name}")
+    _say_commands(loaded, str(chosen["trial_id"].iloc[0]))
+
+
+def _share(given: str) -> float:
+    """'1%' and '0.01' as 0.01."""
+    text = given.strip()
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise ValueError(f"--max-loss {given}: give a share of one, as in 1% or 0.01")
+    return value
+
+
+def _say_commands(loaded: "Run", trial_id: str) -> None:
+    """How to have a trial's model, and to run it again."""
+    from analysis import command
+
+    for what in ("onnx", "reproduce"):
+        say(command(loaded, trial_id, what))
 
 
 def _say_baseline(loaded: "Run") -> None:

@@ -23,7 +23,11 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweeps.drive.ray_internals import in_own_process_groups, tamed
+from sweeps.drive.ray_internals import (
+    in_own_process_groups,
+    tamed,
+    without_idle_processes,
+)
 from sweeps.spec.yaml_text import SpecError
 
 LOCAL = "local"
@@ -55,6 +59,7 @@ _ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
 _PACKAGES = ("sweeps", "compress", "trainers", "analysis")
+_SHARED_MEMORY = Path("/dev/shm")
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 60.0
 
@@ -69,19 +74,28 @@ def start_ray(cpus: int | None = None) -> None:
     """A private Ray on this machine, quiet, with `cpus` cores (default: all).
 
     Raises:
+        SpecError: this machine has no shared memory.
         RayLostError: it did not start.
     """
+    if sys.platform == "linux" and not _SHARED_MEMORY.is_dir():
+        # Ray takes another folder where this one is small, but does not start without it
+        raise SpecError(
+            f"this machine has no shared memory ({_SHARED_MEMORY}), which Ray needs; mount it"
+            f" (mount -t tmpfs tmpfs {_SHARED_MEMORY}), or take a container that has it"
+            " (docker run --shm-size=1g)"
+        )
     set_environment()
     # private: no token under the home folder
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     try:
-        with in_own_process_groups():
+        with in_own_process_groups(), without_idle_processes():
             ray.init(
                 "local",
                 num_cpus=cpus,
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level=logging.ERROR,
+                # an error is raised, and told in a line; Ray's log of it takes twenty
+                logging_level=logging.CRITICAL,
                 configure_logging=True,
             )
     except Exception as error:
@@ -255,7 +269,10 @@ def _explained(address: str, kind: str, message: str) -> str:
             f" {ray.__version__} and Python {platform.python_version()}; the same"
             f" versions must be installed here and there. Ray says: {said}"
         )
-    return f"--address {address}: Ray does not connect: {said or 'no answer'}"
+    return (
+        f"--address {address}: Ray does not connect: {said or 'no answer'}; a cluster that"
+        " asks for a token needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here"
+    )
 
 
 def run_on_head(

@@ -66,6 +66,7 @@ from sweeps.spec.model import Spec
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.attempt import run_trial
 from trainers.files import default_data_cache, read_json, write_atomic
+from trainers.leftovers import remove_leftovers
 from trainers.remote import is_uri
 
 MOST_IN_VAIN = 3
@@ -165,6 +166,7 @@ def run_sweep(
             storage.pull()
             _prepare(sweep, storage, overwrite, command)
             with driving(run) as successor:
+                remove_leftovers(run, below=True)
                 if retry is not None:
                     reopen(run, retry)
                 drive = _Drive(
@@ -275,7 +277,8 @@ def _search_on(drive: _Drive) -> None:
         for line in check_nodes(storage.run if storage.shared else None):
             progress.note(line)
     search = StudySearch(sweep, storage)
-    for line in search.notes:
+    plan = search.plan_line()
+    for line in [*search.notes, *([] if plan is None else [plan])]:
         progress.note(line)
     progress.restarted()
     if search.num_trials > 0:
@@ -308,6 +311,9 @@ def _search(drive: _Drive, search: StudySearch) -> None:
             raise
     finally:
         drive.halted = search.halted
+        said = search.outcome_line()
+        if said is not None:
+            drive.progress.note(said)
     storage.pull()  # what nodes wrote as they were stopped
 
 
@@ -380,6 +386,7 @@ def site_of(sweep: Sweep, run: Path) -> Site:
         device="cuda" if cuda else "cpu",
         threads=wanted.cpus_per_worker,
         workers=wanted.workers,
+        strategy=wanted.strategy,
         gpus_per_worker=wanted.gpus_per_worker,
         keep_workers=wanted.worker_group == "keep",
         max_failures=spec.search.max_failures,

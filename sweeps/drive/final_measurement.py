@@ -3,14 +3,20 @@
 What is found lies beside each trial's record, which stays as it is (`trials/<id>/latency.json`);
 `analysis` takes the latency from there. All of them are measured on one node, since times of
 different machines cannot be compared.
+
+A machine's speed drifts while a search runs, so milliseconds of different hours are not the same.
+All trials with the same source on such a device are therefore given in one time of that source, the
+median of all its measurements in the run: latency_ms = latency_ratio × that time.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -19,12 +25,13 @@ from analysis.contract import LATENCY_FILE, Objective
 from analysis.fronts import front_and_rivals
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import Site
-from sweeps.run.record import now, to_json
+from sweeps.run.record import TrialRecord, now, to_json
 from sweeps.run.storage import RunStorage
 from sweeps.trial.final_latency import MAX_SECONDS, measure_in_turns
 from trainers import plugins
 from trainers.files import read_json, write_atomic
 
+REFERENCE = "reference_latency_ms"
 LATENCIES = ("latency_ms", "latency_ratio", "p95_latency_ms", "throughput")
 """Metrics that are measured again."""
 MOST_TRIALS = 40
@@ -62,18 +69,39 @@ def measure_front(
     if len(chosen) < 2 or _done(storage, chosen):
         return None
     hosts = dict(zip(run.trials["trial_id"], run.trials["host"], strict=True))
+    host = Counter(hosts[name] for name in chosen).most_common(1)[0][0]
+    runtimes = list(dict.fromkeys(wanted.values()))
+    found = _measured_on(host, chosen, site, runtimes)
+    if isinstance(found, str):
+        return found
+    facts = {key: found[key] for key in ("host", "alone", "rounds")}
+    _write(storage, chosen, _in_common_time(storage, hosts, found, runtimes), facts)
+    missing = [name for name in chosen if name not in found["metrics"]]
+    if not missing:
+        return None
+    return (
+        f"the models of {', '.join(missing)} are no longer in the stage cache of"
+        f" {found['host']}, so they could not be measured beside the others; their latency"
+        " is what the trial recorded"
+    )
+
+
+def _measured_on(
+    host: str, chosen: list[str], site: Site, runtimes: list[str]
+) -> dict[str, Any] | str:
+    """What `measure_in_turns` gives on this node; a line about it where it failed."""
     task = ray.remote(
         num_cpus=site.threads, num_gpus=site.gpus_per_worker, max_retries=1
     )(_measure)
-    node = _node_of(Counter(hosts[name] for name in chosen).most_common(1)[0][0])
+    node = _node_of(host)
     if node is not None:
         where = NodeAffinitySchedulingStrategy(node, soft=True)
         task = task.options(scheduling_strategy=where)
-    runtimes = list(dict.fromkeys(wanted.values()))
     running = task.remote(chosen, site.model_dump(mode="json"), runtimes)
     patience = START_SECONDS + 3 * MAX_SECONDS * len(runtimes)
     try:
         found: dict[str, Any] = ray.get(running, timeout=patience)
+        return found
     except ray.exceptions.GetTimeoutError:
         ray.cancel(running, force=True)
         return (
@@ -86,20 +114,78 @@ def measure_front(
             f"the front's latencies could not be measured again ({said}); they are those"
             " that the trials recorded"
         )
-    facts = {key: found[key] for key in ("host", "alone", "rounds")}
-    for name, metrics in found["metrics"].items():
-        content = {"schema": 1, "trial_id": name, "measured": now(), "together": chosen}
-        path = trial_folder(storage.run, name) / LATENCY_FILE
-        write_atomic(path, to_json(content | facts | {"metrics": metrics}))
+
+
+def _write(
+    storage: RunStorage,
+    together: list[str],
+    metrics: Mapping[str, Mapping[str, Any]],
+    facts: Mapping[str, Any],
+) -> None:
+    """The latency file of each trial."""
+    for name, values in metrics.items():
+        content = {
+            "schema": 1,
+            "trial_id": name,
+            "measured": now(),
+            "together": together,
+            "again": name in together,
+            **facts,
+            "metrics": values,
+        }
+        write_atomic(trial_folder(storage.run, name) / LATENCY_FILE, to_json(content))
         storage.push_trial(name)
-    missing = [name for name in chosen if name not in found["metrics"]]
-    if not missing:
-        return None
-    return (
-        f"the latency of {', '.join(missing)} is the one that the trial recorded: the stage"
-        f" cache of {found['host']} has its model no more, so it could not be measured beside"
-        " the others"
-    )
+
+
+def _in_common_time(
+    storage: RunStorage,
+    trial_ids: Iterable[str],
+    found: Mapping[str, Any],
+    prefixes: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+    """Latencies of all trials, measured again or not, in one time of their source."""
+    measured: dict[str, dict[str, Any]] = {}
+    alike: dict[str, str] = {}
+    times = defaultdict[tuple[str, str], list[float]](list)
+    for name in sorted(trial_ids):
+        record = TrialRecord.read(trial_folder(storage.run, name))
+        if record is None or record.status != "complete":
+            continue
+        again = found["metrics"].get(name, {})
+        measured[name] = {**record.outcome.metrics, **again}
+        alike[name] = _alike(record)
+        for prefix in prefixes:
+            for values in (record.outcome.metrics, again):
+                if prefix + REFERENCE in values:
+                    times[alike[name], prefix].append(values[prefix + REFERENCE])
+    results = {name: dict(values) for name, values in found["metrics"].items()}
+    for name, values in measured.items():
+        for prefix in prefixes:
+            known = times[alike[name], prefix]
+            if known and f"{prefix}latency_ratio" in values:
+                scaled = _scaled(values, prefix, float(np.median(known)))
+                results.setdefault(name, {}).update(scaled)
+    return results
+
+
+def _alike(record: TrialRecord) -> str:
+    """Equal for trials whose sources take equally long."""
+    plan = record.plan
+    parts = (plan.source, plan.measure, plan.data)
+    device = record.machine.device.model_dump() if record.machine else None
+    return json.dumps([*(part.model_dump(mode="json") for part in parts), device])
+
+
+def _scaled(
+    values: Mapping[str, Any], prefix: str, reference_ms: float
+) -> dict[str, Any]:
+    """Times of a trial, were its source as fast as `reference_ms`."""
+    latency_ms = reference_ms * values[f"{prefix}latency_ratio"]
+    factor = latency_ms / values[f"{prefix}latency_ms"]
+    times = ("latency_ms", "latency_p25_ms", "latency_p75_ms", "p95_latency_ms")
+    found = {prefix + name: values[prefix + name] * factor for name in times}
+    found[f"{prefix}throughput"] = values[f"{prefix}throughput"] / factor
+    return found | {prefix + REFERENCE: reference_ms}
 
 
 def _measure(

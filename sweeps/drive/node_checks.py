@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.spec.model import Resources
 from sweeps.spec.yaml_text import SpecError
+from trainers.leftovers import tag
 
 _LIBRARIES = ("torch", "timm", "numpy", "optuna")
 _NODES_SECONDS = 180.0
@@ -64,7 +64,7 @@ def check_nodes(run: Path | None) -> list[str]:
     Raises:
         SpecError: a node that could not run a trial, by name.
     """
-    token = f".probe-{uuid.uuid4().hex[:8]}"
+    token = f".probe-{tag()}"
     if run is not None:
         (run / token).write_text("")
     try:

@@ -261,11 +261,17 @@ class Progress:
             for name, value in self.standing.best().items()
         )
         volume = (
-            f" · hypervolume {number(self.standing.hypervolume())}"
+            f" · hypervolume {self._about}{number(self.standing.hypervolume())}"
             if best and len(self.objectives) > 1
             else ""
         )
         return states + (f"\n{best}{volume}" if best else "")
+
+    @property
+    def _about(self) -> str:
+        from analysis import pareto
+
+        return "about " if len(self.objectives) > pareto.MOST_EXACT else ""
 
     def _redraw(self) -> None:
         if self._bar is None:

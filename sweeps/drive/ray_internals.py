@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ray._private import auto_init_hook, services
+from ray._private import auto_init_hook, parameter, services
 from ray._private import worker as driver_worker
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import RayActorError, RayTaskError
@@ -32,6 +32,23 @@ def in_own_process_groups() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = before  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def without_idle_processes() -> Iterator[None]:
+    """A Ray that starts inside has neither autoscaler nor log monitor.
+
+    A private one cannot grow, and forwards no logs. Each of the two is a Python process, whose
+    imports would take half a second from the first trials, and whose end Ray awaits.
+    """
+    before = parameter.RayParams
+    wanted: dict[str, Any] = {"no_monitor": True, "include_log_monitor": False}
+    # a type checker takes it for a class alone
+    parameter.RayParams = functools.partial(before, **wanted)  # type: ignore
+    try:
+        yield
+    finally:
+        parameter.RayParams = before  # type: ignore[misc]
 
 
 @contextlib.contextmanager

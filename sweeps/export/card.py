@@ -7,6 +7,7 @@ goes into code spans.
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from analysis.contract import LATENCY_FILE, RUN_FILE, SEARCH_PREFIX, TEST_PREFIX
 from analysis.header import metrics_of_run
 from analysis.metrics import Metrics, on_test_set
 from analysis.report.markdown import code
+from compress.measure.options import RuntimeOptions
 from compress.pipeline import stages
+from compress.runtimes.registry import runtime
 from sweeps.run.folder import trial_folder
-from sweeps.run.record import TrialRecord
+from sweeps.run.record import TrialRecord, named_record
 from trainers.config import DataConfig, SourceConfig
 from trainers.files import read_json, sha256_file, write_atomic
 from trainers.models.arch import ModelState
@@ -30,51 +33,132 @@ UNKNOWN = "unknown"
 CODE_LICENCE = "Apache-2.0"
 
 
+@dataclass(frozen=True)
+class About:
+    """What the card says of the file itself.
+
+    Attributes:
+        format_name: as it was asked for.
+        library: what loads it, as Hugging Face's hub names that.
+        usage: Python that loads it.
+        options: how its runtime executes it, if one of ours does.
+        licence: SPDX identifier that was given for the weights.
+    """
+
+    format_name: str
+    library: str
+    usage: str
+    options: RuntimeOptions | None
+    licence: str | None
+
+
 def write_card(
     folder: Path,
     run: Path,
-    record: TrialRecord,
+    trial_id: str,
     state: ModelState,
-    *,
-    format_name: str,
-    library: str,
-    usage: str,
-    difference: float,
+    about: About,
     input_shape: Sequence[int | str],
-    licence: str | None,
+    difference: float,
+    accuracy: float | None,
 ) -> None:
-    """Write `README.md` about the other files of `folder`."""
+    """Write `README.md` about the other files of `folder`.
+
+    Args:
+        difference: the largest that was seen of a logit.
+        accuracy: of the validation part through the file, if that was asked for.
+    """
+    record = named_record(run, trial_id)
     source = _source_licence(record.plan.source)
     name = f"{run.resolve().name} {record.trial_id}"
-    chosen = licence or source or UNKNOWN
+    chosen = about.licence or source or UNKNOWN
     header = yaml.safe_dump(
-        _front_matter(run, record, library, chosen),
+        _front_matter(run, record, about.library, chosen),
         sort_keys=False,
         allow_unicode=True,
     )
+    metrics = _latest_metrics(run, record)
     blocks = [
         f"---\n{header}---",
         f"# {code(name)}",
         _model(state, input_shape),
         "## Use",
-        f"```python\n{usage}\n```",
+        f"```python\n{about.usage}\n```",
         _input(record.plan.data, input_shape),
+        "## As deployed",
+        _deployed(record, about, metrics, folder, accuracy),
         "## Method",
         _method(record),
         "## Data",
         _data(run, record),
         "## Metrics",
-        _metrics(run, _latest_metrics(run, record)),
+        _metrics(run, metrics),
         "## How it was made",
         _made(run, record),
         "## Licence",
-        _licences(chosen, source, licence),
+        _licences(chosen, source, about.licence),
         "## Files",
-        _files(folder, format_name, difference),
+        _files(folder, about.format_name, difference),
     ]
     write_atomic(
         folder / "README.md", ("\n\n".join(blocks) + "\n").encode("utf-8", "replace")
     )
+
+
+def _deployed(
+    record: TrialRecord,
+    about: About,
+    metrics: Mapping[str, Any],
+    folder: Path,
+    accuracy: float | None,
+) -> str:
+    """Accuracy, latency and size of the file in the runtime that executes it."""
+    lines = []
+    if about.options is not None:
+        lines = _in_runtime(record, about.options, metrics)
+    if accuracy is not None:
+        lines.append(
+            f"accuracy {accuracy:.4f} of the validation part, of this very file"
+        )
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    lines.append(f"size {size:,} bytes, all files together")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _in_runtime(
+    record: TrialRecord, options: RuntimeOptions, metrics: Mapping[str, Any]
+) -> list[str]:
+    """What the trial measured in this runtime."""
+    title = runtime(options.runtime).title
+    runtimes = record.plan.measure.runtimes
+    prefix = next((p for p, known in runtimes.items() if known == options), None)
+    if prefix is None or f"{prefix}latency_ms" not in metrics:
+        return [f"the trial was not measured in {title}; it is written in float32"]
+    device = record.machine.device if record.machine else None
+    threads = options.threads or (device.threads if device else "?")
+    found = {
+        name: metrics.get(prefix + name)
+        for name in (
+            *("latency_ms", "latency_p25_ms", "latency_p75_ms", "latency_ratio"),
+            *("runtime_accuracy", "latency_dtype"),
+        )
+    }
+    lines = [f"in {title}, which computes in {code(found['latency_dtype'])}:"]
+    latency = (
+        f"latency {found['latency_ms']:.4g} ms (quartiles {found['latency_p25_ms']:.4g}"
+        f" to {found['latency_p75_ms']:.4g}) for a batch of {options.batch_size},"
+        f" {threads} {'thread' if threads == 1 else 'threads'} of"
+        f" {code(device.name if device else UNKNOWN)}"
+    )
+    if found["latency_ratio"] is not None:
+        latency += f"; {found['latency_ratio']:.3g} of the source model's"
+    lines.append(latency)
+    if found["runtime_accuracy"] is not None:
+        lines.append(
+            f"accuracy {found['runtime_accuracy']:.4f} of the validation part, measured"
+            " in the trial"
+        )
+    return lines
 
 
 def _front_matter(

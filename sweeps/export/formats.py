@@ -1,5 +1,5 @@
-"""A trial's model as files that others can run: safetensors, ONNX, TorchScript,
-torch.export, OpenVINO, or our coded file.
+"""A trial's model as files that others can run: safetensors, ONNX, OpenVINO, ExecuTorch, TensorRT,
+TorchScript, torch.export, or our coded file.
 
 Every export is loaded again by its own runtime and compared with the model's logits before
 it is left behind.
@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,12 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from compress.codec.file import decode, encode
-from compress.measure.options import RuntimeName, RuntimeOptions
+from compress.measure.options import (
+    MeasureConfig,
+    RuntimeOptions,
+)
 from compress.measure.through_runtime import accuracy_of
 from compress.runtimes.errors import check_installed, first_line
 from compress.runtimes.onnx_file import quiet
 from compress.runtimes.registry import runtime
-from sweeps.export.card import write_card
+from sweeps.export.card import About, write_card
+from sweeps.export.difference import example_images, largest_difference
 from sweeps.export.models import trial_model
 from sweeps.export.preprocessing import FILE as SCRIPT_FILE
 from sweeps.export.preprocessing import notes_of, script
@@ -30,19 +34,9 @@ from sweeps.run.record import named_record
 from sweeps.spec.yaml_text import did_you_mean
 from trainers import plugins
 from trainers.config import DataConfig
-from trainers.data.splits import data_info, load_data
+from trainers.data.splits import Data, data_info, load_data
 from trainers.files import default_data_cache
 from trainers.models.arch import ModelState
-from trainers.models.quantised import QuantisedModel, computing_by, moved_slightly
-from trainers.seeding import derive_seed
-
-TOLERANCE = 1e-4
-"""Largest allowed |difference| of a logit, in units of the largest logit or of 1."""
-INTEGER_TOLERANCE = 4.0
-"""The same for models in integers, in units of what rounding itself leaves open: a runtime may
-round a value between two steps to the other one, and later layers carry that on. See `_open`.
-"""
-_BATCHES = (1, 3)
 
 SAFETENSORS_FILE = "model.safetensors"
 TORCHSCRIPT_FILE = "model.pt"
@@ -62,7 +56,7 @@ class Format:
         library: what loads the model, as Hugging Face's hub names it.
         needs: modules without which the format can be neither written nor run.
         extra: the extra of this distribution that installs them.
-        runtime: name of the runtime that executes the file, if one of ours does.
+        options: how the file's runtime executes it, if one of ours does.
     """
 
     file: str
@@ -72,18 +66,24 @@ class Format:
     library: str = "compression-sweeps"
     needs: tuple[str, ...] = ()
     extra: str | None = None
-    runtime: RuntimeName | None = None
+    options: RuntimeOptions | None = None
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` wrote: its folder, the files in it, and the largest difference of a
-    logit that was seen.
+    """What `export` wrote.
+
+    Attributes:
+        folder: where it is.
+        files: in that folder.
+        difference: the largest that was seen of a logit.
+        accuracy: the share of the validation images that the file recognises, if that was asked.
     """
 
     folder: Path
     files: list[Path]
     difference: float
+    accuracy: float | None = None
 
 
 def export(
@@ -94,19 +94,22 @@ def export(
     *,
     image_size: int | None = None,
     licence: str | None = None,
+    verify: bool = False,
 ) -> Exported:
     """Write a complete trial's model and its card (`README.md`) to the folder `out`, whole
-    or not at all.
+    or not at all. A file that a runtime executes has the precision and the batch size in which the
+    trial was measured there.
 
     Args:
         format_name: a key of `exporters()`.
         image_size: side of the square that the model sees, px; default: as in the trial.
         licence: SPDX identifier of the weights' licence, for the card.
+        verify: pass the trial's validation part through the file.
 
     Raises:
         ValueError: no such format or trial, a package that the format needs is missing, the
             image size cannot be told, `out` holds something already, the model cannot be
-            exported so, or the export computes otherwise.
+            exported so, the export computes otherwise, or it cannot be verified.
     """
     form = _format(format_name)
     _check_installed(format_name, form)
@@ -115,10 +118,12 @@ def export(
             f"{out}: exists and is not an empty folder; give another with -o"
         )
     state = trial_model(run, trial_id)
-    record = named_record(run, trial_id)
-    size = image_size or _image_size(state, record.plan.data)
+    plan = named_record(run, trial_id).plan
+    data = _to_verify(format_name, form, plan.data) if verify else None
+    size = image_size or _image_size(state, plan.data)
+    notes = notes_of(plan.data, size, _class_names(plan.data))
+    options = measured_options(form, plan.measure)
     with _beside(out) as folder:
-        notes = notes_of(record.plan.data, size, _class_names(record.plan.data))
         difference = write_model(
             state,
             format_name,
@@ -126,20 +131,45 @@ def export(
             image_size=size,
             title=f"trial {trial_id}",
             notes=notes,
+            options=options,
         )
-        write_card(
-            folder,
-            run,
-            record,
-            state,
-            format_name=format_name,
-            library=form.library,
-            usage=form.usage,
-            difference=difference,
-            input_shape=("batch", state.arch.args.get("in_chans", 3), size, size),
-            licence=licence,
+        accuracy = None
+        if data is not None and options is not None:
+            session = runtime(options.runtime).load(folder / form.file, options)
+            accuracy = accuracy_of(session, data)
+        about = About(format_name, form.library, form.usage, options, licence)
+        shape = ("batch", state.arch.args.get("in_chans", 3), size, size)
+        write_card(folder, run, trial_id, state, about, shape, difference, accuracy)
+    return Exported(out, sorted(out.iterdir()), difference, accuracy)
+
+
+def measured_options(form: Format, measure: MeasureConfig) -> RuntimeOptions | None:
+    """How a trial's model was measured in a format's runtime; the format's own options where it
+    was not.
+    """
+    own = form.options
+    if own is None:
+        return None
+    same = [o for o in measure.runtimes.values() if o.runtime == own.runtime]
+    return same[0] if same else own
+
+
+def _to_verify(format_name: str, form: Format, config: DataConfig) -> Data:
+    """The data that an exported file is verified with.
+
+    Raises:
+        ValueError: no runtime of ours executes this format, or the data are not here.
+    """
+    if form.options is None:
+        known = ", ".join(name for name, f in exporters().items() if f.options)
+        raise ValueError(
+            f"--verify: no runtime executes {format_name}; formats that can be verified:"
+            f" {known}"
         )
-    return Exported(out, sorted(out.iterdir()), difference)
+    data = load_data(config, default_data_cache())
+    if not data.size("val"):
+        raise ValueError("--verify: the trial has no validation part")
+    return data
 
 
 def write_model(
@@ -150,6 +180,7 @@ def write_model(
     image_size: int,
     title: str = "the model",
     notes: dict[str, str] | None = None,
+    options: RuntimeOptions | None = None,
 ) -> float:
     """Write a model's file to `folder`, which exists, and compare what it computes.
 
@@ -158,6 +189,7 @@ def write_model(
         image_size: side of the square that the model sees, px.
         title: what errors call the model.
         notes: the preprocessing, for a file that a runtime executes.
+        options: of that runtime; default: the format's.
 
     Returns:
         The largest difference of a logit.
@@ -170,28 +202,14 @@ def write_model(
     _check_installed(format_name, form)
     channels = state.arch.args.get("in_chans", 3)
     module = state.build()
-    images = _images(2, channels, image_size)
-    if form.runtime is not None and notes is not None:
-        form = replace(form, write=_with_notes(form.runtime, notes))
+    images = example_images(2, channels, image_size)
+    if form.options is not None and (notes is not None or options is not None):
+        form = _of_runtime(options or form.options, form.usage, form.library, notes)
     _write(form, state, module, images, folder, title)
-    return _compared(form, module, folder, channels, image_size, format_name)
-
-
-def _with_notes(
-    name: RuntimeName, notes: dict[str, str]
-) -> Callable[[ModelState, nn.Module, Tensor, Path], None]:
-    """Writes a runtime's file with the notes in it, and the script that follows them."""
-
-    def write(
-        state: ModelState, module: nn.Module, images: Tensor, folder: Path
-    ) -> None:
-        options = RuntimeOptions(runtime=name)
-        runtime(name).write(state, folder, images.shape[-1], options, notes)
-        text = script(name, notes)
-        if text is not None:
-            (folder / SCRIPT_FILE).write_text(text, encoding="utf-8")
-
-    return write
+    precision = "float32" if form.options is None else form.options.precision
+    return largest_difference(
+        form.run, module, folder, channels, image_size, format_name, precision
+    )
 
 
 def _class_names(data: DataConfig) -> tuple[str, ...]:
@@ -200,26 +218,6 @@ def _class_names(data: DataConfig) -> tuple[str, ...]:
         return tuple(data_info(data).class_names)
     except (ValueError, OSError):
         return ()
-
-
-def verified(run: Path, trial_id: str, format_name: str, folder: Path) -> float:
-    """The share of the trial's validation images that an exported file recognises.
-
-    Raises:
-        ValueError: no runtime of ours executes this format, or the data are not here.
-    """
-    form = _format(format_name)
-    if form.runtime is None:
-        known = ", ".join(name for name, f in exporters().items() if f.runtime)
-        raise ValueError(
-            f"--verify: no runtime executes {format_name}; formats that can be verified:"
-            f" {known}"
-        )
-    data = load_data(named_record(run, trial_id).plan.data, default_data_cache())
-    if not data.size("val"):
-        raise ValueError("--verify: the trial has no validation part")
-    options = RuntimeOptions(runtime=form.runtime)
-    return accuracy_of(runtime(form.runtime).load(folder / form.file, options), data)
 
 
 def _format(name: str) -> Format:
@@ -257,12 +255,6 @@ def _write(
         ) from error
 
 
-def _images(batch: int, channels: int, size: int) -> Tensor:
-    """Standard normal images (B, C, S, S), the same on every call."""
-    generator = torch.Generator().manual_seed(derive_seed(batch, "export"))
-    return torch.randn(batch, channels, size, size, generator=generator)
-
-
 def _image_size(state: ModelState, data: DataConfig) -> int:
     """Pixels of the trial's images: what the model was built for, what the data were
     resized to, or what they are.
@@ -277,43 +269,6 @@ def _image_size(state: ModelState, data: DataConfig) -> int:
             "the image size is not in the record and the data are not here; give"
             f" --image-size ({error})"
         ) from None
-
-
-def _compared(
-    form: Format, module: nn.Module, folder: Path, channels: int, size: int, name: str
-) -> float:
-    """The largest difference of a logit. Raises ValueError past the tolerance."""
-    worst = 0.0
-    for batch in _BATCHES:
-        images = _images(batch, channels, size)
-        with torch.no_grad():
-            wanted = module(images)
-        tolerance = TOLERANCE * max(1.0, float(wanted.abs().max()))
-        if isinstance(module, QuantisedModel):
-            tolerance += INTEGER_TOLERANCE * _open(module, images, wanted)
-        with quiet():
-            found = form.run(folder, images)
-        difference = (
-            float((found - wanted).abs().max())
-            if found.shape == wanted.shape
-            else float("inf")
-        )
-        if not difference <= tolerance:
-            raise ValueError(
-                f"the {name} export differs from the model by {difference:.3g} in a"
-                " logit; nothing was written"
-            )
-        worst = max(worst, difference)
-    return worst
-
-
-def _open(module: QuantisedModel, images: Tensor, wanted: Tensor) -> float:
-    """The largest difference of a logit when values are moved slightly before they are rounded;
-    three draws, the same on every call.
-    """
-    moved = moved_slightly(derive_seed(len(images), "rounding"))
-    with torch.no_grad(), computing_by(moved):
-        return max(float((module(images) - wanted).abs().max()) for _ in range(3))
 
 
 @contextmanager
@@ -360,7 +315,7 @@ def _write_torchscript(
     state: ModelState, module: nn.Module, images: Tensor, folder: Path
 ) -> None:
     with torch.no_grad():
-        # what a module keeps from its first pass is no fault: `_compared` checks what counts
+        # what a module keeps from its first pass is no fault; the logits are compared later
         torch.jit.trace(module, images, check_trace=False).save(
             str(folder / TORCHSCRIPT_FILE)
         )
@@ -385,22 +340,33 @@ def _run_torch_export(folder: Path, images: Tensor) -> Tensor:
         return torch.export.load(folder / TORCH_EXPORT_FILE).module()(images)
 
 
-def _of_runtime(name: RuntimeName, usage: str, library: str) -> Format:
-    """The format of the file that a runtime executes."""
-    chosen = runtime(name)
+def _of_runtime(
+    options: RuntimeOptions,
+    usage: str,
+    library: str,
+    notes: dict[str, str] | None = None,
+) -> Format:
+    """The format of the file that a runtime executes.
+
+    Args:
+        notes: go into the file, and into a script beside it that follows them.
+    """
+    chosen = runtime(options.runtime)
 
     def write(
         state: ModelState, module: nn.Module, images: Tensor, folder: Path
     ) -> None:
-        chosen.write(state, folder, images.shape[-1], RuntimeOptions(runtime=name))
+        chosen.write(state, folder, images.shape[-1], options, notes)
+        text = None if notes is None else script(options, notes)
+        if text is not None:
+            (folder / SCRIPT_FILE).write_text(text, encoding="utf-8")
 
     def run(folder: Path, images: Tensor) -> Tensor:
-        options = RuntimeOptions(runtime=name, batch_size=len(images))
         session = chosen.load(folder / chosen.file, options)
         return torch.from_numpy(session.run(images.numpy()))
 
     return Format(
-        chosen.file, write, run, usage, library, chosen.needs, chosen.extra, name
+        chosen.file, write, run, usage, library, chosen.needs, chosen.extra, options
     )
 
 
@@ -413,17 +379,32 @@ EXPORTERS: dict[str, Format] = {
         ' = ModelState.load(Path(".")).build()  # eval mode',
     ),
     "onnx": _of_runtime(
-        "onnxruntime",
+        RuntimeOptions(runtime="onnxruntime", batch_size=1),
         "import onnxruntime\n\nsession ="
         ' onnxruntime.InferenceSession("model.onnx")\nlogits = session.run(["logits"],'
         ' {"images": images})[0]',
         library="onnx",
     ),
     "openvino": _of_runtime(
-        "openvino",
+        RuntimeOptions(runtime="openvino", batch_size=1),
         'import openvino\n\nmodel = openvino.compile_model(\n    "model.xml", "CPU",'
-        ' {"INFERENCE_PRECISION_HINT": "f32"}\n)\nlogits = model(images)[0]',
+        ' {"INFERENCE_PRECISION_HINT": "f32"}  # or as it was measured\n)\nlogits ='
+        " model(images)[0]",
         library="openvino",
+    ),
+    "executorch": _of_runtime(
+        RuntimeOptions(runtime="executorch", batch_size=1),
+        "from executorch.runtime import Runtime\n\nprogram ="
+        ' Runtime.get().load_program("model.pte")\nlogits ='
+        ' program.load_method("forward").execute([images])[0]',
+        library="executorch",
+    ),
+    "tensorrt": _of_runtime(
+        RuntimeOptions(runtime="tensorrt", batch_size=1),
+        "import tensorrt\n\nengine ="
+        " tensorrt.Runtime(tensorrt.Logger()).deserialize_cuda_engine(\n   "
+        ' open("model.plan", "rb").read()\n)',
+        library="tensorrt",
     ),
     "torchscript": Format(
         TORCHSCRIPT_FILE,

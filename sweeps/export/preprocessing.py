@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from compress.measure.options import RuntimeOptions
 from trainers.config import DataConfig
 from trainers.data.augment import resize_before_crop
 
@@ -42,11 +43,21 @@ run = lambda images: session.run(None, {"images": images})[0]
 
 model = openvino.Core().read_model("model.xml")
 notes = model.get_rt_info("model_info").value
-compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "PRECISION"})
 run = lambda images: compiled(images)[0]
 """,
+    "executorch": """import torch
+from executorch.runtime import Runtime
+
+program = Runtime.get().load_program("model.pte")
+call = lambda name, *values: program.load_method(name).execute(list(values))[0]
+notes = {name: call(name) for name in program.method_names - {"forward"}}
+run = lambda image: call("forward", torch.from_numpy(image).repeat(BATCH, 1, 1, 1)).numpy()
+""",
 }
-"""Runtime → Python that gives the file's `notes` and a function `run`."""
+"""Runtime → Python that gives the file's `notes` and a function `run` for one image."""
+
+_OPENVINO_TYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 _SCRIPT = '''"""The classes of images: python predict.py IMAGE...  (beside the model's file)."""
 import json, sys
@@ -71,8 +82,13 @@ for path in sys.argv[1:]:
 '''
 
 
-def script(runtime: str, notes: dict[str, str]) -> str | None:
-    """The text of `predict.py`; None for a runtime without one."""
-    if runtime not in LOADERS:
+def script(options: RuntimeOptions, notes: dict[str, str]) -> str | None:
+    """The text of `predict.py` for a file of that precision and batch size; None for a runtime
+    without one.
+    """
+    if options.runtime not in LOADERS:
         return None
-    return _SCRIPT.format(loader=LOADERS[runtime].rstrip(), names=tuple(notes))
+    loader = LOADERS[options.runtime].rstrip()
+    loader = loader.replace('PRECISION"', f'{_OPENVINO_TYPES[options.precision]}"')
+    loader = loader.replace("BATCH", str(options.batch_size))
+    return _SCRIPT.format(loader=loader, names=tuple(notes))

@@ -18,7 +18,7 @@ from analysis.contract import PLAN_FILE, RECORD_FILE, RECORD_SCHEMA, Objective
 from compress.measure.options import MeasureConfig
 from trainers.config import Config, DataConfig, SourceConfig
 from trainers.files import read_json, write_atomic
-from trainers.option_types import MAY_BE_GONE
+from trainers.option_types import MAY_BE_GONE, Strategy
 from trainers.plugins import PluginFile
 
 
@@ -98,6 +98,7 @@ class Site(Config):
         device: kind of device that trials use.
         threads: cores of a worker, and threads of torch.
         workers: processes that train one trial together.
+        strategy: what each of them holds of a model in training.
         gpus_per_worker: GPUs of a worker; fractions share one.
         keep_workers: whether workers serve one trial after another.
         max_failures: times that a failed trial is run again.
@@ -113,6 +114,7 @@ class Site(Config):
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1
     workers: int = 1
+    strategy: Strategy = "ddp"
     gpus_per_worker: float = 0
     keep_workers: bool = True
     max_failures: int = 0

@@ -34,7 +34,8 @@ from analysis.contract import (
 )
 from sweeps.run.folder import full_trial_id, trial_folder, trial_ids
 from sweeps.run.plan import TrialPlan, read_plan, write_plan
-from trainers.files import read_json, write_atomic
+from trainers.files import parse_json, read_json, write_atomic
+from trainers.option_types import Strategy
 
 Row = dict[str, Any]
 """One epoch of a stage's training, one layer or one class of a model: column → JSON value."""
@@ -120,6 +121,7 @@ class Machine(_Part):
         versions: library → version, of those that can change a result.
         host, pid: the trial's own process.
         world_size: processes that trained together.
+        strategy: what each of them held of a model in training.
         code: what `sweeps.run.code_version.code_version` said there.
     """
 
@@ -128,6 +130,7 @@ class Machine(_Part):
     host: str = ""
     pid: int = 0
     world_size: int = 1
+    strategy: Strategy = "ddp"
     code: dict[str, JsonValue] = Field(default_factory=dict)
 
 
@@ -433,7 +436,7 @@ def read_epochs(folder: Path, offset: int) -> tuple[list[Row], int]:
     except FileNotFoundError:
         return [], 0
     whole = text[: text.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], offset + len(whole)
+    return [parse_json(line) for line in whole.splitlines()], offset + len(whole)
 
 
 def named_record(run: Path, trial_id: str) -> TrialRecord:

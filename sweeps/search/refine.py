@@ -15,10 +15,12 @@ import numpy as np
 
 from analysis.contract import Objective, finite_values
 from compress.pipeline import NamedStage
-from sweeps.run.plan import StageSpec
+from sweeps.run.plan import StageSpec, TrialPlan
 from sweeps.run.record import TrialRecord
+from sweeps.search.plans import refining_plan
+from sweeps.search.study import canonical
 from sweeps.space.overrides import set_override
-from sweeps.spec.model import Refine
+from sweeps.spec.model import Refine, Spec
 from sweeps.spec.stages import build_stage
 from sweeps.spec.yaml_text import SpecError
 
@@ -120,3 +122,42 @@ def refined_pipeline(
         )
         for spec in refined_stages(specs, refine)
     )
+
+
+def refining_plans(
+    records: Sequence[TrialRecord], spec: Spec, refine: Refine, next_number: int
+) -> list[TrialPlan]:
+    """The trials that refine the front; those that an earlier driver began keep their numbers.
+
+    Args:
+        records: of all trials so far.
+        next_number: the first that no configuration has.
+    """
+    known = {
+        (r.plan.refines, _text_of(r.plan.stages)): r.plan.number
+        for r in records
+        if r.plan.refines is not None
+    }
+    found: list[TrialPlan] = []
+    for base in front_numbers(records, spec.objectives, refine.top):
+        replicas = [
+            r for r in records if r.plan.number == base and r.status == "complete"
+        ]
+        stages, why = replicas[0].plan.stages, None
+        try:
+            stages = refined_stages(stages, refine)
+        except SpecError as error:
+            why = str(error)
+        number = known.get((base, _text_of(stages)))
+        if number is None:
+            number, next_number = next_number, next_number + 1
+        found += [
+            refining_plan(r, number, stages, spec.search.replicates, why)
+            for r in replicas
+        ]
+    return found
+
+
+def _text_of(stages: Sequence[StageSpec]) -> str:
+    """The same text for the same stages."""
+    return canonical([stage.model_dump(mode="json") for stage in stages])

@@ -8,7 +8,9 @@ written before it is handed out, so that a trial has its row from there on, whoe
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import optuna
 from optuna.trial import TrialState
@@ -20,9 +22,12 @@ from sweeps.run.plan import TrialPlan, read_plan, write_plan
 from sweeps.run.record import TrialRecord, trial_records
 from sweeps.run.storage import RunStorage
 from sweeps.search.baseline import baseline_plan
+from sweeps.search.budget import Budget
+from sweeps.search.costs import known_configuration
 from sweeps.search.optuna_internals import enqueue_again
-from sweeps.search.plans import new_plan, refining_plan
-from sweeps.search.refine import front_numbers, refined_stages
+from sweeps.search.plans import new_plan
+from sweeps.search.proposals import Proposals
+from sweeps.search.refine import refining_plans
 from sweeps.search.study import (
     DRAWS,
     Draw,
@@ -35,9 +40,13 @@ from sweeps.search.study import (
     open_study,
     seed_sampler,
 )
-from sweeps.search.warm_start import add_earlier_runs, constraints_of, mean_values
+from sweeps.search.warm_start import (
+    add_earlier_runs,
+    constraints_of,
+    enumerate_earlier,
+    mean_values,
+)
 from sweeps.space.sweep import Sweep
-from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.epoch_curve import EpochReport, curve
 from trainers.seeding import derive_seed
 
@@ -54,6 +63,8 @@ class _Configuration:
         curves: epoch → reported values, one for each replicate that came so far.
         pruned: replicates that a stopping rule ended.
         abandoned: one was interrupted: a continued search runs it and ends this trial of the study.
+        records: of the replicates that ended.
+        expected: seconds that it was expected to take, where something was.
     """
 
     trial: optuna.Trial
@@ -64,6 +75,8 @@ class _Configuration:
     curves: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     pruned: int = 0
     abandoned: bool = False
+    records: list[TrialRecord] = field(default_factory=list)
+    expected: float | None = None
 
 
 class StudySearch:
@@ -107,6 +120,10 @@ class StudySearch:
         self._pending: deque[tuple[_Configuration | None, TrialPlan]] = deque()
         self._running: dict[str, _Configuration | None] = {}
         self._is_refined = search.refine is None
+        self._is_over = False
+        self._proposals = Proposals(self.spec, sweep.space, self.study)
+        for number, records in enumerate_earlier(search.earlier_runs):
+            self._proposals.learn(known_configuration(number, records, objectives))
         self._continue_study()
         self._queue_baseline()
 
@@ -119,13 +136,19 @@ class StudySearch:
         begun: set[int] = set()
         draws = {number: found.draw for number, found in self._abandoned.items()}
         self.next_number = 1 + max(self._abandoned, default=-1)
+        of_number: defaultdict[int, list[TrialRecord]] = defaultdict(list)
         for record in trial_records(self.run):
             plan = record.plan
+            of_number[plan.number].append(record)
             self.next_number = max(self.next_number, plan.number + 1)
             if plan.refines is None:
                 draws[plan.number] = dict(plan.draw)
                 begun.add(plan.number)
                 ended[plan.number] += record.status in ENDED
+        self._budget = Budget(self.spec, chain.from_iterable(of_number.values()))
+        for number in sorted(begun):
+            if ended[number] >= replicates:
+                self._learn(number, of_number[number])
         self._tried = {self._key(draws[number]) for number in begun}
         self._reopened: deque[tuple[int, Draw | None]] = deque()
         for number in sorted(draws):
@@ -134,7 +157,7 @@ class StudySearch:
                 self._reopen(number, draws[number], number in begun, is_whole)
         self._unrun = sum(replicates - ended[number] for number, _ in self._reopened)
         self._first = deque(self._named_draws(draws))
-        self.remaining = self._budget(len(draws))
+        self.remaining = self._budgeted(len(draws))
 
     def _reopen(
         self, number: int, known: Draw, has_begun: bool, is_whole: bool
@@ -179,7 +202,7 @@ class StudySearch:
     def _is_exhaustive(self) -> bool:
         return self.spec.search.sampler == "grid" or not self.sweep.space.dimensions
 
-    def _budget(self, known: int) -> int:
+    def _budgeted(self, known: int) -> int:
         """New configurations to ask for."""
         left, untried = max(0, self.spec.search.trials - known), self._untried()
         if untried is None:
@@ -225,6 +248,7 @@ class StudySearch:
         if self.halted or stop_requested(self.run):
             self.halted = True
             return None
+        self._budget.begin()
         if not self._pending and not self._ask_study() and not self.is_waiting:
             self._queue_refined()
         if not self._pending:
@@ -240,13 +264,13 @@ class StudySearch:
 
     def _ask_study(self) -> bool:
         """Queue the replicates of the next configuration; False where none is left."""
-        while self._reopened or self.remaining > 0:
+        while self._reopened or (self.remaining > 0 and not self._has_enough()):
             number: int = self.next_number
             known: Draw | None = None
             if self._reopened:
                 number, known = self._reopened.popleft()
             else:
-                known = self._first.popleft() if self._first else None
+                known = self._next_named() if self._first else None
                 self.next_number += 1
                 self.remaining -= 1
             if self._take(number, known):
@@ -259,9 +283,13 @@ class StudySearch:
         Returns:
             False where all of it is recorded already.
         """
-        configuration = (
-            self._draw(number) if known is None else self._enqueue(number, known)
-        )
+        if known is not None:
+            configuration = self._enqueue(number, known, self._notes.get(number))
+        else:
+            found = self._propose(number)
+            if self._is_over:
+                return False
+            configuration = found or self._draw(number)
         self._tried.add(self._key(configuration.draw))
         for replicate in range(self.spec.search.replicates):
             self._queue(configuration, replicate)
@@ -269,10 +297,62 @@ class StudySearch:
             self._end_in_study(configuration)
         return bool(configuration.waiting)
 
-    def _enqueue(self, number: int, known: Draw) -> _Configuration:
+    def _has_enough(self) -> bool:
+        """Whether nothing more is drawn, since time or `search.stop_when` end the search."""
+        if self._is_over or self._budget.is_enough():
+            self.remaining = 0
+        return not self.remaining
+
+    def _propose(self, number: int) -> _Configuration | None:
+        """What gives most for its seconds; None where that cannot be said, or would not end in
+        time, so that the search is over.
+        """
+        share = (1 + self.remaining) / self.spec.search.trials
+        share, most = min(share, self._budget.share_left()), self._budget.seconds_left()
+        running = self._run_now()
+        found = self._proposals.choose(number, share, self._tried, running, most)
+        if found is None:
+            return None
+        self._is_over = found.seconds > most
+        if self._is_over:
+            return None
+        configuration = self._enqueue(number, found.draw, found.notes)
+        configuration.expected = found.seconds
+        return configuration
+
+    def plan_line(self) -> str | None:
+        """What a budget of time is expected to give; None without one."""
+        return self._budget.plan_line(self._proposals.seconds_of_one())
+
+    def outcome_line(self) -> str | None:
+        """What the search took, beside what was expected; None where nothing was."""
+        return self._budget.outcome_line(len(self._tried))
+
+    def _next_named(self) -> Draw:
+        """The next draw that was asked for by name; with a grid one that need not wait."""
+        index = 0
+        if self._is_exhaustive:
+            index = self._proposals.elsewhere(self._first, self._run_now())
+        draw = self._first[index]
+        del self._first[index]
+        return draw
+
+    def _run_now(self) -> list[Draw]:
+        """Draws of the configurations that run now."""
+        running = {c.number: c.draw for c in self._running.values() if c is not None}
+        return [*running.values()]
+
+    def _learn(self, number: int, records: Sequence[TrialRecord]) -> None:
+        known = known_configuration(number, records, self.spec.objectives)
+        self._proposals.learn(known)
+        if known is not None and known.values is not None:
+            self._budget.found(known.values)
+
+    def _enqueue(
+        self, number: int, known: Draw, notes: Draw | None = None
+    ) -> _Configuration:
         """This configuration; the sampler draws what it lacks."""
-        notes = self._notes.get(number)
-        if notes:  # an earlier driver drew it: it counts as drawn
+        if notes:  # a sampler drew it: it counts as drawn
             enqueue_again(self.study, known, notes, {"number": number})
         else:
             self.study.enqueue_trial(known, user_attrs={"number": number})
@@ -338,35 +418,11 @@ class StudySearch:
             return
         self._is_refined = True
         records = list(trial_records(self.run))
-        known = {
-            (r.plan.refines, _text_of(r.plan)): r.plan.number
-            for r in records
-            if r.plan.refines is not None
-        }
         ended = {r.trial_id for r in records if r.status in ENDED}
-        for base in front_numbers(records, spec.objectives, refine.top):
-            replicas = [
-                r for r in records if r.plan.number == base and r.status == "complete"
-            ]
-            stages, why = replicas[0].plan.stages, None
-            try:
-                stages = refined_stages(stages, refine)
-            except SpecError as error:
-                why = str(error)
-            plans = [
-                refining_plan(r, self.next_number, stages, spec.search.replicates, why)
-                for r in replicas
-            ]
-            number = known.get((base, _text_of(plans[0])))
-            if number is not None:
-                plans = [
-                    refining_plan(r, number, stages, spec.search.replicates, why)
-                    for r in replicas
-                ]
-            self.next_number = max(self.next_number, plans[0].number + 1)
-            for plan in plans:
-                if plan.trial_id not in ended:
-                    self._write_and_queue(None, plan)
+        for plan in refining_plans(records, spec, refine, self.next_number):
+            self.next_number = max(self.next_number, plan.number + 1)
+            if plan.trial_id not in ended:
+                self._write_and_queue(None, plan)
 
     # --- what became of it
 
@@ -409,6 +465,7 @@ class StudySearch:
         Args:
             was_reported: its epochs were reported as they came, but for the last of a pruned one.
         """
+        configuration.records.append(record)
         if record.status == "complete":
             values = finite_values(record.outcome.metrics, self.spec.objectives)
             if values is not None:
@@ -429,6 +486,10 @@ class StudySearch:
         flatter the configuration.
         """
         trial, values = configuration.trial, configuration.values
+        self._learn(configuration.number, configuration.records)
+        if configuration.expected is not None:
+            taken = sum(r.outcome.seconds or 0.0 for r in configuration.records)
+            self._budget.foretold(configuration.expected, taken)
         if len(values) <= configuration.pruned:
             state = TrialState.PRUNED if configuration.pruned else TrialState.FAIL
             self.study.tell(trial, state=state)
@@ -437,8 +498,3 @@ class StudySearch:
         for name, excess in constraints_of(means, self.spec.objectives).items():
             trial.set_constraint(name, excess)
         self.study.tell(trial, means)
-
-
-def _text_of(plan: TrialPlan) -> str:
-    """The same text for plans with the same stages."""
-    return canonical([stage.model_dump(mode="json") for stage in plan.stages])

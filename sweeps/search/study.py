@@ -225,7 +225,7 @@ def _create(sweep: Sweep, storage: JournalStorage, name: str) -> optuna.Study:
     return study
 
 
-def _distributions(space: Space) -> dict[str, BaseDistribution]:
+def distributions_of(space: Space) -> dict[str, BaseDistribution]:
     """Those of all dimensions, whatever is chosen in the slots."""
     found: dict[str, BaseDistribution] = {}
     for probe in space.probes():
@@ -234,7 +234,7 @@ def _distributions(space: Space) -> dict[str, BaseDistribution]:
 
 
 def _is_compatible(study: optuna.Study, space: Space) -> bool:
-    now = _distributions(space)
+    now = distributions_of(space)
     seen: dict[str, BaseDistribution] = {}
     for trial in study.get_trials(deepcopy=False):
         seen |= trial.distributions

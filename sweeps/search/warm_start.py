@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import optuna
@@ -33,7 +33,7 @@ def add_earlier_runs(
     lines = []
     for run in runs:
         taken, refused = 0, Counter[str]()
-        for number, records in _configurations(run).items():
+        for number, records in configurations_of(run).items():
             name = f"{run.absolute()}#{number}"
             try:
                 if name not in known:
@@ -98,7 +98,13 @@ def constraints_of(
     }
 
 
-def _configurations(run: Path) -> dict[int, list[TrialRecord]]:
+def enumerate_earlier(runs: Sequence[Path]) -> Iterator[tuple[int, list[TrialRecord]]]:
+    """The configurations of earlier runs, with numbers below 0."""
+    found = [records for run in runs for records in configurations_of(run).values()]
+    yield from ((-1 - index, records) for index, records in enumerate(found))
+
+
+def configurations_of(run: Path) -> dict[int, list[TrialRecord]]:
     """Number → records of its replicates, complete ones first.
 
     Refined trials are left out, as they were trained for longer.

@@ -20,7 +20,7 @@ from compress.measure.options import MeasureConfig as Measure
 from sweeps.run.storage import local_folder
 from sweeps.spec.yaml_text import Tree, did_you_mean
 from trainers.config import Config, DataConfig, SourceConfig
-from trainers.option_types import UserPath, UserText
+from trainers.option_types import Strategy, UserPath, UserText
 from trainers.training.epoch_metrics import EpochMetric, epoch_metrics
 
 RunName = Annotated[
@@ -166,6 +166,24 @@ def _sampler_of(value: Any) -> Any:
     return value
 
 
+MOST_TRIALS = 10_000
+"""Configurations of a search that has a budget of time and does not say how many it may try."""
+
+
+class StopWhen(Config):
+    """When a search has found enough."""
+
+    hypervolume_gain: float = Field(
+        gt=0,
+        lt=1,
+        description=(
+            "end when the hypervolume (of one objective: the best value) has grown by less than"
+            " this share of itself over the last `configurations`"
+        ),
+    )
+    configurations: int = Field(20, ge=2, description="that ended with all objectives")
+
+
 class Search(Config):
     """How the space is searched."""
 
@@ -186,8 +204,27 @@ class Search(Config):
     trials: int = Field(
         24, ge=1, description="configurations to try; each runs `replicates` times"
     )
+    hours: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "time for the search, from its first trial on, over all drivers; the last"
+            " configurations are chosen so that they end in it. Where `trials` is not given,"
+            f" {MOST_TRIALS:,} are the limit"
+        ),
+    )
+    stop_when: StopWhen | None = None
     replicates: int = Field(
         1, ge=1, description="root seeds per configuration; the search sees their mean"
+    )
+    cost: Literal["cached", "full", "none"] = Field(
+        "cached",
+        description=(
+            "what the choice of a configuration counts as its cost, learned from the records."
+            " cached: seconds, none for a stage that the stage cache holds, so that cheap"
+            " suffixes of a trained model are tried on it; full: seconds, whatever is cached;"
+            " none: the sampler alone decides"
+        ),
     )
     space: Tree = Field(
         default_factory=dict,
@@ -209,6 +246,14 @@ class Search(Config):
         ),
     )
     early_stopping: EarlyStopping | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_the_clock(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("hours") and "trials" not in given:
+            return given | {"trials": MOST_TRIALS}
+        return given
+
     earlier_runs: list[UserPath] = Field(
         default_factory=list,
         alias="from",
@@ -233,7 +278,15 @@ class Resources(Config):
         1,
         ge=1,
         description=(
-            "processes of a trial; more than 1 train by DDP, on one node or several"
+            "processes of a trial that train together, on one node or several"
+        ),
+    )
+    strategy: Strategy = Field(
+        "ddp",
+        description=(
+            "what each of several workers holds of a model in training. ddp: all of it; fsdp:"
+            " its part of parameters, gradients and optimiser state (FSDP2), for models that"
+            " do not fit"
         ),
     )
     cpus_per_worker: int = Field(1, ge=1, description="cores, and threads of torch")

@@ -151,5 +151,6 @@ def machine_of(site: Site) -> Machine:
         host=socket.gethostname(),
         pid=os.getpid(),
         world_size=site.workers,
+        strategy=site.strategy if site.workers > 1 else "ddp",
         code=site.code,
     )

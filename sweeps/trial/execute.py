@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -108,6 +109,7 @@ def _execute(
         on_begin=on_begin,
         on_epoch=on_epoch,
         on_stage=lambda run: on_stage(_stage_row(run)),
+        strategy=site.strategy,
     )
     metrics, classes = _measured(pipeline, result, plan, site, device)
     layers = measure_layers(result.model) if distributed.rank() == 0 else []
@@ -153,10 +155,17 @@ def _with_cost(
     return on_begin, note_epoch
 
 
+_cleaned: set[Path] = set()
+
+
 def stage_cache(site: Site) -> StageCache:
-    """The stage cache of a site."""
+    """The stage cache of a site; a process cleans it once."""
     remote = None if site.remote is None else Remote(child_uri(site.remote, "_cache"))
-    return StageCache(site.cache, remote=remote)
+    cache = StageCache(site.cache, remote=remote)
+    if site.cache not in _cleaned:
+        _cleaned.add(site.cache)
+        cache.clean()
+    return cache
 
 
 def _device(kind: str) -> torch.device:

@@ -245,8 +245,9 @@ def _conditions(record: TrialRecord, machine: Machine, site: Site) -> Iterator[s
     elif machine.device.name != processor_name():
         yield f"another processor: {machine.device.name} then, {processor_name()} now"
     if machine.world_size > 1:
+        shared = " that shared each model" if machine.strategy == "fsdp" else ""
         yield (
-            f"{machine.world_size} workers then, one that accumulates now: same"
+            f"{machine.world_size} workers{shared} then, one that accumulates now: same"
             " batches, other draws of augmentation and dropout"
         )
     for stage in record.plan.stages:

@@ -38,7 +38,7 @@ def test_compared_by_hand(make_run):
     """
     a = simple_run(make_run, "a", [(0.5, 3.0, 10), (0.9, 2.0, 10), (0.7, 1.0, 20)])
     b = simple_run(make_run, "b", [(0.8, 1.5, 15)])
-    found = analysis.compare(analysis.merge([a, b]))
+    found = analysis.compare_groups(analysis.merge([a, b]))
     assert found.reference == pytest.approx({"accuracy": 0.46, "gmacs": 3.2})
     box = 0.44 * 2.2
     first, second = found.groups
@@ -109,7 +109,7 @@ def test_merge_takes_shared_objectives_and_bounds(make_run):
 
 def test_compared_by_a_parameter(make_run):
     run = analysis.load(make_run(trials=90, replicates=3))
-    found = analysis.compare(run, "init")
+    found = analysis.compare_groups(run, "init")
     assert {g.name for g in found.groups} == set(run.configurations()["config/init"])
     assert sum(g.configurations for g in found.groups) == len(run.configurations())
     assert [g.volume for g in found.groups] == sorted(
@@ -119,11 +119,11 @@ def test_compared_by_a_parameter(make_run):
     with pytest.raises(
         ValueError, match="no parameter 'nothing' to compare by; valid: init"
     ):
-        analysis.compare(run, "nothing")
+        analysis.compare_groups(run, "nothing")
 
 
 def test_nothing_to_compare(make_run):
     run = analysis.load(make_run(trials=0))
     assert run.configurations().empty
     with pytest.raises(ValueError, match="nothing to compare"):
-        analysis.compare(run, "init")
+        analysis.compare_groups(run, "init")

@@ -169,3 +169,23 @@ def test_knee_is_the_bend():
 def test_objective_is_checked(arguments):
     with pytest.raises(ValueError, match=r"'min' or 'max'|finite number"):
         Objective(*arguments)
+
+
+def test_many_objectives_are_approximated() -> None:
+    """Against the exact volume of boxes that share a corner, which is a product of sides, and of
+    eight objectives whatever their units.
+    """
+    rng = np.random.default_rng(0)
+    goals = [Objective(f"m{i}", "min") for i in range(8)]
+    units = 10.0 ** np.arange(-4, 4)
+    one = rng.random((1, 8)) * units
+    exact = float(np.prod(1.1 * units - one))
+    assert pareto.hypervolume(one, goals, 1.1 * units) == pytest.approx(exact, rel=1e-3)
+    many = rng.random((20, 8))
+    import moocore
+
+    whole = moocore.hypervolume(many, ref=np.full(8, 1.1)) * np.prod(units)
+    found = pareto.hypervolume(many * units, goals, 1.1 * units)
+    assert found == pytest.approx(whole, rel=0.01)
+    rising = pareto.hypervolume_over_time(many * units, goals, 1.1 * units)
+    assert (np.diff(rising) >= 0).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 import analysis
 from analysis import numbers
+from analysis.baseline import Baseline
 from analysis.numbers import percent
 from analysis.report import columns
 from analysis.report import data as plots
@@ -319,3 +321,40 @@ def test_a_value_is_the_same_in_report_markdown_and_terminal(
         )
         assert row["accuracy"] in lines
         assert "±" in row["accuracy"]
+
+
+def test_the_loss_that_may_be_lost_chooses_the_first_card(make_run, open_page) -> None:
+    """Without a script the card for one point; the slider changes it."""
+    means = {0: (0.895, 4.0), 1: (0.88, 2.0), 2: (0.8, 1.0)}
+
+    def change(record: dict) -> None:
+        accuracy, gmacs = means[record["number"]]
+        metrics = {"accuracy": accuracy, "gmacs": gmacs, "latency_ms": 1.0}
+        record |= {"status": "complete", "metrics": metrics, "error": None}
+
+    run = analysis.load(make_run(trials=3, change=change))
+    found = replace(run, baseline=Baseline("the source", {"accuracy": 0.9, "gmacs": 8}))
+    page = open_page(analysis.write_report(found))
+    assert page.run("return document.querySelectorAll('.member').length") == 3
+    for points, trial, words in (
+        (1, "00000", "within 1 point"),
+        (2.5, "00001", "within 2.5 points"),
+        (10, "00002", "within 10 points"),
+        (0.25, "00000", "more than 0.25 points"),
+    ):
+        page.run(
+            f"(loss => (loss.value = {points}, loss.dispatchEvent(new Event('input'))))($('loss'))"
+        )
+        card = page.run(
+            "return document.querySelector('.member:not([hidden])').textContent"
+        )
+        assert trial in card
+        assert words in card
+    assert "gmacs 8 × lower against the source" in page.run(
+        "return document.querySelectorAll('.member')[2].textContent"
+    )
+    star = "document.querySelector('#front-plot').data.filter(t => t.marker?.symbol === 'star')"
+    assert page.run(f"return {star}.map(t => [t.x[0], t.y[0]])") == [[8, 0.9]]
+    assert "baseline" in page.run(
+        "return document.querySelector('#table thead').textContent"
+    )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import analysis
 from analysis import summary
+from analysis.baseline import Baseline
 from analysis.metrics import Metric
 
 
@@ -47,3 +50,52 @@ def test_seeds_stand_in_the_front_table(make_run):
     assert text["accuracy"].str.contains("±").any()
     assert "seeds" in text
     assert summary.command(run, "-a", "reproduce").startswith("sweeps reproduce -- ")
+
+
+def _with_baseline(run: analysis.Run, **metrics: float) -> analysis.Run:
+    return replace(run, baseline=Baseline("the source", metrics))
+
+
+def test_the_front_by_what_it_loses(demo_run: analysis.Run) -> None:
+    """Against every pair by hand: no member that loses no more is cheaper than the one offered."""
+    run = _with_baseline(demo_run, accuracy=0.9)
+    kept, cost = summary.kept_and_cost(run) or pytest.fail("no metric to keep")
+    assert (kept.metric, cost.mode) == ("accuracy", "min")
+    offered = summary.within_loss(run)
+    front = run.front()
+    lost = (0.9 - front["metric/accuracy"]).clip(lower=0)
+    prices = front[f"metric/{cost.metric}"]
+    assert len(offered) > 2
+    for allowed in (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5):
+        fitting = prices[lost <= allowed + 1e-9]
+        found = summary.cheapest_within(offered, allowed)
+        if fitting.empty:
+            assert found is None
+        else:
+            assert found is not None
+            assert prices[found.row] == fitting.min()
+    assert [m.loss for m in offered] == sorted(m.loss for m in offered)
+
+
+def test_without_a_baseline_nothing_is_offered_by_loss(demo_run: analysis.Run) -> None:
+    assert summary.within_loss(demo_run) == []
+    assert summary.within_loss(_with_baseline(demo_run, gmacs=1.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("unit", "before", "after", "words"),
+    [
+        ("fraction", 0.9, 0.75, "−15 points"),
+        ("fraction", 0.5, 0.5, "+0 points"),
+        ("ms", 10.0, 2.5, "4 × lower"),
+        ("ms", 10.0, 9.0, "10 % lower"),
+        ("bytes", 100.0, 300.0, "3 × higher"),
+        ("bytes", 7.0, 7.0, "the same"),
+        ("1", 0.0, 4.0, "0 → 4"),
+    ],
+)
+def test_differences_in_words(
+    unit: str, before: float, after: float, words: str
+) -> None:
+    metric = Metric("m", "", unit)
+    assert summary._difference(metric, before, after) == words

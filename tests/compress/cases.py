@@ -26,6 +26,12 @@ NVIT = TRAIN | {
     "prune_per_iter": 48,
     "groups": {"embed": 4, "heads": 1, "qk": 2, "v": 2, "mlp": 8},
 }
+CHANNELS = TRAIN | {
+    "target": {"macs": 0.5},
+    "importance_images": 40,
+    "compensate_images": 40,
+    "multiple": 1,
+}
 CASES: dict[str, dict[str, Any]] = {
     "finetune": {"vit": TRAIN, "resnet": TRAIN},
     "random_init": {
@@ -43,6 +49,15 @@ CASES: dict[str, dict[str, Any]] = {
     "tleg_aux": {"vit": AUX | {"depth": 3}},
     "tleg_expand": {"vit": {"depth": 2}},
     "nvit": {"vit": NVIT, "resnet": "is a ViT or DeiT"},
+    "low_rank": {
+        "vit": {"target": {"params": 0.8}, "images": 40},
+        "resnet": "no Linear layer and no 1×1 convolution",
+    },
+    "prune_channels": {
+        "vit": CHANNELS | {"pruning": "iterative", "prune_epochs": 1, "intervals": 2},
+        "resnet": CHANNELS | {"blocks": True},
+    },
+    "token_merging": {"vit": {"r": 1}, "resnet": "is a ViT or DeiT"},
     "asp": {"vit": {"measure": False}, "resnet": "no Linear layer"},
     "wfn": {"vit": WFN, "resnet": WFN},
     "int8": {"vit": TRAIN | {"images": 8}, "resnet": TRAIN | {"images": 8}},

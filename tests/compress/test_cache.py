@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from compress.cache import Artifact, StageCache
+from trainers.leftovers import tag
 from trainers.models.arch import Arch, ModelState
 
 ARCH = Arch("resnet_cifar", "resnet20_cifar", {"num_classes": 2, "width": 2})
@@ -132,6 +133,27 @@ def test_a_killed_builders_lease_is_taken_over(tmp_path: Path) -> None:
     build_slowly(tmp_path / "cache", log, 0)
     assert time.monotonic() - begun < 5  # not the 30 s of a lease from another host
     assert len(log.read_text().split()) == 2
+
+
+def test_what_a_killed_builder_left_is_removed(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    builder = start(tmp_path, log, 60.0)
+    while not log.exists():
+        time.sleep(0.01)
+    assert builder.pid is not None
+    lease = tmp_path / f"{KEY}.lease"
+    half = tmp_path / f".new-{tag().replace(f'-{os.getpid()}-', f'-{builder.pid}-')}"
+    half.mkdir()
+    cache = StageCache(tmp_path)
+    cache.clean()
+    assert half.exists()
+    assert lease.exists()
+    os.kill(builder.pid, signal.SIGKILL)
+    builder.join()
+    cache.clean()
+    assert not half.exists()
+    assert not lease.exists()
+    assert cache.workdir(KEY).exists()  # a checkpoint from which the next one goes on
 
 
 def test_a_silent_lease_of_another_host_goes_stale(tmp_path: Path) -> None:

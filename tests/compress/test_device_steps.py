@@ -244,6 +244,7 @@ def test_a_step_asks_its_device_for_nothing(
         {"augment": {"three_augment": True, "erase_mode": "const", "mix_mode": "elem"}},
         {"augment": {"auto_augment": None, "crop": "resized", "erase_mode": "rand"}},
         {"ema": {"decay": 0.9}, "clip_grad": 1.0, "max_batch_per_worker": 10},
+        {"grad_checkpointing": True, "channels_last": True},
         {"distill": {"teacher": "source", "kind": "hard"}, "kl_teacher": "source"},
     ],
     ids=lambda extra: "-".join(extra),

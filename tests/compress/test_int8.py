@@ -19,6 +19,7 @@ from compress.runtimes.registry import session
 from compress.stage import Context
 from compress.testing import tiny_data, tiny_models
 from tests.compress.cases import CASES
+from tests.optional import needs
 from trainers.data.splits import Data
 from trainers.models.arch import ModelState
 from trainers.models.make import make_arch
@@ -32,7 +33,7 @@ from trainers.models.quantised import (
     round_to_steps,
 )
 
-pytest.importorskip("nncf")
+pytestmark = needs("nncf")
 
 
 @pytest.fixture(scope="module")

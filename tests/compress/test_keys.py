@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from compress import keys as keys_module
-from compress.keys import content_key, source_key, stage_key
+from compress.keys import computing, content_key, source_key, stage_key
 from compress.pipeline import STAGES
 from compress.selection.random_init import RandomInit
 from compress.stage import Stage
@@ -148,3 +149,15 @@ def test_files_count_by_content(tmp_path: Path) -> None:
     assert len(by_file) == len(by_folder) == 1
     (tmp_path / "b" / "table").write_text("other")
     assert stage_key("k", "reads", Reads(file=tmp_path / "b"), []) not in by_folder
+
+
+def test_how_workers_share_a_model_counts_where_there_are_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = torch.device("cpu")
+    alone = computing(cpu, "ddp")
+    assert computing(cpu, "fsdp") == alone
+    assert not {"workers", "strategy"} & alone.keys()
+    monkeypatch.setattr(keys_module.distributed, "world_size", lambda: 2)
+    assert computing(cpu, "ddp") == alone | {"workers": 2}
+    assert computing(cpu, "fsdp") == alone | {"workers": 2, "strategy": "fsdp"}

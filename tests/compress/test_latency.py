@@ -18,9 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from compress.int8.timing import in_integers
+from compress.measure import exported_blocks
 from compress.measure import table_measurement as latency_measure
+from compress.measure.exported_blocks import ExportedBlocks
 from compress.measure.latency_table import Fingerprint, LatencyTable
+from compress.measure.options import RuntimeOptions
 from compress.measure.table_measurement import default_grid, measure_table
+from compress.runtimes.interface import OnnxBased
+from compress.runtimes.onnx_file import write_onnx
+from compress.runtimes.onnx_sizes import unique_sizes
 from trainers.models.arch import Arch
 from trainers.models.from_timm import check_vit
 from trainers.models.make import make_arch
@@ -457,22 +464,40 @@ def test_measures(dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert LatencyTable.read(tmp_path / "t.parquet").warn_other_device(CPU) is None
 
 
-def test_a_runtime_loads_each_point_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it is given computes as the block does; the table says what executed it."""
-    loaded: list[Any] = []
+def test_a_runtime_loads_each_point_once_from_few_exports(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Blocks, stems and heads are exported once each, at sizes of their own; what is loaded has the
+    sizes of the point.
+    """
+    onnx = pytest.importorskip("onnx")
+    exports: list[nn.Module] = []
+    loaded: list[int] = []
 
-    class Fake:
-        def check(self, options: Any, device: str) -> None:
-            assert (options.runtime, options.precision) == ("openvino", "bfloat16")
+    class Fake(OnnxBased):
+        name = "openvino"
+        needs = ()
 
-        def session_of(self, module: nn.Module, inputs: torch.Tensor, *_: Any) -> Any:
-            assert inputs.dtype == torch.float32
-            assert not inputs.is_inference()
-            loaded.append(module(inputs))
-            return SimpleNamespace(timed_pass=lambda images: lambda: 2.0)
+        def convert(self, *_: Any) -> Any:
+            raise NotImplementedError
+
+        def load(self, *_: Any) -> Any:
+            raise NotImplementedError
+
+        def load_onnx(self, file: Path, options: Any, device: str = "cpu") -> Any:
+            assert options.precision == "bfloat16"
+            graph = onnx.load(str(file)).graph
+            loaded.append(graph.input[0].type.tensor_type.shape.dim[-1].dim_value)
+            nothing = [n.op_type for n in graph.node] == ["Neg"]
+            return SimpleNamespace(timed_pass=lambda _: lambda: 0.5 if nothing else 2.0)
+
+    def count(module: nn.Module, *given: Any) -> None:
+        exports.append(module)
+        write_onnx(module, *given)
 
     monkeypatch.setattr(latency_measure, "_WARM_SECONDS", 0.0)
     monkeypatch.setattr(latency_measure, "runtime_of", lambda name: Fake())
+    monkeypatch.setattr(exported_blocks, "write_onnx", count)
     table = measure_table(
         TINY,
         CPU,
@@ -482,9 +507,66 @@ def test_a_runtime_loads_each_point_once(monkeypatch: pytest.MonkeyPatch) -> Non
         rounds=2,
         runtime="openvino",
     )
-    assert len(loaded) == 32 + 2 * 2
+    assert len(exports) == 4
+    # images are 16 px wide, and so the input of both stems
+    assert Counter(loaded) == {8: 16 + 2, 16: 16 + 2 + 2}
     assert table.fingerprint.runtime == "openvino"
-    assert (table.block == 2).all()
+    assert (table.block == 1.5).all(), "without what a call takes that computes nothing"
+    assert table.head.tolist() == [1.5, 1.5]
+    assert table.stem.tolist() == [2.0, 2.0]
+
+
+def test_only_runtimes_of_files_execute_integers() -> None:
+    with pytest.raises(ValueError, match="torch does not execute integers"):
+        measure_table(TINY, CPU, batch_size=2, grid=GRID, quantiser=lambda m, x: m)
+
+
+@pytest.mark.parametrize("integers", [False, True])
+def test_a_resized_block_is_the_block_of_that_size(
+    tmp_path: Path, integers: bool
+) -> None:
+    """The same nodes, and weights of the same shapes."""
+    onnx = pytest.importorskip("onnx")
+    if integers:
+        pytest.importorskip("nncf")
+    tokens, dims = 6, (16, 3, 4, 2, 9)
+
+    def build(job: Any) -> tuple[nn.Module, torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        block = PrunedBlock(*job, scale=0.3).eval()
+        for parameter in block.parameters():
+            nn.init.normal_(parameter, generator=generator)
+        return block, torch.randn(2, tokens, job[0], generator=generator)
+
+    class Fake:
+        onnx_precision = staticmethod(lambda options: "float32")
+
+        def load_onnx(self, file: Path, options: Any) -> Any:
+            return onnx.load(str(file)).graph
+
+    quantiser = in_integers if integers else None
+    blocks = ExportedBlocks(Fake(), RuntimeOptions(), build, {1, 2, tokens}, quantiser)  # type: ignore[arg-type]
+    found: Any = blocks.session(dims)
+    with torch.no_grad():
+        module, inputs = build(dims)
+        if integers:
+            real, module = module, in_integers(module, inputs)
+            error = (module(inputs) - real(inputs)).square().mean().sqrt()
+            assert 0 < error < 0.05 * real(inputs).square().mean().sqrt()
+        write_onnx(module, inputs, tmp_path / "block.onnx", {})
+    wanted = onnx.load(str(tmp_path / "block.onnx")).graph
+    assert [n.op_type for n in found.node] == [n.op_type for n in wanted.node]
+    for one, other in zip(found.initializer, wanted.initializer, strict=True):
+        assert (one.dims, one.data_type) == (other.dims, other.data_type)
+        if one.data_type == onnx.TensorProto.INT64:
+            assert one.raw_data == other.raw_data
+
+
+def test_sizes_that_stand_for_themselves() -> None:
+    found = unique_sizes(5, {1, 2, 5, 77})
+    assert found == [7, 13, 17, 19, 23]
+    products = [a * b for a in found for b in found]
+    assert not {5, 77} & {*found, *products}
 
 
 def test_measures_vits_only() -> None:

@@ -22,6 +22,7 @@ from trainers.config import DataConfig, SourceConfig
 from trainers.data.splits import data_info
 from trainers.models.arch import ModelState
 from trainers.models.source import source_arch
+from trainers.training.sharding import check_module
 
 VIT = SourceConfig(
     model="vit_tiny_patch16_224",
@@ -283,6 +284,46 @@ def test_teacher_must_exist_and_fit(digits_config: DataConfig) -> None:
             ],
             info,
         )
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (
+            "nvit",
+            {"epochs": 9, "interval_prune": 2, "batch_size": 40, "latency": "macs"},
+        ),
+        ("wfn", {"batch_size": 40}),
+        ("int8", TRAIN),
+    ],
+)
+def test_stages_that_need_whole_parameters_are_refused(
+    kind: str, config: dict[str, Any], digits_config: DataConfig
+) -> None:
+    info = data_info(digits_config)
+    arch = source_arch(VIT, info.num_classes, info.image_size)
+    stages = [named("last", kind, **config)]
+    check_pipeline(arch, stages, info, 2, "ddp")
+    check_pipeline(arch, stages, info, 1, "fsdp")
+    with pytest.raises(
+        ValueError, match=rf"^stages\.last: {kind} works on whole parameters"
+    ):
+        check_pipeline(arch, stages, info, 2, "fsdp")
+    trained = [
+        named("last", "finetune", **TRAIN),
+        named("after", "uniform_quant", bits=4),
+    ]
+    check_pipeline(arch, trained, info, 2, "fsdp")
+
+
+def test_a_parameter_of_a_single_number_cannot_be_split() -> None:
+    module = torch.nn.Linear(2, 2)
+    check_module(module)
+    module.gain = torch.nn.Parameter(torch.ones(()))
+    with pytest.raises(
+        ValueError, match=r"Linear has parameters of a single number \(gain\)"
+    ):
+        check_module(module)
 
 
 class Fake(Stage):

@@ -61,6 +61,31 @@ def test_refuses_before_anything_is_imported(monkeypatch: pytest.MonkeyPatch) ->
         assert runtime(name).name == name
 
 
+def test_executorch_takes_batches_of_one_size(
+    state: ModelState, tmp_path: Path
+) -> None:
+    if runtime("executorch").missing():
+        pytest.skip("executorch is not installed")
+    options = RuntimeOptions(runtime="executorch", batch_size=2, threads=1)
+    loaded = session(state, 16, options, tmp_path)
+    with torch.no_grad():
+        wanted = state.build()(torch.from_numpy(IMAGES)).numpy()
+    assert np.abs(loaded.run(IMAGES) - wanted).max() < 1e-4 * np.abs(wanted).max()
+    assert loaded.timed_pass(IMAGES[:2])() > 0
+    more = options.model_copy(update={"batch_size": 3})
+    with pytest.raises(ValueError, match="for batches of 2, not of 3"):
+        runtime("executorch").load(tmp_path / "model.pte", more)
+
+
+def test_executorch_refuses_integers() -> None:
+    arch = Arch("int8", "resnet20_cifar", {"num_classes": 7}, {"inner": {}})
+    with pytest.raises(
+        ValueError, match="int8 are not offered, they would be computed"
+    ):
+        runtime("executorch").check_model(arch)
+    runtime("openvino").check_model(arch)
+
+
 def test_integers_count_before_floats() -> None:
     names = {"f32": "float32", "i8": "int8"}
     assert type_of({"Convolution f32": 3, "Add ?": 1}, names, "x") == "float32"

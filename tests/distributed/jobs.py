@@ -1,7 +1,10 @@
 """What the ranks of a process group do in the tests: each function gives what its rank saw."""
 
 import hashlib
+import json
 import os
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +28,7 @@ from compress.pipeline import (
 from compress.stage import Context
 from compress.wfn import fixing
 from compress.wfn.clustering import Clustering
+from trainers import measuring
 from trainers.config import DataConfig, SourceConfig
 from trainers.data.splits import load_data
 from trainers.models.arch import ModelState
@@ -124,6 +128,32 @@ def fixing_weights(folder: Path) -> dict[str, Any]:
     with patch.object(fixing, "cluster", spy):
         result, _ = _run(folder / "cache", "wfn", config)
     return {"seen": seen, "hash": result.model.hash(), "metrics": result.metrics}
+
+
+def standing_still(folder: Path, rank: int) -> dict[str, float]:
+    """A fit whose first rank stands still for half a second while another trial measures on its
+    node; the second rank is on another node.
+    """
+    node = measuring.Node(folder / f"node-{rank}")
+    node.make()
+    if rank == 0:
+        use = measuring.Use.of(CPU).to_json() | {"seconds": 60.0}
+        owner = {"host": "elsewhere", "pid": 1, "token": "t", "note": json.dumps(use)}
+        node.lease.write_text(json.dumps(owner))
+        threading.Thread(
+            target=_measured_once_it_is_still, args=(node,), daemon=True
+        ).start()
+    with measuring.taking_part(CPU, "trial", node.folder):
+        _, rows = _run(folder / "cache-still", "finetune", TRAIN)
+        paused = measuring.paused_seconds()
+    return {"paused": paused, "loss": rows[-1]["train_loss"]}
+
+
+def _measured_once_it_is_still(node: measuring.Node) -> None:
+    while not list(node.processes.glob("*.still")):
+        time.sleep(0.01)
+    time.sleep(0.5)
+    node.lease.unlink()
 
 
 class _Killed(Exception):

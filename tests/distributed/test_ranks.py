@@ -49,6 +49,21 @@ def test_all_ranks_end_alike(two: list[dict[str, Any]]) -> None:
     assert two[0] == two[1]
 
 
+STILL = """
+from tests.distributed import jobs
+
+give(jobs.standing_still(folder, rank))
+"""
+
+
+def test_a_rank_that_stands_still_stops_the_others_and_no_more(ranks: Ranks) -> None:
+    """They wait for it in their next sum of gradients, and count that as paused."""
+    first, second = ranks(STILL, 2)
+    assert first["loss"] == second["loss"]
+    assert first["paused"] > 0.4
+    assert second["paused"] == pytest.approx(first["paused"], abs=0.3)
+
+
 def test_a_fit_counts_every_image_once_and_is_taken_from_the_cache(
     two: list[dict[str, Any]],
 ) -> None:

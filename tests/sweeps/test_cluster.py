@@ -17,6 +17,7 @@ import pytest
 import ray._private.utils
 from typer.testing import CliRunner
 
+from benchmarks.nursery import Nursery
 from sweeps.check import check_spec
 from sweeps.cli.main import app
 from sweeps.drive import cluster, node_checks
@@ -136,7 +137,8 @@ def test_no_cluster_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ray_may_end_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = "print('GCS is gone', file=sys.stderr); sys.exit(1)"
     said = failing_with(monkeypatch, ended, "head:6379")
-    assert said == "--address head:6379: Ray does not connect: GCS is gone"
+    assert said.startswith("--address head:6379: Ray does not connect: GCS is gone; ")
+    assert "RAY_AUTH_TOKEN" in said
 
 
 def test_the_client_needs_grpc(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,6 +225,7 @@ def test_what_cannot_be_placed_is_refused_at_once(
 SIMULATED = """
 import json, os, sys, threading, time
 from pathlib import Path
+from benchmarks.nursery import use_nursery
 from ray.cluster_utils import Cluster
 from sweeps.check import check_spec
 from sweeps.drive.cluster import set_environment
@@ -231,8 +234,10 @@ from sweeps.run.record import trial_records
 from sweeps.spec.load import spec_from
 from trainers.files import write_atomic
 
-raw, nodes, ship, epochs, trained = json.loads(sys.argv[1])
+raw, nodes, ship, epochs, trained, nursery = json.loads(sys.argv[1])
 set_environment()
+if nursery:
+    use_nursery(*nursery)
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 head = {"num_cpus": 0, "include_dashboard": False}
 cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -292,14 +297,16 @@ cluster.shutdown()
 
 def simulated(raw: dict[str, Any], tmp_path: Path, **options: Any) -> dict[str, Any]:
     """A sweep on `nodes` one-core nodes; one is removed as soon as a trial there has had
-    `epochs` epochs.
+    `epochs` epochs. Workers come from `nursery`, unless they get their code from the driver.
     """
+    nursery: Nursery | None = options.get("nursery")
     wanted = [
         raw,
         options["nodes"],
         options["ship"],
         options["epochs"],
         options["trained"],
+        nursery and [str(nursery.path), str(nursery.client)],
     ]
     (tmp_path / "script.py").write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{SIMULATED}"
@@ -313,9 +320,12 @@ def simulated(raw: dict[str, Any], tmp_path: Path, **options: Any) -> dict[str, 
     return found
 
 
-def test_a_node_dies(raw: dict[str, Any], tmp_path: Path) -> None:
+def test_a_node_dies(
+    raw: dict[str, Any], tmp_path: Path, nursery: Nursery | None
+) -> None:
     raw["search"]["trials"] = 4
-    lost = simulated(raw, tmp_path, nodes=2, ship=False, epochs=2, trained=False)
+    options = {"nodes": 2, "ship": False, "epochs": 2, "trained": False}
+    lost = simulated(raw, tmp_path, **options, nursery=nursery)
     found = records(Path(raw["storage"]) / "small")
     assert {k: r.status for k, r in found.items()} == {
         f"0000{i}": "complete" for i in range(4)

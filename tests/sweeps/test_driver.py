@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import analysis
+from benchmarks.nursery import Nursery
 from sweeps.check import check_spec
 from sweeps.drive.driver import SweepResult, run_sweep
 from sweeps.drive.trial_events import TrialEvents
@@ -24,6 +25,8 @@ from sweeps.run.record import Outcome, TrialRecord, trial_records
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
 from tests.sweeps.helpers import plan, records
+
+ROOT = Path(__file__).parents[2]
 
 
 def sweep(raw: dict[str, Any], **options: Any) -> SweepResult:
@@ -256,18 +259,18 @@ def test_the_driver_keeps_little_of_a_trial(
     assert 0 < held / 100 < GROWTH_BYTES, f"{held / 100:.0f} bytes a trial"
 
 
-def start(raw: dict[str, Any], folder: Path) -> subprocess.Popen[str]:
+def start(
+    raw: dict[str, Any], folder: Path, nursery: Nursery | None
+) -> subprocess.Popen[str]:
     path = folder / "spec.yaml"
     path.write_text(yaml.safe_dump(raw, sort_keys=False))
-    command = [
-        sys.executable,
-        "-c",
-        "from sweeps.cli.main import main; main()",
-        "run",
-        str(path),
-    ]
+    program = "from sweeps.cli.main import main; main()"
+    if nursery is not None:
+        given = f"{str(nursery.path)!r}, {str(nursery.client)!r}"
+        program = f"from benchmarks.nursery import use_nursery; use_nursery({given}); {program}"
     return subprocess.Popen(
-        command,
+        [sys.executable, "-c", program, "run", str(path)],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -288,13 +291,16 @@ def wait_for_complete(run: Path, process: subprocess.Popen[str], count: int) -> 
     "how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
 )
 def test_interrupted_and_started_again(
-    raw: dict[str, Any], tmp_path: Path, how: signal.Signals
+    raw: dict[str, Any],
+    tmp_path: Path,
+    how: signal.Signals,
+    nursery: Nursery | None,
 ) -> None:
     search = raw["search"] | {"trials": 5}
     raw |= {"name": "cut", "search": search, "resources": {"cpus": 2}}
     raw["stages"]["finetune"]["epochs"] = 12
     run = Path(raw["storage"]) / "cut"
-    process = start(raw, tmp_path)
+    process = start(raw, tmp_path, nursery)
     wait_for_complete(run, process, 2)
     os.kill(process.pid, how)
     output = process.communicate(timeout=30)[0]
@@ -307,7 +313,7 @@ def test_interrupted_and_started_again(
         assert "the same command goes on from here" in output
         assert {r.status for r in before.values()} <= {"complete", "interrupted"}
         assert len(analysis.load(run).trials) == len(before)
-    process = start(raw, tmp_path)
+    process = start(raw, tmp_path, nursery)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
     after = records(run)

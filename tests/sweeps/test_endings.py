@@ -1,6 +1,7 @@
 """How a sweep ends that does not come to its end: signals, what dies under it, and what is said."""
 
 import errno
+import logging
 import os
 import signal
 import sys
@@ -22,7 +23,7 @@ from ray.exceptions import (
 from sweeps.check import check_spec
 from sweeps.cli.run import _tell
 from sweeps.cli.terminal import _LastingStream, lasting_output
-from sweeps.drive import driver, tune_run
+from sweeps.drive import cluster, driver, tune_run
 from sweeps.drive.deaths import death_of
 from sweeps.drive.driver import SweepResult, run_sweep
 from sweeps.drive.interrupt import Interrupt, ending_signals
@@ -37,6 +38,7 @@ from sweeps.run.record import (
     is_storage_fault,
 )
 from sweeps.spec.load import spec_from
+from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.attempt import run_trial
 from sweeps.trial.execute import Execution
 from tests.sweeps.helpers import begin, plan, records, searcher, site
@@ -290,6 +292,34 @@ def test_attempts_in_vain_are_bounded(
     assert not (outcome.folder / "driver.json").exists()
     assert _tell(outcome) == 75
     assert _tell(SweepResult(outcome.folder, True, False, outcome.report)) == 130
+
+
+def test_a_machine_without_shared_memory_is_refused_at_once(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "_SHARED_MEMORY", tmp_path / "none")
+    with pytest.raises(
+        SpecError, match=r"this machine has no shared memory \(/.*none\)"
+    ):
+        run_sweep(check_spec(spec_from(raw | {"name": "nowhere"})))
+
+
+def test_a_ray_that_does_not_start_in_time_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def init(*args: Any, **options: Any) -> None:
+        assert options["logging_level"] > logging.ERROR
+        raise Exception("The current node timed out during startup.\nIt may be\n busy.")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(driver.RayLostError) as raised:
+        cluster.start_ray(1)
+    assert str(raised.value).startswith(
+        "Ray did not start on this machine (The current node timed out during startup. It"
+        " may be busy.)"
+    )
+    assert not raised.value.ends_process
 
 
 # --- what a trial gives

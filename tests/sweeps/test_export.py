@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,13 +22,20 @@ from typer.testing import CliRunner
 from compress.cache import Artifact, StageCache
 from compress.codec.file import decode
 from compress.keys import content_key
+from compress.measure.options import MeasureConfig, RuntimeOptions
+from compress.runtimes.registry import runtime
 from sweeps.cli.main import app
-from sweeps.export import formats
-from sweeps.export.formats import EXPORTERS, export, write_model
+from sweeps.export import card, formats
+from sweeps.export.formats import EXPORTERS, export, measured_options, write_model
+from sweeps.export.preprocessing import FILE as SCRIPT_FILE
 from sweeps.export.preprocessing import notes_of
+from sweeps.run.record import TrialRecord
+from tests.sweeps.helpers import plan
 from trainers import plugins
 from trainers.config import DataConfig
 from trainers.data.augment import EvalTransform
+from trainers.data.splits import eval_batches, load_data
+from trainers.files import default_data_cache
 from trainers.models.arch import Arch, ModelState
 from trainers.timm_internals import eval_transform
 
@@ -169,7 +177,12 @@ def logits_of(folder: Path, name: str, images: Tensor) -> Tensor:
     )
 
 
-CASES = [(arch, name) for arch in ARCHS for name in EXPORTERS]
+CASES = [
+    (arch, name)
+    for arch in ARCHS
+    for name in EXPORTERS
+    if name not in ("executorch", "tensorrt")  # tests/compress has theirs
+]
 SLOW = [
     ("timm", "onnx"),
     ("timm", "openvino"),
@@ -349,9 +362,24 @@ def test_an_export_that_computes_otherwise_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["onnx", "openvino"])
+ALONE = [
+    "-c",
+    """
+import runpy, sys
+ours = ["sweeps", "compress", "trainers", "analysis"]
+for name in [*ours, "torch", "torchvision", "timm", "onnx", "pandas", "scipy"]:
+    sys.modules[name] = None
+runpy.run_path("predict.py")
+""",
+]
+"""Runs the script where there is nothing but the runtime, NumPy and Pillow."""
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino", "executorch"])
 def test_script_predicts_as_the_product(tmp_path: Path, name: str) -> None:
     """Square pictures, and upright and wide ones that are larger."""
+    if any(find_spec(module) is None for module in EXPORTERS[name].needs):
+        pytest.skip(f"{name} is not installed")
     data = DataConfig(dataset="digits", image_size=48, crop_fraction=0.875)
     generator = np.random.default_rng(0)
     transform = eval_transform(data, 48)
@@ -372,13 +400,82 @@ def test_script_predicts_as_the_product(tmp_path: Path, name: str) -> None:
     notes = notes_of(data, 48, tuple("abcdefg"))
     write_model(state, name, tmp_path, image_size=48, notes=notes)
     wanted = [f"{index}.png {'abcdefg'[best]}" for index, best in enumerate(chosen)]
+    files = ["0.png", "1.png", "2.png", "3.png"]
     done = subprocess.run(
-        [sys.executable, "predict.py", "0.png", "1.png", "2.png", "3.png"],
+        # ExecuTorch's own Python interface takes tensors of torch
+        [sys.executable, *([SCRIPT_FILE] if name == "executorch" else ALONE), *files],
         capture_output=True,
         text=True,
         cwd=tmp_path,
     )
     assert done.stdout.splitlines() == wanted, done.stderr
+
+
+def test_the_file_has_the_precision_that_was_measured(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    half = RuntimeOptions(runtime="onnxruntime", precision="float16", batch_size=4)
+    measured = MeasureConfig(runtime="torch", also={"ort": half})
+    options = measured_options(EXPORTERS["onnx"], measured)
+    assert options == half
+    unmeasured = measured_options(EXPORTERS["openvino"], measured)
+    assert unmeasured == RuntimeOptions(runtime="openvino", batch_size=1)
+    assert measured_options(EXPORTERS["packed"], measured) is None
+    state = model("resnet20")
+    difference = write_model(state, "onnx", tmp_path, image_size=16, options=options)
+    assert 1e-4 < difference < 0.1
+    graph = onnx.load(str(tmp_path / "model.onnx")).graph
+    kinds = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) > 1}
+    assert kinds == {onnx.TensorProto.FLOAT16}
+
+
+def test_verified_file_and_its_card(runs: dict[str, Path], tmp_path: Path) -> None:
+    if runtime("onnxruntime").missing():
+        pytest.skip("onnxruntime is not installed")
+    arguments = ["export", str(runs["resnet20"]), "00000", "-o", str(tmp_path / "m")]
+    done = CliRunner().invoke(app, [*arguments, "--format", "onnx", "--verify"])
+    assert done.exit_code == 0, done.output
+    config = DataConfig(
+        dataset="digits",
+        val_fraction=0.25,
+        image_size=16,
+        mean=(0.1,) * 3,
+        std=(0.3,) * 3,
+    )
+    data = load_data(config, default_data_cache())
+    module, right = model("resnet20").build(), 0
+    with torch.no_grad():
+        for images, labels in eval_batches(data, "val", 64, torch.device("cpu")):
+            right += int((module(images).argmax(1) == labels).sum())
+    said = f"accuracy {right / data.size('val'):.4f}"
+    assert f"validation part through the file: {said}" in done.output
+    text = (tmp_path / "m" / "README.md").read_text()
+    assert f"- {said} of the validation part, of this very file" in text
+    assert "- the trial was not measured in ONNX Runtime" in text
+    arguments[-1] = str(tmp_path / "other")
+    refused = CliRunner().invoke(app, [*arguments, "--format", "packed", "--verify"])
+    assert refused.exit_code == 2
+    assert "--verify: no runtime executes packed" in refused.output
+
+
+def test_card_says_what_was_measured_in_the_runtime(tmp_path: Path) -> None:
+    options = RuntimeOptions(runtime="openvino", batch_size=2, threads=1)
+    also = {"ov": options.model_dump()}
+    record = TrialRecord.begin(tmp_path, plan(measure={"also": also}))
+    metrics = {
+        "ov_latency_ms": 1.2345,
+        "ov_latency_p25_ms": 1.2,
+        "ov_latency_p75_ms": 1.3,
+        "ov_latency_ratio": 0.5,
+        "ov_runtime_accuracy": 0.875,
+        "ov_latency_dtype": "int8",
+    }
+    lines = card._in_runtime(record, options, metrics)
+    assert lines[0] == "in OpenVINO, which computes in `int8`:"
+    assert lines[1].startswith(
+        "latency 1.234 ms (quartiles 1.2 to 1.3) for a batch of 2, 1 thread of `"
+    )
+    assert lines[1].endswith("; 0.5 of the source model's")
+    assert lines[2].startswith("accuracy 0.8750 of the validation part")
 
 
 def test_push_goes_through_the_hubs_library(

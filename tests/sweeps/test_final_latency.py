@@ -26,7 +26,8 @@ OBJECTIVES = [Objective("accuracy", "max"), Objective("latency_ms", "min")]
 
 def finished(run: Path, trial_id: str, **metrics: float) -> None:
     """A complete trial whose model is its source itself."""
-    found = plan(trial_id, number=int(trial_id), stages=())
+    quick = {"latency": False, "batch_size": 2, "repeats": 5}
+    found = plan(trial_id, number=int(trial_id), stages=(), measure=quick)
     folder = run / "trials" / trial_id
     write_plan(folder, found)
     TrialRecord.begin(folder, found).finish("complete", metrics=metrics)
@@ -40,6 +41,20 @@ def run(tmp_path: Path) -> Path:
     finished(run, "00002", accuracy=0.8, latency_ms=1.1)
     finished(run, "00003", accuracy=0.7, latency_ms=5.0)
     return run
+
+
+def timed(ratio: float, reference_ms: float) -> dict[str, float]:
+    """All times of a trial whose passes took that part of its source's."""
+    ms = ratio * reference_ms
+    return {
+        "latency_ms": ms,
+        "latency_p25_ms": 0.9 * ms,
+        "latency_p75_ms": 1.1 * ms,
+        "p95_latency_ms": 1.2 * ms,
+        "latency_ratio": ratio,
+        "reference_latency_ms": reference_ms,
+        "throughput": 64_000 / ms,
+    }
 
 
 def test_rivals_would_be_on_the_front_with_a_little_less_latency() -> None:
@@ -110,6 +125,31 @@ def test_what_is_measured_again_counts_and_both_are_kept(
     assert not (run / "trials" / "00003" / LATENCY_FILE).exists()
     assert measure_front(RunStorage(run), site(run), OBJECTIVES[:1]) is None
     assert ray.calls == 1
+
+
+def test_all_trials_are_given_in_one_time_of_their_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine was slower while the last trial was measured, and faster at the end."""
+    run = tmp_path / "run"
+    finished(run, "00000", accuracy=0.9, **timed(0.5, 2.0))
+    finished(run, "00001", accuracy=0.8, **timed(0.25, 2.0))
+    finished(run, "00002", accuracy=0.5, **timed(0.9, 3.0))
+    monkeypatch.setattr(final_measurement, "ray", _Ray())
+
+    def again(trial_ids: list[str], site: Any, prefixes: Any) -> dict[str, Any]:
+        assert trial_ids == ["00000", "00001"]
+        metrics = {"00000": timed(0.5, 1.8), "00001": timed(0.26, 1.8)}
+        return {"host": "here", "alone": True, "rounds": 6, "metrics": metrics}
+
+    monkeypatch.setattr(final_measurement, "measure_in_turns", again)
+    assert measure_front(RunStorage(run), site(run), OBJECTIVES) is None
+    trials = analysis.load(run).trials.set_index("trial_id")
+    for trial_id, ratio in (("00000", 0.5), ("00001", 0.26), ("00002", 0.9)):
+        for name, value in timed(ratio, 2.0).items():
+            found = trials.loc[trial_id][f"metric/{name}"]
+            assert found == pytest.approx(value), (trial_id, name)
+    assert trials.loc["00002"]["metric/search_latency_ms"] == pytest.approx(2.7)
 
 
 def test_a_damaged_file_is_a_problem_and_the_record_counts(run: Path) -> None:

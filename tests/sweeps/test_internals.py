@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import optuna
 import ray.tune
-from ray._private import auto_init_hook, services, worker
+from ray._private import auto_init_hook, node, parameter, services, worker
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.execution import tune_controller
 from ray.tune.schedulers import FIFOScheduler
@@ -92,6 +92,21 @@ def test_ray_starts_its_processes_through_one_door() -> None:
         process.wait()
     assert services.ConsolePopen is before
     assert "process = ConsolePopen(" in inspect.getsource(services.start_ray_process)
+
+
+def test_ray_starts_no_process_that_has_nothing_to_do() -> None:
+    before = parameter.RayParams
+    with ray_internals.without_idle_processes():
+        found = parameter.RayParams()
+        found.update_if_absent(include_log_monitor=True)  # as a node does
+        assert found.no_monitor
+        assert found.include_log_monitor is False
+    assert parameter.RayParams is before
+    given = "ray_params = ray._private.parameter.RayParams("
+    assert given in inspect.getsource(worker.init)
+    started = inspect.getsource(node.Node)
+    assert "if not self._ray_params.no_monitor:" in started
+    assert "if self._ray_params.include_log_monitor:" in started
 
 
 def test_ray_prints_and_starts_through_doors_that_can_be_closed() -> None:

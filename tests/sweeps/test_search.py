@@ -411,7 +411,9 @@ def test_tiny_presets_run(name: str, tmp_path: Path, data_cache: Path) -> None:
         quick = plan.measure.model_copy(update=measure)
         plan = plan.model_copy(update={"measure": quick})
         run_trial(plan, site(run, data_cache=data_cache))
-        search.tell(records(run)[plan.trial_id])
+        ended = TrialRecord.read(trial_folder(run, plan.trial_id))
+        assert ended is not None
+        search.tell(ended)
     for record in trial_records(run):
         assert record.status == "complete", record.outcome.error
         validated = {"accuracy"} if record.plan.data.val_fraction else set()

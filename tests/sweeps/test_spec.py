@@ -84,8 +84,8 @@ MISTAKES = [
         ),
     ),
     (
-        "stages.finetune.stage=prune_all",
-        r"stages\.finetune: there is no stage 'prune_all'; valid stages: finetune",
+        "stages.finetune.stage=shrink_all",
+        r"stages\.finetune: there is no stage 'shrink_all'; valid stages: finetune",
     ),
     ("stages.finetune=5", r"stages\.finetune is 5, not a mapping with parameters"),
     ("stages.finetune.batch_size=5000", r"stages\.finetune: batch_size 5000 .* 90"),
@@ -225,6 +225,14 @@ MISTAKES = [
     (
         "resources.gpus_per_worker=64",
         r"resources\.gpus_per_worker: a trial wants 64 GPUs, and there are \d+; lower",
+    ),
+    (
+        "stages.finetune.optimizer=muon resources={workers: 2, cpus: 2, strategy: fsdp}",
+        r"stages\.finetune: optimizer 'muon' needs whole parameters, .* choose adamw, sgd,",
+    ),
+    (
+        "stages.finetune.ema.device=cpu resources={workers: 2, cpus: 2, strategy: fsdp}",
+        r"stages\.finetune: ema\.device: with resources\.strategy fsdp .*; leave device out",
     ),
     (
         "storage=/etc/hostname/x",

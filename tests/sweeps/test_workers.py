@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import ray
@@ -100,6 +101,49 @@ def test_errors_and_stops_leave_the_group_usable(group: WorkerGroup) -> None:
     assert len(seen) == 2
     assert group.alive
     assert group.run(whoami, "a", lambda event: None)[2] == process
+
+
+def trial_counting_shards(payload: Any, emit: Emit) -> tuple[dict[str, Any], int]:
+    """The work of a trial, and how many models it split over the workers."""
+    from sweeps.trial import workers
+    from trainers.training import parallel
+
+    with patch.object(parallel, "shard", wraps=parallel.shard) as shard:
+        return workers._job(payload, emit), shard.call_count
+
+
+def test_a_trial_is_split_over_its_workers(
+    group: WorkerGroup, tmp_path: Path, data_cache: Path, raw: dict[str, Any]
+) -> None:
+    train = {"epochs": 1, "batch_size": 30, "warmup": 0, "augment": {"preset": "none"}}
+    plan = {
+        "trial_id": "00000",
+        "number": 0,
+        "replicate": 0,
+        "seed": 3,
+        "draw": {},
+        "configuration": {},
+        "source": raw["source"],
+        "data": raw["data"],
+        "stages": [{"name": "finetune", "kind": "finetune", "config": train}],
+        "measure": {"latency": False},
+    }
+    found = {}
+    for strategy in ("ddp", "fsdp"):
+        site = {
+            "run": str(tmp_path),
+            "cache": str(tmp_path / "_cache"),
+            "data_cache": str(data_cache),
+            "workers": 2,
+            "strategy": strategy,
+        }
+        events: list[Any] = []
+        result, shards = group.run(trial_counting_shards, (plan, site), events.append)
+        assert shards == (strategy == "fsdp")
+        assert [event["row"]["cached"] for event in events] == [False, False]
+        found[strategy] = result["metrics"]
+    for name in ("accuracy", "loss", "num_params"):
+        assert found["fsdp"][name] == pytest.approx(found["ddp"][name], rel=1e-4)
 
 
 def test_a_dead_worker_is_told(group: WorkerGroup) -> None:

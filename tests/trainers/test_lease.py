@@ -8,18 +8,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
 
 from trainers.files import read_json
-from trainers.lease import (
-    Lease,
-    LeaseHeldError,
-    Owner,
-    one_at_a_time,
-    process_exists,
-)
+from trainers.lease import Lease, LeaseHeldError, Owner, one_at_a_time
+from trainers.processes import process_exists
 
 # Two processes that hold the lease at the same time find each other's folder and say so.
 COMPETE = """
@@ -118,6 +114,26 @@ def test_a_heartbeat_on_another_host_is_seen(path: Path) -> None:
     ):
         pass
     beat.join()
+
+
+def test_a_machine_that_slept_takes_nobody_for_dead(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its processes were stopped alike; the owner's next heartbeat comes a little later."""
+    path.parent.mkdir()
+    write(path, beat=0)
+    clock = [0.0]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += 1000 if clock[0] == 0 else seconds
+        if clock[0] > 1001:
+            write(path, beat=1)
+
+    fake = SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep)
+    monkeypatch.setattr("trainers.lease.time", fake)
+    with pytest.raises(LeaseHeldError), quick(path, silence=10.0).held():
+        pass
+    assert clock[0] < 1010
 
 
 def test_waiting_ends_when_the_lease_is_free_or_no_longer_wanted(path: Path) -> None:

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import shutil
-import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,8 +33,9 @@ from trainers.data.parts import (
     Pixels,
     RandomAccess,
 )
-from trainers.files import flush_to_disk
+from trainers.files import flush_to_disk, parse_json
 from trainers.lease import one_at_a_time
+from trainers.leftovers import remove_leftovers, tag
 from trainers.machine import usable_cores
 
 log = logging.getLogger(__name__)
@@ -281,7 +281,8 @@ def _published(folder: Path, build: Callable[[Path], dict[str, Any]]) -> dict[st
             log.warning("image cache %s is damaged; building it again", folder)
         else:
             log.info("building the image cache %s", folder)
-        beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+        remove_leftovers(folder.parent)
+        beside = folder.with_name(f".{folder.name}.{tag()}.tmp")
         beside.mkdir()
         try:
             notes = build(beside)
@@ -316,13 +317,13 @@ def _replace_folder(beside: Path, folder: Path) -> None:
 def _whole(folder: Path) -> dict[str, Any] | None:
     """The notes of the cache if every file is as it was published, else None."""
     try:
-        notes = json.loads((folder / "notes.json").read_bytes())
+        notes = parse_json((folder / "notes.json").read_bytes())
         for name, (size, checksum) in notes["files"].items():
             if (folder / name).stat().st_size != size or _checksum(
                 folder / name
             ) != checksum:
                 return None
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError):
         return None
     return notes
 

@@ -1,6 +1,5 @@
 """Which column of a table holds the images and which the labels; how the classes are called."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,7 @@ import pyarrow as pa
 
 from trainers.config import DataConfig
 from trainers.data.image_cells import holds_images, is_text
+from trainers.files import parse_json
 
 _IMAGE_NAMES = ("image", "img")
 _PATH_NAMES = (*_IMAGE_NAMES, "path", "file", "file_name", "filename", "filepath")
@@ -74,7 +74,7 @@ def columns_of(
 def _features(schema: pa.Schema) -> dict[str, Any]:
     """Column → what `datasets` says of it; {} where it did not write the file."""
     try:
-        meta = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        meta = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
     except ValueError:
         return {}
     info = meta.get("info") if isinstance(meta, dict) else None

@@ -6,7 +6,6 @@ An index of the members is made when a shard is opened, so that images are read 
 without being unpacked.
 """
 
-import json
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ from trainers.data.columns import LABEL_NAMES
 from trainers.data.decoding import PLAIN, Decoding, decode, suffixes
 from trainers.data.parts import Dataset, Labels, file_hash, spread
 from trainers.data.shards import find_shards, root_folder
-from trainers.files import why_not_the_file
+from trainers.files import parse_json, why_not_the_file
 
 BLOCK_BYTES = 512  # of a tar
 
@@ -317,7 +316,7 @@ def _value(content: bytes, key: str | None, where: str) -> Any:
 
 def _object(content: bytes, where: str) -> dict[str, Any]:
     try:
-        value = json.loads(content)
+        value = parse_json(content)
     except ValueError as error:
         raise ValueError(f"{where}: no JSON ({error})") from error
     if not isinstance(value, dict):

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from trainers.files import read_json, write_atomic
+from trainers.files import parse_json, read_json, write_atomic
 from trainers.models.resnet_cifar import resnet_cifar
 from trainers.timm_library import timm
 
@@ -157,6 +157,22 @@ def _int8(arch: Arch) -> nn.Module:
     return QuantisedModel(inner.build(), QuantiserPlan.from_json(arch.dims))
 
 
+def _low_rank(arch: Arch) -> nn.Module:
+    from trainers.models.factored import factor
+
+    inner = replace(Arch.from_json(arch.dims["inner"]), args=arch.args)
+    return factor(inner.build(), arch.dims["ranks"])
+
+
+def _cut(arch: Arch) -> nn.Module:
+    from trainers.models.cut_model import Cut
+
+    inner = Arch.from_json(arch.dims["inner"])
+    return Cut.from_json(arch.dims).apply(
+        Arch(inner.builder, inner.name, arch.args, inner.dims).build()
+    )
+
+
 BUILDERS: dict[str, Callable[[Arch], nn.Module]] = {
     "timm": _timm,
     "resnet_cifar": _resnet_cifar,
@@ -165,9 +181,11 @@ BUILDERS: dict[str, Callable[[Arch], nn.Module]] = {
     "tleg_vit": _tleg_vit,
     "lets_vit": _lets_vit,
     "int8": _int8,
+    "low_rank": _low_rank,
+    "cut": _cut,
 }
 """`Arch.builder` → the function that builds the module."""
-DROP_RATE_BUILDERS = ("timm", "pruned_vit", "sws_vit", "tleg_vit", "lets_vit")
+DROP_RATE_BUILDERS = ("timm", "pruned_vit", "sws_vit", "tleg_vit", "lets_vit", "cut")
 """Builders that take `drop_rate` and `drop_path_rate`."""
 
 
@@ -233,6 +251,16 @@ def on_meta(arch: Arch) -> nn.Module:
     """
     with meta_device():
         return arch.build()
+
+
+def shared_on_meta(arch: Arch) -> nn.Module:
+    """`on_meta`, but the same module for all who ask: they read it, and change nothing."""
+    return _kept_on_meta(json.dumps(arch.to_json(), sort_keys=True))
+
+
+@lru_cache(maxsize=64)
+def _kept_on_meta(arch_json: str) -> nn.Module:
+    return on_meta(Arch.from_json(json.loads(arch_json)))
 
 
 def buildable(arch: Arch) -> Arch:
@@ -340,7 +368,7 @@ class ModelState:
             ValueError: a file is missing, damaged, or its content differs from the stored hash.
         """
         try:
-            note = json.loads((folder / "model.json").read_text())
+            note = parse_json((folder / "model.json").read_text())
             state = cls(
                 Arch.from_json(note["arch"]),
                 load_file(folder / "model.safetensors"),

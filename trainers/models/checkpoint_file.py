@@ -6,7 +6,6 @@ called, so that the options, paths and numbers that training programs save besid
 no harm.
 """
 
-import json
 import pickle
 import pickletools
 import struct
@@ -24,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trainers.files import read_json
+from trainers.files import parse_json, read_json
 from trainers.models.file_kinds import TORCH_STREAM, TORCH_ZIP, kind_of_file, what_it_is
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
@@ -354,7 +353,7 @@ def _weights_in(folder: Path) -> Path:
 def _read_shards(index: Path) -> dict[str, Tensor]:
     """The tensors of the files that a Hugging Face index names."""
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        places = parse_json(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(places.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index}: not an index of weights ({error})") from error

@@ -157,6 +157,9 @@ def _block_fault(block: Any) -> str | None:
     if type(block) is not timm.models.vision_transformer.Block:
         return f"its blocks are {type(block).__name__}"
     attn, mlp, identity = block.attn, block.mlp, nn.Identity
+    layers = (attn.proj, mlp.fc1, mlp.fc2, getattr(attn, "qkv", attn.proj))
+    if any(isinstance(layer, nn.Sequential) for layer in layers):
+        return "it has layers of low rank (put low_rank after what cuts units)"
     if type(attn).__name__ != "Attention":
         return f"its attention is {type(attn).__name__}"
     norms = [

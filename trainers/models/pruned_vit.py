@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainers.models.parameters import BLOCK_DIMS
+from trainers.models.token_merging import merge_tokens, most_merged, pooled_mean
 from trainers.timm_library import timm
 
 
@@ -47,21 +48,30 @@ class PrunedAttention(nn.Module):
         self.proj = nn.Linear(heads * v, embed)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.with_keys(x, None)[0]
+
+    def with_keys(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The result (B, N, E), and the keys (B, H, N, QK).
+
+        Args:
+            size: how often each token counts (B, N, 1); None: once.
+        """
         batch, tokens, _ = x.shape
-        heads = (
+        q, k, v = (
             part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for part in self._project(x)
         )
-        x = self._attend(*heads)
-        return self.proj(
-            x.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.v_dim)
-        )
+        counts = None if size is None else size.log().transpose(1, 2)[:, None]
+        x = self._attend(q, k, v, counts)
+        joined = x.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.v_dim)
+        return self.proj(joined), k
 
     def _project(self, x: Tensor) -> Sequence[Tensor]:
         """(B, N, E) → (B, N, H·QK), (B, N, H·QK), (B, N, H·V)."""
         layers = (self.q, self.k, self.v)
         if (
             not (self.one_product and x.is_cpu)
+            or any(type(layer) is not nn.Linear for layer in layers)  # of low rank
             or torch.onnx.is_in_onnx_export()
             or torch.compiler.is_exporting()
         ):
@@ -74,8 +84,12 @@ class PrunedAttention(nn.Module):
         together = F.linear(x, torch.cat([layer.weight for layer in layers]), bias)
         return together.split([layer.out_features for layer in layers], dim=-1)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B, H, N, QK), (B, H, N, QK), (B, H, N, V) → (B, H, N, V)."""
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, counts: Tensor | None = None
+    ) -> Tensor:
+        """(B, H, N, QK), (B, H, N, QK), (B, H, N, V) → (B, H, N, V); `counts` (B, 1, 1, N) is
+        added to the scores.
+        """
         more = self.v_dim - self.qk_dim
         if more and q.is_cpu and not torch.onnx.is_in_onnx_export():
             # the CPU's fused kernel needs equal dimensions; zeros beside it are up to twice
@@ -85,9 +99,11 @@ class PrunedAttention(nn.Module):
                 if more > 0
                 else (q, k, F.pad(v, (0, -more)))
             )
-        return F.scaled_dot_product_attention(q, k, v, scale=self.scale)[
-            ..., : self.v_dim
-        ]
+        if counts is not None:  # the fused kernels take a mask without broadcasting
+            counts = counts.to(q.dtype).expand(-1, q.shape[1], q.shape[2], -1)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=counts, scale=self.scale
+        )[..., : self.v_dim]
 
 
 class PrunedBlock(nn.Module):
@@ -122,6 +138,19 @@ class PrunedBlock(nn.Module):
         x = x + self.drop_path1(self.attn(self.norm1(x)))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
+    def merging(
+        self, x: Tensor, size: Tensor | None, r: int, prefix: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same with at most r tokens merged between attention and MLP: tokens (B, N - r, E)
+        and their sizes, see `trainers.models.token_merging`.
+        """
+        attended, keys = self.attn.with_keys(self.norm1(x), size)
+        x = x + self.drop_path1(attended)
+        r = most_merged(x.shape[1], prefix, r)
+        if r:
+            x, size = merge_tokens(x, size, keys.mean(1), r, prefix)
+        return x + self.drop_path2(self.mlp(self.norm2(x))), size
+
 
 class PrunedVit(nn.Module):
     """A plain or distilled ViT from images (B, C, H, W) to logits (B, num_classes).
@@ -138,6 +167,7 @@ class PrunedVit(nn.Module):
         global_pool: "token" classifies the class token, "avg" the mean over patches.
         fc_norm: normalise after pooling instead of before; default: for "avg", as timm.
         no_embed_class: positions for patches only (DeiT III).
+        merge: tokens that are merged in each block; default: none.
         drop_rate: dropout before the classifier. drop_path_rate: of the last block, rising
             linearly from 0.
 
@@ -161,11 +191,13 @@ class PrunedVit(nn.Module):
         no_embed_class: bool = False,
         qkv_bias: bool = True,
         norm_eps: float = 1e-6,
+        merge: Sequence[int] = (),
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
         check_dims(dims)
+        check_merge(merge, len(dims["heads"]))
         _check_tokens(class_token, distilled, global_pool, fc_norm, no_embed_class)
         embed = dims["embed"]
         self.num_classes = num_classes
@@ -174,6 +206,7 @@ class PrunedVit(nn.Module):
         self.num_prefix_tokens = class_token + distilled
         self.no_embed_class = no_embed_class
         self.distilled_training = False
+        self.merge = tuple(merge)
         # tuples: timm's PatchEmbed compares sizes, and JSON gives lists
         self.patch_embed = timm.layers.PatchEmbed(
             _pair(img_size), _pair(patch_size), in_chans, embed
@@ -244,12 +277,15 @@ class PrunedVit(nn.Module):
             return torch.cat([*tokens, x + self.pos_embed], 1)
         return torch.cat([*tokens, x], 1) + self.pos_embed
 
-    def classify(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits from normalised tokens (B, N, E)."""
+    def classify(
+        self, x: Tensor, size: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits from normalised tokens (B, N, E) that stand for `size` (B, N, 1) patches."""
+        first = self.num_prefix_tokens
         pooled = (
             x[:, 0]
             if self.global_pool == "token"
-            else x[:, self.num_prefix_tokens :].mean(1)
+            else pooled_mean(x[:, first:], None if size is None else size[:, first:])
         )
         logits = self.head(self.head_drop(self.fc_norm(pooled)))
         if self.head_dist is None:
@@ -260,7 +296,13 @@ class PrunedVit(nn.Module):
         return (logits + distilled) / 2
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return self.classify(self.norm(self.blocks(self.embed(images))))
+        if not any(self.merge):
+            return self.classify(self.norm(self.blocks(self.embed(images))))
+        x, size = self.embed(images), None
+        blocks: Any = self.blocks
+        for block, r in zip(blocks, self.merge, strict=True):
+            x, size = block.merging(x, size, r, self.num_prefix_tokens)
+        return self.classify(self.norm(x), size)
 
 
 def _blocks(
@@ -311,6 +353,20 @@ def check_dims(dims: dict[str, Any]) -> None:
             raise ValueError(
                 f"{name}: dimensions are integers of at least 1; got {dims[name]}"
             )
+
+
+def check_merge(merge: Sequence[int], depth: int) -> None:
+    """Refuse numbers of merged tokens that are not one for each block.
+
+    Raises:
+        ValueError: names what is wrong.
+    """
+    whole = all(isinstance(r, int) and r >= 0 for r in merge)
+    if not whole or len(merge) not in (0, depth):
+        raise ValueError(
+            f"merge: one number of tokens for each of the {depth} blocks, at least 0; got"
+            f" {list(merge)}"
+        )
 
 
 def _check_tokens(

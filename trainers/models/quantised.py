@@ -408,7 +408,7 @@ def keep_products_apart(module: nn.Module) -> None:
     """
     for layer in module.modules():
         if hasattr(layer, "one_product"):
-            layer.one_product = False
+            setattr(layer, "one_product", False)  # noqa: B010 (no attribute of every module)
 
 
 def remove_norm(module: nn.Module, conv: str, norm: str) -> None:

@@ -25,15 +25,16 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.stride, self.channel_pad = stride, channels - in_channels
+        self.stride = stride
+        low = (channels - in_channels) // 2
+        self.channel_pad = (low, channels - in_channels - low)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x
         if self.stride > 1:
             shortcut = shortcut[:, :, :: self.stride, :: self.stride]
-        if self.channel_pad:
-            low = self.channel_pad // 2
-            shortcut = F.pad(shortcut, (0, 0, 0, 0, low, self.channel_pad - low))
+        if any(self.channel_pad):
+            shortcut = F.pad(shortcut, (0, 0, 0, 0, *self.channel_pad))
         out = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(out)) + shortcut)
 

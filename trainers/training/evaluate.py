@@ -37,14 +37,20 @@ def evaluate(
     *,
     batch_size: int = 256,
     amp: torch.dtype | None = None,
+    in_lockstep: bool = False,
 ) -> dict[str, float]:
     """The metrics of `module` on a split: `evaluate_classes` without the classes."""
     return evaluate_classes(
-        module, data, split, device, batch_size=batch_size, amp=amp
+        module,
+        data,
+        split,
+        device,
+        batch_size=batch_size,
+        amp=amp,
+        in_lockstep=in_lockstep,
     ).metrics
 
 
-@torch.inference_mode()
 def evaluate_classes(
     module: nn.Module,
     data: Data,
@@ -53,6 +59,7 @@ def evaluate_classes(
     *,
     batch_size: int = 256,
     amp: torch.dtype | None = None,
+    in_lockstep: bool = False,
 ) -> Evaluation:
     """All epoch metrics of `module` on a split, and the accuracy of each class.
 
@@ -64,6 +71,7 @@ def evaluate_classes(
     Args:
         batch_size: images of one forward pass on one rank.
         amp: type of autocast; None is without.
+        in_lockstep: let every rank make the same number of passes, as a sharded module needs it.
 
     Raises:
         ValueError: the split has no images, or none that can be read.
@@ -74,17 +82,37 @@ def evaluate_classes(
         )
     was_training = module.training
     module.eval()
+    # what a sharded module puts together in a pass it may use again when it is trained
+    with torch.no_grad() if in_lockstep else torch.inference_mode():
+        found = _evaluated(module, data, split, device, batch_size, amp, in_lockstep)
+    module.train(was_training)
+    return found
+
+
+def _evaluated(
+    module: nn.Module,
+    data: Data,
+    split: Split,
+    device: torch.device,
+    batch_size: int,
+    amp: torch.dtype | None,
+    in_lockstep: bool,
+) -> Evaluation:
     # correct, correct in 5, loss, images
     totals = torch.zeros(4, dtype=torch.float64, device=device)
     all_logits, all_labels = [], []
-    for logits, labels in _predictions(module, data, split, device, batch_size, amp):
+    batches = eval_batches(
+        data, split, batch_size, device, distributed.rank(), distributed.world_size()
+    )
+    if in_lockstep:
+        batches = _in_lockstep(batches, data.info.image_size, device)
+    for logits, labels in _predictions(module, batches, device, amp):
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels[:, None])
         loss = cross_entropy(logits, labels) * len(labels)
         count = torch.full((), len(labels), device=device)
         totals += torch.stack([best[:, 0].sum(), best.sum(), loss, count]).double()
         all_logits.append(logits)
         all_labels.append(labels)
-    module.train(was_training)
     correct, in_five, loss, images = distributed.sum_over_ranks(totals).tolist()
     if images == 0:  # the count of unreadable ones that is allowed was not exceeded
         raise ValueError(
@@ -105,22 +133,31 @@ def evaluate_classes(
     )
 
 
+def _in_lockstep(
+    batches: Iterator[tuple[Tensor, Tensor]], image_size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's batches; then an image without a label as often as other ranks have more."""
+    blank = torch.zeros(1, 3, image_size, image_size, device=device)
+    none = torch.empty(0, dtype=torch.int64, device=device)
+    batch = next(batches, None)
+    while distributed.any_rank(batch is not None, device):
+        yield batch or (blank, none)
+        batch = next(batches, None)
+
+
 def _predictions(
     module: nn.Module,
-    data: Data,
-    split: Split,
+    batches: Iterator[tuple[Tensor, Tensor]],
     device: torch.device,
-    batch_size: int,
     amp: torch.dtype | None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(logits float32 (B, C), labels (B,)) of this rank's batches."""
-    batches = eval_batches(
-        data, split, batch_size, device, distributed.rank(), distributed.world_size()
-    )
+    """(logits float32 (B, C), labels (B,)) of the batches that have labels."""
     for images, labels in batches:
         with torch.autocast(device.type, amp or torch.float32, enabled=amp is not None):
             output = module(images)
-        yield (output[0] if isinstance(output, tuple) else output).float(), labels
+        if len(labels):
+            logits = output[0] if isinstance(output, tuple) else output
+            yield logits.float(), labels
         measuring.pause_point()
 
 

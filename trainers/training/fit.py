@@ -2,25 +2,25 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from trainers import measuring
-from trainers.config import EmaConfig, TrainConfig
+from trainers.config import TrainConfig
 from trainers.data.splits import Data, TrainBatches
+from trainers.option_types import Strategy
 from trainers.seeding import derive_seed, seed_everything
-from trainers.timm_library import timm
 from trainers.training import distributed
 from trainers.training.checkpoint import CheckpointFolder
 from trainers.training.evaluate import evaluate
 from trainers.training.losses import Objective
 from trainers.training.optim import Schedule, make_optimizer
+from trainers.training.parallel import parallel_model
 from trainers.training.recompute import recompute_activations
 
 _AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,6 +32,12 @@ class NonFiniteLossError(ArithmeticError):
 
 class Hook:
     """What a method adds to the loop. Every method here does nothing; override what is needed."""
+
+    def on_begin(self, module: nn.Module) -> None:
+        """Before the first step, with the module that is trained. With resources.strategy fsdp it
+        is not the one that `fit` was given: its parameters are split over the workers, and
+        `trainers.training.sharding.placed_like` splits other tensors alike.
+        """
 
     def on_loss(self, loss: Tensor, step: int) -> Tensor:
         """The loss to minimise instead of `loss` (scalar); `step` counts finished optimiser
@@ -145,6 +151,10 @@ class _LossMeter:
         return self.total / max(self.count, 1)
 
 
+_LARGE = {"module", "optimizer", "ema"}
+"""What of a fit's state its `ParallelModel` holds."""
+
+
 class _Fit:
     """The parts of one fit, and its state."""
 
@@ -157,6 +167,7 @@ class _Fit:
         hooks: Sequence[Hook],
         seed: int,
         device: torch.device,
+        strategy: Strategy = "ddp",
     ) -> None:
         self.data = data
         self.objective = objective
@@ -164,12 +175,11 @@ class _Fit:
         self.hooks = hooks
         self.seed = seed
         self.device = device
-        self.module = module.to(device)
-        if config.grad_checkpointing:
-            recompute_activations(module)
-        if config.channels_last:
-            layout: Any = torch.channels_last  # torch's stubs lack this overload
-            self.module = self.module.to(memory_format=layout)  # type: ignore
+        self.parallel = parallel_model(
+            strategy, module, config, device, data.info.image_size
+        )
+        self.module = self.parallel.module
+        self.ema = self.parallel.ema
         world = distributed.world_size()
         _, self.accumulation = config.accumulation(world)
         self.batches = TrainBatches(
@@ -183,26 +193,18 @@ class _Fit:
             rank=distributed.rank(),
             world_size=world,
         )
-        self.optimizer = make_optimizer(module, config)
+        self.optimizer = make_optimizer(self.module, config)
         self.schedule = Schedule(self.optimizer, config, self.batches.steps_per_epoch)
         self.amp = _AMP[config.amp]
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
-        self.ema = _averaged(module, config.ema)
-        # `module` has the parameters, `ddp` sums their gradients over ranks, `model` is called
-        self.ddp = self._distributed(world)
-        compiled: Any = torch.compile(self.ddp) if config.compile else self.ddp
+        called = self.parallel.called
+        compiled: Any = torch.compile(called) if config.compile else called
         self.model: nn.Module = compiled
+        for hook in hooks:
+            hook.on_begin(self.module)
         self.result = FitResult()
         self.epoch = 0
         self.ended = False
-
-    def _distributed(self, world: int) -> nn.Module:
-        if world == 1:
-            return self.module
-        return DistributedDataParallel(
-            self.module,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-        )
 
     def run_epoch(self, name: str) -> Row:
         """Train one epoch and evaluate where that is due; the row is part of the result, too."""
@@ -273,11 +275,10 @@ class _Fit:
         self, images: Tensor, targets: Tensor, completes_step: bool
     ) -> Tensor:
         """Add a micro-batch's gradients; its share of the step's loss, a scalar."""
-        sync: AbstractContextManager[Any] = nullcontext()
-        if not completes_step and isinstance(self.ddp, DistributedDataParallel):
-            sync = self.ddp.no_sync()  # ranks exchange gradients once a step
+        # ranks exchange gradients once a step
+        later = nullcontext() if completes_step else self.parallel.without_exchange()
         dtype, enabled = self.amp or torch.float32, self.amp is not None
-        with sync, torch.autocast(self.device.type, dtype, enabled=enabled):
+        with later, torch.autocast(self.device.type, dtype, enabled=enabled):
             loss = self.objective(self.model, images, targets)
             for hook in self.hooks:
                 loss = hook.on_loss(loss, self.result.steps)
@@ -314,39 +315,46 @@ class _Fit:
             if self.ema is not None and ema is not None and ema.use
             else self.module
         )
-        return evaluate(module, self.data, "val", self.device, amp=self.amp)
+        return evaluate(
+            module,
+            self.data,
+            "val",
+            self.device,
+            amp=self.amp,
+            in_lockstep=self.parallel.in_lockstep,
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a later process needs to go on to the same bits."""
-        return {
+        """All that a later process needs to go on to the same bits, on rank 0. Every rank calls
+        this.
+        """
+        return self.parallel.state_dict(self.optimizer) | {
             "epoch": self.epoch,
             "ended": self.ended,
-            "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema else None,
             "hooks": [hook.state_dict() for hook in self.hooks],
             "rows": self.result.rows,
             "steps": self.result.steps,
             "seconds": self.result.seconds,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
-        self.epoch = state["epoch"]
-        self.ended = state["ended"]
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Go on from what `state_dict` gave on rank 0, if it gave anything; others give None."""
+        small = {key: state[key] for key in state.keys() - _LARGE} if state else None
+        (own,) = distributed.from_rank_0((small,))
+        if own is None:
+            return
+        self.parallel.load_state_dict(self.optimizer, state)
+        self.epoch = own["epoch"]
+        self.ended = own["ended"]
         self.result = FitResult(
-            state["rows"], state["steps"], state["seconds"], state["seconds"]
+            own["rows"], own["steps"], own["seconds"], own["seconds"]
         )
         self.schedule.after_step(self.result.steps)
-        self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
-        for hook, hook_state in zip(self.hooks, state["hooks"], strict=True):
+        self.schedule.load_state_dict(own["schedule"])
+        self.scaler.load_state_dict(own["scaler"])
+        for hook, hook_state in zip(self.hooks, own["hooks"], strict=True):
             hook.load_state_dict(hook_state)
 
 
@@ -363,13 +371,6 @@ def set_training(module: nn.Module, train_mode: bool) -> None:
         child.eval()
 
 
-def _averaged(module: nn.Module, config: EmaConfig | None) -> Any:
-    """timm's moving average of the weights; None where none is kept."""
-    if config is None:
-        return None
-    return timm.utils.ModelEmaV3(module, decay=config.decay, device=config.device)
-
-
 def fit(
     module: nn.Module,
     data: Data,
@@ -382,6 +383,7 @@ def fit(
     workdir: Path,
     name: str = "fit",
     on_epoch: Callable[[Row], None] = lambda row: None,
+    strategy: Strategy = "ddp",
 ) -> FitResult:
     """Train `module` in place; checkpoint into `workdir` and go on from there when called again.
 
@@ -391,13 +393,15 @@ def fit(
     0 writes the checkpoints, and all ranks end with the same weights and buffers.
 
     Args:
-        module: moved to `device` and left there, in eval mode.
+        module: moved to `device` and left there, in eval mode; where it is sharded it stays where
+            it is, and gets its weights when the fit ends.
         objective: the loss of a batch.
         hooks: what a method adds to the loop.
         seed: of the order of images, augmentation and dropout.
         workdir: of this fit alone.
         name: of the fit, in its rows.
         on_epoch: called with every row, on every rank; with those of earlier processes first.
+        strategy: what each of several ranks holds of the model while it is trained.
 
     Raises:
         NonFiniteLossError: the loss is NaN or infinite.
@@ -406,22 +410,21 @@ def fit(
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
         config.tf32
     )
-    run = _Fit(module, data, objective, config, hooks, seed, device)
+    run = _Fit(module, data, objective, config, hooks, seed, device, strategy)
     checkpoints = CheckpointFolder(workdir, config.keep_checkpoints)
     writes = distributed.rank() == 0
-    (state,) = distributed.from_rank_0((checkpoints.load(),) if writes else None)
-    if state is not None:
-        run.load_state_dict(state)
-        for row in run.result.rows:
-            on_epoch(row)
+    run.load_state_dict(checkpoints.load() if writes else None)
+    for row in run.result.rows:
+        on_epoch(row)
     while run.epoch < config.epochs and not run.ended:
         row = run.run_epoch(name)
         ends = run.ended or run.epoch == config.epochs
-        if writes and (ends or run.epoch % config.checkpoint_every == 0):
-            checkpoints.save(run.epoch, run.state_dict())
+        if ends or run.epoch % config.checkpoint_every == 0:
+            state = run.state_dict()
+            if writes:
+                checkpoints.save(run.epoch, state)
         on_epoch(row)
-    if run.ema is not None and config.ema is not None and config.ema.use:
-        module.load_state_dict(run.ema.module.state_dict())
+    run.parallel.give_back(averaged=config.ema is not None and config.ema.use)
     if config.grad_checkpointing:
         recompute_activations(module, enable=False)
     module.eval()

@@ -375,6 +375,7 @@ startTheme();
 addEventListener("DOMContentLoaded", () => {
   const steps = [
     startCommands,
+    startLoss,
     startSorting,
     startCompare,
     startFront,

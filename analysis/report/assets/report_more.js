@@ -1,5 +1,26 @@
 /* Groups compared, and parameter importance. */
 "use strict";
+/* The first card: what is cheapest for the loss that the reader sets. */
+function startLoss() {
+  const input = $("loss");
+  if (!input) return;
+  const box = input.closest(".within");
+  const members = [...box.querySelectorAll(".member")];
+  const show = () => {
+    const points = Number(input.value);
+    const fitting = members.filter((m) => 100 * Number(m.dataset.loss) <= points + 1e-7);
+    const chosen = fitting.at(-1) || members[0];
+    for (const member of members) member.hidden = member !== chosen;
+    const words = `${points} ${points === 1 ? "point" : "points"}`;
+    $("loss-shown").textContent = words;
+    chosen.querySelector("h3").textContent = fitting.length
+      ? `Lowest ${box.dataset.cost} within ${words}`
+      : `Nearest: more than ${words} of ${box.dataset.metric} is lost`;
+  };
+  input.closest("label").hidden = false;
+  input.addEventListener("input", show);
+  show();
+}
 const versus = { axis: "configurations" };
 const AXES = {
   configurations: "complete configurations",
@@ -113,9 +134,11 @@ function startImportance() {
   if (!D.importance.length) return hide("importance");
   const some = D.importance.some((i) => i.conditional);
   $("importance-note").textContent =
-    "Share of the variation of each objective that a parameter explains (functional ANOVA over" +
-    " a random forest, as in Optuna), from " +
+    "Share of the variation of each objective that a parameter explains out of sample (functional" +
+    " ANOVA over a random forest, as in Optuna, scaled by what is explained of configurations left" +
+    " out), from " +
     `${Math.max(...D.importance.map((i) => i.count))} configurations.` +
+    " What chance explains as well is left out." +
     (some
       ? " A parameter with a star belongs to one alternative only and is compared where it is" +
         " present."

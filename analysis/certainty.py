@@ -1,0 +1,169 @@
+"""How sure a front is: the probability that a configuration is on it, from measured noise.
+
+Legend
+    m_c, n_c   mean of an objective over the n_c seeds of configuration c, and their number
+    s2_c       variance of one trial of c about its true mean
+    s2_0, d_0  what is expected of s2_c before its own seeds are looked at, and with how many
+               degrees of freedom it counts
+    t2         variance of the true means, over configurations, about their common mean
+
+The variance of one trial is estimated as Smyth does for genes (Linear models and empirical Bayes
+methods, 2004, section 3), whose few replicates are alike: s2_c = (d_0 s2_0 + sum of squares of
+c) / (d_0 + n_c - 1). Here s2_0 pools all configurations with several seeds; where there are few,
+an accuracy's s2_0 is mostly the binomial variance p (1 - p) / N of the N images that were
+evaluated, which also is what a run without any replicates goes by. A latency varies by its
+measured quartiles at least. What is left is exact.
+
+A plausible true mean is a draw of Student's t about m_c, after m_c was drawn in towards the
+common mean as far as t2 and s2_c / n_c say (James and Stein): of many that are measured with an
+error, the best is the luckiest. The probability is the share of draws in which a configuration
+is on the front. Which images were held out is an error that all configurations share; it moves
+the front as a whole, and is no part of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from analysis import pareto
+from analysis.configurations import objective_values
+from analysis.contract import Objective
+from analysis.fronts import noise_of
+from analysis.pareto import Floats
+
+DRAWS = 1000
+"""Draws of a run of few configurations."""
+_MOST_VALUES = 2_000_000
+_PRIOR_FREEDOM = 8.0
+"""d_0; its own three seeds then count for a fifth of a configuration's variance."""
+_AS_GOOD_AS_NORMAL = 1e6
+"""Degrees of freedom with which Student's t cannot be told from a normal distribution."""
+_QUARTILES = 1.349
+"""Between the quartiles of a normal distribution, in standard deviations."""
+_IMAGES = {"accuracy": "images", "test_accuracy": "test_images"}
+"""Share of images → the column of `classes` that counts them."""
+
+
+def plausible_values(
+    rows: pd.DataFrame,
+    objectives: Sequence[Objective],
+    classes: pd.DataFrame,
+    draws: int,
+) -> Floats:
+    """(draws, n, k) objectives as they may truly be; the same for the same run.
+
+    Args:
+        rows: (n) configurations.
+        classes: of the run, for the number of images.
+    """
+    values = objective_values(rows, objectives)
+    variances, freedom = error_variances(rows, objectives, classes)
+    return drawn(values, variances, freedom, draws)
+
+
+def worst_values(
+    rows: pd.DataFrame, objectives: Sequence[Objective], classes: pd.DataFrame
+) -> Floats:
+    """(n, k) objectives of which one plausible value in twenty is worse."""
+    values = plausible_values(rows, objectives, classes, DRAWS)
+    signs = np.array([objective.sign for objective in objectives])
+    return np.asarray(np.quantile(values * signs, 0.95, axis=0) * signs)
+
+
+def drawn(values: Floats, variances: Floats, freedom: Floats, draws: int) -> Floats:
+    """(draws, n, k) plausible true means.
+
+    Args:
+        values: (n, k) measured means.
+        variances: (n, k) of their errors, 0 of an exact one.
+        freedom: (n, k) degrees of freedom of these variances.
+    """
+    center = np.nanmean(values, axis=0) if len(values) else values
+    spread = np.nanvar(values, axis=0, ddof=1) if len(values) > 1 else np.zeros(1)
+    truth = np.maximum(spread - variances.mean(axis=0), 0.0) if len(values) else spread
+    total = truth + variances
+    kept = np.divide(truth, total, out=np.ones_like(total), where=total > 0)
+    means = center + kept * (values - center)
+    # NumPy draws NaN for infinitely many degrees of freedom
+    known = np.minimum(freedom, _AS_GOOD_AS_NORMAL)
+    noise = np.random.default_rng(0).standard_t(known, size=(draws, *values.shape))
+    return means + noise * np.sqrt(kept * variances)
+
+
+def error_variances(
+    rows: pd.DataFrame, objectives: Sequence[Objective], classes: pd.DataFrame
+) -> tuple[Floats, Floats]:
+    """(n, k) variances of the errors of configurations' means, and their degrees of freedom."""
+    n = rows["replicates"].to_numpy(dtype=np.float64)
+    variances = np.zeros((len(rows), len(objectives)))
+    freedom = np.full_like(variances, np.inf)
+    quartiles = noise_of(rows, objectives)
+    for column, objective in enumerate(objectives):
+        sd = rows[f"sd/{objective.metric}"].to_numpy(dtype=np.float64, na_value=np.nan)
+        squares = np.where(n > 1, np.nan_to_num(sd) ** 2 * (n - 1), 0.0)
+        expected = _binomial(rows, objective, classes)
+        single, own_freedom = _shrunk(squares, n - 1, expected)
+        variances[:, column] = single / n
+        freedom[:, column] = own_freedom
+        if quartiles is not None and quartiles[0] == column:
+            _, low, high = quartiles
+            measured = np.nan_to_num((high - low) / _QUARTILES) ** 2
+            variances[:, column] = np.maximum(variances[:, column], measured)
+    return variances, freedom
+
+
+def _shrunk(
+    squares: Floats, own: Floats, expected: Floats | None
+) -> tuple[Floats, Floats]:
+    """(n,) variance of one trial and its degrees of freedom.
+
+    Args:
+        squares: (n,) sum of squares of each configuration about its mean.
+        own: (n,) its degrees of freedom, seeds less one.
+        expected: (n,) what is expected without any replicates; None: nothing.
+    """
+    pooled_freedom = own.sum()
+    if expected is None and not pooled_freedom:
+        return np.zeros_like(squares), np.full_like(squares, np.inf)
+    first = 0.0 if expected is None else _PRIOR_FREEDOM
+    pooled = squares.sum() + first * (0.0 if expected is None else expected.mean())
+    # what is expected differs between configurations, as an accuracy's error with the accuracy
+    shape = np.ones_like(squares)
+    if expected is not None and expected.mean() > 0:
+        shape = expected / expected.mean()
+    before = pooled / (first + pooled_freedom) * shape
+    freedom = _PRIOR_FREEDOM + own
+    variance = (_PRIOR_FREEDOM * before + squares) / freedom
+    return variance, np.where(pooled_freedom > 0, freedom, np.inf)
+
+
+def _binomial(
+    rows: pd.DataFrame, objective: Objective, classes: pd.DataFrame
+) -> Floats | None:
+    """(n,) p (1 - p) / N of a share of N images; None of another metric or without a count."""
+    column = _IMAGES.get(objective.metric)
+    if column is None or classes.empty or column not in classes:
+        return None
+    images = classes.groupby("trial_id")[column].sum()
+    count = float(images.median())
+    if not count > 0:
+        return None
+    values = rows[f"metric/{objective.metric}"]
+    # one success and one failure more (Laplace): of 20 images all right is not certain
+    right = values.to_numpy(dtype=np.float64, na_value=np.nan) * count + 1
+    share = right / (count + 2)
+    return np.asarray(share * (1 - share) / count)
+
+
+def front_probability(values: Floats, objectives: Sequence[Objective]) -> Floats:
+    """(n,) share of draws, `values` (draws, n, k), in which a configuration is on the front."""
+    masks = [pareto.front_mask(each, objectives) for each in values]
+    return np.mean(masks, axis=0) if masks else np.zeros(values.shape[1])
+
+
+def draws_for(configurations: int) -> int:
+    """How often the front is drawn: less often where it takes long."""
+    return int(np.clip(_MOST_VALUES // max(configurations, 1), 100, DRAWS))

@@ -1,0 +1,195 @@
+"""Seconds until a search has found 95 % of a front, replayed on recorded tables.
+
+OMP_NUM_THREADS=1 python benchmarks/search_replay.py [--tables search-prefix search-digits
+joint-cifar10] [--samplers random tpe nsga2 gp] [--seeds 20] [-o results/search-replay.parquet]
+
+Each search is replayed as `sweeps simulate` does: with the sampler alone (none: its repeats come
+from the stage cache), with costs that leave the cache out of account (full), and with the cache
+(cached). Beside them what Optuna alone would have taken, which runs the sampler's trials one by
+one and has no cache (none_uncached). Rows that were written already are not replayed again.
+
+Tables: search-prefix as benchmarks/search_table.py recorded it. search-digits was recorded without
+seconds: its stages count in multiply-accumulates, epochs × (teacher's or student's), scaled to the
+seconds of search-prefix's teacher. joint-cifar10 has 29 configurations, which answer for the whole
+space, each for those nearest to it; its seconds are known of whole trials, and are divided up by a
+non-negative regression on what each stage does: images × size of the model for training, the same
+for pruning and for fixing, and a constant for the rest.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import nnls
+
+from sweeps.check import load_spec
+from sweeps.search.simulate import RecordedTable, replay
+from sweeps.space.sweep import Sweep
+from sweeps.spec.model import Search
+
+SHARE = 0.95
+MOST_TRIALS = 100
+TEACHER_SECONDS = 36.5
+COSTS = ("none", "full", "cached")
+
+
+def prefix() -> tuple[Sweep, pd.DataFrame]:
+    table = pd.read_parquet("results/search-prefix.parquet")
+    return load_spec("benchmarks/search_prefix.yaml"), table
+
+
+def digits() -> tuple[Sweep, pd.DataFrame]:
+    recorded = pd.read_parquet("results/search-digits.parquet")
+    largest = recorded["gmacs"].max()  # the teacher's width and depth
+    table = pd.DataFrame({"config/init": recorded["start"]})
+    for name in ("embed_dim", "depth"):
+        table[f"config/init.*.args.{name}"] = recorded[name]
+    table["config/finetune.lr"] = recorded["lr"]
+    for name in ("accuracy", "gmacs"):
+        table[f"metric/{name}"] = recorded[name]
+    table["seconds/teacher"] = TEACHER_SECONDS
+    table["seconds/finetune"] = TEACHER_SECONDS * 4 / 30 * recorded["gmacs"] / largest
+    return load_spec("search-digits"), table
+
+
+def joint() -> tuple[Sweep, pd.DataFrame]:
+    recorded = pd.read_parquet("results/joint-cifar10.parquet")
+    size = (recorded["embed_dim"] / 96) ** 2 * recorded["depth"] / 4
+    work = pd.DataFrame(
+        {
+            "train": size,
+            "prune": size * (recorded["prune"] == "nvit"),
+            "store": size * (recorded["store"] == "wfn"),
+            "measure": 1.0,
+        }
+    )
+    weights, _ = nnls(work.to_numpy(), recorded["seconds_full"].to_numpy())
+    table = pd.DataFrame()
+    for name in ("embed_dim", "depth"):
+        table[f"config/init.args.{name}"] = recorded[name]
+    table["config/prune"], table["config/store"] = recorded["prune"], recorded["store"]
+    table["config/prune.nvit.latency_target"] = recorded["latency_target"]
+    table["config/store.wfn.distance_allowed"] = recorded["distance_allowed"]
+    table["config/store.wfn.lr"] = recorded["lr"]
+    table["metric/accuracy"] = recorded["val_accuracy"]
+    table["metric/coded_bytes"] = recorded["coded_bytes"]
+    for name, weight in zip(work, weights, strict=True):
+        table[f"seconds/{name}"] = weight * work[name]
+    # the student is trained before it is pruned and tuned after that, half as long
+    table["seconds/tune"] = table["seconds/train"] / 3
+    table["seconds/train"] *= 2 / 3
+    spec = load_spec(
+        "joint-cifar10", ["data.dataset=digits", "source.args.patch_size=16"]
+    )
+    return spec, table
+
+
+TABLES: dict[str, Callable[[], tuple[Sweep, pd.DataFrame]]] = {
+    "search-prefix": prefix,
+    "search-digits": digits,
+    "joint-cifar10": joint,
+}
+
+
+def searched(
+    sweep: Sweep, table: RecordedTable, sampler: str, cost: str, seed: int
+) -> dict[str, float]:
+    """One search, of at most `MOST_TRIALS` configurations."""
+    raw = sweep.spec.search.model_dump(by_alias=True)
+    raw |= {"sampler": sampler, "cost": cost, "trials": MOST_TRIALS, "points": []}
+    search = Search.model_validate(raw)
+    spec = sweep.spec.model_copy(update={"seed": seed, "search": search})
+    found = replay(spec, sweep.space, table, SHARE)
+    known = np.isfinite(found.predicted)
+    errors = np.abs(np.log(found.predicted[known] / found.spent[known]))
+    return {
+        "seconds": found.until(SHARE),
+        "seconds_uncached": found.until(SHARE, cached=False),
+        "trials": len(found.seconds),
+        "cost_error": float(np.expm1(np.median(errors))) if known.any() else np.nan,
+    }
+
+
+def ratio(ours: np.ndarray, plain: np.ndarray) -> str:
+    """Ratio of the means with a 95 % interval: seeds are drawn again, each side its own."""
+    rng = np.random.default_rng(0)
+    drawn = [
+        rng.choice(ours, len(ours)).mean() / rng.choice(plain, len(plain)).mean()
+        for _ in range(4000)
+    ]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return f"{ours.mean() / plain.mean():.2f} ({low:.2f} to {high:.2f})"
+
+
+def summary(rows: pd.DataFrame) -> None:
+    """Seconds by table, sampler and cost, and ours beside the best plain sampler."""
+    uncached = rows[rows["cost"] == "none"].assign(cost="none_uncached")
+    uncached["seconds"] = uncached["seconds_uncached"]
+    both = pd.concat([rows, uncached])
+    groups = both.groupby(["table", "sampler", "cost"], sort=False)
+    found = groups.agg(
+        n=("seconds", "size"),
+        never=("seconds", lambda s: int(np.isinf(s).sum())),
+        mean=("seconds", "mean"),
+        median=("seconds", "median"),
+        sd=("seconds", "std"),
+        trials=("trials", "median"),
+        cost_error=("cost_error", "median"),
+    )
+    print(found.round(3).to_string())
+    for name, of_table in rows.groupby("table", sort=False):
+        plain = of_table[of_table["cost"] == "none"]
+        best = plain.groupby("sampler")["seconds"].mean().idxmin()
+        base = plain.loc[plain["sampler"] == best, "seconds"].to_numpy()
+        for (sampler, cost), group in of_table.groupby(["sampler", "cost"], sort=False):
+            if cost != "none":
+                said = ratio(group["seconds"].to_numpy(), base)
+                print(f"{name}: {sampler} {cost} takes {said} of the seconds of {best}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tables", nargs="+", default=list(TABLES))
+    parser.add_argument(
+        "--samplers", nargs="+", default=["random", "tpe", "nsga2", "gp"]
+    )
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("-o", "--out", type=Path, default=Path("search-replay.parquet"))
+    options = parser.parse_args()
+    lines = options.out.with_suffix(".jsonl")
+    done = (
+        [json.loads(line) for line in lines.read_text().splitlines()]
+        if lines.exists()
+        else []
+    )
+    known = {(r["table"], r["sampler"], r["cost"], r["seed"]) for r in done}
+    for name in options.tables:
+        sweep, recorded = TABLES[name]()
+        table = RecordedTable(recorded, sweep.space, sweep.spec)
+        for sampler in options.samplers:
+            for cost in COSTS:
+                for seed in range(options.seeds):
+                    if (name, sampler, cost, seed) in known:
+                        continue
+                    row = {
+                        "table": name,
+                        "sampler": sampler,
+                        "cost": cost,
+                        "seed": seed,
+                    }
+                    row |= searched(sweep, table, sampler, cost, seed)
+                    done.append(row)
+                    with open(lines, "a") as file:
+                        file.write(json.dumps(row) + "\n")
+    rows = pd.DataFrame(done)
+    rows.to_parquet(options.out, index=False)
+    summary(rows)
+
+
+if __name__ == "__main__":
+    main()

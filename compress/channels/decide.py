@@ -1,0 +1,219 @@
+"""From a model and a target to the units that stay."""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from compress.budget import Target
+from compress.channels.blocks import residual_blocks
+from compress.channels.choice import Choice, GroupRule
+from compress.channels.cost import Cost, Floats, macs, values
+from compress.channels.latency import measured_cost
+from compress.channels.layout import Keep, Layout
+from compress.channels.surgery import cut_arch, cut_state
+from compress.measure.latency import times_in_turns
+from compress.measure.model import PASS_ERRORS, forward_pass
+from compress.measure.options import RuntimeOptions
+from compress.runtimes.registry import session
+from compress.stage import Context
+from trainers.files import read_json, write_atomic
+from trainers.models.arch import BUILD_ERRORS, Arch, ModelState, on_meta
+from trainers.training import distributed
+
+_log = logging.getLogger(__name__)
+TOLERANCE = 0.02
+"""A measured latency may lie so far below its target; above it by half as much."""
+_TRIES = 5
+_ROUNDS = 25
+_SECONDS = 20.0
+
+
+def layout_of(arch: Arch, image_size: int) -> Layout:
+    """The units of an architecture, found once; it was tried that they can be cut.
+
+    Raises:
+        ValueError: its operations cannot be followed, or the model does not run once it is cut.
+    """
+    return _layout_of(json.dumps(arch.to_json()), image_size)
+
+
+@lru_cache(maxsize=16)
+def _layout_of(arch_json: str, image_size: int) -> Layout:
+    arch = Arch.from_json(json.loads(arch_json))
+    try:
+        layout = Layout.of(arch, image_size)
+    except PASS_ERRORS as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"prune_channels cannot follow the operations of {arch.name} ({reason}); nvit"
+            " prunes plain ViTs, asp and low_rank take other models"
+        ) from error
+    if not layout.num_units:
+        raise ValueError(f"{arch.name} has no channels that could be removed")
+    keep = np.ones(layout.num_units, bool)
+    for group in layout.groups:
+        keep[group.units[: len(group.units) // 2]] = False
+    try:
+        cut = layout.cut(keep, on_meta(arch))
+        forward_pass(cut_arch(arch, cut), image_size)
+    except (*PASS_ERRORS, *BUILD_ERRORS) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"prune_channels cannot cut {arch.name}, whose forward pass computes sizes by a"
+            f" rule of its own ({reason}); asp and low_rank take it"
+        ) from error
+    return layout
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a model becomes.
+
+    Attributes:
+        keep: units that stay (U,).
+        dropped: residual blocks that go as a whole.
+        cost_ratio: estimated cost over the incoming model's.
+        latency_ratio: measured; None for other targets.
+    """
+
+    keep: Keep
+    dropped: tuple[str, ...]
+    cost_ratio: float
+    latency_ratio: float | None = None
+
+
+class Decider:
+    """Chooses what stays of one model.
+
+    Args:
+        model: the incoming model.
+        rules: of each group.
+        blocks: whether residual blocks may go.
+    """
+
+    def __init__(
+        self,
+        model: ModelState,
+        layout: Layout,
+        target: Target,
+        options: RuntimeOptions,
+        rules: Sequence[GroupRule],
+        ctx: Context,
+        *,
+        blocks: bool,
+    ) -> None:
+        self.model, self.layout, self.target = model, layout, target
+        self.options, self.rules, self.ctx = options, rules, ctx
+        self.image_size = ctx.data.info.image_size
+        self.cost = self._cost()
+        ones = np.ones((1, len(layout.groups)))
+        self.full = float(self.cost.of(ones)[0])
+        self.blocks: dict[str, list[int]] = {}
+        if blocks:
+            images = torch.randn(
+                self._images(2), generator=torch.Generator().manual_seed(0)
+            )
+            self.blocks = residual_blocks(model.build(), layout, images)
+
+    def _images(self, n: int) -> tuple[int, ...]:
+        size = self.image_size
+        return (n, self.model.arch.args.get("in_chans", 3), size, size)
+
+    def _cost(self) -> Cost:
+        module = on_meta(self.model.arch).eval()
+        match self.target.quantity:
+            case "macs":
+                return macs(self.layout)
+            case "params":
+                return values(self.layout, {n: 1 for n, _ in module.named_parameters()})
+            case "bytes":
+                sizes = {n: t.element_size() for n, t in self.model.weights.items()}
+                return values(self.layout, sizes)
+        file = self.ctx.workdir / "layers.json"
+
+        def measure() -> Cost:
+            return measured_cost(
+                module,
+                self.layout,
+                self._images(1)[1:],
+                self.options,
+                self.ctx.device.type,
+                file,
+            )
+
+        if distributed.rank() == 0:
+            measure()
+        distributed.barrier()
+        return measure()
+
+    def choose(
+        self, scores: Floats, share: float, keep: Keep | None = None
+    ) -> Decision:
+        """The choice at an estimated cost of this share of the incoming model's."""
+        choice = Choice(
+            self.layout.groups, self.rules, scores, self.cost, keep, self.blocks
+        )
+        kept = choice.to(share * self.full)
+        return Decision(kept, tuple(choice.dropped), choice.cost_now() / self.full)
+
+    def decide(self, scores: Floats) -> Decision:
+        """The choice that meets the target: a measured latency is measured on whole models."""
+        if self.target.quantity != "latency":
+            return self.choose(scores, self.target.limit(self.full) / self.full)
+        file = self.ctx.workdir / "share.json"
+        if not file.exists() and distributed.rank() == 0:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            found = self._share_by_measuring(scores)
+            write_atomic(file, json.dumps(found).encode())
+        distributed.barrier()
+        stored = read_json(file) or {}
+        decision = self.choose(scores, stored["share"])
+        return Decision(
+            decision.keep, decision.dropped, decision.cost_ratio, stored["ratio"]
+        )
+
+    def _share_by_measuring(self, scores: Floats) -> dict[str, float]:
+        """The estimated share at which the measured latency meets the target."""
+        passes = self._passes([self.model])
+        incoming = float(np.median(self._times(passes)[0]))
+        wanted = self.target.limit(incoming) / incoming
+        share, best = min(wanted, 1.0), None
+        for _ in range(_TRIES):
+            decision = self.choose(scores, share)
+            small = cut_state(self.model, self.layout, decision.keep, decision.dropped)
+            times = self._times(passes + self._passes([small]))
+            ratio = float(np.median(np.array(times[1]) / np.array(times[0])))
+            found = {"share": share, "ratio": ratio}
+            if best is None or abs(ratio - wanted) < abs(best["ratio"] - wanted):
+                best = found
+            if wanted * (1 - TOLERANCE) <= ratio <= wanted * (1 + TOLERANCE / 2):
+                break
+            share = min(1.0, max(0.01, share * wanted / ratio))
+        assert best is not None
+        if best["ratio"] > wanted * (1 + TOLERANCE):
+            _log.warning(
+                "prune_channels: measured latency is %.3f of the incoming model's; the"
+                " target is %.3f",
+                best["ratio"],
+                wanted,
+            )
+        return best
+
+    def _passes(self, states: Sequence[ModelState]) -> list[Callable[[], float]]:
+        images = np.zeros(self._images(self.options.batch_size), np.float32)
+        device = self.ctx.device.type
+        return [
+            session(state, self.image_size, self.options, device=device).timed_pass(
+                images
+            )
+            for state in states
+        ]
+
+    @staticmethod
+    def _times(passes: Sequence[Callable[[], float]]) -> list[list[float]]:
+        return times_in_turns(passes, warmup=2, rounds=_ROUNDS, max_seconds=_SECONDS)

@@ -1,0 +1,133 @@
+"""What is known of the tensors of a pass: rows of their axes, and what was done with them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from compress.channels.identities import Identities, Rows
+from compress.channels.sizes import Attribute, Axes, Sized
+
+
+@dataclass(frozen=True)
+class Use:
+    """An axis whose size is `times` / `over` of an attribute; rows of its positions."""
+
+    attribute: Attribute
+    rows: Rows
+    times: int = 1
+    over: int = 1
+
+
+@dataclass(frozen=True)
+class Product:
+    """Multiply-accumulates of one operation on one image: `times` those of all its axes.
+
+    Attributes:
+        rows: of the axes whose number of positions can change.
+        weight: the parameter that takes part; None: there is none.
+    """
+
+    times: int
+    rows: tuple[Rows, ...]
+    weight: str | None = None
+
+
+class Followed:
+    """Rows of all tensors that a pass has seen so far."""
+
+    def __init__(self) -> None:
+        self.ids = Identities()
+        self.sizes: list[Use] = []
+        self.products: list[Product] = []
+        self.ratios: list[tuple[Any, Rows, Sequence[Rows | None]]] = []
+        self.unknown: set[str] = set()
+        self.pad_is_sized = False
+        # tensors are held, so that no other gets the identity of one that is gone
+        self.known: dict[int, tuple[Tensor, Axes]] = {}
+        self.names: dict[int, str] = {}
+
+    def start(self, name: str, tensor: Tensor) -> None:
+        """All positions of a parameter or buffer are new."""
+        if id(tensor) not in self.known:
+            self.names[id(tensor)] = name
+            self.set(
+                tensor, [self.ids.fresh(n) if n > 1 else None for n in tensor.shape]
+            )
+
+    def axes(self, tensor: Any) -> Axes:
+        known = self.known.get(id(tensor))
+        return [None] * tensor.ndim if known is None else known[1]
+
+    def set(self, tensor: Tensor, axes: Axes) -> None:
+        self.known[id(tensor)] = (tensor, axes)
+
+    def note(
+        self, size: Any, rows: Rows | None, source: Sequence[Rows | None] = ()
+    ) -> None:
+        """Note that an axis has a size; `source` are the axes that were reshaped into it."""
+        if not isinstance(size, Sized) or rows is None:
+            return
+        if size.attribute is not None:
+            self._use(Use(size.attribute, rows, size.times, size.over))
+        if size.rows is not None or size.others:
+            self.ratios.append((size, rows, source))
+
+    def _use(self, use: Use) -> None:
+        """An attribute is one number: all axes that it is the size of lose as many positions."""
+        for other in self.sizes:
+            if other.attribute != use.attribute:
+                continue
+            alike = (other.times, other.over) == (use.times, use.over)
+            if alike and len(other.rows) == len(use.rows):
+                self.ids.unify(other.rows, use.rows)
+            else:
+                self.ids.fix(other.rows)
+                self.ids.fix(use.rows)
+        self.sizes.append(use)
+
+    def fix_ratios(self) -> None:
+        """Keep axes whose size is computed from that of an axis which they are no part of."""
+        for size, rows, source in self.ratios:
+            if size.rows is not None:
+                own = self.ids.resolved(size.rows)
+                parts = [self.ids.resolved(x) for x in (rows, *source) if x is not None]
+                if any(x.shape == own.shape and (x == own).all() for x in parts):
+                    continue
+            given = [use.rows for use in self.sizes if use.attribute in size.attributes]
+            for each in (rows, size.rows, *size.axes, *given):
+                self.ids.fix(each)
+            if size.attribute is not None:
+                for use in self.sizes:
+                    if use.attribute == size.attribute:
+                        self.ids.fix(use.rows)
+
+    def count(self, times: int, weight: Tensor, *axes: tuple[int, Rows | None]) -> None:
+        """Note an operation whose work is `times` that of all its axes (size, rows)."""
+        times *= math.prod(n for n, rows in axes if rows is None)
+        rows = tuple(rows for _, rows in axes if rows is not None)
+        self.products.append(Product(times, rows, self.names.get(id(weight))))
+
+    def fix(self, *tensors: Any) -> None:
+        for tensor in tensors:
+            if isinstance(tensor, Tensor):
+                for rows in self.axes(tensor):
+                    self.ids.fix(rows)
+
+    def elementwise(self, out: Tensor, inputs: Sequence[Tensor]) -> Axes:
+        """Rows of a result whose elements come from those of the inputs at the same place."""
+        axes: Axes = [None] * out.ndim
+        for i in range(1, out.ndim + 1):
+            if out.shape[-i] == 1:
+                continue
+            given = [
+                self.axes(x)[-i]
+                for x in inputs
+                if x.ndim >= i and x.shape[-i] == out.shape[-i]
+            ]
+            for rows in given[1:]:
+                self.ids.unify(given[0], rows)
+            axes[-i] = given[0] if given else None
+        return axes

@@ -1,0 +1,307 @@
+"""Measured latency of the layers of a model, in the runtime in which it will be deployed.
+
+Legend
+    layer       a convolution or linear layer, with its bias
+    o, i        shares of its outputs and inputs that stay
+    T(o, i)     milliseconds of a batch, measured at `SHARES` of both, bilinear in between; below
+                the smallest share it stays as it is
+
+In a convolution with groups both shares are that of the groups. What is no such layer (attention's
+products) counts by its multiply-accumulates, at the mean speed of the layers. The figures are
+there to be compared with each other: a runtime fuses layers, so that their sum is not the model's
+latency. `compress.channels.stage` measures whole models to meet a target.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from compress.channels.cost import Axes, Floats, Terms
+from compress.channels.layout import Layout, Rows
+from compress.measure.latency import times_in_turns
+from compress.measure.options import RuntimeOptions
+from compress.runtimes.registry import runtime as runtime_of
+from trainers.files import read_json, write_atomic
+
+SHARES = (0.25, 0.5, 1.0)
+_ROUNDS = 9
+_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What decides a layer's latency.
+
+    Attributes:
+        kind: "linear" or "conv".
+        outputs, inputs: of the whole layer.
+        places: height and width of the input, or tokens.
+        kernel, stride, padding, dilation, groups: of a convolution.
+        vary: which of outputs and inputs can change.
+    """
+
+    kind: str
+    outputs: int
+    inputs: int
+    places: tuple[int, ...]
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: Any = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    vary: tuple[bool, bool] = (True, True)
+
+    def module(self, outputs: int, inputs: int) -> nn.Module:
+        """The layer with fewer outputs and inputs, in eval mode."""
+        if self.kind == "linear":
+            return nn.Linear(inputs, outputs).eval()
+        groups = max(1, round(self.groups * inputs / self.inputs))
+        made = nn.Conv2d(
+            inputs,
+            outputs,
+            self.kernel,  # type: ignore[arg-type]
+            self.stride,  # type: ignore[arg-type]
+            self.padding,
+            self.dilation,  # type: ignore[arg-type]
+            groups,
+        )
+        return made.eval()
+
+    def input_shape(self, batch: int, inputs: int) -> tuple[int, ...]:
+        """Of a batch."""
+        if self.kind == "linear":
+            return (batch, *self.places, inputs)
+        return (batch, inputs, *self.places)
+
+    def grid(self) -> list[tuple[int, int, int, int]]:
+        """(place of o, place of i, outputs, inputs) of what is measured."""
+        found = []
+        for a, o in enumerate(SHARES):
+            for b, i in enumerate(SHARES):
+                if self.groups > 1:
+                    if a != b:
+                        continue
+                    groups = max(1, round(self.groups * o))
+                    each = (self.outputs // self.groups, self.inputs // self.groups)
+                    found.append((a, b, groups * each[0], groups * each[1]))
+                    continue
+                if (o < 1 and not self.vary[0]) or (i < 1 and not self.vary[1]):
+                    continue
+                sizes = (self.outputs, self.inputs)
+                outputs, inputs = (
+                    max(1, round(n * s)) for n, s in zip(sizes, (o, i), strict=True)
+                )
+                found.append((a, b, outputs, inputs))
+        return found
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a model, and rows of its outputs and inputs; None where they cannot change."""
+
+    path: str
+    shape: LayerShape
+    outputs: Rows | None
+    inputs: Rows | None
+
+
+def layers(
+    module: nn.Module, layout: Layout, image_shape: Sequence[int]
+) -> list[Layer]:
+    """Convolutions and linear layers in the order of a pass (C, H, W), on the meta device."""
+    found: dict[str, Layer] = {}
+    handles = []
+
+    def watch(path: str) -> Callable[..., None]:
+        def note(layer: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            outputs = layout.rows.get((f"{path}.weight", 0))
+            reads = layout.rows.get((f"{path}.weight", 1))
+            vary = (outputs is not None, reads is not None)
+            shape = _shape_of(layer, tuple(inputs[0].shape), vary)
+            found[path] = Layer(path, shape, outputs, reads)
+
+        return note
+
+    for path, layer in module.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            handles.append(layer.register_forward_pre_hook(watch(path)))
+    with torch.no_grad():
+        module(torch.empty(1, *image_shape, device=next(module.parameters()).device))
+    for handle in handles:
+        handle.remove()
+    return list(found.values())
+
+
+def _shape_of(
+    layer: Any, shape: tuple[int, ...], vary: tuple[bool, bool]
+) -> LayerShape:
+    if isinstance(layer, nn.Linear):
+        return LayerShape(
+            "linear", layer.out_features, layer.in_features, shape[1:-1], vary=vary
+        )
+    padding = layer.padding
+    return LayerShape(
+        "conv",
+        layer.out_channels,
+        layer.in_channels,
+        shape[2:],
+        tuple(layer.kernel_size),
+        tuple(layer.stride),
+        padding if isinstance(padding, str) else tuple(padding),
+        tuple(layer.dilation),
+        layer.groups,
+        vary,
+    )
+
+
+_MEASURED: dict[str, list[list[float]]] = {}
+"""Tables of this process by layer and options: the trials of a process share them."""
+
+
+def table(shape: LayerShape, options: RuntimeOptions, device: str) -> list[list[float]]:
+    """T at `SHARES` of outputs and inputs, ms a batch; measured once in a process."""
+    key = json.dumps([asdict(shape), options.model_dump(mode="json"), device])
+    if key not in _MEASURED:
+        _MEASURED[key] = _measured(shape, options, device)
+    return _MEASURED[key]
+
+
+def read_tables(file: Path) -> None:
+    """Take tables in that `write_tables` wrote on this machine; a file that is not there has
+    none.
+    """
+    if file.exists():
+        _MEASURED.update(read_json(file) or {})
+
+
+def write_tables(file: Path) -> None:
+    """Write all tables of this process."""
+    write_atomic(file, json.dumps(_MEASURED).encode())
+
+
+def _measured(
+    shape: LayerShape, options: RuntimeOptions, device: str
+) -> list[list[float]]:
+    grid = shape.grid()
+    passes = []
+    for _, _, outputs, inputs in grid:
+        images = torch.zeros(shape.input_shape(options.batch_size, inputs))
+        module = shape.module(outputs, inputs)
+        session = runtime_of(options.runtime).session_of(
+            module, images, options, device
+        )
+        passes.append(session.timed_pass(images.numpy()))
+    times = times_in_turns(passes, warmup=2, rounds=_ROUNDS, max_seconds=_SECONDS)
+    found = np.full((len(SHARES), len(SHARES)), np.nan)
+    for (a, b, _, _), column in zip(grid, times, strict=True):
+        found[a, b] = np.median(column)
+    if shape.groups > 1:
+        found = np.repeat(np.diag(found)[:, None], len(SHARES), 1)
+    for axis in (0, 1):  # where a share cannot change, all have the time of the whole
+        last = np.take(found, [-1], axis=axis)
+        found = np.where(np.isnan(found), last, found)
+    # more channels cost no less: what is measured otherwise is noise
+    found = np.maximum.accumulate(np.maximum.accumulate(found, 0), 1)
+    return found.tolist()
+
+
+class MeasuredCost:
+    """Σ T over the layers of a model, ms a batch. It is a `compress.channels.cost.Cost`."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        found: Sequence[Layer],
+        tables: Sequence[Any],
+        others: Terms,
+        others_ms: float,
+    ) -> None:
+        """Args:
+        others: multiply-accumulates of what is no layer; others_ms: what one takes.
+        """
+        self._tables = np.array(tables, float)
+        self._others, self._others_ms = others, others_ms
+        rows: list[Rows] = []
+        self._places = np.zeros((2, len(found)), int)
+        whole = np.full((1, 1), -1)
+        for i, layer in enumerate(found):
+            grouped = layer.shape.groups > 1
+            for j, each in enumerate((layer.outputs, layer.inputs)):
+                used = layer.outputs if grouped else each
+                self._places[j, i] = len(rows)
+                rows.append(whole if used is None else used)
+        self._axes = Axes(layout, rows)
+        self._sizes = np.array([len(each) for each in rows], float)
+
+    def of(self, shares: Floats) -> Floats:
+        """Milliseconds (B,) for shares (B, G)."""
+        kept = self._axes.counts(shares) / self._sizes
+        points = np.array(SHARES)
+        low: list[Any] = []
+        part: list[Any] = []
+        for j in (0, 1):
+            x = np.clip(kept[:, self._places[j]], points[0], points[-1])
+            at = np.clip(
+                np.searchsorted(points, x, side="right") - 1, 0, len(points) - 2
+            )
+            low.append(at)
+            part.append((x - points[at]) / (points[at + 1] - points[at]))
+        each = np.arange(len(self._tables))
+        total = np.zeros(low[0].shape)
+        for a in (0, 1):
+            for b in (0, 1):
+                weight = (part[0] if a else 1 - part[0]) * (
+                    part[1] if b else 1 - part[1]
+                )
+                total += weight * self._tables[each, low[0] + a, low[1] + b]
+        # a layer of which nothing is left is not there
+        there = kept[:, self._places].min(1) > 1e-6
+        return (total * there).sum(1) + self._others_ms * self._others.of(shares)
+
+
+def measured_cost(
+    module: nn.Module,
+    layout: Layout,
+    image_shape: Sequence[int],
+    options: RuntimeOptions,
+    device: str,
+    file: Path,
+) -> MeasuredCost:
+    """The cost of a model's layers, measured here.
+
+    Args:
+        module: the whole model on the meta device.
+        image_shape: (C, H, W).
+        file: where the tables are kept, and read where it is there already.
+    """
+    found = layers(module, layout, image_shape)
+    stored = (read_json(file) if file.exists() else None) or {}
+    tables = []
+    for layer in found:
+        if layer.path not in stored:
+            stored[layer.path] = table(layer.shape, options, device)
+        tables.append(stored[layer.path])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, json.dumps(stored).encode())
+    weights = {f"{layer.path}.weight" for layer in found}
+    macs_of = [
+        each.times * float(np.prod([len(rows) for rows in each.rows]))
+        for each in layout.products
+    ]
+    inside = [each.weight in weights for each in layout.products]
+    layer_macs = sum(n for n, own in zip(macs_of, inside, strict=True) if own)
+    layer_ms = sum(each[-1][-1] for each in tables)
+    others = [p for p, own in zip(layout.products, inside, strict=True) if not own]
+    return MeasuredCost(
+        layout,
+        found,
+        tables,
+        Terms(layout, [(each.times, each.rows) for each in others]),
+        layer_ms / max(layer_macs, 1.0),
+    )

@@ -1,0 +1,203 @@
+"""One forward pass that follows which positions of every tensor belong together.
+
+The pass runs on the meta device, below torch's functions, where a model of any library is a
+sequence of some sixty operations. An operation that is not known here keeps all positions of what
+it is given, so that an unknown model is pruned less, not wrongly.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from compress.channels.followed import Followed, Product, Use
+from compress.channels.identities import Identities
+from compress.channels.operations import ELEMENTWISE, RULES
+from compress.channels.sizes import Axes, Sized, flat, sized_attributes, sized_shape
+
+
+@dataclass
+class Trace:
+    """What one pass showed.
+
+    Attributes:
+        identities: of all atoms.
+        axes: parameter or buffer → rows of its axes.
+        sizes: every use of an attribute as the size of an axis.
+        unknown: operations that made the positions of their arguments stay.
+        products: convolutions and matrix products of the pass.
+    """
+
+    identities: Identities
+    axes: dict[str, Axes]
+    sizes: "list[Use]" = field(default_factory=list)
+    unknown: set[str] = field(default_factory=set)
+    products: list[Product] = field(default_factory=list)
+
+
+def trace(module: nn.Module, image_shape: Sequence[int]) -> Trace:
+    """Follow a pass of images (B, C, H, W) through a module on the meta device, in eval mode.
+
+    Raises:
+        One of `compress.measure.model.PASS_ERRORS`: the model needs values, or another size.
+    """
+    follower = Followed()
+    names = _tensors(module)
+    for name, tensor in names.items():
+        follower.start(name, tensor)
+    device = next(iter(names.values())).device
+    images = torch.empty(tuple(image_shape), device=device)
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(sized_attributes(module))
+        stack.enter_context(_Sizes(follower))
+        stack.enter_context(_Operations(follower))
+        outputs = module(images)
+    for output in outputs if isinstance(outputs, tuple | list) else [outputs]:
+        for rows in follower.axes(output):
+            follower.ids.fix(rows)
+    follower.fix_ratios()
+    axes = {
+        name: [
+            None if rows is None else follower.ids.resolved(rows)
+            for rows in follower.axes(tensor)
+        ]
+        for name, tensor in names.items()
+    }
+    return Trace(
+        follower.ids, axes, follower.sizes, follower.unknown, follower.products
+    )
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of real numbers, those that are not saved included."""
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {name: tensor for name, tensor in named if tensor.is_floating_point()}
+
+
+class _Sizes(TorchFunctionMode):
+    """Notes which attribute gave the size of which axis."""
+
+    def __init__(self, follower: "Followed") -> None:
+        super().__init__()
+        self.follower = follower
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        follower = self.follower
+        if name == "pad":
+            pads = args[1] if len(args) > 1 else kwargs["pad"]
+            follower.pad_is_sized = any(isinstance(p, Sized) for p in pads)
+        if name == "scaled_dot_product_attention" and kwargs.get("scale") is None:
+            follower.ids.fix(follower.axes(args[0])[-1])  # the scale is its size
+        result = func(*args, **kwargs)
+        if name == "__get__" and isinstance(result, torch.Size):
+            return sized_shape(result, follower.axes(args[0]))
+        if name == "size":
+            axes = follower.axes(args[0])
+            if isinstance(result, torch.Size):
+                return sized_shape(result, axes)
+            dim = args[1] if len(args) > 1 else kwargs["dim"]
+            rows = axes[dim]
+            return result if rows is None else Sized(result, rows=rows)
+        if name in _SIZED_FUNCTIONS:
+            sizes = [*flat(args[1:]), *flat(kwargs.values())]
+            if any(isinstance(size, Sized) for size in sizes):
+                self._note(name, args, kwargs, result)
+        return result
+
+    def _note(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        follower = self.follower
+        if name in ("view", "reshape", "expand"):
+            sizes = list(flat(args[1:])) or list(flat(kwargs.values()))
+            for size, rows in zip(sizes, follower.axes(result), strict=True):
+                follower.note(size, rows, follower.axes(args[0]))
+        elif name == "unflatten":
+            dim = args[1] % args[0].ndim
+            sizes = list(args[2])
+            parts = follower.axes(result)[dim : dim + len(sizes)]
+            for size, rows in zip(sizes, parts, strict=True):
+                follower.note(size, rows)
+        elif name in ("split", "split_with_sizes"):
+            dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
+            sizes = kwargs.get("split_size_or_sections", kwargs.get("split_size"))
+            sizes = args[1] if sizes is None else sizes
+            if isinstance(sizes, Sized):
+                sizes = [sizes] * len(result)
+            for size, part in zip(sizes, result, strict=True):
+                follower.note(size, follower.axes(part)[dim], follower.axes(args[0]))
+        elif name == "__getitem__":
+            key = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(part is None for part in key):
+                return
+            axes = follower.axes(args[0])
+            start = len(axes) - len(key) + 1 if Ellipsis in key[:1] else 0
+            for part, rows in zip(key[bool(start) :], axes[start:], strict=False):
+                if isinstance(part, slice) and rows is not None:
+                    for bound in (part.start, part.stop):
+                        if isinstance(bound, Sized):
+                            follower.note(bound, rows[:bound])
+        elif name == "pad":
+            pads = list(args[1] if len(args) > 1 else kwargs["pad"])
+            axes = follower.axes(result)
+            for i, size in enumerate(pads):
+                rows = axes[len(axes) - 1 - i // 2]
+                if rows is not None and size:
+                    follower.note(size, rows[:size] if i % 2 == 0 else rows[-size:])
+
+
+_SIZED_FUNCTIONS = {
+    "view",
+    "reshape",
+    "expand",
+    "unflatten",
+    "split",
+    "split_with_sizes",
+    "__getitem__",
+    "pad",
+}
+
+
+class _Operations(TorchDispatchMode):
+    """Follows rows through the operations below torch's functions."""
+
+    def __init__(self, follower: Followed) -> None:
+        super().__init__()
+        self.follower = follower
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        f = self.follower
+        out = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        rule = RULES.get(name) or RULES.get(name.rstrip("_"))
+        inputs = [x for x in flat([*args, *kwargs.values()]) if isinstance(x, Tensor)]
+        if not any(id(x) in f.known for x in inputs):
+            return out
+        if name in ("t", "transpose", "view", "detach") and id(args[0]) in f.names:
+            f.names[id(out)] = f.names[id(args[0])]
+        if rule is not None:
+            found = rule(f, out, *args, **kwargs)
+            if isinstance(out, Tensor):
+                f.set(out, found)
+            else:
+                for tensor, axes in zip(out, found, strict=False):
+                    f.set(tensor, axes)
+        elif torch.Tag.pointwise in func.tags or name.rstrip("_") in ELEMENTWISE:
+            f.set(out, f.elementwise(out, inputs))
+        else:
+            f.unknown.add(name)
+            f.fix(*inputs)
+        return out

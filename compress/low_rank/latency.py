@@ -1,0 +1,81 @@
+"""Measured latency of layers as they are and as products, in the runtime of the deployed file.
+
+A layer is timed at a few ranks, in turns, and linearly interpolated between them; more ranks cost
+no less: what is measured otherwise is noise. Runtimes fuse layers, so that the sum over layers is
+not the model's latency; the stage measures whole models to meet its target.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import nn
+
+from compress.low_rank.layers import LayerSize
+from compress.measure.latency import times_in_turns
+from compress.measure.options import RuntimeOptions
+from compress.runtimes.registry import runtime as runtime_of
+from compress.runtimes.registry import session
+from trainers.models.arch import ModelState
+from trainers.models.factored import factored_layer
+
+_SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
+"""Of the largest rank: where a layer is measured."""
+_ROUNDS = 9
+_SECONDS = 3.0
+
+
+def layer_latencies(
+    sizes: Mapping[str, LayerSize], options: RuntimeOptions, device: torch.device
+) -> dict[str, tuple[float, Callable[[int], float]]]:
+    """Path → milliseconds of a batch as it is, and rank → those of the product."""
+    return {
+        path: _layer(size, options.model_dump_json(), device.type)
+        for path, size in sizes.items()
+    }
+
+
+@lru_cache(
+    maxsize=256
+)  # a ViT has few different layers, and trials of a process share them
+def _layer(
+    size: LayerSize, options_json: str, device: str
+) -> tuple[float, Callable[[int], float]]:
+    options = RuntimeOptions.model_validate_json(options_json)
+    most = min(size.inputs, size.outputs)
+    ranks = sorted({max(1, round(share * most)) for share in _SHARES})
+    whole: nn.Module = nn.Linear(size.inputs, size.outputs)
+    shape: tuple[int, ...] = (options.batch_size, size.places, size.inputs)
+    if size.is_conv:
+        whole = nn.Conv2d(size.inputs, size.outputs, 1)
+        shape = (options.batch_size, size.inputs, 1, size.places)
+    inputs = torch.zeros(shape)
+    passes = [
+        runtime_of(options.runtime)
+        .session_of(module.eval(), inputs, options, device)
+        .timed_pass(inputs.numpy())
+        for module in (whole, *(factored_layer(whole, rank) for rank in ranks))
+    ]
+    times = times_in_turns(passes, warmup=2, rounds=_ROUNDS, max_seconds=_SECONDS)
+    whole_ms, *rank_ms = (float(np.median(column)) for column in times)
+    rising = np.maximum.accumulate(rank_ms)
+    return whole_ms, lambda rank: float(np.interp(rank, ranks, rising))
+
+
+def model_latencies(
+    states: list[ModelState],
+    image_size: int,
+    options: RuntimeOptions,
+    device: torch.device,
+) -> list[float]:
+    """Median milliseconds of a batch of each model, taken in turns."""
+    channels = states[0].arch.args.get("in_chans", 3)
+    shape = (options.batch_size, channels, image_size, image_size)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).numpy()
+    passes = [
+        session(state, image_size, options, device=device.type).timed_pass(images)
+        for state in states
+    ]
+    times = times_in_turns(passes, warmup=2, rounds=15, max_seconds=20.0)
+    return [float(np.median(column)) for column in times]

@@ -1,0 +1,121 @@
+"""What a configuration will take: seconds of each stage, from the records of others.
+
+A stage's seconds are predicted from the parameters of its entry and of those before it (a wide
+model makes every later stage slow), in logarithms, by a small regression; a stage whose result
+the cache holds takes none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from analysis.contract import Objective, finite_values
+from sweeps.run.record import TrialRecord
+from sweeps.search.prefixes import REST, Key, Prefixes
+from sweeps.search.study import Draw
+from sweeps.search.surrogate import Encoder, Surrogate
+from sweeps.search.warm_start import mean_values
+
+_LEAST_SECONDS = 1e-3
+_MOST_KNOWN = 100
+
+
+@dataclass(frozen=True)
+class Known:
+    """A configuration that was tried.
+
+    Attributes:
+        number: of the configuration; below 0: of an earlier run, whose stages may be gone.
+        draw: what it was.
+        values: its objectives, means over replicates; None where it gave none.
+        seconds: stage → what it takes where nothing is cached, all replicates together;
+            `REST` → what is never cached. Empty where that is not known.
+    """
+
+    number: int
+    draw: Draw
+    values: tuple[float, ...] | None
+    seconds: Mapping[str, float]
+
+
+def seconds_of(record: TrialRecord) -> dict[str, float]:
+    """Stage → seconds of a trial as if nothing had been cached; empty where it did not end."""
+    outcome = record.outcome
+    if record.status != "complete" or outcome.seconds is None:
+        return {}
+    found = {run.name: run.seconds_full for run in outcome.stage_runs}
+    stages = sum(run.seconds for run in outcome.stage_runs)
+    return found | {REST: max(0.0, outcome.seconds - stages)}
+
+
+def known_configuration(
+    number: int, records: Sequence[TrialRecord], objectives: Sequence[Objective]
+) -> Known | None:
+    """What the replicates of a configuration tell together; None of a refined one, or of a draw
+    that was refused.
+    """
+    plan = records[0].plan
+    if plan.refines is not None or plan.refused is not None:
+        return None
+    seconds: dict[str, float] = {}
+    values = []
+    for record in records:
+        for name, spent in seconds_of(record).items():
+            seconds[name] = seconds.get(name, 0.0) + spent
+        if record.status == "complete":
+            found = finite_values(record.outcome.metrics, objectives)
+            values += [found] if found is not None else []
+    return Known(
+        number,
+        dict(plan.draw),
+        tuple(mean_values(values)) if values else None,
+        seconds,
+    )
+
+
+class CostModel:
+    """Expected seconds of each entry of the pipeline."""
+
+    def __init__(
+        self,
+        prefixes: Prefixes,
+        encoder: Encoder,
+        known: Sequence[Known],
+    ) -> None:
+        """At least one of `known` has seconds; the last ones count."""
+        self._prefixes, self._encoder = prefixes, encoder
+        timed = [each for each in known if each.seconds][-_MOST_KNOWN:]
+        observed = np.array([prefixes.by_entry(each.seconds) for each in timed])
+        logs = np.log(np.maximum(observed, _LEAST_SECONDS))
+        x = encoder.encoded([each.draw for each in timed])
+        self._models = []
+        for place in range(observed.shape[1]):
+            deciding = [
+                column
+                for column, name in enumerate(encoder.distributions)
+                if prefixes.place_of(name) <= place
+            ]
+            own = logs[:, place : place + 1]
+            self._models.append(Surrogate(encoder, x, own, deciding))
+
+    def by_entry(self, draws: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """(m, entries + 1) expected seconds with an empty cache; the last column is `REST`'s."""
+        x = self._encoder.encoded(draws)
+        columns = [model.predicted(x)[0][:, 0] for model in self._models]
+        seconds = np.exp(np.stack(columns, axis=1))
+        return np.where(seconds > 2 * _LEAST_SECONDS, seconds, 0.0)
+
+    def expected(
+        self, draws: Sequence[Mapping[str, Any]], finished: Collection[Key]
+    ) -> np.ndarray:
+        """(m,) expected seconds, where the stages of the prefixes `finished` are cached."""
+        seconds = self.by_entry(draws)
+        for row, draw in enumerate(draws):
+            for place, key in enumerate(self._prefixes.keys(draw)):
+                if key in finished:
+                    seconds[row, place] = 0.0
+        return np.asarray(seconds.sum(axis=1))

@@ -1,0 +1,307 @@
+"""Which configuration gives most for its seconds: what a sampler offers, and its suffixes on
+prefixes that the stage cache holds.
+
+Candidates are what the sampler would draw, and cheaper ones: the parameters of the first stages
+taken from a configuration that was trained already, those of the stages after it from a draw. They
+are compared by expected improvement over expected seconds to the power of a falling exponent, after
+EEIPU (Zhang et al., 2024, arXiv 2411.03731): in the beginning what is cheap comes first, in the end
+what is good. Improvement is that of random Chebyshev scalarisations of the objectives (ParEGO,
+Knowles 2006), the mean over some; so it costs the same for any number of objectives.
+
+Suffixes get no more of the time than fresh configurations: however wrong costs and improvements
+are, the sampler's own search goes on at half its pace at worst.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from analysis import pareto
+from analysis.contract import Objective
+from sweeps.search.costs import CostModel, Known
+from sweeps.search.optuna_internals import sampler_notes
+from sweeps.search.prefixes import Key, Prefixes
+from sweeps.search.samplers import sampler_of
+from sweeps.search.study import Draw, checked_draw, distributions_of
+from sweeps.search.surrogate import Encoder, Surrogate, expected_improvement
+from sweeps.space.space import Space
+from sweeps.spec.model import Spec
+from trainers.seeding import derive_seed
+
+FIRST = 4
+"""Configurations with values and seconds that are needed before a choice can be made."""
+OFFERED = 4
+"""Draws of the sampler for one choice."""
+SUFFIXES = 12
+"""Draws at random beside them, of which only the suffixes are used."""
+_SCALARISATIONS = 8
+_MOST_KNOWN = 200
+_MOST_PREFIXES = 16
+_AUGMENTED = 0.05
+_LEAST_SECONDS = 1e-2
+_OVERHEAD = 0.2
+"""Of a fresh configuration's seconds, added to all: what costs next to nothing is not tried for
+that alone.
+"""
+_MOST_LEFT_OVER = 2000
+_WINDOW = 200
+_STEP = 100
+"""Complete trials that a sampler looks at: `_WINDOW` and up to `_STEP` more."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A configuration to try next.
+
+    Attributes:
+        draw: what it is.
+        notes: what the sampler noted about the draw that it, or its suffix, comes from.
+        seconds: that it is expected to take.
+    """
+
+    draw: Draw
+    notes: Draw
+    seconds: float
+
+
+class Offers:
+    """A copy of the study's complete trials in memory, in which samplers draw without a trace.
+
+    Of a long study it holds the latest trials and the best of those before: a draw of TPE takes a
+    time that grows faster than the number of trials it looks at.
+    """
+
+    def __init__(self, study: optuna.Study, space: Space) -> None:
+        self._study, self._space = study, space
+        self._copied = -1
+        self._first = -1
+        self._drawn = 0
+
+    def _bring_up_to_date(self) -> None:
+        """What the copy holds follows from the study alone, not from how it came to be."""
+        complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        first = max(0, len(complete) // _STEP * _STEP - _WINDOW)
+        if first != self._first or self._drawn > _MOST_LEFT_OVER:
+            self._first, self._copied, self._drawn = first, first, 0
+            self._copy = optuna.create_study(directions=self._study.directions)
+            self._copy.add_trials(_best_of(self._study, complete[:first]))
+        self._copy.add_trials(complete[self._copied :])
+        self._copied = len(complete)
+
+    def drawn(self, samplers: Sequence[BaseSampler]) -> list[tuple[Draw, Draw]]:
+        """One draw of each sampler, and what it noted about it."""
+        self._bring_up_to_date()
+        self._drawn += len(samplers)
+        found = []
+        for sampler in samplers:
+            self._copy.sampler = sampler
+            trial = self._copy.ask()
+            draw = self._space.suggest(trial)
+            ended = self._copy.tell(trial, state=TrialState.FAIL)
+            found.append((draw, sampler_notes(ended)))
+        return found
+
+
+def _best_of(study: optuna.Study, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """The front of these trials, bounds left out of account."""
+    if not trials:
+        return []
+    goals = [
+        Objective(str(i), "min" if direction == StudyDirection.MINIMIZE else "max")
+        for i, direction in enumerate(study.directions)
+    ]
+    front = pareto.front_mask(np.array([t.values for t in trials]), goals)
+    return [trial for trial, is_on in zip(trials, front, strict=True) if is_on]
+
+
+class Proposals:
+    """Chooses configurations for a search with `search.cost: cached` or `full`.
+
+    Args:
+        study: whose complete trials the sampler knows.
+    """
+
+    def __init__(self, spec: Spec, space: Space, study: optuna.Study) -> None:
+        self.prefixes = Prefixes(space)
+        self._spec, self._space = spec, space
+        self._is_asked = spec.search.cost != "none" and bool(space.dimensions)
+        self._offers = Offers(study, space)
+        self._encoder = Encoder(distributions_of(space))
+        self._known: dict[int, Known] = {}
+        self._finished: set[Key] = set()  # prefixes whose stages are cached
+        # seconds of what was searched, of fresh configurations and of those that went on
+        self._spent = {False: 0.0, True: 0.0}
+
+    def learn(self, known: Known | None) -> None:
+        """Take a configuration that ended; what lies outside the space tells nothing."""
+        if known is not None and self._is_asked:
+            with contextlib.suppress(ValueError):
+                checked_draw(self._space, known.draw)
+                self._known[known.number] = known
+                if known.seconds and known.number >= 0:
+                    self._count(known)
+
+    def _count(self, known: Known) -> None:
+        """Note what is cached now, and where the time went."""
+        keys = self.prefixes.keys(known.draw)
+        *stages, rest = self.prefixes.by_entry(known.seconds)
+        paid = [
+            seconds
+            for key, seconds in zip(keys, stages, strict=True)
+            if key and key not in self._finished
+        ]
+        went_on = any(key in self._finished for key in keys[:-1] if key)
+        self._spent[went_on] += sum(paid) + rest
+        self._finished.update(keys)
+
+    def seconds_of_one(self) -> float | None:
+        """Median seconds of a configuration with an empty cache; None where nothing is known."""
+        known = [sum(k.seconds.values()) for k in self._known.values() if k.seconds]
+        return float(np.median(known)) if known else None
+
+    def choose(
+        self,
+        number: int,
+        left: float,
+        tried: Collection[str],
+        running: Sequence[Draw] = (),
+        most_seconds: float = math.inf,
+    ) -> Proposal | None:
+        """What to try as configuration `number`.
+
+        Args:
+            left: share of the budget that is left, the exponent of the seconds.
+            tried: `Space.identity` of all that were asked for.
+            running: configurations that were begun and have not ended. What they are the first to
+                compute is not waited for.
+            most_seconds: that it may take; where nothing that is offered takes so little, what is
+                returned takes more.
+
+        Returns:
+            None where too little is known yet, or nothing new is offered.
+        """
+        known = [self._known[n] for n in sorted(self._known)]
+        useful = [k for k in known if k.values is not None and k.seconds]
+        if len(useful) < FIRST:
+            return None
+        is_cached = self._spec.search.cost == "cached"
+        finished = self._finished if is_cached else set()
+        goes_on = is_cached and self._spent[True] <= self._spent[False]
+        at_end = is_cached and math.isfinite(most_seconds)
+        going_on = finished if goes_on or at_end else set()
+        candidates = self._candidates(number, useful, going_on)
+        draws = [draw for draw, _ in candidates]
+        costs = CostModel(self.prefixes, self._encoder, known)
+        seconds = np.maximum(costs.expected(draws, finished), _LEAST_SECONDS)
+        if not goes_on and (seconds[:OFFERED] <= most_seconds).any():
+            draws, seconds = draws[:OFFERED], seconds[:OFFERED]
+        floor = _OVERHEAD * np.median(seconds[:OFFERED])
+        gains = self._gains(number, useful[-_MOST_KNOWN:], draws)
+        with np.errstate(divide="ignore"):
+            scores = np.log(gains) - left * np.log(seconds + floor)
+        blocked = self._unfinished(running, finished)
+        fits = seconds <= most_seconds
+        for index in np.lexsort((-scores, ~fits)):
+            draw, notes = candidates[index]
+            if scores[index] == -math.inf:
+                continue
+            shares = blocked and not blocked.isdisjoint(self.prefixes.keys(draw))
+            if not shares and self._space.identity(draw) not in tried:
+                return Proposal(draw, notes, float(seconds[index]))
+        return None
+
+    def elsewhere(self, draws: Sequence[Draw], running: Sequence[Draw]) -> int:
+        """Index of the first draw that waits for no stage that a trial computes now; else 0."""
+        blocked = self._unfinished(running, self._finished)
+        free = (
+            index
+            for index, draw in enumerate(draws)
+            if blocked.isdisjoint(self.prefixes.keys(draw))
+        )
+        return next(free, 0)
+
+    def _unfinished(
+        self, running: Sequence[Draw], finished: Collection[Key]
+    ) -> set[Key]:
+        """What trials that run compute; a prefix without parameters is everybody's."""
+        keys = {key for draw in running for key in self.prefixes.keys(draw)}
+        return {key for key in keys if key and key not in finished}
+
+    def _candidates(
+        self, number: int, useful: Sequence[Known], finished: Collection[Key]
+    ) -> list[tuple[Draw, Draw]]:
+        """Draws with the sampler's notes: fresh ones, then their suffixes on cached prefixes."""
+        search, seed = self._spec.search, self._spec.seed
+        samplers = [sampler_of(search, seed, number, i) for i in range(OFFERED)]
+        fresh = self._offers.drawn(samplers)
+        if not finished:
+            return fresh
+        rng = np.random.default_rng(derive_seed(seed, "suffixes", number))
+        suffixes = [*fresh, *((self._at_random(rng), {}) for _ in range(SUFFIXES))]
+        found = list(fresh)
+        for place, holder in self._worth_going_on(useful, finished):
+            found += [
+                (self.prefixes.crossed(holder, suffix, place), notes)
+                for suffix, notes in suffixes
+            ]
+        return found
+
+    def _worth_going_on(
+        self, useful: Sequence[Known], finished: Collection[Key]
+    ) -> list[tuple[int, Draw]]:
+        """Places in the pipeline and draws that are cached up to there: those of the front's
+        configurations, then the latest ones.
+        """
+        values = np.array([each.values for each in useful])
+        front = pareto.front_mask(values, self._spec.objectives)
+        first = [each for each, is_on in zip(useful, front, strict=True) if is_on]
+        places: dict[Key, tuple[int, Draw]] = {}
+        for each in [*first, *reversed(useful)]:
+            for place, key in enumerate(self.prefixes.keys(each.draw)[:-1]):
+                if key and key in finished:
+                    places.setdefault(key, (place, each.draw))
+            if len(places) >= _MOST_PREFIXES:
+                break
+        return list(places.values())
+
+    def _at_random(self, rng: np.random.Generator) -> Draw:
+        draw: Draw = {}
+        for dimension in self._space.dimensions:
+            if dimension.active(draw):
+                draw |= dimension.at(lambda name: float(rng.random()))
+        return draw
+
+    def _gains(
+        self, number: int, useful: Sequence[Known], draws: Sequence[Draw]
+    ) -> np.ndarray:
+        """(m,) expected improvement of each draw, without a unit."""
+        objectives = self._spec.objectives
+        values = np.array([each.values for each in useful])
+        feasible = pareto.eligible(values, objectives)
+        costs = pareto.to_costs(values, objectives)
+        spans = [pareto.spans_decades(np.abs(column)) for column in costs.T]
+        for column, wide in enumerate(spans):
+            if wide:
+                sign = np.sign(costs[0, column])
+                costs[:, column] = sign * np.log(np.abs(costs[:, column]))
+        low, span = costs.min(axis=0), np.ptp(costs, axis=0)
+        unit = (costs - low) / np.where(span > 0, span, 1.0)
+        rng = np.random.default_rng(derive_seed(self._spec.seed, "weights", number))
+        weights = rng.dirichlet(np.ones(len(objectives)), _SCALARISATIONS)
+        scaled = unit[:, None, :] * weights  # (n, scalarisations, objectives)
+        scalars = scaled.max(axis=2) + _AUGMENTED * scaled.sum(axis=2)
+        scalars += (~feasible)[:, None]
+        x = self._encoder.encoded([each.draw for each in useful])
+        surrogate = Surrogate(self._encoder, x, scalars)
+        mean, sd = surrogate.predicted(self._encoder.encoded(draws))
+        gains = expected_improvement(mean, sd, scalars.min(axis=0))
+        return np.asarray(np.maximum(gains, 0.0).mean(axis=1))

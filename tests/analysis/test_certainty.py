@@ -1,0 +1,115 @@
+"""How sure a front is, against truths that are known because the noise is made here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import analysis
+from analysis import certainty, pareto
+from analysis.contract import Objective
+
+GOALS = [Objective("accuracy", "max"), Objective("gmacs", "min")]
+NO_CLASSES = pd.DataFrame()
+
+
+def measured(
+    truth: np.ndarray, sd: float, seeds: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    """Configurations of which the first objective was measured with an error of each seed."""
+    trials = truth[:, :1] + sd * rng.normal(size=(len(truth), seeds))
+    return pd.DataFrame(
+        {
+            "replicates": seeds,
+            "metric/accuracy": trials.mean(axis=1),
+            "sd/accuracy": trials.std(axis=1, ddof=1) if seeds > 1 else np.nan,
+            "metric/gmacs": truth[:, 1],
+            "sd/gmacs": 0.0 if seeds > 1 else np.nan,
+        }
+    )
+
+
+def test_stated_probabilities_come_true() -> None:
+    """Over fronts that bend and have near rivals, configurations that are said to be on the front
+    with about 0.9 are there in about 0.9 of cases.
+    """
+    rng = np.random.default_rng(3)
+    said, true = [], []
+    for _ in range(60):
+        cost = np.exp(rng.uniform(0, 3, 30))
+        gain = 0.97 - 0.4 * np.exp(-cost / 6) - np.abs(rng.normal(0, 0.03, 30))
+        truth = np.stack([gain, cost], axis=1)
+        rows = measured(truth, 0.01, 3, rng)
+        drawn = certainty.plausible_values(rows, GOALS, NO_CLASSES, 200)
+        said += list(certainty.front_probability(drawn, GOALS))
+        true += list(pareto.front_mask(truth, GOALS))
+    shares, happened = np.array(said), np.array(true)
+    for low, high, error in ((0.0, 0.2, 0.05), (0.4, 0.6, 0.2), (0.85, 0.95, 0.09)):
+        mine = (shares >= low) & (shares < high)
+        assert mine.sum() > 60
+        assert happened[mine].mean() == pytest.approx(shares[mine].mean(), abs=error)
+
+
+def test_without_noise_the_front_is_certain() -> None:
+    truth = np.array([[0.9, 3.0], [0.8, 2.0], [0.7, 2.5], [0.6, 1.0]])
+    rows = measured(truth, 0.0, 3, np.random.default_rng(0))
+    drawn = certainty.plausible_values(rows, GOALS, NO_CLASSES, 50)
+    assert certainty.front_probability(drawn, GOALS).tolist() == [1, 1, 0, 1]
+
+
+def test_one_seed_goes_by_the_images() -> None:
+    """By hand: the error of 0.8 over 100 images, one success and one failure added."""
+    rows = measured(np.array([[0.8, 1.0], [0.8, 2.0]]), 0, 1, np.random.default_rng(0))
+    classes = pd.DataFrame(
+        {"trial_id": ["a", "a", "b", "b"], "images": [60, 40, 60, 40]}
+    )
+    variances, freedom = certainty.error_variances(rows, GOALS, classes)
+    p = 81 / 102
+    assert variances[:, 0] == pytest.approx(p * (1 - p) / 100)
+    assert variances[:, 1].tolist() == [0, 0]
+    assert np.isinf(freedom).all()
+
+
+def test_the_cheapest_of_single_seeds_is_on_the_front_for_certain() -> None:
+    rows = measured(np.array([[0.8, 1.0], [0.9, 2.0]]), 0, 1, np.random.default_rng(0))
+    classes = pd.DataFrame({"trial_id": ["a", "b"], "images": [100, 100]})
+    drawn = certainty.plausible_values(rows, GOALS, classes, 400)
+    cheap, dear = certainty.front_probability(drawn, GOALS)
+    assert cheap == 1.0
+    assert 0.9 < dear < 1.0  # it may truly be the worse one
+
+
+def test_a_latency_is_as_sure_as_its_quartiles() -> None:
+    rows = pd.DataFrame(
+        {
+            "replicates": [1],
+            "metric/latency_ms": [5.0],
+            "sd/latency_ms": [np.nan],
+            "metric/latency_p25_ms": [4.0],
+            "metric/latency_p75_ms": [6.698],
+        }
+    )
+    goals = [Objective("latency_ms", "min")]
+    variances, _ = certainty.error_variances(rows, goals, NO_CLASSES)
+    assert variances[0, 0] == pytest.approx(4.0)  # quartiles are 1.349 sd apart
+
+
+def test_the_worst_case_prefers_what_is_sure(make_run) -> None:
+    """Of two equal compromises the one whose seeds agree is picked."""
+    means = {0: (0.95, 3.0), 1: (0.90, 2.0), 2: (0.899, 1.99), 3: (0.80, 1.0)}
+
+    def change(record: dict) -> None:
+        accuracy, gmacs = means[record["number"]]
+        wide = 0.04 if record["number"] == 2 else 0.001
+        accuracy += wide * (record["replicate"] - 2)
+        metrics = {"accuracy": accuracy, "gmacs": gmacs, "latency_ms": 1.0}
+        record |= {"status": "complete", "metrics": metrics, "error": None}
+
+    run = analysis.load(make_run(trials=20, replicates=5, change=change))
+    row = run.worst_case_pick()
+    assert run.trials["number"][row] == 1
+    chances = dict(zip(run.configurations()["number"], run.chances(), strict=True))
+    assert chances[0] > 0.95
+    assert chances[3] > 0.95
+    assert "on the front" in analysis.front_text(run)

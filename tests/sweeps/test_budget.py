@@ -1,0 +1,116 @@
+"""Searches that end by the clock, or because their front stands still."""
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.contract import Objective
+from sweeps.check import check_spec
+from sweeps.run.record import TrialRecord
+from sweeps.run.storage import RunStorage
+from sweeps.search import budget
+from sweeps.search.budget import seconds_of_trials, stands_still
+from sweeps.search.searcher import StudySearch
+from sweeps.spec.load import spec_from
+from sweeps.spec.model import MOST_TRIALS, StopWhen
+from tests.sweeps.helpers import plan
+from tests.sweeps.test_proposals import chain, ended, seconds
+
+__all__ = ["chain"]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, in seconds, as the budget sees it."""
+    now = [1000.0]
+    monkeypatch.setattr(budget.time, "monotonic", lambda: now[0])
+    return now
+
+
+def timed(search: StudySearch, clock: list[float]) -> TrialRecord | None:
+    """Run one trial that takes as long as its stages say; what was trained before is cached."""
+    if search.num_trials == 0:
+        return None
+    record = ended(search)
+    lr = record.plan.draw["stages.train.lr"]
+    taken = seconds(record.plan.draw)
+    cached = (30 if clock[1:] else 0) + (taken["train"] if lr in clock[1:] else 0)
+    clock[0] += sum(taken.values()) - cached
+    clock.append(lr)
+    return record
+
+
+def test_the_last_trials_end_in_time(
+    chain: dict[str, Any], tmp_path: Path, clock: list[float]
+) -> None:
+    """The budget is nearly used up, and hardly exceeded."""
+    hours = 250 / 3600
+    chain["search"] = {k: v for k, v in chain["search"].items() if k != "trials"}
+    chain["search"] |= {"hours": hours}
+    spec = spec_from(chain)
+    assert spec.search.trials == MOST_TRIALS
+    search = StudySearch(check_spec(spec), RunStorage(tmp_path))
+    assert search.plan_line() is not None
+    count = 0
+    while search.remaining:
+        try:
+            timed(search, clock)
+        except AssertionError:  # nothing more was handed out
+            break
+        count += 1
+    taken = clock[0] - 1000
+    assert 0.95 * 250 <= taken <= 1.02 * 250
+    assert count > 10
+    said = search.outcome_line()
+    assert said is not None
+    assert "of its budget" in said
+    assert "foretold within" in said
+    assert search.ask() is None
+
+
+def test_time_of_earlier_drivers_counts_once(tmp_path: Path) -> None:
+    """Two trials that ran side by side take the time of one."""
+    start = datetime.fromisoformat("2026-03-04T09:00:00+00:00")
+    spans = [(0, 60), (30, 90), (200, 230), (210, 220)]
+    found = [
+        TrialRecord(
+            tmp_path,
+            plan(),
+            started=(start + timedelta(seconds=a)).isoformat(),
+            ended=(start + timedelta(seconds=b)).isoformat(),
+        )
+        for a, b in spans
+    ]
+    assert seconds_of_trials(found) == 120
+    assert seconds_of_trials([TrialRecord(tmp_path, plan())]) == 0
+
+
+def test_a_front_that_stands_still() -> None:
+    goals = [Objective("accuracy", "max"), Objective("gmacs", "min")]
+    rule = StopWhen(hypervolume_gain=0.01, configurations=3)
+    first = [[0.5, 1.0], [0.9, 2.0], [0.4, 3.0]]
+    assert not stands_still(first, rule, goals)
+    assert stands_still([*first, [0.3, 2.5], [0.2, 2.0], [0.1, 2.9]], rule, goals)
+    assert not stands_still([*first, [0.3, 2.5], [0.95, 0.5], [0.1, 2.9]], rule, goals)
+    assert not stands_still([*first] * 3, None, goals)
+
+
+def test_a_search_ends_where_its_front_stands_still(
+    chain: dict[str, Any], tmp_path: Path
+) -> None:
+    chain["search"] |= {
+        "trials": 200,
+        "stop_when": {"hypervolume_gain": 0.02, "configurations": 6},
+    }
+    search = StudySearch(check_spec(spec_from(chain)), RunStorage(tmp_path))
+    count = 0
+    while search.remaining and count < 150:
+        try:
+            ended(search)
+        except AssertionError:
+            break
+        count += 1
+    assert 6 < count < 100
+    assert search.ask() is None
