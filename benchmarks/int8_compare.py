@@ -239,6 +239,7 @@ def main() -> None:
         "--beside", nargs="*", default=["nncf", "onnxruntime", "torchao"]
     )
     parser.add_argument("--time", action="store_true")
+    parser.add_argument("--no-simulation", action="store_true", help="which is slow")
     parser.add_argument("--cache", type=Path, default=Path("int8_compare"))
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -270,6 +271,8 @@ def main() -> None:
         runs |= by_onnxruntime(file, calibration, size, given.cache)
     if "torchao" in given.beside:
         runs |= by_torchao(state, calibration, size, given.cache)
+    if given.no_simulation:
+        del runs["int8, simulated"]
     if given.test:
         print_accuracy(runs, data, given.test)
     if given.time:

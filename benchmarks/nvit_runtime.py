@@ -41,6 +41,7 @@ ARGS = {
 }
 POINTS = {"embed": 3, "heads": 3, "qk": 2, "v": 2, "mlp": 3}
 STEPS = {"embed": 16, "heads": 1, "qk": 8, "v": 8, "mlp": 16}
+LEAST_EMBED = 32
 OPENVINO = RuntimeOptions(runtime="openvino", batch_size=1, threads=1)
 
 
@@ -53,17 +54,24 @@ def estimate(table: LatencyTable, dims: dict) -> float:
     return table.model_ms(dims["embed"], blocks)
 
 
-def pruned(table: LatencyTable, target: float, seed: int) -> dict:
-    """Dimensions that the table says to have at most `target` of the dense latency."""
+def pruned(table: LatencyTable, target: float, seed: int) -> dict | None:
+    """Dimensions that the table says to have at most `target` of the dense latency; None where it
+    says so of none.
+    """
     rng = np.random.default_rng(seed)
     dims = {k: list(v) if isinstance(v, list) else v for k, v in DENSE.items()}
     limit = target * estimate(table, DENSE)
+    least = {"embed": LEAST_EMBED} | {
+        name: [STEPS[name]] * BLOCKS for name in ("heads", "qk", "v", "mlp")
+    }
+    if estimate(table, least) > limit:
+        return None
     while estimate(table, dims) > limit:
         name = rng.choice(list(STEPS))
         if name == "embed":
             # every block pays for it, so it goes more rarely
             if rng.random() < 0.15:
-                dims["embed"] = max(32, dims["embed"] - STEPS["embed"])
+                dims["embed"] = max(LEAST_EMBED, dims["embed"] - STEPS["embed"])
             continue
         block = rng.integers(len(dims[name]))
         least = STEPS[name]
@@ -150,6 +158,9 @@ def compare(folder: Path, *names: str) -> None:
             shown = []
             for seed in range(3):
                 dims = pruned(table, target, seed)
+                if dims is None:
+                    shown.append("nothing, by this table")
+                    continue
                 small_ms, dense_ms = medians(models.session(dims), dense)
                 estimated = estimate(table, dims) / estimate(table, DENSE)
                 error = 100 * (estimated * dense_ms / small_ms - 1)

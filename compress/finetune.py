@@ -13,10 +13,10 @@ from trainers.config import DistillConfig, FitOptions, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.hashing import LATER
 from trainers.models.arch import (
-    BUILD_ERRORS,
     DROP_RATE_BUILDERS,
     Arch,
     ModelState,
+    buildable,
     on_meta,
 )
 from trainers.option_types import ModelName
@@ -177,15 +177,16 @@ def _check_drop_rates(arch: Arch, options: FitOptions) -> None:
         ValueError: names the rates and what remains.
     """
     with_drop_rates(arch, options)
-    for name, rate in _drop_rates(options).items():
-        alone = replace(arch, args=arch.args | {name: rate})
+    for name in _drop_rates(options):
+        # one rate for all: then the models of a sweep that draws its rates are built once
+        alone = replace(arch, args=arch.args | {name: 0.1})
         try:
-            on_meta(alone)
-        except BUILD_ERRORS as error:
+            buildable(alone)
+        except ValueError as error:
             option = _OPTION_OF[name]
             raise ValueError(
-                f"{option}: {arch.name} does not take {name} ({error}); leave {option}"
-                " out, or train a model that takes it"
+                f"{option}: {arch.name} does not take {name} ({error.__cause__}); leave"
+                f" {option} out, or train a model that takes it"
             ) from error
 
 

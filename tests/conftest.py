@@ -25,6 +25,14 @@ def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where trials of this session wait for one another's measurements, and for no others'."""
+    folder = tmp_path_factory.mktemp("node")
+    os.environ["SWEEPS_NODE_FOLDER"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def digits_config() -> DataConfig:
     return DataConfig(dataset="digits", limit=160, limit_test=60, val_fraction=0.25)

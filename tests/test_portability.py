@@ -3,6 +3,7 @@
 Which files may name such things at all is in test_architecture.py.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,10 @@ def test_every_module_imports_without_what_linux_alone_has() -> None:
 
 def test_no_file_is_told_by_its_case_alone() -> None:
     """macOS and Windows take `Report.py` and `report.py` for one file."""
-    listed = [p for p in ROOT.rglob("*") if ".venv" not in p.parts and p.is_file()]
-    lowered = [str(path).lower() for path in listed]
-    assert len(lowered) == len(set(lowered))
+    listed = []
+    for folder, folders, files in os.walk(ROOT):
+        if Path(folder) == ROOT:
+            folders[:] = [name for name in folders if name not in (".venv", ".git")]
+        listed += [f"{folder}/{name}" for name in files]
+    assert f"{ROOT}/README.md" in listed
+    assert len(listed) == len({path.lower() for path in listed})

@@ -70,6 +70,12 @@ def observe(model: QuantisedModel, batches: Sequence[Tensor]) -> list[Values]:
     return seen
 
 
+@torch.no_grad()
+def logits_of(module: nn.Module, batches: Sequence[Tensor]) -> Tensor:
+    """(N, classes) of all batches."""
+    return torch.cat([module(images) for images in batches])
+
+
 def activation_step(
     seen: Values, rule: RangeRule, percentile: float, *, symmetric: bool
 ) -> tuple[Tensor, Tensor]:

@@ -126,8 +126,8 @@ def _read(module: nn.Module, quantised: Any, config: list[dict[str, Any]]) -> Ch
         if entry["module_cls_name"] == "SQMultiply":
             factor = storage.get_submodule(names[0]).scale.detach().reshape(-1)
             scaled += [(place, factor.cpu().clone()) for place in places]
-        elif len(entry["module_config"]["scale_shape"]) > 1:
-            weights += [p.module for p in places if _has_weight(module, p.module)]
+        elif all(_is_weight(module, place) for place in places):
+            weights += [place.module for place in places]
         elif places:
             groups.append(places)
     state = {
@@ -154,8 +154,13 @@ def _place(name: str) -> Place:
     return Place(path, found["function"], int(found["call"]), port)
 
 
-def _has_weight(module: nn.Module, path: str) -> bool:
-    return isinstance(dict(module.named_modules()).get(path), nn.Linear | nn.Conv2d)
+def _is_weight(module: nn.Module, place: Place) -> bool:
+    """Whether the weight of a layer passes here. What the step's shape is does not tell: the
+    activations before a depthwise convolution have a step for each channel, too, of which we
+    make one.
+    """
+    layer = dict(module.named_modules()).get(place.module)
+    return place.port == 1 and isinstance(layer, nn.Linear | nn.Conv2d)
 
 
 @contextlib.contextmanager

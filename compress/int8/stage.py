@@ -22,6 +22,7 @@ from compress.int8.calibrate import (
     RangeRule,
     Values,
     activation_step,
+    logits_of,
     mean_inputs,
     moved_output,
     observe,
@@ -299,7 +300,7 @@ class _Calibration:
         self.choice = choose(self.folded, few, options.smooth_quant)
         self.float_weights = dict(self.choice.state)
         with torch.no_grad():
-            self.logits = _logits(model.build(), batches)
+            self.logits = logits_of(model.build(), batches)
         open_plan = self._plan(self._wanted())
         watched = self._model(replace(open_plan, weights={}))
         seen = observe(watched, batches)
@@ -490,15 +491,10 @@ class _Calibration:
             few: look at the first batch only.
         """
         batches = self.batches[:1] if few else self.batches
-        found = _logits(state.build(), batches)
+        found = logits_of(state.build(), batches)
         wanted = self.logits[: len(found)]
         changed = (found.argmax(-1) != wanted.argmax(-1)).double().mean()
         error = (found - wanted).square().mean() / wanted.square().mean().clamp_min(
             1e-12
         )
         return float(changed), float(error.sqrt())
-
-
-@torch.no_grad()
-def _logits(module: nn.Module, batches: Sequence[Tensor]) -> Tensor:
-    return torch.cat([module(images) for images in batches])

@@ -11,9 +11,11 @@ Legend
 
 import contextlib
 import copy
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from compress.measure.latency import times_in_turns
 from compress.measure.options import Precision
 from compress.runtimes.passes import replayed_pass, timed_pass
-from trainers.models.arch import Arch, ModelState, on_meta
+from trainers.models.arch import Arch, ModelState, on_meta, shared_on_meta
 from trainers.models.parameters import counts_norms, quantizable_parameters
 
 _CHUNK = 1 << 22
@@ -49,7 +51,7 @@ def measure_static(state: ModelState, image_size: int) -> dict[str, float | int]
         model_bytes: parameters and buffers as stored, without any coding.
     """
     names = quantizable_parameters(
-        on_meta(state.arch), include_norm=counts_norms(state.meta)
+        shared_on_meta(state.arch), include_norm=counts_norms(state.meta)
     )
     return {
         **static_cost(state.arch, image_size),
@@ -62,8 +64,14 @@ def measure_static(state: ModelState, image_size: int) -> dict[str, float | int]
 
 def static_cost(arch: Arch, image_size: int) -> dict[str, float | int]:
     """num_params and gmacs, as `measure_static` gives them; without weights."""
-    found = forward_pass(arch, image_size)
+    found = _pass_of_one_image(json.dumps(arch.to_json(), sort_keys=True), image_size)
     return {"num_params": found.num_params, "gmacs": found.gmacs}
+
+
+@lru_cache(maxsize=1024)
+def _pass_of_one_image(arch_json: str, image_size: int) -> "ForwardPass":
+    """Counted once for all trials of a process that end in the same architecture."""
+    return forward_pass(Arch.from_json(json.loads(arch_json)), image_size)
 
 
 def count_gmacs(arch: Arch, image_size: int) -> float:

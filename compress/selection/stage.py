@@ -20,7 +20,7 @@ from compress.selection.transfer import (
 from compress.stage import Context, Phase
 from compress.student import StudentStage
 from trainers.data.splits import DataInfo
-from trainers.models.arch import Arch, ModelState, on_meta
+from trainers.models.arch import Arch, ModelState, shared_on_meta
 from trainers.models.parameters import classifier_parameters
 
 
@@ -91,10 +91,10 @@ class WeightSelection(StudentStage):
 
     def _transfer(self, arch: Arch, target: Arch) -> Transfer:
         """What a student of architecture `target` takes from a teacher of `arch`."""
-        student = on_meta(target)
+        student = shared_on_meta(target)
         return plan_transfer(
             student,
-            on_meta(arch),
+            shared_on_meta(arch),
             layer_rule=self.layer_rule,
             heads=classifier_parameters(student),
             copy_head=self.copy_head,
@@ -109,7 +109,7 @@ def _sized_by_image(student: Arch, teacher: Arch) -> set[str]:
     other = teacher.args.get("img_size")
     if size is None or other is None or size == other:
         return set()
-    shapes = shapes_of(on_meta(student))
+    shapes = shapes_of(shared_on_meta(student))
     resized = replace(student, args={**student.args, "img_size": other})
-    at_teacher = shapes_of(on_meta(resized))
+    at_teacher = shapes_of(shared_on_meta(resized))
     return {name for name, shape in shapes.items() if at_teacher.get(name) != shape}

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution
 
 from analysis.contract import Objective, finite_values
 from sweeps.run.record import TrialRecord
@@ -22,7 +21,7 @@ from sweeps.search.surrogate import Encoder, Surrogate
 from sweeps.search.warm_start import mean_values
 
 _LEAST_SECONDS = 1e-3
-_MOST_KNOWN = 200
+_MOST_KNOWN = 100
 
 
 @dataclass(frozen=True)
@@ -84,28 +83,29 @@ class CostModel:
     def __init__(
         self,
         prefixes: Prefixes,
-        distributions: Mapping[str, BaseDistribution],
+        encoder: Encoder,
         known: Sequence[Known],
     ) -> None:
         """At least one of `known` has seconds; the last ones count."""
-        self._prefixes = prefixes
+        self._prefixes, self._encoder = prefixes, encoder
         timed = [each for each in known if each.seconds][-_MOST_KNOWN:]
         observed = np.array([prefixes.by_entry(each.seconds) for each in timed])
         logs = np.log(np.maximum(observed, _LEAST_SECONDS))
-        draws = [each.draw for each in timed]
+        x = encoder.encoded([each.draw for each in timed])
         self._models = []
         for place in range(observed.shape[1]):
-            deciding = {
-                name: distribution
-                for name, distribution in distributions.items()
+            deciding = [
+                column
+                for column, name in enumerate(encoder.distributions)
                 if prefixes.place_of(name) <= place
-            }
-            column = logs[:, place : place + 1]
-            self._models.append(Surrogate(Encoder(deciding), draws, column))
+            ]
+            own = logs[:, place : place + 1]
+            self._models.append(Surrogate(encoder, x, own, deciding))
 
     def by_entry(self, draws: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """(m, entries + 1) expected seconds with an empty cache; the last column is `REST`'s."""
-        columns = [model.predicted(draws)[0][:, 0] for model in self._models]
+        x = self._encoder.encoded(draws)
+        columns = [model.predicted(x)[0][:, 0] for model in self._models]
         seconds = np.exp(np.stack(columns, axis=1))
         return np.where(seconds > 2 * _LEAST_SECONDS, seconds, 0.0)
 

@@ -22,9 +22,11 @@ from dataclasses import dataclass
 import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
-from optuna.trial import TrialState
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
 from analysis import pareto
+from analysis.contract import Objective
 from sweeps.search.costs import CostModel, Known
 from sweeps.search.optuna_internals import sampler_notes
 from sweeps.search.prefixes import Key, Prefixes
@@ -43,7 +45,7 @@ SUFFIXES = 12
 """Draws at random beside them, of which only the suffixes are used."""
 _SCALARISATIONS = 8
 _MOST_KNOWN = 200
-_MOST_PREFIXES = 24
+_MOST_PREFIXES = 16
 _AUGMENTED = 0.05
 _LEAST_SECONDS = 1e-2
 _OVERHEAD = 0.2
@@ -51,6 +53,9 @@ _OVERHEAD = 0.2
 that alone.
 """
 _MOST_LEFT_OVER = 2000
+_WINDOW = 200
+_STEP = 100
+"""Complete trials that a sampler looks at: `_WINDOW` and up to `_STEP` more."""
 
 
 @dataclass(frozen=True)
@@ -69,31 +74,33 @@ class Proposal:
 
 
 class Offers:
-    """A copy of the study's complete trials in memory, in which samplers draw without a trace."""
+    """A copy of the study's complete trials in memory, in which samplers draw without a trace.
+
+    Of a long study it holds the latest trials and the best of those before: a draw of TPE takes a
+    time that grows faster than the number of trials it looks at.
+    """
 
     def __init__(self, study: optuna.Study, space: Space) -> None:
         self._study, self._space = study, space
-        self._begin()
+        self._copied = -1
+        self._first = -1
+        self._drawn = 0
 
-    def _begin(self) -> None:
-        self._copy = optuna.create_study(directions=self._study.directions)
-        self._copied: set[int] = set()
-
-    def _copy_new(self) -> None:
-        if len(self._copy.get_trials(deepcopy=False)) > (
-            2 * len(self._copied) + _MOST_LEFT_OVER
-        ):
-            self._begin()
-        for trial in self._study.get_trials(
-            deepcopy=False, states=(TrialState.COMPLETE,)
-        ):
-            if trial.number not in self._copied:
-                self._copied.add(trial.number)
-                self._copy.add_trial(trial)
+    def _bring_up_to_date(self) -> None:
+        """What the copy holds follows from the study alone, not from how it came to be."""
+        complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        first = max(0, len(complete) // _STEP * _STEP - _WINDOW)
+        if first != self._first or self._drawn > _MOST_LEFT_OVER:
+            self._first, self._copied, self._drawn = first, first, 0
+            self._copy = optuna.create_study(directions=self._study.directions)
+            self._copy.add_trials(_best_of(self._study, complete[:first]))
+        self._copy.add_trials(complete[self._copied :])
+        self._copied = len(complete)
 
     def drawn(self, samplers: Sequence[BaseSampler]) -> list[tuple[Draw, Draw]]:
         """One draw of each sampler, and what it noted about it."""
-        self._copy_new()
+        self._bring_up_to_date()
+        self._drawn += len(samplers)
         found = []
         for sampler in samplers:
             self._copy.sampler = sampler
@@ -102,6 +109,18 @@ class Offers:
             ended = self._copy.tell(trial, state=TrialState.FAIL)
             found.append((draw, sampler_notes(ended)))
         return found
+
+
+def _best_of(study: optuna.Study, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """The front of these trials, bounds left out of account."""
+    if not trials:
+        return []
+    goals = [
+        Objective(str(i), "min" if direction == StudyDirection.MINIMIZE else "max")
+        for i, direction in enumerate(study.directions)
+    ]
+    front = pareto.front_mask(np.array([t.values for t in trials]), goals)
+    return [trial for trial, is_on in zip(trials, front, strict=True) if is_on]
 
 
 class Proposals:
@@ -116,8 +135,7 @@ class Proposals:
         self._spec, self._space = spec, space
         self._is_asked = spec.search.cost != "none" and bool(space.dimensions)
         self._offers = Offers(study, space)
-        self._distributions = distributions_of(space)
-        self._encoder = Encoder(self._distributions)
+        self._encoder = Encoder(distributions_of(space))
         self._known: dict[int, Known] = {}
         self._finished: set[Key] = set()  # prefixes whose stages are cached
         # seconds of what was searched, of fresh configurations and of those that went on
@@ -182,7 +200,7 @@ class Proposals:
         going_on = finished if goes_on or at_end else set()
         candidates = self._candidates(number, useful, going_on)
         draws = [draw for draw, _ in candidates]
-        costs = CostModel(self.prefixes, self._distributions, known)
+        costs = CostModel(self.prefixes, self._encoder, known)
         seconds = np.maximum(costs.expected(draws, finished), _LEAST_SECONDS)
         if not goes_on and (seconds[:OFFERED] <= most_seconds).any():
             draws, seconds = draws[:OFFERED], seconds[:OFFERED]
@@ -282,7 +300,8 @@ class Proposals:
         scaled = unit[:, None, :] * weights  # (n, scalarisations, objectives)
         scalars = scaled.max(axis=2) + _AUGMENTED * scaled.sum(axis=2)
         scalars += (~feasible)[:, None]
-        surrogate = Surrogate(self._encoder, [each.draw for each in useful], scalars)
-        mean, sd = surrogate.predicted(draws)
+        x = self._encoder.encoded([each.draw for each in useful])
+        surrogate = Surrogate(self._encoder, x, scalars)
+        mean, sd = surrogate.predicted(self._encoder.encoded(draws))
         gains = expected_improvement(mean, sd, scalars.min(axis=0))
         return np.asarray(np.maximum(gains, 0.0).mean(axis=1))

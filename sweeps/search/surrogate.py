@@ -34,83 +34,100 @@ _NOISES = (1e-3, 1e-2, 1e-1, 1.0)
 class Encoder:
     """Draws as numbers: (n, d), one column for each of Optuna's parameters; NaN where a draw
     lacks it.
+
+    Attributes:
+        distributions: of the parameters, in the order of the columns.
+        is_label: (d,) whether a parameter has labels and no numbers.
     """
 
     def __init__(self, distributions: Mapping[str, BaseDistribution]) -> None:
         self.distributions = dict(sorted(distributions.items()))
+        self._scales = {n: _scale_of(d) for n, d in self.distributions.items()}
         self.is_label = np.array(
-            [_ends_of(d) is None for d in self.distributions.values()], dtype=bool
+            [isinstance(scale, dict) for scale in self._scales.values()], dtype=bool
         )
 
     def encoded(self, draws: Sequence[Mapping[str, Any]]) -> Floats:
         rows = [
             [
-                _position(distribution, draw[name]) if name in draw else math.nan
-                for name, distribution in self.distributions.items()
+                _position(scale, draw[name]) if name in draw else math.nan
+                for name, scale in self._scales.items()
             ]
             for draw in draws
         ]
-        return np.array(rows, dtype=np.float64).reshape(
-            len(draws), len(self.distributions)
-        )
+        return np.array(rows, dtype=np.float64).reshape(len(draws), len(self._scales))
 
-    def similarity(self, a: Floats, b: Floats) -> Floats:
-        """(n, m) kernel between encoded draws (n, d) and (m, d)."""
-        if not a.shape[1]:
+    def similarity(
+        self, a: Floats, b: Floats, columns: Sequence[int] | None = None
+    ) -> Floats:
+        """(n, m) kernel between encoded draws (n, d) and (m, d), of all or some parameters."""
+        chosen = range(a.shape[1]) if columns is None else columns
+        if not len(chosen):
             return np.ones((len(a), len(b)))
         total = np.zeros((len(a), len(b)))
         product = np.ones_like(total)
-        for column, is_label in enumerate(self.is_label):
+        for column in chosen:
+            is_label = self.is_label[column]
             x, y = a[:, column, None], b[None, :, column]
             own = (x == y) if is_label else np.exp(-(((x - y) / _LENGTH) ** 2) / 2)
             lacking = np.isnan(x) | np.isnan(y)
             each = np.where(lacking, np.isnan(x) & np.isnan(y), own)
             total += each
             product *= each
-        return np.asarray((total / a.shape[1] + product) / 2)
+        return np.asarray((total / len(chosen) + product) / 2)
 
 
-def _ends_of(distribution: BaseDistribution) -> tuple[float, float, bool] | None:
-    """Least and largest number and whether their scale is logarithmic; None of labels. A list
-    of numbers is a range, on a logarithmic scale where all are positive.
-    """
-    if isinstance(distribution, CategoricalDistribution):
-        choices = distribution.choices
-        if any(isinstance(c, bool) or not isinstance(c, int | float) for c in choices):
-            return None
-        numbers = [float(c) for c in choices if isinstance(c, int | float)]
-        return min(numbers), max(numbers), min(numbers) > 0
-    assert isinstance(distribution, FloatDistribution | IntDistribution), distribution
-    return distribution.low, distribution.high, distribution.log
+Scale = dict[Any, float] | tuple[float, float, bool]
+"""Of labels: their indices. Of numbers: least, largest, and whether the scale is logarithmic."""
 
 
-def _position(distribution: BaseDistribution, value: Any) -> float:
+def _scale_of(distribution: BaseDistribution) -> Scale:
+    """The scale of a parameter; a list of numbers is a range, logarithmic if all are positive."""
+    if not isinstance(distribution, CategoricalDistribution):
+        assert isinstance(distribution, FloatDistribution | IntDistribution)
+        return distribution.low, distribution.high, distribution.log
+    choices = distribution.choices
+    numbers = [float(c) for c in choices if isinstance(c, int | float)]
+    if len(numbers) < len(choices) or any(isinstance(c, bool) for c in choices):
+        return {choice: float(index) for index, choice in enumerate(choices)}
+    return min(numbers), max(numbers), min(numbers) > 0
+
+
+def _position(scale: Scale, value: Any) -> float:
     """A label's index, or where a number lies in its range, from 0 to 1."""
-    ends = _ends_of(distribution)
-    if ends is None:
-        assert isinstance(distribution, CategoricalDistribution), distribution
-        return float(distribution.choices.index(value))
-    low, high, is_log = ends
-    x = float(value)
+    if isinstance(scale, dict):
+        return scale[value]
+    low, high, is_log = scale
+    if high <= low:
+        return 0.0
     if is_log:
-        low, x, high = math.log(low), math.log(x), math.log(high)
-    return (x - low) / (high - low) if high > low else 0.0
+        return math.log(value / low) / math.log(high / low)
+    return float((value - low) / (high - low))
 
 
 class Surrogate:
     """Posterior of several quantities that were observed at the same draws."""
 
     def __init__(
-        self, encoder: Encoder, draws: Sequence[Mapping[str, Any]], values: Floats
+        self,
+        encoder: Encoder,
+        x: Floats,
+        values: Floats,
+        columns: Sequence[int] | None = None,
     ) -> None:
-        """`values` are (n, q), at least one row."""
-        self.encoder = encoder
-        self._x = encoder.encoded(draws)
+        """Learn from at least one row.
+
+        Args:
+            x: (n, d) encoded draws.
+            values: (n, q) what was observed there.
+            columns: of the parameters that decide it; default: all.
+        """
+        self._encoder, self._x, self._columns = encoder, x, columns
         self._center = values.mean(axis=0)
         spread = values.std(axis=0)
         self._scale = np.where(spread > 0, spread, 1.0)
         standard = (values - self._center) / self._scale
-        kernel = encoder.similarity(self._x, self._x)
+        kernel = encoder.similarity(x, x, columns)
         eigen, self._vectors = np.linalg.eigh(kernel)
         rotated = self._vectors.T @ standard
         best = np.full(values.shape[1], np.inf)
@@ -128,9 +145,9 @@ class Surrogate:
         quadratic = (standard * self._alpha).mean(axis=0)
         self._amplitude = np.maximum(quadratic, 1e-6)
 
-    def predicted(self, draws: Sequence[Mapping[str, Any]]) -> tuple[Floats, Floats]:
-        """(m, q) means and standard deviations, of the noiseless quantities."""
-        cross = self.encoder.similarity(self.encoder.encoded(draws), self._x)
+    def predicted(self, x: Floats) -> tuple[Floats, Floats]:
+        """(m, q) means and standard deviations of the noiseless quantities at encoded draws."""
+        cross = self._encoder.similarity(x, self._x, self._columns)
         mean = cross @ self._alpha
         rotated = (cross @ self._vectors) ** 2
         left = np.maximum(1 - rotated @ self._inverse.T, 1e-9)

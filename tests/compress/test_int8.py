@@ -19,6 +19,7 @@ from compress.runtimes.registry import session
 from compress.stage import Context
 from compress.testing import tiny_data, tiny_models
 from tests.compress.cases import CASES
+from tests.optional import needs
 from trainers.data.splits import Data
 from trainers.models.arch import ModelState
 from trainers.models.make import make_arch
@@ -32,7 +33,7 @@ from trainers.models.quantised import (
     round_to_steps,
 )
 
-pytest.importorskip("nncf")
+pytestmark = needs("nncf")
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +131,25 @@ def test_runtimes_execute_integers(data: Data, tmp_path: Path) -> None:
     assert (
         kernels["timm"]["MatMulIntegerToFloat"] == 8
     )  # four layers in each of two blocks
+
+
+def test_a_depthwise_convolution_takes_integers() -> None:
+    """NNCF gives its input a step for each channel."""
+
+    class Separable(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.point, self.act = nn.Conv2d(3, 8, 1), nn.ReLU6()
+            self.depth = nn.Conv2d(8, 8, 3, groups=8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.act(self.depth(self.act(self.point(x))))
+
+    module = Separable()
+    chosen = choose(module.eval(), [torch.randn(2, 3, 8, 8)], None)
+    places = [place for group in chosen.groups for place in group]
+    assert Place("act", "relu6", 0, OUTPUT) in places, places
+    assert chosen.weights == ["point", "depth"]
 
 
 def test_no_factors_before_a_classifier() -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -130,8 +131,8 @@ def fixing_weights(folder: Path) -> dict[str, Any]:
 
 
 def standing_still(folder: Path, rank: int) -> dict[str, float]:
-    """A fit whose first rank stands still for a second while another trial measures on its node;
-    the second rank is on another node.
+    """A fit whose first rank stands still for half a second while another trial measures on its
+    node; the second rank is on another node.
     """
     node = measuring.Node(folder / f"node-{rank}")
     node.make()
@@ -139,11 +140,20 @@ def standing_still(folder: Path, rank: int) -> dict[str, float]:
         use = measuring.Use.of(CPU).to_json() | {"seconds": 60.0}
         owner = {"host": "elsewhere", "pid": 1, "token": "t", "note": json.dumps(use)}
         node.lease.write_text(json.dumps(owner))
-        threading.Timer(1.0, node.lease.unlink).start()
+        threading.Thread(
+            target=_measured_once_it_is_still, args=(node,), daemon=True
+        ).start()
     with measuring.taking_part(CPU, "trial", node.folder):
         _, rows = _run(folder / "cache-still", "finetune", TRAIN)
         paused = measuring.paused_seconds()
     return {"paused": paused, "loss": rows[-1]["train_loss"]}
+
+
+def _measured_once_it_is_still(node: measuring.Node) -> None:
+    while not list(node.processes.glob("*.still")):
+        time.sleep(0.01)
+    time.sleep(0.5)
+    node.lease.unlink()
 
 
 class _Killed(Exception):

@@ -4,6 +4,7 @@ import copy
 import functools
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,11 +18,14 @@ from compress.pipeline import STAGES, NamedStage, Pipeline, run_pipeline
 from tests.compress.cases import AUX
 from tests.distributed.jobs import CPU, DATA, RESNET, TRAIN, VIT, _data_cache
 from trainers.config import SourceConfig, TrainConfig
+from trainers.data.splits import load_data
 from trainers.models.arch import ModelState
 from trainers.models.make import make_arch
 from trainers.timm_library import timm
 from trainers.training import distributed
 from trainers.training import fit as fit_module
+from trainers.training.evaluate import evaluate
+from trainers.training.losses import TaskObjective
 from trainers.training.optim import make_optimizer
 from trainers.training.sharding import (
     blocks,
@@ -41,7 +45,6 @@ AVERAGED = {
     "layer_decay": 0.8,
 }
 CASES: dict[str, tuple[SourceConfig, Stages]] = {
-    "batch norm, eval mode": (RESNET, [("finetune", TRAIN | {"train_mode": False, "epochs": 1})]),
     "clipped, averaged": (VIT, [("finetune", TRAIN | AVERAGED)]),
     "fp16, recomputed": (VIT, [("finetune", TRAIN | {"amp": "fp16", "grad_checkpointing": True})]),
     "2:4": (VIT, [("asp", {"measure": False}), ("finetune", TRAIN)]),
@@ -49,6 +52,7 @@ CASES: dict[str, tuple[SourceConfig, Stages]] = {
 }  # fmt: skip
 MORE_CASES: dict[str, tuple[SourceConfig, Stages]] = {
     "plain": (VIT, [("finetune", TRAIN)]),
+    "batch norm, eval mode": (RESNET, [("finetune", TRAIN | {"train_mode": False, "epochs": 1})]),
     "batch norm": (RESNET, [("finetune", TRAIN | {"channels_last": True})]),
     "distilled": (VIT, [("finetune", TRAIN | {"distill": {"teacher": "source", "kind": "soft"}})]),
     "lets_aux": (VIT, [("lets_aux", SMALL_AUX | {"gene_dim": 8, "depth": 4})]),
@@ -140,16 +144,18 @@ def held(folder: Path) -> dict[str, float]:
         with patch.object(fit.optimizer, "zero_grad", lambda **options: None):
             return begin(fit)
 
-    from trainers.data.splits import load_data
-    from trainers.training.losses import TaskObjective
-
+    data = load_data(DATA, _data_cache())
     config = TrainConfig(**TRAIN | {"epochs": 1, "optimizer": "adamw"})
     with patch.object(fit_module._Fit, "train_epoch", seen):
         fit_module.fit(
-            module, load_data(DATA, _data_cache()), TaskObjective(0.1), config,
+            module, data, TaskObjective(0.1), config,
             seed=0, device=CPU, workdir=folder / "held", strategy="fsdp",
         )  # fmt: skip
     (fit,) = fits
+    # one image: the second rank has none, and must make a pass all the same
+    one = replace(data.test, rows=data.test.rows[:1], labels=data.test.labels[:1])
+    one_image = replace(data, test=one)
+    scores = evaluate(fit.module, one_image, "test", CPU, in_lockstep=True)
     parameters = list(fit.module.parameters())
     states = [
         value
@@ -165,6 +171,8 @@ def held(folder: Path) -> dict[str, float]:
         "gradients": _local([p.grad for p in parameters]) / total,
         "optimizer": _local(states) / (2 * total),
         "block": largest / total,
+        "loss": scores["loss"],
+        "loss of all": evaluate(module, one_image, "test", CPU)["loss"],
         "given": sum(p.numel() for p in module.parameters()) / total,
     }
 

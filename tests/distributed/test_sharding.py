@@ -55,7 +55,6 @@ def assert_as_whole(found: list[Any]) -> None:
 
 @pytest.mark.parametrize("case", sharding_jobs.CASES)
 def test_shards_train_as_whole_copies_do(two: list[dict[str, Any]], case: str) -> None:
-    """Also where the ranks have validation images for different numbers of passes."""
     assert_as_whole(two[0]["compared"][case])
 
 
@@ -73,6 +72,15 @@ def test_killed_and_resumed_is_uninterrupted(two: list[dict[str, Any]]) -> None:
     resumed, whole, same_rows = two[0]["resumed"]
     assert resumed == whole
     assert same_rows
+
+
+def test_a_rank_without_images_makes_the_passes_of_others(
+    two: list[dict[str, Any]],
+) -> None:
+    for rank in two:
+        assert rank["held"]["loss"] == pytest.approx(
+            rank["held"]["loss of all"], abs=1e-6
+        )
 
 
 @pytest.mark.parametrize("what", ["parameters", "gradients", "optimizer"])

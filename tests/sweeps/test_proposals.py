@@ -112,7 +112,7 @@ def test_a_cached_stage_costs_nothing(chain: dict[str, Any]) -> None:
     space = Space(spec_from(chain))
     prefixes = Prefixes(space)
     seen = [known(space, number) for number in range(12)]
-    model = CostModel(prefixes, distributions_of(space), seen)
+    model = CostModel(prefixes, Encoder(distributions_of(space)), seen)
     draw = {
         "stages.store": "grid",
         "stages.store.grid.bits": 4,
@@ -131,7 +131,7 @@ def test_the_surrogate_is_gaussian_process_regression(chain: dict[str, Any]) -> 
     encoder = Encoder(distributions_of(space))
     draws = [known(space, number).draw for number in range(10)]
     y = np.random.default_rng(0).normal(size=(10, 1))
-    found = Surrogate(encoder, draws, y)
+    found = Surrogate(encoder, encoder.encoded(draws), y)
     new = [{"stages.store": "none", "stages.train.lr": 2e-3}]
     standard = (y[:, 0] - y.mean()) / y.std()
     kernel = encoder.similarity(encoder.encoded(draws), encoder.encoded(draws))
@@ -151,7 +151,7 @@ def test_the_surrogate_is_gaussian_process_regression(chain: dict[str, Any]) -> 
         errors.append(left)
         answers.append((cross @ weights, np.sqrt(variance)))
     mean, sd = answers[int(np.argmin(errors))]
-    got_mean, got_sd = found.predicted(new)
+    got_mean, got_sd = found.predicted(encoder.encoded(new))
     assert got_mean[0, 0] == pytest.approx(y.mean() + y.std() * mean)
     assert got_sd[0, 0] == pytest.approx(y.std() * sd)
 

@@ -253,6 +253,16 @@ def on_meta(arch: Arch) -> nn.Module:
         return arch.build()
 
 
+def shared_on_meta(arch: Arch) -> nn.Module:
+    """`on_meta`, but the same module for all who ask: they read it, and change nothing."""
+    return _kept_on_meta(json.dumps(arch.to_json(), sort_keys=True))
+
+
+@lru_cache(maxsize=64)
+def _kept_on_meta(arch_json: str) -> nn.Module:
+    return on_meta(Arch.from_json(json.loads(arch_json)))
+
+
 def buildable(arch: Arch) -> Arch:
     """`arch`, once it has been built without memory.
 

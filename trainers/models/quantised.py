@@ -130,6 +130,9 @@ def quantise(x: Tensor, step: Tensor, zero_point: Tensor) -> Tensor:
     limits = torch.iinfo(zero_point.dtype)
     shift = zero_point.to(x.dtype)
     scaled = x / step
+    if not scaled.requires_grad:  # the same values, in one buffer
+        scaled.round_().add_(shift).clamp_(limits.min, limits.max)
+        return scaled.sub_(shift).mul_(step)
     rounded = scaled + (scaled.round() - scaled).detach()
     return (torch.clamp(rounded + shift, limits.min, limits.max) - shift) * step
 

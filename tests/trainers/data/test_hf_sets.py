@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.optional import needs
 from tests.trainers.data.pictures import class_folders, encoded
 from trainers.config import DataConfig
 from trainers.data.hf_sets import _remembered, _Source
 from trainers.data.open import open_dataset
 from trainers.data.splits import Data, data_info, load_data
 
-datasets = pytest.importorskip("datasets")
+pytestmark = needs("datasets")
 
 NAMES = ["cat", "dog"]
 
@@ -24,6 +25,8 @@ def own_cache(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
     """No test reads or fills the user's cache."""
+    import datasets
+
     cache = tmp_path_factory.mktemp("hub")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
     load_data.cache_clear()
@@ -32,6 +35,8 @@ def own_cache(
 
 
 def made(count: int, labels: list[int] | None = None, column: str = "image") -> Any:
+    import datasets
+
     features = datasets.Features(
         {column: datasets.Image(), "label": datasets.ClassLabel(names=NAMES)}
     )
@@ -45,6 +50,8 @@ def made(count: int, labels: list[int] | None = None, column: str = "image") -> 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """As `DatasetDict.save_to_disk` writes it: 12 training and 4 test images."""
+    import datasets
+
     root = tmp_path / "saved"
     datasets.DatasetDict(train=made(12), test=made(4)).save_to_disk(root)
     return root
@@ -141,6 +148,8 @@ def test_a_saved_set_without_splits(tmp_path: Path) -> None:
 
 
 def test_a_test_split_without_labels(tmp_path: Path) -> None:
+    import datasets
+
     parts = {"train": made(12), "test": made(4, [-1] * 4), "validation": made(6)}
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "set")
     info = data_info(config_of(tmp_path / "set"))
@@ -149,6 +158,8 @@ def test_a_test_split_without_labels(tmp_path: Path) -> None:
 
 
 def test_images_in_files_of_their_own(tmp_path: Path) -> None:
+    import datasets
+
     root = class_folders(tmp_path / "photos")
     files = sorted(str(file) for file in (root / "train").rglob("*.png"))
     rows = {"path": files, "label": [k % 2 for k in range(12)]}
@@ -178,6 +189,8 @@ def test_labels_of_a_commit_are_read_once(
 def test_what_is_missing_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import datasets
+
     for options, message in (
         ({}, "either data.name"),
         ({"name": "a/b", "root": tmp_path}, "either data.name"),

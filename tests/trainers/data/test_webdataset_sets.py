@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.optional import needs
 from tests.trainers.data.pictures import encoded
 from trainers.config import DataConfig
 from trainers.data.info import DataInfo
@@ -19,7 +20,7 @@ from trainers.data.open import open_dataset
 from trainers.data.parts import RandomAccess
 from trainers.data.splits import data_info, load_data
 
-pytest.importorskip("webdataset")
+pytestmark = needs("webdataset")
 
 Members = dict[str, bytes]
 
