@@ -23,6 +23,7 @@ from compress.channels.layout import Layout
 from compress.channels.options import ChannelOptions
 from compress.channels.pruner import ChannelPruner
 from compress.channels.surgery import cut_arch, cut_state, difference, with_compensation
+from compress.compensation import recalibrate
 from compress.finetune import check_fit, with_drop_rates
 from compress.metrics import Metric
 from compress.runtimes.registry import runtime as runtime_of
@@ -198,7 +199,12 @@ class PruneChannels(Stage, ChannelOptions):
                 f"prune_channels: the cut {model.arch.name} differs from the masked one by"
                 f" {found:.1e} of the largest logit; exclude the layers that are to blame"
             )
-        return small
+        if not self.compensate:
+            return small
+        module = small.build().to(ctx.device)
+        # what is left of the errors moves the inputs of the norms
+        recalibrate(module, ctx.images(self.compensate_images))
+        return ModelState.from_module(small.arch, module, small.meta)
 
     def _objective(self, model: ModelState, ctx: Context) -> DistillObjective:
         teacher = model.build().to(ctx.device).requires_grad_(False)
