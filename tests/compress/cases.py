@@ -54,7 +54,7 @@ CASES: dict[str, dict[str, Any]] = {
         "resnet": "no Linear layer and no 1×1 convolution",
     },
     "prune_channels": {
-        "vit": CHANNELS | {"pruning": "iterative", "prune_epochs": 1, "intervals": 2},
+        "vit": CHANNELS | {"pruning": "iterative", "prune_epochs": 2, "intervals": 2},
         "resnet": CHANNELS | {"blocks": True},
     },
     "token_merging": {"vit": {"r": 1}, "resnet": "is a ViT or DeiT"},

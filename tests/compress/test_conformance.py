@@ -171,8 +171,9 @@ def test_the_check_finds_what_is_wrong(stage: Stage, message: str, data: Data) -
 def test_the_check_finds_an_epoch_that_is_trained_again(
     data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forget(self: fit_module._Fit, state: dict[str, Any]) -> None:
-        self.result.seconds = self.result.seconds_restored = state["seconds"]
+    def forget(self: fit_module._Fit, state: dict[str, Any] | None) -> None:
+        if state is not None:
+            self.result.seconds = self.result.seconds_restored = state["seconds"]
 
     monkeypatch.setattr(fit_module._Fit, "load_state_dict", forget)
     stage = STAGES["finetune"].model_validate(CASES["finetune"]["resnet"])
