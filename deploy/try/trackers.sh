@@ -70,7 +70,7 @@ for base, wanted in ((work / "server.db", 8), (work / "mlflow.db", 4)):
     named = sorted(name for name in found.columns if name.startswith(("metrics.", "params.")))
     print(f"{base.name}: {len(found)} runs, {set(found['status'])}, {named}")
     assert len(found) == wanted
-offline = list(work.glob("wandb/offline-run-*"))
+offline = list(run.glob("wandb/offline-run-*"))
 print(f"W&B: {len(offline)} runs offline")
 assert len(offline) == 8
 folders = sorted((run / "tensorboard").iterdir())

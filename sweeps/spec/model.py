@@ -330,7 +330,9 @@ class WandB(Config):
 
     project: str | None = Field(None, description="default: the sweep's name")
     entity: str | None = None
-    mode: Literal["online", "offline"] = "online"
+    mode: Literal["online", "offline"] | None = Field(
+        None, description="default: as the variable WANDB_MODE says, else online"
+    )
 
 
 class Trackers(Config):
