@@ -9,13 +9,7 @@ from torch import Tensor, nn
 
 from compress.measure.options import Precision
 from compress.runtimes.onnx_file import quiet
-from trainers.models.quantised import (
-    Operators,
-    QuantisedModel,
-    computing_by,
-    dequantise,
-    quantise,
-)
+from trainers.models.quantised import QuantisedModel, computing_by, moved_slightly
 from trainers.seeding import derive_seed
 
 TOLERANCES: Mapping[Precision, float] = MappingProxyType(
@@ -79,15 +73,9 @@ def largest_difference(
 
 
 def _open(module: QuantisedModel, images: Tensor, wanted: Tensor) -> float:
-    """The largest difference of a logit when values are moved by up to a hundredth of a step
-    before they are rounded: what a model in integers leaves open to the order in which sums are
-    taken. Three draws; the same on every call.
+    """The largest difference of a logit when values are moved slightly before they are rounded;
+    three draws, the same on every call.
     """
-    generator = torch.Generator().manual_seed(derive_seed(len(images), "rounding"))
-
-    def moved(value: Tensor, step: Tensor, zero_point: Tensor) -> Tensor:
-        noise = torch.rand(value.shape, generator=generator) - 0.5
-        return quantise(value + 0.02 * step * noise, step, zero_point)
-
-    with torch.no_grad(), computing_by(Operators(moved, dequantise)):
+    moved = moved_slightly(derive_seed(len(images), "rounding"))
+    with torch.no_grad(), computing_by(moved):
         return max(float((module(images) - wanted).abs().max()) for _ in range(3))
