@@ -92,8 +92,12 @@ def _load(folder: Path) -> _Loaded:
     if has_tables and (data is None or not has_trials):
         found: list[str] = []
         stored_data, stored_parts = parts.read_tables(stored, found)
-        # the tables know more than `run.json`: the baseline
-        data = stored_data if data is None else {**(stored_data or {}), **data}
+        if data is None:
+            data = stored_data
+        elif (
+            stored_data is not None
+        ):  # which knows the baseline, as `run.json` does not
+            data = {"baseline": stored_data.get("baseline"), **data}
         if not has_trials:
             problems += found
             rows = store.Store(stored_parts)
