@@ -107,9 +107,14 @@ ROOMS = (
         f" pipeline {TRAINING}",
     ),
     Room(
+        "serve",
+        "sweeps/serve",
+        "drive run contract analysis tables report trainers",
+    ),
+    Room(
         "cli",
         "sweeps/cli sweeps/__main__.py",
-        "console check reproduce drive export analysis tables report codec options runtimes"
+        "console check reproduce drive serve export analysis tables report codec options runtimes"
         " measure stage int8"
         " trackers"
         f" {SEARCH}",

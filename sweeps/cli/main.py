@@ -12,6 +12,7 @@ from sweeps.cli import (
     reproduce,
     results,
     run,
+    serve,
     simulate,
 )
 from sweeps.cli.terminal import Command, Commands
@@ -37,6 +38,7 @@ for command in (
     results.front,
     results.report,
     results.query,
+    serve.serve,
     simulate.simulate,
     bench.bench,
     models.export,
