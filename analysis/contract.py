@@ -73,7 +73,10 @@ class Objective:
             description="a measured metric or one that a stage reports (`sweeps methods`)"
         ),
     ]
-    mode: Literal["min", "max"]
+    mode: Annotated[
+        Literal["min", "max"],
+        Field(description="whether small or large values are better"),
+    ]
     bound: Annotated[
         float | None,
         Field(
