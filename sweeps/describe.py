@@ -127,10 +127,14 @@ def _as_before(stage: str, names: list[str], changed: list[str]) -> str:
     return f"and as in {stage}: {what}{differ}"
 
 
+def purpose(stage: "type[Stage]") -> str:
+    """What a stage is for: the first paragraph of its docstring, on one line."""
+    return " ".join((stage.__doc__ or "").strip().partition("\n\n")[0].split())
+
+
 def headline(kind: str, stage: "type[Stage]", width: int) -> Iterator[Text]:
     """A stage's name, phase, purpose, paper and metrics."""
-    purpose = " ".join((stage.__doc__ or "").strip().partition("\n\n")[0].split())
-    lines = textwrap.wrap(f"{kind} ({stage.phase})  {purpose}", width)
+    lines = textwrap.wrap(f"{kind} ({stage.phase})  {purpose(stage)}", width)
     first = Text(lines[0])
     first.stylize("bold", 0, len(kind))
     yield first
