@@ -25,10 +25,13 @@ class Budget:
 
     Args:
         earlier: records of trials that earlier drivers ran.
+
+    Attributes:
+        objectives: of the sweep; set again when their bounds are known.
     """
 
     def __init__(self, spec: Spec, earlier: Iterable[TrialRecord]) -> None:
-        self._search, self._objectives = spec.search, spec.objectives
+        self._search, self.objectives = spec.search, spec.objectives
         self._hours = spec.search.hours
         self._earlier = seconds_of_trials(earlier) if self._hours is not None else 0.0
         self._begun: float | None = None
@@ -73,7 +76,7 @@ class Budget:
     def is_enough(self) -> bool:
         """Whether the time is over, or `search.stop_when` holds."""
         return not self.share_left() or stands_still(
-            self._values, self._search.stop_when, self._objectives
+            self._values, self._search.stop_when, self.objectives
         )
 
     def plan_line(self, seconds: float | None) -> str | None:
