@@ -19,6 +19,7 @@ from sweeps.run.folder import trial_folder, trial_name
 from sweeps.run.plan import TrialPlan, read_plan, write_plan
 from sweeps.run.record import TrialRecord, trial_records
 from sweeps.run.storage import RunStorage
+from sweeps.search import goal
 from sweeps.search.asked import Asked
 from sweeps.search.baseline import Baseline
 from sweeps.search.budget import Budget
@@ -121,7 +122,11 @@ class StudySearch:
                 draws[plan.number] = dict(plan.draw)
                 begun.add(plan.number)
                 ended[plan.number] += record.status in ENDED
-        self._budget = Budget(self.spec, chain.from_iterable(of_number.values()))
+        self._budget = Budget(
+            self.spec,
+            chain.from_iterable(of_number.values()),
+            lambda: goal.is_met(self.run),
+        )
         for number in sorted(begun):
             if ended[number] >= replicates:
                 self._learn(number, of_number[number])
