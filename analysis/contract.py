@@ -141,7 +141,10 @@ class Objective:
             description="a measured metric or one that a stage reports (`sweeps methods`)"
         ),
     ]
-    mode: Literal["min", "max"]
+    mode: Annotated[
+        Literal["min", "max"],
+        Field(description="whether small or large values are better"),
+    ]
     bound: Annotated[
         Annotated[float, Field(allow_inf_nan=False)] | RelativeBound | None,
         Field(
