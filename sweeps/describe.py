@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from analysis.contract import Objective
+from analysis.contract import Objective, RelativeBound
 from analysis.numbers import plain
 from compress.metrics import metrics
 from sweeps.spec.options import Option
@@ -241,8 +241,11 @@ def _space_table(sweep: "Sweep") -> Table:
 
 
 def _goal(objective: Objective) -> str:
-    bound = "" if objective.bound is None else f" (bound {objective.bound:g})"
-    return f"{objective.mode} {objective.metric}{bound}"
+    bound = objective.bound
+    if isinstance(bound, RelativeBound):
+        return f"{objective.mode} {objective.metric} (bound: {bound.said()})"
+    shown = "" if bound is None else f" (bound {bound:g})"
+    return f"{objective.mode} {objective.metric}{shown}"
 
 
 def _times(n: int) -> str:

@@ -184,6 +184,15 @@ class StopWhen(Config):
     configurations: int = Field(20, ge=2, description="that ended with all objectives")
 
 
+def _stop_when_of(value: Any) -> Any:
+    """Refuse another word; a union of types would not say what is valid."""
+    if isinstance(value, str) and value != "goal":
+        raise ValueError(
+            f"{value!r} is no rule; give goal or {{hypervolume_gain: 0.01}}"
+        )
+    return value
+
+
 class Search(Config):
     """How the space is searched."""
 
@@ -213,8 +222,15 @@ class Search(Config):
             f" {MOST_TRIALS:,} are the limit"
         ),
     )
-    stop_when: StopWhen | None = Field(
-        None, description="end the search where its front stands still"
+    stop_when: Annotated[
+        Literal["goal"] | StopWhen | None, BeforeValidator(_stop_when_of)
+    ] = Field(
+        None,
+        description=(
+            "goal: end when a configuration keeps all bounds with certainty (probability of"
+            " 95 %); or {hypervolume_gain: …}:"
+            " end where the front stands still"
+        ),
     )
     replicates: int = Field(
         1, ge=1, description="root seeds per configuration; the search sees their mean"
