@@ -1,18 +1,22 @@
 """`prune_channels` beside other ways to a model of the same latency, all tuned alike.
 
     python benchmarks/prune_channels.py MODEL DATA.yaml --out results/prune_channels.jsonl
-        [--targets 0.5 0.35] [--seeds 0 1 2] [--images 6400] [--epochs 2] [--test 2000]
+        [--targets 0.5 0.35] [--seeds 0 1 2] [--images 2560] [--epochs 1] [--test 2000]
+    python benchmarks/prune_channels.py MODEL DATA.yaml --out results/prune_channels.jsonl --measure
 
 MODEL is a folder that `ModelState.save` wrote, DATA.yaml the `data` part of its spec. Each way
 leads to a model of the same latency by the measured table of layers (OpenVINO, one image a pass,
 one thread), chosen so that ours takes the target's share of MODEL's; what each takes is measured,
 too. All are tuned on the same images with the same loss, half of it the logits of MODEL. Finished
-runs in the file are left out, so that it can be stopped at any time.
+runs in the file are left out, so that it can be stopped at any time. Their models are kept in a
+folder beside it: `--measure` times all of them in turns, for when the machine is quiet, and prints
+the table of means over seeds.
 
 Ways: ours (Hessian importance, compensated), ours-blocks (blocks may go), ours-plain (not
 compensated), tp-magnitude, tp-taylor, tp-isomorphic (torch-pruning's pruners, one
 ratio, as high as the latency asks), uniform (each group loses the same
-share, by magnitude), random-weights (the shape of ours, trained from nothing).
+share, by magnitude), random-weights (the shape of ours, trained from nothing). Cuts are the same
+for all seeds, which draw the order and augmentation of the tuning.
 """
 
 import argparse
@@ -20,6 +24,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +34,7 @@ import yaml
 from torch import nn
 
 from compress.channels import latency
-from compress.channels.decide import Decider, layout_of
+from compress.channels.decide import Decider, layout_of, share_between
 from compress.channels.importance import magnitude, normalised
 from compress.channels.layout import Layout
 from compress.channels.stage import PruneChannels
@@ -59,20 +64,32 @@ class Bench:
         self.data: Data = load_data(config, options.cache)
         self.size = self.data.info.image_size
         self.images = np.zeros((1, 3, self.size, self.size), np.float32)
+        self.before: dict[tuple[str, float], float] = {}
+        self.scores: np.ndarray | None = None
         self.tables = options.out.with_suffix(".layers.json")
         latency.read_tables(self.tables)
-        self.whole = self._pass(self.model)
 
-    def _pass(self, state: ModelState) -> Callable[[], float]:
+    def pass_of(self, state: ModelState) -> Callable[[], float]:
         return session(state, self.size, OPENVINO).timed_pass(self.images)
 
-    def ratio(self, state: ModelState, rounds: int = 40) -> float:
-        """Latency over the whole model's, passes in turns; the lower quartiles, which other
-        processes disturb least.
+    def ratio(self, state: ModelState) -> float:
+        """Processor time over the whole model's, passes in turns: the share is looked for while
+        other processes run, and latencies are measured at the end.
         """
-        times = times_in_turns(
-            [self.whole, self._pass(state)], warmup=3, rounds=rounds, max_seconds=20
-        )
+
+        def pass_of(state: ModelState) -> Callable[[], float]:
+            run = self.pass_of(state)
+
+            def timed() -> float:
+                begin = time.process_time()
+                for _ in range(5):
+                    run()
+                return time.process_time() - begin
+
+            return timed
+
+        passes = [pass_of(self.model), pass_of(state)]
+        times = times_in_turns(passes, warmup=3, rounds=40, max_seconds=30)
         whole, small = np.percentile(times, 25, axis=1)
         return float(small / whole)
 
@@ -92,13 +109,15 @@ class Bench:
         file = self.options.out.with_suffix(".shares.json")
         known = json.loads(file.read_text()) if file.exists() else {}
         share = known.get(str(target))
-        for _ in range(0 if share else 3):
+        seen: dict[float, float] = {}
+        for _ in range(0 if share else 4):
             share = share or target
-            ratio = self.ratio(ours(self, share, 0))
+            ratio = self.ratio(ours(self, share, compensate=False))
             print("share", target, share, ratio, flush=True)
             if abs(ratio / target - 1) < 0.03:
                 break
-            share *= target / ratio
+            seen[share] = ratio
+            share = share_between(seen, target)
         file.write_text(json.dumps(known | {str(target): share}))
         return float(share)
 
@@ -108,7 +127,7 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             decider = self.decider(self.stage(0.5), self.context(0, folder))
         low, high = 0.0, 0.99
-        for _ in range(12):
+        for _ in range(8):
             middle = (low + high) / 2
             cost = decider.cost.of(shares_of(layout, make(middle))[None])[0]
             above = cost > share * decider.full
@@ -132,6 +151,7 @@ class Bench:
             lr=0.04,
             weight_decay=5e-4,
             augment="flip",
+            channels_last=True,
             multiple=options.multiple,
             **{"epochs": options.epochs} | changes,
         )
@@ -165,20 +185,22 @@ def shares_of(layout: Layout, state: ModelState) -> np.ndarray:
     )
 
 
-def ours(bench: Bench, target: float, seed: int, **changes: Any) -> ModelState:
+def ours(bench: Bench, share: float, **changes: Any) -> ModelState:
     stage = bench.stage(0.5, epochs=0, **changes)
     with tempfile.TemporaryDirectory() as folder:
-        ctx = bench.context(seed, folder)
+        ctx = bench.context(0, folder)
         decider = bench.decider(stage, ctx)
         module, layout = bench.model.build(), decider.layout
-        scores = stage._scores(module, layout, ctx)
+        if bench.scores is None:
+            bench.scores = stage._scores(module, layout, ctx)
+        scores = bench.scores
         decision = decider.choose(
-            normalised(scores, layout, stage.normalisation), target
+            normalised(scores, layout, stage.normalisation), share
         )
         return stage._cut(bench.model, layout, decision, ctx)
 
 
-def uniform(bench: Bench, target: float, seed: int) -> ModelState:
+def uniform(bench: Bench, share: float) -> ModelState:
     layout = layout_of(bench.model.arch, bench.size)
     scores = magnitude(bench.model.build(), layout)
 
@@ -189,19 +211,15 @@ def uniform(bench: Bench, target: float, seed: int) -> ModelState:
             keep[order[: min(len(order) - 1, round(ratio * len(order)))]] = False
         return cut_state(bench.model, layout, keep)
 
-    return bench.at_cost(make, target)
+    return bench.at_cost(make, share)
 
 
-def random_weights(bench: Bench, target: float, seed: int) -> ModelState:
-    return ModelState.initialised(ours(bench, target, seed).arch, seed)
-
-
-def torch_pruning(kind: str) -> Callable[[Bench, float, int], ModelState]:
+def torch_pruning(kind: str) -> Callable[[Bench, float], ModelState]:
     """torch-pruning's pruners. Its graph does not follow the padded shortcuts of this ResNet, so
     that the residual stream stays whole.
     """
 
-    def way(bench: Bench, target: float, seed: int) -> ModelState:
+    def way(bench: Bench, share: float) -> ModelState:
         import torch_pruning
 
         whole = bench.model.build()
@@ -211,12 +229,17 @@ def torch_pruning(kind: str) -> Callable[[Bench, float, int], ModelState]:
             "isomorphic": torch_pruning.importance.GroupTaylorImportance(),
         }
 
+        if kind != "magnitude":
+            with tempfile.TemporaryDirectory() as folder:
+                for images, labels in bench.context(0, folder).batches(4):
+                    TaskObjective(0.0)(whole, images, labels).backward()
+
         def make(ratio: float) -> ModelState:
             module = bench.model.build()
-            if kind != "magnitude":
-                with tempfile.TemporaryDirectory() as folder:
-                    for images, labels in bench.context(seed, folder).batches(4):
-                        TaskObjective(0.0)(module, images, labels).backward()
+            for mine, theirs in zip(
+                module.parameters(), whole.parameters(), strict=True
+            ):
+                mine.grad = None if theirs.grad is None else theirs.grad.clone()
             stream = [
                 layer
                 for path, layer in module.named_modules()
@@ -234,7 +257,7 @@ def torch_pruning(kind: str) -> Callable[[Bench, float, int], ModelState]:
             pruner.step()
             return as_cut(bench.model, whole, module)
 
-        return bench.at_cost(make, target)
+        return bench.at_cost(make, share)
 
     return way
 
@@ -251,21 +274,69 @@ def as_cut(model: ModelState, whole: nn.Module, small: nn.Module) -> ModelState:
     return ModelState.from_module(cut_arch(model.arch, Cut(shapes)), small)
 
 
-WAYS: dict[str, Callable[[Bench, float, int], ModelState]] = {
+WAYS: dict[str, Callable[[Bench, float], ModelState]] = {
     "ours": ours,
     "tp-magnitude": torch_pruning("magnitude"),
     "tp-taylor": torch_pruning("taylor"),
     "tp-isomorphic": torch_pruning("isomorphic"),
     "uniform": uniform,
-    "random-weights": random_weights,
-    "ours-plain": lambda b, t, s: ours(b, t, s, compensate=False),
-    "ours-blocks": lambda b, t, s: ours(b, t, s, blocks=True),
-    "ours-isomorphic": lambda b, t, s: ours(b, t, s, normalisation="isomorphic"),
+    "random-weights": ours,
+    "ours-plain": lambda b, s: ours(b, s, compensate=False),
+    "ours-blocks": lambda b, s: ours(b, s, blocks=True),
+    "ours-isomorphic": lambda b, s: ours(b, s, normalisation="isomorphic"),
 }
 
 
+def cut_model(bench: Bench, way: str, target: float) -> ModelState:
+    """What a way cuts, made once: no draw has a part in it."""
+    way = "ours" if way == "random-weights" else way
+    folder = bench.options.out.with_suffix("") / f"{way}-{target}"
+    if not folder.exists():
+        begin = time.perf_counter()
+        state = WAYS[way](bench, bench.share(target))
+        print(folder.name, "cut in", round(time.perf_counter() - begin, 1), flush=True)
+        state.save(folder)
+    return ModelState.load(folder)
+
+
+def tuned_row(bench: Bench, way: str, target: float, seed: int) -> dict[str, Any]:
+    """Accuracy of one way's model before and after it is tuned."""
+    state = cut_model(bench, way, target)
+    if way == "random-weights":
+        state = ModelState.initialised(state.arch, seed)
+    elif (way, target) not in bench.before:
+        bench.before[way, target] = bench.accuracy(state)
+    begin = time.perf_counter()
+    return {
+        **static_cost(state.arch, bench.size),
+        "before": bench.before.get((way, target), 100 / bench.data.info.num_classes),
+        "after": bench.accuracy(bench.tuned(state, seed)),
+        "seconds": round(time.perf_counter() - begin, 1),
+    }
+
+
+def measure(bench: Bench, rows: list[dict[str, Any]]) -> None:
+    """Time what was cut, in turns, and print a line for each way and target."""
+    found = sorted({(row["target"], row["way"]) for row in rows}, reverse=True)
+    cuts = [cut_model(bench, way, target) for target, way in found]
+    passes = [bench.pass_of(state) for state in (bench.model, *cuts)]
+    times = np.array(times_in_turns(passes, warmup=3, rounds=100, max_seconds=60))
+    print(f"whole model: {np.median(times[0]):.3f} ms")
+    for (target, way), column in zip(found, times[1:], strict=True):
+        mine = [row for row in rows if (row["target"], row["way"]) == (target, way)]
+        after = [row["after"] for row in mine]
+        low, ratio, high = np.percentile(column / times[0], (25, 50, 75))
+        print(
+            f"{target} {way}: before {np.mean([row['before'] for row in mine]):.2f} %,"
+            f" after {np.mean(after):.2f} ± {np.std(after):.2f} % (n = {len(mine)}),"
+            f" latency {ratio:.3f} ({low:.3f} to {high:.3f})"
+        )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument(
@@ -275,10 +346,11 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--targets", nargs="+", type=float, default=[0.5, 0.35])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--images", type=int, default=6400)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--images", type=int, default=2560)
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--test", type=int, default=2000)
     parser.add_argument("--multiple", type=int, default=None)
+    parser.add_argument("--measure", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench(options)
@@ -289,34 +361,20 @@ def main() -> None:
         "multiple": options.multiple,
     }
     lines = options.out.read_text().splitlines() if options.out.exists() else []
+    rows = [json.loads(line) for line in lines]
+    if options.measure:
+        measure(bench, [row for row in rows if settings.items() <= row.items()])
+        return
     names = ("way", "target", "seed", *settings)
-    done = {tuple(json.loads(line)[name] for name in names) for line in lines}
-    for seed in options.seeds:
-        for target in options.targets:
-            for way in options.ways:
-                key = (way, target, seed, *settings.values())
-                if key in done:
-                    continue
-                bench.share(target)
-                begin = time.perf_counter()
-                state = WAYS[way](bench, bench.share(target), seed)
-                cut_seconds = time.perf_counter() - begin
-                row = {
-                    "way": way,
-                    "target": target,
-                    "seed": seed,
-                    **settings,
-                    "ratio": round(bench.ratio(state), 4),
-                    **static_cost(state.arch, bench.size),
-                    "before": bench.accuracy(state),
-                    "seconds_cut": round(cut_seconds, 1),
-                }
-                begin = time.perf_counter()
-                row["after"] = bench.accuracy(bench.tuned(state, seed))
-                row["seconds_tuned"] = round(time.perf_counter() - begin, 1)
-                print(row, flush=True)
-                with options.out.open("a") as out:
-                    out.write(json.dumps(row) + "\n")
+    done = {tuple(row[name] for name in names) for row in rows}
+    for seed, target, way in product(options.seeds, options.targets, options.ways):
+        key = (way, target, seed, *settings.values())
+        if key in done:
+            continue
+        row = dict(zip(names, key, strict=True)) | tuned_row(bench, way, target, seed)
+        print(row, flush=True)
+        with options.out.open("a") as out:
+            out.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

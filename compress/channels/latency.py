@@ -24,14 +24,11 @@ from torch import nn
 
 from compress.channels.cost import Axes, Floats, Terms
 from compress.channels.layout import Layout, Rows
-from compress.measure.latency import times_in_turns
+from compress.measure.in_turns import layer_times
 from compress.measure.options import RuntimeOptions
-from compress.runtimes.registry import runtime as runtime_of
 from trainers.files import read_json, write_atomic
 
 SHARES = (0.25, 0.5, 1.0)
-_ROUNDS = 9
-_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -189,18 +186,17 @@ def _measured(
     shape: LayerShape, options: RuntimeOptions, device: str
 ) -> list[list[float]]:
     grid = shape.grid()
-    passes = []
-    for _, _, outputs, inputs in grid:
-        images = torch.zeros(shape.input_shape(options.batch_size, inputs))
-        module = shape.module(outputs, inputs)
-        session = runtime_of(options.runtime).session_of(
-            module, images, options, device
+    cuts = [
+        (
+            shape.module(outputs, inputs),
+            torch.zeros(shape.input_shape(options.batch_size, inputs)),
         )
-        passes.append(session.timed_pass(images.numpy()))
-    times = times_in_turns(passes, warmup=2, rounds=_ROUNDS, max_seconds=_SECONDS)
+        for _, _, outputs, inputs in grid
+    ]
+    times = layer_times(cuts, options, torch.device(device))
     found = np.full((len(SHARES), len(SHARES)), np.nan)
-    for (a, b, _, _), column in zip(grid, times, strict=True):
-        found[a, b] = np.median(column)
+    for (a, b, _, _), time_ms in zip(grid, times, strict=True):
+        found[a, b] = time_ms
     if shape.groups > 1:
         found = np.repeat(np.diag(found)[:, None], len(SHARES), 1)
     for axis in (0, 1):  # where a share cannot change, all have the time of the whole

@@ -19,8 +19,9 @@ from sweeps.run.folder import trial_folder, trial_name
 from sweeps.run.plan import TrialPlan, read_plan, write_plan
 from sweeps.run.record import TrialRecord, trial_records
 from sweeps.run.storage import RunStorage
+from sweeps.search import goal
 from sweeps.search.asked import Asked
-from sweeps.search.baseline import baseline_plan
+from sweeps.search.baseline import Baseline
 from sweeps.search.budget import Budget
 from sweeps.search.costs import known_configuration
 from sweeps.search.optuna_internals import enqueue_again
@@ -64,8 +65,10 @@ class StudySearch:
     """
 
     def __init__(self, sweep: Sweep, storage: RunStorage) -> None:
-        self.sweep, self.spec = sweep, sweep.spec
         self.storage, self.run = storage, storage.run
+        self._baseline = Baseline(sweep, self.run)
+        self.sweep = self._baseline.sweep()
+        self.spec = self.sweep.spec
         self._key, size = sweep.space.identity, sweep.space.size()
         self._is_listed = self._is_exhaustive or (
             size is not None and size <= _ENUMERABLE
@@ -75,9 +78,6 @@ class StudySearch:
         self.study, self._abandoned = open_study(sweep, self.run)
         self._notes = notes_by_number(self.study)
         search, objectives = self.spec.search, self.spec.objectives
-        self.notes += add_earlier_runs(
-            self.study, search.earlier_runs, sweep.space, objectives
-        )
         # one objective, and stopping compares by it: Optuna's curves and pruned values then
         # mean something
         rule = search.early_stopping
@@ -90,12 +90,21 @@ class StudySearch:
         self._is_refined = search.refine is None
         self._is_over = False
         self._proposals = Proposals(self.spec, sweep.space, self.study)
-        for number, records in enumerate_earlier(search.earlier_runs):
-            self._proposals.learn(known_configuration(number, records, objectives))
+        self._awaits_bounds = self._baseline.is_awaited
+        if not self._awaits_bounds:
+            self._learn_earlier_runs()
         self._continue_study()
         self._queue_baseline()
 
     # --- what an earlier driver left
+
+    def _learn_earlier_runs(self) -> None:
+        objectives, earlier = self.spec.objectives, self.spec.search.earlier_runs
+        self.notes += add_earlier_runs(
+            self.study, earlier, self.sweep.space, objectives
+        )
+        for number, records in enumerate_earlier(earlier):
+            self._proposals.learn(known_configuration(number, records, objectives))
 
     def _continue_study(self) -> None:
         """Find what is done, what is to run again, and what nobody tried yet."""
@@ -113,7 +122,11 @@ class StudySearch:
                 draws[plan.number] = dict(plan.draw)
                 begun.add(plan.number)
                 ended[plan.number] += record.status in ENDED
-        self._budget = Budget(self.spec, chain.from_iterable(of_number.values()))
+        self._budget = Budget(
+            self.spec,
+            chain.from_iterable(of_number.values()),
+            lambda: goal.is_met(self.run),
+        )
         for number in sorted(begun):
             if ended[number] >= replicates:
                 self._learn(number, of_number[number])
@@ -191,13 +204,28 @@ class StudySearch:
     def _queue_baseline(self) -> None:
         """Let the baseline come first where trials are left to be compared with it."""
         self.asks_baseline = False
-        plan = baseline_plan(self.sweep) if self.num_trials else None
+        plan = self._baseline.plan if self.num_trials else None
         if plan is None:
             return
-        earlier = TrialRecord.read(trial_folder(self.run, plan.trial_id))
-        if earlier is None or earlier.status not in ENDED:
+        if self._baseline.record() is None:
             self.asks_baseline = True
             self._write_and_queue(None, plan)
+        elif self._awaits_bounds:
+            self._know_bounds()
+
+    def _know_bounds(self) -> None:
+        """The baseline has ended: go on with its bounds, or not at all where it gave none."""
+        self._awaits_bounds = False
+        if self._baseline.is_awaited:
+            self.remaining, self._is_refined = 0, True
+            self._reopened.clear()
+            self.notes.append(self._baseline.why_unknown())
+            return
+        self.sweep = self._baseline.sweep()
+        self.spec = self._proposals.spec = self.sweep.spec
+        self._budget.objectives = self.spec.objectives
+        self.notes += self._baseline.lines()
+        self._learn_earlier_runs()
 
     # --- which trial comes next
 
@@ -217,7 +245,8 @@ class StudySearch:
             self.halted = True
             return None
         self._budget.begin()
-        if not self._pending and not self._ask_study() and not self.is_waiting:
+        is_free = not self._pending and not self._awaits_bounds
+        if is_free and not self._ask_study() and not self.is_waiting:
             self._queue_refined()
         if not self._pending:
             return None
@@ -228,7 +257,8 @@ class StudySearch:
     @property
     def is_waiting(self) -> bool:
         """Whether what comes next depends on trials that still run."""
-        return not self.halted and not self._is_refined and bool(self._running)
+        is_open = self._awaits_bounds or not self._is_refined
+        return not self.halted and is_open and bool(self._running)
 
     def _ask_study(self) -> bool:
         """Queue the replicates of the next configuration; False where none is left."""
@@ -372,6 +402,7 @@ class StudySearch:
         earlier = read_plan(folder)
         if earlier is not None:
             plan = earlier.model_copy(update={"stopping": plan.stopping})
+        plan = plan.model_copy(update={"bounds": self._baseline.bounds()})
         write_plan(folder, plan)
         self.storage.push_trial(plan.trial_id)
         self._pending.append((configuration, plan))
@@ -407,6 +438,8 @@ class StudySearch:
         """
         configuration = self._running.pop(record.trial_id)
         if configuration is None:
+            if self._awaits_bounds and self._baseline.record() is not None:
+                self._know_bounds()
             return
         configuration.waiting.discard(record.trial_id)
         if record.status in ENDED:
