@@ -29,6 +29,7 @@ from analysis.run import Run
 _SCRIPTS = (
     "report.js",
     "report_numbers.js",
+    "report_where.js",
     "report_parallel.js",
     "report_plots.js",
     "report_front.js",
@@ -36,6 +37,9 @@ _SCRIPTS = (
     "report_layers.js",
     "report_table.js",
 )
+
+_PLOTLY = "plotly-cartesian.min.js"
+"""Plotly's own bundle of the plots in two dimensions (npm: plotly.js-cartesian-dist-min, MIT)."""
 
 
 def write_report(
@@ -70,7 +74,7 @@ def write_report(
 
 def render(run: Run, compared: Comparison | None = None) -> str:
     """The report of a run (or a merged one, with its comparison) as the text of an HTML page."""
-    scripts = [plotly_script(), "\n".join(_asset(name) for name in _SCRIPTS)]
+    scripts = [plotly_script(len(run.objectives) > 2), page_script()]
     hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
     parts = {
         "title": escape(run.name),
@@ -109,13 +113,25 @@ def _asset(name: str) -> str:
     )
 
 
-def plotly_script() -> str:
+def page_script() -> str:
+    """The page's own script."""
+    return "\n".join(_asset(name) for name in _SCRIPTS)
+
+
+def plotly_script(has_depth: bool = False) -> str:
     """Plotly's script, with the line ends that the browser's parser gives it, so that its
     hash holds.
-    """
-    from plotly.offline import get_plotlyjs
 
-    text = str(get_plotlyjs()).replace("\r\n", "\n").replace("\r", "\n")
+    Args:
+        has_depth: whether it draws in three dimensions too, at three times the size.
+    """
+    if has_depth:
+        from plotly.offline import get_plotlyjs
+
+        text = str(get_plotlyjs())
+    else:
+        text = _asset(_PLOTLY)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     assert not re.search("</script|<!--", text), "it would end its own script element"
     return text
 

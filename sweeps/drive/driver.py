@@ -58,6 +58,7 @@ from sweeps.run.record import (
     trial_records,
 )
 from sweeps.run.storage import RunStorage, run_storage
+from sweeps.search.baseline import Baseline
 from sweeps.search.searcher import StudySearch
 from sweeps.search.stopping import EarlyStopper
 from sweeps.space.dimension import config_keys
@@ -198,6 +199,7 @@ def _drive(drive: _Drive) -> SweepResult:
     storage, interrupt = drive.storage, drive.interrupt
     mark_interrupted(storage)
     ended = [r for r in trial_records(storage.run) if r.status in ENDED]
+    drive.progress.know(Baseline(drive.sweep, storage.run).objectives())
     drive.progress.resume(ended)
     in_vain = 0
     while True:

@@ -128,11 +128,14 @@ class Proposals:
 
     Args:
         study: whose complete trials the sampler knows.
+
+    Attributes:
+        spec: the sweep's; set again when its bounds are known.
     """
 
     def __init__(self, spec: Spec, space: Space, study: optuna.Study) -> None:
         self.prefixes = Prefixes(space)
-        self._spec, self._space = spec, space
+        self.spec, self._space = spec, space
         self._is_asked = spec.search.cost != "none" and bool(space.dimensions)
         self._offers = Offers(study, space)
         self._encoder = Encoder(distributions_of(space))
@@ -193,7 +196,7 @@ class Proposals:
         useful = [k for k in known if k.values is not None and k.seconds]
         if len(useful) < FIRST:
             return None
-        is_cached = self._spec.search.cost == "cached"
+        is_cached = self.spec.search.cost == "cached"
         finished = self._finished if is_cached else set()
         goes_on = is_cached and self._spent[True] <= self._spent[False]
         at_end = is_cached and math.isfinite(most_seconds)
@@ -240,7 +243,7 @@ class Proposals:
         self, number: int, useful: Sequence[Known], finished: Collection[Key]
     ) -> list[tuple[Draw, Draw]]:
         """Draws with the sampler's notes: fresh ones, then their suffixes on cached prefixes."""
-        search, seed = self._spec.search, self._spec.seed
+        search, seed = self.spec.search, self.spec.seed
         samplers = [sampler_of(search, seed, number, i) for i in range(OFFERED)]
         fresh = self._offers.drawn(samplers)
         if not finished:
@@ -262,7 +265,7 @@ class Proposals:
         configurations, then the latest ones.
         """
         values = np.array([each.values for each in useful])
-        front = pareto.front_mask(values, self._spec.objectives)
+        front = pareto.front_mask(values, self.spec.objectives)
         first = [each for each, is_on in zip(useful, front, strict=True) if is_on]
         places: dict[Key, tuple[int, Draw]] = {}
         for each in [*first, *reversed(useful)]:
@@ -284,7 +287,7 @@ class Proposals:
         self, number: int, useful: Sequence[Known], draws: Sequence[Draw]
     ) -> np.ndarray:
         """(m,) expected improvement of each draw, without a unit."""
-        objectives = self._spec.objectives
+        objectives = self.spec.objectives
         values = np.array([each.values for each in useful])
         feasible = pareto.eligible(values, objectives)
         costs = pareto.to_costs(values, objectives)
@@ -295,7 +298,7 @@ class Proposals:
                 costs[:, column] = sign * np.log(np.abs(costs[:, column]))
         low, span = costs.min(axis=0), np.ptp(costs, axis=0)
         unit = (costs - low) / np.where(span > 0, span, 1.0)
-        rng = np.random.default_rng(derive_seed(self._spec.seed, "weights", number))
+        rng = np.random.default_rng(derive_seed(self.spec.seed, "weights", number))
         weights = rng.dirichlet(np.ones(len(objectives)), _SCALARISATIONS)
         scaled = unit[:, None, :] * weights  # (n, scalarisations, objectives)
         scalars = scaled.max(axis=2) + _AUGMENTED * scaled.sum(axis=2)
