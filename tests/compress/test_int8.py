@@ -134,7 +134,7 @@ def test_blocks_in_a_list_are_told_apart(data: Data, tmp_path: Path) -> None:
 def test_what_nncf_cannot_follow_is_refused_before_a_trial(data: Data) -> None:
     args = {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8}
     arch = make_arch("eva02_tiny_patch14_224", num_classes=4, image_size=32, args=args)
-    with pytest.raises(ValueError, match="NNCF, which chooses .* cannot follow"):
+    with pytest.raises(ValueError, match=r"NNCF, which chooses .* cannot follow"):
         Int8().check(arch, data.info)
 
 
