@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from analysis.baseline import Baseline, read_baseline
-from analysis.contract import RECORD_SCHEMA, RUN_FILE, TABLES_FOLDER, TRIALS_FOLDER
+from analysis.contract import (
+    RECORD_SCHEMA,
+    RUN_FILE,
+    TABLES_FOLDER,
+    TRIALS_FOLDER,
+    resolved,
+)
 from analysis.fetching import local_copy
 from analysis.fronts import fronts_table
 from analysis.header import Header, read_header
@@ -153,7 +159,9 @@ def _run(
     return Run(
         path=folder,
         name=header.name,
-        objectives=header.objectives,
+        objectives=resolved(
+            header.objectives, None if baseline is None else baseline.metrics
+        ),
         parameters=header.parameters,
         created=header.created,
         command=header.command,
@@ -187,10 +195,7 @@ def header_of(run: Run) -> dict[str, Any]:
         "name": run.name,
         "created": run.created,
         "seed": run.seed,
-        "objectives": [
-            {"metric": o.metric, "mode": o.mode, "bound": o.bound}
-            for o in run.objectives
-        ],
+        "objectives": [asdict(objective) for objective in run.objectives],
         "params": run.parameters,
         "command": run.command,
         "spec": run.spec,

@@ -8,6 +8,7 @@ numbers to read are text already, or are formatted by the page as `analysis.numb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -262,12 +263,15 @@ def objectives(run: Run) -> list[dict[str, Any]]:
     found = []
     for objective in run.objectives:
         unit = run.metrics.unit(objective.metric)
-        shown = None if objective.bound is None else quantity(objective.bound, unit)
+        limit = objective.limit
+        if limit is not None and math.isnan(limit):  # it waits for the baseline
+            limit = None
+        shown = None if limit is None else quantity(limit, unit)
         found.append(
             {
                 "metric": objective.metric,
                 "mode": objective.mode,
-                "bound": objective.bound,
+                "bound": limit,
                 "shown": shown,
             }
         )

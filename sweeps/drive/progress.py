@@ -153,6 +153,10 @@ class Progress:
         self._next_line = 0.0
         self._ended = 0
 
+    def know(self, objectives: Sequence[Objective]) -> None:
+        """The objectives, whose bounds may be known only now that the baseline has ended."""
+        self.objectives = self.standing.objectives = objectives
+
     def resume(self, records: Iterable[TrialRecord]) -> None:
         """Count trials that ended before this driver began."""
         for record in records:
