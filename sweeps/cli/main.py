@@ -16,6 +16,7 @@ from sweeps.cli import (
     run,
     serve,
     simulate,
+    status,
 )
 from sweeps.cli.terminal import Command, Commands
 
@@ -53,7 +54,7 @@ for command in (
     run.resume,
     run.stop,
     reproduce.reproduce,
-    results.status,
+    status.status,
     results.front,
     results.report,
     results.query,

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from analysis.contract import Objective
 from analysis.numbers import duration, number
 from sweeps.run.folder import trial_folder
@@ -84,6 +86,20 @@ class RunningTrial:
             if isinstance(seconds, int | float) and of > self.epochs:
                 parts.append(f"{duration(seconds * (of - self.epochs))} left")
         return ", ".join(parts)
+
+    def facts(self) -> dict[str, JsonValue]:
+        """The same as values; the seconds are those that the present stage still takes."""
+        of, seconds = self.stages.get(self.stage, 0), self.row.get("seconds")
+        left = None
+        if self._is_current and isinstance(seconds, int | float):
+            left = seconds * (of - self.epochs)
+        return {
+            "stage": self.stage if self.stages else None,
+            "epoch": self.epochs,
+            "epochs": of,
+            "share": round(self.share, 4),
+            "seconds_left": left,
+        }
 
     def _measured(self, objectives: Sequence[Objective]) -> list[str]:
         """The first objective that the epoch has measured, else its accuracy."""

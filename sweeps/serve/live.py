@@ -15,10 +15,10 @@ from analysis.contract import PLAN_FILE, Objective
 from analysis.loading import Follower
 from analysis.report.page import Content, assembled, content_of
 from sweeps.drive.running import RunningTrial
+from sweeps.drive.watch import Watch
 from sweeps.run.driving import driver_line, is_driven, stop_requested
 from sweeps.run.folder import trial_folder
 from sweeps.run.requests import Request, read_requests
-from sweeps.serve.watch import Watch
 from trainers.files import read_json
 
 SECONDS_BETWEEN_LOOKS = 1.0

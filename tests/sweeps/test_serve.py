@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from analysis.notes import Note, read_notes
+from sweeps.drive.watch import Changes, Watch
 from sweeps.run.driving import driving
 from sweeps.run.requests import read_requests
 from sweeps.serve import live
 from sweeps.serve.guard import Guard, is_loopback
 from sweeps.serve.live import LiveRun
-from sweeps.serve.watch import Changes, Watch
 from tests.analysis.conftest import write_run
 from tests.sweeps.serving import asked, begun, epoch, served
 
@@ -28,7 +28,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_watch_notices_what_changes_and_nothing_else(
     tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sweeps.serve.watch._UNSURE_NS", 0)
+    monkeypatch.setattr("sweeps.drive.watch._UNSURE_NS", 0)
     (tmp_path / "trials").mkdir()
     watch = Watch(tmp_path)
     watch.look()
