@@ -17,6 +17,7 @@ from analysis.contract import (
     RUN_FILE,
     TRIALS_FOLDER,
 )
+from analysis.tables.read import Signature, signature_of
 from sweeps.drive.running import RunningTrials
 from sweeps.run.folder import trial_folder
 from trainers.files import read_json
@@ -47,6 +48,7 @@ class Watch:
         self.run = run
         self.running = RunningTrials(run, seconds=0.0)
         self._folders: dict[str, int] = {}
+        self._signatures: dict[str, Signature] = {}
         self._sizes: dict[str, int] = {}
         self._beside: tuple[int, ...] = ()
 
@@ -57,7 +59,8 @@ class Watch:
         has_changed |= self._look_at_folders()
         sizes = {trial: self._epoch_bytes(trial) for trial in self.running.trials}
         has_epochs, self._sizes = sizes != self._sizes, sizes
-        self.running.look()
+        if has_epochs:
+            self.running.look()
         return Changes(has_changed, has_epochs)
 
     @property
@@ -80,7 +83,7 @@ class Watch:
         has_changed = False
         gone = self._folders.keys() - {entry.name for entry in entries}
         for name in gone:
-            del self._folders[name]
+            del self._folders[name], self._signatures[name]
             self.running.ended(name)
         for entry in entries:
             changed = entry.stat().st_mtime_ns
@@ -93,7 +96,12 @@ class Watch:
 
     def _look_at_trial(self, name: str) -> bool:
         """Whether a trial has begun or ended, or has ended before and changed."""
-        record = read_json(trial_folder(self.run, name) / RECORD_FILE) or {}
+        folder = trial_folder(self.run, name)
+        signature = signature_of(folder)
+        if self._signatures.get(name) == signature:
+            return False
+        self._signatures[name] = signature
+        record = read_json(folder / RECORD_FILE) or {}
         has_ended = record.get("status") in (*ENDED, "interrupted")
         is_known = name in self.running.trials
         if has_ended:
