@@ -265,8 +265,7 @@ class StudySearch:
         """Whether what comes next depends on trials that still run."""
         if self.halted or not self._running:
             return False
-        is_open = self._awaits_bounds or not self._is_refined
-        return is_open or stop_requested(self.run)
+        return stop_requested(self.run) or self._awaits_bounds or not self._is_refined
 
     def _ask_study(self) -> bool:
         """Queue the replicates of the next configuration; False where none is left."""

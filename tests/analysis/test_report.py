@@ -454,3 +454,33 @@ def test_axes_end_where_values_must(make_run, open_page) -> None:
     assert high <= 1
     assert page.run("return $('curves-plot').layout.xaxis.dtick") == 1
     assert page.run("return $('progress-plot').layout.xaxis.dtick") == 1
+
+
+def test_a_trial_has_a_page_beside_the_pick_or_another_one(demo_run, demo_page) -> None:
+    row = demo_run.trials["trial_id"].searchsorted("00003")
+    trial = demo_run.trials.iloc[row]
+    assert demo_page.run(f"select({row}); return $('trial').hidden") is False
+    shown = demo_page.run("return $('trial-body').textContent")
+    assert percent(trial["metric/accuracy"], 2) in shown
+    for stage in demo_run.stages[demo_run.stages["trial_id"] == "00003"]["name"]:
+        assert stage in shown
+    last = demo_run.epochs.query("trial_id == '00003' and stage == 'finetune'")
+    assert percent(last["accuracy"].iloc[-1], 2) in shown
+    assert "dög" in shown
+    assert "export" in shown
+    assert "00003-onnx" in shown
+    other = demo_page.run("""
+        document.querySelector('#trial-controls button').click();
+        const other = D.eligible.find((row) => row !== state.row);
+        select(other);
+        return [other, $('trial-body').textContent, location.hash,
+                document.querySelectorAll('#trial-body tr.differs').length];
+    """)
+    names = [f"config/{name}" for name in demo_run.parameters]
+    pair = demo_run.trials.iloc[[row, other[0]]][names].astype("string").fillna("")
+    assert other[3] == int((pair.iloc[0] != pair.iloc[1]).sum())
+    assert "trial 00003" in other[1]
+    assert "beside=00003" in other[2]
+    demo_page.run("select(state.row); return null")
+    assert demo_page.run("return $('trial').hidden")
+    assert demo_page.console == []

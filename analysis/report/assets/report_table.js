@@ -166,6 +166,7 @@ function rowText(row) {
     D.ids[row],
     D.status[row],
     D.error[row] || "",
+    D.notes[row] ? [D.notes[row].text, ...D.notes[row].tags].join(" ") : "",
     ...table.columns.map((c) => c.label + "=" + show(c, row)),
   ]
     .join(" ")
