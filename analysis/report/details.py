@@ -32,17 +32,18 @@ def details(run: Run, row_of: Mapping[str, int]) -> dict[str, Any]:
     measured = _measured(run)
     reached = _reached(run, measured, wanted)
     stages: dict[str, list[Any]] = {}
-    for stage in run.stages[run.stages["trial_id"].isin(wanted)].itertuples():
-        name = None if pd.isna(stage.name) else str(stage.name)
+    columns = ["trial_id", "name", "phase", "cached", "seconds", "seconds_full"]
+    mine = run.stages.loc[run.stages["trial_id"].isin(wanted), columns]
+    for trial, name, phase, cached, spent, full in mine.to_numpy(dtype=object):
         entry = [
-            name,
-            None if pd.isna(stage.phase) else str(stage.phase),
-            not pd.isna(stage.cached) and bool(stage.cached),
-            _time(stage.seconds),
-            _time(stage.seconds_full),
-            reached.get((stage.trial_id, name)),
+            None if pd.isna(name) else str(name),
+            None if pd.isna(phase) else str(phase),
+            not pd.isna(cached) and bool(cached),
+            _time(spent),
+            _time(full),
+            reached.get((str(trial), str(name))),
         ]
-        stages.setdefault(str(row_of[stage.trial_id]), []).append(entry)
+        stages.setdefault(str(row_of[trial]), []).append(entry)
     return {
         "measured": measured,
         "unit": run.metrics.unit(measured) if measured else "",
@@ -73,13 +74,17 @@ def _measured(run: Run) -> str | None:
 
 def _reached(
     run: Run, measured: str | None, wanted: set[str]
-) -> dict[tuple[str, str | None], float | int | None]:
+) -> dict[tuple[str, str], float | int | None]:
     """What the last epoch of each stage gave."""
     if measured is None:
         return {}
     epochs = run.epochs[run.epochs["trial_id"].isin(wanted)]
-    last = epochs.groupby(["trial_id", "stage"], sort=False)[measured].last()
-    return {(str(t), str(s)): compact(value) for (t, s), value in last.items()}
+    columns = ["trial_id", "stage", measured]
+    found = {}
+    for trial, stage, value in epochs[columns].to_numpy(dtype=object):
+        if not pd.isna(value):
+            found[str(trial), str(stage)] = value
+    return {key: compact(value) for key, value in found.items()}
 
 
 def _time(seconds: Any) -> str:
@@ -93,15 +98,11 @@ def _classes(
     accuracy on the test set; those that are recognised worst first.
     """
     found: dict[str, list[Any]] = {}
-    mine = run.classes[run.classes["trial_id"].isin(wanted)]
-    for row in mine.itertuples():
-        entry = [
-            str(row[mine.columns.get_loc("class") + 1]),
-            compact(row.images),
-            compact(row.accuracy),
-            compact(row.test_accuracy),
-        ]
-        found.setdefault(str(row_of[row.trial_id]), []).append(entry)
+    columns = ["trial_id", "class", "images", "accuracy", "test_accuracy"]
+    mine = run.classes.loc[run.classes["trial_id"].isin(wanted), columns]
+    for trial, name, *figures in mine.to_numpy(dtype=object):
+        entry = [str(name), *map(compact, figures)]
+        found.setdefault(str(row_of[trial]), []).append(entry)
     for entries in found.values():
         entries.sort(key=lambda e: min(v for v in (e[2], e[3], 2) if v is not None))
         del entries[MAX_CLASSES:]
