@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -484,3 +485,41 @@ def test_a_trial_has_a_page_beside_the_pick_or_another_one(demo_run, demo_page) 
     demo_page.run("select(state.row); return null")
     assert demo_page.run("return $('trial').hidden")
     assert demo_page.console == []
+
+
+AXE = """axe.run().then((found) => JSON.stringify(found.violations.map((v) =>
+    [v.id, v.nodes.map((node) => node.html.slice(0, 200))])))"""
+
+
+def axe_script() -> str:
+    """axe-core, where `npm install axe-core` has put it: in this checkout or above it, or where
+    AXE_CORE says.
+    """
+    named = [Path(os.environ["AXE_CORE"])] if "AXE_CORE" in os.environ else []
+    places = [p / "node_modules/axe-core/axe.min.js" for p in Path(__file__).parents]
+    found = [path for path in (*named, *places) if path.is_file()]
+    if not found:
+        pytest.skip("axe-core is not installed: npm install --no-save axe-core")
+    return found[0].read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (390, "dark")])
+def test_axe_finds_nothing(demo_run, open_page, width: int, theme: str) -> None:
+    script = axe_script()
+    found = replace(
+        demo_run, baseline=Baseline("the source", {"accuracy": 0.95, "gmacs": 1.2})
+    )
+    page = open_page(analysis.write_report(found), width)
+    page.run(f"setTheme('{theme}'); repaint(); select(D.eligible[0])")
+    page.run("for (const box of document.querySelectorAll('details')) box.open = true")
+    call = page.browser.call
+    call("Runtime.evaluate", page.session, expression=script)
+    answer = call(
+        "Runtime.evaluate",
+        page.session,
+        expression=AXE,
+        awaitPromise=True,
+        returnByValue=True,
+    )
+    assert json.loads(answer["result"]["value"]) == []

@@ -115,7 +115,7 @@ const besideName = (other) =>
 function figuresOf(row, other) {
   const columns = D.columns.filter((c) => c.kind === "num" && c.role !== "parameter");
   const base = D.baseline;
-  const heads = ["", D.ids[row]];
+  const heads = ["Figure", D.ids[row]];
   if (other !== null) heads.push(besideName(other));
   if (base) heads.push("baseline");
   const rows = columns
@@ -140,7 +140,7 @@ function parametersOf(row, other) {
   const count = lines.filter((line) => line.differs).length;
   const note =
     other === null ? null : `${count} of ${lines.length} differ from ${besideName(other)}.`;
-  const heads = ["", D.ids[row], ...(other === null ? [] : [besideName(other)])];
+  const heads = ["Parameter", D.ids[row], ...(other === null ? [] : [besideName(other)])];
   return partOf("Configuration", heads, lines.map((line) => line.node), note);
 }
 function stagesOf(row) {
