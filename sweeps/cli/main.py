@@ -14,6 +14,7 @@ from sweeps.cli import (
     reproduce,
     results,
     run,
+    shrink,
     simulate,
 )
 from sweeps.cli.terminal import Command, Commands
@@ -47,6 +48,7 @@ for command in (
     options.options,
     about.presets,
     about.schema,
+    shrink.shrink,
     run.validate,
     run.run,
     run.resume,
