@@ -107,9 +107,15 @@ ROOMS = (
         f" pipeline {TRAINING}",
     ),
     Room(
+        "shrink",
+        "sweeps/shrink",
+        "console check drive export analysis tables options runtimes measure"
+        f" stage {SEARCH}",
+    ),
+    Room(
         "cli",
         "sweeps/cli sweeps/__main__.py",
-        "console check reproduce drive export analysis tables report codec options runtimes"
+        "console check reproduce drive export shrink analysis tables report codec options runtimes"
         " measure stage int8"
         " trackers"
         f" {SEARCH}",

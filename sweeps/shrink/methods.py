@@ -60,9 +60,9 @@ def methods_for(seen: Look, runtime: str, quantity: str, tuning_images: int) -> 
         "store": {"float": None, **_stores(training, runtime)},
     }
     _leave_out(found, seen)
-    for name in found.slots["cut"]:
-        if name in ("channels", "low_rank"):
-            found.space[f"stages.cut.{name}.target.{quantity}"] = list(LADDER)
+    for name, config in list(found.slots["cut"].items()):
+        if config is not None and "target" in config:
+            _with_rungs(found, seen, name, config, quantity)
     if found.has("cut", "tokens"):
         found.space["stages.cut.tokens.r"] = _merged(seen)
     if found.has("tune", "tuned"):
@@ -99,10 +99,12 @@ def training_config(seen: Look, images: int) -> Tree:
 
 
 def _cuts(quantity: str) -> dict[str, Tree | None]:
-    target = {"target": {quantity: 0.7}}
+    def target() -> Tree:
+        return {"target": {quantity: LADDER[0]}}
+
     return {
-        "channels": {"stage": "prune_channels", "epochs": 0} | target,
-        "low_rank": {"stage": "low_rank"} | target,
+        "channels": {"stage": "prune_channels", "epochs": 0} | target(),
+        "low_rank": {"stage": "low_rank"} | target(),
         "tokens": {"stage": "token_merging"},
     }
 
@@ -146,6 +148,25 @@ def _leave_out(found: Methods, seen: Look) -> None:
             if why is not None:
                 del found.slots[slot][name]
                 found.left_out.append(f"{name} is left out: {why}")
+
+
+def _with_rungs(
+    found: Methods, seen: Look, name: str, config: Tree, quantity: str
+) -> None:
+    """Search the shares that this method can reach; without any it is left out."""
+    reached = [
+        share
+        for share in LADDER
+        if not _refused(
+            {"store": {}}, "cut", config | {"target": {quantity: share}}, seen
+        )
+    ]
+    if reached:
+        config["target"] = {quantity: reached[0]}
+        found.space[f"stages.cut.{name}.target.{quantity}"] = reached
+    else:
+        del found.slots["cut"][name]
+        found.left_out.append(f"{name} is left out: it cannot reach {LADDER[0]:g}")
 
 
 def _refused(

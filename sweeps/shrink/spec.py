@@ -111,9 +111,11 @@ def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
             "stages.tune": tune,
             "stages.store": stored,
         }
-        if share is not None:
-            point[f"stages.cut.{cut}.target.{quantity}"] = share
         is_known = methods.has("cut", cut) and methods.has("tune", tune)
+        if share is not None:
+            parameter = f"stages.cut.{cut}.target.{quantity}"
+            is_known = is_known and share in methods.space.get(parameter, [])
+            point[parameter] = share
         is_source = (cut, tune, stored) == ("none", "none", "float")
         if is_known and methods.has("store", stored) and not is_source:
             found.append(point)
