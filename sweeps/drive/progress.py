@@ -176,7 +176,17 @@ class Progress:
         if not self.console.is_terminal:
             yield
             return
-        self._bar = Bar(
+        self._bar = self._new_bar()
+        self._task = self._bar.add_task("trials", total=total)
+        shown = Group(self._bar, self._text)
+        try:
+            with Live(shown, console=self.console, transient=True):
+                yield
+        finally:
+            self._bar = None
+
+    def _new_bar(self) -> Bar:
+        return Bar(
             TextColumn("trials"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -185,13 +195,10 @@ class Progress:
             TimeRemainingColumn(),
             console=self.console,
         )
-        self._task = self._bar.add_task("trials", total=total)
-        shown = Group(self._bar, self._text)
-        try:
-            with Live(shown, console=self.console, transient=True):
-                yield
-        finally:
-            self._bar = None
+
+    def _done(self) -> float:
+        """How far the bar is, in trials."""
+        return self._ended + (0.0 if self.running is None else self.running.share)
 
     def note(self, line: str) -> None:
         """Print a line of the driver's."""
@@ -280,8 +287,7 @@ class Progress:
     def _redraw(self) -> None:
         if self._bar is None:
             return
-        share = 0.0 if self.running is None else self.running.share
-        self._bar.update(self._task, completed=self._ended + share)
+        self._bar.update(self._task, completed=self._done())
         width = self.console.width
         lines = [*self._trials_now(), *self.summary().splitlines()]
         self._text.plain = "\n".join(cut(line, width) for line in lines)

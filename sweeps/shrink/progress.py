@@ -10,9 +10,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 
 from analysis.contract import BASELINE, Objective, is_feasible
-from analysis.numbers import duration, plain
+from analysis.numbers import duration, plain, quantity
 from sweeps.drive.progress import Progress
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import TrialPlan, read_plan
@@ -70,11 +72,20 @@ class GoalProgress(Progress):
 
     @contextlib.contextmanager
     def drawn(self, total: int, run: Path | None = None) -> Iterator[None]:
-        """See `Progress`; the clock of the search begins."""
+        """See `Progress`; the clock of the search begins, and the bar is its time."""
         self._run = run
         self._ends = time.monotonic() + self._seconds
-        with super().drawn(total, run):
+        with super().drawn(round(self._seconds), run):
             yield
+
+    def _new_bar(self) -> Bar:
+        return Bar(
+            TextColumn("time"), BarColumn(), TimeElapsedColumn(), console=self.console
+        )
+
+    def _done(self) -> float:
+        """How far the bar is: seconds that are gone."""
+        return min(self._seconds, self._seconds - (self._ends - time.monotonic()))
 
     def started(self, trial_id: str) -> None:
         """One more trial runs."""
@@ -99,6 +110,20 @@ class GoalProgress(Progress):
         found = best or "nothing meets the goal yet"
         return f"{found} · {duration(left)} left"
 
+    def _measured(self, name: str, value: float | None) -> str:
+        """A metric's name and value."""
+        shown = quantity(value, self.units.get(name, ""))
+        return f"{_short(name)} {shown}"
+
+    def _result(self, record: TrialRecord) -> list[str]:
+        """What a trial gave, without columns: eighty characters are few."""
+        if record.status != "complete":
+            return super()._result(record)
+        metrics = record.outcome.metrics
+        return [
+            self._measured(o.metric, metrics.get(o.metric)) for o in self.objectives
+        ]
+
     def _line(self, record: TrialRecord, is_best: bool) -> str:
         """Whether it meets the goal, what was tried, what it gave."""
         metrics = record.outcome.metrics
@@ -107,10 +132,15 @@ class GoalProgress(Progress):
             meets = is_feasible(metrics, self.objectives)
             mark = "[green]✓[/]" if meets else "[yellow]·[/]"
         name = _words(record.plan)
-        parts = [f"{mark} {escape(f'{name:<32}')}", *self._result(record)]
+        parts = [f"{mark} {escape(f'{name:<28}')}", *self._result(record)]
         if record.outcome.seconds is not None:
             parts.append(f"[dim]{duration(record.outcome.seconds)}[/]")
         return " ".join(parts)
+
+
+def _short(name: str) -> str:
+    """A metric's name as a line has room for it."""
+    return name.removeprefix("runtime_")
 
 
 def _words(plan: TrialPlan | None) -> str:
