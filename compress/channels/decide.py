@@ -142,6 +142,7 @@ class Decider:
                 self.options,
                 self.ctx.device.type,
                 file,
+                lambda: float(np.median(self._times([self.model]))),
             )
 
         if distributed.rank() == 0:

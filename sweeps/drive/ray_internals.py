@@ -12,7 +12,7 @@ from ray._private import auto_init_hook, parameter, services
 from ray._private import worker as driver_worker
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import RayActorError, RayTaskError
-from ray.tune.execution import tune_controller
+from ray.tune.execution import class_cache, tune_controller
 
 
 @contextlib.contextmanager
@@ -36,19 +36,38 @@ def in_own_process_groups() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_idle_processes() -> Iterator[None]:
-    """A Ray that starts inside has neither autoscaler nor log monitor.
+    """A Ray that starts inside has neither autoscaler nor log monitor, nor an API server.
 
-    A private one cannot grow, and forwards no logs. Each of the two is a Python process, whose
-    imports would take half a second from the first trials, and whose end Ray awaits.
+    A private one cannot grow, forwards no logs, and has no dashboard. Each of the three is a
+    Python process, whose imports would take half a second from the first trials, and whose end
+    Ray awaits.
     """
-    before = parameter.RayParams
+    before, api_server = parameter.RayParams, services.start_api_server
     wanted: dict[str, Any] = {"no_monitor": True, "include_log_monitor": False}
     # a type checker takes it for a class alone
     parameter.RayParams = functools.partial(before, **wanted)  # type: ignore
+    services.start_api_server = lambda *args, **options: ("", None)
     try:
         yield
     finally:
         parameter.RayParams = before  # type: ignore[misc]
+        services.start_api_server = api_server
+
+
+@contextlib.contextmanager
+def in_waiting_processes() -> Iterator[None]:
+    """Trials that Tune starts inside take the processes that a private Ray has waiting for them.
+
+    Tune asks for processes with variables of their own, which the waiting ones were started
+    without; so those would be thrown away, and others started. A private Ray's processes inherit
+    the driver's environment, and need none of it said again.
+    """
+    before = class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = {}, set()
+    try:
+        yield
+    finally:
+        class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = before
 
 
 @contextlib.contextmanager
