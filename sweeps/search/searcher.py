@@ -277,14 +277,10 @@ class StudySearch:
     @property
     def is_waiting(self) -> bool:
         """Whether what comes next depends on trials that still run."""
-<<<<<<< HEAD
         if self.halted or not self._running:
             return False
-        return stop_requested(self.run) or self._awaits_bounds or not self._is_refined
-=======
         is_open = self._awaits_bounds or not self._is_refined or self._race is not None
-        return not self.halted and is_open and bool(self._running)
->>>>>>> S
+        return is_open or stop_requested(self.run)
 
     def _ask_study(self) -> bool:
         """Queue the replicates of the next configuration; False where none is left."""
