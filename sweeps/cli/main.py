@@ -15,6 +15,7 @@ from sweeps.cli import (
     results,
     run,
     serve,
+    shrink,
     simulate,
     status,
 )
@@ -49,6 +50,7 @@ for command in (
     options.options,
     about.presets,
     about.schema,
+    shrink.shrink,
     run.validate,
     run.run,
     run.resume,

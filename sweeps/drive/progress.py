@@ -177,7 +177,17 @@ class Progress:
         if not self._is_drawn:
             yield
             return
-        self._bar = Bar(
+        self._bar = self._new_bar()
+        self._task = self._bar.add_task("trials", total=total)
+        shown = Group(self._bar, self._text)
+        try:
+            with Live(shown, console=self.console, transient=True):
+                yield
+        finally:
+            self._bar = None
+
+    def _new_bar(self) -> Bar:
+        return Bar(
             TextColumn("trials"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -186,13 +196,10 @@ class Progress:
             TimeRemainingColumn(),
             console=self.console,
         )
-        self._task = self._bar.add_task("trials", total=total)
-        shown = Group(self._bar, self._text)
-        try:
-            with Live(shown, console=self.console, transient=True):
-                yield
-        finally:
-            self._bar = None
+
+    def _done(self) -> float:
+        """How far the bar is, in trials."""
+        return self._ended + (0.0 if self.running is None else self.running.share)
 
     @property
     def _is_drawn(self) -> bool:
@@ -308,8 +315,7 @@ class Progress:
     def _redraw(self) -> None:
         if self._bar is None:
             return
-        share = 0.0 if self.running is None else self.running.share
-        self._bar.update(self._task, completed=self._ended + share)
+        self._bar.update(self._task, completed=self._done())
         width = self.console.width
         lines = [*self._trials_now(), *self.summary().splitlines()]
         self._text.plain = "\n".join(cut(line, width) for line in lines)
