@@ -53,6 +53,8 @@ _LEAST_SAVED = 0.2
 _SCALARISATIONS = 8
 _MOST_KNOWN = 200
 _MOST_PREFIXES = 16
+_MOST_LOOKED_AT = 200
+"""Configurations whose prefixes are looked at."""
 _AUGMENTED = 0.05
 _LEAST_SECONDS = 1e-2
 _OVERHEAD = 0.2
@@ -285,19 +287,16 @@ class Proposals:
         values = np.array([each.values for each in useful])
         front = pareto.front_mask(values, self.spec.objectives)
         first = [each for each, is_on in zip(useful, front, strict=True) if is_on]
-        ordered = [*first, *reversed(useful)]
+        ordered = [*first, *reversed(useful)][:_MOST_LOOKED_AT]
         each_seconds = costs.by_entry([each.draw for each in ordered])
         places: dict[Key, tuple[int, Draw]] = {}
         for each, seconds in zip(ordered, each_seconds, strict=True):
             keys = self.prefixes.keys(each.draw)
             # what all configurations share is cached for fresh ones too
-            own = [
-                spent if key else 0.0
-                for key, spent in zip(keys, seconds[:-1], strict=True)
-            ]
-            enough = _LEAST_SAVED * (sum(own) + seconds[-1])
+            own = np.where([bool(key) for key in keys], seconds[:-1], 0.0)
+            enough = _LEAST_SAVED * (own.sum() + seconds[-1])
             for place, key in enumerate(keys[:-1]):
-                if key and key in finished and sum(own[: place + 1]) >= enough:
+                if key and key in finished and own[: place + 1].sum() >= enough:
                     places.setdefault(key, (place, each.draw))
             if len(places) >= _MOST_PREFIXES:
                 break
