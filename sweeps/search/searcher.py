@@ -23,6 +23,7 @@ from sweeps.search.asked import Asked
 from sweeps.search.baseline import Baseline
 from sweeps.search.budget import Budget
 from sweeps.search.costs import known_configuration
+from sweeps.search.named import NamedDraws
 from sweeps.search.optuna_internals import enqueue_again
 from sweeps.search.plans import new_plan
 from sweeps.search.portfolio import first_draws, split_earlier
@@ -54,9 +55,9 @@ class StudySearch:
 
     Records that are complete are kept: their configurations count against the budget and are not
     run again; configurations that lack a replicate are asked for first, under their old number.
-    Then come the configurations that the spec names, then what the sampler draws, and when all has
-    ended the trials that refine the front. Before all of them comes the baseline, of which the
-    study hears nothing.
+    Then come the configurations that are asked for by name (`sweeps.search.named`), then what the
+    sampler draws, and when all has ended the trials that refine the front. Before all of them
+    comes the baseline, of which the study hears nothing.
 
     Attributes:
         notes: lines for the user about how the study begins.
@@ -146,7 +147,11 @@ class StudySearch:
             if not is_whole or number in self._abandoned:
                 self._reopen(number, draws[number], number in begun, is_whole)
         self._unrun = sum(replicates - ended[number] for number, _ in self._reopened)
-        self._first = deque(self._named_draws(draws))
+        elsewhere = self._proposals.elsewhere if self._is_exhaustive else None
+        named = self._named_draws(draws)
+        self._named = NamedDraws(
+            self.run, self.sweep.space, named, self.next_number, elsewhere
+        )
         self.remaining = self._budgeted(len(draws))
 
     def _reopen(
@@ -260,7 +265,8 @@ class StudySearch:
         `is_waiting` says which.
         """
         if self.halted or stop_requested(self.run):
-            self.halted = True
+            # the wish can be withdrawn as long as trials run
+            self.halted = self.halted or not self._running
             return None
         self._budget.begin()
         is_free = not self._pending and not self._awaits_bounds
@@ -276,8 +282,10 @@ class StudySearch:
     @property
     def is_waiting(self) -> bool:
         """Whether what comes next depends on trials that still run."""
+        if self.halted or not self._running:
+            return False
         is_open = self._awaits_bounds or not self._is_refined or self._race is not None
-        return not self.halted and is_open and bool(self._running)
+        return is_open or stop_requested(self.run)
 
     def _ask_study(self) -> bool:
         """Queue the replicates of the next configuration; False where none is left."""
@@ -287,7 +295,7 @@ class StudySearch:
             if self._reopened:
                 number, known = self._reopened.popleft()
             else:
-                known = self._next_named() if self._first else None
+                known = self._named.next(number, self._tried, self._run_now())
                 self.next_number += 1
                 self.remaining -= 1
             if self._take(number, known):
@@ -344,15 +352,6 @@ class StudySearch:
     def outcome_line(self) -> str | None:
         """What the search took, beside what was expected; None where nothing was."""
         return self._budget.outcome_line(len(self._tried))
-
-    def _next_named(self) -> Draw:
-        """The next draw that was asked for by name; with a grid one that need not wait."""
-        index = 0
-        if self._is_exhaustive:
-            index = self._proposals.elsewhere(self._first, self._run_now())
-        draw = self._first[index]
-        del self._first[index]
-        return draw
 
     def _run_now(self) -> list[Draw]:
         """Draws of the configurations that run now."""
