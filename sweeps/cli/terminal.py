@@ -143,6 +143,7 @@ _WITH_PATHS = (
     "markdown",
     "model",
     "out",
+    "paper",
     "plugin",
     "run",
     "runs",
