@@ -185,8 +185,8 @@ def print_sweep(sweep: "Sweep", console: Console) -> None:
         names = ", ".join(plugin.name for plugin in sweep.plugins)
         console.print(f"plugins    {escape(names)}", highlight=False)
     _print_stages(sweep, console)
-    for line in _space_lines(sweep, min(console.width, LONGEST_TEXT)):
-        console.print(line, soft_wrap=True, highlight=False)
+    for dimension in _space_lines(sweep, min(console.width, LONGEST_TEXT)):
+        console.print(dimension, soft_wrap=True, highlight=False)
     size = sweep.space.size()
     amount = "a continuum" if size is None else f"{size:,} configurations"
     configurations = sweep.num_configurations
