@@ -8,11 +8,12 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # By default PyTorch's index of CPU builds where no GPU is found; see scripts/torch_index.py.
 TORCH_INDEX ?= $(shell $(BIN)/python scripts/torch_index.py $(PIP_ARGS))
 
-.PHONY: demo test results-check wheel-check lower-bounds install clean help
+.PHONY: demo test docs results-check wheel-check lower-bounds install clean help
 
 help:
-	@echo "make demo    install, run a sweep on bundled data, print the front and the report's path"
+	@echo "make demo    install, train a model on bundled data, shrink it, print what came of it"
 	@echo "make test    install with test tools, run ruff, mypy and the tests"
+	@echo "make docs    write the docs site to site/ (open site/index.html)"
 	@echo "make results-check   compare the tables of docs/ with results/*.parquet"
 	@echo "make wheel-check     build the wheel, install it into a fresh venv, run a small sweep there"
 	@echo "make lower-bounds    test the oldest versions of libraries that pyproject.toml allows"
@@ -42,16 +43,26 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/.torch
 	$(PIP) $(PIP_ARGS) -e '.[test]'
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/.torch
+	$(PIP) $(PIP_ARGS) -e '.[docs]'
+	@touch $@ $(VENV)/.installed
+
 install: $(VENV)/.installed
 
 demo: $(VENV)/.installed
-	$(BIN)/sweeps run demo
+	$(BIN)/sweeps run vit-digits
+	[ -d runs/digits-vit ] || $(BIN)/sweeps export vit-digits 00000 -o runs/digits-vit
+	$(BIN)/sweeps shrink runs/digits-vit --data digits --bytes 0.5x --max-loss 2% --hours 0.03 -o runs/digits-shrunk
 
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "open site/index.html; with the search box: python3 -m http.server -d site"
 
 results-check: $(VENV)/.installed-test
 	$(BIN)/python -m analysis.published docs/results.md

@@ -43,8 +43,14 @@ _AS_GOOD_AS_NORMAL = 1e6
 """Degrees of freedom with which Student's t cannot be told from a normal distribution."""
 _QUARTILES = 1.349
 """Between the quartiles of a normal distribution, in standard deviations."""
-_IMAGES = {"accuracy": "images", "test_accuracy": "test_images"}
+_IMAGES = {
+    "accuracy": "images",
+    "runtime_accuracy": "images",
+    "test_accuracy": "test_images",
+}
 """Share of images → the column of `classes` that counts them."""
+CERTAIN = 0.95
+"""Probability from which something is called certain."""
 
 
 def plausible_values(
@@ -162,6 +168,13 @@ def front_probability(values: Floats, objectives: Sequence[Objective]) -> Floats
     """(n,) share of draws, `values` (draws, n, k), in which a configuration is on the front."""
     masks = [pareto.front_mask(each, objectives) for each in values]
     return np.mean(masks, axis=0) if masks else np.zeros(values.shape[1])
+
+
+def bounds_probability(values: Floats, objectives: Sequence[Objective]) -> Floats:
+    """(n,) share of draws, `values` (draws, n, k), in which a configuration keeps all bounds."""
+    if not len(values):
+        return np.zeros(values.shape[1])
+    return np.mean([pareto.eligible(each, objectives) for each in values], axis=0)
 
 
 def draws_for(configurations: int) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field
@@ -23,6 +24,10 @@ SPEC_FILE = "spec.yaml"
 STUDY_FILE = "study.journal"
 DRIVER_FILE = "driver.json"
 STOP_FILE = "stop"
+REQUESTS_FOLDER = "requests"
+"""Configurations that somebody asks the driver to try."""
+NOTES_FOLDER = "notes"
+"""What people have noted about trials: `notes/<trial>.json`."""
 REPORT_FILE = "report.html"
 TRIALS_FOLDER = "trials"
 TABLES_FOLDER = "parquet"
@@ -55,6 +60,73 @@ ENDED: tuple[Status, ...] = ("complete", "pruned", "failed")
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class RelativeBound:
+    """A bound that is known when the baseline has been measured: so much worse than it at most.
+
+    Attributes:
+        loss: what may be lost, in the metric's unit; with `relative` a share of the baseline's
+            value. Negative: what must be gained.
+        times: or the baseline's value times this.
+        relative: see `loss`.
+        to: what it is relative to: the run's baseline.
+
+    Raises:
+        ValueError: neither or both of `loss` and `times`, a number that is not finite, or
+            `relative` beside `times`.
+    """
+
+    loss: Annotated[
+        float | None,
+        Field(
+            description=(
+                "what may be lost, in the metric's unit: 0.01 is one point of an accuracy;"
+                " below 0: what must be gained"
+            ),
+            allow_inf_nan=False,
+        ),
+    ] = None
+    times: Annotated[
+        float | None,
+        Field(
+            description="instead of loss: the source's value times this",
+            gt=0,
+            allow_inf_nan=False,
+        ),
+    ] = None
+    relative: Annotated[
+        bool, Field(description="loss is a share of the source's value")
+    ] = False
+    to: Annotated[
+        Literal["source"], Field(description="the run's baseline (search.baseline)")
+    ] = "source"
+
+    def __post_init__(self) -> None:
+        if (self.loss is None) == (self.times is None):
+            raise ValueError(
+                "give either loss or times: {loss: 0.01, to: source} or"
+                " {times: 0.5, to: source}"
+            )
+        if self.relative and self.loss is None:
+            raise ValueError("relative goes with loss; times is relative by itself")
+
+    def limit(self, mode: Literal["min", "max"], value: float) -> float:
+        """The bound as a number, where the baseline has this value."""
+        if self.times is not None:
+            return value * self.times
+        assert self.loss is not None, "one of the two is given"
+        lost = self.loss * (abs(value) if self.relative else 1.0)
+        return value + lost if mode == "min" else value - lost
+
+    def said(self) -> str:
+        """In words, after "bound:"."""
+        if self.times is not None:
+            return f"{self.times:g} times the source's"
+        assert self.loss is not None, "one of the two is given"
+        part = f"{self.loss:.4g} of it" if self.relative else f"{self.loss:g}"
+        return f"worse than the source's by {part} at most"
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Objective:
     """One metric to optimise.
 
@@ -73,12 +145,17 @@ class Objective:
             description="a measured metric or one that a stage reports (`sweeps methods`)"
         ),
     ]
-    mode: Literal["min", "max"]
+    mode: Annotated[
+        Literal["min", "max"],
+        Field(description="whether small or large values are better"),
+    ]
     bound: Annotated[
-        float | None,
+        Annotated[float, Field(allow_inf_nan=False)] | RelativeBound | None,
         Field(
-            description="worst value that is acceptable: trials beyond it never enter the front",
-            allow_inf_nan=False,
+            description=(
+                "worst value that is acceptable: trials beyond it never enter the front. A"
+                " number, or {loss: 0.01, to: source}: relative to the measured baseline"
+            ),
         ),
     ] = None
 
@@ -92,9 +169,34 @@ class Objective:
 
         At most 0 within the bound; -inf where there is none. Samplers call it a constraint.
         """
-        if self.bound is None:
-            return -math.inf
-        return self.sign * (value - self.bound)
+        limit = self.limit
+        return -math.inf if limit is None else self.sign * (value - limit)
+
+    @property
+    def limit(self) -> float | None:
+        """The bound as a number; None where there is none, NaN, which no value keeps, where it
+        waits for the baseline (see `resolved`).
+        """
+        return math.nan if isinstance(self.bound, RelativeBound) else self.bound
+
+
+def resolved(
+    objectives: Sequence[Objective], baseline: Mapping[str, Any] | None
+) -> list[Objective]:
+    """The objectives with relative bounds as numbers, as far as the baseline's metrics give them.
+
+    Args:
+        baseline: metrics of the run's baseline; None while it has not ended.
+    """
+    found = []
+    for objective in objectives:
+        bound, value = objective.bound, (baseline or {}).get(objective.metric)
+        known = isinstance(value, int | float) and math.isfinite(value)
+        if isinstance(bound, RelativeBound) and value is not None and known:
+            limit = bound.limit(objective.mode, float(value))
+            objective = replace(objective, bound=limit)
+        found.append(objective)
+    return found
 
 
 def finite_values(

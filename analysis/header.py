@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.baseline import Baseline, from_json
-from analysis.contract import RUN_FILE, Objective
+from analysis.contract import RUN_FILE, Objective, RelativeBound
 from analysis.metrics import Metrics, read_metrics
 from analysis.tables import schema_1
 from analysis.tables.frames import as_float, fits
@@ -118,6 +118,8 @@ def _objective(item: Mapping[str, Any]) -> Objective:
         raise ValueError("metric must be text")
     if mode not in ("min", "max"):
         raise ValueError("mode must be min or max")
+    if isinstance(bound, dict):
+        return Objective(clean_text(metric), mode, RelativeBound(**bound))
     number = as_float(bound)
     if bound is not None and (number is None or not math.isfinite(number)):
         raise ValueError("bound must be a finite number or null")

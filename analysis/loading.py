@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from analysis.baseline import Baseline, read_baseline
-from analysis.contract import RECORD_SCHEMA, RUN_FILE, TABLES_FOLDER, TRIALS_FOLDER
+from analysis.contract import (
+    RECORD_SCHEMA,
+    RUN_FILE,
+    TABLES_FOLDER,
+    TRIALS_FOLDER,
+    resolved,
+)
 from analysis.fetching import local_copy
 from analysis.fronts import fronts_table
 from analysis.header import Header, read_header
 from analysis.metrics import to_json
+from analysis.notes import read_notes
 from analysis.run import Run
 from analysis.tables import parts, schema_1, store
 from analysis.tables.frames import to_pandas
@@ -35,6 +42,21 @@ def load(path: str | Path) -> Run:
     if isinstance(path, str) and "://" in path:
         path = local_copy(path)
     return _load(Path(path)).run
+
+
+class Follower:
+    """A run folder that is read again and again while its sweep runs: each time only the trials
+    whose files have changed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._last: _Loaded | None = None
+
+    def load(self) -> Run:
+        """The run as it is now. Raises ValueError where the folder is no run."""
+        self._last = _load(self.folder, self._last)
+        return self._last.run
 
 
 def loaded(run: str | Path | Run) -> Run:
@@ -74,7 +96,7 @@ class _Loaded:
     to_write: bool
 
 
-def _load(folder: Path) -> _Loaded:
+def _load(folder: Path, earlier: _Loaded | None = None) -> _Loaded:
     stored = folder / TABLES_FOLDER
     single = (stored / "trials.parquet").is_file()  # tables of schema 1
     has_trials = _has_trials(folder)
@@ -108,7 +130,8 @@ def _load(folder: Path) -> _Loaded:
         metrics=list(header.metrics),
     )
     if has_trials:
-        rows = store.collect(folder, declared, problems)
+        known = earlier.rows if earlier and earlier.declared == declared else None
+        rows = store.collect(folder, declared, problems, known)
     tables = parts.unified(rows.parts, declared)
     baseline = read_baseline(folder, declared, problems) or header.baseline
     run = _run(folder, header, tables, baseline, problems)
@@ -130,13 +153,15 @@ def _run(
     problems: list[str],
 ) -> Run:
     frames = {name: to_pandas(parts.whole(tables[name])) for name in TABLES}
-    metrics = header.metrics
+    metrics, notes = header.metrics, read_notes(folder, problems)
     if not header.describes_metrics:
         metrics = schema_1.metrics_of(_metric_names(tables))
     return Run(
         path=folder,
         name=header.name,
-        objectives=header.objectives,
+        objectives=resolved(
+            header.objectives, None if baseline is None else baseline.metrics
+        ),
         parameters=header.parameters,
         created=header.created,
         command=header.command,
@@ -152,6 +177,7 @@ def _run(
         stages=frames["stages"],
         layers=frames["layers"],
         classes=frames["classes"],
+        notes=notes,
     )
 
 
@@ -169,10 +195,7 @@ def header_of(run: Run) -> dict[str, Any]:
         "name": run.name,
         "created": run.created,
         "seed": run.seed,
-        "objectives": [
-            {"metric": o.metric, "mode": o.mode, "bound": o.bound}
-            for o in run.objectives
-        ],
+        "objectives": [asdict(objective) for objective in run.objectives],
         "params": run.parameters,
         "command": run.command,
         "spec": run.spec,

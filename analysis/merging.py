@@ -60,6 +60,11 @@ def merge(runs: Sequence[Run]) -> Run:
             for problem in run.problems
         ],
         members=members,
+        notes={
+            f"{label}/{trial}": note
+            for label, run in members.items()
+            for trial, note in run.notes.items()
+        },
         **tables,
     )
 
@@ -139,7 +144,7 @@ def _shared_objectives(runs: Sequence[Run]) -> list[Objective]:
         ]
         measured = all(f"metric/{objective.metric}" in run.trials for run in runs)
         if measured and all(o is None or o.mode == objective.mode for o in theirs):
-            same = all(o is not None and o.bound == objective.bound for o in theirs)
+            same = all(o is not None and o.limit == objective.limit for o in theirs)
             found.append(objective if same else replace(objective, bound=None))
     if not found:
         names = "; ".join(

@@ -43,8 +43,8 @@ def eligible(values: Floats, objectives: Sequence[Objective]) -> Bools:
     costs = to_costs(values, objectives)
     keep: Bools = np.asarray(np.isfinite(costs).all(axis=1))
     for column, objective in enumerate(objectives):
-        if objective.bound is not None:
-            keep &= costs[:, column] <= objective.sign * objective.bound
+        if objective.limit is not None:
+            keep &= costs[:, column] <= objective.sign * objective.limit
     return keep
 
 

@@ -1,18 +1,21 @@
 """`prune_channels` beside other ways to a model of the same latency, all tuned alike.
 
     python benchmarks/prune_channels.py MODEL DATA.yaml --out results/prune_channels.jsonl
-        [--targets 0.5 0.35] [--seeds 0 1 2] [--images 6400] [--epochs 2] [--test 2000]
+        [--targets 0.5 0.35] [--seeds 0 1 2] [--images 2560] [--epochs 1] [--test 2000]
+    python benchmarks/prune_channels.py MODEL DATA.yaml --out results/prune_channels.jsonl --measure
 
 MODEL is a folder that `ModelState.save` wrote, DATA.yaml the `data` part of its spec. Each way
-leads to a model of the same latency by the measured table of layers (OpenVINO, one image a pass,
-one thread), chosen so that ours takes the target's share of MODEL's; what each takes is measured,
-too. All are tuned on the same images with the same loss, half of it the logits of MODEL. Finished
-runs in the file are left out, so that it can be stopped at any time.
+leads to a model whose processor time in OpenVINO (one image a pass, one thread), measured in turns
+with MODEL's, is as near to the target's share of it as the way comes. All are tuned on the same
+images with the same loss, half of it the logits of MODEL. Finished runs in the file are left out,
+so that it can be stopped at any time. Their models are kept in a folder beside it: `--measure`
+times all of them in turns, for when the machine is quiet, and prints the means over seeds.
+`--tables` only measures the layers, which decide what ours removes, for a quiet machine too.
 
 Ways: ours (Hessian importance, compensated), ours-blocks (blocks may go), ours-plain (not
-compensated), tp-magnitude, tp-taylor, tp-isomorphic (torch-pruning's pruners, one
-ratio, as high as the latency asks), uniform (each group loses the same
-share, by magnitude), random-weights (the shape of ours, trained from nothing).
+compensated), tp-magnitude, tp-taylor, tp-isomorphic (torch-pruning's pruners, one ratio), uniform
+(each group loses the same share, by magnitude), random-weights (the shape of ours, trained from
+nothing). Cuts are the same for all seeds, which draw the order and augmentation of the tuning.
 """
 
 import argparse
@@ -20,6 +23,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +32,8 @@ import torch
 import yaml
 from torch import nn
 
-from compress.channels import latency
-from compress.channels.decide import Decider, layout_of
+from compress.channels.decide import Decider, layout_of, share_between
 from compress.channels.importance import magnitude, normalised
-from compress.channels.layout import Layout
 from compress.channels.stage import PruneChannels
 from compress.channels.surgery import cut_arch, cut_state
 from compress.measure.latency import times_in_turns
@@ -46,6 +48,8 @@ from trainers.models.cut_model import Cut
 from trainers.training.losses import TaskObjective
 
 CPU = torch.device("cpu")
+Make = Callable[..., ModelState]
+"""(share that stays, compensate=False) → a cut model."""
 OPENVINO = RuntimeOptions(runtime="openvino", batch_size=1, threads=1)
 
 
@@ -59,63 +63,60 @@ class Bench:
         self.data: Data = load_data(config, options.cache)
         self.size = self.data.info.image_size
         self.images = np.zeros((1, 3, self.size, self.size), np.float32)
-        self.tables = options.out.with_suffix(".layers.json")
-        latency.read_tables(self.tables)
-        self.whole = self._pass(self.model)
+        self.folder = options.out.with_suffix("")
+        self.before: dict[tuple[str, float], float] = {}
+        self.scores: np.ndarray | None = None
 
-    def _pass(self, state: ModelState) -> Callable[[], float]:
+    def pass_of(self, state: ModelState) -> Callable[[], float]:
         return session(state, self.size, OPENVINO).timed_pass(self.images)
 
-    def ratio(self, state: ModelState, rounds: int = 40) -> float:
-        """Latency over the whole model's, passes in turns; the lower quartiles, which other
-        processes disturb least.
+    def ratio(self, state: ModelState) -> float:
+        """Processor time over the whole model's, passes in turns: the share is looked for while
+        other processes run, and latencies are measured at the end.
         """
-        times = times_in_turns(
-            [self.whole, self._pass(state)], warmup=3, rounds=rounds, max_seconds=20
-        )
+
+        def pass_of(state: ModelState) -> Callable[[], float]:
+            run = self.pass_of(state)
+
+            def timed() -> float:
+                begin = time.process_time()
+                for _ in range(5):
+                    run()
+                return time.process_time() - begin
+
+            return timed
+
+        passes = [pass_of(self.model), pass_of(state)]
+        times = times_in_turns(passes, warmup=3, rounds=40, max_seconds=30)
         whole, small = np.percentile(times, 25, axis=1)
         return float(small / whole)
 
-    def decider(self, stage: PruneChannels, ctx: Context) -> Decider:
+    def decider(self, stage: PruneChannels) -> Decider:
         layout = layout_of(self.model.arch, self.size)
-        rules = stage.rules(layout)
-        found = Decider(
+        rules, ctx = stage.rules(layout), self.context(0, self.folder)
+        return Decider(
             self.model, layout, stage.target, OPENVINO, rules, ctx, blocks=stage.blocks
         )
-        latency.write_tables(self.tables)
-        return found
 
-    def share(self, target: float) -> float:
-        """The estimated share of the cost at which ours takes the target's share of the time; all
-        ways are cut to it.
+    def at_latency(self, make: Callable[[float], ModelState], target: float) -> float:
+        """What makes the model whose time is nearest to the target, above it by 2 % at most where
+        there is such a one.
+
+        Args:
+            make: a number between 0 and 1 → a model; more costs more.
         """
-        file = self.options.out.with_suffix(".shares.json")
-        known = json.loads(file.read_text()) if file.exists() else {}
-        share = known.get(str(target))
-        for _ in range(0 if share else 3):
-            share = share or target
-            ratio = self.ratio(ours(self, share, 0))
-            print("share", target, share, ratio, flush=True)
-            if abs(ratio / target - 1) < 0.03:
+        seen: dict[float, float] = {}
+        number = target
+        for _ in range(6):
+            seen[number] = self.ratio(make(number))
+            print("  ", round(number, 3), round(seen[number], 3), flush=True)
+            if abs(seen[number] / target - 1) < 0.03:
                 break
-            share *= target / ratio
-        file.write_text(json.dumps(known | {str(target): share}))
-        return float(share)
+            number = share_between(seen, target)
+        fitting = {x: ratio for x, ratio in seen.items() if ratio <= 1.02 * target}
+        return min(fitting or seen, key=lambda x: abs(seen[x] - target))
 
-    def at_cost(self, make: Callable[[float], ModelState], share: float) -> ModelState:
-        """The model of the pruning ratio at which the estimated cost is at its limit."""
-        layout = layout_of(self.model.arch, self.size)
-        with tempfile.TemporaryDirectory() as folder:
-            decider = self.decider(self.stage(0.5), self.context(0, folder))
-        low, high = 0.0, 0.99
-        for _ in range(12):
-            middle = (low + high) / 2
-            cost = decider.cost.of(shares_of(layout, make(middle))[None])[0]
-            above = cost > share * decider.full
-            low, high = (middle, high) if above else (low, middle)
-        return make(high)
-
-    def context(self, seed: int, folder: str) -> Context:
+    def context(self, seed: int, folder: str | Path) -> Context:
         return Context(
             self.data, CPU, seed, Path(folder), lambda name, checkpoint: self.model
         )
@@ -132,6 +133,7 @@ class Bench:
             lr=0.04,
             weight_decay=5e-4,
             augment="flip",
+            channels_last=True,
             multiple=options.multiple,
             **{"epochs": options.epochs} | changes,
         )
@@ -154,54 +156,43 @@ class Bench:
         return 100 * right / count
 
 
-def shares_of(layout: Layout, state: ModelState) -> np.ndarray:
-    """Shares of each group's units that a cut model has (G,)."""
-    return np.array(
-        [
-            state.weights[group.axes[0][0]].shape[group.axes[0][1]]
-            / layout.shapes[group.axes[0][0]][group.axes[0][1]]
-            for group in layout.groups
-        ]
-    )
-
-
-def ours(bench: Bench, target: float, seed: int, **changes: Any) -> ModelState:
+def ours(bench: Bench, **changes: Any) -> Make:
     stage = bench.stage(0.5, epochs=0, **changes)
-    with tempfile.TemporaryDirectory() as folder:
-        ctx = bench.context(seed, folder)
-        decider = bench.decider(stage, ctx)
-        module, layout = bench.model.build(), decider.layout
-        scores = stage._scores(module, layout, ctx)
-        decision = decider.choose(
-            normalised(scores, layout, stage.normalisation), target
-        )
-        return stage._cut(bench.model, layout, decision, ctx)
+    decider = bench.decider(stage)
+    layout, ctx = decider.layout, decider.ctx
+    if bench.scores is None:
+        bench.scores = stage._scores(bench.model.build(), layout, ctx)
+    scores = normalised(bench.scores, layout, stage.normalisation)
+
+    def make(share: float, compensate: bool = False) -> ModelState:
+        decision = decider.choose(scores, share)
+        found = stage if compensate else stage.model_copy(update={"compensate": False})
+        return found._cut(bench.model, layout, decision, ctx)
+
+    return make
 
 
-def uniform(bench: Bench, target: float, seed: int) -> ModelState:
+def uniform(bench: Bench) -> Make:
     layout = layout_of(bench.model.arch, bench.size)
     scores = magnitude(bench.model.build(), layout)
 
-    def make(ratio: float) -> ModelState:
+    def make(share: float, compensate: bool = False) -> ModelState:
         keep = np.ones(layout.num_units, bool)
         for group in layout.groups:
             order = group.units[np.argsort(scores[group.units], kind="stable")]
-            keep[order[: min(len(order) - 1, round(ratio * len(order)))]] = False
+            least = max(1, round(share * len(order)))
+            keep[order[: len(order) - least]] = False
         return cut_state(bench.model, layout, keep)
 
-    return bench.at_cost(make, target)
+    return make
 
 
-def random_weights(bench: Bench, target: float, seed: int) -> ModelState:
-    return ModelState.initialised(ours(bench, target, seed).arch, seed)
-
-
-def torch_pruning(kind: str) -> Callable[[Bench, float, int], ModelState]:
+def torch_pruning(kind: str) -> Callable[[Bench], Make]:
     """torch-pruning's pruners. Its graph does not follow the padded shortcuts of this ResNet, so
     that the residual stream stays whole.
     """
 
-    def way(bench: Bench, target: float, seed: int) -> ModelState:
+    def way(bench: Bench) -> Make:
         import torch_pruning
 
         whole = bench.model.build()
@@ -211,12 +202,16 @@ def torch_pruning(kind: str) -> Callable[[Bench, float, int], ModelState]:
             "isomorphic": torch_pruning.importance.GroupTaylorImportance(),
         }
 
-        def make(ratio: float) -> ModelState:
+        if kind != "magnitude":
+            for images, labels in bench.context(0, bench.folder).batches(4):
+                TaskObjective(0.0)(whole, images, labels).backward()
+
+        def make(share: float, compensate: bool = False) -> ModelState:
             module = bench.model.build()
-            if kind != "magnitude":
-                with tempfile.TemporaryDirectory() as folder:
-                    for images, labels in bench.context(seed, folder).batches(4):
-                        TaskObjective(0.0)(module, images, labels).backward()
+            for mine, theirs in zip(
+                module.parameters(), whole.parameters(), strict=True
+            ):
+                mine.grad = None if theirs.grad is None else theirs.grad.clone()
             stream = [
                 layer
                 for path, layer in module.named_modules()
@@ -226,7 +221,8 @@ def torch_pruning(kind: str) -> Callable[[Bench, float, int], ModelState]:
                 module,
                 torch.zeros(1, 3, bench.size, bench.size),
                 importance=classes[kind],
-                pruning_ratio=ratio,
+                pruning_ratio=min(1 - share, 0.9),
+                max_pruning_ratio=0.9,
                 ignored_layers=stream,
                 global_pruning=kind != "magnitude",
                 isomorphic=kind == "isomorphic",
@@ -234,7 +230,7 @@ def torch_pruning(kind: str) -> Callable[[Bench, float, int], ModelState]:
             pruner.step()
             return as_cut(bench.model, whole, module)
 
-        return bench.at_cost(make, target)
+        return make
 
     return way
 
@@ -251,21 +247,71 @@ def as_cut(model: ModelState, whole: nn.Module, small: nn.Module) -> ModelState:
     return ModelState.from_module(cut_arch(model.arch, Cut(shapes)), small)
 
 
-WAYS: dict[str, Callable[[Bench, float, int], ModelState]] = {
+WAYS: dict[str, Callable[[Bench], Make]] = {
     "ours": ours,
     "tp-magnitude": torch_pruning("magnitude"),
     "tp-taylor": torch_pruning("taylor"),
     "tp-isomorphic": torch_pruning("isomorphic"),
     "uniform": uniform,
-    "random-weights": random_weights,
-    "ours-plain": lambda b, t, s: ours(b, t, s, compensate=False),
-    "ours-blocks": lambda b, t, s: ours(b, t, s, blocks=True),
-    "ours-isomorphic": lambda b, t, s: ours(b, t, s, normalisation="isomorphic"),
+    "random-weights": ours,
+    "ours-plain": lambda bench: ours(bench, compensate=False),
+    "ours-blocks": lambda bench: ours(bench, blocks=True),
+    "ours-isomorphic": lambda bench: ours(bench, normalisation="isomorphic"),
 }
 
 
+def cut_model(bench: Bench, way: str, target: float) -> ModelState:
+    """What a way cuts, made once: no draw has a part in it."""
+    way = "ours" if way == "random-weights" else way
+    folder = bench.folder / f"{way}-{target}"
+    if not folder.exists():
+        begin = time.process_time()
+        make = WAYS[way](bench)
+        print(folder.name, flush=True)
+        state = make(bench.at_latency(make, target), compensate=True)
+        print("  cut in", round(time.process_time() - begin, 1), "s", flush=True)
+        state.save(folder)
+    return ModelState.load(folder)
+
+
+def tuned_row(bench: Bench, way: str, target: float, seed: int) -> dict[str, Any]:
+    """Accuracy of one way's model before and after it is tuned."""
+    state = cut_model(bench, way, target)
+    if way == "random-weights":
+        state = ModelState.initialised(state.arch, seed)
+    elif (way, target) not in bench.before:
+        bench.before[way, target] = bench.accuracy(state)
+    begin = time.perf_counter()
+    return {
+        **static_cost(state.arch, bench.size),
+        "before": bench.before.get((way, target), 100 / bench.data.info.num_classes),
+        "after": bench.accuracy(bench.tuned(state, seed)),
+        "seconds": round(time.perf_counter() - begin, 1),
+    }
+
+
+def measure(bench: Bench, rows: list[dict[str, Any]]) -> None:
+    """Time what was cut, in turns, and print a line for each way and target."""
+    found = sorted({(row["target"], row["way"]) for row in rows}, reverse=True)
+    cuts = [cut_model(bench, way, target) for target, way in found]
+    passes = [bench.pass_of(state) for state in (bench.model, *cuts)]
+    times = np.array(times_in_turns(passes, warmup=3, rounds=100, max_seconds=60))
+    print(f"whole model: {np.median(times[0]):.3f} ms")
+    for (target, way), column in zip(found, times[1:], strict=True):
+        mine = [row for row in rows if (row["target"], row["way"]) == (target, way)]
+        after = [row["after"] for row in mine]
+        low, ratio, high = np.percentile(column / times[0], (25, 50, 75))
+        print(
+            f"{target} {way}: before {np.mean([row['before'] for row in mine]):.2f} %,"
+            f" after {np.mean(after):.2f} ± {np.std(after):.2f} % (n = {len(mine)}),"
+            f" latency {ratio:.3f} ({low:.3f} to {high:.3f})"
+        )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument(
@@ -275,10 +321,12 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--targets", nargs="+", type=float, default=[0.5, 0.35])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--images", type=int, default=6400)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--images", type=int, default=2560)
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--test", type=int, default=2000)
     parser.add_argument("--multiple", type=int, default=None)
+    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--tables", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench(options)
@@ -289,34 +337,23 @@ def main() -> None:
         "multiple": options.multiple,
     }
     lines = options.out.read_text().splitlines() if options.out.exists() else []
+    rows = [json.loads(line) for line in lines]
+    if options.tables:
+        bench.decider(bench.stage(0.5))
+        return
+    if options.measure:
+        measure(bench, [row for row in rows if settings.items() <= row.items()])
+        return
     names = ("way", "target", "seed", *settings)
-    done = {tuple(json.loads(line)[name] for name in names) for line in lines}
-    for seed in options.seeds:
-        for target in options.targets:
-            for way in options.ways:
-                key = (way, target, seed, *settings.values())
-                if key in done:
-                    continue
-                bench.share(target)
-                begin = time.perf_counter()
-                state = WAYS[way](bench, bench.share(target), seed)
-                cut_seconds = time.perf_counter() - begin
-                row = {
-                    "way": way,
-                    "target": target,
-                    "seed": seed,
-                    **settings,
-                    "ratio": round(bench.ratio(state), 4),
-                    **static_cost(state.arch, bench.size),
-                    "before": bench.accuracy(state),
-                    "seconds_cut": round(cut_seconds, 1),
-                }
-                begin = time.perf_counter()
-                row["after"] = bench.accuracy(bench.tuned(state, seed))
-                row["seconds_tuned"] = round(time.perf_counter() - begin, 1)
-                print(row, flush=True)
-                with options.out.open("a") as out:
-                    out.write(json.dumps(row) + "\n")
+    done = {tuple(row[name] for name in names) for row in rows}
+    for seed, target, way in product(options.seeds, options.targets, options.ways):
+        key = (way, target, seed, *settings.values())
+        if key in done:
+            continue
+        row = dict(zip(names, key, strict=True)) | tuned_row(bench, way, target, seed)
+        print(row, flush=True)
+        with options.out.open("a") as out:
+            out.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

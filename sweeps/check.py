@@ -11,6 +11,7 @@ from optuna.samplers import GPSampler
 from sweeps.check_pipelines import check_pipelines
 from sweeps.check_runtimes import check_runtimes
 from sweeps.check_search import check_search, search_remarks
+from sweeps.search.baseline import check_relative_bounds
 from sweeps.search.samplers import rehearse, sampler_of
 from sweeps.space.overrides import apply_overrides, set_override
 from sweeps.space.space import Space
@@ -94,7 +95,7 @@ def check_spec(
     points = tuple(space.encode(given) for given in spec.search.points)
     found = check_pipelines(spec, space, points)
     check_search(spec, found.pipelines, spec.data.val_fraction)
-    return Sweep(
+    sweep = Sweep(
         spec,
         space,
         points,
@@ -104,6 +105,8 @@ def check_spec(
         found.data,
         (*found.remarks, *search_remarks(spec)),
     )
+    check_relative_bounds(sweep)
+    return sweep
 
 
 def _check_sampler(spec: Spec, space: Space) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from analysis.contract import TEST_PREFIX, Objective
+from analysis.contract import TEST_PREFIX, Objective, RelativeBound
 from compress.metrics import (
     TEXT,
     Conditions,
@@ -97,6 +97,9 @@ def _check_unguided(place: str, name: str, data: DataConfig, guided: str) -> Non
 def _check_bound(place: str, objective: Objective, metric: Metric) -> None:
     """Refuse a bound that no value, or every value, of the metric keeps."""
     bound, (low, high) = objective.bound, metric.limits
+    if isinstance(bound, RelativeBound):
+        _check_loss(place, bound, metric)
+        return
     if bound is None or low <= bound <= high:
         return
     remedy = "leave it out, or give a value in this range"
@@ -105,6 +108,18 @@ def _check_bound(place: str, objective: Objective, metric: Metric) -> None:
     values = f"from {low:g} to {high:g}" if high < float("inf") else f"from {low:g} up"
     raise SpecError(
         f"{place}: {bound:g} is no value of {metric.name}, which lies {values}; {remedy}"
+    )
+
+
+def _check_loss(place: str, bound: RelativeBound, metric: Metric) -> None:
+    """Refuse a loss that no value can have: a share of 1 or more, most likely meant as percent."""
+    loss = bound.loss
+    is_share = bound.relative or metric.unit == "fraction"
+    if loss is None or not is_share or abs(loss) < 1:
+        return
+    raise SpecError(
+        f"{place}.loss: {loss:g} is no part of {metric.name}; it lies between -1 and 1:"
+        f" {loss:g} % is written {loss / 100:g}"
     )
 
 

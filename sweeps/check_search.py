@@ -33,6 +33,13 @@ def check_search(
                 "search.early_stopping.scheduler: moasha compares by fronts; with one"
                 " objective take asha"
             )
+    if spec.search.stop_when == "goal" and all(
+        o.bound is None for o in spec.objectives
+    ):
+        raise SpecError(
+            "search.stop_when: goal means that every bound is kept, and no objective has one;"
+            " give bound to one"
+        )
     _check_earlier_runs(spec.search.earlier_runs, spec.objectives)
     check_trackers(spec.trackers)
 

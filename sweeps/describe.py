@@ -1,109 +1,176 @@
 """What the system says about itself on a terminal: stages, metrics, a checked sweep."""
 
-from typing import TYPE_CHECKING, Any
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from analysis.contract import Objective
+from analysis.contract import Objective, RelativeBound
 from analysis.numbers import plain
 from compress.metrics import metrics
-from trainers.config import FitOptions, TrainConfig
+from sweeps.spec.options import Option
+from trainers.plugins import plugin_of
 from trainers.training.epoch_metrics import epoch_metrics
 
 if TYPE_CHECKING:
     from compress.stage import Stage
     from sweeps.space.sweep import Sweep
 
+MEANING_INDENT = "      "
+KIND_COLUMN = 36
+"""Where the type of an option begins on a line, if its name and default leave room."""
+MOST_NAMES = 12
+"""Options that are named where they are only referred to; of more, the number is told."""
 
-def stage_table(stage: "type[Stage]", briefly: bool = False) -> Table:
-    """Parameters of a stage: name, type, default, meaning; nested configs as dotted names.
 
-    Args:
-        briefly: leave out the options of training that the stage takes over unchanged.
+def option_lines(options: Iterable[Option], width: int) -> Iterator[Text]:
+    """Options as lines of at most `width` characters: name, default and type; below, what it
+    means. Only a name or a default that is longer than that makes a longer line.
     """
-    shared = shared_options(stage) if briefly else set()
-    rows = table("parameter", "type", "default", "meaning")
-    for name, field, kind in _parameters(stage):
-        if name.partition(".")[0] in shared:
-            continue
-        default = "[red]required[/]" if field.is_required() else escape(_default(field))
-        rows.add_row(
-            f"  {name}",
-            f"[cyan]{escape(kind)}[/]",
+    for option in options:
+        default = "(required)" if option.default is None else f"= {option.default}"
+        head = f"  {option.name} {default}".removesuffix(" = ")
+        kind = f"{option.type}; {option.unit}" if option.unit else option.type
+        yield from _entry(head, len(option.name), kind, option.meaning, width)
+
+
+def _entry(
+    head: str, name_length: int, kind: str, meaning: str, width: int
+) -> Iterator[Text]:
+    """A line with a bold name and what it is, and its meaning in lines below."""
+    first = Text(head)
+    first.stylize("bold", 2, 2 + name_length)
+    space = " " * max(2, KIND_COLUMN - len(head))
+    if len(head) + len(space) + len(kind) <= width:
+        yield first + Text(space + kind, "cyan") if kind else first
+    else:
+        yield first
+        yield from _wrapped(kind, width, "cyan")
+    yield from _wrapped(meaning, width)
+
+
+def _wrapped(
+    text: str, width: int, style: str = "", indent: str = MEANING_INDENT
+) -> Iterator[Text]:
+    room = width - len(indent)
+    for line in textwrap.wrap(
+        text, room, break_long_words=False, break_on_hyphens=False
+    ):
+        yield Text(indent + line, style)
+
+
+def options_as_markdown(options: Iterable[Option]) -> str:
+    """A table of options."""
+    lines = ["| option | type | default | unit | meaning |", "|---|---|---|---|---|"]
+    for option in options:
+        default = "required" if option.default is None else _as_code(option.default)
+        cells = (
+            _as_code(option.name),
+            option.type.replace("|", "\\|"),
             default,
-            escape(field.description or ""),
+            option.unit,
+            option.meaning.replace("|", "\\|").replace("<", "&lt;"),
         )
-    return rows
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
-def shared_options(stage: "type[Stage]") -> set[str]:
-    """The options of training that a stage takes over as they are in `TrainConfig`."""
-    common = TrainConfig.model_fields
-    if not issubclass(stage, FitOptions):
-        return set()
-    return {
-        name
-        for name, field in stage.model_fields.items()
-        if name in common and repr(field) == repr(common[name])
-    }
+def _as_code(text: str) -> str:
+    return f"`{text}`" if text else ""
 
 
-def _parameters(
-    model: type[BaseModel], prefix: str = ""
-) -> list[tuple[str, FieldInfo, str]]:
-    rows = []
-    for name, field in model.model_fields.items():
-        kind = _type_name(field.annotation)
-        nested = [
-            a
-            for a in (field.annotation, *getattr(field.annotation, "__args__", ()))
-            if isinstance(a, type) and issubclass(a, BaseModel)
+class Told:
+    """Stages that were described already, each option with the stage that had it first."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, tuple[str, Option]] = {}
+
+    def lines(
+        self, stage: str, options: Iterable[Option], width: int
+    ) -> Iterator[Text]:
+        """A stage's options, those of earlier stages by name alone."""
+        unknown, as_before = self._sorted(stage, options)
+        yield from option_lines(unknown, width)
+        for line in as_before:
+            yield from _wrapped(line, width, "dim", indent="  ")
+
+    def _sorted(
+        self, stage: str, options: Iterable[Option]
+    ) -> tuple[list[Option], list[str]]:
+        """The options that must be described, and a line for each stage that has the others."""
+        unknown = []
+        names: dict[str, dict[str, None]] = {}
+        changed: dict[str, list[str]] = {}
+        for option in options:
+            first = self._first.setdefault(option.name, (stage, option))
+            if first[0] == stage or not option.is_like(first[1]):
+                unknown.append(option)
+                continue
+            names.setdefault(first[0], {})[option.name.partition(".")[0]] = None
+            if option.default != first[1].default:
+                text = f"{option.name} = {option.default or first[1].default}"
+                changed.setdefault(first[0], []).append(text)
+        return unknown, [
+            _as_before(other, list(same), changed.get(other, []))
+            for other, same in names.items()
         ]
-        rows.append((prefix + name, field, kind))
-        if nested:
-            rows += _parameters(nested[0], f"{prefix}{name}.")
-    return rows
 
 
-def _type_name(annotation: Any) -> str:
-    text = (
-        annotation.__name__
-        if isinstance(annotation, type) and not getattr(annotation, "__args__", ())
-        else str(annotation)
-    )
-    for noise in ("typing.", "pathlib.", "trainers.config.", "NoneType", "Literal"):
-        text = text.replace(noise, "None" if noise == "NoneType" else "")
-    return text.replace("_local.", "")
+def _as_before(stage: str, names: list[str], changed: list[str]) -> str:
+    many = len(names) > MOST_NAMES
+    what = f"{len(names)} options" if many else ", ".join(names)
+    differ = f"; other defaults: {', '.join(changed)}" if changed else ""
+    return f"and as in {stage}: {what}{differ}"
 
 
-def _default(field: FieldInfo) -> str:
-    value = field.get_default(call_default_factory=True)
-    if isinstance(value, BaseModel):
-        return ""
-    return "null" if value is None else str(value)
+def purpose(stage: "type[Stage]") -> str:
+    """What a stage is for: the first paragraph of its docstring, on one line."""
+    return " ".join((stage.__doc__ or "").strip().partition("\n\n")[0].split())
 
 
-def metric_table() -> Table:
+def headline(kind: str, stage: "type[Stage]", width: int) -> Iterator[Text]:
+    """A stage's name, phase, purpose, paper and metrics."""
+    lines = textwrap.wrap(f"{kind} ({stage.phase})  {purpose(stage)}", width)
+    first = Text(lines[0])
+    first.stylize("bold", 0, len(kind))
+    yield first
+    yield from (Text(line) for line in lines[1:])
+    origin = plugin_of(stage)
+    reported = ", ".join(_without_runs([metric.name for metric in stage.metrics]))
+    for text in (
+        f"from the plugin {origin.name}" if origin else "",
+        stage.paper,
+        f"reports {reported}" if reported else "",
+    ):
+        yield from _wrapped(text, width, "dim", indent="")
+
+
+def _without_runs(names: list[str]) -> list[str]:
+    """Names, of order_0, order_1, … the first and the last alone."""
+    found: list[list[str]] = []
+    for name in names:
+        stem = name.rstrip("0123456789")
+        if stem != name and found and found[-1][0].rstrip("0123456789") == stem:
+            found[-1].append(name)
+        else:
+            found.append([name])
+    return [run[0] if len(run) == 1 else f"{run[0]} … {run[-1]}" for run in found]
+
+
+def metric_lines(width: int) -> Iterator[Text]:
     """The metrics of a final model: name, unit, meaning; and those of an epoch."""
-    rows = table("metric", "unit", "of an epoch too", "meaning")
-    of_epochs = epoch_metrics()
-    for name, metric in metrics().items():
+    final, of_epochs = metrics(), epoch_metrics()
+    for name, metric in (of_epochs | final).items():
         unit = "" if metric.unit == "1" else metric.unit
-        early = "yes" if name in of_epochs else ""
-        rows.add_row(f"  {name}", f"[cyan]{unit}[/]", early, escape(metric.description))
-    for name, epoch_metric in of_epochs.items():
-        if name not in metrics():
-            rows.add_row(
-                f"  {name}",
-                f"[cyan]{epoch_metric.unit}[/]",
-                "only",
-                escape(epoch_metric.description),
-            )
-    return rows
+        when = "of an epoch too" if name in of_epochs else ""
+        if name not in final:
+            when = "of an epoch only"
+        kind = "; ".join(part for part in (unit, when) if part)
+        yield from _entry(f"  {name}", len(name), kind, metric.description, width)
 
 
 def print_sweep(sweep: "Sweep", console: Console) -> None:
@@ -174,8 +241,11 @@ def _space_table(sweep: "Sweep") -> Table:
 
 
 def _goal(objective: Objective) -> str:
-    bound = "" if objective.bound is None else f" (bound {objective.bound:g})"
-    return f"{objective.mode} {objective.metric}{bound}"
+    bound = objective.bound
+    if isinstance(bound, RelativeBound):
+        return f"{objective.mode} {objective.metric} (bound: {bound.said()})"
+    shown = "" if bound is None else f" (bound {bound:g})"
+    return f"{objective.mode} {objective.metric}{shown}"
 
 
 def _times(n: int) -> str:

@@ -3,12 +3,14 @@ again.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from analysis.contract import RUN_FILE
+from analysis.contract import BASELINE, RUN_FILE
 from sweeps.check import check_spec
-from sweeps.run.record import trial_records
+from sweeps.run.folder import trial_folder
+from sweeps.run.record import TrialRecord, trial_records
 from sweeps.run.storage import local_folder
 from sweeps.space.overrides import apply_overrides
 from sweeps.space.slots import is_slot
@@ -31,6 +33,7 @@ FREE = (
     "search.max_failures",
     "search.early_stopping",
     "search.from",
+    "search.race",
     "search.refine",
     "resources",
     "trackers",
@@ -142,8 +145,9 @@ def resumed_spec(run: Path, overrides: Sequence[str], *, local: bool = True) -> 
 def reopen(run: Path, status: Literal["failed", "pruned"]) -> int:
     """Let trials that ended like this run again, under their numbers; how many there are."""
     count = 0
-    for record in trial_records(run):
-        if record.status == status:
+    baseline = TrialRecord.read(trial_folder(run, BASELINE))
+    for record in chain(trial_records(run), [baseline]):
+        if record is not None and record.status == status:
             record.reopen(f"to be run again: it was {status}")
             count += 1
     return count

@@ -7,18 +7,13 @@ Defaults are those of the DeiT family. Names that carry a unit say it; durations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, model_validator
 
+from trainers.augment_options import Augment, AugmentConfig
 from trainers.hashing import LATER
 from trainers.option_types import (
     MAY_BE_GONE,
+    Config,
     Deviation,
     Duration,
     ModelName,
@@ -31,14 +26,6 @@ from trainers.shard_options import ShardOptions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class Config(BaseModel):
-    """A frozen configuration that rejects unknown keys."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
-    )
 
 
 class DataConfig(Config, ShardOptions):
@@ -59,6 +46,7 @@ class DataConfig(Config, ShardOptions):
     image_size: int | None = Field(
         None,
         ge=4,
+        json_schema_extra={"unit": "px"},
         description=(
             "pixels that the model sees; default: the size of the images where all are"
             " squares of one size up to 96 px, and 224 where most are larger"
@@ -70,7 +58,9 @@ class DataConfig(Config, ShardOptions):
     std: tuple[Deviation, Deviation, Deviation] = Field(
         IMAGENET_STD, description="per channel, of images in [0, 1]"
     )
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    interpolation: Literal["bilinear", "bicubic"] = Field(
+        "bicubic", description="how images are resized"
+    )
     crop_fraction: float = Field(
         0.875,
         gt=0,
@@ -102,10 +92,14 @@ class DataConfig(Config, ShardOptions):
     limit: int | None = Field(
         None,
         ge=1,
+        json_schema_extra={"unit": "images"},
         description="use only this many training images (before the split, seeded)",
     )
     limit_test: int | None = Field(
-        None, ge=1, description="use only this many test images"
+        None,
+        ge=1,
+        json_schema_extra={"unit": "images"},
+        description="use only this many test images",
     )
     in_memory: YesOrNo = Field(
         "auto",
@@ -117,10 +111,13 @@ class DataConfig(Config, ShardOptions):
     workers: int = Field(
         2, ge=0, description="loader processes of a trial when images stream"
     )
-    pin_memory: bool = True
+    pin_memory: bool = Field(
+        True, description="load batches into page-locked memory, for a GPU"
+    )
     max_unreadable: int = Field(
         0,
         ge=0,
+        json_schema_extra={"unit": "images"},
         description="unreadable images to skip (each is named) before it is an error",
     )
     exif_rotation: bool = Field(
@@ -141,103 +138,6 @@ class DataConfig(Config, ShardOptions):
     )
 
 
-_USED_BY_FLIP = {"preset", "hflip", "crop", "crop_padding_px", "crop_scale"}
-
-
-class AugmentConfig(Config):
-    """Training augmentation (DeiT's by default; `augment: {preset: none}` switches all off)."""
-
-    preset: Literal["deit", "flip", "none"] = Field(
-        "deit",
-        description="deit: as the fields say; flip: crop and flip only; none: nothing",
-    )
-    hflip: float = Field(0.5, ge=0, le=1, description="probability")
-    crop: Literal["auto", "resized", "padded", "random", "none"] = Field(
-        "auto",
-        description=(
-            "auto: padded random crop at <= 32 px, random resized crop above; random:"
-            " resize as at evaluation (data.crop_fraction), then crop at random"
-        ),
-    )
-    crop_padding_px: int = Field(4, ge=0)
-    crop_scale: Shares = Field(
-        (0.08, 1.0), description="resized crop: smallest and largest share of the area"
-    )
-    color_jitter: float = Field(
-        0.4, ge=0, description="used where `auto_augment` is off, as in timm"
-    )
-    auto_augment: str | None = Field(
-        "rand-m9-mstd0.5-inc1", description="timm's notation, or null"
-    )
-    three_augment: bool = Field(
-        False, description="DeiT III: one of grey, solarise, blur, then colour jitter"
-    )
-    erase_prob: float = Field(0.25, ge=0, le=1, description="random erasing")
-    erase_mode: Literal["const", "rand", "pixel"] = "pixel"
-    erase_count: int = Field(1, ge=1)
-    erase_resplit: bool = Field(
-        False, description="leave the first of the repeated copies clean of erasing"
-    )
-    repeats: int = Field(
-        3,
-        ge=1,
-        description=(
-            "repeated augmentation: copies of an image in an epoch's order; 1 is off"
-        ),
-    )
-    mixup: float = Field(0.8, ge=0, description="alpha; 0 is off")
-    cutmix: float = Field(1.0, ge=0, description="alpha; 0 is off")
-    cutmix_minmax: Shares | None = None
-    mix_prob: float = Field(
-        1.0, ge=0, le=1, description="probability of mixup or cutmix for a batch"
-    )
-    mix_switch_prob: float = Field(
-        0.5, ge=0, le=1, description="probability of cutmix where both are on"
-    )
-    mix_mode: Literal["batch", "pair", "elem"] = "batch"
-
-    @model_validator(mode="after")
-    def _no_option_without_effect(self) -> "AugmentConfig":
-        if self.preset != "deit":
-            used = _USED_BY_FLIP if self.preset == "flip" else {"preset"}
-            fields = type(self).model_fields
-            idle = [
-                name
-                for name in fields
-                if name not in used and getattr(self, name) != fields[name].default
-            ]
-            if idle:
-                raise ValueError(
-                    f"preset {self.preset!r} does not read {', '.join(idle)}; leave"
-                    " them out, or take preset deit and switch off there what you do"
-                    " not want"
-                )
-        return self
-
-    @property
-    def mixes(self) -> bool:
-        """Whether targets become soft (mixup or cutmix on)."""
-        return (
-            self.preset == "deit"
-            and self.mix_prob > 0
-            and (self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None)
-        )
-
-
-def _augment_by_name(value: Any) -> Any:
-    return {"preset": value} if isinstance(value, str) else value
-
-
-Augment = Annotated[
-    AugmentConfig,
-    BeforeValidator(
-        _augment_by_name,
-        json_schema_input_type=AugmentConfig | Literal["deit", "flip", "none"],
-    ),
-]
-"""An `AugmentConfig`, or just the name of its preset."""
-
-
 class DistillConfig(Config):
     """Knowledge distillation as in DeiT (Touvron et al. 2021, section 4)."""
 
@@ -250,7 +150,9 @@ class DistillConfig(Config):
     teacher_checkpoint: UserPath | None = Field(
         None, description="weights of a timm-named teacher"
     )
-    kind: Literal["soft", "hard"] = "hard"
+    kind: Literal["soft", "hard"] = Field(
+        "hard", description="towards the teacher's probabilities, or its decisions"
+    )
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the distillation term")
     tau: float = Field(1.0, gt=0, description="temperature (soft)")
     base_loss_heads: Annotated[Literal["class", "mean"], LATER] = Field(
@@ -265,7 +167,9 @@ class DistillConfig(Config):
 class EmaConfig(Config):
     """Exponential moving average of the weights."""
 
-    decay: float = Field(0.99996, gt=0, lt=1)
+    decay: float = Field(
+        0.99996, gt=0, lt=1, description="share of the average that a step keeps"
+    )
     device: str | None = Field(
         None,
         pattern=r"^(cpu|cuda(:\d+)?)$",
@@ -300,8 +204,8 @@ class FitOptions(Config):
     lr_scaling: Literal["linear", "unscaled"] = Field(
         "linear", description="linear: lr, min_lr and warmup_lr times batch_size / 512"
     )
-    min_lr: float = Field(1e-5, ge=0)
-    warmup_lr: float = Field(1e-6, ge=0)
+    min_lr: float = Field(1e-5, ge=0, description="where the schedule ends")
+    warmup_lr: float = Field(1e-6, ge=0, description="where the warm-up begins")
     scale_min_lr: Annotated[bool, LATER] = Field(
         True,
         description=(
@@ -311,7 +215,9 @@ class FitOptions(Config):
     warmup: Duration = Field(
         "10%", description="epochs, or 'N steps', 'N%' of the training"
     )
-    schedule: Literal["cosine", "step", "plateau", "constant"] = "cosine"
+    schedule: Literal["cosine", "step", "plateau", "constant"] = Field(
+        "cosine", description="how lr falls after the warm-up"
+    )
     schedule_step: Annotated[Literal["step", "epoch", "epoch_start"], LATER] = Field(
         "step",
         description=(
@@ -330,31 +236,43 @@ class FitOptions(Config):
     )
     decay_rate: float = Field(0.1, gt=0, le=1, description="step and plateau")
     decay_epochs: float = Field(30, gt=0, description="step")
-    cooldown_epochs: int = Field(0, ge=0)
+    cooldown_epochs: int = Field(
+        0, ge=0, description="cosine: last ones, at min_lr; plateau: rest after a fall"
+    )
     patience_epochs: int = Field(10, ge=0, description="plateau")
     lr_noise: Shares | None = Field(
         None, description="range of the fit, as fractions, in which lr is noisy"
     )
-    lr_noise_pct: float = Field(0.67, gt=0)
-    lr_noise_std: float = Field(1.0, gt=0)
+    lr_noise_pct: float = Field(0.67, gt=0, description="largest, as a share of lr")
+    lr_noise_std: float = Field(1.0, gt=0, description="its standard deviation")
 
     optimizer: str = Field("adamw", description="any timm optimiser name")
-    eps: float | None = Field(1e-8, gt=0)
-    betas: tuple[_Momentum, _Momentum] | None = None
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(0.05, ge=0)
+    eps: float | None = Field(
+        1e-8, gt=0, description="the optimiser's epsilon; null: its own default"
+    )
+    betas: tuple[_Momentum, _Momentum] | None = Field(
+        None, description="of optimisers that have them; null: the optimiser's default"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="of optimisers that have it")
+    weight_decay: float = Field(
+        0.05, ge=0, description="of matrices and kernels; biases and norms have none"
+    )
     weight_decay_end: float | None = Field(
         None, ge=0, description="cosine from weight_decay to this"
     )
-    layer_decay: float | None = Field(None, gt=0, le=1)
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="factor of lr from each layer to the one below"
+    )
     clip_grad: float | None = Field(None, gt=0, description="gradient norm")
 
-    drop: float = Field(0.0, ge=0, lt=1)
+    drop: float = Field(0.0, ge=0, lt=1, description="dropout before the classifier")
     drop_path: float | None = Field(
         None, ge=0, lt=1, description="default: as the model was built (DeiT: 0.1)"
     )
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-    ema: EmaConfig | None = None
+    label_smoothing: float = Field(
+        0.1, ge=0, lt=1, description="share of a label that all classes get"
+    )
+    ema: EmaConfig | None = Field(None, description="averaged weights")
     train_mode: Annotated[bool, LATER] = Field(
         True,
         description=(
@@ -362,12 +280,14 @@ class FitOptions(Config):
             " stochastic depth, BatchNorm by its running statistics)"
         ),
     )
-    augment: Augment = AugmentConfig()
+    augment: Augment = Field(AugmentConfig(), description="how images are varied")
 
     amp: Literal["none", "bf16", "fp16"] = Field(
         "none", description="autocast; fp16 with a gradient scaler"
     )
-    channels_last: bool = False
+    channels_last: bool = Field(
+        False, description="memory layout NHWC, which convolutions on GPUs prefer"
+    )
     compile: bool = Field(False, description="torch.compile")
     grad_checkpointing: Annotated[bool, LATER] = Field(
         False,
@@ -376,12 +296,22 @@ class FitOptions(Config):
             " less memory for more time, the same losses"
         ),
     )
-    tf32: bool = True
-    eval_every: int = Field(
-        1, ge=1, description="epochs between evaluations on the validation part"
+    tf32: bool = Field(
+        True, description="let GPUs multiply float32 matrices in TensorFloat-32"
     )
-    checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
-    keep_checkpoints: int = Field(1, ge=1)
+    eval_every: int = Field(
+        1,
+        ge=1,
+        json_schema_extra={"unit": "epochs"},
+        description="epochs between evaluations on the validation part",
+    )
+    checkpoint_every: int = Field(
+        1,
+        ge=1,
+        json_schema_extra={"unit": "epochs"},
+        description="epochs between checkpoints",
+    )
+    keep_checkpoints: int = Field(1, ge=1, description="newest ones that stay on disk")
 
     def scaled(self, rate: float) -> float:
         """`rate` (stated at a batch of 512) at this global batch size."""
@@ -413,7 +343,7 @@ class FitOptions(Config):
 class TrainConfig(FitOptions):
     """All options of a fit."""
 
-    epochs: int = Field(300, ge=0)
+    epochs: int = Field(300, ge=0, description="length of the fit")
 
 
 class SourceConfig(Config):

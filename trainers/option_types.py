@@ -1,12 +1,30 @@
-"""Types that options share: paths as users write them, names of models, durations, shares."""
+"""What options share: their class, and types of paths as users write them, names of models,
+durations, shares.
+"""
 
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+)
 
 from trainers.files import expanded
+
+
+class Config(BaseModel):
+    """A frozen configuration that rejects unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
 
 MAY_BE_GONE = "may_be_gone"
 """Key of pydantic's validation context: whoever reads an old configuration sets it, so that files

@@ -8,6 +8,8 @@ numbers to read are text already, or are formatted by the page as `analysis.numb
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -247,17 +249,29 @@ def baseline(run: Run) -> dict[str, Any] | None:
     return {"name": found.name, "values": values}
 
 
+def notes(run: Run, row_of: Mapping[str, int]) -> dict[str, Any]:
+    """Notes and tags by row."""
+    return {
+        str(row_of[trial]): {"text": note.text, "tags": list(note.tags)}
+        for trial, note in run.notes.items()
+        if trial in row_of and (note.text or note.tags)
+    }
+
+
 def objectives(run: Run) -> list[dict[str, Any]]:
     """The objectives, with their bounds as number and as text."""
     found = []
     for objective in run.objectives:
         unit = run.metrics.unit(objective.metric)
-        shown = None if objective.bound is None else quantity(objective.bound, unit)
+        limit = objective.limit
+        if limit is not None and math.isnan(limit):  # it waits for the baseline
+            limit = None
+        shown = None if limit is None else quantity(limit, unit)
         found.append(
             {
                 "metric": objective.metric,
                 "mode": objective.mode,
-                "bound": objective.bound,
+                "bound": limit,
                 "shown": shown,
             }
         )
@@ -310,6 +324,7 @@ def page_data(run: Run, compared: Comparison | None = None) -> dict[str, Any]:
         "dimensions": BLOCK_DIMENSIONS,
         "noise": noise(run),
         "baseline": baseline(run),
+        "notes": notes(run, row_of),
         "surfaces": surfaces(run),
         "compare": comparison(compared),
     }

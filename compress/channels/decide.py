@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,10 +16,9 @@ from compress.channels.cost import Cost, Floats, macs, values
 from compress.channels.latency import measured_cost
 from compress.channels.layout import Keep, Layout
 from compress.channels.surgery import cut_arch, cut_state
-from compress.measure.latency import times_in_turns
+from compress.measure.in_turns import model_times
 from compress.measure.model import PASS_ERRORS, forward_pass
 from compress.measure.options import RuntimeOptions
-from compress.runtimes.registry import session
 from compress.stage import Context
 from trainers.files import read_json, write_atomic
 from trainers.models.arch import BUILD_ERRORS, Arch, ModelState, on_meta
@@ -30,7 +29,6 @@ TOLERANCE = 0.02
 """A measured latency may lie so far below its target; above it by half as much."""
 _TRIES = 5
 _ROUNDS = 25
-_SECONDS = 20.0
 
 
 def layout_of(arch: Arch, image_size: int) -> Layout:
@@ -144,6 +142,7 @@ class Decider:
                 self.options,
                 self.ctx.device.type,
                 file,
+                lambda: float(np.median(self._times([self.model]))),
             )
 
         if distributed.rank() == 0:
@@ -179,21 +178,22 @@ class Decider:
 
     def _share_by_measuring(self, scores: Floats) -> dict[str, float]:
         """The estimated share at which the measured latency meets the target."""
-        passes = self._passes([self.model])
-        incoming = float(np.median(self._times(passes)[0]))
+        (times,) = self._times([self.model])
+        incoming = float(np.median(times))
         wanted = self.target.limit(incoming) / incoming
         share, best = min(wanted, 1.0), None
+        seen: dict[float, float] = {}
         for _ in range(_TRIES):
             decision = self.choose(scores, share)
             small = cut_state(self.model, self.layout, decision.keep, decision.dropped)
-            times = self._times(passes + self._passes([small]))
-            ratio = float(np.median(np.array(times[1]) / np.array(times[0])))
+            whole, cut = self._times([self.model, small])
+            ratio = seen[share] = float(np.median(cut / whole))
             found = {"share": share, "ratio": ratio}
             if best is None or abs(ratio - wanted) < abs(best["ratio"] - wanted):
                 best = found
             if wanted * (1 - TOLERANCE) <= ratio <= wanted * (1 + TOLERANCE / 2):
                 break
-            share = min(1.0, max(0.01, share * wanted / ratio))
+            share = share_between(seen, wanted)
         assert best is not None
         if best["ratio"] > wanted * (1 + TOLERANCE):
             _log.warning(
@@ -204,16 +204,17 @@ class Decider:
             )
         return best
 
-    def _passes(self, states: Sequence[ModelState]) -> list[Callable[[], float]]:
-        images = np.zeros(self._images(self.options.batch_size), np.float32)
-        device = self.ctx.device.type
-        return [
-            session(state, self.image_size, self.options, device=device).timed_pass(
-                images
-            )
-            for state in states
-        ]
+    def _times(self, states: Sequence[ModelState]) -> Floats:
+        return model_times(
+            states, self.image_size, self.options, self.ctx.device, _ROUNDS
+        )
 
-    @staticmethod
-    def _times(passes: Sequence[Callable[[], float]]) -> list[list[float]]:
-        return times_in_turns(passes, warmup=2, rounds=_ROUNDS, max_seconds=_SECONDS)
+
+def share_between(seen: Mapping[float, float], wanted: float) -> float:
+    """The estimated share of cost at which the measured share of latency is `wanted`, linear
+    between those that were measured (estimated → measured) and the ends: nothing takes no
+    time, and all takes all. More costs no less; what is measured otherwise is noise.
+    """
+    points = sorted({0.0: 0.0, **seen, 1.0: 1.0}.items())
+    estimated, measured = np.array(points).T
+    return float(np.interp(wanted, np.maximum.accumulate(measured), estimated))

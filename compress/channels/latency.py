@@ -5,11 +5,15 @@ Legend
     o, i        shares of its outputs and inputs that stay
     T(o, i)     milliseconds of a batch, measured at `SHARES` of both, bilinear in between; below
                 the smallest share it stays as it is
+    h           what a layer takes alone beyond its part in the model: a call, an input and an
+                output that nobody has in the layout of the next layer
 
 In a convolution with groups both shares are that of the groups. What is no such layer (attention's
 products) counts by its multiply-accumulates, at the mean speed of the layers. The figures are
 there to be compared with each other: a runtime fuses layers, so that their sum is not the model's
-latency. `compress.channels.stage` measures whole models to meet a target.
+latency. h is the same for all layers, such that Σ (T − h) of the whole model is its measured
+latency; without it, narrow layers would seem to save nothing. `compress.channels.decide` measures
+whole models to meet a target.
 """
 
 import json
@@ -24,14 +28,11 @@ from torch import nn
 
 from compress.channels.cost import Axes, Floats, Terms
 from compress.channels.layout import Layout, Rows
-from compress.measure.latency import times_in_turns
+from compress.measure.in_turns import layer_times
 from compress.measure.options import RuntimeOptions
-from compress.runtimes.registry import runtime as runtime_of
 from trainers.files import read_json, write_atomic
 
 SHARES = (0.25, 0.5, 1.0)
-_ROUNDS = 9
-_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,8 @@ def _shape_of(
     )
 
 
+_WHOLE = ""
+"""Path of the model itself, in the file of tables."""
 _MEASURED: dict[str, list[list[float]]] = {}
 """Tables of this process by layer and options: the trials of a process share them."""
 
@@ -189,18 +192,17 @@ def _measured(
     shape: LayerShape, options: RuntimeOptions, device: str
 ) -> list[list[float]]:
     grid = shape.grid()
-    passes = []
-    for _, _, outputs, inputs in grid:
-        images = torch.zeros(shape.input_shape(options.batch_size, inputs))
-        module = shape.module(outputs, inputs)
-        session = runtime_of(options.runtime).session_of(
-            module, images, options, device
+    cuts = [
+        (
+            shape.module(outputs, inputs),
+            torch.zeros(shape.input_shape(options.batch_size, inputs)),
         )
-        passes.append(session.timed_pass(images.numpy()))
-    times = times_in_turns(passes, warmup=2, rounds=_ROUNDS, max_seconds=_SECONDS)
+        for _, _, outputs, inputs in grid
+    ]
+    times = layer_times(cuts, options, torch.device(device))
     found = np.full((len(SHARES), len(SHARES)), np.nan)
-    for (a, b, _, _), column in zip(grid, times, strict=True):
-        found[a, b] = np.median(column)
+    for (a, b, _, _), time_ms in zip(grid, times, strict=True):
+        found[a, b] = time_ms
     if shape.groups > 1:
         found = np.repeat(np.diag(found)[:, None], len(SHARES), 1)
     for axis in (0, 1):  # where a share cannot change, all have the time of the whole
@@ -265,6 +267,19 @@ class MeasuredCost:
         return (total * there).sum(1) + self._others_ms * self._others.of(shares)
 
 
+def without_calls(tables: Sequence[Any], whole_ms: float) -> Floats:
+    """T − h of layers' tables (L, n, n) in a model that takes `whole_ms`; each T keeps a tenth at
+    least. Where layers alone take less than the model, h is 0.
+    """
+    found = np.array(tables, float)
+    low, high = 0.0, float(found.max())
+    for _ in range(50):
+        h = (low + high) / 2
+        left = np.maximum(found - h, 0.1 * found)
+        low, high = (h, high) if left[:, -1, -1].sum() > whole_ms else (low, h)
+    return np.maximum(found - low, 0.1 * found)
+
+
 def measured_cost(
     module: nn.Module,
     layout: Layout,
@@ -272,6 +287,7 @@ def measured_cost(
     options: RuntimeOptions,
     device: str,
     file: Path,
+    whole_ms: Callable[[], float],
 ) -> MeasuredCost:
     """The cost of a model's layers, measured here.
 
@@ -279,14 +295,16 @@ def measured_cost(
         module: the whole model on the meta device.
         image_shape: (C, H, W).
         file: where the tables are kept, and read where it is there already.
+        whole_ms: measures a batch of the whole model.
     """
     found = layers(module, layout, image_shape)
     stored = (read_json(file) if file.exists() else None) or {}
-    tables = []
     for layer in found:
         if layer.path not in stored:
             stored[layer.path] = table(layer.shape, options, device)
-        tables.append(stored[layer.path])
+    if _WHOLE not in stored:
+        stored[_WHOLE] = whole_ms()
+    tables = without_calls([stored[each.path] for each in found], stored[_WHOLE])
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, json.dumps(stored).encode())
     weights = {f"{layer.path}.weight" for layer in found}
@@ -296,7 +314,7 @@ def measured_cost(
     ]
     inside = [each.weight in weights for each in layout.products]
     layer_macs = sum(n for n, own in zip(macs_of, inside, strict=True) if own)
-    layer_ms = sum(each[-1][-1] for each in tables)
+    layer_ms = float(tables[:, -1, -1].sum())
     others = [p for p, own in zip(layout.products, inside, strict=True) if not own]
     return MeasuredCost(
         layout,

@@ -45,7 +45,7 @@ class PruneChannels(Stage, ChannelOptions):
     """
 
     phase: ClassVar[Phase] = "prune"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     finds_dims: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "groups: Fang et al., DepGraph, CVPR 2023; choice: Shen et al., Structural Pruning"

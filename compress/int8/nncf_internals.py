@@ -6,20 +6,24 @@ extension at their first pass, which needs a compiler wherever a model is rebuil
 """
 
 import contextlib
+import copy
 import io
+import itertools
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from trainers.models.parameters import classifier_layers
-from trainers.models.quantised import IMAGES, OUTPUT, Place
+from trainers.models.quantised import IMAGES, OUTPUT, Call, Calls, Place
 
 _HOOK = re.compile(
     r"(?P<kind>pre|post)_hooks\.(?P<path>.*)/(?P<function>[^/]+)/(?P<call>\d+)__(?P<port>\d+)\.\d+"
@@ -55,6 +59,42 @@ def check_installed() -> None:
         raise ValueError("int8 needs nncf; pip install 'compression-sweeps[deploy]'")
 
 
+def check_followed(module: nn.Module, image_shape: tuple[int, ...]) -> None:
+    """Let NNCF follow a pass of a model, without values.
+
+    Args:
+        module: on the meta device, in eval mode.
+        image_shape: (C, H, W).
+
+    Raises:
+        ValueError: it cannot.
+    """
+    with _nncf():
+        from nncf.torch.function_hook import wrap_model
+        from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import (
+            build_nncf_graph,
+        )
+
+        images = torch.empty(2, *image_shape, device="meta")
+        with _silent():
+            build_nncf_graph(wrap_model(module), images)
+
+
+@contextlib.contextmanager
+def _nncf() -> Iterator[None]:
+    """What NNCF raises becomes a ValueError that says what to do."""
+    # read at import: no report of its use is sent
+    os.environ.setdefault("NNCF_CI", "1")
+    try:
+        yield
+    except (ValueError, RuntimeError, LookupError) as error:
+        raise ValueError(
+            "NNCF, which chooses where integers begin and end, cannot follow this model"
+            f" ({type(error).__name__}: {error}); leave int8 out, or store its weights by"
+            " uniform_quant"
+        ) from error
+
+
 def choose(
     module: nn.Module, images: Iterable[Tensor], smooth_quant: float | None
 ) -> Choice:
@@ -66,18 +106,25 @@ def choose(
         smooth_quant: its alpha; None: without it.
 
     Raises:
-        ValueError: NNCF cannot follow the model (those with rotary positions, for example).
+        ValueError: NNCF cannot follow the model (see `check_followed`).
     """
-    os.environ.setdefault(
-        "NNCF_CI", "1"
-    )  # read at import: no report of its use is sent
+    batches = list(images)
+    names = _Names.of(module, batches[0][:2])
+    with _nncf():
+        quantised, config = _quantised(module, batches, smooth_quant)
+    return without_smoothed_classifier(module, _read(module, quantised, config, names))
+
+
+def _quantised(
+    module: nn.Module, batches: list[Tensor], smooth_quant: float | None
+) -> tuple[Any, list[dict[str, Any]]]:
+    """NNCF's model, and what it says of its hooks."""
     import nncf
     from nncf.quantization.advanced_parameters import (
         AdvancedQuantizationParameters,
         AdvancedSmoothQuantParameters,
     )
 
-    batches = list(images)
     alpha = -1.0 if smooth_quant is None else smooth_quant
     parameters = AdvancedQuantizationParameters(
         disable_bias_correction=True,
@@ -85,23 +132,54 @@ def choose(
             convolution=-1.0, matmul=alpha
         ),
     )
-    try:
-        with _silent():
-            quantised = nncf.quantize(
-                module,
-                nncf.Dataset(batches),
-                subset_size=len(batches),
-                model_type=nncf.ModelType.TRANSFORMER if _attends(module) else None,
-                advanced_parameters=parameters,
-            )
-            config = nncf.torch.get_config(quantised)["compression_state"]
-    except (ValueError, RuntimeError, LookupError) as error:
-        raise ValueError(
-            "NNCF, which chooses where integers begin and end, cannot follow this model"
-            f" ({type(error).__name__}: {error}); leave int8 out, or store its weights by"
-            " uniform_quant"
-        ) from error
-    return without_smoothed_classifier(module, _read(module, quantised, config))
+    with _silent():
+        quantised = nncf.quantize(
+            module,
+            nncf.Dataset(batches),
+            subset_size=len(batches),
+            model_type=nncf.ModelType.TRANSFORMER if _attends(module) else None,
+            advanced_parameters=parameters,
+        )
+        return quantised, nncf.torch.get_config(quantised)["compression_state"]
+
+
+class _Names(TorchFunctionMode):
+    """NNCF's names of calls → ours. NNCF leaves out of a path what is called by a module that is
+    not its parent: of blocks in a list that the model walks through, all have the same name.
+
+    Attributes:
+        places: (module, function, call) by NNCF's name → by ours.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.calls = Calls(module)
+        self.calls.start()
+        self.places: dict[Call, Call] = {}
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    @classmethod
+    def of(cls, module: nn.Module, images: Tensor) -> dict[Call, Call]:
+        """The names of one pass; the module, in eval mode, is not changed."""
+        module = copy.deepcopy(module)
+        with torch.no_grad(), cls(module) as names:
+            module(images)
+        return names.places
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        function = getattr(func, "__name__", "")
+        stack = self.calls.stack
+        theirs = ".".join(
+            path.rpartition(".")[2]
+            for above, path in itertools.pairwise(stack)
+            if path.rpartition(".")[0] == above
+        )
+        call = self._counts[theirs, function]
+        self._counts[theirs, function] += 1
+        self.places[theirs, function, call] = self.calls.next(function)
+        return func(*args, **(kwargs or {}))
 
 
 def without_smoothed_classifier(module: nn.Module, choice: Choice) -> Choice:
@@ -126,14 +204,19 @@ def _attends(module: nn.Module) -> bool:
     return any(isinstance(layer, nn.LayerNorm) for layer in module.modules())
 
 
-def _read(module: nn.Module, quantised: Any, config: list[dict[str, Any]]) -> Choice:
+def _read(
+    module: nn.Module,
+    quantised: Any,
+    config: list[dict[str, Any]],
+    calls: Mapping[Call, Call],
+) -> Choice:
     groups: list[list[Place]] = []
     weights: list[str] = []
     scaled: list[tuple[Place, Tensor]] = []
     storage = quantised.get_submodule("__nncf_hooks")
     for entry in config:
         names = entry["hook_names_in_model"]
-        places = [_place(name) for name in names]
+        places = [_ours(_place(name), calls) for name in names]
         if entry["module_cls_name"] == "SQMultiply":
             factor = storage.get_submodule(names[0]).scale.detach().reshape(-1)
             scaled += [(place, factor.cpu().clone()) for place in places]
@@ -149,8 +232,12 @@ def _read(module: nn.Module, quantised: Any, config: list[dict[str, Any]]) -> Ch
     return Choice(groups, list(dict.fromkeys(weights)), scaled, state)
 
 
+def _ours(place: Place, calls: Mapping[Call, Call]) -> Place:
+    return Place(*calls.get(place[:3], place[:3]), place.port)
+
+
 def _place(name: str) -> Place:
-    """The place that a hook's name means."""
+    """The place that a hook's name means, by NNCF's name of the call."""
     found = _HOOK.fullmatch(name)
     if found is None:
         assert _INPUT.fullmatch(name), name

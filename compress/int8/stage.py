@@ -13,10 +13,15 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress.asp import HoldZeros, asp_masks
 from compress.finetune import check_fit
+from compress.int8.architectures import (
+    check_architecture,
+    int8_arch,
+    quantisable_layers,
+)
 from compress.int8.calibrate import (
     RANGE_RULES,
     RangeRule,
@@ -35,7 +40,6 @@ from compress.stage import Context, Phase, Stage
 from trainers.config import Augment, AugmentConfig, DistillConfig, TrainConfig
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState, on_meta
-from trainers.models.parameters import linear_and_conv_parameters
 from trainers.models.quantised import (
     QuantisedModel,
     QuantiserPlan,
@@ -61,7 +65,7 @@ class Int8(Stage, TrainConfig):
     """
 
     phase: ClassVar[Phase] = "quantize"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     paper: ClassVar[str] = (
         "Nagel et al., A White Paper on Neural Network Quantization, 2021; SmoothQuant: Xiao"
         " et al., ICML 2023; steps in training: Esser et al., Learned Step Size Quantization,"
@@ -191,7 +195,7 @@ class Int8(Stage, TrainConfig):
                 f"{arch.name} is an auxiliary network, whose blocks share weights; put"
                 f" {_AUXILIARY[arch.builder]} before int8"
             )
-        layers = _layers(arch)
+        layers = quantisable_layers(arch)
         if not layers:
             raise ValueError(f"{arch.name} has no Linear or Conv2d layers to quantise")
         for option in ("float_layers", "four_bit_layers"):
@@ -201,9 +205,10 @@ class Int8(Stage, TrainConfig):
                         f"{option}: {pattern!r} fits no layer of {arch.name}; its layers are"
                         f" {', '.join(layers[:4])}, …, {layers[-1]}"
                     )
+        check_architecture(arch, data.image_size)
         if self.epochs:
             check_fit(arch, self, data)
-        return _arch(arch, QuantiserPlan())
+        return int8_arch(arch, QuantiserPlan())
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:
         batches = _images(ctx, self.images)
@@ -216,7 +221,7 @@ class Int8(Stage, TrainConfig):
             ctx.report(int8_max_changed_met=int(changed <= self.max_changed))
         ctx.report(
             int8_layers=len(plan.weights),
-            int8_float_layers=len(_layers(model.arch)) - len(plan.weights),
+            int8_float_layers=len(quantisable_layers(model.arch)) - len(plan.weights),
             int8_four_bit_fraction=four,
             int8_changed_fraction=changed,
             int8_logit_error=error,
@@ -250,26 +255,6 @@ class Int8(Stage, TrainConfig):
         }
         state = {name: state[name].clone() for name in start.weights}
         return ModelState(start.arch, state, start.meta)
-
-
-def _layers(arch: Arch) -> list[str]:
-    """Paths of the layers whose weights may become integers."""
-    module = on_meta(arch)
-    return [
-        path
-        for path, layer in module.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
-        and f"{path}.weight" in linear_and_conv_parameters(module)
-    ]
-
-
-def _arch(inner: Arch, plan: QuantiserPlan) -> Arch:
-    return Arch(
-        "int8",
-        inner.name,
-        dict(inner.args),
-        {"inner": inner.to_json(), **plan.to_json()},
-    )
 
 
 def _images(ctx: Context, count: int) -> list[Tensor]:
@@ -358,7 +343,7 @@ class _Calibration:
     def _model(self, plan: QuantiserPlan) -> QuantisedModel:
         """Float weights behind the plan's quantisers, whose steps are not set yet."""
         with torch.random.fork_rng(devices=[]):
-            built = _arch(self.model.arch, plan).build()
+            built = int8_arch(self.model.arch, plan).build()
         assert isinstance(built, QuantisedModel)
         built.inner.load_state_dict(self.choice.state)
         for number, (_, scale) in enumerate(self.choice.scaled):
@@ -452,7 +437,7 @@ class _Calibration:
             points=tuple((place, number[index]) for place, index in plan.points),
             signed=tuple(steps[i][1].dtype == torch.int8 for i in used),
         )
-        arch = _arch(self.model.arch, plan)
+        arch = int8_arch(self.model.arch, plan)
         state = {f"inner.{name}": value for name, value in self.choice.state.items()}
         for new, old in enumerate(used):
             state[f"step_{new}"], state[f"zero_{new}"] = steps[old]

@@ -40,7 +40,7 @@ class Auxiliary(Stage, TrainConfig):
 
     patch_size: int = Field(16, ge=1, description="pixels")
     embed_dim: int = Field(384, ge=1, description="width")
-    num_heads: int = Field(6, ge=1)
+    num_heads: int = Field(6, ge=1, description="attention heads of a layer")
     norm_eps: float = Field(NORM_EPS, gt=0, description="epsilon of every LayerNorm")
     drop_path: float | None = Field(
         0.1,

@@ -13,17 +13,15 @@ import torch
 from torch import nn
 
 from compress.low_rank.layers import LayerSize
-from compress.measure.latency import times_in_turns
+from compress.measure.in_turns import layer_times, model_times
 from compress.measure.options import RuntimeOptions
-from compress.runtimes.registry import runtime as runtime_of
-from compress.runtimes.registry import session
 from trainers.models.arch import ModelState
 from trainers.models.factored import factored_layer
 
 _SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 """Of the largest rank: where a layer is measured."""
-_ROUNDS = 9
-_SECONDS = 3.0
+_ROUNDS = 15
+"""In which whole models take turns."""
 
 
 def layer_latencies(
@@ -51,14 +49,10 @@ def _layer(
         whole = nn.Conv2d(size.inputs, size.outputs, 1)
         shape = (options.batch_size, size.inputs, 1, size.places)
     inputs = torch.zeros(shape)
-    passes = [
-        runtime_of(options.runtime)
-        .session_of(module.eval(), inputs, options, device)
-        .timed_pass(inputs.numpy())
-        for module in (whole, *(factored_layer(whole, rank) for rank in ranks))
-    ]
-    times = times_in_turns(passes, warmup=2, rounds=_ROUNDS, max_seconds=_SECONDS)
-    whole_ms, *rank_ms = (float(np.median(column)) for column in times)
+    layers = [whole, *(factored_layer(whole, rank) for rank in ranks)]
+    whole_ms, *rank_ms = layer_times(
+        [(layer.eval(), inputs) for layer in layers], options, torch.device(device)
+    ).tolist()
     rising = np.maximum.accumulate(rank_ms)
     return whole_ms, lambda rank: float(np.interp(rank, ranks, rising))
 
@@ -70,12 +64,6 @@ def model_latencies(
     device: torch.device,
 ) -> list[float]:
     """Median milliseconds of a batch of each model, taken in turns."""
-    channels = states[0].arch.args.get("in_chans", 3)
-    shape = (options.batch_size, channels, image_size, image_size)
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).numpy()
-    passes = [
-        session(state, image_size, options, device=device.type).timed_pass(images)
-        for state in states
-    ]
-    times = times_in_turns(passes, warmup=2, rounds=15, max_seconds=20.0)
-    return [float(np.median(column)) for column in times]
+    times = model_times(states, image_size, options, device, _ROUNDS)
+    found: list[float] = np.median(times, axis=1).tolist()
+    return found

@@ -51,7 +51,7 @@ class MeasureConfig(RuntimeOptions):
         ),
     )
 
-    latency: bool = True
+    latency: bool = Field(True, description="measure latency and memory at all")
     alone: bool = Field(
         True,
         description=(
@@ -59,9 +59,17 @@ class MeasureConfig(RuntimeOptions):
             " cores or GPU stand still between two steps"
         ),
     )
-    warmup: int = Field(3, ge=0, description="forward passes before the clock")
+    warmup: int = Field(
+        3,
+        ge=0,
+        json_schema_extra={"unit": "passes"},
+        description="forward passes before the clock",
+    )
     repeats: int = Field(
-        30, ge=3, description="timed forward passes; their median counts"
+        30,
+        ge=3,
+        json_schema_extra={"unit": "passes"},
+        description="timed forward passes; their median counts",
     )
     max_seconds: float = Field(
         10.0, gt=0, description="stop repeating after this long, with at least 3"

@@ -34,7 +34,7 @@ class GroupSizes(Config):
     """
 
     embed: int = Field(16, ge=1, description="channels of the residual stream")
-    heads: int = Field(2, ge=1)
+    heads: int = Field(2, ge=1, description="attention heads of a block")
     qk: int = Field(
         8, ge=1, description="query/key dimensions of every head of a block"
     )

@@ -107,7 +107,9 @@ class NvitOptions(TrainConfig):
         True, description="measure the latency of both models at the end"
     )
 
-    groups: GroupSizes = GroupSizes()
+    groups: GroupSizes = Field(
+        GroupSizes(), description="how many units of a kind are pruned together"
+    )
     prune_per_iter: int = Field(
         32,
         ge=1,

@@ -61,6 +61,41 @@ def lay_out_weights(model: Any) -> None:
                 del model.graph.initializers[integers.name]
 
 
+def without_signs(model: Any) -> None:
+    """Count integers of activations from 0: int8 with zero point z becomes uint8 with z + 128,
+    which computes the same.
+
+    ONNX Runtime makes integers of a convolution or a sum only where what goes in and what comes
+    out have one type (after a ReLU it is uint8), and its products are faster in uint8.
+
+    Args:
+        model: an `onnx_ir.Model`; changed in place.
+    """
+    import onnx_ir as ir
+
+    made: dict[str, ir.Value] = {}
+    for node in model.graph:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        zero = node.inputs[2] if len(node.inputs) > 2 else None
+        if zero is None or zero.const_value is None or zero.dtype != ir.DataType.INT8:
+            continue
+        if zero.name not in made:
+            moved = (zero.const_value.numpy().astype(int) + 128).astype("uint8")
+            made[zero.name] = ir.Value(
+                name=f"{zero.name}.unsigned",
+                shape=zero.shape,
+                type=ir.TensorType(ir.DataType.UINT8),
+                const_value=ir.tensor(moved),
+            )
+            model.graph.register_initializer(made[zero.name])
+        node.replace_input_with(2, made[zero.name])
+        if node.op_type == "QuantizeLinear":
+            node.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+        if not zero.uses():
+            del model.graph.initializers[zero.name]
+
+
 @lru_cache(maxsize=1)
 def _operators() -> tuple[Operators, dict[Callable[..., Any], Callable[..., Any]]]:
     from onnxscript import opset18

@@ -1,16 +1,24 @@
 """The commands that say what there is: methods, presets, schema."""
 
+import importlib.metadata
 import json
+import platform
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
+from sweeps import DISTRIBUTION
 from sweeps.cli.arguments import Plugins
-from sweeps.cli.terminal import console, table, without_collection
-
-TRAINING = "finetune"
-"""The stage that is nothing but training; the list of all methods shows its options once."""
+from sweeps.cli.options import stage_named
+from sweeps.cli.terminal import (
+    console,
+    print_lines,
+    say,
+    table,
+    text_width,
+    without_collection,
+)
 
 
 def methods(
@@ -26,41 +34,43 @@ def methods(
 
 def _print_methods(name: str | None, plugins: list[str]) -> None:
     from compress.pipeline import stages
-    from sweeps.describe import metric_table, shared_options, stage_table
+    from sweeps.describe import Told, headline, metric_lines
+    from sweeps.spec.options import options_of_stage
     from sweeps.spec.plugins import load_plugins, read_plugins
-    from sweeps.spec.yaml_text import did_you_mean
-    from trainers.plugins import plugin_of
 
     load_plugins(read_plugins(plugins))
     known = stages()
-    if name is not None and name not in known:
-        hint = did_you_mean(name, known)
-        raise ValueError(
-            f"there is no method {name!r}; {hint}valid: {', '.join(known)}"
-        )
+    if name is not None:
+        known = {name: stage_named(name)}
+    told, width = Told(), text_width()
     for kind, stage in known.items():
-        if name not in (None, kind):
-            continue
-        origin = plugin_of(stage)
-        headline = escape((stage.__doc__ or "").strip().partition("\n")[0])
-        console.print(f"\n[bold]{kind}[/] [dim]({stage.phase})[/]  {headline}")
-        if origin is not None:
-            console.print(f"[dim]from the plugin {escape(origin.name)}[/]")
-        if stage.paper:
-            console.print(f"[dim]{escape(stage.paper)}[/]", soft_wrap=True)
-        if stage.metrics:
-            reported = ", ".join(metric.name for metric in stage.metrics)
-            console.print(f"[dim]reports {reported}[/]", soft_wrap=True)
-        # what all training stages have is said once
-        briefly = name is None and kind != TRAINING and bool(shared_options(stage))
-        if briefly:
-            console.print(
-                f"[dim]and the options of training, as {TRAINING} has them[/]"
-            )
-        console.print(stage_table(stage, briefly))
+        say("")
+        print_lines(headline(kind, stage, width))
+        print_lines(told.lines(kind, options_of_stage(stage), width))
     if name is None:
         console.print("\n[bold]metrics[/]  what a trial measures, for `objectives`")
-        console.print(metric_table())
+        print_lines(metric_lines(width))
+
+
+LIBRARIES = ("torch", "timm", "ray", "optuna")
+"""Libraries whose version `sweeps --version` tells beside ours."""
+
+
+def version(asked: bool) -> None:
+    """Print our version and those of the main libraries, and end; the option `--version`."""
+    if not asked:
+        return
+    found = [f"Python {platform.python_version()}"]
+    found += [f"{name} {_version_of(name)}" for name in LIBRARIES]
+    say(f"{DISTRIBUTION} {_version_of(DISTRIBUTION)} ({', '.join(found)})")
+    raise typer.Exit
+
+
+def _version_of(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "is not installed"
 
 
 def presets() -> None:
@@ -68,6 +78,7 @@ def presets() -> None:
     from sweeps.spec.load import preset_comment, preset_names
 
     found = table("preset", "what it does")
+    found.columns[0].no_wrap = True
     for name in preset_names():
         found.add_row(f"[bold]{name}[/]", escape(preset_comment(name)))
     console.print(found)

@@ -4,12 +4,15 @@ from typing import Annotated
 
 import typer
 
+from sweeps.cli import completion
 from sweeps.run.folder import full_trial_id
 
 SpecArgument = Annotated[
     str,
     typer.Argument(
-        metavar="SPEC", help="a YAML file or the name of a preset (`sweeps presets`)"
+        metavar="SPEC",
+        help="a YAML file or the name of a preset (`sweeps presets`)",
+        autocompletion=completion.specs,
     ),
 ]
 Overrides = Annotated[
@@ -22,7 +25,11 @@ Overrides = Annotated[
 Tiny = Annotated[bool, typer.Option("--tiny", help="the preset's tiny CPU variant")]
 RunArgument = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="a run folder, a name under runs/, or a URI"),
+    typer.Argument(
+        metavar="RUN",
+        help="a run folder, a name under runs/, or a URI",
+        autocompletion=completion.runs,
+    ),
 ]
 TrialArgument = Annotated[
     str,
@@ -30,6 +37,7 @@ TrialArgument = Annotated[
         metavar="TRIAL",
         parser=full_trial_id,
         help="a trial's id, for example 00007; 7 will do",
+        autocompletion=completion.trials,
     ),
 ]
 Plugins = Annotated[

@@ -9,13 +9,14 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO, cast
 
 import typer
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from sweeps.console import PlainConsole
@@ -33,7 +34,8 @@ LONGEST_LINE = 2_000
 for _name in ("stdout", "stderr"):
     if getattr(sys, _name) is None:  # closed by who started us
         setattr(sys, _name, open(os.devnull, "w"))  # noqa: SIM115 (to the end)
-_width = None if sys.stdout.isatty() else 140  # a pipe has no width: do not fold at 80
+# a pipe has no width: do not fold at 80, unless COLUMNS asks for it
+_width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
 console = PlainConsole(width=_width)
 errors = PlainConsole(stderr=True, width=_width)
 
@@ -144,6 +146,7 @@ _WITH_PATHS = (
     "markdown",
     "model",
     "out",
+    "paper",
     "plugin",
     "run",
     "runs",
@@ -174,6 +177,21 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         return handled(lambda: super(Commands, self).invoke(ctx))
+
+
+LONGEST_TEXT = 100
+"""Width of running text; longer lines are hard to read."""
+
+
+def text_width() -> int:
+    """The width of running text on this terminal."""
+    return min(console.width, LONGEST_TEXT)
+
+
+def print_lines(lines: Iterable[Text]) -> None:
+    """Print lines that have their width already."""
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 def table(*columns: str, header_style: str = "dim") -> Table:

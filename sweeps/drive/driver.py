@@ -19,13 +19,17 @@ from ray.tune import TuneError
 
 import analysis
 from analysis.contract import BASELINE, ENDED, RECORD_SCHEMA, RUN_FILE, SPEC_FILE
-from sweeps.drive.cluster import LOCAL, RayLostError, connected
+from sweeps.drive.cluster import LOCAL, RayLostError, connected, is_private
 from sweeps.drive.final_measurement import measure_front
 from sweeps.drive.interrupt import Interrupt, quiet
 from sweeps.drive.metrics import described_metrics, units
 from sweeps.drive.node_checks import check_nodes, trials_at_once
 from sweeps.drive.progress import Progress
-from sweeps.drive.ray_internals import deaths_of_processes
+from sweeps.drive.ray_internals import (
+    deaths_of_processes,
+    in_waiting_processes,
+    kept_processes,
+)
 from sweeps.drive.trackers import TrackerFeed, wanted_trackers
 from sweeps.drive.trial_events import TrialEvents
 from sweeps.drive.tune_adapter import (
@@ -58,6 +62,7 @@ from sweeps.run.record import (
     trial_records,
 )
 from sweeps.run.storage import RunStorage, run_storage
+from sweeps.search.baseline import Baseline
 from sweeps.search.searcher import StudySearch
 from sweeps.search.stopping import EarlyStopper
 from sweeps.space.dimension import config_keys
@@ -198,6 +203,7 @@ def _drive(drive: _Drive) -> SweepResult:
     storage, interrupt = drive.storage, drive.interrupt
     mark_interrupted(storage)
     ended = [r for r in trial_records(storage.run) if r.status in ENDED]
+    drive.progress.know(Baseline(drive.sweep, storage.run).objectives())
     drive.progress.resume(ended)
     in_vain = 0
     while True:
@@ -420,6 +426,8 @@ def _run_trials(drive: _Drive, search: StudySearch) -> None:
             progress.drawn(search.num_trials, run if storage.shared else None),
             quiet(),
             deaths_of_processes(events.process_failed),
+            kept_processes(),
+            in_waiting_processes() if is_private() else contextlib.nullcontext(),
         ):
             tune.wait(fit)
     finally:

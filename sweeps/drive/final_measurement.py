@@ -62,9 +62,9 @@ def measure_front(
     if not wanted:
         return None
     run = analysis.load(storage.run)
-    configurations = front_and_rivals(
-        run.configurations(), objectives, next(iter(wanted))
-    )
+    known = {objective.metric: objective for objective in run.objectives}
+    bounded = [known.get(objective.metric, objective) for objective in objectives]
+    configurations = front_and_rivals(run.configurations(), bounded, next(iter(wanted)))
     chosen = [name for ids in configurations["trial_ids"] for name in ids][:MOST_TRIALS]
     if len(chosen) < 2 or _done(storage, chosen):
         return None

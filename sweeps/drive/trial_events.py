@@ -113,8 +113,12 @@ class TrialEvents:
                 self.given_up.append(trial_id)
             else:
                 self._end_record(record, death)
+        said = len(self.search.notes)
         self.search.tell(record)
         self.progress.ended(record)
+        for line in self.search.notes[said:]:
+            self.progress.note(line)
+        self.progress.know(self.search.spec.objectives)
         self.trackers.ended(record)
 
     def _end_record(self, record: TrialRecord, death: Death | None) -> None:

@@ -66,6 +66,7 @@ class TrialPlan(Config):
         source, data, stages: the pipeline.
         measure: how the final model is measured.
         stopping: what a stopping rule looks at; None where there is none.
+        bounds: metric → the bound of its objective, where that was relative to the baseline.
         plugins: name of each plugin that the trial uses → SHA-256 of its source.
         refused: why nothing can be computed: a value that only its draw showed to be impossible.
             `stages` then holds what was drawn, `source` and `data` what the spec says.
@@ -83,6 +84,7 @@ class TrialPlan(Config):
     stages: tuple[StageSpec, ...]
     measure: MeasureConfig
     stopping: Stopping | None = None
+    bounds: dict[str, float] = Field(default_factory=dict)
     plugins: dict[str, str] = Field(default_factory=dict)
     refused: str | None = None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
 import numpy as np
@@ -25,15 +25,28 @@ class Budget:
 
     Args:
         earlier: records of trials that earlier drivers ran.
+        is_met: whether some configuration keeps all bounds with certainty; asked again after each
+            that may be the one.
+
+    Attributes:
+        objectives: of the sweep; set again when their bounds are known.
     """
 
-    def __init__(self, spec: Spec, earlier: Iterable[TrialRecord]) -> None:
-        self._search, self._objectives = spec.search, spec.objectives
+    def __init__(
+        self,
+        spec: Spec,
+        earlier: Iterable[TrialRecord],
+        is_met: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._search, self.objectives = spec.search, spec.objectives
         self._hours = spec.search.hours
+        race = spec.search.race
+        self._of_search = 1.0 if race is None else 1.0 - race.share
         self._earlier = seconds_of_trials(earlier) if self._hours is not None else 0.0
         self._begun: float | None = None
         self._values: list[Sequence[float]] = []
         self._errors: list[float] = []
+        self._is_met, self._may_be_met = is_met, False
         at_once = spec.resources.concurrent or 1
         self._together = min(at_once, spec.search.replicates)
 
@@ -45,6 +58,8 @@ class Budget:
     def found(self, values: Sequence[float]) -> None:
         """A configuration ended with these objectives."""
         self._values.append(values)
+        keeps = pareto.eligible(np.array([values]), self.objectives)
+        self._may_be_met |= bool(keeps.all())
 
     def foretold(self, expected: float, taken: float) -> None:
         """A configuration was expected to take so many seconds, and took so many."""
@@ -62,19 +77,36 @@ class Budget:
         """
         if self._hours is None:
             return math.inf
-        return max(0.0, 3600 * self._hours - self.spent()) * self._together
+        of_search = 3600 * self._hours * self._of_search
+        return max(0.0, of_search - self.spent()) * self._together
+
+    def seconds_to_race(self) -> float:
+        """Seconds that one more seed may take when the search has ended."""
+        if self._hours is None:
+            return math.inf
+        return max(0.0, 3600 * self._hours - self.spent())
 
     def share_left(self) -> float:
         """What is left of the time, from 0 to 1; 1 without a budget."""
         if self._hours is None:
             return 1.0
-        return max(0.0, 1 - self.spent() / (3600 * self._hours))
+        return max(0.0, 1 - self.spent() / (3600 * self._hours * self._of_search))
 
     def is_enough(self) -> bool:
         """Whether the time is over, or `search.stop_when` holds."""
-        return not self.share_left() or stands_still(
-            self._values, self._search.stop_when, self._objectives
-        )
+        rule = self._search.stop_when
+        if not self.share_left():
+            return True
+        if not isinstance(rule, StopWhen):
+            return rule == "goal" and self._has_met_goal()
+        return stands_still(self._values, rule, self.objectives)
+
+    def _has_met_goal(self) -> bool:
+        """Whether the goal is met; looked up once for each configuration that may meet it."""
+        if self._may_be_met and self._is_met():
+            return True
+        self._may_be_met = False
+        return False
 
     def plan_line(self, seconds: float | None) -> str | None:
         """What the time is expected to give; None without a budget.
@@ -87,7 +119,8 @@ class Budget:
         said = f"budget of {duration(3600 * self._hours)}"
         if seconds is None:
             return f"{said}; how many configurations it gives is not known yet"
-        count = max(1, round(3600 * self._hours * self._together / seconds))
+        of_search = 3600 * self._hours * self._of_search
+        count = max(1, round(of_search * self._together / seconds))
         return (
             f"{said}: {plural(count, 'configuration')} of {duration(seconds)}, or more where"
             " the stage cache helps"

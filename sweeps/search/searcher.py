@@ -9,24 +9,25 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import chain
 
 import optuna
-from optuna.trial import TrialState
 
-from analysis.contract import ENDED, finite_values
+from analysis.contract import ENDED
 from sweeps.run.driving import stop_requested
 from sweeps.run.folder import trial_folder, trial_name
 from sweeps.run.plan import TrialPlan, read_plan, write_plan
 from sweeps.run.record import TrialRecord, trial_records
 from sweeps.run.storage import RunStorage
-from sweeps.search.baseline import baseline_plan
+from sweeps.search import goal
+from sweeps.search.asked import Asked
+from sweeps.search.baseline import Baseline
 from sweeps.search.budget import Budget
 from sweeps.search.costs import known_configuration
+from sweeps.search.named import NamedDraws
 from sweeps.search.optuna_internals import enqueue_again
 from sweeps.search.plans import new_plan
 from sweeps.search.proposals import Proposals
+from sweeps.search.race import Runners
 from sweeps.search.refine import refining_plans
 from sweeps.search.study import (
     DRAWS,
@@ -40,43 +41,12 @@ from sweeps.search.study import (
     open_study,
     seed_sampler,
 )
-from sweeps.search.warm_start import (
-    add_earlier_runs,
-    constraints_of,
-    enumerate_earlier,
-    mean_values,
-)
+from sweeps.search.warm_start import add_earlier_runs, enumerate_earlier
 from sweeps.space.sweep import Sweep
-from sweeps.trial.epoch_curve import EpochReport, curve
+from sweeps.trial.epoch_curve import EpochReport
 from trainers.seeding import derive_seed
 
 _ENUMERABLE = 100_000
-
-
-@dataclass
-class _Configuration:
-    """One configuration that was asked for, and what its replicates gave so far.
-
-    Attributes:
-        waiting: ids of its trials that have not ended.
-        values: the objectives of each complete replicate.
-        curves: epoch → reported values, one for each replicate that came so far.
-        pruned: replicates that a stopping rule ended.
-        abandoned: one was interrupted: a continued search runs it and ends this trial of the study.
-        records: of the replicates that ended.
-        expected: seconds that it was expected to take, where something was.
-    """
-
-    trial: optuna.Trial
-    number: int
-    draw: Draw
-    waiting: set[str] = field(default_factory=set)
-    values: list[list[float]] = field(default_factory=list)
-    curves: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
-    pruned: int = 0
-    abandoned: bool = False
-    records: list[TrialRecord] = field(default_factory=list)
-    expected: float | None = None
 
 
 class StudySearch:
@@ -84,9 +54,9 @@ class StudySearch:
 
     Records that are complete are kept: their configurations count against the budget and are not
     run again; configurations that lack a replicate are asked for first, under their old number.
-    Then come the configurations that the spec names, then what the sampler draws, and when all has
-    ended the trials that refine the front. Before all of them comes the baseline, of which the
-    study hears nothing.
+    Then come the configurations that are asked for by name (`sweeps.search.named`), then what the
+    sampler draws, and when all has ended the trials that refine the front. Before all of them
+    comes the baseline, of which the study hears nothing.
 
     Attributes:
         notes: lines for the user about how the study begins.
@@ -96,8 +66,10 @@ class StudySearch:
     """
 
     def __init__(self, sweep: Sweep, storage: RunStorage) -> None:
-        self.sweep, self.spec = sweep, sweep.spec
         self.storage, self.run = storage, storage.run
+        self._baseline = Baseline(sweep, self.run)
+        self.sweep = self._baseline.sweep()
+        self.spec = self.sweep.spec
         self._key, size = sweep.space.identity, sweep.space.size()
         self._is_listed = self._is_exhaustive or (
             size is not None and size <= _ENUMERABLE
@@ -107,9 +79,6 @@ class StudySearch:
         self.study, self._abandoned = open_study(sweep, self.run)
         self._notes = notes_by_number(self.study)
         search, objectives = self.spec.search, self.spec.objectives
-        self.notes += add_earlier_runs(
-            self.study, search.earlier_runs, sweep.space, objectives
-        )
         # one objective, and stopping compares by it: Optuna's curves and pruned values then
         # mean something
         rule = search.early_stopping
@@ -117,17 +86,29 @@ class StudySearch:
         self._reports_curves = rule is not None and goals == [
             (rule.metric, rule.direction)
         ]
-        self._pending: deque[tuple[_Configuration | None, TrialPlan]] = deque()
-        self._running: dict[str, _Configuration | None] = {}
+        self._pending: deque[tuple[Asked | None, TrialPlan]] = deque()
+        self._running: dict[str, Asked | None] = {}
+        self._seeds_now: dict[str, tuple[int, int]] = {}
         self._is_refined = search.refine is None
         self._is_over = False
+        race, seeds = search.race, search.replicates
+        self._race = None if race is None else Runners(race, objectives, seeds)
         self._proposals = Proposals(self.spec, sweep.space, self.study)
-        for number, records in enumerate_earlier(search.earlier_runs):
-            self._proposals.learn(known_configuration(number, records, objectives))
+        self._awaits_bounds = self._baseline.is_awaited
+        if not self._awaits_bounds:
+            self._learn_earlier_runs()
         self._continue_study()
         self._queue_baseline()
 
     # --- what an earlier driver left
+
+    def _learn_earlier_runs(self) -> None:
+        objectives, earlier = self.spec.objectives, self.spec.search.earlier_runs
+        self.notes += add_earlier_runs(
+            self.study, earlier, self.sweep.space, objectives
+        )
+        for number, records in enumerate_earlier(earlier):
+            self._proposals.learn(known_configuration(number, records, objectives))
 
     def _continue_study(self) -> None:
         """Find what is done, what is to run again, and what nobody tried yet."""
@@ -137,15 +118,24 @@ class StudySearch:
         draws = {number: found.draw for number, found in self._abandoned.items()}
         self.next_number = 1 + max(self._abandoned, default=-1)
         of_number: defaultdict[int, list[TrialRecord]] = defaultdict(list)
+        everything: list[TrialRecord] = []
         for record in trial_records(self.run):
             plan = record.plan
-            of_number[plan.number].append(record)
+            everything.append(record)
+            if plan.refines is not None or plan.replicate < replicates:
+                of_number[plan.number].append(record)
             self.next_number = max(self.next_number, plan.number + 1)
-            if plan.refines is None:
+            if self._race is not None:
+                self._race.note(record)
+            if plan.refines is None and plan.replicate < replicates:
                 draws[plan.number] = dict(plan.draw)
                 begun.add(plan.number)
                 ended[plan.number] += record.status in ENDED
-        self._budget = Budget(self.spec, chain.from_iterable(of_number.values()))
+        self._budget = Budget(
+            self.spec,
+            everything,
+            lambda: goal.is_met(self.run),
+        )
         for number in sorted(begun):
             if ended[number] >= replicates:
                 self._learn(number, of_number[number])
@@ -156,7 +146,11 @@ class StudySearch:
             if not is_whole or number in self._abandoned:
                 self._reopen(number, draws[number], number in begun, is_whole)
         self._unrun = sum(replicates - ended[number] for number, _ in self._reopened)
-        self._first = deque(self._named_draws(draws))
+        elsewhere = self._proposals.elsewhere if self._is_exhaustive else None
+        named = self._named_draws(draws)
+        self._named = NamedDraws(
+            self.run, self.sweep.space, named, self.next_number, elsewhere
+        )
         self.remaining = self._budgeted(len(draws))
 
     def _reopen(
@@ -223,13 +217,30 @@ class StudySearch:
     def _queue_baseline(self) -> None:
         """Let the baseline come first where trials are left to be compared with it."""
         self.asks_baseline = False
-        plan = baseline_plan(self.sweep) if self.num_trials else None
+        plan = self._baseline.plan if self.num_trials else None
         if plan is None:
             return
-        earlier = TrialRecord.read(trial_folder(self.run, plan.trial_id))
-        if earlier is None or earlier.status not in ENDED:
+        if self._baseline.record() is None:
             self.asks_baseline = True
             self._write_and_queue(None, plan)
+        elif self._awaits_bounds:
+            self._know_bounds()
+
+    def _know_bounds(self) -> None:
+        """The baseline has ended: go on with its bounds, or not at all where it gave none."""
+        self._awaits_bounds = False
+        if self._baseline.is_awaited:
+            self.remaining, self._is_refined = 0, True
+            self._reopened.clear()
+            self.notes.append(self._baseline.why_unknown())
+            return
+        self.sweep = self._baseline.sweep()
+        self.spec = self._proposals.spec = self.sweep.spec
+        self._budget.objectives = self.spec.objectives
+        if self._race is not None:
+            self._race.objectives = self.spec.objectives
+        self.notes += self._baseline.lines()
+        self._learn_earlier_runs()
 
     # --- which trial comes next
 
@@ -238,7 +249,10 @@ class StudySearch:
         """Trials that will still be handed out at most, replicates counted."""
         refine, replicates = self.spec.search.refine, self.spec.search.replicates
         refined = refine.top * replicates if refine is not None else 0
-        return self.remaining * replicates + self._unrun + refined
+        raced = 0
+        if self._race is not None:
+            raced = self._race.left(self.remaining + len(self._tried))
+        return self.remaining * replicates + self._unrun + raced + refined
 
     def ask(self) -> TrialPlan | None:
         """The next trial's plan, written; None where there is none left, or none now.
@@ -246,10 +260,13 @@ class StudySearch:
         `is_waiting` says which.
         """
         if self.halted or stop_requested(self.run):
-            self.halted = True
+            # the wish can be withdrawn as long as trials run
+            self.halted = self.halted or not self._running
             return None
         self._budget.begin()
-        if not self._pending and not self._ask_study() and not self.is_waiting:
+        is_free = not self._pending and not self._awaits_bounds
+        is_searched = is_free and not self._ask_study() and not self._ask_race()
+        if is_searched and not self.is_waiting:
             self._queue_refined()
         if not self._pending:
             return None
@@ -260,7 +277,10 @@ class StudySearch:
     @property
     def is_waiting(self) -> bool:
         """Whether what comes next depends on trials that still run."""
-        return not self.halted and not self._is_refined and bool(self._running)
+        if self.halted or not self._running:
+            return False
+        is_open = self._awaits_bounds or not self._is_refined or self._race is not None
+        return is_open or stop_requested(self.run)
 
     def _ask_study(self) -> bool:
         """Queue the replicates of the next configuration; False where none is left."""
@@ -270,7 +290,7 @@ class StudySearch:
             if self._reopened:
                 number, known = self._reopened.popleft()
             else:
-                known = self._next_named() if self._first else None
+                known = self._named.next(number, self._tried, self._run_now())
                 self.next_number += 1
                 self.remaining -= 1
             if self._take(number, known):
@@ -303,7 +323,7 @@ class StudySearch:
             self.remaining = 0
         return not self.remaining
 
-    def _propose(self, number: int) -> _Configuration | None:
+    def _propose(self, number: int) -> Asked | None:
         """What gives most for its seconds; None where that cannot be said, or would not end in
         time, so that the search is over.
         """
@@ -328,15 +348,6 @@ class StudySearch:
         """What the search took, beside what was expected; None where nothing was."""
         return self._budget.outcome_line(len(self._tried))
 
-    def _next_named(self) -> Draw:
-        """The next draw that was asked for by name; with a grid one that need not wait."""
-        index = 0
-        if self._is_exhaustive:
-            index = self._proposals.elsewhere(self._first, self._run_now())
-        draw = self._first[index]
-        del self._first[index]
-        return draw
-
     def _run_now(self) -> list[Draw]:
         """Draws of the configurations that run now."""
         running = {c.number: c.draw for c in self._running.values() if c is not None}
@@ -348,9 +359,7 @@ class StudySearch:
         if known is not None and known.values is not None:
             self._budget.found(known.values)
 
-    def _enqueue(
-        self, number: int, known: Draw, notes: Draw | None = None
-    ) -> _Configuration:
+    def _enqueue(self, number: int, known: Draw, notes: Draw | None = None) -> Asked:
         """This configuration; the sampler draws what it lacks."""
         if notes:  # a sampler drew it: it counts as drawn
             enqueue_again(self.study, known, notes, {"number": number})
@@ -358,9 +367,9 @@ class StudySearch:
             self.study.enqueue_trial(known, user_attrs={"number": number})
         seed_sampler(self.study, self.spec, number)
         trial = self.study.ask()
-        return _Configuration(trial, number, self.sweep.space.suggest(trial))
+        return self._asked(trial, number, self.sweep.space.suggest(trial))
 
-    def _draw(self, number: int) -> _Configuration:
+    def _draw(self, number: int) -> Asked:
         """What the sampler draws; where it only repeats itself, any other configuration."""
 
         def suggest(trial: optuna.Trial) -> Draw:
@@ -376,25 +385,28 @@ class StudySearch:
             self.study, suggest, self._key, self._tried, reseed, attempts
         )
         if trial is not None:
-            return _Configuration(trial, number, found)
+            return self._asked(trial, number, found)
         left = self._untried() or [found]
         index = derive_seed(self.spec.seed, "untried", number) % len(left)
         return self._enqueue(number, left[index])
 
-    def _queue(self, configuration: _Configuration, replicate: int) -> None:
+    def _asked(self, trial: optuna.Trial, number: int, draw: Draw) -> Asked:
+        replicates, objectives = self.spec.search.replicates, self.spec.objectives
+        return Asked(trial, number, draw, objectives, replicates, self._reports_curves)
+
+    def _queue(self, configuration: Asked, replicate: int) -> None:
         number, replicates = configuration.number, self.spec.search.replicates
         name = trial_name(number, replicate, replicates)
         earlier = TrialRecord.read(trial_folder(self.run, name))
         if earlier is not None and earlier.status in ENDED:
-            self._note(configuration, earlier)
+            configuration.note(earlier)
             return
         plan = new_plan(self.sweep, number, replicate, configuration.draw)
         configuration.waiting.add(name)
+        self._seeds_now[name] = number, replicate
         self._write_and_queue(configuration, plan)
 
-    def _write_and_queue(
-        self, configuration: _Configuration | None, plan: TrialPlan
-    ) -> None:
+    def _write_and_queue(self, configuration: Asked | None, plan: TrialPlan) -> None:
         """Write a plan and hand it out later.
 
         A trial that is run again keeps its plan, but for the stopping rule, which may have changed
@@ -404,9 +416,25 @@ class StudySearch:
         earlier = read_plan(folder)
         if earlier is not None:
             plan = earlier.model_copy(update={"stopping": plan.stopping})
+        plan = plan.model_copy(update={"bounds": self._baseline.bounds()})
         write_plan(folder, plan)
         self.storage.push_trial(plan.trial_id)
         self._pending.append((configuration, plan))
+
+    def _ask_race(self) -> bool:
+        """Queue one more seed of a configuration whose place is not decided, if there is one."""
+        if self._race is None or self._baseline.is_awaited:
+            return False
+        found = self._race.next(
+            [*self._seeds_now.values()], self._budget.seconds_to_race()
+        )
+        if found is None:
+            return False
+        number, replicate, draw = found
+        plan = new_plan(self.sweep, number, replicate, draw)
+        self._seeds_now[plan.trial_id] = number, replicate
+        self._write_and_queue(None, plan)
+        return True
 
     def _queue_refined(self) -> None:
         """Queue the trials that refine the front, once.
@@ -430,13 +458,7 @@ class StudySearch:
         """Note an epoch; the study hears of it when every replicate has come so far."""
         configuration = self._running[trial_id]
         if configuration is not None:
-            self._note_epoch(configuration, report)
-
-    def _note_epoch(self, configuration: _Configuration, report: EpochReport) -> None:
-        values = configuration.curves[report.epoch]
-        values.append(report.value)
-        if self._reports_curves and len(values) == self.spec.search.replicates:
-            configuration.trial.report(sum(values) / len(values), report.epoch)
+            configuration.note_epoch(report)
 
     def tell(self, record: TrialRecord) -> None:
         """Take one replicate's end; the study hears of it with the last one.
@@ -444,57 +466,24 @@ class StudySearch:
         A trial that was interrupted has not ended: a continued search runs it again.
         """
         configuration = self._running.pop(record.trial_id)
+        self._seeds_now.pop(record.trial_id, None)
+        if self._race is not None:
+            self._race.note(record)
         if configuration is None:
+            if self._awaits_bounds and self._baseline.record() is not None:
+                self._know_bounds()
             return
         configuration.waiting.discard(record.trial_id)
         if record.status in ENDED:
-            self._note(configuration, record, was_reported=True)
+            configuration.note(record, was_reported=True)
         else:
             configuration.abandoned = True
         if not configuration.waiting and not configuration.abandoned:
             self._end_in_study(configuration)
 
-    def _note(
-        self,
-        configuration: _Configuration,
-        record: TrialRecord,
-        was_reported: bool = False,
-    ) -> None:
-        """Take an ended replicate.
-
-        Args:
-            was_reported: its epochs were reported as they came, but for the last of a pruned one.
-        """
-        configuration.records.append(record)
-        if record.status == "complete":
-            values = finite_values(record.outcome.metrics, self.spec.objectives)
-            if values is not None:
-                configuration.values.append(values)
-        configuration.pruned += record.status == "pruned"
-        if not self._reports_curves or record.status not in ("complete", "pruned"):
-            return
-        reports = curve(record.epochs(), record.plan.stopping)
-        if was_reported:
-            reports = reports[-1:] if record.status == "pruned" else []
-        for report in reports:
-            self._note_epoch(configuration, report)
-
-    def _end_in_study(self, configuration: _Configuration) -> None:
-        """COMPLETE with the mean where more replicates completed than were pruned.
-
-        Else PRUNED, or FAIL where none was: the mean over the few that were not pruned would
-        flatter the configuration.
-        """
-        trial, values = configuration.trial, configuration.values
+    def _end_in_study(self, configuration: Asked) -> None:
+        """Learn from a configuration, and tell the study."""
         self._learn(configuration.number, configuration.records)
         if configuration.expected is not None:
-            taken = sum(r.outcome.seconds or 0.0 for r in configuration.records)
-            self._budget.foretold(configuration.expected, taken)
-        if len(values) <= configuration.pruned:
-            state = TrialState.PRUNED if configuration.pruned else TrialState.FAIL
-            self.study.tell(trial, state=state)
-            return
-        means = mean_values(values)
-        for name, excess in constraints_of(means, self.spec.objectives).items():
-            trial.set_constraint(name, excess)
-        self.study.tell(trial, means)
+            self._budget.foretold(configuration.expected, configuration.seconds_taken())
+        configuration.tell(self.study)

@@ -110,6 +110,29 @@ class Refine(Config):
     )
 
 
+class Race(Config):
+    """Seeds by need, after the search: more for configurations whose place is not decided."""
+
+    most: int = Field(5, ge=2, description="seeds of a configuration at most")
+    certainty: float = Field(
+        0.9,
+        gt=0.5,
+        lt=1,
+        description=(
+            "a configuration is decided when it is on the front with this probability or more, or"
+            " off it"
+        ),
+    )
+    trials: int | None = Field(
+        None,
+        ge=1,
+        description="further trials at most; default: as many as there are configurations",
+    )
+    share: float = Field(
+        0.25, gt=0, lt=1, description="of `search.hours`, which the race may take"
+    )
+
+
 SamplerName = Literal["tpe", "random", "nsga2", "gp", "grid"]
 
 SHORT_SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
@@ -184,6 +207,15 @@ class StopWhen(Config):
     configurations: int = Field(20, ge=2, description="that ended with all objectives")
 
 
+def _stop_when_of(value: Any) -> Any:
+    """Refuse another word; a union of types would not say what is valid."""
+    if isinstance(value, str) and value != "goal":
+        raise ValueError(
+            f"{value!r} is no rule; give goal or {{hypervolume_gain: 0.01}}"
+        )
+    return value
+
+
 class Search(Config):
     """How the space is searched."""
 
@@ -213,7 +245,16 @@ class Search(Config):
             f" {MOST_TRIALS:,} are the limit"
         ),
     )
-    stop_when: StopWhen | None = None
+    stop_when: Annotated[
+        Literal["goal"] | StopWhen | None, BeforeValidator(_stop_when_of)
+    ] = Field(
+        None,
+        description=(
+            "goal: end when a configuration keeps all bounds with certainty (probability of"
+            " 95 %); or {hypervolume_gain: …}:"
+            " end where the front stands still"
+        ),
+    )
     replicates: int = Field(
         1, ge=1, description="root seeds per configuration; the search sees their mean"
     )
@@ -245,7 +286,9 @@ class Search(Config):
             " (not what would fail the same way: a refused value, a non-finite loss)"
         ),
     )
-    early_stopping: EarlyStopping | None = None
+    early_stopping: EarlyStopping | None = Field(
+        None, description="give up trials whose epochs fall behind"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -261,7 +304,16 @@ class Search(Config):
             "run folders whose complete trials the sampler knows from its start"
         ),
     )
-    refine: Refine | None = None
+    race: Race | None = Field(
+        None,
+        description=(
+            "train configurations whose place on the front is not decided with further seeds,"
+            " when the search has ended: {most: 5}"
+        ),
+    )
+    refine: Refine | None = Field(
+        None, description="train the front's members once more, for longer"
+    )
     baseline: bool = Field(
         True,
         description=(
@@ -306,7 +358,10 @@ class Resources(Config):
         ),
     )
     concurrent: int | None = Field(
-        None, ge=1, description="trials at a time; default: as many as fit"
+        None,
+        ge=1,
+        json_schema_extra={"unit": "trials"},
+        description="trials at a time; default: as many as fit",
     )
     cpus: int | None = Field(
         None, ge=1, description="cores of the local Ray; default: all"
@@ -329,7 +384,7 @@ class WandB(Config):
     """Trials as runs of a Weights & Biases project (needs the extra `wandb`)."""
 
     project: str | None = Field(None, description="default: the sweep's name")
-    entity: str | None = None
+    entity: str | None = Field(None, description="user or team; default: W&B's own")
     mode: Literal["online", "offline"] | None = Field(
         None, description="default: as the variable WANDB_MODE says, else online"
     )
@@ -343,8 +398,12 @@ class Trackers(Config):
 
     model_config = ConfigDict(extra="allow")
 
-    mlflow: MLflow | None = None
-    wandb: WandB | None = None
+    mlflow: MLflow | None = Field(
+        None, description="runs of an MLflow experiment (extra `mlflow`)"
+    )
+    wandb: WandB | None = Field(
+        None, description="runs of a Weights & Biases project (extra `wandb`)"
+    )
 
     @property
     def others(self) -> dict[str, JsonValue]:
@@ -355,8 +414,10 @@ class Trackers(Config):
 class Spec(Config):
     """A sweep."""
 
-    name: RunName
-    seed: int = Field(0, ge=0, lt=2**31)
+    name: RunName = Field(description="of the sweep, and of its run folder")
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="every random number follows from it"
+    )
     storage: UserText = Field(
         "runs",
         min_length=1,
@@ -365,18 +426,24 @@ class Spec(Config):
             " cache storage/_cache"
         ),
     )
-    source: SourceConfig
-    data: DataConfig = DataConfig()
+    source: SourceConfig = Field(description="the model that every trial starts from")
+    data: DataConfig = Field(
+        DataConfig(), description="labelled images, and how they are read"
+    )
     stages: Tree = Field(
         description=(
             "name → stage config, or a slot {one_of: {alternative: config or null}}"
         )
     )
-    objectives: list[Objective] = Field(min_length=1)
-    search: Search = Search()
-    resources: Resources = Resources()
-    measure: Measure = Measure()
-    trackers: Trackers = Trackers()
+    objectives: list[Objective] = Field(
+        min_length=1, description="what is good: metrics, directions, bounds"
+    )
+    search: Search = Field(Search(), description="how the space is searched")
+    resources: Resources = Field(Resources(), description="what trials may use")
+    measure: Measure = Field(Measure(), description="how the final model is measured")
+    trackers: Trackers = Field(
+        Trackers(), description="where trials are shown besides the records"
+    )
     plugins: tuple[str, ...] = Field(
         (),
         description=(

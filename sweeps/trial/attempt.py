@@ -8,10 +8,11 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
-from analysis.contract import is_feasible
+from analysis.contract import Objective, is_feasible
 from compress.keys import library_versions
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import Site, TrialPlan
@@ -126,10 +127,17 @@ def _attempt(
         metrics=done.metrics,
         seconds=done.seconds,
         seconds_full=done.seconds_full,
-        feasible=is_feasible(done.metrics, site.objectives),
+        feasible=is_feasible(done.metrics, _objectives(record.plan, site)),
         inputs=done.inputs,
     )
     return True
+
+
+def _objectives(plan: TrialPlan, site: Site) -> list[Objective]:
+    """The sweep's, with what its plan knows of their bounds."""
+    return [
+        replace(o, bound=plan.bounds.get(o.metric, o.bound)) for o in site.objectives
+    ]
 
 
 def _would_fail_again(error: Exception) -> bool:

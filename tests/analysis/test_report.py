@@ -19,6 +19,7 @@ from analysis.numbers import percent
 from analysis.report import columns
 from analysis.report import data as plots
 from analysis.report import page as report
+from analysis.where import where_mask
 
 EVIL = (
     "</script><script>window.evil = 1</script><img src=x"
@@ -82,7 +83,7 @@ def test_nothing_from_the_run_becomes_markup(make_run):
     assert not any(
         name.startswith("on") for _, attributes in elements for name in attributes
     )
-    assert text.count("plotly.js v") == 1
+    assert text.count("* plotly.js (cartesian - minified) v") == 1
 
 
 def test_nothing_is_asked_of_a_network(make_run):
@@ -256,7 +257,7 @@ def test_browser_leaves_out_the_front_of_a_run_without_a_complete_trial(
 
     path = analysis.write_report(make_run(trials=3, change=interrupt))
     page = open_page(path)
-    assert page.run("return document.getElementById('front') === null")
+    assert page.run("return document.getElementById('front').hidden")
     assert page.run(f"return {ROWS}.length") == 3
     assert "No complete trial" in path.read_text()
     assert page.console == []
@@ -358,3 +359,98 @@ def test_the_loss_that_may_be_lost_chooses_the_first_card(make_run, open_page) -
     assert "baseline" in page.run(
         "return document.querySelector('#table thead').textContent"
     )
+
+
+CONSTRAINTS = (
+    "accuracy>=90%",
+    "accuracy >= 0.85 and (gmacs<0.5 or init == none)",
+    "init!=none or 'finetune.lr' < 1e-3",
+    "init.element_rule != uniform",
+    "status=failed",
+    "finetune.epochs>4 and nvit.target<=.6",
+)
+
+
+def test_the_page_reads_constraints_as_python_does(demo_run, demo_page) -> None:
+    for text in CONSTRAINTS:
+        wanted = demo_run.trials["trial_id"][where_mask(text, demo_run.trials)]
+        kept = demo_page.run(
+            f"return D.ids.filter((_, row) => where({json.dumps(text)})(row))"
+        )
+        assert kept == list(wanted), text
+    wrong = ("accuracy>=", "accuracy>=0.9 or", "nothing<1", "init<3", "(gmacs<1", "a b")
+    refused = demo_page.run(f"""
+        return {json.dumps(wrong)}.filter((text) => {{
+          try {{ where(text); return true; }} catch (error) {{ return false; }}
+        }});
+    """)
+    assert refused == []
+
+
+def test_one_selection_stands_in_all_views_and_in_the_address(
+    demo_run, open_page
+) -> None:
+    page = open_page(analysis.write_report(demo_run))
+    page.run("""
+        const search = document.querySelector('#table-controls input[type=search]');
+        search.value = 'init==sws_expand';
+        search.dispatchEvent(new Event('input'));
+        const colour = [...document.querySelectorAll('#front-controls select')].at(-1);
+        colour.value = 'status';
+        colour.dispatchEvent(new Event('change'));
+        select(D.eligible.find((row) => where('init==sws_expand')(row)));
+    """)
+    seen = """(() => {
+        const bright = $('front-plot').data.filter((t) => Array.isArray(t.marker?.opacity));
+        const rows = bright.flatMap((t) => t.customdata.filter((_, i) => t.marker.opacity[i] > .2));
+        return JSON.stringify({
+          rows: rows.sort((a, b) => a - b).map((row) => D.ids[row]),
+          lines: document.querySelectorAll('.parallel path:not(.off):not(.axis)').length,
+          chosen: document.querySelector('tr.on')?.dataset.row,
+          by: document.querySelector('.legend .by').textContent,
+        });
+    })()"""
+    done = demo_run.configurations()
+    wanted = list(done["trial_id"][done["config/init"] == "sws_expand"])
+    page.wait(f"JSON.parse({seen}).rows.length === {len(wanted)}")
+    first = json.loads(page.run(f"return {seen}"))
+    assert first["rows"] == wanted
+    assert first["lines"] == len(wanted)
+    assert first["by"] == "status"
+    address = page.run("return location.hash")
+    assert "filter=init" in address
+    page.run(
+        "document.documentElement.removeAttribute('data-ready'); location.hash = 'x='"
+    )
+    page.wait("document.documentElement.dataset.ready && table.filter === ''")
+    assert json.loads(page.run(f"return {seen}")) != first
+    page.run(
+        "document.documentElement.removeAttribute('data-ready');"
+        f"location.hash = {json.dumps(address)}"
+    )
+    page.wait("document.documentElement.dataset.ready")
+    page.wait(f"JSON.parse({seen}).rows.length === {len(wanted)}")
+    assert json.loads(page.run(f"return {seen}")) == first
+    assert page.console == []
+    page.run(
+        "state.painters.set('curves', () => { throw new Error('of this panel'); })"
+    )
+    page.run("repaint()")
+    assert "of this panel" in page.run("return $('curves').textContent")
+    assert page.run("return document.querySelectorAll('.broken').length") == 1
+    page.run("$('nav').querySelector('a').click()")
+
+
+def test_axes_end_where_values_must(make_run, open_page) -> None:
+    """One trial of 54 %: neither 150 % nor half an epoch is possible."""
+
+    def change(record: dict) -> None:
+        record["metrics"] = {"accuracy": 0.544, "gmacs": 0.3, "latency_ms": 1.0}
+        record |= {"status": "complete", "error": None}
+
+    page = open_page(analysis.write_report(make_run(trials=1, change=change)))
+    low, high = page.run("return $('front-plot').layout.yaxis.range")
+    assert low >= 0
+    assert high <= 1
+    assert page.run("return $('curves-plot').layout.xaxis.dtick") == 1
+    assert page.run("return $('progress-plot').layout.xaxis.dtick") == 1

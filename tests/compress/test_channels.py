@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compress.channels import decide as decide_module
+from compress.channels import latency as latency_module
 from compress.channels.blocks import residual_blocks
 from compress.channels.choice import Choice, GroupRule
 from compress.channels.cost import Terms, macs, values
-from compress.channels.decide import layout_of
+from compress.channels.decide import layout_of, share_between
 from compress.channels.identities import Identities
 from compress.channels.importance import (
     GradientMeter,
@@ -22,13 +24,15 @@ from compress.channels.importance import (
     magnitude,
     normalised,
 )
-from compress.channels.latency import MeasuredCost, layers
+from compress.channels.latency import MeasuredCost, layers, without_calls
 from compress.channels.layout import Group, Layout
 from compress.channels.stage import PruneChannels
 from compress.channels.surgery import cut_state, difference
 from compress.codec import decode, encode
 from compress.measure.model import static_cost
 from compress.selection.stage import WeightSelection
+from compress.stage import Context
+from compress.testing import tiny_data
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState, on_meta
 from trainers.models.make import make_arch
@@ -361,6 +365,65 @@ def test_latency_is_that_of_the_tables_and_linear_between(
     assert cost.of(ones)[0] == pytest.approx(20 * 12)
     # at half of all channels, layers with both ends cut take T(1/2, 1/2), others T(1, ·), T(·, 1)
     assert cost.of(ones / 2)[0] == pytest.approx(18 * 4 + 6 + 8)
+
+
+def test_what_a_call_takes_is_no_part_of_a_layer() -> None:
+    """A model whose layers take 1 and 3 ms within it, and half a millisecond more alone."""
+    tables = np.array([[[0.75, 1.5]], [[2.0, 3.5]]])
+    np.testing.assert_allclose(
+        without_calls(tables, 4.0), [[[0.25, 1.0]], [[1.5, 3.0]]], atol=1e-6
+    )
+    np.testing.assert_array_equal(without_calls(tables, 6.0), tables)
+    # however small the model's time, something is left
+    np.testing.assert_allclose(without_calls(tables, 0.01), 0.1 * tables)
+
+
+def test_a_target_of_latency_is_met_where_it_is_measured(
+    small: tuple[ModelState, Layout], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that are timed alone count a call each; the whole model has one. So what they
+    promise is far from what the model takes.
+    """
+
+    def of_layers(modules: Any, options: Any, device: Any) -> Any:
+        return np.array(
+            [
+                1 + module.weight.numel() * inputs[0, 0].numel() / 1e5
+                for module, inputs in modules
+            ]
+        )
+
+    def of_models(states: list[ModelState], size: int, *rest: Any) -> Any:
+        return np.array([[static_cost(s.arch, size)["gmacs"] * 1e4] for s in states])
+
+    monkeypatch.setattr(latency_module, "layer_times", of_layers)
+    monkeypatch.setattr(latency_module, "_MEASURED", {})
+    monkeypatch.setattr(decide_module, "model_times", of_models)
+    model, _ = small
+    data = tiny_data(tmp_path / "data")
+    context = Context(
+        data, torch.device("cpu"), 1, tmp_path / "work", find_teacher=lambda *_: model
+    )
+    stage = PruneChannels.model_validate(
+        {
+            "target": {"latency": 0.5},
+            "importance": "magnitude",
+            "multiple": 1,
+            "epochs": 0,
+            "compensate": False,
+        }
+    )
+    found = stage.run(model, context)
+    (whole,), (cut,) = of_models([model, found], 32)
+    assert 0.48 < cut / whole <= 0.51
+    assert context.reported["channels_latency_ratio"] == pytest.approx(cut / whole)
+
+
+def test_estimates_are_corrected_between_what_was_measured() -> None:
+    assert share_between({}, 0.5) == 0.5
+    assert share_between({0.5: 0.2}, 0.6) == pytest.approx(0.75)
+    assert share_between({0.5: 0.2, 0.75: 0.7}, 0.6) == pytest.approx(0.7)
+    assert share_between({0.5: 0.2, 0.75: 0.1}, 0.15) == pytest.approx(0.375)
 
 
 # ------------------------------------------------------------------ importance

@@ -112,6 +112,32 @@ def test_places_of_nncf(data: Data) -> None:
     assert fc1 in [place for place, _ in chosen.scaled]
 
 
+def test_blocks_in_a_list_are_told_apart(data: Data, tmp_path: Path) -> None:
+    """NNCF calls the layers of all of them by one name."""
+    args = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
+    arch = make_arch(
+        "vit_small_patch16_rope_224", num_classes=4, image_size=32, args=args
+    )
+    state, reported = quantised(
+        data, tmp_path, ModelState.initialised(arch, 0), smooth_quant=0.5
+    )
+    assert reported["int8_layers"] == 10
+    assert reported["int8_float_layers"] == 0
+    plan = QuantiserPlan.from_json(state.arch.dims)
+    rounded = {place.module for place, _ in plan.points}
+    scaled = {place.module for place, _ in plan.scaled}
+    for block in ("blocks.0", "blocks.1"):
+        assert {f"{block}.attn.qkv", f"{block}.mlp.fc2"} <= rounded
+        assert {f"{block}.attn.qkv", f"{block}.mlp.fc1"} <= scaled
+
+
+def test_what_nncf_cannot_follow_is_refused_before_a_trial(data: Data) -> None:
+    args = {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8}
+    arch = make_arch("eva02_tiny_patch14_224", num_classes=4, image_size=32, args=args)
+    with pytest.raises(ValueError, match=r"NNCF, which chooses .* cannot follow"):
+        Int8().check(arch, data.info)
+
+
 def test_runtimes_execute_integers(data: Data, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     vit, resnet = tiny_models(data)
@@ -127,6 +153,8 @@ def test_runtimes_execute_integers(data: Data, tmp_path: Path) -> None:
         assert deployed.precision == "int8"
         assert np.abs(found - wanted).max() < 0.1 * np.abs(wanted).max()
     assert kernels["resnet_cifar"]["QLinearConv"] == 19
+    # of nine sums two have a padded shortcut
+    assert kernels["resnet_cifar"]["QLinearAdd"] == 7
     assert "Conv" not in kernels["resnet_cifar"]
     assert (
         kernels["timm"]["MatMulIntegerToFloat"] == 8

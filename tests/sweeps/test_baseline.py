@@ -1,18 +1,23 @@
 """What trials are compared with: which model it is, and that the search hears nothing of it."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import analysis
-from analysis.contract import BASELINE
+from analysis.contract import BASELINE, Objective, RelativeBound, resolved
 from sweeps.check import check_spec
 from sweeps.drive.driver import mark_interrupted
+from sweeps.resume import reopen
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import TrialPlan
 from sweeps.run.record import TrialRecord
 from sweeps.run.storage import RunStorage
 from sweeps.search.baseline import baseline_plan
 from sweeps.spec.load import spec_from
+from sweeps.spec.yaml_text import SpecError
 from tests.sweeps.helpers import begin, finish, searcher, states
 from trainers.config import SourceConfig
 from trainers.models.source import load_source
@@ -30,6 +35,22 @@ def test_a_random_source_is_measured_after_its_unsearched_training(
     assert plan is not None
     assert [stage.name for stage in plan.stages] == ["teacher"]
     assert (plan.trial_id, plan.configuration, plan.seed) == (BASELINE, {}, 0)
+
+
+def test_alternatives_that_leave_a_stage_out_are_no_baseline(
+    raw: dict[str, Any],
+) -> None:
+    """The first configuration is then the baseline's own pipeline, and others are not."""
+    store = {"one_of": {"float": None, "rounded": {"stage": "uniform_quant"}}}
+    stages = {"teacher": raw["stages"]["teacher"], "store": store}
+    search = {"trials": 2, "baseline": True}
+    plan = baseline_plan(
+        check_spec(spec_from(raw | {"stages": stages, "search": search}))
+    )
+    assert plan is not None
+    assert [stage.name for stage in plan.stages] == ["teacher"]
+    alone = raw | {"stages": {"teacher": stages["teacher"]}, "search": search}
+    assert baseline_plan(check_spec(spec_from(alone))) is None
 
 
 def test_the_first_searched_stage_ends_the_baseline(raw: dict[str, Any]) -> None:
@@ -131,3 +152,91 @@ def test_a_damaged_baseline_is_named_and_the_rest_loads(
     assert found.baseline is None
     assert any(BASELINE in problem for problem in found.problems)
     assert len(found.trials) == 1
+
+
+LOSS = {"metric": "accuracy", "mode": "max", "bound": {"loss": 0.01, "to": "source"}}
+HALF = {"metric": "gmacs", "mode": "min", "bound": {"times": 0.5, "to": "source"}}
+
+
+def test_only_the_baseline_runs_until_the_bounds_are_known(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    raw["objectives"] = [LOSS, HALF]
+    search = searcher(raw, tmp_path / "run", trials=3, baseline=True)
+    record = begin(search)
+    assert record.trial_id == BASELINE
+    assert search.ask() is None
+    assert search.is_waiting
+    record.finish("complete", metrics={"accuracy": 0.9, "gmacs": 4.0})
+    search.tell(record)
+    assert [o.bound for o in search.spec.objectives] == pytest.approx([0.89, 2.0])
+    plan = finish(search, accuracy=0.8, gmacs=1.0).plan
+    assert plan.bounds == pytest.approx({"accuracy": 0.89, "gmacs": 2.0})
+    constraints = search.study.get_trials()[0].constraints
+    assert constraints == pytest.approx({"bound.accuracy": 0.09, "bound.gmacs": -1})
+    again = searcher(raw, tmp_path / "run", trials=3, baseline=True)
+    assert again.spec.objectives == search.spec.objectives
+    found = analysis.load(tmp_path / "run")
+    assert found.trials["trial_id"].tolist() == ["00000"]
+
+
+def test_nothing_runs_where_the_baseline_gave_no_bound(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    raw["objectives"] = [LOSS]
+    search = searcher(raw, tmp_path / "run", trials=3, baseline=True)
+    record = begin(search)
+    record.finish("failed", error=ValueError("no such picture"))
+    search.tell(record)
+    assert search.ask() is None
+    assert not search.is_waiting
+    assert "no such picture" in search.notes[-1]
+    assert reopen(tmp_path / "run", "failed") == 1
+    again = begin(searcher(raw, tmp_path / "run", trials=3, baseline=True))
+    assert again.trial_id == BASELINE
+
+
+@pytest.mark.parametrize(
+    ("bound", "mode", "limit"),
+    [
+        ({"loss": 0.01}, "max", 0.79),
+        ({"loss": 0.01}, "min", 0.81),
+        ({"loss": 0.25, "relative": True}, "max", 0.6),
+        ({"loss": 0.25, "relative": True}, "min", 1.0),
+        ({"loss": -0.1}, "max", 0.9),
+        ({"times": 0.5}, "min", 0.4),
+    ],
+)
+def test_a_relative_bound_is_a_number_once_the_source_is_measured(
+    bound: dict[str, Any], mode: Any, limit: float
+) -> None:
+    objective = Objective("m", mode, RelativeBound(**bound))
+    assert not objective.excess(0.8) <= 0
+    (known,) = resolved([objective], {"m": 0.8})
+    assert known.bound == pytest.approx(limit)
+    assert resolved([objective], {"m": math.nan}) == [objective]
+
+
+@pytest.mark.parametrize(
+    ("bound", "wrong"),
+    [
+        ({"loss": 1, "to": "source"}, r"bound\.loss: 1 is .* 1 % is written 0\.01"),
+        ({"loss": 0.1, "times": 0.5}, "either loss or times"),
+        ({"times": 0.5, "relative": True}, "relative goes with loss"),
+        ({"loss": 0.1, "to": "teacher"}, "'source'"),
+    ],
+)
+def test_a_bound_that_says_nothing_is_refused(
+    raw: dict[str, Any], bound: dict[str, Any], wrong: str
+) -> None:
+    raw["objectives"] = [LOSS | {"bound": bound}]
+    with pytest.raises(SpecError, match=wrong):
+        plan_of(raw)
+
+
+def test_a_relative_bound_needs_a_baseline_that_has_the_metric(
+    raw: dict[str, Any],
+) -> None:
+    raw["objectives"] = [LOSS]
+    with pytest.raises(SpecError, match=r"objectives\.0\.bound: .* no baseline"):
+        plan_of(raw, baseline=False)

@@ -8,15 +8,19 @@ import pytest
 
 from analysis.contract import Objective
 from sweeps.check import check_spec
-from sweeps.run.record import TrialRecord
+from sweeps.drive.driver import run_header
+from sweeps.run.record import TrialRecord, to_json
 from sweeps.run.storage import RunStorage
-from sweeps.search import budget
+from sweeps.search import budget, goal
 from sweeps.search.budget import seconds_of_trials, stands_still
+from sweeps.search.goal import is_met
 from sweeps.search.searcher import StudySearch
 from sweeps.spec.load import spec_from
 from sweeps.spec.model import MOST_TRIALS, StopWhen
-from tests.sweeps.helpers import plan
+from sweeps.spec.yaml_text import SpecError
+from tests.sweeps.helpers import begin, finish, plan, searcher
 from tests.sweeps.test_proposals import chain, ended, seconds
+from trainers.files import write_atomic
 
 __all__ = ["chain"]
 
@@ -95,6 +99,45 @@ def test_a_front_that_stands_still() -> None:
     assert stands_still([*first, [0.3, 2.5], [0.2, 2.0], [0.1, 2.9]], rule, goals)
     assert not stands_still([*first, [0.3, 2.5], [0.95, 0.5], [0.1, 2.9]], rule, goals)
     assert not stands_still([*first] * 3, None, goals)
+
+
+def test_a_search_ends_when_its_goal_is_met_with_certainty(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks only at what is within the bounds, and goes on where luck may have put it there."""
+    raw["objectives"] = [{"metric": "accuracy", "mode": "max", "bound": 0.8}]
+    search = searcher(raw, tmp_path / "run", trials=20, stop_when="goal")
+    header = run_header(search.sweep, [])
+    write_atomic(tmp_path / "run" / "run.json", to_json(header))
+    looked: list[bool] = []
+
+    def look(run: Path) -> bool:
+        looked.append(is_met(run))
+        return looked[-1]
+
+    monkeypatch.setattr(goal, "is_met", look)
+    for accuracy in (0.5, 0.81):
+        record = begin(search)
+        record.set_classes([{"index": 0, "class": "a", "images": 50}])
+        record.finish("complete", metrics={"accuracy": accuracy})
+        search.tell(record)
+    finish(search, accuracy=0.5)  # and so that it looks
+    assert looked == [False]
+    record = begin(search)
+    record.set_classes([{"index": 0, "class": "a", "images": 50}])
+    record.finish("complete", metrics={"accuracy": 1.0})
+    search.tell(record)
+    assert search.ask() is None
+    assert looked == [False, True]
+
+
+def test_the_goal_needs_a_bound(raw: dict[str, Any]) -> None:
+    raw["search"] |= {"stop_when": "goal"}
+    with pytest.raises(SpecError, match=r"stop_when: goal .* no objective has one"):
+        check_spec(spec_from(raw))
+    raw["search"] |= {"stop_when": "gaol"}
+    with pytest.raises(SpecError, match=r"stop_when: 'gaol' is no rule"):
+        spec_from(raw)
 
 
 def test_a_search_ends_where_its_front_stands_still(

@@ -203,6 +203,11 @@ class Calls:
         if len(self._stack) > 1:
             self._stack.pop()
 
+    @property
+    def stack(self) -> tuple[str, ...]:
+        """Paths of the modules in whose forward passes execution is, the outermost first."""
+        return tuple(self._stack)
+
     def next(self, function: str) -> tuple[str, str, int]:
         """(module, function, call) of the call that is about to be made."""
         path = self._stack[-1]

@@ -1,22 +1,37 @@
-/* The page's state and colours. The other scripts draw; all of them read D, which is what
+/* The page's data, state and colours. The other scripts draw; all of them read D, which is what
    page_data of analysis/report/data.py gives. */
 "use strict";
-const D = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
-const COLUMN = new Map(D.columns.map((column) => [column.key, column]));
-const FRONT = new Set(D.noise ? D.noise.front : D.front);
-const ELIGIBLE = new Set(D.eligible);
 /* A configuration is known by the row of the trial that stands for it; SEEDS are its replicates,
-   SEED_OF leads from them to it. */
-const SEEDS = new Map(Object.entries(D.replicates).map(([row, rows]) => [Number(row), rows]));
-const SEED_OF = new Map(
-  [...SEEDS].flatMap(([point, rows]) =>
-    rows.filter((row) => row !== point).map((row) => [row, point]),
-  ),
-);
+   SEED_OF leads from them to it. PICKS are the names of the picks by row, the recommended one
+   first. */
+/* A trial as text for hovering, made once. */
+const described = new Map();
+let D, COLUMN, FRONT, ELIGIBLE, SEEDS, SEED_OF, ROW, OBJECTIVES, PICKS;
+function adopt(data) {
+  D = data;
+  COLUMN = new Map(D.columns.map((column) => [column.key, column]));
+  ELIGIBLE = new Set(D.eligible);
+  SEEDS = new Map(Object.entries(D.replicates).map(([row, rows]) => [Number(row), rows]));
+  SEED_OF = new Map(
+    [...SEEDS].flatMap(([point, rows]) =>
+      rows.filter((row) => row !== point).map((row) => [row, point]),
+    ),
+  );
+  ROW = new Map(D.ids.map((id, row) => [id, row]));
+  OBJECTIVES = D.objectives.map((o) => ({ ...o, key: "metric/" + o.metric }));
+  PICKS = new Map();
+  for (const [words, row] of D.picks)
+    PICKS.set(row, PICKS.has(row) ? `${PICKS.get(row)}, ${words}` : words);
+  described.clear();
+  takeFront(D.noise !== null);
+}
+/* The front that ignores differences inside a measured noise, or the one that does not. */
+function takeFront(noise) {
+  FRONT = new Set(noise && D.noise ? D.noise.front : D.front);
+  described.clear();
+}
 const onFront = (row) => FRONT.has(SEED_OF.get(row) ?? row);
-const ROW = new Map(D.ids.map((id, row) => [id, row]));
-const OBJECTIVES = D.objectives.map((o) => ({ ...o, key: "metric/" + o.metric }));
 
 /* Okabe and Ito's colours, which people with colour-blindness tell apart, lightened on dark and
    darkened on light. */
@@ -38,7 +53,18 @@ const SYMBOLS = [
   "triangle-down",
   "hexagon",
 ];
-const state = { row: null, hidden: new Set(), colour: D.colour, painters: [] };
+/* `painters` draw a panel anew, `choosers` mark the chosen trial in one, `filters` say which rows
+   are kept; all by the panel's name. */
+const state = {
+  row: null,
+  hidden: new Set(),
+  colour: null,
+  painters: new Map(),
+  choosers: new Map(),
+  filters: new Map(),
+};
+const colourKey = () => state.colour ?? D.colour;
+const kept = (row) => [...state.filters.values()].every((keeps) => keeps(row));
 
 /* Value of a configuration: the mean over its seeds; its spread is null of one seed. */
 const valueAt = (column, row) =>
@@ -82,7 +108,6 @@ function show(column, row) {
   return column.role === "parameter" ? plain(value) : figure(value, column.unit);
 }
 /* A trial in lines, for hovering; as Plotly's text it is made once. */
-const described = new Map();
 function describe(row, breaks) {
   if (breaks === "\n") return describeAs(row, breaks);
   if (!described.has(row)) described.set(row, describeAs(row, breaks));
@@ -108,15 +133,10 @@ function describeAs(row, breaks) {
         .join(breaks);
 }
 
-/* Row of a pick → its names in words, the recommended one first. */
-const PICKS = new Map();
-for (const [words, row] of D.picks)
-  PICKS.set(row, PICKS.has(row) ? `${PICKS.get(row)}, ${words}` : words);
-
 /* What colours the trials: groups of a column with few values, or a ramp over a numeric one. */
 function colouring() {
   const dark = isDark() ? "dark" : "light";
-  const column = COLUMN.get(state.colour);
+  const column = COLUMN.get(colourKey());
   const distinct =
     column && column.kind === "num" ? [...new Set(column.values.filter((v) => v !== null))] : [];
   if (column && column.kind === "num" && distinct.length > 6) {
@@ -217,11 +237,75 @@ function drawLegends() {
 /* Choose a trial everywhere. */
 function select(row, scroll = false) {
   state.row = state.row === row && !scroll ? null : row;
-  document.dispatchEvent(new CustomEvent("chosen", { detail: { scroll } }));
+  for (const [name, mark] of state.choosers) guarded(name, () => mark(scroll));
+  remember();
 }
 function repaint() {
   drawLegends();
-  for (const paint of state.painters) paint();
+  for (const [name, paint] of state.painters) guarded(name, paint);
+  remember();
+}
+/* Let a panel keep only some rows (null: all); the others draw what is kept. */
+function narrow(name, keeps) {
+  if (keeps === null && !state.filters.has(name)) return;
+  if (keeps === null) state.filters.delete(name);
+  else state.filters.set(name, keeps);
+  cancelAnimationFrame(state.frame);
+  state.frame = requestAnimationFrame(repaint);
+}
+/* What a panel throws is told there, and the others go on. */
+function guarded(name, work) {
+  try {
+    work();
+  } catch (error) {
+    console.error(name, error);
+    const section = $(name);
+    if (!section || section.querySelector(".broken")) return;
+    section.append(el("p", { class: "broken", role: "alert" }, `This part of the page failed: ${error.message}`));
+  }
+}
+
+/* What the reader has set stands in the address, so that a link shows the same. `get` gives a text,
+   or null where it is as at first; `set` takes such a text. */
+const ADDRESS = new Map();
+function inAddress(name, get, set) {
+  ADDRESS.set(name, { get, set });
+}
+inAddress(
+  "trial",
+  () => (state.row === null ? null : D.ids[state.row]),
+  (id) => {
+    state.row = ROW.get(id) ?? null;
+  },
+);
+inAddress(
+  "colour",
+  () => state.colour,
+  (key) => {
+    state.colour = key === "status" || COLUMN.has(key) ? key : null;
+  },
+);
+inAddress(
+  "hidden",
+  () => (state.hidden.size ? JSON.stringify([...state.hidden]) : null),
+  (text) => {
+    state.hidden = new Set(text ? JSON.parse(text) : []);
+  },
+);
+function remember() {
+  if (!state.isReady) return;
+  const given = new URLSearchParams();
+  for (const [name, { get }] of ADDRESS) {
+    const text = get();
+    if (text !== null) given.set(name, text);
+  }
+  state.address = "#" + given;
+  if (location.hash !== state.address && (String(given) || location.hash.includes("=")))
+    history.replaceState(null, "", state.address);
+}
+function recall() {
+  const given = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
+  for (const [name, { set }] of ADDRESS) guarded("summary", () => set(given.get(name)));
 }
 function chooser(label, keys, value, change) {
   const options = keys.map(([key, text]) =>
@@ -231,11 +315,23 @@ function chooser(label, keys, value, change) {
     "label",
     {},
     label,
-    el("select", { onchange: (event) => change(event.target.value) }, ...options),
+    el(
+      "select",
+      {
+        onchange: (event) => {
+          change(event.target.value);
+          remember();
+        },
+      },
+      ...options,
+    ),
   );
 }
+/* A panel that has nothing to show. */
 function hide(id) {
-  $(id).remove();
+  $(id).hidden = true;
+  state.painters.delete(id);
+  state.choosers.delete(id);
 }
 function segments(names, current, change) {
   const buttons = names.map((name, i) =>
@@ -247,6 +343,7 @@ function segments(names, current, change) {
         onclick: () => {
           buttons.forEach((button, j) => button.setAttribute("aria-pressed", String(i === j)));
           change(i);
+          remember();
         },
       },
       name,
@@ -258,13 +355,21 @@ function tick(label, checked, change) {
   return el(
     "label",
     {},
-    el("input", { type: "checkbox", checked, onchange: (event) => change(event.target.checked) }),
+    el("input", {
+      type: "checkbox",
+      checked,
+      onchange: (event) => {
+        change(event.target.checked);
+        remember();
+      },
+    }),
     label,
   );
 }
 /* Commands get a button that copies them; where the browser refuses, they are selected. */
 function startCommands() {
   for (const node of document.querySelectorAll(".commands code, pre.command")) {
+    if (node.nextElementSibling?.className === "copy") continue;
     const copy = async () => {
       getSelection().selectAllChildren(node);
       try {
@@ -286,7 +391,7 @@ function startSorting() {
   for (const tableNode of document.querySelectorAll("table.sortable")) {
     const heads = [...tableNode.tHead.rows[0].cells];
     heads.forEach((head, index) => {
-      if (head.tagName !== "TH") return;
+      if (head.tagName !== "TH" || head.querySelector("button")) return;
       const button = el(
         "button",
         { type: "button", onclick: () => sortPlain(tableNode, heads, index) },
@@ -355,52 +460,75 @@ function startTheme() {
   addEventListener("beforeprint", () => printing(true));
   addEventListener("afterprint", () => printing(false));
 }
+const nav = { links: new Map() };
 function startNav() {
-  const links = new Map();
-  for (const section of document.querySelectorAll("main > section")) {
+  nav.links = new Map();
+  for (const section of document.querySelectorAll("main section[id]:not([hidden])")) {
     const text = section.dataset.nav || section.querySelector("h2").textContent;
-    links.set(section, $("nav").appendChild(el("a", { href: "#" + section.id }, text)));
+    const go = (event) => {
+      /* the address keeps what the reader has set */
+      event.preventDefault();
+      section.scrollIntoView();
+      section.tabIndex = -1;
+      section.focus({ preventScroll: true });
+    };
+    nav.links.set(section, el("a", { href: "#" + section.id, onclick: go }, text));
   }
-  const watch = () => {
-    let here = null;
-    for (const section of links.keys())
-      if (here === null || section.getBoundingClientRect().top < 140) here = section;
-    for (const [section, link] of links) link.classList.toggle("here", section === here);
+  $("nav").replaceChildren(...nav.links.values());
+  watchNav();
+}
+function watchNav() {
+  let here = null;
+  for (const section of nav.links.keys())
+    if (here === null || section.getBoundingClientRect().top < 140) here = section;
+  for (const [section, link] of nav.links) link.classList.toggle("here", section === here);
+}
+addEventListener("scroll", watchNav, { passive: true });
+/* Buttons that name a trial, wherever they stand. */
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-trial]");
+  if (button) select(ROW.get(button.dataset.trial), true);
+});
+/* Draw everything, one panel a frame: the front shows while the rest is drawn. */
+function startAll() {
+  const steps = [
+    ["summary", startCommands],
+    ["summary", startLoss],
+    ["summary", startSorting],
+    ["compare", startCompare],
+    ["front", startFront],
+    ["front", drawLegends],
+    ["trials", startTable],
+    ["parallel", startParallel],
+    ["importance", startImportance],
+    ["effects", startEffects],
+    ["layers", startLayers],
+    ["curves", startCurves],
+    ["progress", startProgress],
+    ["summary", startNav],
+  ];
+  state.isReady = false;
+  recall();
+  const next = () => {
+    const step = steps.shift();
+    if (step) {
+      guarded(...step);
+      setTimeout(next, 0);
+      return;
+    }
+    state.isReady = true;
+    if (state.row !== null) for (const [name, mark] of state.choosers) guarded(name, mark);
+    remember();
+    document.documentElement.dataset.ready = String(Math.round(performance.now()));
   };
-  addEventListener("scroll", watch, { passive: true });
-  watch();
+  next();
 }
 startTheme();
 /* After the other scripts have been read. */
 addEventListener("DOMContentLoaded", () => {
-  const steps = [
-    startCommands,
-    startLoss,
-    startSorting,
-    startCompare,
-    startFront,
-    drawLegends,
-    startTable,
-    startParallel,
-    startImportance,
-    startEffects,
-    startLayers,
-    startCurves,
-    startProgress,
-    startNav,
-  ];
-  for (const button of document.querySelectorAll("button[data-trial]")) {
-    button.addEventListener("click", () => select(ROW.get(button.dataset.trial), true));
-  }
-  /* One step a frame: the front shows while the rest is drawn. */
-  const next = () => {
-    const step = steps.shift();
-    if (!step) {
-      document.documentElement.dataset.ready = String(Math.round(performance.now()));
-      return;
-    }
-    step();
-    setTimeout(next, 0);
-  };
-  next();
+  adopt(JSON.parse($("data").textContent));
+  startAll();
+});
+addEventListener("hashchange", () => {
+  if (location.hash.includes("=") && location.hash !== state.address) startAll();
 });

@@ -10,41 +10,52 @@ function staircase(x, y, points) {
   return rows.filter((row) => cost(y, row) < best && ((best = cost(y, row)), true));
 }
 
-const front = {
-  x: null,
-  y: null,
-  z: null,
-  three: false,
-  seeds: true,
-  each: Boolean(D.compare),
-  noise: Boolean(D.noise),
-  surfaces: false,
-};
+/* `set` is what the reader has chosen; what is not chosen is as `usual` says. */
+const front = { set: {} };
+function usual() {
+  const [first, second, third] = OBJECTIVES.map((o) => o.key);
+  const axes = { x: second || "seconds", y: first, z: third || null };
+  const marks = { seeds: true, each: Boolean(D.compare), noise: D.noise !== null };
+  return { ...axes, ...marks, three: false, surfaces: false };
+}
+for (const name of ["x", "y", "z", "three", "seeds", "each", "noise", "surfaces"])
+  inAddress(
+    name,
+    () => {
+      const value = front.set[name];
+      return value === undefined || value === usual()[name] ? null : String(value);
+    },
+    (text) => {
+      if (text === null || (name.length === 1 && !COLUMN.has(text))) delete front.set[name];
+      else front.set[name] = name.length === 1 ? text : text === "true";
+    },
+  );
 function startFront() {
   const numeric = D.columns.filter((c) => c.kind === "num" && c.values.some((v) => v !== null));
   if (!OBJECTIVES.length || !D.ids.length) return hide("front");
-  const [first, second, third] = OBJECTIVES.map((o) => o.key);
-  [front.x, front.y, front.z] = [second || "seconds", first, third || null];
+  Object.assign(front, usual(), front.set);
+  takeFront(front.noise);
+  const third = OBJECTIVES[2]?.key;
   const measured = (key) => numeric.some((c) => c.key === key);
   if (!measured(front.x) || !measured(front.y)) return hide("front");
+  $("front").hidden = false;
   const axes = numeric.map((c) => [c.key, c.label]);
   const colours = D.columns.filter((c) => c.role === "parameter").map((c) => [c.key, c.label]);
   const set = (name) => (value) => {
-    front[name] = value;
+    front[name] = front.set[name] = value;
     drawFront();
   };
   const z = chooser("z", axes, front.z, set("z"));
-  z.hidden = true;
-  const mode = segments(["2-D", "3-D"], 0, (i) => {
-    front.three = i === 1;
-    z.hidden = !front.three;
-    drawFront();
+  z.hidden = !front.three;
+  const mode = segments(["2-D", "3-D"], Number(front.three), (i) => {
+    z.hidden = i === 0;
+    set("three")(i === 1);
   });
-  $("front-controls").append(
+  $("front-controls").replaceChildren(
     chooser("x", axes, front.x, set("x")),
     chooser("y", axes, front.y, set("y")),
     ...(third ? [z, mode] : []),
-    chooser("colour", [...colours, ["status", "status"]], state.colour, (value) => {
+    chooser("colour", [...colours, ["status", "status"]], colourKey(), (value) => {
       state.colour = value;
       state.hidden.clear();
       repaint();
@@ -58,13 +69,11 @@ function startFront() {
             `ignore differences inside the noise of ${clip(D.noise.metric, 20)}`,
             front.noise,
             (on) => {
-              front.noise = on;
-              FRONT.clear();
-              for (const row of on ? D.noise.front : D.front) FRONT.add(row);
-              described.clear();
+              front.noise = front.set.noise = on;
+              takeFront(on);
               explainFront(third);
+              forgetRows();
               repaint();
-              document.dispatchEvent(new CustomEvent("front"));
             },
           ),
         ]
@@ -72,8 +81,8 @@ function startFront() {
   );
   explainFront(third);
   drawFront();
-  state.painters.push(drawFront);
-  document.addEventListener("chosen", drawFront);
+  state.painters.set("front", drawFront);
+  state.choosers.set("front", drawFront);
 }
 function explainFront(third) {
   const goals = OBJECTIVES.map((o) => {
@@ -133,7 +142,7 @@ function frontMarks(colours, at) {
             }
           : {
               color,
-              opacity: rows.map((r) => (FRONT.has(r) ? 1 : 0.75)),
+              opacity: rows.map((r) => (!kept(r) ? 0.1 : FRONT.has(r) ? 1 : 0.75)),
               size: rows.map((r) => (FRONT.has(r) ? 12 : 9)),
               symbol: group.symbol,
               line: {

@@ -5,13 +5,15 @@ const inside = { index: 0 };
 
 function startLayers() {
   if (!D.layers.length) return hide("layers");
+  $("layers").hidden = false;
+  if (inside.index >= D.layers.length) inside.index = 0;
   const about = (row) => PICKS.get(row) || (FRONT.has(row) ? "on the front" : "");
   const name = (t) => [D.ids[t.row], about(t.row)].filter(Boolean).join(", ");
-  $("layers-controls").append(
+  $("layers-controls").replaceChildren(
     chooser(
       "trial",
       D.layers.map((t, i) => [String(i), name(t)]),
-      "0",
+      String(inside.index),
       (value) => {
         inside.index = Number(value);
         drawLayers();
@@ -19,8 +21,8 @@ function startLayers() {
     ),
   );
   drawLayers();
-  state.painters.push(drawLayers);
-  document.addEventListener("chosen", () => {
+  state.painters.set("layers", drawLayers);
+  state.choosers.set("layers", () => {
     const index = D.layers.findIndex((t) => t.row === (SEED_OF.get(state.row) ?? state.row));
     if (index < 0 || index === inside.index) return;
     inside.index = index;

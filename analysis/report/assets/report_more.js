@@ -1,5 +1,13 @@
 /* Groups compared, and parameter importance. */
 "use strict";
+const loss = { points: null };
+inAddress(
+  "loss",
+  () => loss.points,
+  (text) => {
+    loss.points = text;
+  },
+);
 /* The first card: what is cheapest for the loss that the reader sets. */
 function startLoss() {
   const input = $("loss");
@@ -18,7 +26,12 @@ function startLoss() {
       : `Nearest: more than ${words} of ${box.dataset.metric} is lost`;
   };
   input.closest("label").hidden = false;
-  input.addEventListener("input", show);
+  input.oninput = () => {
+    loss.points = input.value;
+    show();
+    remember();
+  };
+  if (loss.points !== null) input.value = loss.points;
   show();
 }
 const versus = { axis: "configurations" };
@@ -31,7 +44,7 @@ const AXES = {
 function startCompare() {
   if (!D.compare) return;
   const kinds = Object.keys(AXES).filter((axis) => D.compare.groups.every((g) => g.curves[axis]));
-  $("compare-controls").append(
+  $("compare-controls").replaceChildren(
     chooser(
       "budget",
       kinds.map((k) => [k, AXES[k]]),
@@ -43,7 +56,7 @@ function startCompare() {
     ),
   );
   drawCompare();
-  state.painters.push(drawCompare);
+  state.painters.set("compare", drawCompare);
 }
 /* Seconds in the largest unit that keeps the numbers readable. */
 function timeUnit(longest) {
@@ -60,7 +73,7 @@ function groupColour(name) {
   const group = colours.groups.find(
     (g) => g.name === name || (g.name === MISSING && name === "not set"),
   );
-  return D.compare && state.colour === "config/" + D.compare.by && group
+  return D.compare && colourKey() === "config/" + D.compare.by && group
     ? group.colour
     : token("muted");
 }
@@ -132,6 +145,7 @@ function drawCompare() {
 
 function startImportance() {
   if (!D.importance.length) return hide("importance");
+  $("importance").hidden = false;
   const some = D.importance.some((i) => i.conditional);
   $("importance-note").textContent =
     "Share of the variation of each objective that a parameter explains out of sample (functional" +
@@ -146,7 +160,7 @@ function startImportance() {
   const shown = D.importance.slice(0, 20);
   $("importance-plot").style.height = `${70 + shown.length * (12 + 16 * OBJECTIVES.length)}px`;
   drawImportance();
-  state.painters.push(drawImportance);
+  state.painters.set("importance", drawImportance);
 }
 function drawImportance() {
   const shown = D.importance.slice(0, 20).reverse();

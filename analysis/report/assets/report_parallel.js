@@ -86,21 +86,25 @@ function startParallel() {
     ),
   );
   if (axes.length < 2 || !D.eligible.length) return hide("parallel");
-  par.axes = axes.map(parallelAxis);
-  document.body.append(el("div", { class: "tip", role: "status" }));
+  $("parallel").hidden = false;
+  par.wanted = axes;
+  if (!document.querySelector(".tip")) {
+    document.body.append(el("div", { class: "tip", "aria-hidden": "true" }));
+    let width = $("parallel-plot").clientWidth;
+    new ResizeObserver(() => {
+      if ($("parallel-plot").clientWidth !== width) {
+        width = $("parallel-plot").clientWidth;
+        guarded("parallel", drawParallel);
+      }
+    }).observe($("parallel-plot"));
+  }
   drawParallel();
-  state.painters.push(drawParallel);
-  document.addEventListener("chosen", markLines);
-  let width = $("parallel-plot").clientWidth;
-  new ResizeObserver(() => {
-    if ($("parallel-plot").clientWidth !== width) {
-      width = $("parallel-plot").clientWidth;
-      drawParallel();
-    }
-  }).observe($("parallel-plot"));
+  state.painters.set("parallel", drawParallel);
+  state.choosers.set("parallel", markLines);
 }
 function drawParallel() {
   const box = $("parallel-plot");
+  par.axes = par.wanted.map((column) => parallelAxis(COLUMN.get(column.key)));
   const room = (axis) =>
     Math.max(
       58,
@@ -199,22 +203,23 @@ function drawAxis(root, axis, i, x) {
   });
   const brush = svg("rect", { class: "brush", x: x - 6, width: 12, rx: 3 });
   root.append(brush, grab);
-  placeBrush(brush, par.brushes.get(axis));
+  const key = axis.column.key;
+  placeBrush(brush, par.brushes.get(key));
   grab.addEventListener("pointerdown", (down) => {
     const y = (event) => event.clientY - root.getBoundingClientRect().top;
     const start = y(down);
-    par.brushes.delete(axis);
+    par.brushes.delete(key);
     grab.setPointerCapture(down.pointerId);
     const move = (event) => {
       const range = [Math.min(start, y(event)), Math.max(start, y(event))];
-      if (range[1] - range[0] > 3) par.brushes.set(axis, range);
-      placeBrush(brush, par.brushes.get(axis));
+      if (range[1] - range[0] > 3) par.brushes.set(key, range);
+      placeBrush(brush, par.brushes.get(key));
       markLines();
     };
     const up = () => {
       grab.removeEventListener("pointermove", move);
-      placeBrush(brush, par.brushes.get(axis));
-      markLines();
+      placeBrush(brush, par.brushes.get(key));
+      narrowByBrushes();
     };
     grab.addEventListener("pointermove", move);
     grab.addEventListener("pointerup", up, { once: true });
@@ -225,13 +230,29 @@ function placeBrush(node, range) {
   node.setAttribute("y", range ? range[0] : 0);
   node.setAttribute("height", range ? range[1] - range[0] : 0);
 }
+/* Whether a row crosses all brushes. */
+function isBrushed(row) {
+  return par.axes.every((axis) => {
+    const range = par.brushes.get(axis.column.key);
+    return !range || (axis.y(row) >= range[0] && axis.y(row) <= range[1]);
+  });
+}
+function narrowByBrushes() {
+  const eligible = (row) => ELIGIBLE.has(row) && isBrushed(row);
+  narrow("parallel", par.brushes.size ? (row) => eligible(SEED_OF.get(row) ?? row) : null);
+}
+inAddress(
+  "brushes",
+  () => (par.brushes.size ? JSON.stringify([...par.brushes]) : null),
+  (text) => {
+    par.brushes = new Map(text ? JSON.parse(text) : []);
+    if (par.brushes.size) setTimeout(narrowByBrushes, 0);
+  },
+);
 function markLines() {
   const point = SEED_OF.get(state.row) ?? state.row;
   for (const [row, path] of par.paths) {
-    const kept = [...par.brushes].every(
-      ([axis, [low, high]]) => axis.y(row) >= low && axis.y(row) <= high,
-    );
-    path.classList.toggle("off", !kept);
+    path.classList.toggle("off", !isBrushed(row) || !kept(row));
     path.classList.toggle("on", row === point);
   }
   const chosen = par.paths.get(point);

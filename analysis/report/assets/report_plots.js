@@ -58,10 +58,18 @@ function layout(extra) {
   }
   return base;
 }
-/* Axis of a column: its name, its scale; fractions as percent. */
+/* Axis of a column: its name, its scale, no further than its values can be; fractions as percent. */
 function axisOf(column) {
   const axis = { title: { text: inert(column.title) }, type: column.log ? "log" : "linear" };
+  const isShare = column.unit === "fraction" && column.values.every((v) => v === null || v <= 1);
+  if (!column.log && column.values.every((v) => v === null || v >= 0))
+    axis.autorangeoptions = isShare ? { minallowed: 0, maxallowed: 1 } : { minallowed: 0 };
   return column.unit === "fraction" ? { ...axis, tickformat: ".3~p" } : axis;
+}
+/* Axis of things that are counted: no ticks between whole numbers. */
+function countAxis(title, most) {
+  const axis = { title: { text: title }, rangemode: "tozero" };
+  return most <= 10 ? { ...axis, tick0: 0, dtick: 1 } : { ...axis, tickformat: ",d" };
 }
 const hover = "%{text}<extra></extra>";
 
@@ -83,11 +91,21 @@ function draw(plot, traces, look, config = CONFIG) {
 }
 
 const curve = { metric: null };
+inAddress(
+  "curve",
+  () => (curve.metric === D.curves.metrics[0]?.name ? null : curve.metric),
+  (text) => {
+    const names = D.curves.metrics.map((m) => m.name);
+    curve.metric = names.includes(text) ? text : (names[0] ?? null);
+  },
+);
 function startCurves() {
   const trials = D.curves.trials.filter((t) => t.values.length && t.values[0].length);
   if (!trials.length) return hide("curves");
+  $("curves").hidden = false;
   const metrics = D.curves.metrics;
-  curve.metric = metrics[0].name;
+  if (!metrics.some((m) => m.name === curve.metric)) curve.metric = metrics[0].name;
+  $("curves-controls").replaceChildren();
   if (metrics.length > 1) {
     $("curves-controls").append(
       chooser(
@@ -106,8 +124,8 @@ function startCurves() {
       `The last training stage of ${number(trials.length)} of ${number(D.curves.of)} trials,` +
       " those of the front first.";
   drawCurves();
-  state.painters.push(drawCurves);
-  document.addEventListener("chosen", drawCurves);
+  state.painters.set("curves", drawCurves);
+  state.choosers.set("curves", drawCurves);
 }
 /* One trace per colour, gaps between the trials: a trace for each of a thousand trials takes
    seconds to draw. */
@@ -145,7 +163,7 @@ function drawCurves() {
   const shown = new Set(visible(colours).flatMap((g) => g.rows));
   const byColour = new Map();
   for (const trial of trials) {
-    if (!shown.has(trial.row)) continue;
+    if (!shown.has(trial.row) || !kept(trial.row)) continue;
     const key = colours.of(trial.row);
     byColour.set(key, [...(byColour.get(key) || []), trial]);
   }
@@ -164,8 +182,11 @@ function drawCurves() {
     $("curves-plot"),
     traces,
     layout({
-      xaxis: { title: { text: "epoch of the stage" }, rangemode: "tozero" },
+      xaxis: countAxis("epoch of the stage", Math.max(...trials.map((t) => t.values[index].length))),
       yaxis: {
+        ...(unit === "fraction" && low >= 0 && high <= 1
+          ? { autorangeoptions: { minallowed: 0, maxallowed: 1 } }
+          : {}),
         title: { text: inert(D.curves.metrics[index].title) },
         type: log ? "log" : "linear",
         ...(unit === "fraction" ? { tickformat: ".3~p" } : {}),
@@ -176,13 +197,14 @@ function drawCurves() {
 
 function startProgress() {
   if (!D.progress.rows.length) return hide("progress");
+  $("progress").hidden = false;
   $("progress-note").textContent =
     "Hypervolume of the front after each complete configuration, as a share of the box between" +
     ` the best values seen and the reference point (${D.progress.reference}). A flat end says` +
     " that more of the same would add little.";
   drawProgress();
-  state.painters.push(drawProgress);
-  document.addEventListener("chosen", drawProgress);
+  state.painters.set("progress", drawProgress);
+  state.choosers.set("progress", drawProgress);
 }
 function drawProgress() {
   const { rows, share } = D.progress;
@@ -222,24 +244,30 @@ function drawProgress() {
     $("progress-plot"),
     traces,
     layout({
-      xaxis: {
-        title: { text: "complete configurations, in the order they ended" },
-        rangemode: "tozero",
-      },
+      xaxis: countAxis("complete configurations, in the order they ended", rows.length),
       yaxis: { title: { text: "hypervolume" }, tickformat: ".0%", rangemode: "tozero" },
     }),
   );
 }
 
 const effect = { objective: 0 };
+inAddress(
+  "effect",
+  () => (effect.objective ? String(effect.objective) : null),
+  (text) => {
+    effect.objective = OBJECTIVES[Number(text)] ? Number(text) : 0;
+  },
+);
 function startEffects() {
   if (!D.effects.length || !OBJECTIVES.length) return hide("effects");
+  $("effects").hidden = false;
+  $("effects-controls").replaceChildren();
   if (OBJECTIVES.length > 1) {
     $("effects-controls").append(
       chooser(
         "objective",
         OBJECTIVES.map((o, i) => [String(i), o.metric]),
-        "0",
+        String(effect.objective),
         (value) => {
           effect.objective = Number(value);
           drawEffects();
@@ -247,13 +275,13 @@ function startEffects() {
       ),
     );
   }
-  for (const { parameter } of D.effects) {
-    $("effects-plots").append(
+  $("effects-plots").replaceChildren(
+    ...D.effects.map(({ parameter }) =>
       el("article", {}, el("h3", {}, parameter), el("div", { class: "plot" }), el("div", {})),
-    );
-  }
+    ),
+  );
   drawEffects();
-  state.painters.push(drawEffects);
+  state.painters.set("effects", drawEffects);
 }
 function drawEffects() {
   D.effects.forEach((item, i) => drawEffect(item, $("effects-plots").children[i]));
@@ -262,10 +290,10 @@ function drawEffect({ key, levels }, article) {
   const objective = COLUMN.get(OBJECTIVES[effect.objective].key);
   const dark = isDark() ? "dark" : "light";
   const known = levels.map((l, i) => ({ ...l, i })).filter((l) => l.count);
-  const same = key === state.colour;
+  const same = key === colourKey();
   const traces = known.map((level, place) => {
-    const { rows } = level;
-    const color = same ? colouring().of(rows[0] ?? 0) : PALETTE[dark][0];
+    const rows = level.rows.filter(kept);
+    const color = same ? colouring().of(level.rows[0] ?? 0) : PALETTE[dark][0];
     return {
       type: "box",
       x: rows.map(() => place),

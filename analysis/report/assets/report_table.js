@@ -7,9 +7,32 @@ const table = {
   sort: null,
   down: false,
   limit: PAGE,
-  words: [],
+  filter: "",
   front: false,
+  passes: () => true,
 };
+inAddress(
+  "filter",
+  () => table.filter || null,
+  (text) => {
+    table.filter = text ?? "";
+  },
+);
+inAddress(
+  "only",
+  () => (table.front ? "front" : null),
+  (text) => {
+    table.front = text === "front";
+  },
+);
+inAddress(
+  "sort",
+  () => (table.isSorted ? `${table.down ? "-" : ""}${table.sort}` : null),
+  (text) => {
+    table.isSorted = text !== null;
+    if (text) Object.assign(table, { down: text.startsWith("-"), sort: text.replace(/^-/, "") });
+  },
+);
 
 function tableColumns() {
   const of = (role) => D.columns.filter((c) => c.role === role);
@@ -86,14 +109,24 @@ function sortValue(key, row) {
   const value = column.values[row];
   return column.kind === "cat" && column.levels[value] === MISSING ? null : value;
 }
-function sortTable(key, heads) {
+function sortTable(key) {
   table.down =
     table.sort === key ? !table.down : OBJECTIVES.some((o) => o.key === key && o.mode === "max");
   table.sort = key;
-  for (const [name, head] of heads) {
+  table.isSorted = true;
+  orderRows();
+  showRows();
+  remember();
+}
+/* The order of all rows by what the table is sorted by. */
+function orderRows() {
+  const key = table.sort;
+  for (const [name, head] of table.heads) {
     if (name === key) head.setAttribute("aria-sort", table.down ? "descending" : "ascending");
     else head.removeAttribute("aria-sort");
   }
+  table.order = D.ids.map((_, row) => row);
+  if (key === null) return;
   const sign = table.down ? -1 : 1;
   table.order.sort((a, b) => {
     const [p, q] = [sortValue(key, a), sortValue(key, b)];
@@ -101,12 +134,43 @@ function sortTable(key, heads) {
     if (p === null || q === null) return (p === null) - (q === null) || a - b;
     return (p < q ? -1 : p > q ? 1 : 0) * sign || a - b;
   });
-  showRows();
 }
-function fitsFilter(row) {
-  return (
-    (!table.front || onFront(row)) && table.words.every((word) => table.text(row).includes(word))
+const fitsFilter = (row) => kept(row);
+/* What the table keeps, every other panel keeps too. */
+function applyFilter() {
+  const { filter, front: only } = table;
+  let passes = null;
+  table.problem.textContent = "";
+  if (/[<>=]/.test(filter)) {
+    try {
+      passes = where(filter);
+    } catch (error) {
+      table.problem.textContent = error.message;
+      passes = () => true;
+    }
+  } else {
+    const words = filter.toLowerCase().split(/\s+/).filter(Boolean);
+    if (words.length) passes = (row) => words.every((word) => rowText(row).includes(word));
+  }
+  table.limit = PAGE;
+  narrow(
+    "trials",
+    passes || only ? (row) => (!only || onFront(row)) && (!passes || passes(row)) : null,
   );
+  showRows();
+  remember();
+}
+/* What the words of a filter are looked for in. */
+function rowText(row) {
+  table.texts[row] ??= [
+    D.ids[row],
+    D.status[row],
+    D.error[row] || "",
+    ...table.columns.map((c) => c.label + "=" + show(c, row)),
+  ]
+    .join(" ")
+    .toLowerCase();
+  return table.texts[row];
 }
 /* Rows are made when they are first shown: ten thousand would keep the page waiting. */
 function rowNode(row) {
@@ -143,6 +207,7 @@ function showRows() {
 }
 function startTable() {
   if (!D.ids.length) return hide("trials");
+  $("trials").hidden = false;
   const columns = tableColumns();
   const errors = Object.keys(D.error).length > 0;
   const keys = [
@@ -153,84 +218,84 @@ function startTable() {
   ];
   const heads = new Map(
     keys.map(([key, text]) => {
-      const numeric = COLUMN.has(key) && COLUMN.get(key).kind === "num";
-      const about =
-        COLUMN.has(key) && COLUMN.get(key).description ? COLUMN.get(key).description : null;
-      return [
-        key,
-        el(
-          "th",
-          { class: numeric ? "n" : null, scope: "col", title: about },
-          el("button", { type: "button", onclick: () => sortTable(key, heads) }, text),
-        ),
-      ];
+      const column = COLUMN.get(key);
+      const sort = el("button", { type: "button", onclick: () => sortTable(key) }, text);
+      const look = { class: column?.kind === "num" ? "n" : null, scope: "col" };
+      return [key, el("th", { ...look, title: column?.description || null }, sort)];
     }),
   );
-  Object.assign(table, {
-    columns,
-    errors,
-    order: D.ids.map((_, row) => row),
-    count: el("span", { class: "count", "aria-live": "polite" }),
-  });
-  const texts = [];
-  table.text = (row) =>
-    (texts[row] ??= [
-      D.ids[row],
-      D.status[row],
-      D.error[row] || "",
-      ...columns.map((c) => c.label + "=" + show(c, row)),
-    ]
-      .join(" ")
-      .toLowerCase());
-  const search = el("input", {
-    type: "search",
-    placeholder: "Filter, as in sws failed",
-    "aria-label": "Filter the trials",
-  });
-  const only = el("input", { type: "checkbox" });
-  const apply = () => {
-    Object.assign(table, {
-      words: search.value.toLowerCase().split(/\s+/).filter(Boolean),
-      front: only.checked,
-      limit: PAGE,
-    });
-    showRows();
-  };
-  search.addEventListener("input", apply);
-  only.addEventListener("change", apply);
-  $("table-controls").append(search, el("label", {}, only, "front only"), table.count);
+  Object.assign(table, { columns, errors, heads });
+  table.count = el("span", { class: "count", "aria-live": "polite" });
+  table.problem = el("span", { class: "problem", role: "status" });
+  startFilter();
   const body = el("tbody", {});
   body.addEventListener("click", (event) => {
     const row = event.target.closest("tr");
-    if (row && !event.target.closest("details") && !String(getSelection()))
+    if (row && !event.target.closest("details, button, a") && !String(getSelection()))
       select(Number(row.dataset.row));
   });
   /* The page shows before a long table is laid out; until then it takes the room that it will
      need. */
   $("table").style.containIntrinsicHeight = `auto ${Math.min(618, 36 * (D.ids.length + 1))}px`;
   const head = el("thead", {}, el("tr", {}, ...heads.values()), baselineRow(columns, errors));
-  $("table").append(el("table", {}, head, body));
-  if (OBJECTIVES.length) sortTable(OBJECTIVES[0].key, heads);
-  else showRows();
-  document.addEventListener("chosen", (event) =>
-    markRow(event.detail.scroll, () => {
-      search.value = "";
-      only.checked = false;
-      apply();
-    }),
-  );
-  document.addEventListener("front", () => {
-    table.nodes.clear();
-    showRows();
+  $("table").replaceChildren(el("table", {}, head, body));
+  if (!table.heads.has(table.sort)) {
+    table.sort = OBJECTIVES.length ? OBJECTIVES[0].key : null;
+    table.down = OBJECTIVES[0]?.mode === "max";
+  }
+  forgetRows();
+  orderRows();
+  applyFilter();
+  state.painters.set("trials", drawTable);
+  state.choosers.set("trials", markRow);
+}
+/* The field in which the reader filters, and the box beside it. */
+function startFilter() {
+  const search = el("input", {
+    type: "search",
+    placeholder: "Filter: sws failed, or accuracy>=90%",
+    "aria-label": "Filter the trials, by words or by a constraint as in accuracy>=90%",
   });
+  const only = el("input", { type: "checkbox", checked: table.front });
+  search.value = table.filter;
+  search.addEventListener("input", () => {
+    table.filter = search.value;
+    applyFilter();
+  });
+  only.addEventListener("change", () => {
+    table.front = only.checked;
+    applyFilter();
+  });
+  $("table-controls").replaceChildren(
+    search,
+    el("label", {}, only, "front only"),
+    table.problem,
+    table.count,
+  );
+  table.showAll = () => {
+    search.value = table.filter = "";
+    only.checked = table.front = false;
+    par.brushes.clear();
+    narrow("parallel", null);
+    applyFilter();
+  };
+}
+/* Rows are made again, since what they show has changed. */
+function forgetRows() {
+  table.nodes.clear();
+  table.texts = [];
+}
+function drawTable() {
+  if (table.order.length !== D.ids.length) orderRows();
+  showRows();
 }
 function markRows() {
   for (const [row, node] of table.nodes) node.classList.toggle("on", row === state.row);
 }
-function markRow(scroll, showAll) {
+function markRow(scroll) {
   markRows();
   if (state.row === null) return;
-  if (!fitsFilter(state.row)) showAll();
+  if (!fitsFilter(state.row)) table.showAll();
   const place = table.order.filter(fitsFilter).indexOf(state.row);
   if (place >= table.limit) {
     table.limit = place + PAGE;
