@@ -11,7 +11,7 @@ TORCH_INDEX ?= $(shell $(BIN)/python scripts/torch_index.py $(PIP_ARGS))
 .PHONY: demo test docs results-check wheel-check lower-bounds install clean help
 
 help:
-	@echo "make demo    install, run a sweep on bundled data, print the front and the report's path"
+	@echo "make demo    install, train a model on bundled data, shrink it, print what came of it"
 	@echo "make test    install with test tools, run ruff, mypy and the tests"
 	@echo "make docs    write the docs site to site/ (open site/index.html)"
 	@echo "make results-check   compare the tables of docs/ with results/*.parquet"
@@ -50,7 +50,9 @@ $(VENV)/.installed-docs: pyproject.toml | $(VENV)/.torch
 install: $(VENV)/.installed
 
 demo: $(VENV)/.installed
-	$(BIN)/sweeps run demo
+	$(BIN)/sweeps run vit-digits
+	[ -d runs/digits-vit ] || $(BIN)/sweeps export vit-digits 00000 -o runs/digits-vit
+	$(BIN)/sweeps shrink runs/digits-vit --data digits --bytes 0.5x --max-loss 2% --hours 0.03 -o runs/digits-shrunk
 
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -37,7 +37,8 @@ GROUND = (
 STAGE = (
     "compress/stage.py compress/metrics.py compress/keys.py compress/cache.py"
     " compress/student.py compress/finetune.py compress/asp.py"
-    " compress/budget.py compress/compensation.py compress/token_merging.py"
+    " compress/budget.py compress/compensation.py compress/rounding.py"
+    " compress/token_merging.py"
 )
 TRAINING = "trainers data models training"
 CHECK = (
@@ -107,9 +108,21 @@ ROOMS = (
         f" pipeline {TRAINING}",
     ),
     Room(
+        "shrink",
+        "sweeps/shrink",
+        "console check drive export analysis tables options runtimes measure"
+        f" stage {SEARCH}",
+    ),
+    Room(
+        "serve",
+        "sweeps/serve",
+        "drive run contract analysis tables report trainers",
+    ),
+    Room(
         "cli",
         "sweeps/cli sweeps/__main__.py",
-        "console check reproduce drive export analysis tables report codec options runtimes"
+        "console check reproduce drive serve export shrink analysis tables report codec options"
+        " runtimes"
         " measure stage int8"
         " trackers"
         f" {SEARCH}",

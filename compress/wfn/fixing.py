@@ -13,13 +13,15 @@ means held: their gradients are zeroed and their values put back after every upd
 neither momentum nor weight decay moves a bit of them.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from compress.rounding import nearest, round_module
 from compress.wfn.clustering import Clustering, Distance, cluster
 from compress.wfn.regulariser import PullTable, pull_each
 from trainers.models.parameters import quantizable_parameters
@@ -170,6 +172,7 @@ class Fixing:
         first_iteration: int = 0,
     ) -> None:
         self.rules = rules
+        self.module = module
         self.parameters = fixable_parameters(module, include_norm)
         if not self.parameters:
             raise ValueError(
@@ -206,12 +209,45 @@ class Fixing:
             self.rules.hold,
         )
 
-    def fix_more(self) -> Clustering:
-        """Cluster, and give the weights that are fixed now their shared values."""
+    def fix_more(self, images: Iterable[Tensor] | None = None) -> Clustering:
+        """Cluster, and give the weights that are fixed now their shared values.
+
+        Args:
+            images: batches for layer-wise rounding (`compress.rounding`): which of the shared
+                values each fixed weight gets is decided by the outputs of its layer, and the
+                unfixed weights make up for the rest. Default: as the clustering assigns them.
+        """
         self.clustering = self._cluster(self.iteration)
-        self._assign(self.clustering.values)
+        if images is None:
+            self._assign(self.clustering.values)
+        else:
+            self.clustering = self._round(self.clustering, images)
         self.iteration += 1
         return self.clustering
+
+    def _round(self, clustering: Clustering, images: Iterable[Tensor]) -> Clustering:
+        """The clustering with its weights as layer-wise rounding leaves them in the module."""
+        parameters = list(self.parameters.values())
+        codebook = clustering.codebook.double().cpu()
+        round_module(
+            self.module,
+            dict.fromkeys(self.parameters, partial(nearest, centroids=codebook)),
+            images,
+            free=dict(
+                zip(
+                    self.parameters,
+                    _shaped_as(parameters, ~clustering.fixed),
+                    strict=True,
+                )
+            ),
+        )
+        values = flat(self.parameters)
+        places = torch.searchsorted(clustering.codebook, values).to(torch.int32)
+        return replace(
+            clustering,
+            values=values,
+            assignments=torch.where(clustering.fixed, places, -1),
+        )
 
     def _cluster(self, iteration: int) -> Clustering:
         rules = self.rules

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from compress.finetune import check_fit
 from compress.metrics import Metric
+from compress.rounding import RoundingOptions
 from compress.stage import Context, Phase, Stage
 from compress.wfn.clustering import Clustering
 from compress.wfn.fixing import (
@@ -41,7 +42,7 @@ _ORDERS = tuple(
 )
 
 
-class Wfn(Stage, FitOptions):
+class Wfn(Stage, RoundingOptions, FitOptions):
     """Fix all weights on a few hundred shared values at low entropy, training what is not
     fixed yet.
     """
@@ -191,7 +192,10 @@ class Wfn(Stage, FitOptions):
                     hooks=[fixing.hook()],
                     name=f"iteration-{t:02d}",
                 )
-            clustering = fixing.fix_more()
+            images = None
+            if self.rounding == "layerwise":
+                images = ctx.images(self.calibration_images)
+            clustering = fixing.fix_more(images)
         ctx.report(
             **_changes(before, clustering),
             fixed_fraction=float(clustering.fixed.double().mean()),

@@ -146,6 +146,7 @@ _WITH_PATHS = (
     "markdown",
     "model",
     "out",
+    "paper",
     "plugin",
     "run",
     "runs",

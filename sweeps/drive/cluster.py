@@ -55,12 +55,16 @@ _ENVIRONMENT = {
     # our records are the safe source; Tune's snapshots only cost time
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # a private Ray has processes waiting, which would be ended before Tune asks for them
+    "RAY_idle_worker_killing_time_threshold_ms": "10000",
     # tracebacks of dead processes; the driver says it in a line
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
 _PACKAGES = ("sweeps", "compress", "trainers", "analysis")
 _SHARED_MEMORY = Path("/dev/shm")
 _CONNECT_SECONDS = 5.0
+_STARTED: set[str] = set()
+"""Addresses of the heads of the Rays that this process has started."""
 _ANSWER_SECONDS = 60.0
 
 
@@ -106,6 +110,12 @@ def start_ray(cpus: int | None = None) -> None:
             f"Ray did not start on this machine ({said}); is there room in /tmp and"
             " /dev/shm, and is the machine overloaded?"
         ) from error
+    _STARTED.add(ray.get_runtime_context().gcs_address)
+
+
+def is_private() -> bool:
+    """Whether this process has started the Ray that it is connected to."""
+    return ray.get_runtime_context().gcs_address in _STARTED
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ from analysis.contract import (
 from analysis.numbers import number, plain, quantity
 from analysis.text import short_names
 from sweeps.console import PlainConsole
-from sweeps.drive.running import RunningTrials
+from sweeps.drive.running import RunningTrial, RunningTrials
 from sweeps.run.record import TrialError, TrialRecord
 
 _MARKS: dict[Status, str] = {
@@ -152,6 +152,7 @@ class Progress:
         self._text = Text()
         self._next_line = 0.0
         self._ended = 0
+        self._stages: dict[tuple[str, str], int] = {}
 
     def know(self, objectives: Sequence[Objective]) -> None:
         """The objectives, whose bounds may be known only now that the baseline has ended."""
@@ -173,10 +174,20 @@ class Progress:
         self.running = None if run is None else RunningTrials(run)
         self._ended = 0
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
-        if not self.console.is_terminal:
+        if not self._is_drawn:
             yield
             return
-        self._bar = Bar(
+        self._bar = self._new_bar()
+        self._task = self._bar.add_task("trials", total=total)
+        shown = Group(self._bar, self._text)
+        try:
+            with Live(shown, console=self.console, transient=True):
+                yield
+        finally:
+            self._bar = None
+
+    def _new_bar(self) -> Bar:
+        return Bar(
             TextColumn("trials"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -185,13 +196,15 @@ class Progress:
             TimeRemainingColumn(),
             console=self.console,
         )
-        self._task = self._bar.add_task("trials", total=total)
-        shown = Group(self._bar, self._text)
-        try:
-            with Live(shown, console=self.console, transient=True):
-                yield
-        finally:
-            self._bar = None
+
+    def _done(self) -> float:
+        """How far the bar is, in trials."""
+        return self._ended + (0.0 if self.running is None else self.running.share)
+
+    @property
+    def _is_drawn(self) -> bool:
+        """Whether there is a screen to draw on again and again."""
+        return self.console.is_terminal
 
     def note(self, line: str) -> None:
         """Print a line of the driver's."""
@@ -209,9 +222,28 @@ class Progress:
         if self.running is None or not self.running.look():
             return
         self._redraw()
-        if self._bar is None and time.monotonic() >= self._next_line:
+        if self._bar is not None:
+            return
+        self._tell_stages()
+        if time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
-            self.note("; ".join([*self.summary().splitlines(), *self._trials_now()]))
+            self._tell_standing()
+
+    def _tell_standing(self) -> None:
+        """In a log, every few minutes: how all stands."""
+        self.note("; ".join([*self.summary().splitlines(), *self._trials_now()]))
+
+    def _tell_stages(self) -> None:
+        """In a log: a line for each stage that a running trial has ended."""
+        trials = {} if self.running is None else self.running.trials
+        for trial in trials.values():
+            key = trial.trial_id, trial.token
+            for stage in trial.ended[self._stages.get(key, 0) :]:
+                self._stage_ended(trial, stage)
+            self._stages[key] = len(trial.ended)
+
+    def _stage_ended(self, trial: RunningTrial, stage: str) -> None:
+        self.note(f"{trial.trial_id}  {stage} has ended, then {trial.stage}")
 
     def _trials_now(self) -> list[str]:
         """A line for each trial that runs."""
@@ -239,9 +271,12 @@ class Progress:
             self.running.ended(record.trial_id)
         is_trial = record.trial_id != BASELINE
         is_best = is_trial and self._count(record)
-        self._print(self._line(record, is_best))
+        self._tell_end(record, is_best)
         self._ended += is_trial
         self._redraw()
+
+    def _tell_end(self, record: TrialRecord, is_best: bool) -> None:
+        self._print(self._line(record, is_best))
 
     def _print(self, line: str) -> None:
         """A line, cut at the end of a terminal's; whole on a pipe."""
@@ -280,8 +315,7 @@ class Progress:
     def _redraw(self) -> None:
         if self._bar is None:
             return
-        share = 0.0 if self.running is None else self.running.share
-        self._bar.update(self._task, completed=self._ended + share)
+        self._bar.update(self._task, completed=self._done())
         width = self.console.width
         lines = [*self._trials_now(), *self.summary().splitlines()]
         self._text.plain = "\n".join(cut(line, width) for line in lines)

@@ -12,7 +12,8 @@ from ray._private import auto_init_hook, parameter, services
 from ray._private import worker as driver_worker
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import RayActorError, RayTaskError
-from ray.tune.execution import tune_controller
+from ray.tune.execution import class_cache, tune_controller
+from ray.tune.utils.object_cache import _ObjectCache
 
 
 @contextlib.contextmanager
@@ -36,19 +37,38 @@ def in_own_process_groups() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_idle_processes() -> Iterator[None]:
-    """A Ray that starts inside has neither autoscaler nor log monitor.
+    """A Ray that starts inside has neither autoscaler nor log monitor, nor an API server.
 
-    A private one cannot grow, and forwards no logs. Each of the two is a Python process, whose
-    imports would take half a second from the first trials, and whose end Ray awaits.
+    A private one cannot grow, forwards no logs, and has no dashboard. Each of the three is a
+    Python process, whose imports would take half a second from the first trials, and whose end
+    Ray awaits.
     """
-    before = parameter.RayParams
+    before, api_server = parameter.RayParams, services.start_api_server
     wanted: dict[str, Any] = {"no_monitor": True, "include_log_monitor": False}
     # a type checker takes it for a class alone
     parameter.RayParams = functools.partial(before, **wanted)  # type: ignore
+    services.start_api_server = lambda *args, **options: ("", None)
     try:
         yield
     finally:
         parameter.RayParams = before  # type: ignore[misc]
+        services.start_api_server = api_server
+
+
+@contextlib.contextmanager
+def in_waiting_processes() -> Iterator[None]:
+    """Trials that Tune starts inside take the processes that a private Ray has waiting for them.
+
+    Tune asks for processes with variables of their own, which the waiting ones were started
+    without; so those would be thrown away, and others started. A private Ray's processes inherit
+    the driver's environment, and need none of it said again.
+    """
+    before = class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = {}, set()
+    try:
+        yield
+    finally:
+        class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = before
 
 
 @contextlib.contextmanager
@@ -65,6 +85,34 @@ def tamed() -> Iterator[None]:
         yield
     finally:
         driver_worker.print_to_stdstream, auto_init_hook.enable_auto_connect = before
+
+
+@contextlib.contextmanager
+def kept_processes() -> Iterator[None]:
+    """Tune keeps all processes of trials that ended inside, as long as the search hands out more.
+
+    Of several trials that end before the next ones are drawn it would keep the process of one,
+    and start others for seconds. All trials of a sweep hold the same resources, so that each
+    process that is kept is one that the next trial takes.
+    """
+
+    class Cache(_ObjectCache):
+        def cache_object(self, key: Any, obj: Any) -> bool:
+            self._cached_objects[key].append(obj)
+            self._num_cached_objects += 1
+            return True
+
+        def flush_cached_objects(self, force_all: bool = False) -> Iterator[Any]:
+            return (
+                super().flush_cached_objects(force_all=True) if force_all else iter(())
+            )
+
+    before = tune_controller._ObjectCache
+    tune_controller._ObjectCache = Cache
+    try:
+        yield
+    finally:
+        tune_controller._ObjectCache = before
 
 
 @contextlib.contextmanager

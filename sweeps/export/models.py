@@ -8,9 +8,13 @@ import safetensors.torch
 
 from compress.cache import StageCache
 from compress.codec.file import CodedSize, decode, encode
+from sweeps.run.plan import TrialPlan
 from sweeps.run.record import named_record
+from trainers.data.splits import data_info
 from trainers.files import write_atomic
 from trainers.models.arch import ModelState
+from trainers.models.source import load_source
+from trainers.seeding import derive_seed
 
 
 def trial_model(run: Path, trial_id: str) -> ModelState:
@@ -26,9 +30,7 @@ def trial_model(run: Path, trial_id: str) -> ModelState:
             f"trial {trial_id} is {record.status}; only complete trials have a model"
         )
     if not record.outcome.stage_runs:
-        raise ValueError(
-            f"trial {trial_id} has no stages: its model is the source itself"
-        )
+        return _source_of(record.plan)
     key = record.outcome.stage_runs[-1].key
     if not re.fullmatch("[0-9a-f]{64}", key):  # it becomes a path
         raise ValueError(
@@ -42,6 +44,17 @@ def trial_model(run: Path, trial_id: str) -> ModelState:
             " run the sweep again"
         )
     return artifact.model
+
+
+def _source_of(plan: TrialPlan) -> ModelState:
+    """The source itself, which a trial without stages ends with."""
+    info = data_info(plan.data)
+    return load_source(
+        plan.source,
+        num_classes=info.num_classes,
+        image_size=info.image_size,
+        seed=derive_seed(plan.seed, "source"),
+    )
 
 
 def pack(run: Path, trial_id: str, out: Path) -> CodedSize:

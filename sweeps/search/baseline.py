@@ -57,7 +57,7 @@ def _baseline_stages(sweep: Sweep) -> int | None:
     source = sweep.spec.source
     is_trained = source.pretrained or source.checkpoint is not None
     count = 0 if is_trained else _fixed_training(sweep)
-    if (count == 0 and not is_trained) or count == len(sweep.example):
+    if (count == 0 and not is_trained) or count == len(sweep.spec.stages):
         return None
     return count
 

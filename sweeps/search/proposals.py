@@ -8,8 +8,9 @@ EEIPU (Zhang et al., 2024, arXiv 2411.03731): in the beginning what is cheap com
 what is good. Improvement is that of random Chebyshev scalarisations of the objectives (ParEGO,
 Knowles 2006), the mean over some; so it costs the same for any number of objectives.
 
-Suffixes get no more of the time than fresh configurations: however wrong costs and improvements
-are, the sampler's own search goes on at half its pace at worst.
+Every second configuration is chosen among draws at random, too, and suffixes get no more of the
+time than fresh configurations: however wrong costs and improvements are, the sampler's own search
+goes on at a quarter of its pace at worst.
 """
 
 from __future__ import annotations
@@ -43,6 +44,12 @@ OFFERED = 4
 """Draws of the sampler for one choice."""
 SUFFIXES = 12
 """Draws at random beside them, of which only the suffixes are used."""
+AT_RANDOM = 32
+"""Draws at random beside the sampler's, for every second configuration: where the sampler sees
+little, improvement alone finds more among many; where improvement misleads, the sampler goes on.
+"""
+_LEAST_SAVED = 0.2
+"""Of a configuration's seconds, by a prefix that is worth going on from."""
 _SCALARISATIONS = 8
 _MOST_KNOWN = 200
 _MOST_PREFIXES = 16
@@ -201,13 +208,15 @@ class Proposals:
         goes_on = is_cached and self._spent[True] <= self._spent[False]
         at_end = is_cached and math.isfinite(most_seconds)
         going_on = finished if goes_on or at_end else set()
-        candidates = self._candidates(number, useful, going_on)
-        draws = [draw for draw, _ in candidates]
         costs = CostModel(self.prefixes, self._encoder, known)
+        fresh = self._fresh(number)
+        candidates = [*fresh, *self._going_on(number, fresh, useful, going_on, costs)]
+        draws = [draw for draw, _ in candidates]
         seconds = np.maximum(costs.expected(draws, finished), _LEAST_SECONDS)
-        if not goes_on and (seconds[:OFFERED] <= most_seconds).any():
-            draws, seconds = draws[:OFFERED], seconds[:OFFERED]
-        floor = _OVERHEAD * np.median(seconds[:OFFERED])
+        count = len(fresh)
+        if not goes_on and (seconds[:count] <= most_seconds).any():
+            draws, seconds = draws[:count], seconds[:count]
+        floor = _OVERHEAD * np.median(seconds[:count])
         gains = self._gains(number, useful[-_MOST_KNOWN:], draws)
         with np.errstate(divide="ignore"):
             scores = np.log(gains) - left * np.log(seconds + floor)
@@ -239,38 +248,56 @@ class Proposals:
         keys = {key for draw in running for key in self.prefixes.keys(draw)}
         return {key for key in keys if key and key not in finished}
 
-    def _candidates(
-        self, number: int, useful: Sequence[Known], finished: Collection[Key]
-    ) -> list[tuple[Draw, Draw]]:
-        """Draws with the sampler's notes: fresh ones, then their suffixes on cached prefixes."""
+    def _fresh(self, number: int) -> list[tuple[Draw, Draw]]:
+        """Draws of the sampler with its notes, then draws at random."""
         search, seed = self.spec.search, self.spec.seed
         samplers = [sampler_of(search, seed, number, i) for i in range(OFFERED)]
-        fresh = self._offers.drawn(samplers)
+        rng = np.random.default_rng(derive_seed(seed, "fresh", number))
+        drawn = self._offers.drawn(samplers)
+        count = AT_RANDOM if number % 2 else 0
+        return [*drawn, *((self._at_random(rng), Draw()) for _ in range(count))]
+
+    def _going_on(
+        self,
+        number: int,
+        fresh: Sequence[tuple[Draw, Draw]],
+        useful: Sequence[Known],
+        finished: Collection[Key],
+        costs: CostModel,
+    ) -> list[tuple[Draw, Draw]]:
+        """Suffixes on cached prefixes: those of the sampler's draws, and some at random."""
         if not finished:
-            return fresh
-        rng = np.random.default_rng(derive_seed(seed, "suffixes", number))
-        suffixes = [*fresh, *((self._at_random(rng), {}) for _ in range(SUFFIXES))]
-        found = list(fresh)
-        for place, holder in self._worth_going_on(useful, finished):
-            found += [
-                (self.prefixes.crossed(holder, suffix, place), notes)
-                for suffix, notes in suffixes
-            ]
-        return found
+            return []
+        rng = np.random.default_rng(derive_seed(self.spec.seed, "suffixes", number))
+        at_random = [(self._at_random(rng), Draw()) for _ in range(SUFFIXES)]
+        return [
+            (self.prefixes.crossed(holder, suffix, place), notes)
+            for place, holder in self._worth_going_on(useful, finished, costs)
+            for suffix, notes in [*fresh[:OFFERED], *at_random]
+        ]
 
     def _worth_going_on(
-        self, useful: Sequence[Known], finished: Collection[Key]
+        self, useful: Sequence[Known], finished: Collection[Key], costs: CostModel
     ) -> list[tuple[int, Draw]]:
         """Places in the pipeline and draws that are cached up to there: those of the front's
-        configurations, then the latest ones.
+        configurations, then the latest ones; only where it saves a good part of the seconds.
         """
         values = np.array([each.values for each in useful])
         front = pareto.front_mask(values, self.spec.objectives)
         first = [each for each, is_on in zip(useful, front, strict=True) if is_on]
+        ordered = [*first, *reversed(useful)]
+        each_seconds = costs.by_entry([each.draw for each in ordered])
         places: dict[Key, tuple[int, Draw]] = {}
-        for each in [*first, *reversed(useful)]:
-            for place, key in enumerate(self.prefixes.keys(each.draw)[:-1]):
-                if key and key in finished:
+        for each, seconds in zip(ordered, each_seconds, strict=True):
+            keys = self.prefixes.keys(each.draw)
+            # what all configurations share is cached for fresh ones too
+            own = [
+                spent if key else 0.0
+                for key, spent in zip(keys, seconds[:-1], strict=True)
+            ]
+            enough = _LEAST_SAVED * (sum(own) + seconds[-1])
+            for place, key in enumerate(keys[:-1]):
+                if key and key in finished and sum(own[: place + 1]) >= enough:
                     places.setdefault(key, (place, each.draw))
             if len(places) >= _MOST_PREFIXES:
                 break

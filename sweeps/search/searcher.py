@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from itertools import chain
 
 import optuna
 
@@ -24,9 +23,11 @@ from sweeps.search.asked import Asked
 from sweeps.search.baseline import Baseline
 from sweeps.search.budget import Budget
 from sweeps.search.costs import known_configuration
+from sweeps.search.named import NamedDraws
 from sweeps.search.optuna_internals import enqueue_again
 from sweeps.search.plans import new_plan
 from sweeps.search.proposals import Proposals
+from sweeps.search.race import Runners
 from sweeps.search.refine import refining_plans
 from sweeps.search.study import (
     DRAWS,
@@ -53,9 +54,9 @@ class StudySearch:
 
     Records that are complete are kept: their configurations count against the budget and are not
     run again; configurations that lack a replicate are asked for first, under their old number.
-    Then come the configurations that the spec names, then what the sampler draws, and when all has
-    ended the trials that refine the front. Before all of them comes the baseline, of which the
-    study hears nothing.
+    Then come the configurations that are asked for by name (`sweeps.search.named`), then what the
+    sampler draws, and when all has ended the trials that refine the front. Before all of them
+    comes the baseline, of which the study hears nothing.
 
     Attributes:
         notes: lines for the user about how the study begins.
@@ -87,8 +88,11 @@ class StudySearch:
         ]
         self._pending: deque[tuple[Asked | None, TrialPlan]] = deque()
         self._running: dict[str, Asked | None] = {}
+        self._seeds_now: dict[str, tuple[int, int]] = {}
         self._is_refined = search.refine is None
         self._is_over = False
+        race, seeds = search.race, search.replicates
+        self._race = None if race is None else Runners(race, objectives, seeds)
         self._proposals = Proposals(self.spec, sweep.space, self.study)
         self._awaits_bounds = self._baseline.is_awaited
         if not self._awaits_bounds:
@@ -114,17 +118,22 @@ class StudySearch:
         draws = {number: found.draw for number, found in self._abandoned.items()}
         self.next_number = 1 + max(self._abandoned, default=-1)
         of_number: defaultdict[int, list[TrialRecord]] = defaultdict(list)
+        everything: list[TrialRecord] = []
         for record in trial_records(self.run):
             plan = record.plan
-            of_number[plan.number].append(record)
+            everything.append(record)
+            if plan.refines is not None or plan.replicate < replicates:
+                of_number[plan.number].append(record)
             self.next_number = max(self.next_number, plan.number + 1)
-            if plan.refines is None:
+            if self._race is not None:
+                self._race.note(record)
+            if plan.refines is None and plan.replicate < replicates:
                 draws[plan.number] = dict(plan.draw)
                 begun.add(plan.number)
                 ended[plan.number] += record.status in ENDED
         self._budget = Budget(
             self.spec,
-            chain.from_iterable(of_number.values()),
+            everything,
             lambda: goal.is_met(self.run),
         )
         for number in sorted(begun):
@@ -137,7 +146,11 @@ class StudySearch:
             if not is_whole or number in self._abandoned:
                 self._reopen(number, draws[number], number in begun, is_whole)
         self._unrun = sum(replicates - ended[number] for number, _ in self._reopened)
-        self._first = deque(self._named_draws(draws))
+        elsewhere = self._proposals.elsewhere if self._is_exhaustive else None
+        named = self._named_draws(draws)
+        self._named = NamedDraws(
+            self.run, self.sweep.space, named, self.next_number, elsewhere
+        )
         self.remaining = self._budgeted(len(draws))
 
     def _reopen(
@@ -224,6 +237,8 @@ class StudySearch:
         self.sweep = self._baseline.sweep()
         self.spec = self._proposals.spec = self.sweep.spec
         self._budget.objectives = self.spec.objectives
+        if self._race is not None:
+            self._race.objectives = self.spec.objectives
         self.notes += self._baseline.lines()
         self._learn_earlier_runs()
 
@@ -234,7 +249,10 @@ class StudySearch:
         """Trials that will still be handed out at most, replicates counted."""
         refine, replicates = self.spec.search.refine, self.spec.search.replicates
         refined = refine.top * replicates if refine is not None else 0
-        return self.remaining * replicates + self._unrun + refined
+        raced = 0
+        if self._race is not None:
+            raced = self._race.left(self.remaining + len(self._tried))
+        return self.remaining * replicates + self._unrun + raced + refined
 
     def ask(self) -> TrialPlan | None:
         """The next trial's plan, written; None where there is none left, or none now.
@@ -242,11 +260,13 @@ class StudySearch:
         `is_waiting` says which.
         """
         if self.halted or stop_requested(self.run):
-            self.halted = True
+            # the wish can be withdrawn as long as trials run
+            self.halted = self.halted or not self._running
             return None
         self._budget.begin()
         is_free = not self._pending and not self._awaits_bounds
-        if is_free and not self._ask_study() and not self.is_waiting:
+        is_searched = is_free and not self._ask_study() and not self._ask_race()
+        if is_searched and not self.is_waiting:
             self._queue_refined()
         if not self._pending:
             return None
@@ -257,8 +277,10 @@ class StudySearch:
     @property
     def is_waiting(self) -> bool:
         """Whether what comes next depends on trials that still run."""
-        is_open = self._awaits_bounds or not self._is_refined
-        return not self.halted and is_open and bool(self._running)
+        if self.halted or not self._running:
+            return False
+        is_open = self._awaits_bounds or not self._is_refined or self._race is not None
+        return is_open or stop_requested(self.run)
 
     def _ask_study(self) -> bool:
         """Queue the replicates of the next configuration; False where none is left."""
@@ -268,7 +290,7 @@ class StudySearch:
             if self._reopened:
                 number, known = self._reopened.popleft()
             else:
-                known = self._next_named() if self._first else None
+                known = self._named.next(number, self._tried, self._run_now())
                 self.next_number += 1
                 self.remaining -= 1
             if self._take(number, known):
@@ -326,15 +348,6 @@ class StudySearch:
         """What the search took, beside what was expected; None where nothing was."""
         return self._budget.outcome_line(len(self._tried))
 
-    def _next_named(self) -> Draw:
-        """The next draw that was asked for by name; with a grid one that need not wait."""
-        index = 0
-        if self._is_exhaustive:
-            index = self._proposals.elsewhere(self._first, self._run_now())
-        draw = self._first[index]
-        del self._first[index]
-        return draw
-
     def _run_now(self) -> list[Draw]:
         """Draws of the configurations that run now."""
         running = {c.number: c.draw for c in self._running.values() if c is not None}
@@ -390,6 +403,7 @@ class StudySearch:
             return
         plan = new_plan(self.sweep, number, replicate, configuration.draw)
         configuration.waiting.add(name)
+        self._seeds_now[name] = number, replicate
         self._write_and_queue(configuration, plan)
 
     def _write_and_queue(self, configuration: Asked | None, plan: TrialPlan) -> None:
@@ -406,6 +420,21 @@ class StudySearch:
         write_plan(folder, plan)
         self.storage.push_trial(plan.trial_id)
         self._pending.append((configuration, plan))
+
+    def _ask_race(self) -> bool:
+        """Queue one more seed of a configuration whose place is not decided, if there is one."""
+        if self._race is None or self._baseline.is_awaited:
+            return False
+        found = self._race.next(
+            [*self._seeds_now.values()], self._budget.seconds_to_race()
+        )
+        if found is None:
+            return False
+        number, replicate, draw = found
+        plan = new_plan(self.sweep, number, replicate, draw)
+        self._seeds_now[plan.trial_id] = number, replicate
+        self._write_and_queue(None, plan)
+        return True
 
     def _queue_refined(self) -> None:
         """Queue the trials that refine the front, once.
@@ -437,6 +466,9 @@ class StudySearch:
         A trial that was interrupted has not ended: a continued search runs it again.
         """
         configuration = self._running.pop(record.trial_id)
+        self._seeds_now.pop(record.trial_id, None)
+        if self._race is not None:
+            self._race.note(record)
         if configuration is None:
             if self._awaits_bounds and self._baseline.record() is not None:
                 self._know_bounds()

@@ -32,6 +32,7 @@ CHANNELS = TRAIN | {
     "compensate_images": 40,
     "multiple": 1,
 }
+LAYERWISE = {"rounding": "layerwise", "calibration_images": 40}
 CASES: dict[str, dict[str, Any]] = {
     "finetune": {"vit": TRAIN, "resnet": TRAIN},
     "random_init": {
@@ -59,12 +60,12 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "token_merging": {"vit": {"r": 1}, "resnet": "is a ViT or DeiT"},
     "asp": {"vit": {"measure": False}, "resnet": "no Linear layer"},
-    "wfn": {"vit": WFN, "resnet": WFN},
+    "wfn": {"vit": WFN, "resnet": WFN | LAYERWISE},
     "int8": {"vit": TRAIN | {"images": 8}, "resnet": TRAIN | {"images": 8}},
-    "uniform_quant": {"vit": {"bits": 4}, "resnet": {"bits": 4}},
+    "uniform_quant": {"vit": LAYERWISE | {"bits": 4}, "resnet": {"bits": 4}},
     "kmeans_quant": {
         "vit": {"clusters": 8},
-        "resnet": {"clusters": 8, "scope": "network"},
+        "resnet": LAYERWISE | {"clusters": 8, "scope": "network"},
     },
 }
 """Stage → source → config, or a text that its refusal must hold."""

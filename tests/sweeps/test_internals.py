@@ -10,7 +10,7 @@ import optuna
 import ray.tune
 from ray._private import auto_init_hook, node, parameter, services, worker
 from ray.exceptions import OutOfMemoryError, RayActorError
-from ray.tune.execution import tune_controller
+from ray.tune.execution import class_cache, tune_controller
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
@@ -95,18 +95,45 @@ def test_ray_starts_its_processes_through_one_door() -> None:
 
 
 def test_ray_starts_no_process_that_has_nothing_to_do() -> None:
-    before = parameter.RayParams
+    before = parameter.RayParams, services.start_api_server
     with ray_internals.without_idle_processes():
+        _, process = services.start_api_server(False, raise_on_failure=False)
+        assert process is None
         found = parameter.RayParams()
         found.update_if_absent(include_log_monitor=True)  # as a node does
         assert found.no_monitor
         assert found.include_log_monitor is False
-    assert parameter.RayParams is before
+    assert (parameter.RayParams, services.start_api_server) == before
     given = "ray_params = ray._private.parameter.RayParams("
     assert given in inspect.getsource(worker.init)
     started = inspect.getsource(node.Node)
     assert "if not self._ray_params.no_monitor:" in started
     assert "if self._ray_params.include_log_monitor:" in started
+    assert "ray._private.services.start_api_server(" in started
+    assert "if process_info is not None:" in inspect.getsource(
+        node.Node.start_api_server
+    )
+
+
+def test_tune_keeps_the_processes_of_all_trials_that_ended() -> None:
+    assert "self._actor_cache = _ObjectCache(" in inspect.getsource(tune_controller)
+    with ray_internals.kept_processes():
+        cache = tune_controller._ObjectCache(may_keep_one=True)
+    for process in ("first", "second"):
+        assert cache.cache_object("resources", process)
+    assert list(cache.flush_cached_objects()) == []
+    assert cache.pop_cached_object("resources") == "first"
+    assert list(cache.flush_cached_objects(force_all=True)) == ["second"]
+    assert cache.num_cached_objects == 0
+
+
+def test_tune_asks_for_processes_as_they_wait() -> None:
+    cache = class_cache._ActorClassCache()
+    own = cache.get(type("Own", (), {}))._default_options["runtime_env"]
+    with ray_internals.in_waiting_processes():
+        waiting = cache.get(type("Waiting", (), {}))._default_options["runtime_env"]
+    assert own["env_vars"]
+    assert not waiting
 
 
 def test_ray_prints_and_starts_through_doors_that_can_be_closed() -> None:

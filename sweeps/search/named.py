@@ -1,0 +1,89 @@
+"""Configurations that are asked for by name: those of the spec, and those that somebody asks for
+while the sweep runs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from analysis.contract import REQUESTS_FOLDER
+from sweeps.run.requests import Request, read_requests, write_request
+from sweeps.space.dimension import Draw
+from sweeps.space.space import Space
+from sweeps.spec.yaml_text import SpecError
+
+
+class NamedDraws:
+    """Hands out what was asked for by name, requests of the run folder first.
+
+    A request takes the place of a configuration that would have been drawn next: the number that it
+    gets is written into its file before anything starts, so a search that goes on knows it. What is
+    refused is told in the file.
+
+    Args:
+        first: draws of the spec.
+        next_number: number from which on nothing has been tried yet. A request with such a number
+            was answered by a driver that died before the trial had a plan.
+        elsewhere: which of some draws need not wait for those that run (`Proposals.elsewhere`);
+            None: the first.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        space: Space,
+        first: Sequence[Draw],
+        next_number: int,
+        elsewhere: Callable[[Sequence[Draw], list[Draw]], int] | None = None,
+    ) -> None:
+        self.run, self.space, self.first = run, space, deque(first)
+        self._elsewhere = elsewhere
+        for name, request in read_requests(run).items():
+            if request.number is not None and request.number >= next_number:
+                request.number = None
+                write_request(run, name, request)
+
+    def next(
+        self, number: int, tried: Collection[str], running: list[Draw]
+    ) -> Draw | None:
+        """The next draw, for this number; None where nothing is asked for."""
+        asked = self._requested(number, tried)
+        if asked is not None or not self.first:
+            return asked
+        index = 0 if self._elsewhere is None else self._elsewhere(self.first, running)
+        draw = self.first[index]
+        del self.first[index]
+        return draw
+
+    def _requested(self, number: int, tried: Collection[str]) -> Draw | None:
+        folder = self.run / REQUESTS_FOLDER
+        if not folder.is_dir():
+            return None
+        for name, request in read_requests(self.run).items():
+            if not request.is_waiting:
+                continue
+            draw = self._checked(request, tried)
+            if draw is not None:
+                request.number = number
+            write_request(self.run, name, request)
+            if draw is not None:
+                mine = self.space.identity(draw)
+                self.first = deque(
+                    d for d in self.first if self.space.identity(d) != mine
+                )
+                return draw
+        return None
+
+    def _checked(self, request: Request, tried: Collection[str]) -> Draw | None:
+        """The draw that a request stands for; None where it is refused."""
+        try:
+            draw = self.space.encode(request.configuration)
+        except SpecError as error:
+            request.refused = str(error).removeprefix("search.points: ")
+            return None
+        if self.space.identity(draw) in tried:
+            request.refused = "this configuration was tried already"
+            return None
+        return draw

@@ -1,0 +1,82 @@
+"""The folder that a user gets: the deployed file, its card, the front, the report, what goes on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.contract import REPORT_FILE
+from analysis.run import Run
+from compress.measure.options import RuntimeName
+from sweeps.export.formats import export
+from sweeps.shrink.outcome import Pick, found_front
+from trainers.files import write_atomic
+
+MODEL = "model"
+SPEC = "shrink.yaml"
+FRONT = "front.csv"
+README = "README.md"
+
+_FORMATS: dict[RuntimeName, str] = {
+    "openvino": "openvino",
+    "onnxruntime": "onnx",
+    "torch": "safetensors",
+    "torch_compile": "safetensors",
+    "executorch": "executorch",
+    "tensorrt": "tensorrt",
+}
+
+
+def deliver(
+    run: Run, pick: Pick, runtime: RuntimeName, folder: Path, said: Sequence[str]
+) -> list[Path]:
+    """Export the pick into `folder`, beside what was found; the files of the model.
+
+    Args:
+        said: the result in lines, for the folder's README.
+
+    Raises:
+        ValueError: the model cannot be exported.
+    """
+    form = _FORMATS[runtime]
+    target = folder / MODEL
+    fresh = folder / f".{MODEL}-new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    done = export(run.path, pick.trial_id, form, fresh)
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.rename(target)
+    if (run.path / REPORT_FILE).is_file():
+        shutil.copyfile(run.path / REPORT_FILE, folder / REPORT_FILE)
+    table = found_front(run).to_csv(index=False, lineterminator="\n")
+    write_atomic(folder / FRONT, table.encode())
+    write_atomic(folder / README, _readme(run, pick, form, folder, said).encode())
+    return [target / path.name for path in done.files]
+
+
+def commands(run: Run, folder: Path, form: str) -> list[str]:
+    """How to go on, a command a line."""
+    return [
+        f"sweeps run {folder / SPEC} search.hours=HOURS     # search on",
+        f"sweeps front {run.path}                           # what was found",
+        f"sweeps export {run.path} TRIAL --format {form}    # deploy another one",
+        f"sweeps reproduce {run.path} TRIAL                 # the same bits again",
+    ]
+
+
+def _readme(run: Run, pick: Pick, form: str, folder: Path, said: Sequence[str]) -> str:
+    files = {
+        f"{MODEL}/": f"the deployed file (trial {pick.trial_id}), its card, `predict.py`",
+        FRONT: "what was found: the configurations that no other dominates",
+        REPORT_FILE: "the report, opens from disk",
+        SPEC: "the search as a spec",
+        f"{run.path.name}/": "its run folder; `_cache/` holds the models of all trials",
+    }
+    listed = [f"- `{name}`: {what}" for name, what in files.items()]
+    results = [f"- {line}" for line in said]
+    return "\n".join(
+        [
+            *("# The shrunk model", "", *results, "", "## Files", *listed, ""),
+            *("## Go on", "```", *commands(run, folder, form), "```", ""),
+        ]
+    )

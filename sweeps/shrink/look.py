@@ -1,0 +1,295 @@
+"""What `sweeps shrink` looks at before it plans: the model, the data, the machine."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from compress.measure.latency import times_in_turns
+from compress.measure.options import RuntimeName, RuntimeOptions
+from compress.runtimes.onnx_file import example_images
+from compress.runtimes.registry import runtime, session
+from sweeps.spec.yaml_text import SpecError, Tree, did_you_mean, parse_yaml, read_text
+from trainers.config import DataConfig, SourceConfig
+from trainers.data.open import open_dataset, openers
+from trainers.data.splits import DataInfo, data_info
+from trainers.machine import usable_cores
+from trainers.models.arch import Arch, ModelState
+from trainers.models.source import SourceFacts, load_source, source_facts
+from trainers.timm_library import timm
+
+PREFERRED: tuple[RuntimeName, ...] = ("openvino", "onnxruntime", "torch")
+"""Runtimes of deployment, the first that is installed is taken unless the user says another."""
+LARGE_PX = 96
+"""Images beyond it are photos, as a pretrained model's preprocessing expects them."""
+_FEW_IMAGES = 5000
+_MOST_BYTES_IN_MEMORY = 1_500_000_000
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
+_UNEVEN = 3.0
+_TIMED_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the source takes on this machine, one thread each.
+
+    Attributes:
+        latency_ms: of a pass in the runtime of deployment.
+        file_bytes: of the file that it executes.
+        pass_seconds, train_seconds: of one image in torch, forward and with its training step.
+    """
+
+    latency_ms: float
+    file_bytes: int
+    pass_seconds: float
+    train_seconds: float
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen.
+
+    Attributes:
+        source, data: the sections of the spec.
+        facts: of the opened source.
+        info: of the data.
+        images: of each class, in the training part.
+        runtimes: those that are installed.
+        cores: that this process may use.
+    """
+
+    source: Tree
+    data: Tree
+    facts: SourceFacts
+    info: DataInfo
+    images: tuple[int, ...]
+    runtimes: tuple[RuntimeName, ...]
+    cores: int
+
+    @property
+    def arch(self) -> Arch:
+        return self.facts.arch
+
+    def remarks(self) -> list[str]:
+        """What a user must know of it, whole sentences."""
+        found = [*self.facts.remarks, *self.info.remarks]
+        few, many = min(self.images), max(self.images)
+        if many > _UNEVEN * max(few, 1):
+            found.append(
+                f"The classes are uneven ({few:,} to {many:,} images): --metric"
+                " balanced_accuracy counts them alike."
+            )
+        return found
+
+
+def source_section(model: str, name: str | None) -> Tree:
+    """The spec's `source` from what the user typed.
+
+    Args:
+        model: a file of weights, a folder with a model, or a name of timm's.
+        name: the architecture of a file.
+
+    Raises:
+        SpecError: no such file, or an architecture that is missing or said twice.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        named = {} if name is None else {"model": name}
+        return named | {"checkpoint": str(path.absolute())}
+    if path.is_file():
+        if name is None:
+            raise SpecError(
+                f"MODEL: {model} is a file of weights, which does not say its architecture;"
+                " give it with --model, as timm calls it (--model resnet18)"
+            )
+        return {"model": name, "checkpoint": str(path.absolute())}
+    is_name = ":" in model or not ("/" in model or model.endswith(_WEIGHTS))
+    if not is_name:
+        raise SpecError(f"MODEL: there is no file or folder {model}")
+    if name is not None and name != model:
+        raise SpecError(
+            f"MODEL: {model} is neither a file nor a folder; --model goes with a file of"
+            " weights, a name of timm's stands alone"
+        )
+    return {"model": model, "pretrained": True}
+
+
+def data_section(data: str) -> Tree:
+    """The spec's `data` from what the user typed: a folder, a YAML file, or a data set's name.
+
+    Raises:
+        SpecError: neither of them.
+    """
+    path = Path(data).expanduser()
+    if path.is_dir():
+        root = {"root": str(path.absolute())}
+        if any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")):
+            return {"dataset": "parquet"} | root
+        if any(path.glob("*.tar")):
+            return {"dataset": "webdataset"} | root
+        return {"dataset": "folder"} | root
+    if path.is_file() and path.suffix in (".yaml", ".yml"):
+        documents = parse_yaml(read_text(path), str(path))
+        found = documents[0] if documents else None
+        section = found.get("data", found) if isinstance(found, dict) else None
+        if not isinstance(section, dict):
+            raise SpecError(f"--data: {data} holds no section `data`")
+        return dict(section)
+    if data in openers():
+        return {"dataset": data}
+    if path.is_file():
+        raise SpecError(
+            f"--data: {data} is a file; give the folder of the data set, or a YAML file with"
+            " the section `data` of a spec"
+        )
+    raise SpecError(
+        f"--data: there is no folder {data}, and no data set of this name;"
+        f" {did_you_mean(data, openers())}known names: {', '.join(openers())}"
+    )
+
+
+def look(source: Tree, data: Tree, runtimes: Sequence[RuntimeName] = ()) -> Look:
+    """Open the source and the data.
+
+    Args:
+        runtimes: those that must be here; default: every installed one of `PREFERRED`.
+
+    Raises:
+        SpecError: what is wrong with them, in a line.
+    """
+    try:
+        config = SourceConfig.model_validate(source)
+        data = _complete(data, config)
+        info = data_info(DataConfig.model_validate(data))
+        labels = open_dataset(DataConfig.model_validate(data)).train.labels
+    except ValueError as error:
+        raise SpecError(_one_line(error, "--data")) from error
+    try:
+        facts = source_facts(config, info.num_classes, info.image_size, trained=False)
+    except (ValueError, RuntimeError, TypeError, AssertionError) as error:
+        raise SpecError(_one_line(error, "MODEL")) from error
+    images = np.bincount(np.asarray(labels), minlength=info.num_classes)
+    return Look(
+        source,
+        data,
+        facts,
+        info,
+        tuple(int(n) for n in images),
+        installed(runtimes),
+        usable_cores(),
+    )
+
+
+def _one_line(error: Exception, place: str) -> str:
+    said = " ".join(str(error).split())
+    return f"{place}: {said}"
+
+
+def _complete(data: Tree, source: SourceConfig) -> Tree:
+    """The section with what follows from the images and from the model's own preprocessing; what
+    the user gave stays.
+    """
+    found = dict(data)
+    info = data_info(DataConfig.model_validate(found))
+    images = info.num_train + info.num_val
+    if images < _FEW_IMAGES:
+        found.setdefault("val_fraction", 0.2)
+    if info.image_size <= LARGE_PX:
+        return found
+    known = timm.get_pretrained_cfg(source.model) if source.model else None
+    if known is not None:
+        found.setdefault("mean", [float(v) for v in known.mean])
+        found.setdefault("std", [float(v) for v in known.std])
+        if known.interpolation in ("bilinear", "bicubic"):
+            found.setdefault("interpolation", known.interpolation)
+        if source.pretrained:
+            found.setdefault("crop_fraction", float(known.crop_pct))
+            found.setdefault("image_size", int(known.input_size[-1]))
+    size = found.get("image_size", info.image_size)
+    if images * 3 * size**2 < _MOST_BYTES_IN_MEMORY and "in_memory" not in found:
+        kept = found | {"in_memory": "yes"}
+        if _opens(kept):
+            return kept
+    return found
+
+
+def _opens(data: Tree) -> bool:
+    try:
+        data_info(DataConfig.model_validate(data))
+    except ValueError:
+        return False
+    return True
+
+
+def installed(wanted: Sequence[RuntimeName] = ()) -> tuple[RuntimeName, ...]:
+    """The runtimes that can be used here.
+
+    Raises:
+        SpecError: one of `wanted` cannot, and why.
+    """
+    found = []
+    for name in wanted or PREFERRED:
+        try:
+            runtime(name).check(RuntimeOptions(runtime=name))
+        except ValueError as error:
+            if wanted:
+                raise SpecError(f"--runtime: {error}") from error
+            continue
+        found.append(name)
+    return tuple(found)
+
+
+def speed(seen: Look, options: RuntimeOptions) -> Speed:
+    """Time the source: some passes in the runtime, and a training step of a few images.
+
+    Raises:
+        ValueError: the runtime cannot hold the model.
+    """
+    size = seen.info.image_size
+    state = load_source(
+        SourceConfig.model_validate(seen.source),
+        num_classes=seen.info.num_classes,
+        image_size=size,
+        seed=0,
+    )
+    images = example_images(state, size, options.batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        there = session(state, size, options, Path(folder))
+        total = sum(path.stat().st_size for path in Path(folder).iterdir())
+        (times,) = times_in_turns(
+            [there.timed_pass(images.numpy())], warmup=2, rounds=15, max_seconds=5
+        )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        seconds = _torch_seconds(state, size)
+    finally:
+        torch.set_num_threads(threads)
+    return Speed(float(np.median(times)), total, *seconds)
+
+
+def _torch_seconds(state: ModelState, size: int) -> tuple[float, float]:
+    """Seconds of one image on one thread: of a pass, and of a training step."""
+    module = state.build()
+    images = example_images(state, size, _TIMED_IMAGES)
+    module.eval()
+    with torch.no_grad():
+        module(images)
+        begun = time.perf_counter()
+        module(images)
+        passed = time.perf_counter() - begun
+    module.train()
+    begun = time.perf_counter()
+    logits: Any = module(images)
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    functional.cross_entropy(logits, logits.argmax(1)).backward()
+    trained = time.perf_counter() - begun
+    return passed / _TIMED_IMAGES, trained / _TIMED_IMAGES

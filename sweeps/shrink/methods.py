@@ -1,0 +1,195 @@
+"""Which methods a model can take: each stage is asked itself, on the model's description alone.
+
+The methods stand in three slots: what is cut without training, whether the result is tuned, and
+what is stored. A model that a stage refuses goes without it, and the plan says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from compress.pipeline import NamedStage, check_pipeline
+from sweeps.shrink.look import LARGE_PX, Look
+from sweeps.spec.stages import build_stage
+from sweeps.spec.yaml_text import Tree
+
+LADDER = (0.85, 0.7, 0.55, 0.4, 0.3, 0.2)
+"""Shares of the source's cost that are left by what is cut."""
+_FLIPLESS = ("digits", "svhn")
+"""Data sets whose mirrored images are something else."""
+_TUNING_LR = (1e-4, 1e-3)
+_MOST_EPOCHS = 30
+_BATCH = 32
+_INTEGER_RUNTIMES = ("openvino", "onnxruntime")
+
+
+@dataclass
+class Methods:
+    """The slots of the spec and what is searched in them.
+
+    Attributes:
+        slots: name → alternative → config; None is "leave it as it is".
+        space: parameter → values.
+        left_out: a sentence for each method that the model cannot take.
+    """
+
+    slots: dict[str, dict[str, Tree | None]] = field(default_factory=dict)
+    space: dict[str, Any] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    def has(self, slot: str, alternative: str) -> bool:
+        """Whether the model can take this."""
+        return alternative in self.slots[slot]
+
+
+def methods_for(seen: Look, runtime: str, quantity: str, tuning_images: int) -> Methods:
+    """The methods that this model takes.
+
+    Args:
+        runtime: of deployment.
+        quantity: what the cut is counted in: a key of `compress.budget.Target`.
+        tuning_images: images of a short tuning that the time affords.
+    """
+    found = Methods()
+    training = training_config(seen, tuning_images)
+    found.slots = {
+        "cut": {"none": None, **_cuts(quantity)},
+        "tune": {"none": None, "tuned": _tune(training)},
+        "store": {"float": None, **_stores(training, runtime)},
+    }
+    _leave_out(found, seen)
+    for name, config in list(found.slots["cut"].items()):
+        if config is not None and "target" in config:
+            _with_rungs(found, seen, name, config, quantity)
+    if found.has("cut", "tokens"):
+        found.space["stages.cut.tokens.r"] = _merged(seen)
+    if found.has("tune", "tuned"):
+        epochs = training["epochs"]
+        found.space["stages.tune.tuned.epochs"] = sorted({epochs, 3 * epochs})
+        low, high = _TUNING_LR
+        lr = {"low": low, "high": high, "log": True}
+        found.space["stages.tune.tuned.lr"] = lr
+    return found
+
+
+def training_config(seen: Look, images: int) -> Tree:
+    """Options of a short training that sees so many images in all."""
+    batch = max(4, min(_BATCH, seen.info.num_train // 8))
+    epochs = max(1, min(_MOST_EPOCHS, images // seen.info.num_train))
+    flips = seen.data.get("dataset") not in _FLIPLESS
+    config: Tree = {
+        "epochs": epochs,
+        "batch_size": batch,
+        "lr": 3e-4,
+        "lr_scaling": "unscaled",
+        "warmup": "10%",
+        "label_smoothing": 0.0,
+    }
+    if images < seen.info.num_train:
+        config["images_per_epoch"] = max(4 * batch, images)
+    if not flips:
+        config["augment"] = "none"
+    elif seen.info.image_size > LARGE_PX:
+        config["augment"] = {"preset": "flip", "crop": "none"}
+    else:
+        config["augment"] = "flip"
+    return config
+
+
+def _cuts(quantity: str) -> dict[str, Tree | None]:
+    def target() -> Tree:
+        return {"target": {quantity: LADDER[0]}}
+
+    return {
+        "channels": {"stage": "prune_channels", "epochs": 0} | target(),
+        "low_rank": {"stage": "low_rank"} | target(),
+        "tokens": {"stage": "token_merging"},
+    }
+
+
+def _tune(training: Tree) -> Tree:
+    distill = {"teacher": "source", "kind": "soft", "alpha": 0.5, "tau": 2.0}
+    return {"stage": "finetune", "distill": distill} | training
+
+
+def _stores(training: Tree, runtime: str) -> dict[str, Tree | None]:
+    if runtime not in _INTEGER_RUNTIMES:
+        return {}
+    half = max(1, training["epochs"] // 2)
+    trained = training | {"epochs": half, "lr": 1e-4}
+    return {
+        "int8": {"stage": "int8", "images": 128},
+        "int8_trained": {"stage": "int8", "images": 128} | trained,
+    }
+
+
+def _merged(seen: Look) -> list[int]:
+    """Tokens that each block merges: a tenth to a third of all by the last block."""
+    args = seen.arch.args
+    size, patch = seen.info.image_size, int(args.get("patch_size", 16))
+    depth = int(args.get("depth", 12))
+    tokens = (size // patch) ** 2
+    return sorted({max(1, round(tokens * s / depth)) for s in (0.2, 0.4, 0.6)})
+
+
+def _leave_out(found: Methods, seen: Look) -> None:
+    """Take away what the model cannot take, alone or before what the other slots hold."""
+    if seen.arch.args.get("img_size") is None:  # no plain ViT
+        del found.slots["cut"]["tokens"]
+    else:
+        found.slots["cut"]["tokens"] = {"stage": "token_merging", "r": _merged(seen)[0]}
+    for slot in ("store", "tune", "cut"):
+        for name, config in list(found.slots[slot].items()):
+            if config is None:
+                continue
+            why = _refused(found.slots, slot, config, seen)
+            if why is not None:
+                del found.slots[slot][name]
+                found.left_out.append(f"{name} is left out: {why}")
+
+
+def _with_rungs(
+    found: Methods, seen: Look, name: str, config: Tree, quantity: str
+) -> None:
+    """Search the shares that this method can reach; without any it is left out."""
+    reached = [
+        share
+        for share in LADDER
+        if not _refused(
+            {"store": {}}, "cut", config | {"target": {quantity: share}}, seen
+        )
+    ]
+    if reached:
+        config["target"] = {quantity: reached[0]}
+        found.space[f"stages.cut.{name}.target.{quantity}"] = reached
+    else:
+        del found.slots["cut"][name]
+        found.left_out.append(f"{name} is left out: it cannot reach {LADDER[0]:g}")
+
+
+def _refused(
+    slots: Mapping[str, Mapping[str, Tree | None]], slot: str, config: Tree, seen: Look
+) -> str | None:
+    """Why a method does not go with the model; None where it does.
+
+    Cuts are tried with every store that has been found possible, each after the cut.
+    """
+    afterwards: list[list[NamedStage]] = [[]]
+    if slot == "cut":
+        stores = [c for c in slots["store"].values() if c is not None]
+        afterwards += [[_stage("store", store)] for store in stores]
+    for after in afterwards:
+        try:
+            stages = [_stage(slot, config), *after]
+            check_pipeline(seen.arch, stages, seen.info)
+        except (ValueError, TypeError, RuntimeError) as error:
+            return " ".join(str(error).split())
+    return None
+
+
+def _stage(slot: str, config: Tree) -> NamedStage:
+    kind = str(config["stage"])
+    fields = {key: value for key, value in config.items() if key != "stage"}
+    return NamedStage(slot, kind, build_stage(kind, fields, f"stages.{slot}"))

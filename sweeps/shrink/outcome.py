@@ -1,0 +1,187 @@
+"""What a search came to: what to deploy, how sure that is, and what more would cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.certainty import (
+    CERTAIN,
+    bounds_probability,
+    draws_for,
+    plausible_values,
+)
+from analysis.configurations import objective_values
+from analysis.contract import Objective
+from analysis.numbers import fixed, number, percent, quantity
+from analysis.pareto import Floats, eligible, front_mask
+from analysis.run import Run
+
+STEPS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05)
+"""Losses, as shares, whose price is told."""
+_WEIGHT_OF_LOSS = 10.0
+"""Of a goal that was missed: a percent of the metric weighs as much as ten of a cost."""
+_RUNTIME = "runtime_accuracy"
+
+
+@dataclass(frozen=True)
+class Pick:
+    """The configuration to deploy.
+
+    Attributes:
+        row: of the run's trials.
+        trial_id: the trial that stands for it.
+        probability: that it keeps all bounds.
+        is_within: whether its means keep them.
+    """
+
+    row: int
+    trial_id: str
+    probability: float
+    is_within: bool
+
+    @property
+    def is_certain(self) -> bool:
+        return self.is_within and self.probability >= CERTAIN
+
+
+def pick(run: Run) -> Pick | None:
+    """The best configuration for the goal; None where none is complete.
+
+    Of those that keep all bounds: the one that loses least where every cost has a bound, else the
+    one that costs least. Where none does, the one that misses by least.
+    """
+    rows, objectives = run.configurations(), run.objectives
+    if rows.empty:
+        return None
+    values = objective_values(rows, objectives)
+    draws = plausible_values(rows, objectives, run.classes, draws_for(len(rows)))
+    chances = bounds_probability(draws, objectives)
+    within = eligible(values, objectives)
+    if within.any():
+        sure = within & (chances >= CERTAIN)
+        is_open = any(o.bound is None for o in objectives)
+        allowed = sure if sure.any() and not is_open else within
+        wanted = next((i for i, o in enumerate(objectives) if o.bound is None), 0)
+        costs = objectives[wanted].sign * values[:, wanted]
+        best = int(np.where(allowed, costs, np.inf).argmin())
+    else:
+        best = int(_missed_by(values, objectives).argmin())
+    index = int(rows.index[best])
+    name = str(rows["trial_id"].iloc[best])
+    return Pick(index, name, float(chances[best]), bool(within[best]))
+
+
+def _missed_by(values: Floats, objectives: Sequence[Objective]) -> Floats:
+    """(n,) by how much each configuration misses the bounds, the worst of them."""
+    worst = np.zeros(len(values))
+    for column, objective in enumerate(objectives):
+        limit = objective.limit
+        if limit is None:
+            continue
+        excess = np.maximum(objective.sign * (values[:, column] - limit), 0.0)
+        share = excess / max(abs(limit), 1e-9)
+        is_cost = column > 0  # the metric that may lose little comes first
+        worst = np.maximum(worst, share if is_cost else share * _WEIGHT_OF_LOSS)
+    return worst
+
+
+def figures(run: Run, pick: Pick) -> list[str]:
+    """A line for each objective: the source's value, the pick's, the bound."""
+    lines = []
+    for objective in run.objectives:
+        metric = objective.metric
+        unit = run.metrics.unit(metric)
+        value = _value(run, pick, metric)
+        now = quantity(value, unit)
+        parts = [now]
+        if run.baseline is not None and metric in run.baseline.metrics:
+            before = quantity(run.baseline.metrics[metric], unit)
+            parts = [f"{before} -> {now}"]
+        if objective.limit is not None:
+            word = "at most" if objective.mode == "min" else "at least"
+            keeps = objective.excess(value) <= 0
+            limit = f"goal {word} {quantity(objective.limit, unit)}"
+            parts.append(limit if keeps else f"{limit}: missed")
+        lines.append(f"{metric}: {', '.join(parts)}")
+    return lines
+
+
+def on_test(run: Run, pick: Pick) -> str | None:
+    """The pick and the source on the test part, in a line; None where that was not measured."""
+    metric = run.objectives[0].metric
+    name = "test_accuracy" if metric == _RUNTIME else f"test_{metric}"
+    value, baseline = _value(run, pick, name), run.baseline
+    if not math.isfinite(value) or baseline is None:
+        return None
+    before, unit = baseline.metrics.get(name), run.metrics.unit(name)
+    if before is None:
+        return None
+    said = f"test part: {quantity(before, unit)} -> {quantity(value, unit)}"
+    images = _images(run, pick)
+    return (
+        said if images is None else f"{said} ({number(images)} images, looked at once)"
+    )
+
+
+def _value(run: Run, pick: Pick, metric: str) -> float:
+    """Of the trial that stands for the pick; NaN where it was not measured."""
+    found: Any = run.trials.loc[pick.row].get(f"metric/{metric}", math.nan)
+    return math.nan if pd.isna(found) else float(found)
+
+
+def _images(run: Run, pick: Pick) -> int | None:
+    if run.classes.empty or "test_images" not in run.classes:
+        return None
+    mine = run.classes[run.classes["trial_id"] == pick.trial_id]["test_images"]
+    return int(mine.sum()) or None
+
+
+def prices(run: Run) -> list[str]:
+    """What each further percent of loss would buy, of what was found: a line a step.
+
+    Only for a metric that is a share, with a measured source.
+    """
+    rows, objectives, baseline = run.configurations(), run.objectives, run.baseline
+    metric = objectives[0].metric
+    if rows.empty or baseline is None or metric not in baseline.metrics:
+        return []
+    if run.metrics.unit(metric) != "fraction" or len(objectives) < 2:
+        return []
+    cost = next((o for o in objectives[1:] if o.bound is not None), objectives[1])
+    values = objective_values(rows, [objectives[0], cost])
+    lost = objectives[0].sign * (values[:, 0] - baseline.metrics[metric])
+    lines, before = [], None
+    for step in STEPS:
+        allowed = lost <= step + 1e-12
+        if not allowed.any():
+            continue
+        costs = np.where(allowed, cost.sign * values[:, 1], np.inf)
+        best = int(costs.argmin())
+        if best == before:
+            continue
+        before = best
+        shown = quantity(float(values[best, 1]), run.metrics.unit(cost.metric))
+        lines.append(
+            f"losing {percent(step)} at most: {cost.metric} {shown}"
+            f" (trial {rows['trial_id'].iloc[best]}, loses"
+            f" {fixed(100 * float(lost[best]), 2)} points)"
+        )
+    return lines
+
+
+def found_front(run: Run) -> pd.DataFrame:
+    """The configurations that no other dominates, whatever the bounds are."""
+    rows = run.configurations()
+    free = [replace(objective, bound=None) for objective in run.objectives]
+    if rows.empty:
+        return rows
+    front = rows[front_mask(objective_values(rows, free), free)]
+    columns = ["trial_id", *(f"metric/{o.metric}" for o in run.objectives)]
+    columns += [f"config/{p}" for p in run.parameters if f"config/{p}" in front]
+    return front[columns].sort_values(columns[1], ascending=False)

@@ -1,0 +1,246 @@
+"""From what a user typed to a checked sweep: look, time the source, choose, write the spec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from analysis.numbers import duration, number, plural
+from compress.measure.options import RuntimeName, RuntimeOptions
+from sweeps.check import check_spec
+from sweeps.shrink import look as looking
+from sweeps.shrink.deliver import SPEC
+from sweeps.shrink.look import Look, Speed
+from sweeps.shrink.methods import Methods
+from sweeps.shrink.request import Goal, max_loss, metric_of_loss
+from sweeps.shrink.spec import Wish, spec_for, text_of
+from sweeps.space.sweep import Sweep
+from sweeps.spec.load import spec_from
+from sweeps.spec.yaml_text import SpecError, Tree, did_you_mean, parse_yaml, read_text
+
+_CALIBRATION_IMAGES = 600
+"""Images that an untrained candidate looks at besides those it is evaluated on, about."""
+_EVALUATIONS = 2.0
+"""Passes over validation and test part of a candidate: in torch and in the runtime."""
+_OVERHEAD_SECONDS = 10.0
+"""Of a candidate: to write the file, to load it, to time it."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user typed, parsed.
+
+    Attributes:
+        model, name, data: as they were typed.
+        goals: what is to become small or fast.
+        metric, max_loss: of which little may be lost, and how much.
+        runtime: of deployment; None: the first that is installed.
+        batch_size, threads: of a pass there.
+        hours, seed: of the search.
+        folder: that the user gets.
+        command: what was typed.
+        local: whether it is to run on this machine's cores.
+    """
+
+    model: str
+    name: str | None
+    data: str
+    goals: tuple[Goal, ...]
+    metric: str
+    max_loss: str
+    runtime: str | None
+    batch_size: int
+    threads: int
+    hours: float
+    seed: int
+    folder: Path
+    command: str
+    local: bool = True
+
+    @property
+    def identity(self) -> str:
+        """What must be the same for a search to go on: all but the time and the place."""
+        facts = (
+            self.model,
+            self.name,
+            self.data,
+            [goal.objective for goal in self.goals],
+            self.metric,
+            self.max_loss,
+            self.runtime,
+            self.batch_size,
+            self.threads,
+            self.seed,
+        )
+        return repr(facts)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is going to be done.
+
+    Attributes:
+        sweep: checked.
+        text: of the spec's file.
+        lines: for the user, before anything runs.
+        runtime: of deployment.
+        hours: for the search.
+        is_open: whether as much as possible is asked for.
+    """
+
+    sweep: Sweep
+    text: str
+    lines: tuple[str, ...]
+    runtime: RuntimeName
+
+    @property
+    def hours(self) -> float:
+        return self.sweep.spec.search.hours or 0.0
+
+
+def plan(request: Request) -> Plan:
+    """Plan a search, or take up the one in the request's folder.
+
+    Raises:
+        SpecError: the first mistake found, in a line; nothing was written.
+    """
+    path = request.folder / SPEC
+    if path.is_file():
+        return _taken_up(request, path)
+    if request.folder.exists() and (
+        not request.folder.is_dir() or any(request.folder.iterdir())
+    ):
+        raise SpecError(
+            f"-o: {request.folder} holds something else; give an empty folder, or a new name"
+        )
+    wished = _runtime(request.runtime)
+    source = looking.source_section(request.model, request.name)
+    section = looking.data_section(request.data)
+    metric, mode, unit = metric_of_loss(request.metric)
+    bound = max_loss(request.max_loss, unit)
+    seen = looking.look(source, section, wished)
+    runtime = seen.runtimes[0]
+    if metric == "accuracy" and runtime != "torch":
+        metric = "runtime_accuracy"
+    wish = Wish(
+        request.goals,
+        {"metric": metric, "mode": mode, "bound": bound},
+        runtime,
+        request.batch_size,
+        request.threads,
+        request.hours,
+    )
+    speed = _speed(seen, wish)
+    raw, methods = spec_for(wish, seen, speed, request.folder)
+    raw["seed"] = request.seed
+    sweep = check_spec(spec_from(raw), local=request.local)
+    lines = _lines(wish, seen, speed, methods, raw)
+    return Plan(sweep, _text(raw, request, methods), tuple(lines), runtime)
+
+
+def _text(raw: Tree, request: Request, methods: Methods) -> str:
+    said = [f"It answers: {request.identity}", *methods.left_out]
+    return text_of(raw, request.command, said)
+
+
+def _runtime(name: str | None) -> tuple[RuntimeName, ...]:
+    known: tuple[RuntimeName, ...] = get_args(RuntimeName)
+    if name is None:
+        return ()
+    if name not in known:
+        raise SpecError(
+            f"--runtime: there is no runtime {name!r}; {did_you_mean(name, known)}valid:"
+            f" {', '.join(known)}"
+        )
+    return (name,)  # type: ignore[return-value]  # it is one of these
+
+
+def _speed(seen: Look, wish: Wish) -> Speed:
+    options = RuntimeOptions.model_validate(wish.measure)
+    try:
+        return looking.speed(seen, options)
+    except ValueError as error:
+        raise SpecError(f"--runtime: {' '.join(str(error).split())}") from error
+
+
+def _taken_up(request: Request, path: Path) -> Plan:
+    """The plan of the same command before; the time may be another one."""
+    text = read_text(path)
+    (raw, *_) = parse_yaml(text, str(path))
+    asked = " ".join(f"It answers: {request.identity}".split())
+    written = " ".join(text.replace("\n#", "\n").split())
+    if asked not in written or not isinstance(raw, dict):
+        raise SpecError(
+            f"-o: {request.folder} is the result of another command (see {path}); choose"
+            f" another folder, or go on with: sweeps run {path}"
+        )
+    raw["search"]["hours"] = request.hours
+    sweep = check_spec(spec_from(raw), local=request.local)
+    runtime = sweep.spec.measure.runtime
+    return Plan(sweep, text, (f"going on with {path}",), runtime)
+
+
+def _lines(
+    wish: Wish, seen: Look, speed: Speed, methods: Methods, raw: Tree
+) -> list[str]:
+    """The plan for the user."""
+    goals = ", ".join(_said(objective) for objective in wish.objectives)
+    installed = ", ".join(seen.runtimes)
+    first = raw["search"]["points"]
+    trained = sum(
+        p["stages.tune"] != "none" or p["stages.store"] == "int8_trained" for p in first
+    )
+    lines = [
+        f"model    {seen.arch.name}: {number(speed.file_bytes)} bytes,"
+        f" {number(speed.latency_ms)} ms in {wish.runtime}, batch {wish.batch_size}",
+        f"data     {seen.info.describe()}",
+        f"machine  {plural(seen.cores, 'core')}; runtimes: {installed}",
+        f"goal     {goals}",
+        f"methods  {', '.join(_alternatives(methods))}",
+        *[f"         {line}" for line in methods.left_out],
+        f"first    {len(first) - trained} without training, about"
+        f" {duration(_untrained_seconds(seen, speed))} each; then {trained} with, about"
+        f" {duration(_tuning_seconds(seen, speed, raw))} of training each",
+        f"time     {duration(3600 * wish.hours)}"
+        + ("" if wish.is_open else ", or until the goal is met with certainty"),
+    ]
+    return lines + [f"note     {remark}" for remark in seen.remarks()]
+
+
+def _said(objective: Tree) -> str:
+    bound, metric = objective.get("bound"), objective["metric"]
+    if bound is None:
+        return f"{metric} as small as it can be"
+    word = "at most" if objective["mode"] == "min" else "at least"
+    if not isinstance(bound, dict):
+        return f"{metric} {word} {bound:g}"
+    if "times" in bound:
+        return f"{metric} {word} {bound['times']:g} of the source's"
+    of = " of it" if bound.get("relative") else ""
+    return f"{metric} within {bound['loss']:g}{of} of the source's"
+
+
+def _alternatives(methods: Methods) -> list[str]:
+    return [
+        name
+        for slot in methods.slots.values()
+        for name, config in slot.items()
+        if config is not None
+    ]
+
+
+def _untrained_seconds(seen: Look, speed: Speed) -> float:
+    images = _CALIBRATION_IMAGES + _EVALUATIONS * (
+        seen.info.num_val + seen.info.num_test
+    )
+    return _OVERHEAD_SECONDS + images * speed.pass_seconds
+
+
+def _tuning_seconds(seen: Look, speed: Speed, raw: Tree) -> float:
+    tuned = raw["stages"]["tune"]["one_of"].get("tuned")
+    if tuned is None:
+        return 0.0
+    images = tuned.get("images_per_epoch", seen.info.num_train) * tuned["epochs"]
+    # the teacher's pass comes beside each step
+    return float(images * (speed.train_seconds + speed.pass_seconds))

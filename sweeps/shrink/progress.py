@@ -1,0 +1,149 @@
+"""Progress towards a goal: what is tried, how it compares with the goal, the time left."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from analysis.contract import BASELINE, Objective, is_feasible
+from analysis.numbers import duration, plain, quantity
+from sweeps.drive.progress import Progress
+from sweeps.run.folder import trial_folder
+from sweeps.run.plan import TrialPlan, read_plan
+from sweeps.run.record import TrialRecord
+
+_NAMES = {
+    "channels": "fewer channels",
+    "low_rank": "low rank",
+    "tokens": "merged tokens",
+    "tuned": "tuned",
+    "int8": "int8",
+    "int8_trained": "int8 trained",
+}
+"""Alternative of a slot → what it is called."""
+
+
+def said(configuration: Mapping[str, Any]) -> str:
+    """'fewer channels 0.7, tuned 4, int8': the slots of a configuration that do something."""
+    parts = []
+    for slot in ("cut", "tune", "store"):
+        chosen = configuration.get(f"stages.{slot}")
+        if not isinstance(chosen, str) or chosen in ("none", "float"):
+            continue
+        inner = f"stages.{slot}.{chosen}."
+        values = [
+            plain(value)
+            for key, value in configuration.items()
+            if key.startswith((f"{inner}target.", f"{inner}epochs", f"{inner}r"))
+        ]
+        parts.append(" ".join([_NAMES.get(chosen, chosen), *values]))
+    return ", ".join(parts) or "as it is"
+
+
+class GoalProgress(Progress):
+    """Says of each trial what it tried and whether it meets the goal; of the whole, the best so far
+    and the time left.
+
+    Args:
+        hours: for the search.
+    """
+
+    def __init__(
+        self,
+        objectives: Sequence[Objective],
+        units: Mapping[str, str],
+        console: Console | None = None,
+        *,
+        hours: float,
+    ) -> None:
+        super().__init__(objectives, units, console)
+        self._seconds = 3600 * hours
+        self._ends = time.monotonic() + self._seconds
+        self._run: Path | None = None
+        self._tried: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def drawn(self, total: int, run: Path | None = None) -> Iterator[None]:
+        """See `Progress`; the clock of the search begins, and the bar is its time."""
+        self._run = run
+        self._ends = time.monotonic() + self._seconds
+        with super().drawn(round(self._seconds), run):
+            yield
+
+    def _new_bar(self) -> Bar:
+        return Bar(
+            TextColumn("time"), BarColumn(), TimeElapsedColumn(), console=self.console
+        )
+
+    def _done(self) -> float:
+        """How far the bar is: seconds that are gone."""
+        return min(self._seconds, self._seconds - (self._ends - time.monotonic()))
+
+    def started(self, trial_id: str) -> None:
+        """One more trial runs."""
+        if self._run is not None:
+            self._tried[trial_id] = _words(read_plan(trial_folder(self._run, trial_id)))
+        super().started(trial_id)
+
+    def _trials_now(self) -> list[str]:
+        trials = {} if self.running is None else self.running.trials
+        return [
+            f"{self._tried.get(name, name)}: {trial.said(self.objectives)}"
+            for name, trial in trials.items()
+        ]
+
+    def summary(self) -> str:
+        """The best so far, and the time left."""
+        best = " · ".join(
+            f"best {self._measured(name, value)}"
+            for name, value in self.standing.best().items()
+        )
+        left = max(0.0, self._ends - time.monotonic())
+        found = best or "nothing meets the goal yet"
+        return f"{found} · {duration(left)} left"
+
+    def _measured(self, name: str, value: float | None) -> str:
+        """A metric's name and value."""
+        shown = quantity(value, self.units.get(name, ""))
+        return f"{_short(name)} {shown}"
+
+    def _result(self, record: TrialRecord) -> list[str]:
+        """What a trial gave, without columns: eighty characters are few."""
+        if record.status != "complete":
+            return super()._result(record)
+        metrics = record.outcome.metrics
+        return [
+            self._measured(o.metric, metrics.get(o.metric)) for o in self.objectives
+        ]
+
+    def _line(self, record: TrialRecord, is_best: bool) -> str:
+        """Whether it meets the goal, what was tried, what it gave."""
+        metrics = record.outcome.metrics
+        mark = "[red]✗[/]"
+        if record.status == "complete":
+            meets = is_feasible(metrics, self.objectives)
+            mark = "[green]✓[/]" if meets else "[yellow]·[/]"
+        name = _words(record.plan)
+        parts = [f"{mark} {escape(f'{name:<28}')}", *self._result(record)]
+        if record.outcome.seconds is not None:
+            parts.append(f"[dim]{duration(record.outcome.seconds)}[/]")
+        return " ".join(parts)
+
+
+def _short(name: str) -> str:
+    """A metric's name as a line has room for it."""
+    return name.removeprefix("runtime_")
+
+
+def _words(plan: TrialPlan | None) -> str:
+    if plan is None:
+        return "?"
+    return "the source" if plan.trial_id == BASELINE else said(plan.configuration)

@@ -1,0 +1,150 @@
+"""What a user asks of `sweeps shrink`: the goal in their words, as objectives of a spec."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sweeps.spec.yaml_text import SpecError, did_you_mean
+
+Quantity = Literal["latency", "throughput", "bytes", "macs", "memory"]
+
+_UNITS: Mapping[Quantity, Mapping[str, float]] = {
+    "latency": {"ms": 1.0, "us": 1e-3, "µs": 1e-3, "s": 1e3},
+    "throughput": {"/s": 1.0, "": 1.0},
+    "bytes": {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9},
+    "macs": {"": 1e-9, "k": 1e-6, "m": 1e-3, "g": 1.0},
+    "memory": {"mb": 1.0, "gb": 1e3, "kb": 1e-3, "b": 1e-6},
+}
+"""Quantity → unit, in small letters → what it is in the metric's unit."""
+
+_METRICS: Mapping[Quantity, tuple[str, Literal["min", "max"]]] = {
+    "latency": ("latency_ms", "min"),
+    "throughput": ("throughput", "max"),
+    "bytes": ("file_bytes", "min"),
+    "macs": ("gmacs", "min"),
+    "memory": ("peak_memory_mb", "min"),
+}
+
+_EXAMPLES: Mapping[Quantity, str] = {
+    "latency": "5ms or 0.5x",
+    "throughput": "200/s or 2x",
+    "bytes": "2MB or 0.25x",
+    "macs": "200M or 0.5x",
+    "memory": "50MB or 0.5x",
+}
+
+_NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([^\s]*)\s*")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One thing that is to become small or fast.
+
+    Attributes:
+        quantity: what.
+        bound: the limit in the metric's unit; None: as little as can be had.
+        times: the limit as a multiple of the source's; None where it is a number.
+    """
+
+    quantity: Quantity
+    bound: float | None = None
+    times: float | None = None
+
+    @property
+    def objective(self) -> dict[str, Any]:
+        """As the spec has it.
+
+        A ratio of latencies is a metric of its own, whose two times are measured in turns.
+        """
+        metric, mode = _METRICS[self.quantity]
+        if self.times is not None and self.quantity == "latency":
+            return {"metric": "latency_ratio", "mode": "min", "bound": self.times}
+        found: dict[str, Any] = {"metric": metric, "mode": mode}
+        if self.times is not None:
+            found["bound"] = {"times": self.times, "to": "source"}
+        elif self.bound is not None:
+            found["bound"] = self.bound
+        return found
+
+
+def goal(quantity: Quantity, text: str) -> Goal:
+    """A goal from an option's value: a number with a unit, or a multiple of the source's (0.5x).
+
+    Raises:
+        SpecError: neither.
+    """
+    place = f"--{quantity}"
+    match = _NUMBER.fullmatch(text)
+    unit = match[2].lower() if match is not None else ""
+    if match is None or not float(match[1]) > 0:
+        raise SpecError(
+            f"{place}: {text!r} is no amount above 0; write {_EXAMPLES[quantity]}"
+        )
+    value = float(match[1])
+    if unit == "x":
+        return _multiple(quantity, value, text)
+    units = _UNITS[quantity]
+    if unit not in units:
+        known = ", ".join(name or "no unit" for name in units)
+        raise SpecError(
+            f"{place}: {text!r} has no unit that is known here ({known}, or x for a multiple of"
+            f" the source's); write {_EXAMPLES[quantity]}"
+        )
+    return Goal(quantity, bound=value * units[unit])
+
+
+def _multiple(quantity: Quantity, value: float, text: str) -> Goal:
+    """A goal relative to the source; one that asks for nothing is refused."""
+    wants_more = _METRICS[quantity][1] == "max"
+    if (value <= 1) if wants_more else (value >= 1):
+        what = "more" if wants_more else "less"
+        raise SpecError(
+            f"--{quantity}: {text!r} is not {what} than the source has; write"
+            f" {_EXAMPLES[quantity]}"
+        )
+    return Goal(quantity, times=value)
+
+
+def max_loss(text: str, unit: str) -> dict[str, Any]:
+    """The bound of a metric that may lose so much.
+
+    Args:
+        text: "1%" or "0.01": points of a share. Of a metric in another unit, percent are percent
+            of the source's value.
+        unit: of the metric.
+
+    Raises:
+        SpecError: no number from 0 on, or 100 % and more of a share.
+    """
+    match = _NUMBER.fullmatch(text)
+    if match is None or match[2] not in ("", "%"):
+        raise SpecError(f"--max-loss: {text!r} is no loss; write 1% or 0.01")
+    value = float(match[1]) / (100 if match[2] else 1)
+    if unit == "fraction" and value >= 1:
+        raise SpecError(
+            f"--max-loss: {text!r} is all that there is; one percent is 1% or 0.01"
+        )
+    bound: dict[str, Any] = {"loss": value, "to": "source"}
+    if match[2] and unit != "fraction":
+        bound["relative"] = True
+    return bound
+
+
+def metric_of_loss(name: str) -> tuple[str, Literal["min", "max"], str]:
+    """Name, direction and unit of the metric of which little may be lost.
+
+    Raises:
+        SpecError: evaluation gives no such metric.
+    """
+    from trainers.training.epoch_metrics import epoch_metrics
+
+    known = {n: m for n, m in epoch_metrics().items() if m.on_validation}
+    if name not in known:
+        raise SpecError(
+            f"--metric: evaluation gives no {name!r}; {did_you_mean(name, known)}valid:"
+            f" {', '.join(known)}"
+        )
+    return name, known[name].mode, known[name].unit

@@ -1,0 +1,180 @@
+"""The spec that `sweeps shrink` writes: plain YAML that a person reads, edits and runs again."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from compress.measure.options import RuntimeName
+from sweeps.shrink.look import Look, Speed
+from sweeps.shrink.methods import LADDER, Methods, methods_for
+from sweeps.shrink.request import Goal
+from sweeps.spec.yaml_text import Tree
+
+RUN = "run"
+"""Name of the run in the folder that a user gets."""
+_SHORT_TUNING = 0.05
+"""Share of the time that a short tuning takes."""
+_INTEGER_FACTOR = {"bytes": 0.27, "params": 0.27, "macs": 1.0}
+"""What integers leave of a cost, about; latency is counted as operations."""
+_COMMENTS = {
+    "source": "The model as it is. What it may lose is relative to it.",
+    "data": "Trials train on the training part and are compared on the validation part.",
+    "stages": "Cut without training, tune with the original as the teacher, store.",
+    "objectives": "The goal. A trial beyond a bound never counts as a result.",
+    "measure": "How the deployed file is executed.",
+    "search": "What is tried first, cheap things before dear ones, and what may vary.",
+}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The goal as a whole.
+
+    Attributes:
+        goals: what is to become small or fast.
+        metric: the objective of which little may be lost: metric, mode, bound.
+        runtime: of deployment.
+        batch_size, threads: of a pass there.
+        hours: for the search.
+    """
+
+    goals: tuple[Goal, ...]
+    metric: Tree
+    runtime: RuntimeName
+    batch_size: int
+    threads: int
+    hours: float
+
+    @property
+    def is_open(self) -> bool:
+        """Whether as much as possible is asked for, so that only the time ends the search."""
+        return all(goal.bound is None and goal.times is None for goal in self.goals)
+
+    @property
+    def measure(self) -> Tree:
+        return {
+            "runtime": self.runtime,
+            "batch_size": self.batch_size,
+            "threads": self.threads,
+        }
+
+    @property
+    def objectives(self) -> list[Tree]:
+        return [self.metric, *(goal.objective for goal in self.goals)]
+
+    @property
+    def cut_quantity(self) -> str:
+        """What cutting stages count."""
+        return "params" if self.goals[0].quantity == "bytes" else "macs"
+
+
+def spec_for(
+    wish: Wish, seen: Look, speed: Speed, folder: Path
+) -> tuple[Tree, Methods]:
+    """The spec as plain values, and the methods that it searches."""
+    seconds = 3600 * wish.hours * _SHORT_TUNING
+    images = int(seconds / max(speed.train_seconds, 1e-9))
+    methods = methods_for(seen, wish.runtime, wish.cut_quantity, images)
+    search: Tree = {"hours": wish.hours}
+    if not wish.is_open:
+        search["stop_when"] = "goal"
+    search |= {"space": methods.space, "points": points(methods, wish, speed)}
+    raw: Tree = {
+        "name": RUN,
+        "storage": str(folder.absolute()),
+        "source": seen.source,
+        "data": seen.data,
+        "stages": {name: {"one_of": slot} for name, slot in methods.slots.items()},
+        "objectives": wish.objectives,
+        "measure": wish.measure,
+        "search": search,
+    }
+    return raw, methods
+
+
+def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
+    """What is tried first: from what takes seconds to what is trained."""
+    quantity = wish.cut_quantity
+    store = "int8" if methods.has("store", "int8") else "float"
+    first = _first_rung(wish, speed, store)
+    found: list[Tree] = []
+
+    def add(cut: str, share: float | None, tune: str, stored: str) -> None:
+        point: Tree = {
+            "stages.cut": cut,
+            "stages.tune": tune,
+            "stages.store": stored,
+        }
+        is_known = methods.has("cut", cut) and methods.has("tune", tune)
+        if share is not None:
+            parameter = f"stages.cut.{cut}.target.{quantity}"
+            is_known = is_known and share in methods.space.get(parameter, [])
+            point[parameter] = share
+        is_source = (cut, tune, stored) == ("none", "none", "float")
+        if is_known and methods.has("store", stored) and not is_source:
+            found.append(point)
+
+    rungs = LADDER[first : first + 2]
+    add("none", None, "none", store)
+    for share in rungs:
+        add("channels", share, "none", store)
+    add("low_rank", rungs[0], "none", store)
+    add("tokens", None, "none", store)
+    for share in LADDER[max(0, first) : first + 3]:
+        add("channels", share, "tuned", store)
+    add("none", None, "none", "int8_trained")
+    add("low_rank", rungs[-1], "tuned", store)
+    return list({str(point): point for point in found}.values())
+
+
+def _first_rung(wish: Wish, speed: Speed, store: str) -> int:
+    """Index of the first share on the ladder that may reach the goal; 0 where that is not known."""
+    goal = wish.goals[0]
+    wanted = goal.times
+    if goal.quantity == "latency" and goal.bound is not None:
+        wanted = goal.bound / speed.latency_ms
+    elif goal.quantity == "bytes" and goal.bound is not None:
+        wanted = goal.bound / speed.file_bytes
+    elif goal.quantity == "throughput":
+        wanted = None if goal.times is None else 1 / goal.times
+    if wanted is None:
+        return 1
+    if store != "float":
+        wanted /= _INTEGER_FACTOR[wish.cut_quantity]
+    rungs = [i for i, share in enumerate(LADDER) if share <= wanted]
+    return min(rungs[0] if rungs else len(LADDER) - 2, len(LADDER) - 2)
+
+
+def text_of(raw: Tree, command: str, remarks: Sequence[str]) -> str:
+    """The spec as YAML, with a line of comment for each section."""
+    lines = [f"# Written by: {command}", "# Edit it and run it again: sweeps run FILE"]
+    for remark in remarks:
+        lines += textwrap.wrap(
+            remark,
+            96,
+            initial_indent="# ",
+            subsequent_indent="#   ",
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+    for key, value in raw.items():
+        comment = _COMMENTS.get(key)
+        lines += ["", f"# {comment}"] if comment else []
+        dumped = yaml.dump(
+            {key: value}, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=96
+        )
+        lines.append(dumped.rstrip())
+    return "\n".join(lines) + "\n"
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes a value that stands in several places each time, without anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True

@@ -1,0 +1,329 @@
+"""`sweeps shrink`: goals as a user writes them, the spec that follows, the pick, the folder."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import analysis
+from compress.measure.options import RuntimeOptions
+from sweeps.cli.main import app
+from sweeps.drive.driver import run_header
+from sweeps.run.record import to_json
+from sweeps.shrink import look as looking
+from sweeps.shrink.look import Speed, data_section, source_section
+from sweeps.shrink.methods import methods_for
+from sweeps.shrink.outcome import pick, prices
+from sweeps.shrink.plan import Request, plan
+from sweeps.shrink.progress import said
+from sweeps.shrink.request import Goal, goal, max_loss, metric_of_loss
+from sweeps.shrink.spec import Wish, points
+from sweeps.spec.yaml_text import SpecError
+from tests.sweeps.helpers import finish, searcher
+from trainers.config import SourceConfig
+from trainers.files import write_atomic
+from trainers.models.source import load_source
+
+SPEED = Speed(
+    latency_ms=10.0, file_bytes=1_000_000, pass_seconds=0.01, train_seconds=0.03
+)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "text", "objective"),
+    [
+        ("latency", "5ms", {"metric": "latency_ms", "mode": "min", "bound": 5.0}),
+        ("latency", "0.5x", {"metric": "latency_ratio", "mode": "min", "bound": 0.5}),
+        ("throughput", "200/s", {"metric": "throughput", "mode": "max", "bound": 200}),
+        ("bytes", "2MB", {"metric": "file_bytes", "mode": "min", "bound": 2e6}),
+        ("macs", "200M", {"metric": "gmacs", "mode": "min", "bound": 0.2}),
+        (
+            "memory",
+            "0.5x",
+            {
+                "metric": "peak_memory_mb",
+                "mode": "min",
+                "bound": {"times": 0.5, "to": "source"},
+            },
+        ),
+    ],
+)
+def test_a_goal_is_an_objective(
+    quantity: Any, text: str, objective: dict[str, Any]
+) -> None:
+    found = goal(quantity, text).objective
+    if not isinstance(objective["bound"], dict):
+        assert found["bound"] == pytest.approx(objective["bound"])
+        found["bound"] = objective["bound"]
+    assert found == objective
+
+
+@pytest.mark.parametrize(
+    ("quantity", "text", "wrong"),
+    [
+        ("latency", "fast", r"--latency: 'fast' is no amount .* write 5ms or 0\.5x"),
+        ("latency", "5", r"--latency: '5' has no unit"),
+        ("latency", "0ms", "no amount above 0"),
+        ("bytes", "2 parsecs", "has no unit that is known here .*kb, mb"),
+        ("latency", "1.5x", r"--latency: '1\.5x' is not less than the source has"),
+        ("throughput", "0.5x", "is not more than the source has"),
+    ],
+)
+def test_a_goal_that_is_none_is_refused(quantity: Any, text: str, wrong: str) -> None:
+    with pytest.raises(SpecError, match=wrong):
+        goal(quantity, text)
+
+
+def test_what_may_be_lost() -> None:
+    assert max_loss("1%", "fraction") == {"loss": 0.01, "to": "source"}
+    assert max_loss("0.005", "fraction") == {"loss": 0.005, "to": "source"}
+    assert max_loss("2%", "nats") == {"loss": 0.02, "to": "source", "relative": True}
+    with pytest.raises(SpecError, match="one percent is 1%"):
+        max_loss("1", "fraction")
+    with pytest.raises(SpecError, match="'a bit' is no loss"):
+        max_loss("a bit", "fraction")
+    assert metric_of_loss("loss") == ("loss", "min", "nats")
+    with pytest.raises(SpecError, match="did you mean 'auroc'"):
+        metric_of_loss("aurok")
+
+
+def test_a_model_is_a_file_a_folder_or_a_name(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    file.touch()
+    assert source_section("resnet18.a1_in1k", None) == {
+        "model": "resnet18.a1_in1k",
+        "pretrained": True,
+    }
+    assert source_section("hf-hub:a/b", None)["pretrained"]
+    assert source_section(str(file), "resnet18")["model"] == "resnet18"
+    assert source_section(str(tmp_path), None) == {"checkpoint": str(tmp_path)}
+    with pytest.raises(SpecError, match="give it with --model"):
+        source_section(str(file), None)
+    with pytest.raises(SpecError, match="there is no file or folder"):
+        source_section("models/missing.safetensors", None)
+    with pytest.raises(SpecError, match="neither a file nor a folder"):
+        source_section("resnet18", "resnet50")
+
+
+def test_data_are_a_folder_a_file_or_a_name(tmp_path: Path) -> None:
+    section = tmp_path / "data.yaml"
+    section.write_text("data: {dataset: digits, limit: 50}")
+    assert data_section(str(section)) == {"dataset": "digits", "limit": 50}
+    assert data_section("digits") == {"dataset": "digits"}
+    assert data_section(str(tmp_path))["dataset"] == "folder"
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "0.parquet").touch()
+    assert data_section(str(tmp_path))["dataset"] == "parquet"
+    with pytest.raises(SpecError, match="did you mean 'digits'"):
+        data_section("digts")
+    section.write_text("[1, 2]")
+    with pytest.raises(SpecError, match="holds no section `data`"):
+        data_section(str(section))
+
+
+def test_a_configuration_in_words() -> None:
+    chosen = {
+        "stages.cut": "channels",
+        "stages.cut.channels.target.macs": 0.7,
+        "stages.cut.low_rank.target.macs": None,
+        "stages.tune": "tuned",
+        "stages.tune.tuned.epochs": 4,
+        "stages.tune.tuned.lr": 0.001,
+        "stages.store": "int8",
+    }
+    assert said(chosen) == "fewer channels 0.7, tuned 4, int8"
+    assert said({"stages.cut": "none", "stages.store": "float"}) == "as it is"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder with a ViT for the digits."""
+    args = {"patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    config = SourceConfig(model="vit_tiny_patch16_224", args=args)
+    state = load_source(config, num_classes=10, image_size=32, seed=0)
+    state.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def request(model: Path, folder: Path, **changes: Any) -> Request:
+    return replace(
+        Request(
+            model=str(model),
+            name=None,
+            data="digits",
+            goals=(Goal("macs", times=0.5),),
+            metric="accuracy",
+            max_loss="1%",
+            runtime="torch",
+            batch_size=1,
+            threads=1,
+            hours=0.1,
+            seed=0,
+            folder=folder,
+            command="sweeps shrink",
+        ),
+        **changes,
+    )
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source's speed, without measuring it."""
+
+    def speed(seen: Any, options: RuntimeOptions) -> Speed:
+        return SPEED
+
+    monkeypatch.setattr(looking, "speed", speed)
+
+
+def test_the_spec_can_be_read_edited_and_taken_up(
+    model: Path, tmp_path: Path, timed: None
+) -> None:
+    folder = tmp_path / "out"
+    first = plan(request(model, folder))
+    raw = yaml.safe_load(first.text)
+    assert raw["objectives"][0]["bound"] == {"loss": 0.01, "to": "source"}
+    assert raw["search"]["stop_when"] == "goal"
+    assert set(raw["stages"]["cut"]["one_of"]) == {
+        "none",
+        "channels",
+        "low_rank",
+        "tokens",
+    }
+    assert "int8" not in raw["stages"]["store"]["one_of"]  # torch executes no integers
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "shrink.yaml").write_text(first.text)
+    again = plan(request(model, folder, hours=2.0))
+    assert again.hours == 2.0
+    assert again.sweep.spec.stages == first.sweep.spec.stages
+    with pytest.raises(SpecError, match="is the result of another command"):
+        plan(request(model, folder, goals=(Goal("latency", times=0.5),)))
+
+
+def test_a_folder_that_holds_something_is_left_alone(
+    model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SpecError, match="holds something else"):
+        plan(request(model, model))
+
+
+def test_cheap_things_come_first_and_the_goal_says_how_much_is_cut(
+    model: Path,
+) -> None:
+    seen = looking.look({"checkpoint": str(model)}, {"dataset": "digits"}, ("torch",))
+    methods = methods_for(seen, "openvino", "macs", tuning_images=3000)
+    wish = Wish((Goal("latency", bound=4.0),), {}, "openvino", 1, 1, 1.0)
+    found = points(methods, wish, SPEED)
+    trained = [
+        p["stages.tune"] != "none" or "trained" in p["stages.store"] for p in found
+    ]
+    assert trained == sorted(trained)
+    shares = [p[k] for p in found for k in p if k.startswith("stages.cut.channels.")]
+    assert shares[0] == 0.4  # 4 of 10 ms
+
+
+def of_run(
+    raw: dict[str, Any], run: Path, trials: list[tuple[float, float]]
+) -> analysis.Run:
+    """A run whose source has an accuracy of 0.9 and 4 gmacs."""
+    raw["objectives"] = [
+        {"metric": "accuracy", "mode": "max", "bound": {"loss": 0.01}},
+        {"metric": "gmacs", "mode": "min", "bound": {"times": 0.5}},
+    ]
+    search = searcher(raw, run, trials=len(trials) or 1, baseline=True)
+    write_atomic(run / "run.json", to_json(run_header(search.sweep, [])))
+    finish(search, accuracy=0.9, gmacs=4.0)
+    for accuracy, gmacs in trials:
+        finish(search, accuracy=accuracy, gmacs=gmacs)
+    return analysis.load(run)
+
+
+def test_the_pick_keeps_the_bounds_and_loses_least(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    found = pick(of_run(raw, tmp_path / "r", [(0.895, 1.0), (0.91, 3.0), (0.9, 2.0)]))
+    assert found is not None
+    assert (found.trial_id, found.is_certain) == ("00002", True)
+
+
+def test_the_nearest_where_nothing_keeps_the_bounds_and_what_more_would_cost(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    run = of_run(raw, tmp_path / "r", [(0.90, 3.5), (0.885, 2.1), (0.5, 1.0)])
+    found = pick(run)
+    assert found is not None
+    assert (found.trial_id, found.is_within) == ("00001", False)
+    lines = prices(run)
+    assert "0.0 % at most: gmacs 3.5" in lines[0]
+    assert "2.0 % at most: gmacs 2.1" in lines[1]
+    assert "1.50 points" in lines[1]
+    assert len(lines) == 2
+
+
+def test_nothing_to_pick_before_the_first_trial(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    assert pick(of_run(raw, tmp_path / "r", [])) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wrong"),
+    [
+        (["m", "--data", "digits"], "a goal is missing"),
+        (["m", "--data", "digits", "--fastest", "--bytes", "2MB"], "stand alone"),
+        (["m", "--data", "digits", "--fastest", "--hours", "0"], "--hours: 0 is no"),
+        (["m", "--data", "nowhere", "--fastest"], "no folder nowhere"),
+        (["m", "--data", "digits", "--fastest", "--runtime", "x"], "no runtime 'x'"),
+        (["m", "--data", "digits", "--fastest", "--cluster", "ray://h:1"], "host:port"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    arguments: list[str], wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["shrink", *arguments])
+    assert done.exit_code == 2
+    assert wrong in done.output
+    assert len(done.output.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_weights_for_other_classes_are_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = SourceConfig(model="resnet20_cifar")
+    state = load_source(config, num_classes=7, image_size=32, seed=0)
+    save_file(dict(state.weights), "seven.safetensors")
+    words = ["seven.safetensors", "--model", "resnet20_cifar", "--data", "digits"]
+    done = CliRunner().invoke(app, ["shrink", *words, "--smallest"])
+    assert done.exit_code == 2
+    assert "its accuracy would be chance" in done.output
+    assert not (tmp_path / "shrunk").exists()
+
+
+def test_from_a_model_to_a_folder(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    timed: None,
+    ray_session: None,
+) -> None:
+    """The source guesses, so a model of fewer operations is found at once; all is there."""
+    monkeypatch.chdir(tmp_path)
+    section = {"dataset": "digits", "limit": 150, "limit_test": 40, "val_fraction": 0.3}
+    Path("data.yaml").write_text(yaml.safe_dump(section))
+    words = ["model", "--data", "data.yaml", "--macs", "0.9x", "--max-loss", "60%"]
+    words += ["--runtime", "torch", "--hours", "0.05", "-o", "out"]
+    done = CliRunner().invoke(app, ["shrink", *words])
+    assert done.exit_code == 0, done.output
+    assert "the goal is met by trial" in done.output
+    names = {path.name for path in Path("out").iterdir()}
+    assert {"model", "README.md", "front.csv", "report.html", "shrink.yaml"} <= names
+    files = {path.name for path in Path("out/model").iterdir()}
+    assert {"model.safetensors", "README.md"} <= files
