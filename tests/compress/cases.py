@@ -32,6 +32,7 @@ CHANNELS = TRAIN | {
     "compensate_images": 40,
     "multiple": 1,
 }
+PWFN = {name: WFN[name] for name in WFN if name != "distance_allowed"}
 LAYERWISE = {"rounding": "layerwise", "calibration_images": 40}
 CASES: dict[str, dict[str, Any]] = {
     "finetune": {"vit": TRAIN, "resnet": TRAIN},
@@ -60,6 +61,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "token_merging": {"vit": {"r": 1}, "resnet": "is a ViT or DeiT"},
     "asp": {"vit": {"measure": False}, "resnet": "no Linear layer"},
+    "pwfn": {"vit": PWFN, "resnet": PWFN},
     "wfn": {"vit": WFN, "resnet": WFN | LAYERWISE},
     "int8": {"vit": TRAIN | {"images": 8}, "resnet": TRAIN | {"images": 8}},
     "uniform_quant": {"vit": LAYERWISE | {"bits": 4}, "resnet": {"bits": 4}},

@@ -29,6 +29,8 @@ function layout(extra) {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     showlegend: false,
+    /* what the reader has zoomed into stays when new data come */
+    uirevision: [extra.xaxis, extra.yaxis].map((a) => a?.title?.text ?? "").join("|"),
     hovermode: "closest",
     margin: { l: 56, r: 14, t: 30, b: 48 },
     xaxis: axis(),
