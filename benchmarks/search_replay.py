@@ -16,9 +16,9 @@ Tables: search-prefix as benchmarks/search_table.py recorded it. search-channels
 all was built and chosen: no option of the search was ever tried on it. search-digits was recorded
 without seconds: its stages count in multiply-accumulates, epochs × (teacher's or student's), scaled
 to the seconds of search-prefix's teacher. joint-cifar10 has 29 configurations, which answer for the
-whole space, each for those nearest to it; its seconds are known of whole trials, and are divided up by a
-non-negative regression on what each stage does: images × size of the model for training, the same
-for pruning and for fixing, and a constant for the rest.
+whole space, each for those nearest to it; its seconds are known of whole trials, and are divided up
+by a non-negative regression on what each stage does: images × size of the model for training, the
+same for pruning and for fixing, and a constant for the rest.
 """
 
 import argparse
