@@ -70,8 +70,8 @@ class Task:
         return Context(self.data, CPU, self.seed, folder, lambda name, file: self.state)
 
     def calibration(self) -> list[Tensor]:
-        images = self.context(Path(tempfile.mkdtemp())).images(CALIBRATION_IMAGES)
-        return [batch[:1] for batch in images.split(1)]
+        batches = self.context(Path(tempfile.mkdtemp())).images(CALIBRATION_IMAGES)
+        return [image for batch in batches for image in batch.split(1)]
 
     def batches(self, split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for images, labels in eval_batches(self.data, split, 64, CPU):
