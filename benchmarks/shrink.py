@@ -138,6 +138,7 @@ def by_torch_pruning(task: Task, folder: Path) -> Path:
         for layer in module.modules()
         if isinstance(layer, torch.nn.Linear) and layer.out_features == classes
     ]
+    attentions: list[Any] = [m for m in module.modules() if hasattr(m, "qkv")]
     whole, _ = torch_pruning.utils.count_ops_and_params(module, example)
     pruner = torch_pruning.pruner.MetaPruner(
         module,
@@ -147,9 +148,13 @@ def by_torch_pruning(task: Task, folder: Path) -> Path:
         iterative_steps=100,
         global_pruning=True,
         ignored_layers=heads,
+        num_heads={m.qkv: m.num_heads for m in attentions},
     )
     for _ in range(100):
         pruner.step()
+        for m in attentions:  # as its own example for timm's ViTs
+            m.num_heads = pruner.num_heads[m.qkv]
+            m.head_dim = m.qkv.out_features // (3 * m.num_heads)
         macs, _ = torch_pruning.utils.count_ops_and_params(module, example)
         if macs <= task.share * whole:
             break

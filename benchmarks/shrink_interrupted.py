@@ -2,9 +2,9 @@
 
     python benchmarks/shrink_interrupted.py MODEL DATA [--times 10] [--seconds 120] [--folder FOLDER]
 
-Each time a fresh search begins, and gets SIGINT at a moment drawn from the seconds given. After
-the first candidate the folder must have the model, which export has loaded again, the report and
-the front; before it nothing but the spec and the run. Prints a line a time.
+Each time a fresh search begins, and gets SIGINT at a moment drawn from the seconds given. After the
+first candidate the folder must have the model (export has loaded it again), the report and the
+front; before it nothing but the spec and the run. Prints a line a time.
 """
 
 import argparse
