@@ -2,15 +2,16 @@
 
     python benchmarks/shrink_interrupted.py MODEL DATA [--times 10] [--seconds 120] [--folder FOLDER]
 
-Each time a fresh search begins, and gets SIGINT at a moment drawn from the seconds given. After the
-first candidate the folder must have the model (export has loaded it again), the report and the
-front; before it nothing but the spec and the run. Prints a line a time.
+Each time a fresh search begins, and gets SIGINT at a moment drawn from the seconds given. After
+the first candidate the folder must have the model (export has loaded it again), the report and
+the front; before it nothing but the spec and the run. Prints a line a time.
 """
 
 import argparse
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -42,7 +43,16 @@ def main() -> None:
 
 def interrupted(options: argparse.Namespace, folder: Path, after: float) -> str:
     """Start, interrupt, look; what was seen."""
-    words = ["sweeps", "shrink", options.model, "--data", options.data, "--smallest"]
+    words = [
+        sys.executable,
+        "-m",
+        "sweeps",
+        "shrink",
+        options.model,
+        "--data",
+        options.data,
+        "--smallest",
+    ]
     words += ["--max-loss", "2%", "--hours", "1", "--runtime", options.runtime]
     process = subprocess.Popen(
         [*words, "-o", str(folder)],
