@@ -232,8 +232,9 @@ def summary(rows: pd.DataFrame) -> None:
         best = plain.groupby("sampler")["seconds"].mean().idxmin()
         base = plain.loc[plain["sampler"] == best, "seconds"].to_numpy()
         for (sampler, cost), group in of_table.groupby(["sampler", "cost"], sort=False):
-            if cost != "none" and np.isfinite(base).all():
-                said = ratio(group["seconds"].to_numpy(), base)
+            seconds = group["seconds"].to_numpy()
+            if cost != "none" and np.isfinite([*base, *seconds]).all():
+                said = ratio(seconds, base)
                 print(f"{name}: {sampler} {cost} takes {said} of the seconds of {best}")
 
 
