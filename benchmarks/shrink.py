@@ -17,6 +17,7 @@ import argparse
 import json
 import logging
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from int8_compare import openvino_run
+from int8_compare import Run, openvino_run
 from torch import Tensor
 
 from compress.finetune import Finetune
@@ -70,8 +71,8 @@ class Task:
         return Context(self.data, CPU, self.seed, folder, lambda name, file: self.state)
 
     def calibration(self) -> list[Tensor]:
-        images = self.context(Path(tempfile.mkdtemp())).images(CALIBRATION_IMAGES)
-        return [batch[:1] for batch in images.split(1)]
+        batches = self.context(Path(tempfile.mkdtemp())).images(CALIBRATION_IMAGES)
+        return [image for batch in batches for image in batch.split(1)]
 
     def batches(self, split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for images, labels in eval_batches(self.data, split, 64, CPU):
@@ -80,7 +81,15 @@ class Task:
 
 def by_shrink(task: Task, folder: Path) -> Path:
     """The command as a user gives it."""
-    words = ["sweeps", "shrink", str(task.folder), "--data", str(task.data_file)]
+    words = [
+        sys.executable,
+        "-m",
+        "sweeps",
+        "shrink",
+        str(task.folder),
+        "--data",
+        str(task.data_file),
+    ]
     for name, value in task.goals.items():
         words += [f"--{name}", value]
     words += ["--max-loss", task.loss, "--hours", str(task.hours)]
@@ -138,6 +147,7 @@ def by_torch_pruning(task: Task, folder: Path) -> Path:
         for layer in module.modules()
         if isinstance(layer, torch.nn.Linear) and layer.out_features == classes
     ]
+    attentions: list[Any] = [m for m in module.modules() if hasattr(m, "qkv")]
     whole, _ = torch_pruning.utils.count_ops_and_params(module, example)
     pruner = torch_pruning.pruner.MetaPruner(
         module,
@@ -147,9 +157,13 @@ def by_torch_pruning(task: Task, folder: Path) -> Path:
         iterative_steps=100,
         global_pruning=True,
         ignored_layers=heads,
+        num_heads={m.qkv: m.num_heads for m in attentions},
     )
     for _ in range(100):
         pruner.step()
+        for m in attentions:  # as its own example for timm's ViTs
+            m.num_heads = pruner.num_heads[m.qkv]
+            m.head_dim = m.qkv.out_features // (3 * m.num_heads)
         macs, _ = torch_pruning.utils.count_ops_and_params(module, example)
         if macs <= task.share * whole:
             break
@@ -218,15 +232,22 @@ def judged(task: Task, file: Path, folder: Path) -> dict[str, Any]:
             path.with_suffix(end).stat().st_size for end in (".xml", ".bin")
         )
     image = next(task.batches("val"))[0][:1]
-    times = times_in_turns(
-        [lambda: runs[""](image), lambda: runs["source_"](image)],
-        warmup=20,
-        rounds=ROUNDS,
-        max_seconds=60,
-    )
+    passes = [timed(runs[name], image) for name in ("", "source_")]
+    times = times_in_turns(passes, warmup=20, rounds=ROUNDS, max_seconds=60)
     row["ms"], row["source_ms"] = (float(np.median(t)) for t in times)
     row["met"] = keeps(task, row)
     return row
+
+
+def timed(run: Run, image: np.ndarray) -> Callable[[], float]:
+    """A pass that says its milliseconds."""
+
+    def one() -> float:
+        begun = time.perf_counter()
+        run(image)
+        return 1000 * (time.perf_counter() - begun)
+
+    return one
 
 
 def keeps(task: Task, row: dict[str, Any]) -> bool:

@@ -17,10 +17,11 @@ from compress.measure.latency import times_in_turns
 from compress.measure.options import RuntimeName, RuntimeOptions
 from compress.runtimes.onnx_file import example_images
 from compress.runtimes.registry import runtime, session
+from sweeps.check_pipelines import known_info
 from sweeps.spec.yaml_text import SpecError, Tree, did_you_mean, parse_yaml, read_text
 from trainers.config import DataConfig, SourceConfig
 from trainers.data.open import openers
-from trainers.data.splits import DataInfo, data_info
+from trainers.data.splits import DataInfo
 from trainers.machine import usable_cores
 from trainers.models.arch import Arch, ModelState
 from trainers.models.source import SourceFacts, load_source, source_facts
@@ -158,7 +159,7 @@ def look(source: Tree, data: Tree, runtimes: Sequence[RuntimeName] = ()) -> Look
     try:
         config = SourceConfig.model_validate(source)
         data = _complete(data, config)
-        info = data_info(DataConfig.model_validate(data))
+        info = _info(data)
     except ValueError as error:
         raise SpecError(_one_line(error, "--data")) from error
     try:
@@ -178,7 +179,7 @@ def _complete(data: Tree, source: SourceConfig) -> Tree:
     the user gave stays.
     """
     found = dict(data)
-    info = data_info(DataConfig.model_validate(found))
+    info = _info(found)
     images = info.num_train + info.num_val
     if images < _FEW_IMAGES:
         found.setdefault("val_fraction", 0.2)
@@ -201,9 +202,14 @@ def _complete(data: Tree, source: SourceConfig) -> Tree:
     return found
 
 
+def _info(data: Tree) -> DataInfo:
+    """Facts about the data, as checking the spec will look them up again."""
+    return known_info(DataConfig.model_validate(data).model_dump_json())
+
+
 def _opens(data: Tree) -> bool:
     try:
-        data_info(DataConfig.model_validate(data))
+        _info(data)
     except ValueError:
         return False
     return True

@@ -442,8 +442,13 @@ def test_one_selection_stands_in_all_views_and_in_the_address(
     page.run("$('nav').querySelector('a').click()")
 
 
-def test_axes_end_where_values_must(make_run, open_page) -> None:
-    """One trial of 54 %: neither 150 % nor half an epoch is possible."""
+def test_axes_end_where_values_must(make_run, demo_run, demo_page, open_page) -> None:
+    """One trial of 54 %: neither 150 % nor half an epoch is possible. Many trials are not drawn
+    from zero on.
+    """
+    least = demo_run.complete()["metric/accuracy"].min()
+    low = demo_page.run("return $('front-plot').layout.yaxis.range[0]")
+    assert least - 0.2 < low < least
 
     def change(record: dict) -> None:
         record["metrics"] = {"accuracy": 0.544, "gmacs": 0.3, "latency_ms": 1.0}

@@ -42,7 +42,12 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "weight_selection": {
         "vit": {"args": {"embed_dim": 16, "depth": 1}},
-        "resnet": {"args": {"width": 4}},
+        "resnet": {
+            "args": {"width": 4},
+            "element_rule": "activation",
+            "compensate": True,
+            "selection_images": 40,
+        },
     },
     "sws_aux": {"vit": AUX | {"repeats": [1, 2]}},
     "sws_expand": {"vit": {"layers_source": [0, 1, 1]}},
