@@ -134,7 +134,8 @@ def main() -> None:
             root=given.data,
             limit_test=given.images,
             split_seed=seed,
-            val_fraction=0.01,  # nothing is chosen by it
+            # it is evaluated after each iteration, and nothing is chosen by it
+            val_fraction=0.01 if given.table == "uncertain" else 0.1,
         )
         data = load_data(config, given.cache)
         with tempfile.TemporaryDirectory() as workdir:
