@@ -30,6 +30,7 @@ from analysis.report.columns import (
     levels,
     numbers_of,
 )
+from analysis.report.details import details
 from analysis.report.layers import layer_data
 from analysis.run import Run
 from analysis.summary import pick_title
@@ -325,6 +326,7 @@ def page_data(run: Run, compared: Comparison | None = None) -> dict[str, Any]:
         "noise": noise(run),
         "baseline": baseline(run),
         "notes": notes(run, row_of),
+        "details": details(run, row_of),
         "surfaces": surfaces(run),
         "compare": comparison(compared),
     }

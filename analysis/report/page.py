@@ -37,6 +37,7 @@ _SCRIPTS = (
     "report_more.js",
     "report_layers.js",
     "report_table.js",
+    "report_trial.js",
 )
 
 _PLOTLY = "plotly-cartesian.min.js"

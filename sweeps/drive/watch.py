@@ -98,17 +98,19 @@ class Watch:
         """Whether a trial has begun or ended, or has ended before and changed."""
         folder = trial_folder(self.run, name)
         signature = signature_of(folder)
-        if self._signatures.get(name) == signature:
+        before = self._signatures.get(name)
+        if before == signature:
             return False
         self._signatures[name] = signature
         record = read_json(folder / RECORD_FILE) or {}
         has_ended = record.get("status") in (*ENDED, "interrupted")
-        is_known = name in self.running.trials
+        # a folder is there before its plan, and a plan before its record
+        has_begun = before is None or _files(before) != _files(signature)
         if has_ended:
             self.running.ended(name)
-        elif not is_known:
+        elif name not in self.running.trials:
             self.running.started(name)
-        return has_ended or not is_known
+        return has_ended or has_begun
 
     def _epoch_bytes(self, trial: str) -> int:
         """What a trial has written of its epochs and stages, as a number that changes with it."""
@@ -118,6 +120,11 @@ class Watch:
         except FileNotFoundError:
             size = 0
         return size + _changed_at(folder)
+
+
+def _files(signature: Signature) -> list[bool]:
+    """Whether plan and record are there."""
+    return [file is not None for file in signature[:2]]
 
 
 def _changed_at(path: Path) -> int:

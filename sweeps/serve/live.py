@@ -171,7 +171,8 @@ class LiveRun:
             return "No driver is at work here: the sweep has ended, or runs where this cannot see."
         if not driven:
             return said[0].upper() + said[1:] + "."
-        count = f"{running} {'trial runs' if running == 1 else 'trials run'}"
+        verb = "trial runs" if running == 1 else "trials run"
+        count = f"{running} {verb}" if running else "No trial runs at the moment"
         stopping = ", and no more start" if stop_requested(self.folder) else ""
         return f"{count}{stopping}; {said}."
 

@@ -1,10 +1,11 @@
 """The live page in a browser; `tests/sweeps/test_serve.py` has its server."""
 
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from analysis.notes import Note, read_notes
 from sweeps.run.driving import driving
 from sweeps.run.requests import read_requests
 from sweeps.serve import live
@@ -13,15 +14,13 @@ from tests.sweeps.serving import begun, epoch, served
 
 
 def test_the_page_grows_while_trials_run(
-    demo: Path,
-    tmp_path: Path,
+    make_run: Callable[..., Path],
     browser: Browser,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An epoch in its curve, an ended trial in the table and on the front, without a reload."""
     monkeypatch.setattr(live, "SECONDS_BETWEEN_LOOKS", 0.1)
-    run = tmp_path / "demo"
-    shutil.copytree(demo, run)
+    run = make_run(trials=8)
     with driving(run), served(run) as server:
         page = browser.open(f"{server.address}run/demo/")
         page.run("window.first = true; select(D.eligible[0])")
@@ -57,6 +56,14 @@ def test_the_page_grows_while_trials_run(
         page.wait("$('live-requests').textContent.includes('waits for its turn')")
         wanted = {"stages.finetune.lr": 0.01, "stages.init": "none"}
         assert read_requests(run)["0000"].configuration == wanted
+        page.run("""
+            const [text, tags] = document.querySelectorAll('.noted textarea, .noted input');
+            text.value = 'Ship this.';
+            tags.value = 'ship, small';
+            text.closest('form').requestSubmit();
+        """)
+        page.wait("D.notes[state.row]?.tags.length === 2")
+        assert read_notes(run, [])[chosen] == Note("Ship this.", ("ship", "small"))
         assert page.run("return window.first")
         assert page.console == []
         page.close()

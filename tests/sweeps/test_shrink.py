@@ -216,8 +216,8 @@ def test_cheap_things_come_first_and_the_goal_says_how_much_is_cut(
     model: Path,
 ) -> None:
     seen = looking.look({"checkpoint": str(model)}, {"dataset": "digits"}, ("torch",))
-    methods = methods_for(seen, "openvino", "macs", tuning_images=3000)
-    wish = Wish((Goal("latency", bound=4.0),), {}, "openvino", 1, 1, 1.0)
+    methods = methods_for(seen, "torch", "macs", tuning_images=3000)
+    wish = Wish((Goal("latency", bound=4.0),), {}, "torch", 1, 1, 1.0)
     found = points(methods, wish, SPEED)
     trained = [
         p["stages.tune"] != "none" or "trained" in p["stages.store"] for p in found

@@ -499,6 +499,7 @@ function startAll() {
     ["front", startFront],
     ["front", drawLegends],
     ["trials", startTable],
+    ["trial", startTrial],
     ["parallel", startParallel],
     ["importance", startImportance],
     ["effects", startEffects],

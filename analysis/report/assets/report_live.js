@@ -166,3 +166,25 @@ addEventListener("DOMContentLoaded", () => {
     startLive();
   }, 30);
 });
+/* A note about a trial, kept in the run folder. */
+function noteForm(row, note) {
+  if (!live.now.writable) return null;
+  const text = el("textarea", { rows: "3", "aria-label": "Note" }, note?.text ?? "");
+  const tags = el("input", { "aria-label": "Tags", placeholder: "tags, with commas between" });
+  tags.value = note ? note.tags.join(", ") : "";
+  const save = (event) => {
+    event.preventDefault();
+    const words = tags.value
+      .split(",")
+      .map((tag) => tag.trim())
+      .filter(Boolean);
+    wish("note", { trial: D.ids[row], note: text.value, tags: words });
+  };
+  return el(
+    "form",
+    { onsubmit: save },
+    text,
+    tags,
+    el("button", { type: "submit", class: "button" }, "Keep"),
+  );
+}
