@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from analysis.report.figures import write_figures
     from analysis.report.markdown import write_markdown
     from analysis.report.page import write_report
+    from analysis.report.paper import write_paper
     from analysis.run import Run
     from analysis.summary import (
         advice,
@@ -49,6 +50,7 @@ _HOMES = {
     "analysis.queries": ("query", "write_rows"),
     "analysis.report.figures": ("write_figures",),
     "analysis.report.markdown": ("write_markdown",),
+    "analysis.report.paper": ("write_paper",),
     "analysis.report.page": ("write_report",),
     "analysis.run": ("Run",),
     "analysis.summary": (
@@ -92,6 +94,7 @@ __all__ = [
     "totals",
     "write_figures",
     "write_markdown",
+    "write_paper",
     "write_report",
     "write_rows",
 ]

@@ -10,7 +10,15 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 from pyarrow import fs
 
-from analysis.contract import RUN_FILE, TABLES_FOLDER, TRIALS_FOLDER
+from analysis.contract import (
+    BASELINE,
+    NOTES_FOLDER,
+    RUN_FILE,
+    TABLES_FOLDER,
+    TRIALS_FOLDER,
+)
+
+_READ = (RUN_FILE, TABLES_FOLDER, TRIALS_FOLDER, NOTES_FOLDER, BASELINE)
 
 
 def local_copy(uri: str) -> Path:
@@ -33,7 +41,7 @@ def local_copy(uri: str) -> Path:
         folder.mkdir()
         for path in found:
             relative = PurePosixPath(path).relative_to(root)
-            if relative.parts[0] in (RUN_FILE, TABLES_FOLDER, TRIALS_FOLDER):
+            if relative.parts[0] in _READ:
                 _copy(store, path, folder / relative)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{uri}: cannot be read: {error}") from error

@@ -20,6 +20,7 @@ from analysis.fetching import local_copy
 from analysis.fronts import fronts_table
 from analysis.header import Header, read_header
 from analysis.metrics import to_json
+from analysis.notes import read_notes
 from analysis.run import Run
 from analysis.tables import parts, schema_1, store
 from analysis.tables.frames import to_pandas
@@ -41,6 +42,21 @@ def load(path: str | Path) -> Run:
     if isinstance(path, str) and "://" in path:
         path = local_copy(path)
     return _load(Path(path)).run
+
+
+class Follower:
+    """A run folder that is read again and again while its sweep runs: each time only the trials
+    whose files have changed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._last: _Loaded | None = None
+
+    def load(self) -> Run:
+        """The run as it is now. Raises ValueError where the folder is no run."""
+        self._last = _load(self.folder, self._last)
+        return self._last.run
 
 
 def loaded(run: str | Path | Run) -> Run:
@@ -80,7 +96,7 @@ class _Loaded:
     to_write: bool
 
 
-def _load(folder: Path) -> _Loaded:
+def _load(folder: Path, earlier: _Loaded | None = None) -> _Loaded:
     stored = folder / TABLES_FOLDER
     single = (stored / "trials.parquet").is_file()  # tables of schema 1
     has_trials = _has_trials(folder)
@@ -114,7 +130,8 @@ def _load(folder: Path) -> _Loaded:
         metrics=list(header.metrics),
     )
     if has_trials:
-        rows = store.collect(folder, declared, problems)
+        known = earlier.rows if earlier and earlier.declared == declared else None
+        rows = store.collect(folder, declared, problems, known)
     tables = parts.unified(rows.parts, declared)
     baseline = read_baseline(folder, declared, problems) or header.baseline
     run = _run(folder, header, tables, baseline, problems)
@@ -136,7 +153,7 @@ def _run(
     problems: list[str],
 ) -> Run:
     frames = {name: to_pandas(parts.whole(tables[name])) for name in TABLES}
-    metrics = header.metrics
+    metrics, notes = header.metrics, read_notes(folder, problems)
     if not header.describes_metrics:
         metrics = schema_1.metrics_of(_metric_names(tables))
     return Run(
@@ -160,6 +177,7 @@ def _run(
         stages=frames["stages"],
         layers=frames["layers"],
         classes=frames["classes"],
+        notes=notes,
     )
 
 

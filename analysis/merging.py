@@ -60,6 +60,11 @@ def merge(runs: Sequence[Run]) -> Run:
             for problem in run.problems
         ],
         members=members,
+        notes={
+            f"{label}/{trial}": note
+            for label, run in members.items()
+            for trial, note in run.notes.items()
+        },
         **tables,
     )
 

@@ -23,6 +23,7 @@ from analysis.configurations import configurations_of, objective_values
 from analysis.contract import STATUSES, Objective
 from analysis.fronts import front_of, fronts_table, noise_of, picks_of
 from analysis.metrics import Metrics
+from analysis.notes import Note
 from analysis.pareto import Floats
 from analysis.where import where_mask
 
@@ -49,6 +50,7 @@ class Run:
         remarks: what the sweep said of its source and its data when it began, whole sentences.
         metrics: descriptions and units of what was measured.
         baseline: what the configurations are compared with; None where it was not measured.
+        notes: what people have noted, by trial id.
         problems: every file that could not be read, by name, and why.
         members: the runs that a merged one (`analysis.merge`) is made of, by the first part of
             its trial ids.
@@ -71,6 +73,7 @@ class Run:
     remarks: list[str] = field(default_factory=list)
     metrics: Metrics = field(default_factory=Metrics)
     baseline: Baseline | None = None
+    notes: dict[str, Note] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     members: dict[str, Run] = field(default_factory=dict)
 

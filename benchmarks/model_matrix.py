@@ -7,8 +7,9 @@ Each family of `model_families.py` meets each column in a process of its own, wi
 weights, on a handful of images. A cell works, is refused by what `sweeps validate` checks (an
 export: when it is asked for), or is broken: another error, a refusal that comes only when the
 stage runs, or a result that fails its check. `run` writes each cell to the working folder as
-it comes, and goes on from there when called again; what is broken is tried again. At its end
-it writes `results/model_matrix.json`. `page` writes the table into `docs/models.md`.
+it comes, and goes on from there when called again; what is broken is tried again. At its
+end it writes what it found into `results/model_matrix.json`; cells that it did not try stay there.
+`page` writes the table into `docs/models.md`.
 Time: 20 to 30 minutes of a core.
 """
 
@@ -201,6 +202,24 @@ def collected(folder: Path) -> dict[str, Any]:
     return rows
 
 
+def merged(known: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Rows of the result's file with the cells that were found; what was not tried again stays.
+
+    What families and columns there are no longer goes.
+    """
+    rows = {}
+    for family in FAMILIES:
+        before, now = known.get(family.name, {}), found.get(family.name, {})
+        cells = before.get("cells", {}) | now.get("cells", {})
+        if cells:
+            rows[family.name] = {
+                **before,
+                **now,
+                "cells": {name: cells[name] for name in COLUMNS if name in cells},
+            }
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=("run", "page"))
@@ -216,7 +235,9 @@ def main() -> None:
         by_name = {family.name: family for family in FAMILIES}
         chosen = [by_name[name] for name in options.families or by_name]
         run_all(options.workdir, chosen, options.columns, options.limit)
-        RESULTS.write_text(json.dumps(collected(options.workdir), indent=1) + "\n")
+        known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        found = merged(known, collected(options.workdir))
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
         return
     PAGE.write_text(page(PAGE.read_text(), json.loads(RESULTS.read_text()), COLUMNS))
 

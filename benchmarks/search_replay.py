@@ -1,44 +1,63 @@
 """Seconds until a search has found 95 % of a front, replayed on recorded tables.
 
 OMP_NUM_THREADS=1 python benchmarks/search_replay.py [--tables search-prefix search-digits
-joint-cifar10] [--samplers random tpe nsga2 gp] [--seeds 20] [-o results/search-replay.parquet]
+joint-cifar10 search-channels] [--samplers random tpe nsga2 gp] [--seeds 20] [--tools optuna ray]
+[-o results/search-replay.parquet]
 
 Each search is replayed as `sweeps simulate` does: with the sampler alone (none: its repeats come
 from the stage cache), with costs that leave the cache out of account (full), and with the cache
 (cached). Beside them what Optuna alone would have taken, which runs the sampler's trials one by
 one and has no cache (none_uncached). Rows that were written already are not replayed again.
 
-Tables: search-prefix as benchmarks/search_table.py recorded it. search-digits was recorded without
-seconds: its stages count in multiply-accumulates, epochs × (teacher's or student's), scaled to the
-seconds of search-prefix's teacher. joint-cifar10 has 29 configurations, which answer for the whole
-space, each for those nearest to it; its seconds are known of whole trials, and are divided up by a
-non-negative regression on what each stage does: images × size of the model for training, the same
-for pruning and for fixing, and a constant for the rest.
+With --tools: the sampler as a user of Optuna alone, or of Ray Tune's OptunaSearch, would set it up:
+one sampler object with a seed, no cache, what repeats is trained again (optuna, ray).
+
+Tables: search-prefix as benchmarks/search_table.py recorded it. search-channels likewise, after
+all was built and chosen: no option of the search was ever tried on it. search-digits was recorded
+without seconds: its stages count in multiply-accumulates, epochs × (teacher's or student's), scaled
+to the seconds of search-prefix's teacher. joint-cifar10 has 29 configurations, which answer for the
+whole space, each for those nearest to it; its seconds are known of whole trials, and are divided up
+by a non-negative regression on what each stage does: images × size of the model for training, the
+same for pruning and for fixing, and a constant for the rest.
 """
 
 import argparse
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import optuna
 import pandas as pd
+from optuna.samplers import BaseSampler
 from scipy.optimize import nnls
 
+from analysis import pareto
 from sweeps.check import load_spec
+from sweeps.search.samplers import make_sampler
 from sweeps.search.simulate import RecordedTable, replay
 from sweeps.space.sweep import Sweep
-from sweeps.spec.model import Search
+from sweeps.spec.model import SamplerName, Search
+
+ValueOf = Callable[[dict[str, Any]], tuple[float, ...]]
 
 SHARE = 0.95
 MOST_TRIALS = 100
 TEACHER_SECONDS = 36.5
 COSTS = ("none", "full", "cached")
+TOOLS = ("optuna", "ray")
 
 
 def prefix() -> tuple[Sweep, pd.DataFrame]:
     table = pd.read_parquet("results/search-prefix.parquet")
     return load_spec("benchmarks/search_prefix.yaml"), table
+
+
+def channels() -> tuple[Sweep, pd.DataFrame]:
+    table = pd.read_parquet("results/search-channels.parquet")
+    return load_spec("benchmarks/search_channels.yaml"), table
 
 
 def digits() -> tuple[Sweep, pd.DataFrame]:
@@ -91,6 +110,7 @@ TABLES: dict[str, Callable[[], tuple[Sweep, pd.DataFrame]]] = {
     "search-prefix": prefix,
     "search-digits": digits,
     "joint-cifar10": joint,
+    "search-channels": channels,
 }
 
 
@@ -111,6 +131,73 @@ def searched(
         "trials": len(found.seconds),
         "cost_error": float(np.expm1(np.median(errors))) if known.any() else np.nan,
     }
+
+
+def beside(
+    sweep: Sweep, table: RecordedTable, sampler: SamplerName, tool: str, seed: int
+) -> dict[str, float]:
+    """One search as another tool runs it: every trial computes all of its stages."""
+    objectives = sweep.spec.objectives
+    made = make_sampler(sampler, seed, {})
+    draws = _asked_of_ray if tool == "ray" else _asked_of_optuna
+    reference = pareto.reference_point(table.values, objectives)
+    whole = pareto.hypervolume(table.values, objectives, reference)
+    found: list[tuple[float, ...]] = []
+    clock = 0.0
+
+    def value_of(draw: dict[str, Any]) -> tuple[float, ...]:
+        nonlocal clock
+        row = table.row_of(draw)
+        clock += sum(table.seconds_of(row).values())
+        found.append(table.values_of(row))
+        return found[-1]
+
+    for _ in draws(sweep, made, value_of):
+        share = pareto.hypervolume(np.array(found), objectives, reference) / whole
+        if share >= SHARE:
+            return {"seconds": clock, "seconds_uncached": clock, "trials": len(found)}
+    return {"seconds": np.inf, "seconds_uncached": np.inf, "trials": len(found)}
+
+
+def _asked_of_optuna(
+    sweep: Sweep, sampler: BaseSampler, value_of: ValueOf
+) -> Iterator[None]:
+    """`MOST_TRIALS` trials of a plain study."""
+    goals = [
+        "minimize" if o.mode == "min" else "maximize" for o in sweep.spec.objectives
+    ]
+    study = optuna.create_study(directions=goals, sampler=sampler)
+    for _ in range(MOST_TRIALS):
+        trial = study.ask()
+        study.tell(trial, value_of(sweep.space.suggest(trial)))
+        yield
+
+
+def _asked_of_ray(
+    sweep: Sweep, sampler: BaseSampler, value_of: ValueOf
+) -> Iterator[None]:
+    """`MOST_TRIALS` trials of Ray Tune's searcher, as Tune asks it."""
+    from ray.tune.search.optuna import OptunaSearch
+
+    objectives = sweep.spec.objectives
+    names = [o.metric for o in objectives]
+
+    def space(trial: optuna.Trial) -> None:
+        sweep.space.suggest(trial)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        searcher = OptunaSearch(
+            space=space,
+            metric=names,
+            mode=[o.mode for o in objectives],
+            sampler=sampler,
+        )
+    for number in range(MOST_TRIALS):
+        values = value_of(searcher.suggest(str(number)))
+        result = dict(zip(names, values, strict=True))
+        searcher.on_trial_complete(str(number), result)
+        yield
 
 
 def ratio(ours: np.ndarray, plain: np.ndarray) -> str:
@@ -145,8 +232,9 @@ def summary(rows: pd.DataFrame) -> None:
         best = plain.groupby("sampler")["seconds"].mean().idxmin()
         base = plain.loc[plain["sampler"] == best, "seconds"].to_numpy()
         for (sampler, cost), group in of_table.groupby(["sampler", "cost"], sort=False):
-            if cost != "none":
-                said = ratio(group["seconds"].to_numpy(), base)
+            seconds = group["seconds"].to_numpy()
+            if cost != "none" and np.isfinite([*base, *seconds]).all():
+                said = ratio(seconds, base)
                 print(f"{name}: {sampler} {cost} takes {said} of the seconds of {best}")
 
 
@@ -158,6 +246,8 @@ def main() -> None:
     parser.add_argument(
         "--samplers", nargs="+", default=["random", "tpe", "nsga2", "gp"]
     )
+    parser.add_argument("--costs", nargs="+", default=list(COSTS))
+    parser.add_argument("--tools", nargs="*", default=[], choices=TOOLS)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("-o", "--out", type=Path, default=Path("search-replay.parquet"))
     options = parser.parse_args()
@@ -172,7 +262,7 @@ def main() -> None:
         sweep, recorded = TABLES[name]()
         table = RecordedTable(recorded, sweep.space, sweep.spec)
         for sampler in options.samplers:
-            for cost in COSTS:
+            for cost in [*options.costs, *options.tools]:
                 for seed in range(options.seeds):
                     if (name, sampler, cost, seed) in known:
                         continue
@@ -182,7 +272,8 @@ def main() -> None:
                         "cost": cost,
                         "seed": seed,
                     }
-                    row |= searched(sweep, table, sampler, cost, seed)
+                    run = beside if cost in TOOLS else searched
+                    row |= run(sweep, table, sampler, cost, seed)
                     done.append(row)
                     with open(lines, "a") as file:
                         file.write(json.dumps(row) + "\n")

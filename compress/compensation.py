@@ -17,7 +17,7 @@ Legend
 W', b' minimise E‖W x + b − W' x_S − b'‖² + λ ‖W' − W_S‖².
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -173,7 +173,10 @@ class InputMoments(NamedTuple):
 
 @torch.inference_mode()
 def input_moments(
-    module: nn.Module, layers: Collection[str], batches: Iterable[Tensor]
+    module: nn.Module,
+    layers: Collection[str],
+    batches: Iterable[Tensor],
+    new: Callable[[nn.Module, int], Moments] = lambda layer, size: Moments(size),
 ) -> InputMoments:
     """Moments of the inputs of Linear layers and convolutions.
 
@@ -181,10 +184,11 @@ def input_moments(
         module: left in eval mode, not changed otherwise.
         layers: paths; each is called once in a pass or more often.
         batches: images (B, C, H, W) on the module's device; read once.
+        new: what gathers vectors of a size that a layer gets.
     """
     found = InputMoments({}, {})
     module.eval()
-    with _watching(module, layers, found):
+    with _watching(module, layers, found, new):
         for images in batches:
             module(images)
     return found
@@ -192,14 +196,19 @@ def input_moments(
 
 @contextmanager
 def _watching(
-    module: nn.Module, layers: Collection[str], found: InputMoments
+    module: nn.Module,
+    layers: Collection[str],
+    found: InputMoments,
+    new: Callable[[nn.Module, int], Moments],
 ) -> Iterator[None]:
     """Within this block, passes of the module add to what is found."""
     outputs: dict[int, tuple[str, Tensor]] = {}
 
     def before(path: str, layer: nn.Module, args: Any) -> None:
         rows = input_rows(layer, args[0])
-        found.moments.setdefault(path, Moments(rows.shape[1])).add(rows)
+        if path not in found.moments:
+            found.moments[path] = new(layer, rows.shape[1])
+        found.moments[path].add(rows)
 
     def after(path: str, layer: nn.Module, args: Any, output: Tensor) -> None:
         outputs[id(output)] = (path, output)
@@ -238,7 +247,7 @@ def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
     kernel: Any = layer.kernel_size
     whole = isinstance(layer.padding, tuple) and layer.padding_mode == "zeros"
     patch = x.shape[1] * kernel[0] * kernel[1]
-    if patch > _MOST_INPUTS or not whole:
+    if patch // layer.groups > _MOST_INPUTS or not whole:
         return x.movedim(1, -1).reshape(-1, x.shape[1])
     padding: Any = layer.padding
     dilation: Any = layer.dilation

@@ -8,12 +8,16 @@ Legend
              section 3)
 """
 
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from compress.rounding import RoundingOptions, nearest, round_module
 from compress.stage import Context, Phase, Stage
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState, on_meta
@@ -22,8 +26,8 @@ from trainers.models.parameters import NORMS_QUANTIZED, quantizable_parameters
 _MOST_ROUNDS = 200
 
 
-class _SharedValues(Stage):
-    """What both baselines share: which tensors are quantised."""
+class _SharedValues(Stage, RoundingOptions):
+    """What both baselines share: which tensors are quantised, and by what rounding."""
 
     include_norm: bool = Field(False, description="quantise norm parameters too")
 
@@ -33,6 +37,25 @@ class _SharedValues(Stage):
                 f"{arch.name} has no Linear or Conv parameters to quantise"
             )
         return arch
+
+    @abstractmethod
+    def _values(
+        self, weights: Mapping[str, Tensor], names: list[str]
+    ) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Name of a tensor → a function from values to the nearest ones that it may have."""
+
+    def run(self, model: ModelState, ctx: Context) -> ModelState:
+        values = self._values(model.weights, self._names(model.arch))
+        meta = self._meta(model)
+        if self.rounding == "layerwise":
+            module = model.build().to(ctx.device)
+            round_module(module, values, ctx.images(self.calibration_images))
+            return ModelState.from_module(model.arch, module, meta)
+        weights = {
+            name: values[name](value) if name in values else value.clone()
+            for name, value in model.weights.items()
+        }
+        return ModelState(model.arch, weights, meta)
 
     def _names(self, arch: Arch) -> list[str]:
         """Names of the tensors that are quantised."""
@@ -60,11 +83,10 @@ class UniformQuant(_SharedValues):
         ),
     )
 
-    def run(self, model: ModelState, ctx: Context) -> ModelState:
-        weights = dict(model.weights)
-        for name in self._names(model.arch):
-            weights[name] = uniform_grid(weights[name], self.bits)
-        return ModelState(model.arch, _unshared(weights), self._meta(model))
+    def _values(
+        self, weights: Mapping[str, Tensor], names: list[str]
+    ) -> dict[str, Callable[[Tensor], Tensor]]:
+        return {name: uniform_grid(weights[name], self.bits) for name in names}
 
 
 class KmeansQuant(_SharedValues):
@@ -82,34 +104,33 @@ class KmeansQuant(_SharedValues):
         description="layer: a codebook for each tensor; network: one for all of them",
     )
 
-    def run(self, model: ModelState, ctx: Context) -> ModelState:
-        weights = dict(model.weights)
-        names = self._names(model.arch)
+    def _values(
+        self, weights: Mapping[str, Tensor], names: list[str]
+    ) -> dict[str, Callable[[Tensor], Tensor]]:
         groups = [names] if self.scope == "network" else [[name] for name in names]
+        found: dict[str, Callable[[Tensor], Tensor]] = {}
         for group in groups:
-            values = torch.cat([weights[name].reshape(-1) for name in group])
-            shared = nearest(values, kmeans(values, self.clusters))
-            for name, part in zip(
-                group, shared.split([weights[n].numel() for n in group]), strict=True
-            ):
-                weights[name] = part.view_as(weights[name]).clone()
-        return ModelState(model.arch, _unshared(weights), self._meta(model))
+            together = torch.cat([weights[name].reshape(-1) for name in group])
+            codebook = kmeans(together, self.clusters)
+            found |= dict.fromkeys(group, partial(nearest, centroids=codebook))
+        return found
 
 
-def _unshared(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in weights.items()}
-
-
-def uniform_grid(weights: Tensor, bits: int) -> Tensor:
-    """Weights of any shape on the grid {−L·s, …, 0, …, L·s}, L = 2^(bits−1) − 1; zeros stay
-    zeros.
+def uniform_grid(weights: Tensor, bits: int) -> Callable[[Tensor], Tensor]:
+    """The rounding to the grid {−L·s, …, 0, …, L·s} of weights of any shape, L = 2^(bits−1) − 1;
+    zeros stay zeros.
     """
     levels = 2 ** (bits - 1) - 1
     largest = weights.abs().max() if weights.numel() else weights.new_zeros(())
     if largest == 0:
-        return weights.clone()
+        return torch.zeros_like
     step = largest.double() / levels
-    return ((weights.double() / step).round() * step).to(weights.dtype)
+
+    def rounded(values: Tensor) -> Tensor:
+        steps = (values.double() / step.to(values.device)).round()
+        return (steps.clamp(-levels, levels) * step).to(values.dtype)
+
+    return rounded
 
 
 def kmeans(values: Tensor, clusters: int) -> Tensor:
@@ -139,9 +160,3 @@ def kmeans(values: Tensor, clusters: int) -> Tensor:
             break
         centroids = moved
     return centroids
-
-
-def nearest(values: Tensor, centroids: Tensor) -> Tensor:
-    """Each value (n,) replaced by its nearest centroid (ascending); the lower one on a tie."""
-    edges = (centroids[1:] + centroids[:-1]) / 2
-    return centroids[torch.searchsorted(edges, values.double())].to(values.dtype)

@@ -33,6 +33,7 @@ FREE = (
     "search.max_failures",
     "search.early_stopping",
     "search.from",
+    "search.race",
     "search.refine",
     "resources",
     "trackers",

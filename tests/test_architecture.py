@@ -37,7 +37,8 @@ GROUND = (
 STAGE = (
     "compress/stage.py compress/metrics.py compress/keys.py compress/cache.py"
     " compress/student.py compress/finetune.py compress/asp.py"
-    " compress/budget.py compress/compensation.py compress/token_merging.py"
+    " compress/budget.py compress/compensation.py compress/rounding.py"
+    " compress/token_merging.py"
 )
 TRAINING = "trainers data models training"
 CHECK = (
@@ -93,7 +94,7 @@ ROOMS = (
     ),
     Room("search", "sweeps/search", f"analysis stage {SEARCH.replace(' search', '')}"),
     Room("trackers", "sweeps/drive/trackers.py", "text run spec contract trainers"),
-    Room("check", f"sweeps {CHECK}", f"runtimes stage trackers {SEARCH}"),
+    Room("check", f"sweeps {CHECK}", f"console runtimes stage trackers {SEARCH}"),
     Room("reproduce", "sweeps/trial/reproduce.py", f"stage check {SEARCH}"),
     Room(
         "drive",
@@ -113,9 +114,15 @@ ROOMS = (
         f" stage {SEARCH}",
     ),
     Room(
+        "serve",
+        "sweeps/serve",
+        "drive run contract analysis tables report trainers",
+    ),
+    Room(
         "cli",
         "sweeps/cli sweeps/__main__.py",
-        "console check reproduce drive export shrink analysis tables report codec options runtimes"
+        "console check reproduce drive serve export shrink analysis tables report codec options"
+        " runtimes"
         " measure stage int8"
         " trackers"
         f" {SEARCH}",

@@ -18,6 +18,7 @@ from sweeps.space.overrides import apply_overrides
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import parse_yaml
 from tests.compress.cases import CASES
+from tests.optional import needs
 from trainers.config import DataConfig, SourceConfig
 from trainers.models.arch import ModelState
 
@@ -47,6 +48,18 @@ def test_the_example_spec_holds(tmp_path: Path) -> None:
     checked = check_spec(spec_from(apply_overrides(raw, overrides)))
     assert checked.space.dimensions[0].path == "stages.init"
     assert checked.num_configurations == 40
+
+
+@needs("nncf", "onnxruntime")
+def test_the_spec_of_the_readme_holds(tmp_path: Path) -> None:
+    readme = (DOCS.parent / "README.md").read_text("utf-8")
+    text = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)[0]
+    assert len(text.splitlines()) == 10
+    ours = ["data={dataset: digits}", "source.pretrained=false", f"storage={tmp_path}"]
+    checked = check_spec(
+        spec_from(apply_overrides(parse_yaml(text, "README")[0], ours))
+    )
+    assert checked.num_configurations == 4
 
 
 def test_the_example_method_works(
@@ -177,3 +190,10 @@ def test_the_tests_that_hold_a_replication_exist() -> None:
         if f"def {name}(" not in (root / file).read_text()
     ]
     assert not missing
+
+
+def test_recordings_fit_into_their_terminal() -> None:
+    text = (DOCS / "terminal.md").read_text("utf-8")
+    shown = re.findall(r"^```\n\$ (.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert len(shown) > 5
+    assert max(len(line) for part in shown for line in part.splitlines()) <= 80

@@ -15,7 +15,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 from model_cases import Case, Refused  # noqa: E402
 from model_columns import COLUMNS, Column  # noqa: E402
 from model_families import FAMILIES  # noqa: E402
-from model_matrix import PAGE, RESULTS, Cell, Row, cell  # noqa: E402
+from model_matrix import PAGE, RESULTS, Cell, Row, cell, merged  # noqa: E402
 from model_page import FENCE, page  # noqa: E402
 
 QUICK = (
@@ -87,13 +87,29 @@ def test_a_row_is_resumed_where_it_broke_off(tmp_path: Path) -> None:
     assert "train" not in again.missing()
 
 
-FEW = {"int8", "prune_channels", "low_rank", "token_merging"}
+FEW = {"pwfn", "int8", "prune_channels", "low_rank", "token_merging"}
 """Columns that were tried on a few families so far."""
 
 
 def recorded() -> dict[str, Any]:
     rows: dict[str, Any] = json.loads(RESULTS.read_text())
     return rows
+
+
+def test_cells_that_were_not_tried_again_stay() -> None:
+    works, fails = ["works", ""], ["broken", "why"]
+    known = {
+        "ViT": {"kind": "vit", "cells": {"nvit": fails, "asp": works, "gone": works}},
+        "no family any more": {"cells": {"asp": works}},
+    }
+    found = {
+        "ViT": {"kind": "vit", "cells": {"nvit": works}},
+        "ResNet": {"kind": "cnn", "cells": {"asp": works}},
+    }
+    assert merged(known, found) == {
+        "ViT": {"kind": "vit", "cells": {"nvit": works, "asp": works}},
+        "ResNet": {"kind": "cnn", "cells": {"asp": works}},
+    }
 
 
 def test_the_page_shows_what_was_recorded() -> None:

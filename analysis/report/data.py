@@ -9,6 +9,7 @@ numbers to read are text already, or are formatted by the page as `analysis.numb
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from analysis.report.columns import (
     levels,
     numbers_of,
 )
+from analysis.report.details import details
 from analysis.report.layers import layer_data
 from analysis.run import Run
 from analysis.summary import pick_title
@@ -248,6 +250,15 @@ def baseline(run: Run) -> dict[str, Any] | None:
     return {"name": found.name, "values": values}
 
 
+def notes(run: Run, row_of: Mapping[str, int]) -> dict[str, Any]:
+    """Notes and tags by row."""
+    return {
+        str(row_of[trial]): {"text": note.text, "tags": list(note.tags)}
+        for trial, note in run.notes.items()
+        if trial in row_of and (note.text or note.tags)
+    }
+
+
 def objectives(run: Run) -> list[dict[str, Any]]:
     """The objectives, with their bounds as number and as text."""
     found = []
@@ -314,6 +325,8 @@ def page_data(run: Run, compared: Comparison | None = None) -> dict[str, Any]:
         "dimensions": BLOCK_DIMENSIONS,
         "noise": noise(run),
         "baseline": baseline(run),
+        "notes": notes(run, row_of),
+        "details": details(run, row_of),
         "surfaces": surfaces(run),
         "compare": comparison(compared),
     }

@@ -60,11 +60,16 @@ _STYLE = {
 }
 
 
-def write_figures(run: Run, folder: str | Path, by: str | None = None) -> list[Path]:
+def write_figures(
+    run: Run,
+    folder: str | Path,
+    by: str | None = None,
+    formats: Sequence[str] = ("png", "svg"),
+) -> list[Path]:
     """Write front, progress, importance, layers and comparison, each where there is
-    something to show.
+    something to show, in all these formats (png, svg, pdf).
 
-    Gives the PNG files; an SVG of the same name lies beside each. Raises ValueError where
+    Gives the files of the first format; the others lie beside them. Raises ValueError where
     matplotlib is not installed or there is no parameter `by`, OSError where a file cannot
     be written.
     """
@@ -82,7 +87,7 @@ def write_figures(run: Run, folder: str | Path, by: str | None = None) -> list[P
         "progress": lambda figure: _progress(figure, run),
         "importance": lambda figure: _importance(figure, run),
         "layers": lambda figure: _layers(figure, run),
-        "comparison": lambda figure: _comparison(figure, found),
+        "comparison": lambda figure: _comparison(figure, run, found),
     }
     target, written = Path(folder), []
     target.mkdir(parents=True, exist_ok=True)
@@ -90,13 +95,15 @@ def write_figures(run: Run, folder: str | Path, by: str | None = None) -> list[P
         for name, draw in drawn.items():
             figure = Figure(figsize=(6.4, 4.2), layout="constrained")
             if draw(figure):
-                _save(figure, target / f"{name}.svg", {"Date": None})
-                _save(figure, target / f"{name}.png", None)
-                written.append(target / f"{name}.png")
+                for suffix in formats:
+                    _save(figure, target / f"{name}.{suffix}")
+                written.append(target / f"{name}.{formats[0]}")
     return written
 
 
-def _save(figure: Figure, path: Path, metadata: dict[str, Any] | None) -> None:
+def _save(figure: Figure, path: Path) -> None:
+    dated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    metadata = dated.get(path.suffix)  # same data, same bytes
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix[1:], metadata=metadata)
     write_bytes(path, buffer.getvalue())
@@ -106,13 +113,26 @@ def _scale(axes: Axes, axis: str, run: Run, metric: str, values: Any) -> None:
     """Scale, ticks and label of an axis that shows a metric."""
     unit = run.metrics.unit(metric)
     if spans_decades(np.asarray(values, dtype=float)):
-        getattr(axes, f"set_{axis}scale")("log")
+        _log(axes, axis)
 
     def tick(value: float, _: int) -> str:
         return f"{number(100 * value)} %" if unit == "fraction" else number(value)
 
     getattr(axes, f"{axis}axis").set_major_formatter(tick)
     getattr(axes, f"set_{axis}label")(label(metric, unit))
+
+
+def _log(axes: Axes, axis: str) -> None:
+    """A logarithmic scale whose ticks are all written by the axis' own formatter."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    getattr(axes, f"set_{axis}scale")("log")
+    shown = getattr(axes, f"{axis}axis")
+    low, high = axes.dataLim.intervalx if axis == "x" else axes.dataLim.intervaly
+    is_short = low > 0 and high / low < 1000
+    shown.set_major_locator(LogLocator(subs=(1, 2, 5) if is_short else (1,)))
+    # matplotlib would write powers of ten as mathematics, which names must not be read as
+    shown.set_minor_formatter(NullFormatter())
 
 
 @dataclass(frozen=True)
@@ -339,13 +359,17 @@ def _layers(figure: Figure, run: Run) -> bool:
     return True
 
 
-def _comparison(figure: Figure, found: Comparison | None) -> bool:
+def _comparison(figure: Figure, run: Run, found: Comparison | None) -> bool:
     if found is None:
         return False
     axes = figure.add_subplot()
+    # a group has the colour that it has in the figure of the front
+    groups = _groups(run.configurations(), f"config/{found.by}")
+    colours = {group.name: group.colour for group in groups}
     for i, group in enumerate(found.groups):
         x, y = group.curves["configurations"]
-        _step(axes, x, y, PALETTE[i % len(PALETTE)], group.name)
+        colour = colours.get(group.name, PALETTE[i % len(PALETTE)])
+        _step(axes, x, y, colour, group.name)
     axes.axvline(found.budget, color="#9a9a94", linewidth=1, linestyle=":")
     axes.set(
         xlabel="complete configurations", ylabel="hypervolume (share)", ylim=(0, None)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ _SCRIPTS = (
     "report_more.js",
     "report_layers.js",
     "report_table.js",
+    "report_trial.js",
 )
 
 _PLOTLY = "plotly-cartesian.min.js"
@@ -74,19 +76,61 @@ def write_report(
 
 def render(run: Run, compared: Comparison | None = None) -> str:
     """The report of a run (or a merged one, with its comparison) as the text of an HTML page."""
-    scripts = [plotly_script(len(run.objectives) > 2), page_script()]
+    return assembled(content_of(run, compared))
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a page shows of a run.
+
+    Attributes:
+        title: name of the run.
+        parts: HTML by the names of the template's gaps.
+        data: what the scripts draw, as JSON.
+        has_depth: whether they draw in three dimensions too.
+    """
+
+    title: str
+    parts: dict[str, str]
+    data: str
+    has_depth: bool
+
+
+def content_of(run: Run, compared: Comparison | None = None) -> Content:
+    """What the page of a run shows."""
+    return Content(
+        run.name,
+        words.parts(run, compared),
+        json_for_script(plots.page_data(run, compared)),
+        len(run.objectives) > 2,
+    )
+
+
+def assembled(content: Content, secret: str | None = None, version: str = "") -> str:
+    """The page as HTML.
+
+    Args:
+        secret: where a server answers the page (`sweeps serve`), what the page must send with a
+            wish; None for a page that stands alone.
+        version: by which the server calls this content.
+    """
+    is_live = secret is not None
+    scripts = [plotly_script(content.has_depth), page_script(is_live)]
     hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
+    live = words.live_section(secret, version) if secret is not None else ""
     parts = {
-        "title": escape(run.name),
+        "title": escape(content.title),
         "policy": (
             f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline';"
             " img-src data: blob:; base-uri 'none'; form-action 'none'"
+            + ("; connect-src 'self'" if is_live else "")
         ),
         "style": _asset("report.css"),
         "plotly": scripts[0],
         "script": scripts[1],
-        "data": json_for_script(plots.page_data(run, compared)),
-        **words.parts(run, compared),
+        "data": content.data,
+        "live": live,
+        **content.parts,
     }
     # One pass, so that what is put in is never searched for further gaps.
     return re.sub(
@@ -113,9 +157,10 @@ def _asset(name: str) -> str:
     )
 
 
-def page_script() -> str:
+def page_script(is_live: bool = False) -> str:
     """The page's own script."""
-    return "\n".join(_asset(name) for name in _SCRIPTS)
+    names = [*_SCRIPTS, "report_live.js"] if is_live else _SCRIPTS
+    return "\n".join(_asset(name) for name in names)
 
 
 def plotly_script(has_depth: bool = False) -> str:

@@ -44,6 +44,49 @@ def parts(run: Run, compared: Comparison | None) -> dict[str, str]:
     }
 
 
+def live_section(secret: str, version: str) -> Html:
+    """What the live page shows above the report: filled by its script."""
+    field = element(
+        "textarea",
+        id="try-text",
+        rows="6",
+        spellcheck="false",
+        aria_label="Configuration to try, as YAML or JSON: parameter: value",
+    )
+    form = element(
+        "details",
+        element("summary", "Try a configuration"),
+        element(
+            "form",
+            element(
+                "p",
+                "A line for each parameter, as in search.points; what is left out is drawn."
+                " It takes the place of the next one that the search would draw.",
+                class_="note",
+            ),
+            field,
+            element("button", "Try it", type="submit", class_="button"),
+            id="try",
+        ),
+        id="try-box",
+        hidden="",
+    )
+    return element(
+        "section",
+        element("h2", "Now"),
+        element("p", class_="note", id="live-note", role="status"),
+        element("ul", id="live-trials"),
+        element("p", class_="controls", id="live-controls"),
+        form,
+        element("ul", id="live-requests"),
+        class_="card",
+        id="live",
+        data_nav="Now",
+        data_secret=secret,
+        data_version=version,
+    )
+
+
 def _meta(run: Run) -> Html:
     items: list[Any] = list(run.members)
     if not items:

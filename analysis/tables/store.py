@@ -65,13 +65,18 @@ class Store:
     entries: dict[str, Entry] = field(default_factory=dict)
 
 
-def collect(run: Path, declared: Declared, problems: list[str]) -> Store:
-    """The rows of all trials of `run`: those that the stored tables still hold, and the
-    others from their files.
+def collect(
+    run: Path, declared: Declared, problems: list[str], earlier: Store | None = None
+) -> Store:
+    """The rows of all trials of `run`: those that the stored tables still hold (or `earlier`, what
+    this gave before, for the same `declared`), and the others from their files.
     """
     trials = run / TRIALS_FOLDER
     found = scan(trials, problems)
-    store, kept = _stored(run / TABLES_FOLDER, declared, found)
+    if earlier is None:
+        store, kept = _stored(run / TABLES_FOLDER, declared, found)
+    else:
+        store, kept = _unchanged(earlier, found)
     fresh = [name for name in found if name not in kept]
     for number, names in _room(store, kept, fresh).items():
         signatures = {name: found[name] for name in names}
@@ -79,6 +84,23 @@ def collect(run: Path, declared: Declared, problems: list[str]) -> Store:
     for name in found:
         problems += store.entries[name].problems
     return store
+
+
+def _unchanged(earlier: Store, found: dict[str, Signature]) -> tuple[Store, set[str]]:
+    """What an earlier reading still holds, and the names of these trials."""
+    entries = {
+        name: entry
+        for name, entry in earlier.entries.items()
+        if found.get(name) == entry.signature and not entry.running
+    }
+    members: dict[int, list[str]] = {}
+    for name, entry in entries.items():
+        members.setdefault(entry.part, []).append(name)
+    parts = [
+        _only(part if part.tables else None, members.get(number, []), part.files)
+        for number, part in enumerate(earlier.parts)
+    ]
+    return Store(parts, entries), set(entries)
 
 
 def _room(store: Store, kept: set[str], fresh: Sequence[str]) -> dict[int, list[str]]:
@@ -181,7 +203,7 @@ def _stored(
     return Store(whole, {name: entries[name] for name in kept}), kept
 
 
-def _only(part: Part | None, names: list[str], files: list[list[int]]) -> Part:
+def _only(part: Part | None, names: list[str], files: list[list[int]] | None) -> Part:
     """What a stored part holds of these trials; the part as it is where it holds no others."""
     if part is None:
         return Part({})

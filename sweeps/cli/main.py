@@ -14,8 +14,10 @@ from sweeps.cli import (
     reproduce,
     results,
     run,
+    serve,
     shrink,
     simulate,
+    status,
 )
 from sweeps.cli.terminal import Command, Commands
 
@@ -54,10 +56,11 @@ for command in (
     run.resume,
     run.stop,
     reproduce.reproduce,
-    results.status,
+    status.status,
     results.front,
     results.report,
     results.query,
+    serve.serve,
     simulate.simulate,
     bench.bench,
     models.export,

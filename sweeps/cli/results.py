@@ -1,4 +1,4 @@
-"""The commands that read a run: status, front, report, query."""
+"""The commands that read a run: front, report, query."""
 
 import sys
 from pathlib import Path
@@ -22,29 +22,6 @@ MAX_ROWS = 200
 """Rows of a query that are printed as a table; --csv prints all."""
 
 NO_FRONT = "no trial is on the front: none is complete within the bounds"
-
-
-def status(run: RunArgument) -> None:
-    """How many trials ended how, and what failed."""
-    from sweeps.run.driving import driver_line
-
-    loaded = _load(run)
-    counts = loaded.status_counts()
-    total = ", ".join(f"{n} {name}" for name, n in counts.items())
-    console.print(
-        f"[bold]{escape(loaded.name)}[/]  {len(loaded.trials)} trials: {total}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    line = driver_line(loaded.path)
-    if line is not None:
-        say(line)
-    for _, row in loaded.trials[loaded.trials["status"] == "failed"].iterrows():
-        console.print(
-            f"  [red]✗ {escape(str(row['trial_id']))}[/]  {escape(str(row['error']))}",
-            highlight=False,
-            soft_wrap=True,
-        )
 
 
 def front(
@@ -97,7 +74,7 @@ def front(
     """
     from analysis import also_possible, front_text, nothing_passes
 
-    loaded = _load(run)
+    loaded = load_run(run)
     if max_loss is not None:
         _print_within(loaded, max_loss)
         return
@@ -148,6 +125,14 @@ def report(
         Path | None,
         typer.Option("--figures", help="a folder for the main figures as PNG and SVG"),
     ] = None,
+    paper: Annotated[
+        Path | None,
+        typer.Option(
+            "--paper",
+            help="a folder for what a paper needs: figures as PDF and SVG, the front as LaTeX and"
+            " Markdown, with intervals",
+        ),
+    ] = None,
 ) -> None:
     """Gather the tables and write the HTML report, of one run or of several compared."""
     import analysis
@@ -157,14 +142,21 @@ def report(
             "a report of several runs belongs to none of their folders; give its file, for"
             " example -o compared.html"
         )
-    loaded = [_load(run, analysis.gather) for run in runs]
+    loaded = [load_run(run, analysis.gather) for run in runs]
     found = loaded[0] if len(loaded) == 1 else analysis.merge(loaded)
     written = [analysis.write_report(loaded, out, by)]
-    drawn = [] if figures is None else analysis.write_figures(found, figures, by)
-    if markdown is not None:
-        written.append(analysis.write_markdown(found, markdown, by, drawn))
-    for path in [*written, *drawn]:
-        say(str(path))
+    drawn: list[Path] = []
+    try:
+        if figures is not None:
+            drawn = analysis.write_figures(found, figures, by)
+    finally:  # what needs no matplotlib is written without it
+        if markdown is not None:
+            written.append(analysis.write_markdown(found, markdown, by, drawn))
+        for path in [*written, *drawn]:
+            say(str(path))
+    if paper is not None:
+        for path in analysis.write_paper(found, paper, by):
+            say(str(path))
 
 
 def query(
@@ -185,7 +177,7 @@ def query(
     """SQL over the tables trials, epochs, stages, layers, classes and fronts, by DuckDB."""
     import analysis
 
-    rows = analysis.query(_load(run), sql)
+    rows = analysis.query(load_run(run), sql)
     if out is not None:
         analysis.write_rows(rows, out)
         say(f"{out}  {len(rows)} rows")
@@ -202,7 +194,7 @@ def print_front(run: Path) -> "Run":
     """Print the non-dominated trials of a run as a table, and give the run."""
     from analysis import front_text
 
-    loaded = _load(str(run))
+    loaded = load_run(str(run))
     rows = _narrowed(front_text(loaded), loaded)
     _print_table(rows, f"front of {loaded.name}", NO_FRONT)
     _say_baseline(loaded)
@@ -299,7 +291,7 @@ def _width(rows: "pd.DataFrame") -> int:
     return sum(widths) + 2 * len(widths)
 
 
-def _load(run: str, read: "Callable[[Path], Run] | None" = None) -> "Run":
+def load_run(run: str, read: "Callable[[Path], Run] | None" = None) -> "Run":
     """A run as the user names it; problems in its files are printed as warnings.
 
     Raises:

@@ -9,7 +9,7 @@ import typer
 
 from analysis.contract import TABLES_FOLDER
 from sweeps.cli.arguments import Overrides, Plugins, RunArgument, SpecArgument, Tiny
-from sweeps.cli.results import print_front
+from sweeps.cli.results import load_run, print_front
 from sweeps.cli.terminal import (
     INTERRUPTED,
     TRY_AGAIN,
@@ -22,6 +22,7 @@ from sweeps.cli.terminal import (
 )
 
 if TYPE_CHECKING:
+    from analysis.run import Run
     from sweeps.drive.driver import SweepResult
     from sweeps.space.sweep import Sweep
     from sweeps.spec.yaml_text import Tree
@@ -48,6 +49,12 @@ NoShip = Annotated[
 ]
 
 
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="tell what happens as JSON, an object a line"),
+]
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """What to run, in values that can travel to another machine.
@@ -60,6 +67,7 @@ class Request:
         retry: trials that ended like this run again.
         overwrite: delete what the run folder holds.
         plugins: those that the user gave, or that the spec names.
+        as_json: what happens is told as JSON, an object a line.
     """
 
     command: tuple[str, ...]
@@ -69,6 +77,7 @@ class Request:
     retry: Literal["failed", "pruned"] | None = None
     overwrite: bool = False
     plugins: "tuple[PluginFile, ...]" = ()
+    as_json: bool = False
 
 
 def validate(
@@ -98,10 +107,11 @@ def run(
     ] = False,
     address: Address = "local",
     no_ship: NoShip = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run a sweep, or go on with one that was interrupted; then print the front."""
     request = _request_of(spec, overrides, tiny=tiny)
-    request = dataclasses.replace(request, overwrite=overwrite)
+    request = dataclasses.replace(request, overwrite=overwrite, as_json=as_json)
     _start(request, address, ship=not no_ship)
 
 
@@ -115,6 +125,7 @@ def resume(
     plugin: Plugins = None,
     address: Address = "local",
     no_ship: NoShip = False,
+    as_json: AsJson = False,
 ) -> None:
     """Go on with a run. Its budget and its space may change: search.trials=200
     search.space.stages.x.lr=[...]
@@ -127,6 +138,7 @@ def resume(
         overrides=tuple(overrides or ()),
         retry=retry,
         plugins=read_plugins(plugin or []),
+        as_json=as_json,
     )
     _start(request, address, ship=not no_ship)
 
@@ -201,14 +213,18 @@ def perform(request: Request, address: str = "auto", ship: bool = False) -> int:
         SpecError: a mistake, found before anything starts.
     """
     from sweeps.describe import print_facts
+    from sweeps.drive.json_lines import JsonLines
     from sweeps.drive.metrics import units
     from sweeps.drive.progress import Progress
 
     sweep = _checked(request, local=address == "local")
-    print_facts(sweep, console)
+    if not request.as_json:
+        print_facts(sweep, console)
     # Ray: only when the sweep is known to hold
     from sweeps.drive.driver import run_sweep
 
+    kind = JsonLines if request.as_json else Progress
+    progress = kind(sweep.spec.objectives, units(sweep), console)
     with lasting_output():
         outcome = run_sweep(
             sweep,
@@ -217,9 +233,14 @@ def perform(request: Request, address: str = "auto", ship: bool = False) -> int:
             address=address,
             ship=ship,
             retry=request.retry,
-            progress=Progress(sweep.spec.objectives, units(sweep), console),
+            progress=progress,
         )
-        return _tell(outcome)
+        if not isinstance(progress, JsonLines):
+            return _tell(outcome)
+        code = _exit_code(outcome, load_run(str(outcome.folder)))
+        paths = {"folder": str(outcome.folder), "report": str(outcome.report)}
+        progress.tell("end", **paths, fault=outcome.fault, exit_code=code)
+        return code
 
 
 def _tell(outcome: "SweepResult") -> int:
@@ -232,19 +253,25 @@ def _tell(outcome: "SweepResult") -> int:
             "[yellow]interrupted[/]: everything so far is recorded; the same command"
             " goes on from here"
         )
-        return INTERRUPTED
-    if outcome.fault is not None:
+    elif outcome.fault is not None:
         warn(
             f"{outcome.fault}; everything so far is recorded, and the same command goes on"
             " from here"
         )
-        return TRY_AGAIN
-    if outcome.stopped:
+    elif outcome.stopped:
         console.print("[yellow]stopped[/] as asked; `sweeps resume` goes on from here")
     elif found.complete().empty:
         console.print("[red]no trial is complete[/]; `sweeps status` says what failed")
-        return 1
-    return 0
+    return _exit_code(outcome, found)
+
+
+def _exit_code(outcome: "SweepResult", found: "Run") -> int:
+    """That of a sweep that has ended like this."""
+    if outcome.interrupted:
+        return INTERRUPTED
+    if outcome.fault is not None:
+        return TRY_AGAIN
+    return int(found.complete().empty and not outcome.stopped)
 
 
 def _checked(request: Request, *, local: bool) -> "Sweep":

@@ -25,7 +25,11 @@ from sweeps.drive.interrupt import Interrupt, quiet
 from sweeps.drive.metrics import described_metrics, units
 from sweeps.drive.node_checks import check_nodes, trials_at_once
 from sweeps.drive.progress import Progress
-from sweeps.drive.ray_internals import deaths_of_processes, in_waiting_processes
+from sweeps.drive.ray_internals import (
+    deaths_of_processes,
+    in_waiting_processes,
+    kept_processes,
+)
 from sweeps.drive.trackers import TrackerFeed, wanted_trackers
 from sweeps.drive.trial_events import TrialEvents
 from sweeps.drive.tune_adapter import (
@@ -422,6 +426,7 @@ def _run_trials(drive: _Drive, search: StudySearch) -> None:
             progress.drawn(search.num_trials, run if storage.shared else None),
             quiet(),
             deaths_of_processes(events.process_failed),
+            kept_processes(),
             in_waiting_processes() if is_private() else contextlib.nullcontext(),
         ):
             tune.wait(fit)

@@ -37,7 +37,7 @@ from analysis.contract import (
 from analysis.numbers import number, plain, quantity
 from analysis.text import short_names
 from sweeps.console import PlainConsole
-from sweeps.drive.running import RunningTrials
+from sweeps.drive.running import RunningTrial, RunningTrials
 from sweeps.run.record import TrialError, TrialRecord
 
 _MARKS: dict[Status, str] = {
@@ -68,6 +68,7 @@ class Standing:
         self.front = np.empty((0, len(objectives)))
         self.ends: np.ndarray | None = None
         """(2, k): the least and the largest value of each objective."""
+        self._volume: float | None = None
 
     def add(self, metrics: dict[str, Any]) -> bool:
         """Take a complete trial's metrics; what is not finite or not feasible changes nothing.
@@ -80,6 +81,7 @@ class Standing:
         values = finite_values(metrics, self.objectives)
         if values is None or not is_feasible(metrics, self.objectives):
             return False
+        self._volume = None
         row = np.array([values])
         ends = row.repeat(2, axis=0) if self.ends is None else self.ends
         self.ends = np.stack([np.minimum(ends[0], row[0]), np.maximum(ends[1], row[0])])
@@ -106,8 +108,13 @@ class Standing:
 
         if self.ends is None:
             return 0.0
-        reference = pareto.reference_point(self.ends, self._unbounded())
-        return pareto.hypervolume(self.front, self._unbounded(), reference)
+        if (
+            self._volume is None
+        ):  # of many objectives it takes long, and a line is drawn often
+            goals = self._unbounded()
+            reference = pareto.reference_point(self.ends, goals)
+            self._volume = pareto.hypervolume(self.front, goals, reference)
+        return self._volume
 
 
 def _is_whole(record: TrialRecord) -> bool:
@@ -152,6 +159,7 @@ class Progress:
         self._text = Text()
         self._next_line = 0.0
         self._ended = 0
+        self._stages: dict[tuple[str, str], int] = {}
 
     def know(self, objectives: Sequence[Objective]) -> None:
         """The objectives, whose bounds may be known only now that the baseline has ended."""
@@ -173,7 +181,7 @@ class Progress:
         self.running = None if run is None else RunningTrials(run)
         self._ended = 0
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
-        if not self.console.is_terminal:
+        if not self._is_drawn:
             yield
             return
         self._bar = self._new_bar()
@@ -200,6 +208,11 @@ class Progress:
         """How far the bar is, in trials."""
         return self._ended + (0.0 if self.running is None else self.running.share)
 
+    @property
+    def _is_drawn(self) -> bool:
+        """Whether there is a screen to draw on again and again."""
+        return self.console.is_terminal
+
     def note(self, line: str) -> None:
         """Print a line of the driver's."""
         self.console.print(escape(line), highlight=False, soft_wrap=True)
@@ -216,9 +229,28 @@ class Progress:
         if self.running is None or not self.running.look():
             return
         self._redraw()
-        if self._bar is None and time.monotonic() >= self._next_line:
+        if self._bar is not None:
+            return
+        self._tell_stages()
+        if time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
-            self.note("; ".join([*self.summary().splitlines(), *self._trials_now()]))
+            self._tell_standing()
+
+    def _tell_standing(self) -> None:
+        """In a log, every few minutes: how all stands."""
+        self.note("; ".join([*self.summary().splitlines(), *self._trials_now()]))
+
+    def _tell_stages(self) -> None:
+        """In a log: a line for each stage that a running trial has ended."""
+        trials = {} if self.running is None else self.running.trials
+        for trial in trials.values():
+            key = trial.trial_id, trial.token
+            for stage in trial.ended[self._stages.get(key, 0) :]:
+                self._stage_ended(trial, stage)
+            self._stages[key] = len(trial.ended)
+
+    def _stage_ended(self, trial: RunningTrial, stage: str) -> None:
+        self.note(f"{trial.trial_id}  {stage} has ended, then {trial.stage}")
 
     def _trials_now(self) -> list[str]:
         """A line for each trial that runs."""
@@ -246,9 +278,12 @@ class Progress:
             self.running.ended(record.trial_id)
         is_trial = record.trial_id != BASELINE
         is_best = is_trial and self._count(record)
-        self._print(self._line(record, is_best))
+        self._tell_end(record, is_best)
         self._ended += is_trial
         self._redraw()
+
+    def _tell_end(self, record: TrialRecord, is_best: bool) -> None:
+        self._print(self._line(record, is_best))
 
     def _print(self, line: str) -> None:
         """A line, cut at the end of a terminal's; whole on a pipe."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from ray._private import auto_init_hook, parameter, services
@@ -13,6 +13,7 @@ from ray._private import worker as driver_worker
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.execution import class_cache, tune_controller
+from ray.tune.utils.object_cache import _ObjectCache
 
 
 @contextlib.contextmanager
@@ -84,6 +85,35 @@ def tamed() -> Iterator[None]:
         yield
     finally:
         driver_worker.print_to_stdstream, auto_init_hook.enable_auto_connect = before
+
+
+@contextlib.contextmanager
+def kept_processes() -> Iterator[None]:
+    """Tune keeps all processes of trials that ended inside, as long as the search hands out more.
+
+    Of several trials that end before the next ones are drawn it would keep the process of one,
+    and start others for seconds. All trials of a sweep hold the same resources, so that each
+    process that is kept is one that the next trial takes.
+    """
+
+    class Cache(_ObjectCache):
+        def cache_object(self, key: Any, obj: Any) -> bool:
+            self._cached_objects[key].append(obj)
+            self._num_cached_objects += 1
+            return True
+
+        def flush_cached_objects(
+            self, force_all: bool = False
+        ) -> Generator[Any, None, None]:
+            if force_all:
+                yield from super().flush_cached_objects(force_all=True)
+
+    before = tune_controller._ObjectCache
+    tune_controller._ObjectCache = Cache  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        tune_controller._ObjectCache = before  # type: ignore[misc]
 
 
 @contextlib.contextmanager

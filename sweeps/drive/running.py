@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import JsonValue
 
 from analysis.contract import Objective
 from analysis.numbers import duration, number
@@ -15,7 +18,7 @@ from sweeps.run.record import TrialRecord, read_epochs
 from sweeps.spec.stages import build_stage
 from sweeps.spec.yaml_text import SpecError
 
-_SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_BETWEEN_LOOKS = 2.0
 MOST = 0.95
 """Share of a trial that is done when nothing is left but to measure it."""
 
@@ -31,6 +34,7 @@ class RunningTrial:
         token: of the attempt whose epochs were read.
         offset: byte of its epochs up to which they were read.
         row: its last epoch.
+        curve: the epochs of its present stage.
         ended: names of the stages that have ended.
     """
 
@@ -40,6 +44,7 @@ class RunningTrial:
     token: str = ""
     offset: int = 0
     row: dict[str, Any] = field(default_factory=dict)
+    curve: list[dict[str, Any]] = field(default_factory=list)
     ended: Sequence[str] = ()
 
     @property
@@ -82,6 +87,20 @@ class RunningTrial:
                 parts.append(f"{duration(seconds * (of - self.epochs))} left")
         return ", ".join(parts)
 
+    def facts(self) -> dict[str, JsonValue]:
+        """The same as values; the seconds are those that the present stage still takes."""
+        of, seconds = self.stages.get(self.stage, 0), self.row.get("seconds")
+        left = None
+        if self._is_current and isinstance(seconds, int | float):
+            left = seconds * (of - self.epochs)
+        return {
+            "stage": self.stage if self.stages else None,
+            "epoch": self.epochs,
+            "epochs": of,
+            "share": round(self.share, 4),
+            "seconds_left": left,
+        }
+
     def _measured(self, objectives: Sequence[Objective]) -> list[str]:
         """The first objective that the epoch has measured, else its accuracy."""
         names = [o.metric for o in objectives] + ["accuracy"]
@@ -90,10 +109,15 @@ class RunningTrial:
 
 
 class RunningTrials:
-    """Reads now and then what the trials that run have recorded, in a folder that all nodes see."""
+    """Reads now and then what the trials that run have recorded, in a folder that all nodes see.
 
-    def __init__(self, run: Path) -> None:
-        self.run = run
+    Args:
+        run: the run folder.
+        seconds: that pass between two looks.
+    """
+
+    def __init__(self, run: Path, seconds: float = SECONDS_BETWEEN_LOOKS) -> None:
+        self.run, self.seconds = run, seconds
         self.trials: dict[str, RunningTrial] = {}
         self._next_look = 0.0
 
@@ -116,8 +140,11 @@ class RunningTrials:
         if time.monotonic() < self._next_look:
             return False
         for trial in self.trials.values():
-            _follow(trial, TrialRecord.read(trial_folder(self.run, trial.trial_id)))
-        self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
+            # a plan that cannot be read leaves its trial's stage unknown
+            with contextlib.suppress(ValueError):
+                folder = trial_folder(self.run, trial.trial_id)
+                _follow(trial, TrialRecord.read(folder))
+        self._next_look = time.monotonic() + self.seconds
         return True
 
 
@@ -126,11 +153,17 @@ def _follow(trial: RunningTrial, record: TrialRecord | None) -> None:
         return
     if record.token != trial.token:
         trial.token, trial.offset, trial.row = record.token, 0, {}
+        trial.curve = []
     if not trial.stages:
         trial.stages = _epochs_of(record)
     trial.ended = [stage.name for stage in record.outcome.stage_runs]
     rows, trial.offset = read_epochs(record.folder, trial.offset)
     trial.row = rows[-1] if rows else trial.row
+    trial.curve = [
+        row
+        for row in [*trial.curve, *rows]
+        if row.get("stage") == trial.row.get("stage")
+    ]
 
 
 def _epochs_of(record: TrialRecord) -> dict[str, int]:

@@ -35,13 +35,13 @@ def notes_of(
 LOADERS = {
     "onnxruntime": """import onnxruntime
 
-session = onnxruntime.InferenceSession("model.onnx")
+session = onnxruntime.InferenceSession(here / "model.onnx")
 notes = session.get_modelmeta().custom_metadata_map
 run = lambda images: session.run(None, {"images": images})[0]
 """,
     "openvino": """import openvino
 
-model = openvino.Core().read_model("model.xml")
+model = openvino.Core().read_model(here / "model.xml")
 notes = model.get_rt_info("model_info").value
 compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "PRECISION"})
 run = lambda images: compiled(images)[0]
@@ -49,7 +49,7 @@ run = lambda images: compiled(images)[0]
     "executorch": """import torch
 from executorch.runtime import Runtime
 
-program = Runtime.get().load_program("model.pte")
+program = Runtime.get().load_program(here / "model.pte")
 call = lambda name, *values: program.load_method(name).execute(list(values))[0]
 notes = {name: call(name) for name in program.method_names - {"forward"}}
 run = lambda image: call("forward", torch.from_numpy(image).repeat(BATCH, 1, 1, 1)).numpy()
@@ -59,10 +59,12 @@ run = lambda image: call("forward", torch.from_numpy(image).repeat(BATCH, 1, 1, 
 
 _OPENVINO_TYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
-_SCRIPT = '''"""The classes of images: python predict.py IMAGE...  (beside the model's file)."""
+_SCRIPT = '''"""The classes of images: python predict.py IMAGE..."""
 import json, sys
+from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
+here = Path(__file__).parent
 {loader}
 notes = {{name: json.loads(notes[name]) for name in {names}}}
 filter = Image.Resampling[notes["interpolation"].upper()]

@@ -37,6 +37,23 @@ def stop_requested(run: Path) -> bool:
     return (run / STOP_FILE).exists()
 
 
+def withdraw_stop(run: Path) -> None:
+    """Let the run's driver start trials again, if it has not ended yet."""
+    (run / STOP_FILE).unlink(missing_ok=True)
+
+
+def is_driven(run: Path) -> bool:
+    """Whether a driver is alive, as far as this machine can tell."""
+    owner = _lease(run).owner()
+    if owner is None or owner.is_gone():
+        return False
+    try:
+        last_beat = (run / DRIVER_FILE).stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return time.time() - last_beat < 3 * _SILENCE_SECONDS
+
+
 def driver_line(run: Path) -> str | None:
     """Who drives a run, or since when the driver of an unended one is gone; None where no driver
     is known of.
@@ -50,7 +67,7 @@ def driver_line(run: Path) -> str | None:
         last_beat = (run / DRIVER_FILE).stat().st_mtime
     except FileNotFoundError:
         return None
-    if not owner.is_gone() and time.time() - last_beat < 3 * _SILENCE_SECONDS:
+    if is_driven(run):
         since = _local_time(datetime.fromisoformat(owner.since).timestamp())
         return f"driven by process {owner.pid} on {owner.host} since {since}"
     return (

@@ -51,8 +51,13 @@ def refuse_links(run: Path) -> None:
 
 
 def trial_name(number: int, replicate: int, replicates: int) -> str:
-    """The id of a trial: its configuration's number and, of several, its replicate."""
-    if replicates == 1:
+    """The id of a trial: its configuration's number and, of several, its replicate.
+
+    Args:
+        replicates: that each configuration of the search has. The first is named alike with one,
+            so that a race can be added to a search that has ended.
+    """
+    if replicates == 1 and replicate == 0:
         return f"{number:05d}"
     return f"{number:05d}-r{replicate}"
 

@@ -57,9 +57,7 @@ def _baseline_stages(sweep: Sweep) -> int | None:
     source = sweep.spec.source
     is_trained = source.pretrained or source.checkpoint is not None
     count = 0 if is_trained else _fixed_training(sweep)
-    # an example may lack what the search adds: a slot's alternative may be null
-    is_every_trial = count == len(sweep.example) and not sweep.space.dimensions
-    if (count == 0 and not is_trained) or is_every_trial:
+    if (count == 0 and not is_trained) or count == len(sweep.spec.stages):
         return None
     return count
 

@@ -40,6 +40,8 @@ class Budget:
     ) -> None:
         self._search, self.objectives = spec.search, spec.objectives
         self._hours = spec.search.hours
+        race = spec.search.race
+        self._of_search = 1.0 if race is None else 1.0 - race.share
         self._earlier = seconds_of_trials(earlier) if self._hours is not None else 0.0
         self._begun: float | None = None
         self._values: list[Sequence[float]] = []
@@ -75,13 +77,20 @@ class Budget:
         """
         if self._hours is None:
             return math.inf
-        return max(0.0, 3600 * self._hours - self.spent()) * self._together
+        of_search = 3600 * self._hours * self._of_search
+        return max(0.0, of_search - self.spent()) * self._together
+
+    def seconds_to_race(self) -> float:
+        """Seconds that one more seed may take when the search has ended."""
+        if self._hours is None:
+            return math.inf
+        return max(0.0, 3600 * self._hours - self.spent())
 
     def share_left(self) -> float:
         """What is left of the time, from 0 to 1; 1 without a budget."""
         if self._hours is None:
             return 1.0
-        return max(0.0, 1 - self.spent() / (3600 * self._hours))
+        return max(0.0, 1 - self.spent() / (3600 * self._hours * self._of_search))
 
     def is_enough(self) -> bool:
         """Whether the time is over, or `search.stop_when` holds."""
@@ -110,7 +119,8 @@ class Budget:
         said = f"budget of {duration(3600 * self._hours)}"
         if seconds is None:
             return f"{said}; how many configurations it gives is not known yet"
-        count = max(1, round(3600 * self._hours * self._together / seconds))
+        of_search = 3600 * self._hours * self._of_search
+        count = max(1, round(of_search * self._together / seconds))
         return (
             f"{said}: {plural(count, 'configuration')} of {duration(seconds)}, or more where"
             " the stage cache helps"

@@ -41,7 +41,10 @@ def new_plan(
         replicate=replicate,
         seed=spec.seed + replicate,
         draw=dict(draw),
-        stopping=stopping_of(resolved.stages, spec.search.early_stopping),
+        # what is trained again for certainty is not given up
+        stopping=stopping_of(resolved.stages, spec.search.early_stopping)
+        if replicate < spec.search.replicates
+        else None,
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from itertools import chain
 
 import optuna
 
@@ -27,7 +26,9 @@ from sweeps.search.costs import known_configuration
 from sweeps.search.named import NamedDraws
 from sweeps.search.optuna_internals import enqueue_again
 from sweeps.search.plans import new_plan
+from sweeps.search.portfolio import first_draws, split_earlier
 from sweeps.search.proposals import Proposals
+from sweeps.search.race import Runners
 from sweeps.search.refine import refining_plans
 from sweeps.search.study import (
     DRAWS,
@@ -88,8 +89,11 @@ class StudySearch:
         ]
         self._pending: deque[tuple[Asked | None, TrialPlan]] = deque()
         self._running: dict[str, Asked | None] = {}
+        self._seeds_now: dict[str, tuple[int, int]] = {}
         self._is_refined = search.refine is None
         self._is_over = False
+        race, seeds = search.race, search.replicates
+        self._race = None if race is None else Runners(race, objectives, seeds)
         self._proposals = Proposals(self.spec, sweep.space, self.study)
         self._awaits_bounds = self._baseline.is_awaited
         if not self._awaits_bounds:
@@ -100,7 +104,7 @@ class StudySearch:
     # --- what an earlier driver left
 
     def _learn_earlier_runs(self) -> None:
-        objectives, earlier = self.spec.objectives, self.spec.search.earlier_runs
+        objectives, earlier = self.spec.objectives, split_earlier(self.spec)[0]
         self.notes += add_earlier_runs(
             self.study, earlier, self.sweep.space, objectives
         )
@@ -115,17 +119,22 @@ class StudySearch:
         draws = {number: found.draw for number, found in self._abandoned.items()}
         self.next_number = 1 + max(self._abandoned, default=-1)
         of_number: defaultdict[int, list[TrialRecord]] = defaultdict(list)
+        everything: list[TrialRecord] = []
         for record in trial_records(self.run):
             plan = record.plan
-            of_number[plan.number].append(record)
+            everything.append(record)
+            if plan.refines is not None or plan.replicate < replicates:
+                of_number[plan.number].append(record)
             self.next_number = max(self.next_number, plan.number + 1)
-            if plan.refines is None:
+            if self._race is not None:
+                self._race.note(record)
+            if plan.refines is None and plan.replicate < replicates:
                 draws[plan.number] = dict(plan.draw)
                 begun.add(plan.number)
                 ended[plan.number] += record.status in ENDED
         self._budget = Budget(
             self.spec,
-            chain.from_iterable(of_number.values()),
+            everything,
             lambda: goal.is_met(self.run),
         )
         for number in sorted(begun):
@@ -174,6 +183,10 @@ class StudySearch:
     def _named_draws(self, known: dict[int, Draw]) -> list[Draw]:
         """The spec's points, and for a grid all others, less those that have been tried."""
         named = list(self.sweep.points)
+        for path in [] if self._is_exhaustive else split_earlier(self.spec)[1]:
+            found, said = first_draws(path, self.sweep.space, self.spec.objectives)
+            named += [draw for draw in found if draw not in named]
+            self.notes.append(said)
         if self._is_exhaustive:
             grid = self.sweep.space.grid() or []
             first: list[Draw] = []
@@ -229,6 +242,8 @@ class StudySearch:
         self.sweep = self._baseline.sweep()
         self.spec = self._proposals.spec = self.sweep.spec
         self._budget.objectives = self.spec.objectives
+        if self._race is not None:
+            self._race.objectives = self.spec.objectives
         self.notes += self._baseline.lines()
         self._learn_earlier_runs()
 
@@ -239,7 +254,10 @@ class StudySearch:
         """Trials that will still be handed out at most, replicates counted."""
         refine, replicates = self.spec.search.refine, self.spec.search.replicates
         refined = refine.top * replicates if refine is not None else 0
-        return self.remaining * replicates + self._unrun + refined
+        raced = 0
+        if self._race is not None:
+            raced = self._race.left(self.remaining + len(self._tried))
+        return self.remaining * replicates + self._unrun + raced + refined
 
     def ask(self) -> TrialPlan | None:
         """The next trial's plan, written; None where there is none left, or none now.
@@ -252,7 +270,8 @@ class StudySearch:
             return None
         self._budget.begin()
         is_free = not self._pending and not self._awaits_bounds
-        if is_free and not self._ask_study() and not self.is_waiting:
+        is_searched = is_free and not self._ask_study() and not self._ask_race()
+        if is_searched and not self.is_waiting:
             self._queue_refined()
         if not self._pending:
             return None
@@ -265,7 +284,8 @@ class StudySearch:
         """Whether what comes next depends on trials that still run."""
         if self.halted or not self._running:
             return False
-        return stop_requested(self.run) or self._awaits_bounds or not self._is_refined
+        is_open = self._awaits_bounds or not self._is_refined or self._race is not None
+        return is_open or stop_requested(self.run)
 
     def _ask_study(self) -> bool:
         """Queue the replicates of the next configuration; False where none is left."""
@@ -388,6 +408,7 @@ class StudySearch:
             return
         plan = new_plan(self.sweep, number, replicate, configuration.draw)
         configuration.waiting.add(name)
+        self._seeds_now[name] = number, replicate
         self._write_and_queue(configuration, plan)
 
     def _write_and_queue(self, configuration: Asked | None, plan: TrialPlan) -> None:
@@ -404,6 +425,21 @@ class StudySearch:
         write_plan(folder, plan)
         self.storage.push_trial(plan.trial_id)
         self._pending.append((configuration, plan))
+
+    def _ask_race(self) -> bool:
+        """Queue one more seed of a configuration whose place is not decided, if there is one."""
+        if self._race is None or self._baseline.is_awaited:
+            return False
+        found = self._race.next(
+            [*self._seeds_now.values()], self._budget.seconds_to_race()
+        )
+        if found is None:
+            return False
+        number, replicate, draw = found
+        plan = new_plan(self.sweep, number, replicate, draw)
+        self._seeds_now[plan.trial_id] = number, replicate
+        self._write_and_queue(None, plan)
+        return True
 
     def _queue_refined(self) -> None:
         """Queue the trials that refine the front, once.
@@ -435,6 +471,9 @@ class StudySearch:
         A trial that was interrupted has not ended: a continued search runs it again.
         """
         configuration = self._running.pop(record.trial_id)
+        self._seeds_now.pop(record.trial_id, None)
+        if self._race is not None:
+            self._race.note(record)
         if configuration is None:
             if self._awaits_bounds and self._baseline.record() is not None:
                 self._know_bounds()

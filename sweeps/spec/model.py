@@ -110,6 +110,29 @@ class Refine(Config):
     )
 
 
+class Race(Config):
+    """Seeds by need, after the search: more for configurations whose place is not decided."""
+
+    most: int = Field(5, ge=2, description="seeds of a configuration at most")
+    certainty: float = Field(
+        0.9,
+        gt=0.5,
+        lt=1,
+        description=(
+            "a configuration is decided when it is on the front with this probability or more, or"
+            " off it"
+        ),
+    )
+    trials: int | None = Field(
+        None,
+        ge=1,
+        description="further trials at most; default: as many as there are configurations",
+    )
+    share: float = Field(
+        0.25, gt=0, lt=1, description="of `search.hours`, which the race may take"
+    )
+
+
 SamplerName = Literal["tpe", "random", "nsga2", "gp", "grid"]
 
 SHORT_SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
@@ -278,7 +301,16 @@ class Search(Config):
         default_factory=list,
         alias="from",
         description=(
-            "run folders whose complete trials the sampler knows from its start"
+            "run folders whose complete trials the sampler knows from its start. Of a run with"
+            " other objectives, data or source, and of a table (.parquet), some configurations of"
+            " the front are tried first"
+        ),
+    )
+    race: Race | None = Field(
+        None,
+        description=(
+            "train configurations whose place on the front is not decided with further seeds,"
+            " when the search has ended: {most: 5}"
         ),
     )
     refine: Refine | None = Field(

@@ -118,8 +118,8 @@ class Browser:
         os.close(self._write)
         os.close(self._read)
 
-    def open(self, path: Path, width: int = 1280, height: int = 900) -> Page:
-        """A page of a file, once it says that all is drawn."""
+    def open(self, place: Path | str, width: int = 1280, height: int = 900) -> Page:
+        """A page of a file or an address, once it says that all is drawn."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)
         page = Page(self, target, session["sessionId"])
@@ -134,7 +134,11 @@ class Browser:
             deviceScaleFactor=1,
             mobile=False,
         )
-        self.call("Page.navigate", page.session, url=path.as_uri())
+        self.call(
+            "Page.navigate",
+            page.session,
+            url=place if isinstance(place, str) else place.as_uri(),
+        )
         page.wait("document.documentElement?.dataset.ready")
         return page
 

@@ -8,6 +8,8 @@ import xml.etree.ElementTree as ET
 import pytest
 
 import analysis
+from analysis.report import figures
+from analysis.report.paper import as_latex
 
 
 def test_figures_are_whole(make_run, tmp_path):
@@ -54,3 +56,44 @@ def test_layers_of_a_model_that_is_not_quantised(make_run, tmp_path):
         p.name for p in analysis.write_figures(analysis.load(path), tmp_path / "f")
     ]
     assert "layers.png" in names
+
+
+def test_log_ticks_are_plain_text_and_a_group_keeps_its_colour(make_run, tmp_path):
+    pytest.importorskip("matplotlib")
+
+    def change(record):
+        if record["metrics"]:
+            record["metrics"]["gmacs"] = 3 * 10 ** (record["number"] / 12)
+
+    run = analysis.load(make_run(trials=36, change=change))
+    folder = tmp_path / "f"
+    analysis.write_figures(run, folder, by="init", formats=("svg",))
+    front = (folder / "front.svg").read_text()
+    assert "mathdefault" not in front
+    assert "<!-- 100 -->" in front
+    comparison = (folder / "comparison.svg").read_text()
+    groups = figures._groups(run.configurations(), "config/init")
+    order = [g.name for g in analysis.compare_groups(run, by="init").groups]
+    colours = {group.name: group.colour for group in groups}
+    lines = re.findall(r"<path [^>]*style=\"fill: none; stroke: (#\w+)", comparison)
+    drawn = [colour for colour in lines if colour in colours.values()]
+    assert list(dict.fromkeys(drawn)) == [colours[name] for name in order]
+
+
+def test_a_paper_gets_vectors_and_tables_with_intervals(make_run, tmp_path):
+    pytest.importorskip("matplotlib")
+    run = analysis.load(make_run(trials=24, replicates=3))
+    written = analysis.write_paper(run, tmp_path / "paper")
+    names = {path.name for path in (tmp_path / "paper").iterdir()}
+    assert {"front.tex", "front.md", "front.pdf", "front.svg"} <= names
+    latex = written[0].read_text()
+    rows = analysis.front_text(run)
+    assert latex.count(r" \\") == len(rows) + 1
+    for value in rows["accuracy"]:
+        assert value.replace("±", r"$\pm$").replace("%", r"\%") in latex
+        assert value in written[1].read_text()
+    assert as_latex(["a_b"], [["5 % \\x"]]).splitlines()[3:6] == [
+        r"a\_b \\",
+        r"\midrule",
+        r"5 \% \textbackslash{}x \\",
+    ]

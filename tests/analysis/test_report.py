@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -441,8 +442,13 @@ def test_one_selection_stands_in_all_views_and_in_the_address(
     page.run("$('nav').querySelector('a').click()")
 
 
-def test_axes_end_where_values_must(make_run, open_page) -> None:
-    """One trial of 54 %: neither 150 % nor half an epoch is possible."""
+def test_axes_end_where_values_must(make_run, demo_run, demo_page, open_page) -> None:
+    """One trial of 54 %: neither 150 % nor half an epoch is possible. Many trials are not drawn
+    from zero on.
+    """
+    least = demo_run.complete()["metric/accuracy"].min()
+    low = demo_page.run("return $('front-plot').layout.yaxis.range[0]")
+    assert least - 0.2 < low < least
 
     def change(record: dict) -> None:
         record["metrics"] = {"accuracy": 0.544, "gmacs": 0.3, "latency_ms": 1.0}
@@ -454,3 +460,71 @@ def test_axes_end_where_values_must(make_run, open_page) -> None:
     assert high <= 1
     assert page.run("return $('curves-plot').layout.xaxis.dtick") == 1
     assert page.run("return $('progress-plot').layout.xaxis.dtick") == 1
+
+
+def test_a_trial_has_a_page_beside_the_pick_or_another_one(demo_run, demo_page) -> None:
+    row = demo_run.trials["trial_id"].searchsorted("00003")
+    trial = demo_run.trials.iloc[row]
+    assert demo_page.run(f"select({row}); return $('trial').hidden") is False
+    shown = demo_page.run("return $('trial-body').textContent")
+    assert percent(trial["metric/accuracy"], 2) in shown
+    for stage in demo_run.stages[demo_run.stages["trial_id"] == "00003"]["name"]:
+        assert stage in shown
+    last = demo_run.epochs.query("trial_id == '00003' and stage == 'finetune'")
+    assert percent(last["accuracy"].iloc[-1], 2) in shown
+    assert "dög" in shown
+    assert "export" in shown
+    assert "00003-onnx" in shown
+    other = demo_page.run("""
+        document.querySelector('#trial-controls button').click();
+        const other = D.eligible.find((row) => row !== state.row);
+        select(other);
+        return [other, $('trial-body').textContent, location.hash,
+                document.querySelectorAll('#trial-body tr.differs').length];
+    """)
+    names = [f"config/{name}" for name in demo_run.parameters]
+    pair = demo_run.trials.iloc[[row, other[0]]][names].astype("string").fillna("")
+    assert other[3] == int((pair.iloc[0] != pair.iloc[1]).sum())
+    assert "trial 00003" in other[1]
+    assert "beside=00003" in other[2]
+    demo_page.run("select(state.row); return null")
+    assert demo_page.run("return $('trial').hidden")
+    assert demo_page.console == []
+
+
+AXE = """axe.run().then((found) => JSON.stringify(found.violations.map((v) =>
+    [v.id, v.nodes.map((node) => node.html.slice(0, 200))])))"""
+
+
+def axe_script() -> str:
+    """axe-core, where `npm install axe-core` has put it: in this checkout or above it, or where
+    AXE_CORE says.
+    """
+    named = [Path(os.environ["AXE_CORE"])] if "AXE_CORE" in os.environ else []
+    places = [p / "node_modules/axe-core/axe.min.js" for p in Path(__file__).parents]
+    found = [path for path in (*named, *places) if path.is_file()]
+    if not found:
+        pytest.skip("axe-core is not installed: npm install --no-save axe-core")
+    return found[0].read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (390, "dark")])
+def test_axe_finds_nothing(demo_run, open_page, width: int, theme: str) -> None:
+    script = axe_script()
+    found = replace(
+        demo_run, baseline=Baseline("the source", {"accuracy": 0.95, "gmacs": 1.2})
+    )
+    page = open_page(analysis.write_report(found), width)
+    page.run(f"setTheme('{theme}'); repaint(); select(D.eligible[0])")
+    page.run("for (const box of document.querySelectorAll('details')) box.open = true")
+    call = page.browser.call
+    call("Runtime.evaluate", page.session, expression=script)
+    answer = call(
+        "Runtime.evaluate",
+        page.session,
+        expression=AXE,
+        awaitPromise=True,
+        returnByValue=True,
+    )
+    assert json.loads(answer["result"]["value"]) == []

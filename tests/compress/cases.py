@@ -32,6 +32,8 @@ CHANNELS = TRAIN | {
     "compensate_images": 40,
     "multiple": 1,
 }
+PWFN = {name: WFN[name] for name in WFN if name != "distance_allowed"}
+LAYERWISE = {"rounding": "layerwise", "calibration_images": 40}
 CASES: dict[str, dict[str, Any]] = {
     "finetune": {"vit": TRAIN, "resnet": TRAIN},
     "random_init": {
@@ -40,7 +42,12 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "weight_selection": {
         "vit": {"args": {"embed_dim": 16, "depth": 1}},
-        "resnet": {"args": {"width": 4}},
+        "resnet": {
+            "args": {"width": 4},
+            "element_rule": "activation",
+            "compensate": True,
+            "selection_images": 40,
+        },
     },
     "sws_aux": {"vit": AUX | {"repeats": [1, 2]}},
     "sws_expand": {"vit": {"layers_source": [0, 1, 1]}},
@@ -59,12 +66,13 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "token_merging": {"vit": {"r": 1}, "resnet": "is a ViT or DeiT"},
     "asp": {"vit": {"measure": False}, "resnet": "no Linear layer"},
-    "wfn": {"vit": WFN, "resnet": WFN},
+    "pwfn": {"vit": PWFN, "resnet": PWFN},
+    "wfn": {"vit": WFN, "resnet": WFN | LAYERWISE},
     "int8": {"vit": TRAIN | {"images": 8}, "resnet": TRAIN | {"images": 8}},
-    "uniform_quant": {"vit": {"bits": 4}, "resnet": {"bits": 4}},
+    "uniform_quant": {"vit": LAYERWISE | {"bits": 4}, "resnet": {"bits": 4}},
     "kmeans_quant": {
         "vit": {"clusters": 8},
-        "resnet": {"clusters": 8, "scope": "network"},
+        "resnet": LAYERWISE | {"clusters": 8, "scope": "network"},
     },
 }
 """Stage → source → config, or a text that its refusal must hold."""

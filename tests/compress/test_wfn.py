@@ -1,5 +1,6 @@
 """The WFN stage: schedule, held weights, regulariser against the dense formula, baselines."""
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,19 @@ from compress.quant_baselines import (
     KmeansQuant,
     UniformQuant,
     kmeans,
-    nearest,
     uniform_grid,
 )
+from compress.rounding import nearest
 from compress.stage import Context
 from compress.wfn import fixing as wfn_module
 from compress.wfn.clustering import cluster
-from compress.wfn.fixing import HoldFixed, fixable_parameters, flat
+from compress.wfn.fixing import (
+    Fixing,
+    FixRules,
+    HoldFixed,
+    fixable_parameters,
+    flat,
+)
 from compress.wfn.regulariser import PullTable, dense, pull, pull_each
 from compress.wfn.stage import Wfn
 from trainers.config import TrainConfig
@@ -331,7 +338,7 @@ def test_bad_percentages_are_refused(bad: tuple[float, ...]) -> None:
 @pytest.mark.parametrize("bits", [2, 3, 8])
 def test_uniform_grid(bits: int) -> None:
     weights = torch.randn(500, generator=torch.Generator().manual_seed(0))
-    quantised = uniform_grid(weights, bits)
+    quantised = uniform_grid(weights, bits)(weights)
     levels = 2 ** (bits - 1) - 1
     step = weights.abs().max().item() / levels
     assert len(quantised.unique()) <= 2 * levels + 1
@@ -339,7 +346,7 @@ def test_uniform_grid(bits: int) -> None:
         quantised.numpy(), np.round(weights.numpy() / step) * step, rtol=1e-6, atol=1e-7
     )
     assert (quantised - weights).abs().max() <= step / 2 + 1e-6
-    assert torch.equal(uniform_grid(torch.zeros(3), bits), torch.zeros(3))
+    assert torch.equal(uniform_grid(torch.zeros(3), bits)(weights[:3]), torch.zeros(3))
 
 
 def test_kmeans_is_a_fixed_point_of_lloyd() -> None:
@@ -377,3 +384,29 @@ def test_baselines_refuse_nothing_to_quantise(digits: Data) -> None:
     with pytest.raises(ValueError, match="no Linear or Conv"):
         UniformQuant().check(Empty(), digits.info)  # type: ignore[arg-type]
     assert math.isclose(UniformQuant().bits, 8)
+
+
+def test_unfixed_weights_make_up_for_the_fixed_ones() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 5))
+    images = torch.randn(300, 12) @ torch.randn(12, 12)
+    with torch.no_grad():
+        logits = module(images)
+    rules = FixRules(fractions=(0.6, 1.0), distance_allowed=0.2)
+    moved = {}
+    for layerwise in (False, True):
+        copied = copy.deepcopy(module)
+        fixing = Fixing(copied, rules)
+        for fixed_part in (0.6, 1.0):
+            clustering = fixing.fix_more([images] if layerwise else None)
+            values = torch.cat([p.detach().reshape(-1) for p in copied.parameters()])
+            assert torch.equal(values, clustering.values)
+            held = clustering.fixed
+            assert float(held.float().mean()) == pytest.approx(fixed_part, abs=0.01)
+            assert torch.equal(
+                values[held], clustering.codebook[clustering.assignments[held].long()]
+            )
+            assert bool((clustering.assignments[~held] == -1).all())
+        with torch.no_grad():
+            moved[layerwise] = float((copied(images) - logits).square().mean())
+    assert moved[True] < 0.9 * moved[False]

@@ -37,6 +37,22 @@ def test_a_random_source_is_measured_after_its_unsearched_training(
     assert (plan.trial_id, plan.configuration, plan.seed) == (BASELINE, {}, 0)
 
 
+def test_alternatives_that_leave_a_stage_out_are_no_baseline(
+    raw: dict[str, Any],
+) -> None:
+    """The first configuration is then the baseline's own pipeline, and others are not."""
+    store = {"one_of": {"float": None, "rounded": {"stage": "uniform_quant"}}}
+    stages = {"teacher": raw["stages"]["teacher"], "store": store}
+    search = {"trials": 2, "baseline": True}
+    plan = baseline_plan(
+        check_spec(spec_from(raw | {"stages": stages, "search": search}))
+    )
+    assert plan is not None
+    assert [stage.name for stage in plan.stages] == ["teacher"]
+    alone = raw | {"stages": {"teacher": stages["teacher"]}, "search": search}
+    assert baseline_plan(check_spec(spec_from(alone))) is None
+
+
 def test_the_first_searched_stage_ends_the_baseline(raw: dict[str, Any]) -> None:
     space = raw["search"]["space"] | {"stages.teacher.lr": [1e-3, 1e-2]}
     assert plan_of(raw, space=space) is None

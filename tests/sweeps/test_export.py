@@ -369,7 +369,7 @@ import runpy, sys
 ours = ["sweeps", "compress", "trainers", "analysis"]
 for name in [*ours, "torch", "torchvision", "timm", "onnx", "pandas", "scipy"]:
     sys.modules[name] = None
-runpy.run_path("predict.py")
+runpy.run_path("product/predict.py")
 """,
 ]
 """Runs the script where there is nothing but the runtime, NumPy and Pillow."""
@@ -398,12 +398,15 @@ def test_script_predicts_as_the_product(tmp_path: Path, name: str) -> None:
     chosen = (logits - logits.mean(0)).argmax(1).tolist()
     assert len(set(chosen)) > 1
     notes = notes_of(data, 48, tuple("abcdefg"))
-    write_model(state, name, tmp_path, image_size=48, notes=notes)
+    product = tmp_path / "product"
+    product.mkdir()
+    write_model(state, name, product, image_size=48, notes=notes)
     wanted = [f"{index}.png {'abcdefg'[best]}" for index, best in enumerate(chosen)]
     files = ["0.png", "1.png", "2.png", "3.png"]
+    script = [f"product/{SCRIPT_FILE}"]
     done = subprocess.run(
         # ExecuTorch's own Python interface takes tensors of torch
-        [sys.executable, *([SCRIPT_FILE] if name == "executorch" else ALONE), *files],
+        [sys.executable, *(script if name == "executorch" else ALONE), *files],
         capture_output=True,
         text=True,
         cwd=tmp_path,

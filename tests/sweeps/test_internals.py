@@ -115,6 +115,18 @@ def test_ray_starts_no_process_that_has_nothing_to_do() -> None:
     )
 
 
+def test_tune_keeps_the_processes_of_all_trials_that_ended() -> None:
+    assert "self._actor_cache = _ObjectCache(" in inspect.getsource(tune_controller)
+    with ray_internals.kept_processes():
+        cache = tune_controller._ObjectCache(may_keep_one=True)
+    for process in ("first", "second"):
+        assert cache.cache_object("resources", process)
+    assert list(cache.flush_cached_objects()) == []
+    assert cache.pop_cached_object("resources") == "first"
+    assert list(cache.flush_cached_objects(force_all=True)) == ["second"]
+    assert cache.num_cached_objects == 0
+
+
 def test_tune_asks_for_processes_as_they_wait() -> None:
     cache = class_cache._ActorClassCache()
     own = cache.get(type("Own", (), {}))._default_options["runtime_env"]

@@ -463,7 +463,7 @@ function startTheme() {
 const nav = { links: new Map() };
 function startNav() {
   nav.links = new Map();
-  for (const section of document.querySelectorAll("main > section:not([hidden])")) {
+  for (const section of document.querySelectorAll("main section[id]:not([hidden])")) {
     const text = section.dataset.nav || section.querySelector("h2").textContent;
     const go = (event) => {
       /* the address keeps what the reader has set */
@@ -499,6 +499,7 @@ function startAll() {
     ["front", startFront],
     ["front", drawLegends],
     ["trials", startTable],
+    ["trial", startTrial],
     ["parallel", startParallel],
     ["importance", startImportance],
     ["effects", startEffects],

@@ -29,6 +29,8 @@ function layout(extra) {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     showlegend: false,
+    /* what the reader has zoomed into stays when new data come */
+    uirevision: [extra.xaxis, extra.yaxis].map((a) => a?.title?.text ?? "").join("|"),
     hovermode: "closest",
     margin: { l: 56, r: 14, t: 30, b: 48 },
     xaxis: axis(),
@@ -63,7 +65,7 @@ function axisOf(column) {
   const axis = { title: { text: inert(column.title) }, type: column.log ? "log" : "linear" };
   const isShare = column.unit === "fraction" && column.values.every((v) => v === null || v <= 1);
   if (!column.log && column.values.every((v) => v === null || v >= 0))
-    axis.autorangeoptions = isShare ? { minallowed: 0, maxallowed: 1 } : { minallowed: 0 };
+    axis.autorangeoptions = isShare ? { clipmin: 0, clipmax: 1 } : { clipmin: 0 };
   return column.unit === "fraction" ? { ...axis, tickformat: ".3~p" } : axis;
 }
 /* Axis of things that are counted: no ticks between whole numbers. */
@@ -185,7 +187,7 @@ function drawCurves() {
       xaxis: countAxis("epoch of the stage", Math.max(...trials.map((t) => t.values[index].length))),
       yaxis: {
         ...(unit === "fraction" && low >= 0 && high <= 1
-          ? { autorangeoptions: { minallowed: 0, maxallowed: 1 } }
+          ? { autorangeoptions: { clipmin: 0, clipmax: 1 } }
           : {}),
         title: { text: inert(D.curves.metrics[index].title) },
         type: log ? "log" : "linear",

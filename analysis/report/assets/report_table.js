@@ -66,6 +66,11 @@ function tableRow(row, columns, errors) {
   const star = onFront(row)
     ? el("span", { class: "star", title: "on the front", "aria-label": "on the front" }, "★")
     : null;
+  const choose = el(
+    "button",
+    { type: "button", class: "id", onclick: () => select(row) },
+    D.ids[row],
+  );
   const cells = columns.map((column) => {
     const text = show(column, row);
     const kind = column.kind === "num" ? "n" : text.length < 25 ? "word" : "text";
@@ -75,7 +80,7 @@ function tableRow(row, columns, errors) {
   const node = el(
     "tr",
     {},
-    el("th", { scope: "row" }, D.ids[row], star),
+    el("th", { scope: "row" }, choose, star),
     state_,
     ...cells,
     errors ? errorCell(row) : null,
@@ -166,6 +171,7 @@ function rowText(row) {
     D.ids[row],
     D.status[row],
     D.error[row] || "",
+    D.notes[row] ? [D.notes[row].text, ...D.notes[row].tags].join(" ") : "",
     ...table.columns.map((c) => c.label + "=" + show(c, row)),
   ]
     .join(" ")

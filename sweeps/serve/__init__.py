@@ -1,0 +1,1 @@
+"""The live page: the report, fed by the records while trials run."""

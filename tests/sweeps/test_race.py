@@ -1,0 +1,84 @@
+"""Seeds by need: who gets one more, and a race that was cut."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.contract import Objective
+from sweeps.run.folder import trial_name
+from sweeps.run.record import TrialRecord
+from sweeps.search.race import undecided
+from sweeps.search.searcher import StudySearch
+from tests.sweeps.helpers import begin, searcher
+
+GOALS = [Objective("accuracy", "max"), Objective("gmacs", "min")]
+
+
+def test_only_places_near_the_front_are_undecided() -> None:
+    near = {0: [[0.90, 2.0], [0.92, 2.0]], 1: [[0.91, 1.9], [0.90, 1.9]]}
+    far = {2: [[0.5, 1.8], [0.52, 1.8]], 3: [[0.2, 3.0]], 4: [[0.99, 5.0], [0.98, 5.0]]}
+    # 4 of its kind tell the spread: about 0.01
+    values: dict[int, list[list[float]]] = near | far | {5: []}
+    used = {number: max(1, len(seeds)) for number, seeds in values.items()}
+    assert undecided(values, used, GOALS, 0.9) == [0]
+    first = {number: seeds[:1] for number, seeds in values.items()}
+    # nothing is known of the spread: front by front, and one seed more each
+    once = dict.fromkeys(first, 1)
+    assert undecided(first, once, GOALS, 0.9) == [1, 2, 4, 0, 3]
+    assert undecided(first, once | {1: 2}, GOALS, 0.9) == [2, 4, 0, 3]
+    assert undecided({}, {}, GOALS, 0.9) == []
+
+
+def raced(search: StudySearch) -> TrialRecord:
+    """Accuracy with a spread of 0.05, that a trial's number and replicate decide."""
+    record = begin(search)
+    plan = record.plan
+    noise = np.random.default_rng([plan.number, plan.replicate]).normal(0, 0.05)
+    metrics = {"accuracy": 0.9 - 0.1 * (plan.number % 4) + noise, "gmacs": 1.0}
+    record.finish("complete", metrics=metrics)
+    search.tell(record)
+    return record
+
+
+def all_of(search: StudySearch, most: int) -> list[str]:
+    found = []
+    while search.num_trials and len(found) < most:
+        try:
+            found.append(raced(search).trial_id)
+        except AssertionError:  # nothing more was handed out
+            break
+    return found
+
+
+def test_a_race_gives_seeds_by_need_and_may_be_cut(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    options = {"trials": 8, "race": {"most": 4, "trials": 12}}
+    whole = all_of(searcher(raw, tmp_path / "whole", **options), 50)
+    assert whole[:8] == [trial_name(number, 0, 1) for number in range(8)]
+    extra = whole[8:]
+    assert 2 <= len(extra) <= 12
+    # the first four tell the spread; the best are 0 and 4, and 3 and 7 far from them
+    later = {name[:5] for name in extra[4:]}
+    assert later & {"00000", "00004"}
+    assert not later & {"00003", "00007"}
+    assert all(name.endswith(("-r1", "-r2", "-r3")) for name in extra)
+    cut = all_of(searcher(raw, tmp_path / "cut", **options), 6)
+    cut += all_of(searcher(raw, tmp_path / "cut", **options), 3)
+    begin(searcher(raw, tmp_path / "cut", **options)).finish("interrupted")
+    cut += all_of(searcher(raw, tmp_path / "cut", **options), 50)
+    assert cut == whole
+
+
+def test_a_race_can_follow_a_search_that_has_ended(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    assert len(all_of(searcher(raw, tmp_path, trials=8), 50)) == 8
+    search = searcher(raw, tmp_path, trials=8, race={"most": 3, "trials": 2})
+    assert search.num_trials == 2
+    found = all_of(search, 50)
+    assert 1 <= len(found) <= 2
+    assert found[0].endswith("-r1")
+    assert search.ask() is None
+    assert not search.is_waiting
