@@ -170,11 +170,33 @@ def front_probability(values: Floats, objectives: Sequence[Objective]) -> Floats
     return np.mean(masks, axis=0) if masks else np.zeros(values.shape[1])
 
 
-def bounds_probability(values: Floats, objectives: Sequence[Objective]) -> Floats:
-    """(n,) share of draws, `values` (draws, n, k), in which a configuration keeps all bounds."""
-    if not len(values):
-        return np.zeros(values.shape[1])
-    return np.mean([pareto.eligible(each, objectives) for each in values], axis=0)
+def bounds_probability(
+    rows: pd.DataFrame, objectives: Sequence[Objective], classes: pd.DataFrame
+) -> Floats:
+    """(n,) probability that a configuration's true objectives keep all bounds.
+
+    Each configuration is judged by its own measurements: a bound is fixed, so nothing is drawn in
+    towards the others' mean, which few configurations would give badly.
+
+    Args:
+        rows, classes: as in `plausible_values`.
+    """
+    from scipy.stats import t
+
+    values = objective_values(rows, objectives)
+    variances, freedom = error_variances(rows, objectives, classes)
+    chances = np.ones(len(rows))
+    for column, objective in enumerate(objectives):
+        limit = objective.limit
+        if limit is None:
+            continue
+        room = -objective.sign * (values[:, column] - limit)
+        spread = np.sqrt(variances[:, column])
+        known = np.minimum(freedom[:, column], _AS_GOOD_AS_NORMAL)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            likely = t.cdf(room / spread, known)
+        chances *= np.where(spread > 0, likely, room >= 0)
+    return np.nan_to_num(chances)
 
 
 def draws_for(configurations: int) -> int:

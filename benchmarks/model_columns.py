@@ -151,7 +151,15 @@ def asp(case: Case) -> None:
 
 
 def wfn(case: Case) -> None:
-    ran = case.ran({"wfn": WFN})
+    _fixed(case, "wfn", WFN)
+
+
+def pwfn(case: Case) -> None:
+    _fixed(case, "pwfn", {k: v for k, v in WFN.items() if k != "distance_allowed"})
+
+
+def _fixed(case: Case, kind: str, options: dict[str, Any]) -> None:
+    ran = case.ran({kind: options})
     require(
         ran.metrics["unique_values"] == ran.metrics["codebook_size"],
         f"{ran.metrics['unique_values']} values,"
@@ -364,6 +372,7 @@ def _methods() -> dict[str, Column]:
             "2:4", "zeros in the pattern, held while training", asp, ("asp",)
         ),
         "wfn": Column("WFN", "fixed on few values, coded exactly", wfn, ("wfn",)),
+        "pwfn": Column("PWFN", "fixed on few values, coded exactly", pwfn, ("pwfn",)),
         "int8": Column(
             "int8",
             "integers of weights and activations, coded exactly, the same logits in OpenVINO",

@@ -14,11 +14,11 @@ one sampler object with a seed, no cache, what repeats is trained again (optuna,
 
 Tables: search-prefix as benchmarks/search_table.py recorded it. search-channels likewise, after
 all was built and chosen: no option of the search was ever tried on it. search-digits was recorded
-without seconds: its stages count in multiply-accumulates, epochs × (teacher's or student's), scaled to the
-seconds of search-prefix's teacher. joint-cifar10 has 29 configurations, which answer for the whole
-space, each for those nearest to it; its seconds are known of whole trials, and are divided up by a
-non-negative regression on what each stage does: images × size of the model for training, the same
-for pruning and for fixing, and a constant for the rest.
+without seconds: its stages count in multiply-accumulates, epochs × (teacher's or student's), scaled
+to the seconds of search-prefix's teacher. joint-cifar10 has 29 configurations, which answer for the
+whole space, each for those nearest to it; its seconds are known of whole trials, and are divided up
+by a non-negative regression on what each stage does: images × size of the model for training, the
+same for pruning and for fixing, and a constant for the rest.
 """
 
 import argparse
@@ -232,8 +232,9 @@ def summary(rows: pd.DataFrame) -> None:
         best = plain.groupby("sampler")["seconds"].mean().idxmin()
         base = plain.loc[plain["sampler"] == best, "seconds"].to_numpy()
         for (sampler, cost), group in of_table.groupby(["sampler", "cost"], sort=False):
-            if cost != "none" and np.isfinite(base).all():
-                said = ratio(group["seconds"].to_numpy(), base)
+            seconds = group["seconds"].to_numpy()
+            if cost != "none" and np.isfinite([*base, *seconds]).all():
+                said = ratio(seconds, base)
                 print(f"{name}: {sampler} {cost} takes {said} of the seconds of {best}")
 
 

@@ -28,6 +28,7 @@ from compress.selection.random_init import RandomInit
 from compress.selection.stage import WeightSelection
 from compress.stage import Context, Stage
 from compress.token_merging import TokenMerging
+from compress.wfn.probabilistic import Pwfn
 from compress.wfn.stage import Wfn
 from trainers import measuring, plugins
 from trainers.config import DataConfig, FitOptions, SourceConfig
@@ -58,6 +59,7 @@ STAGES: dict[str, type[Stage]] = {
     "token_merging": TokenMerging,
     "asp": Asp,
     "wfn": Wfn,
+    "pwfn": Pwfn,
     "int8": Int8,
     "uniform_quant": UniformQuant,
     "kmeans_quant": KmeansQuant,

@@ -162,13 +162,18 @@ def _with_choice(message: str, space: Space, draw: Draw) -> str:
 
 
 @lru_cache(maxsize=32)
-def _info_cached(config_json: str) -> DataInfo:
+def known_info(config_json: str) -> DataInfo:
+    """Facts about the data of a config's JSON; looked up once in a process.
+
+    Raises:
+        ValueError: as `data_info`.
+    """
     return data_info(DataConfig.model_validate_json(config_json))
 
 
 def _info(config: DataConfig) -> DataInfo:
     try:
-        return _info_cached(config.model_dump_json())
+        return known_info(config.model_dump_json())
     except ValueError as error:
         message = str(error)
         raise ValueError(

@@ -2,18 +2,15 @@
 trackers.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from analysis.contract import RUN_FILE, Objective
 from compress.pipeline import NamedStage
 from sweeps.check_objectives import is_of_test_set
 from sweeps.drive.trackers import check_trackers
+from sweeps.search.portfolio import check_portfolio
 from sweeps.spec.model import EarlyStopping, Spec, epoch_metric
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.epoch_curve import trained_stage
-from trainers.files import read_json
 
 
 def check_search(
@@ -40,7 +37,8 @@ def check_search(
             "search.stop_when: goal means that every bound is kept, and no objective has one;"
             " give bound to one"
         )
-    _check_earlier_runs(spec.search.earlier_runs, spec.objectives)
+    for path in spec.search.earlier_runs:
+        check_portfolio(path, spec.objectives)
     check_trackers(spec.trackers)
 
 
@@ -96,25 +94,3 @@ def _check_stopping_metric(rule: EarlyStopping, val_fraction: float) -> None:
         raise SpecError(
             f"{place}: {rule.metric} needs a validation part; data.val_fraction is 0"
         )
-
-
-def _check_earlier_runs(runs: Sequence[Path], objectives: Sequence[Objective]) -> None:
-    """Refuse runs whose trials say nothing about these objectives."""
-    wanted = [(o.metric, o.mode) for o in objectives]
-    for run in runs:
-        header = read_json(run / RUN_FILE)
-        if header is None:
-            raise SpecError(
-                f"search.from: {run} is not a run folder (no {RUN_FILE} in it)"
-            )
-        have = [_goal(objective) for objective in header["objectives"]]
-        if have != wanted:
-            goals = ", ".join(f"{mode} {metric}" for metric, mode in have)
-            raise SpecError(
-                f"search.from: {run} has other objectives ({goals}); a study compares"
-                " trials by the same ones"
-            )
-
-
-def _goal(objective: Mapping[str, Any]) -> tuple[str, str]:
-    return str(objective["metric"]), str(objective["mode"])

@@ -12,6 +12,7 @@ from rich.text import Text
 from analysis.contract import Objective, RelativeBound
 from analysis.numbers import plain
 from compress.metrics import metrics
+from sweeps.console import LONGEST_TEXT, print_text
 from sweeps.spec.options import Option
 from trainers.plugins import plugin_of
 from trainers.training.epoch_metrics import epoch_metrics
@@ -184,8 +185,8 @@ def print_sweep(sweep: "Sweep", console: Console) -> None:
         names = ", ".join(plugin.name for plugin in sweep.plugins)
         console.print(f"plugins    {escape(names)}", highlight=False)
     _print_stages(sweep, console)
-    if sweep.space.dimensions:
-        console.print(_space_table(sweep))
+    for dimension in _space_lines(sweep, min(console.width, LONGEST_TEXT)):
+        console.print(dimension, soft_wrap=True, highlight=False)
     size = sweep.space.size()
     amount = "a continuum" if size is None else f"{size:,} configurations"
     configurations = sweep.num_configurations
@@ -196,14 +197,14 @@ def print_sweep(sweep: "Sweep", console: Console) -> None:
         f" configurations × {search.replicates} seeds",
         f"run folder {spec.run_folder}",
     ):
-        console.print(escape(line), highlight=False, soft_wrap=True)
+        print_text(console, line)
 
 
 def print_facts(sweep: "Sweep", console: Console) -> None:
     """The data set in a line, and what a user must know about source and data."""
     lines = [f"data       {sweep.data}", *(f"note: {text}" for text in sweep.remarks)]
     for line in lines:
-        console.print(escape(line), highlight=False, soft_wrap=True)
+        print_text(console, line)
 
 
 def _print_stages(sweep: "Sweep", console: Console) -> None:
@@ -231,13 +232,13 @@ def _print_stages(sweep: "Sweep", console: Console) -> None:
         )
 
 
-def _space_table(sweep: "Sweep") -> Table:
-    rows = table("dimension", "values", "when")
+def _space_lines(sweep: "Sweep", width: int) -> Iterator[Text]:
+    """What is searched: a line with each dimension and its values, one with when it exists."""
     for dimension in sweep.space.dimensions:
         alternatives = ", ".join(sorted(dimension.alternatives))
-        when = f"{dimension.slot} in {alternatives}" if dimension.slot else ""
-        rows.add_row(dimension.path, escape(dimension.describe()), escape(when))
-    return rows
+        when = f"where {dimension.slot} is {alternatives}" if dimension.slot else ""
+        name = dimension.path
+        yield from _entry(f"  {name}", len(name), dimension.describe(), when, width)
 
 
 def _goal(objective: Objective) -> str:

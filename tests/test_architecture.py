@@ -94,7 +94,7 @@ ROOMS = (
     ),
     Room("search", "sweeps/search", f"analysis stage {SEARCH.replace(' search', '')}"),
     Room("trackers", "sweeps/drive/trackers.py", "text run spec contract trainers"),
-    Room("check", f"sweeps {CHECK}", f"runtimes stage trackers {SEARCH}"),
+    Room("check", f"sweeps {CHECK}", f"console runtimes stage trackers {SEARCH}"),
     Room("reproduce", "sweeps/trial/reproduce.py", f"stage check {SEARCH}"),
     Room(
         "drive",

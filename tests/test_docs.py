@@ -190,3 +190,10 @@ def test_the_tests_that_hold_a_replication_exist() -> None:
         if f"def {name}(" not in (root / file).read_text()
     ]
     assert not missing
+
+
+def test_recordings_fit_into_their_terminal() -> None:
+    text = (DOCS / "terminal.md").read_text("utf-8")
+    shown = re.findall(r"^```\n\$ (.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert len(shown) > 5
+    assert max(len(line) for part in shown for line in part.splitlines()) <= 80

@@ -220,7 +220,7 @@ class MeasuredCost:
         self,
         layout: Layout,
         found: Sequence[Layer],
-        tables: Sequence[Any],
+        tables: Sequence[Any] | np.ndarray,
         others: Terms,
         others_ms: float,
     ) -> None:

@@ -35,6 +35,7 @@ from compress.int8.calibrate import (
 )
 from compress.int8.fold import fold_norms
 from compress.int8.nncf_internals import check_installed, choose
+from compress.int8.readers import read_by_none_but, readers_of
 from compress.metrics import Metric
 from compress.stage import Context, Phase, Stage
 from trainers.config import Augment, AugmentConfig, DistillConfig, TrainConfig
@@ -283,6 +284,7 @@ class _Calibration:
         self.norms = tuple(fold_norms(self.folded, batches[0][:2]))
         few = [batch[:_CALIBRATION_BATCH] for batch in batches[:_PLACING_BATCHES]]
         self.choice = choose(self.folded, few, options.smooth_quant)
+        self.readers = readers_of(self.folded, batches[0][:2])
         self.float_weights = dict(self.choice.state)
         with torch.no_grad():
             self.logits = logits_of(model.build(), batches)
@@ -327,6 +329,7 @@ class _Calibration:
         points = tuple(
             (place, index)
             for index, group in enumerate(self.choice.groups)
+            if not read_by_none_but(left_out, group, self.readers)
             for place in group
             if place.module not in left_out
         )

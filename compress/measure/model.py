@@ -116,7 +116,7 @@ def forward_pass(
     training: bool = False,
     quickly: bool = False,
 ) -> ForwardPass:
-    """One forward pass, of random weights.
+    """One forward pass, of random weights. The same one is not made twice in a process.
 
     It takes no memory, on the meta device; the few models that look at values run on the CPU.
 
@@ -128,6 +128,15 @@ def forward_pass(
     Raises:
         One of `PASS_ERRORS`, by the model itself: it cannot take such images.
     """
+    text = json.dumps(arch.to_json(), sort_keys=True)
+    return _forward_pass(text, image_size, images, training, quickly)
+
+
+@lru_cache(maxsize=512)
+def _forward_pass(
+    arch_json: str, image_size: int, images: int, training: bool, quickly: bool
+) -> ForwardPass:
+    arch = Arch(**json.loads(arch_json))
     shape = (images, arch.args.get("in_chans", 3), image_size, image_size)
     module = on_meta(arch).train(training)
     if not quickly or sum(p.numel() for p in module.parameters()) > SMALL_PARAMS:

@@ -96,6 +96,32 @@ def without_signs(model: Any) -> None:
             del model.graph.initializers[zero.name]
 
 
+def keep_in_float(model: Any) -> None:
+    """Put a Clip without limits before each product of a real weight with integers that were made
+    real. ONNX Runtime else rounds the weight, with one step for all channels, where a quantiser
+    follows the product, too.
+
+    Args:
+        model: an `onnx_ir.Model`; changed in place.
+    """
+    import onnx_ir as ir
+
+    for node in list(model.graph):
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        value, weight = node.inputs[:2]
+        source = value.producer()
+        if source is None or source.op_type != "DequantizeLinear":
+            continue
+        if weight.const_value is None:
+            continue
+        clip = ir.node("Clip", [value])
+        clip.outputs[0].name = f"{value.name}.for_{node.name}"
+        clip.outputs[0].type, clip.outputs[0].shape = value.type, value.shape
+        model.graph.insert_before(node, clip)
+        node.replace_input_with(0, clip.outputs[0])
+
+
 @lru_cache(maxsize=1)
 def _operators() -> tuple[Operators, dict[Callable[..., Any], Callable[..., Any]]]:
     from onnxscript import opset18

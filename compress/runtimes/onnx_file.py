@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from compress.measure.options import Precision
 from compress.runtimes.errors import first_line
 from compress.runtimes.integer_nodes import (
+    keep_in_float,
     lay_out_weights,
     onnx_nodes,
     without_signs,
@@ -89,6 +90,7 @@ def write_onnx(
             assert program is not None, "with dynamo=True there is always one"
             lay_out_weights(program.model)
             without_signs(program.model)
+            keep_in_float(program.model)
             program.model.metadata_props.update(notes)
             program.save(file, external_data=size > MAX_ONNX_BYTES)
     except EXPORT_ERRORS as error:

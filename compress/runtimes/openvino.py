@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -49,6 +50,7 @@ class OpenVino(OnnxBased):
 
         # `openvino.convert_model` does the same, and sends a report of its use
         model = openvino.Core().read_model(str(onnx_file))
+        _number_in_order(model)
         for key, value in notes.items():
             model.set_rt_info(value, ["model_info", key])
         openvino.save_model(
@@ -67,6 +69,16 @@ class OpenVino(OnnxBased):
         self, file: Path, options: RuntimeOptions, device: str = "cpu"
     ) -> OpenVinoSession:
         return OpenVinoSession(file, options)
+
+
+def _number_in_order(model: Any) -> None:
+    """Let what has no name of its own be called by its place in the model. OpenVINO calls it by
+    how many nodes the process has made, so that the same model's files would differ.
+    """
+    for index, node in enumerate(model.get_ordered_ops()):
+        kind = node.get_type_name()
+        if re.fullmatch(rf"{kind}_\d+", node.get_friendly_name()):
+            node.set_friendly_name(f"{kind}_{index}")
 
 
 class OpenVinoSession(Session):

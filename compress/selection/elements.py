@@ -13,6 +13,8 @@ Rules
     random                one I for each (T, S) and seed
     random_inconsistent   a fresh I for every tensor and axis
     magnitude             the S largest L1 norms
+    activation            the same of |w| · root mean square of the input that w is multiplied with
+                          (the score of Wanda, Sun et al., arXiv:2306.11695, for whole channels)
 """
 
 from collections.abc import Sequence
@@ -24,7 +26,7 @@ from torch import Tensor
 from trainers.seeding import derive_seed
 
 ElementRule = Literal[
-    "uniform", "consecutive", "random", "random_inconsistent", "magnitude"
+    "uniform", "consecutive", "random", "random_inconsistent", "magnitude", "activation"
 ]
 
 
@@ -66,13 +68,24 @@ def select(
         return take(
             tensor, [strongest(norm, s) for norm, s in zip(norms, shape, strict=True)]
         )
-    indices = []
-    for axis, (t, s) in enumerate(zip(tensor.shape, shape, strict=True)):
-        if rule == "uniform":
-            indices.append(uniform_indices(t, s, rounding))
-        else:
-            indices.append(_axis_indices(t, s, rule, seed, f"{name}#{axis}"))
-    return take(tensor, indices)
+    return take(tensor, tensor_indices(tensor.shape, shape, rule, seed, name, rounding))
+
+
+def tensor_indices(
+    teacher: Sequence[int],
+    student: Sequence[int],
+    rule: ElementRule,
+    seed: int = 0,
+    name: str = "",
+    rounding: Rounding = "float32",
+) -> list[Tensor]:
+    """Indices along each axis by a rule that looks at shapes alone; see `select`."""
+    return [
+        uniform_indices(t, s, rounding)
+        if rule == "uniform"
+        else _axis_indices(t, s, rule, seed, f"{name}#{axis}")
+        for axis, (t, s) in enumerate(zip(teacher, student, strict=True))
+    ]
 
 
 def take(tensor: Tensor, indices: Sequence[Tensor]) -> Tensor:

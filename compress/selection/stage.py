@@ -1,16 +1,19 @@
 """Weight selection: a small student starts from a subset of a larger pretrained teacher's weights.
 
 Xu et al., "Initializing Models with Larger Ones", ICLR 2024 (arXiv 2311.18823), section 3.
-Neither training nor data. The maths is in `transfer` (what is taken), `elements` (the rules
-along one axis) and `axes` (which axes carry the same channels).
+No training, and no data but for the rule `activation` and with `compensate`. The maths is in
+`transfer` (what is taken), `elements` (the rules along one axis), `axes` (which axes carry the same
+channels) and `activations` (what looks at images).
 """
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from compress.selection.elements import ElementRule, Rounding
+from compress.compensation import COMPENSATE_IMAGES
+from compress.selection.activations import compensated_tensors, weighed
+from compress.selection.elements import ElementRule, Rounding, take
 from compress.selection.layers import LayerRule
 from compress.selection.transfer import (
     Transfer,
@@ -20,6 +23,7 @@ from compress.selection.transfer import (
 from compress.stage import Context, Phase
 from compress.student import StudentStage
 from trainers.data.splits import DataInfo
+from trainers.hashing import LATER
 from trainers.models.arch import Arch, ModelState, shared_on_meta
 from trainers.models.parameters import classifier_parameters
 
@@ -39,7 +43,11 @@ class WeightSelection(StudentStage):
         "first", description="teacher blocks: the first ones, or evenly spaced ones"
     )
     element_rule: ElementRule = Field(
-        "uniform", description="elements along each axis; uniform is the paper's"
+        "uniform",
+        description=(
+            "elements along each axis; uniform is the paper's. activation: the largest weights"
+            " times what they are multiplied with, on selection_images"
+        ),
     )
     selection_rounding: Rounding = Field(
         "float32",
@@ -54,6 +62,18 @@ class WeightSelection(StudentStage):
             "teacher and student share the label set: select the classifier too, and what"
             " else is in a module called head"
         ),
+    )
+    compensate: Annotated[bool, LATER] = Field(
+        False,
+        description=(
+            "weights that stay make up for the inputs that are left out, by a regression on"
+            " what the teacher's layers see of selection_images"
+        ),
+    )
+    selection_images: Annotated[int, LATER] = Field(
+        COMPENSATE_IMAGES,
+        ge=1,
+        description="training images without labels, for activation and compensate",
     )
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
@@ -71,11 +91,21 @@ class WeightSelection(StudentStage):
         target = super().check(model.arch, ctx.data.info)
         transfer = self._transfer(model.arch, target)
         start = ModelState.initialised(target, ctx.seed)
-        chosen, grouping = transfer.cut(
-            model.weights, self.element_rule, ctx.seed, self.selection_rounding
+        tensors = transfer.prepared(model.weights)
+        teacher = model.build().to(ctx.device)
+        scored = tensors
+        if self.element_rule == "activation":
+            images = ctx.images(self.selection_images)
+            scored = weighed(transfer, tensors, teacher, images)
+        indices, grouping = transfer.indices(
+            scored, self.element_rule, ctx.seed, self.selection_rounding
         )
+        chosen = {name: take(tensor, indices[name]) for name, tensor in tensors.items()}
+        if self.compensate:
+            images = ctx.images(self.selection_images)
+            chosen |= compensated_tensors(transfer, indices, teacher, images)
         weights = start.weights | {
-            name: tensor.to(start.weights[name].dtype)
+            name: tensor.to(start.weights[name].dtype).contiguous()
             for name, tensor in chosen.items()
         }
         notes: dict[str, Any] = {

@@ -30,9 +30,9 @@ from compress.selection.elements import (
     ElementRule,
     Rounding,
     same_rank,
-    select,
     size_fault,
     take,
+    tensor_indices,
 )
 from compress.selection.layers import LayerMap, LayerRule, map_layers
 from compress.selection.positions import on_students_places
@@ -74,28 +74,45 @@ class Transfer:
         Returns:
             Contiguous tensors by the student's names; and, for the rule `magnitude`, how the
             axes were grouped ("axis roles" or "axis sizes"), else None.
+
+        Raises:
+            ValueError: the rule `activation`, which needs images.
         """
-        tensors = self._prepared(weights)
-        if rule != "magnitude":
-            chosen = {
-                name: select(
-                    tensor,
-                    self.shapes[name],
-                    rule,
-                    seed=seed,
-                    name=name,
-                    rounding=rounding,
-                )
-                for name, tensor in tensors.items()
-            }
-            return _contiguous(chosen), None
-        indices, grouping = magnitude_indices(
-            tensors, self.shapes, self.student, self._heads()
-        )
+        if rule == "activation":
+            raise ValueError(
+                "the element rule activation needs images, which only the stage"
+                " weight_selection has; use magnitude, or the stage"
+            )
+        tensors = self.prepared(weights)
+        indices, grouping = self.indices(tensors, rule, seed, rounding)
         chosen = {name: take(tensor, indices[name]) for name, tensor in tensors.items()}
         return _contiguous(chosen), grouping
 
-    def _prepared(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def indices(
+        self,
+        tensors: Mapping[str, Tensor],
+        rule: ElementRule,
+        seed: int,
+        rounding: Rounding = "float32",
+    ) -> tuple[dict[str, list[Tensor]], str | None]:
+        """Student's name → indices along each axis; and the grouping, as for `cut`.
+
+        Args:
+            tensors: what is selected from, by the student's names (for the rule `activation`
+                already weighed by what the layers see).
+            rule, seed, rounding: as for `cut`.
+        """
+        if rule in ("magnitude", "activation"):
+            return magnitude_indices(tensors, self.shapes, self.student, self._heads())
+        found = {
+            name: tensor_indices(
+                tensor.shape, self.shapes[name], rule, seed, name, rounding
+            )
+            for name, tensor in tensors.items()
+        }
+        return found, None
+
+    def prepared(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The teacher's tensors by the student's names, of the student's rank and on its
         places.
         """

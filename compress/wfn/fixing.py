@@ -13,6 +13,7 @@ means held: their gradients are zeroed and their values put back after every upd
 neither momentum nor weight decay moves a bit of them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -146,18 +147,87 @@ class HoldFixed(Hook):
         return None
 
 
-class Fixing:
+class Iterations(ABC):
     """The iterations of weight fixing on one module, in place.
+
+    Args:
+        module: whose weights are fixed; it may be trained between the iterations.
+        include_norm: fix norm parameters too.
+
+    Attributes:
+        iteration: of the next clustering, from 0.
+        clustering: the last one, if there was one.
+
+    Raises:
+        ValueError: the module has nothing to fix.
+    """
+
+    clustering: Clustering | None
+
+    def __init__(self, module: nn.Module, *, include_norm: bool = False) -> None:
+        self.module = module
+        self.parameters = fixable_parameters(module, include_norm)
+        if not self.parameters:
+            raise ValueError(
+                f"{type(module).__name__} has no Linear or Conv parameters to fix"
+            )
+        self.iteration = 0
+        self.clustering = None
+
+    @abstractmethod
+    def hooks(self) -> list[Hook]:
+        """What holds the fixed weights while the others are trained."""
+
+    @abstractmethod
+    def _cluster(self, iteration: int) -> Clustering:
+        """Which weights are fixed after that iteration, and where."""
+
+    def fix_more(self, images: Iterable[Tensor] | None = None) -> Clustering:
+        """Cluster, and give the weights that are fixed now their shared values.
+
+        Args:
+            images: batches for layer-wise rounding (`compress.rounding`): which of the shared
+                values each fixed weight gets is decided by the outputs of its layer, and the
+                unfixed weights make up for the rest. Default: as the clustering assigns them.
+        """
+        self.clustering = self._cluster(self.iteration)
+        if images is None:
+            self._assign(self.clustering)
+        else:
+            self.clustering = self._round(self.clustering, images)
+        self.iteration += 1
+        return self.clustering
+
+    def _assign(self, clustering: Clustering) -> None:
+        put(self.parameters, clustering.values)
+
+    def _round(self, clustering: Clustering, images: Iterable[Tensor]) -> Clustering:
+        """The clustering with its weights as layer-wise rounding leaves them in the module."""
+        free = _shaped_as(list(self.parameters.values()), ~clustering.fixed)
+        codebook = clustering.codebook.double().cpu()
+        round_module(
+            self.module,
+            dict.fromkeys(self.parameters, partial(nearest, centroids=codebook)),
+            images,
+            free=dict(zip(self.parameters, free, strict=True)),
+        )
+        values = flat(self.parameters)
+        places = torch.searchsorted(clustering.codebook, values).to(torch.int32)
+        return replace(
+            clustering,
+            values=values,
+            assignments=torch.where(clustering.fixed, places, -1),
+        )
+
+
+class Fixing(Iterations):
+    """`Iterations` by the weights' values alone (WFN).
 
     Args:
         module: whose weights are fixed; it may be trained between the iterations.
         rules: how.
         include_norm: fix norm parameters too.
         first_iteration: how many iterations the module already has behind it.
-
-    Attributes:
-        iteration: of the next clustering, from 0.
-        clustering: the last one, if there was one.
 
     Raises:
         ValueError: the module has nothing to fix.
@@ -171,18 +241,15 @@ class Fixing:
         include_norm: bool = False,
         first_iteration: int = 0,
     ) -> None:
+        super().__init__(module, include_norm=include_norm)
         self.rules = rules
-        self.module = module
-        self.parameters = fixable_parameters(module, include_norm)
-        if not self.parameters:
-            raise ValueError(
-                f"{type(module).__name__} has no Linear or Conv parameters to fix"
-            )
         self.iteration = first_iteration
-        self.clustering: Clustering | None = None
         if first_iteration:
             # what is fixed lies on centroids, so that the same call finds it again
             self.clustering = self._cluster(first_iteration - 1)
+
+    def hooks(self) -> list[Hook]:
+        return [self.hook()]
 
     def hook(self) -> HoldFixed:
         """What holds the fixed weights while the others are trained."""
@@ -209,46 +276,6 @@ class Fixing:
             self.rules.hold,
         )
 
-    def fix_more(self, images: Iterable[Tensor] | None = None) -> Clustering:
-        """Cluster, and give the weights that are fixed now their shared values.
-
-        Args:
-            images: batches for layer-wise rounding (`compress.rounding`): which of the shared
-                values each fixed weight gets is decided by the outputs of its layer, and the
-                unfixed weights make up for the rest. Default: as the clustering assigns them.
-        """
-        self.clustering = self._cluster(self.iteration)
-        if images is None:
-            self._assign(self.clustering.values)
-        else:
-            self.clustering = self._round(self.clustering, images)
-        self.iteration += 1
-        return self.clustering
-
-    def _round(self, clustering: Clustering, images: Iterable[Tensor]) -> Clustering:
-        """The clustering with its weights as layer-wise rounding leaves them in the module."""
-        parameters = list(self.parameters.values())
-        codebook = clustering.codebook.double().cpu()
-        round_module(
-            self.module,
-            dict.fromkeys(self.parameters, partial(nearest, centroids=codebook)),
-            images,
-            free=dict(
-                zip(
-                    self.parameters,
-                    _shaped_as(parameters, ~clustering.fixed),
-                    strict=True,
-                )
-            ),
-        )
-        values = flat(self.parameters)
-        places = torch.searchsorted(clustering.codebook, values).to(torch.int32)
-        return replace(
-            clustering,
-            values=values,
-            assignments=torch.where(clustering.fixed, places, -1),
-        )
-
     def _cluster(self, iteration: int) -> Clustering:
         rules = self.rules
         factor = max(1, len(rules.fractions) - iteration)
@@ -262,13 +289,14 @@ class Fixing:
             published=rules.published,
         )
 
-    @torch.no_grad()
-    def _assign(self, values: Tensor) -> None:
-        parameters = list(self.parameters.values())
-        for parameter, value in zip(
-            parameters, _shaped_as(parameters, values), strict=True
-        ):
-            parameter.copy_(value)
+
+@torch.no_grad()
+def put(parameters: dict[str, nn.Parameter], values: Tensor) -> None:
+    """Give parameters the values of a flat vector (n,)."""
+    all_of_them = list(parameters.values())
+    parts = _shaped_as(all_of_them, values)
+    for parameter, part in zip(all_of_them, parts, strict=True):
+        parameter.copy_(part)
 
 
 def fix(

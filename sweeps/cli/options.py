@@ -32,8 +32,11 @@ def options(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[SECTION|STAGE]",
-            help=f"{', '.join(SECTIONS)}, or a stage; without it, the keys of a spec",
+            metavar="[SECTION|STAGE][.OPTION]",
+            help=(
+                f"{', '.join(SECTIONS)}, or a stage, and what of it: data.image_size;"
+                " without it, the keys of a spec"
+            ),
             autocompletion=lambda: list(SECTIONS),
         ),
     ] = None,
@@ -66,12 +69,31 @@ def _options_of(name: str | None, plugins: list[str]) -> "list[Option]":
 
     if name is None:
         return options_of_spec()
-    if name in SECTIONS:
-        return options_of_section(name)
+    whole, _, inner = name.removeprefix("stages.").partition(".")
+    if whole in SECTIONS:
+        return _below(inner, options_of_section(whole), whole)
     from sweeps.spec.plugins import load_plugins, read_plugins
 
     load_plugins(read_plugins(plugins))
-    return options_of_stage(stage_named(name, SECTIONS))
+    found = options_of_stage(stage_named(whole, SECTIONS))
+    return _below(inner, found, whole)
+
+
+def _below(inner: str, options: "list[Option]", whole: str) -> "list[Option]":
+    """The option with this name and those below it; all, where the name is empty.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from sweeps.spec.yaml_text import did_you_mean
+
+    found = [each for each in options if f"{each.name}.".startswith(f"{inner}.")]
+    if inner and not found:
+        hint = did_you_mean(inner, [each.name for each in options])
+        raise ValueError(
+            f"{whole} has no option {inner!r}; {hint}`sweeps options {whole}` lists all"
+        )
+    return found if inner else options
 
 
 def stage_named(name: str, further: tuple[str, ...] = ()) -> "type[Stage]":

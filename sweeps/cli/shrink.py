@@ -248,20 +248,22 @@ def _told(planned: "Plan", done: "SweepResult", folder: Path) -> int:
 def _result(run: "Run", chosen: "Pick") -> list[str]:
     """The outcome in lines."""
     from analysis.numbers import percent
+    from sweeps.run.record import named_record
     from sweeps.shrink.outcome import figures, on_test
     from sweeps.shrink.progress import said
 
-    plan = {
-        name: run.trials.loc[chosen.row].get(f"config/{name}")
-        for name in run.parameters
-    }
+    plan = named_record(run.path, chosen.trial_id).plan
     head = f"the goal is met by trial {chosen.trial_id}"
     if not chosen.is_within:
         head = f"the goal is not met; the nearest is trial {chosen.trial_id}"
     elif not chosen.is_certain:
         head += f", with a probability of {percent(chosen.probability, 0)}"
     test = on_test(run, chosen)
-    return [f"{head}: {said(plan)}", *figures(run, chosen), *([test] if test else [])]
+    return [
+        f"{head}: {said(plan.configuration)}",
+        *figures(run, chosen),
+        *([test] if test else []),
+    ]
 
 
 def _code(done: "SweepResult", *, reached: bool) -> int:

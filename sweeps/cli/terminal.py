@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
-from sweeps.console import PlainConsole
+from sweeps.console import LONGEST_TEXT, PlainConsole, print_text
 
 TRACEBACK = "SWEEPS_TRACEBACK"
 MISTAKE = 2
@@ -47,14 +46,12 @@ def say(text: str, style: str = "") -> None:
 
 def warn(text: str) -> None:
     """Print a warning to the error stream."""
-    errors.print(f"[yellow]warning[/] {escape(text)}", highlight=False, soft_wrap=True)
+    print_text(errors, text, "[yellow]warning[/] ")
 
 
 def fail(message: str) -> typer.Exit:
     """Print one message for a user's mistake; the exit to raise."""
-    errors.print(
-        "[bold red]error[/] " + escape(message), highlight=False, soft_wrap=True
-    )
+    print_text(errors, message, "[bold red]error[/] ")
     return typer.Exit(MISTAKE)
 
 
@@ -177,10 +174,6 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         return handled(lambda: super(Commands, self).invoke(ctx))
-
-
-LONGEST_TEXT = 100
-"""Width of running text; longer lines are hard to read."""
 
 
 def text_width() -> int:

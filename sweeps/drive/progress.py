@@ -68,6 +68,7 @@ class Standing:
         self.front = np.empty((0, len(objectives)))
         self.ends: np.ndarray | None = None
         """(2, k): the least and the largest value of each objective."""
+        self._volume: float | None = None
 
     def add(self, metrics: dict[str, Any]) -> bool:
         """Take a complete trial's metrics; what is not finite or not feasible changes nothing.
@@ -80,6 +81,7 @@ class Standing:
         values = finite_values(metrics, self.objectives)
         if values is None or not is_feasible(metrics, self.objectives):
             return False
+        self._volume = None
         row = np.array([values])
         ends = row.repeat(2, axis=0) if self.ends is None else self.ends
         self.ends = np.stack([np.minimum(ends[0], row[0]), np.maximum(ends[1], row[0])])
@@ -106,8 +108,13 @@ class Standing:
 
         if self.ends is None:
             return 0.0
-        reference = pareto.reference_point(self.ends, self._unbounded())
-        return pareto.hypervolume(self.front, self._unbounded(), reference)
+        if (
+            self._volume is None
+        ):  # of many objectives it takes long, and a line is drawn often
+            goals = self._unbounded()
+            reference = pareto.reference_point(self.ends, goals)
+            self._volume = pareto.hypervolume(self.front, goals, reference)
+        return self._volume
 
 
 def _is_whole(record: TrialRecord) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from ray._private import auto_init_hook, parameter, services
@@ -102,17 +102,18 @@ def kept_processes() -> Iterator[None]:
             self._num_cached_objects += 1
             return True
 
-        def flush_cached_objects(self, force_all: bool = False) -> Iterator[Any]:
-            return (
-                super().flush_cached_objects(force_all=True) if force_all else iter(())
-            )
+        def flush_cached_objects(
+            self, force_all: bool = False
+        ) -> Generator[Any, None, None]:
+            if force_all:
+                yield from super().flush_cached_objects(force_all=True)
 
     before = tune_controller._ObjectCache
-    tune_controller._ObjectCache = Cache
+    tune_controller._ObjectCache = Cache  # type: ignore[misc]
     try:
         yield
     finally:
-        tune_controller._ObjectCache = before
+        tune_controller._ObjectCache = before  # type: ignore[misc]
 
 
 @contextlib.contextmanager

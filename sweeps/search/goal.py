@@ -7,12 +7,7 @@ probability that its true objectives are, as `analysis.certainty` estimates it.
 from pathlib import Path
 
 import analysis
-from analysis.certainty import (
-    CERTAIN,
-    bounds_probability,
-    draws_for,
-    plausible_values,
-)
+from analysis.certainty import CERTAIN, bounds_probability
 
 
 def is_met(run: Path) -> bool:
@@ -21,7 +16,5 @@ def is_met(run: Path) -> bool:
     rows = found.configurations()
     if rows.empty:
         return False
-    draws = plausible_values(
-        rows, found.objectives, found.classes, draws_for(len(rows))
-    )
-    return bool(bounds_probability(draws, found.objectives).max() >= CERTAIN)
+    chances = bounds_probability(rows, found.objectives, found.classes)
+    return bool(chances.max() >= CERTAIN)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from bisect import insort
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,8 @@ _LEAST_SAVED = 0.2
 _SCALARISATIONS = 8
 _MOST_KNOWN = 200
 _MOST_PREFIXES = 16
+_MOST_LOOKED_AT = 200
+"""Configurations whose prefixes are looked at."""
 _AUGMENTED = 0.05
 _LEAST_SECONDS = 1e-2
 _OVERHEAD = 0.2
@@ -60,8 +63,8 @@ _OVERHEAD = 0.2
 that alone.
 """
 _MOST_LEFT_OVER = 2000
-_WINDOW = 200
-_STEP = 100
+_WINDOW = 150
+_STEP = 50
 """Complete trials that a sampler looks at: `_WINDOW` and up to `_STEP` more."""
 
 
@@ -130,6 +133,55 @@ def _best_of(study: optuna.Study, trials: list[FrozenTrial]) -> list[FrozenTrial
     return [trial for trial, is_on in zip(trials, front, strict=True) if is_on]
 
 
+class Seen:
+    """Configurations that were tried, by number; what each choice needs is kept at hand.
+
+    Attributes:
+        timed: those with seconds.
+        useful: those with values, too.
+    """
+
+    def __init__(self, objectives: Sequence[Objective]) -> None:
+        # what is not dominated without bounds contains what is not with them
+        self._goals = [Objective(o.metric, o.mode) for o in objectives]
+        self._front: list[Known] = []
+        self._new: list[Known] = []  # whose place on the front was not looked at
+        self._numbers: set[int] = set()
+        self.timed: list[Known] = []
+        self.useful: list[Known] = []
+
+    def add(self, known: Known) -> None:
+        """Take one that was not taken before, or again as it is now."""
+        if known.number in self._numbers:
+            for found in (self.timed, self.useful):
+                found[:] = [each for each in found if each.number != known.number]
+            self._front, self._new = [], list(self.useful)
+        self._numbers.add(known.number)
+        if not known.seconds:
+            return
+        insort(self.timed, known, key=_number_of)
+        if known.values is not None:
+            insort(self.useful, known, key=_number_of)
+            self._new.append(known)
+
+    def front(self, objectives: Sequence[Objective]) -> list[Known]:
+        """Those on the front, by number."""
+        both = sorted([*self._front, *self._new], key=_number_of)
+        self._front, self._new = _front_of(both, self._goals), []
+        return _front_of(self._front, objectives)
+
+
+def _number_of(known: Known) -> int:
+    return known.number
+
+
+def _front_of(known: Sequence[Known], objectives: Sequence[Objective]) -> list[Known]:
+    if not known:
+        return []
+    mask = pareto.front_mask(np.array([each.values for each in known]), objectives)
+    return [each for each, is_on in zip(known, mask, strict=True) if is_on]
+
+
 class Proposals:
     """Chooses configurations for a search with `search.cost: cached` or `full`.
 
@@ -146,7 +198,7 @@ class Proposals:
         self._is_asked = spec.search.cost != "none" and bool(space.dimensions)
         self._offers = Offers(study, space)
         self._encoder = Encoder(distributions_of(space))
-        self._known: dict[int, Known] = {}
+        self._known = Seen(spec.objectives)
         self._finished: set[Key] = set()  # prefixes whose stages are cached
         # seconds of what was searched, of fresh configurations and of those that went on
         self._spent = {False: 0.0, True: 0.0}
@@ -156,7 +208,7 @@ class Proposals:
         if known is not None and self._is_asked:
             with contextlib.suppress(ValueError):
                 checked_draw(self._space, known.draw)
-                self._known[known.number] = known
+                self._known.add(known)
                 if known.seconds and known.number >= 0:
                     self._count(known)
 
@@ -175,7 +227,7 @@ class Proposals:
 
     def seconds_of_one(self) -> float | None:
         """Median seconds of a configuration with an empty cache; None where nothing is known."""
-        known = [sum(k.seconds.values()) for k in self._known.values() if k.seconds]
+        known = [sum(each.seconds.values()) for each in self._known.timed]
         return float(np.median(known)) if known else None
 
     def choose(
@@ -199,8 +251,7 @@ class Proposals:
         Returns:
             None where too little is known yet, or nothing new is offered.
         """
-        known = [self._known[n] for n in sorted(self._known)]
-        useful = [k for k in known if k.values is not None and k.seconds]
+        useful = self._known.useful
         if len(useful) < FIRST:
             return None
         is_cached = self.spec.search.cost == "cached"
@@ -208,9 +259,11 @@ class Proposals:
         goes_on = is_cached and self._spent[True] <= self._spent[False]
         at_end = is_cached and math.isfinite(most_seconds)
         going_on = finished if goes_on or at_end else set()
-        costs = CostModel(self.prefixes, self._encoder, known)
+        costs = CostModel(
+            self.prefixes, self._encoder, self._known.timed[-_MOST_KNOWN:]
+        )
         fresh = self._fresh(number)
-        candidates = [*fresh, *self._going_on(number, fresh, useful, going_on, costs)]
+        candidates = [*fresh, *self._going_on(number, fresh, going_on, costs)]
         draws = [draw for draw, _ in candidates]
         seconds = np.maximum(costs.expected(draws, finished), _LEAST_SECONDS)
         count = len(fresh)
@@ -261,7 +314,6 @@ class Proposals:
         self,
         number: int,
         fresh: Sequence[tuple[Draw, Draw]],
-        useful: Sequence[Known],
         finished: Collection[Key],
         costs: CostModel,
     ) -> list[tuple[Draw, Draw]]:
@@ -272,32 +324,28 @@ class Proposals:
         at_random = [(self._at_random(rng), Draw()) for _ in range(SUFFIXES)]
         return [
             (self.prefixes.crossed(holder, suffix, place), notes)
-            for place, holder in self._worth_going_on(useful, finished, costs)
+            for place, holder in self._worth_going_on(finished, costs)
             for suffix, notes in [*fresh[:OFFERED], *at_random]
         ]
 
     def _worth_going_on(
-        self, useful: Sequence[Known], finished: Collection[Key], costs: CostModel
+        self, finished: Collection[Key], costs: CostModel
     ) -> list[tuple[int, Draw]]:
         """Places in the pipeline and draws that are cached up to there: those of the front's
         configurations, then the latest ones; only where it saves a good part of the seconds.
         """
-        values = np.array([each.values for each in useful])
-        front = pareto.front_mask(values, self.spec.objectives)
-        first = [each for each, is_on in zip(useful, front, strict=True) if is_on]
-        ordered = [*first, *reversed(useful)]
+        first = self._known.front(self.spec.objectives)
+        latest = self._known.useful[-_MOST_LOOKED_AT:]
+        ordered = [*first, *reversed(latest)][:_MOST_LOOKED_AT]
         each_seconds = costs.by_entry([each.draw for each in ordered])
         places: dict[Key, tuple[int, Draw]] = {}
         for each, seconds in zip(ordered, each_seconds, strict=True):
             keys = self.prefixes.keys(each.draw)
             # what all configurations share is cached for fresh ones too
-            own = [
-                spent if key else 0.0
-                for key, spent in zip(keys, seconds[:-1], strict=True)
-            ]
-            enough = _LEAST_SAVED * (sum(own) + seconds[-1])
+            own = np.where([bool(key) for key in keys], seconds[:-1], 0.0)
+            enough = _LEAST_SAVED * (own.sum() + seconds[-1])
             for place, key in enumerate(keys[:-1]):
-                if key and key in finished and sum(own[: place + 1]) >= enough:
+                if key and key in finished and own[: place + 1].sum() >= enough:
                     places.setdefault(key, (place, each.draw))
             if len(places) >= _MOST_PREFIXES:
                 break

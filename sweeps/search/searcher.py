@@ -26,6 +26,7 @@ from sweeps.search.costs import known_configuration
 from sweeps.search.named import NamedDraws
 from sweeps.search.optuna_internals import enqueue_again
 from sweeps.search.plans import new_plan
+from sweeps.search.portfolio import first_draws, split_earlier
 from sweeps.search.proposals import Proposals
 from sweeps.search.race import Runners
 from sweeps.search.refine import refining_plans
@@ -103,7 +104,7 @@ class StudySearch:
     # --- what an earlier driver left
 
     def _learn_earlier_runs(self) -> None:
-        objectives, earlier = self.spec.objectives, self.spec.search.earlier_runs
+        objectives, earlier = self.spec.objectives, split_earlier(self.spec)[0]
         self.notes += add_earlier_runs(
             self.study, earlier, self.sweep.space, objectives
         )
@@ -182,6 +183,10 @@ class StudySearch:
     def _named_draws(self, known: dict[int, Draw]) -> list[Draw]:
         """The spec's points, and for a grid all others, less those that have been tried."""
         named = list(self.sweep.points)
+        for path in [] if self._is_exhaustive else split_earlier(self.spec)[1]:
+            found, said = first_draws(path, self.sweep.space, self.spec.objectives)
+            named += [draw for draw in found if draw not in named]
+            self.notes.append(said)
         if self._is_exhaustive:
             grid = self.sweep.space.grid() or []
             first: list[Draw] = []

@@ -17,10 +17,11 @@ from compress.measure.latency import times_in_turns
 from compress.measure.options import RuntimeName, RuntimeOptions
 from compress.runtimes.onnx_file import example_images
 from compress.runtimes.registry import runtime, session
+from sweeps.check_pipelines import known_info
 from sweeps.spec.yaml_text import SpecError, Tree, did_you_mean, parse_yaml, read_text
 from trainers.config import DataConfig, SourceConfig
-from trainers.data.open import open_dataset, openers
-from trainers.data.splits import DataInfo, data_info
+from trainers.data.open import openers
+from trainers.data.splits import DataInfo
 from trainers.machine import usable_cores
 from trainers.models.arch import Arch, ModelState
 from trainers.models.source import SourceFacts, load_source, source_facts
@@ -33,7 +34,6 @@ LARGE_PX = 96
 _FEW_IMAGES = 5000
 _MOST_BYTES_IN_MEMORY = 1_500_000_000
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
-_UNEVEN = 3.0
 _TIMED_IMAGES = 8
 
 
@@ -61,7 +61,6 @@ class Look:
         source, data: the sections of the spec.
         facts: of the opened source.
         info: of the data.
-        images: of each class, in the training part.
         runtimes: those that are installed.
         cores: that this process may use.
     """
@@ -70,7 +69,6 @@ class Look:
     data: Tree
     facts: SourceFacts
     info: DataInfo
-    images: tuple[int, ...]
     runtimes: tuple[RuntimeName, ...]
     cores: int
 
@@ -79,15 +77,8 @@ class Look:
         return self.facts.arch
 
     def remarks(self) -> list[str]:
-        """What a user must know of it, whole sentences."""
-        found = [*self.facts.remarks, *self.info.remarks]
-        few, many = min(self.images), max(self.images)
-        if many > _UNEVEN * max(few, 1):
-            found.append(
-                f"The classes are uneven ({few:,} to {many:,} images): --metric"
-                " balanced_accuracy counts them alike."
-            )
-        return found
+        """What a user must know of it, whole sentences; uneven classes among them."""
+        return [*self.facts.remarks, *self.info.remarks]
 
 
 def source_section(model: str, name: str | None) -> Tree:
@@ -168,24 +159,14 @@ def look(source: Tree, data: Tree, runtimes: Sequence[RuntimeName] = ()) -> Look
     try:
         config = SourceConfig.model_validate(source)
         data = _complete(data, config)
-        info = data_info(DataConfig.model_validate(data))
-        labels = open_dataset(DataConfig.model_validate(data)).train.labels
+        info = _info(data)
     except ValueError as error:
         raise SpecError(_one_line(error, "--data")) from error
     try:
         facts = source_facts(config, info.num_classes, info.image_size, trained=False)
     except (ValueError, RuntimeError, TypeError, AssertionError) as error:
         raise SpecError(_one_line(error, "MODEL")) from error
-    images = np.bincount(np.asarray(labels), minlength=info.num_classes)
-    return Look(
-        source,
-        data,
-        facts,
-        info,
-        tuple(int(n) for n in images),
-        installed(runtimes),
-        usable_cores(),
-    )
+    return Look(source, data, facts, info, installed(runtimes), usable_cores())
 
 
 def _one_line(error: Exception, place: str) -> str:
@@ -198,7 +179,7 @@ def _complete(data: Tree, source: SourceConfig) -> Tree:
     the user gave stays.
     """
     found = dict(data)
-    info = data_info(DataConfig.model_validate(found))
+    info = _info(found)
     images = info.num_train + info.num_val
     if images < _FEW_IMAGES:
         found.setdefault("val_fraction", 0.2)
@@ -221,9 +202,14 @@ def _complete(data: Tree, source: SourceConfig) -> Tree:
     return found
 
 
+def _info(data: Tree) -> DataInfo:
+    """Facts about the data, as checking the spec will look them up again."""
+    return known_info(DataConfig.model_validate(data).model_dump_json())
+
+
 def _opens(data: Tree) -> bool:
     try:
-        data_info(DataConfig.model_validate(data))
+        _info(data)
     except ValueError:
         return False
     return True

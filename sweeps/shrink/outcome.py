@@ -10,12 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.certainty import (
-    CERTAIN,
-    bounds_probability,
-    draws_for,
-    plausible_values,
-)
+from analysis.certainty import CERTAIN, bounds_probability
 from analysis.configurations import objective_values
 from analysis.contract import Objective
 from analysis.numbers import fixed, number, percent, quantity
@@ -60,8 +55,7 @@ def pick(run: Run) -> Pick | None:
     if rows.empty:
         return None
     values = objective_values(rows, objectives)
-    draws = plausible_values(rows, objectives, run.classes, draws_for(len(rows)))
-    chances = bounds_probability(draws, objectives)
+    chances = bounds_probability(rows, objectives, run.classes)
     within = eligible(values, objectives)
     if within.any():
         sure = within & (chances >= CERTAIN)

@@ -301,7 +301,9 @@ class Search(Config):
         default_factory=list,
         alias="from",
         description=(
-            "run folders whose complete trials the sampler knows from its start"
+            "run folders whose complete trials the sampler knows from its start. Of a run with"
+            " other objectives, data or source, and of a table (.parquet), some configurations of"
+            " the front are tried first"
         ),
     )
     race: Race | None = Field(

@@ -202,16 +202,16 @@ def _one_type(branch: Tree, definitions: Tree) -> str:
     if kind is None:
         return "any value" if "anyOf" not in target else _type(target, definitions)
     limits = [f"{sign}{target[key]}" for key, sign in _LIMITS.items() if key in target]
-    name = _PLAIN_TYPES.get(kind, kind)
+    name = _PLAIN_TYPES.get(kind, str(kind))
     return f"{name} {', '.join(limits)}" if limits else name
 
 
 def _type_of_list(target: Tree, definitions: Tree) -> str:
     if "prefixItems" in target:
-        each = [_type(item, definitions) for item in target["prefixItems"]]
-        if len(set(each)) == 1:
-            return f"{len(each)} × {each[0]}"
-        return f"[{', '.join(each)}]"
+        parts = [_type(item, definitions) for item in target["prefixItems"]]
+        if len(set(parts)) == 1:
+            return f"{len(parts)} × {parts[0]}"
+        return f"[{', '.join(parts)}]"
     items = target.get("items")
     if not items:
         return "list"

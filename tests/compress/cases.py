@@ -32,6 +32,7 @@ CHANNELS = TRAIN | {
     "compensate_images": 40,
     "multiple": 1,
 }
+PWFN = {name: WFN[name] for name in WFN if name != "distance_allowed"}
 LAYERWISE = {"rounding": "layerwise", "calibration_images": 40}
 CASES: dict[str, dict[str, Any]] = {
     "finetune": {"vit": TRAIN, "resnet": TRAIN},
@@ -41,7 +42,12 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "weight_selection": {
         "vit": {"args": {"embed_dim": 16, "depth": 1}},
-        "resnet": {"args": {"width": 4}},
+        "resnet": {
+            "args": {"width": 4},
+            "element_rule": "activation",
+            "compensate": True,
+            "selection_images": 40,
+        },
     },
     "sws_aux": {"vit": AUX | {"repeats": [1, 2]}},
     "sws_expand": {"vit": {"layers_source": [0, 1, 1]}},
@@ -60,6 +66,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "token_merging": {"vit": {"r": 1}, "resnet": "is a ViT or DeiT"},
     "asp": {"vit": {"measure": False}, "resnet": "no Linear layer"},
+    "pwfn": {"vit": PWFN, "resnet": PWFN},
     "wfn": {"vit": WFN, "resnet": WFN | LAYERWISE},
     "int8": {"vit": TRAIN | {"images": 8}, "resnet": TRAIN | {"images": 8}},
     "uniform_quant": {"vit": LAYERWISE | {"bits": 4}, "resnet": {"bits": 4}},

@@ -12,6 +12,7 @@ from torch import nn
 from compress.codec.file import decode, encode
 from compress.int8.fold import fold_norms
 from compress.int8.nncf_internals import Choice, choose, without_smoothed_classifier
+from compress.int8.readers import read_by_none_but, readers_of
 from compress.int8.stage import Int8, _Calibration
 from compress.measure.options import RuntimeOptions
 from compress.pipeline import STAGES
@@ -159,6 +160,47 @@ def test_runtimes_execute_integers(data: Data, tmp_path: Path) -> None:
     assert (
         kernels["timm"]["MatMulIntegerToFloat"] == 8
     )  # four layers in each of two blocks
+
+
+def test_a_layer_in_float_is_not_rounded_by_anyone(data: Data, tmp_path: Path) -> None:
+    """Of the two the first reads images that nobody else reads, the second what others read,
+    too; ONNX Runtime would round its weight.
+    """
+    pytest.importorskip("onnxruntime")
+    _, resnet = tiny_models(data)
+    layers = ["conv1", "layer1.0.conv1"]
+    state, _ = quantised(data, tmp_path, resnet, float_layers=layers)
+    plan = QuantiserPlan.from_json(state.arch.dims)
+    assert Place(*IMAGES, OUTPUT) not in dict(plan.points)
+    assert Place("", "relu", 0, OUTPUT) in dict(plan.points)
+    options = RuntimeOptions(runtime="onnxruntime", batch_size=4, threads=1)
+    deployed = session(state, 32, options)
+    kernels = deployed.kernels()
+    assert (kernels["QLinearConv"], kernels["Conv"]) == (17, 2)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    wanted = state.build()(images).detach().numpy()
+    assert (
+        np.abs(deployed.run(images.numpy()) - wanted).max() < 0.1 * np.abs(wanted).max()
+    )
+
+
+def test_who_reads_a_value() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = torch.relu(self.a(x))
+            return torch.cat([self.b(y), y])
+
+    found = readers_of(Two().eval(), torch.randn(2, 2))
+    images, relu = Place(*IMAGES, OUTPUT), Place("", "relu", 0, OUTPUT)
+    assert found[images] == {"a"}
+    assert found[relu] == {"b", ""}
+    assert read_by_none_but({"a"}, [images], found)
+    assert not read_by_none_but({"b"}, [relu], found)
+    assert read_by_none_but({"a", "b"}, [Place("a", "linear", 0, 0), images], found)
 
 
 def test_a_depthwise_convolution_takes_integers() -> None:

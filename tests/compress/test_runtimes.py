@@ -42,6 +42,20 @@ def test_gives_the_modules_logits(name: str, state: ModelState, tmp_path: Path) 
     assert bool(loaded.kernels()) == (name != "torch")
 
 
+def test_a_models_file_is_the_same_every_time(
+    state: ModelState, tmp_path: Path
+) -> None:
+    """Its size is a metric that is reproduced to the byte."""
+    pytest.importorskip("openvino")
+    options = RuntimeOptions(runtime="openvino", batch_size=2)
+    written = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        file = runtime("openvino").write(state, tmp_path / name, 32, options)
+        written.append([each.read_bytes() for each in sorted(file.parent.iterdir())])
+    assert written[0] == written[1]
+
+
 def test_refuses_before_anything_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interface, "find_spec", lambda name: None)
     with pytest.raises(

@@ -96,6 +96,15 @@ def test_the_command_options() -> None:
     table = said("options", "search", "--markdown").splitlines()
     assert table[0] == "| option | type | default | unit | meaning |"
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in table)
+    one = said("options", "stages.finetune.ema")
+    assert re.findall(r"^  (\S+)", one, re.MULTILINE) == [
+        "ema",
+        "ema.decay",
+        "ema.device",
+        "ema.use",
+    ]
+    done = CliRunner().invoke(app, ["options", "data.imagesize"])
+    assert "data has no option 'imagesize'; did you mean 'image_size'?" in done.output
     done = CliRunner().invoke(app, ["options", "serch"])
     assert done.exit_code == 2
     assert "no section or method 'serch'; did you mean 'search'?" in done.output

@@ -1,11 +1,12 @@
 """What is printed of somebody else's run folder is text and nothing but text."""
 
 import io
+import re
 
 from rich.table import Table
 
 from sweeps.cli.terminal import LONGEST_LINE, MOST_LINES, shortened
-from sweeps.console import PlainConsole
+from sweeps.console import PlainConsole, print_text
 
 CLIPBOARD = "\x1b]52;c;ZXZpbA==\x07"
 
@@ -30,3 +31,14 @@ def test_a_message_of_a_megabyte_is_cut():
     lines = shortened("\n".join(["x" * 100_000] * (MOST_LINES + 7))).split("\n")
     assert max(map(len, lines)) == LONGEST_LINE
     assert lines[-1] == "and 7 lines more"
+
+
+def test_running_text_is_folded_between_words_on_a_terminal_alone() -> None:
+    text = "a path /somewhere/that-is-longer/than-the-line stays whole"
+    for is_terminal, lines in ((True, 3), (False, 1)):
+        out = io.StringIO()
+        console = PlainConsole(file=out, width=20, force_terminal=is_terminal)
+        print_text(console, text, "error ")
+        shown = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).splitlines()
+        assert len(shown) == lines
+        assert " ".join(shown) == f"error {text}"

@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.contract import Objective
 from sweeps.check import check_spec
 from sweeps.run.folder import trial_folder
 from sweeps.run.record import StageRow, TrialRecord
 from sweeps.run.storage import RunStorage
 from sweeps.search.costs import CostModel, Known
 from sweeps.search.prefixes import REST, Prefixes
-from sweeps.search.proposals import Proposals
+from sweeps.search.proposals import Proposals, Seen
 from sweeps.search.searcher import StudySearch
 from sweeps.search.simulate import RecordedTable, replay
 from sweeps.search.study import distributions_of
@@ -319,3 +320,19 @@ def test_suffixes_take_no_more_time_than_fresh_configurations(
     fresh = found.spent > 9
     searched = found.spent - 30 * (np.arange(len(found.spent)) == 0)
     assert searched[~fresh].sum() <= searched[fresh].sum() + searched[~fresh].max()
+
+
+def test_what_was_seen_is_kept_by_number() -> None:
+    """In any order, with a configuration that was run again."""
+    goals = [Objective("accuracy", "max"), Objective("gmacs", "min", bound=2.5)]
+    values = {-1: (0.9, 3.0), 0: (0.5, 1.0), 1: (0.6, 2.0), 2: (0.4, 2.0)}
+    seen = Seen(goals)
+    seen.add(Known(1, {}, (0.99, 0.5), {REST: 1.0}))  # dominates all, for now
+    assert [each.number for each in seen.front(goals)] == [1]
+    for number in (2, -1, 1, 0):
+        seen.add(Known(number, {}, values[number], {REST: 1.0}))
+    seen.add(Known(3, {}, None, {REST: 1.0}))
+    seen.add(Known(4, {}, (1.0, 0.1), {}))
+    assert [each.number for each in seen.useful] == [-1, 0, 1, 2]
+    assert [each.number for each in seen.timed] == [-1, 0, 1, 2, 3]
+    assert [each.number for each in seen.front(goals)] == [0, 1]  # within the bound

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 from optuna.trial import TrialState
@@ -362,16 +363,14 @@ def test_earlier_runs_are_known(raw: dict[str, Any], tmp_path: Path) -> None:
     assert "0 configurations known, 3 not" in narrow.notes[0]
 
 
-def test_earlier_runs_with_other_objectives_are_refused(
-    raw: dict[str, Any], tmp_path: Path
-) -> None:
+def test_what_is_no_earlier_run_is_refused(raw: dict[str, Any], tmp_path: Path) -> None:
     raw["search"]["from"] = [str(tmp_path)]
     with pytest.raises(SpecError, match=r"search\.from: .* is not a run folder"):
         check_spec(spec_from(raw))
-    (tmp_path / "run.json").write_text(
-        json.dumps({"objectives": [{"metric": "loss", "mode": "min"}]})
-    )
-    with pytest.raises(
-        SpecError, match=r"search\.from: .* has other objectives \(min loss\)"
-    ):
+    table = tmp_path / "records.parquet"
+    raw["search"]["from"] = [str(table)]
+    with pytest.raises(SpecError, match=r"search\.from: there is no file"):
+        check_spec(spec_from(raw))
+    pd.DataFrame({"metric/loss": [1.0]}).to_parquet(table)
+    with pytest.raises(SpecError, match=r"none of the columns metric/accuracy"):
         check_spec(spec_from(raw))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,12 +13,13 @@ from typer.testing import CliRunner
 import analysis
 from compress.measure.options import RuntimeOptions
 from sweeps.cli.main import app
-from sweeps.drive.driver import run_header
+from sweeps.cli.shrink import _told as told
+from sweeps.drive.driver import SweepResult, run_header
 from sweeps.run.record import to_json
 from sweeps.shrink import look as looking
 from sweeps.shrink.look import Speed, data_section, source_section
 from sweeps.shrink.methods import methods_for
-from sweeps.shrink.outcome import pick, prices
+from sweeps.shrink.outcome import Pick, pick, prices
 from sweeps.shrink.plan import Request, plan
 from sweeps.shrink.progress import said
 from sweeps.shrink.request import Goal, goal, max_loss, metric_of_loss
@@ -216,8 +218,8 @@ def test_cheap_things_come_first_and_the_goal_says_how_much_is_cut(
     model: Path,
 ) -> None:
     seen = looking.look({"checkpoint": str(model)}, {"dataset": "digits"}, ("torch",))
-    methods = methods_for(seen, "openvino", "macs", tuning_images=3000)
-    wish = Wish((Goal("latency", bound=4.0),), {}, "openvino", 1, 1, 1.0)
+    methods = methods_for(seen, "torch", "macs", tuning_images=3000)
+    wish = Wish((Goal("latency", bound=4.0),), {}, "torch", 1, 1, 1.0)
     found = points(methods, wish, SPEED)
     trained = [
         p["stages.tune"] != "none" or "trained" in p["stages.store"] for p in found
@@ -269,6 +271,30 @@ def test_nothing_to_pick_before_the_first_trial(
     raw: dict[str, Any], tmp_path: Path
 ) -> None:
     assert pick(of_run(raw, tmp_path / "r", [])) is None
+
+
+@pytest.mark.parametrize("trials", [[], [(0.90, 3.5), (0.885, 2.1)]])
+def test_after_ctrl_c_the_best_so_far_is_delivered(
+    trials: list[tuple[float, float]],
+    raw: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before the first candidate nothing is; a real process is interrupted by
+    `benchmarks/shrink_interrupted.py`.
+    """
+    run = of_run(raw, tmp_path / "r", trials)
+    delivered: list[str] = []
+
+    def deliver(run: analysis.Run, chosen: Pick, *rest: Any) -> list[Path]:
+        delivered.append(chosen.trial_id)
+        return []
+
+    monkeypatch.setattr("sweeps.shrink.deliver.deliver", deliver)
+    done = SweepResult(run.path, True, False, run.path / "report.html")
+    planned: Any = SimpleNamespace(runtime="torch")
+    assert told(planned, done, tmp_path) == 130
+    assert delivered == (["00001"] if trials else [])
 
 
 @pytest.mark.parametrize(
