@@ -567,6 +567,20 @@ def test_the_front_shows_without_a_script(make_run) -> None:
     assert f"<noscript>{drawn}</noscript>" in report.render(run)
 
 
+def test_paper_has_the_commands_and_plots_are_saved_as_svg(demo_page) -> None:
+    opened = (
+        "return [...document.querySelectorAll('details.get')].map((box) => box.open)"
+    )
+    demo_page.run("dispatchEvent(new Event('beforeprint'))")
+    assert set(demo_page.run(opened)) == {True}
+    assert demo_page.run("return table.limit") is None  # no limit: JSON has no infinity
+    demo_page.run("dispatchEvent(new Event('afterprint'))")
+    assert set(demo_page.run(opened)) == {False}
+    button = "#front-plot [data-title='Save as SVG']"
+    assert demo_page.run(f'return document.querySelector("{button}") !== null')
+    assert demo_page.console == []
+
+
 def test_the_table_is_saved_as_csv(demo_run, demo_page) -> None:
     rows = list(csv.DictReader(io.StringIO(demo_page.run("return asCsv()"))))
     found = {row["trial_id"]: row for row in rows}

@@ -453,6 +453,9 @@ function startTheme() {
   const printing = (on) => {
     document.documentElement.classList.toggle("print", on);
     setTheme(on ? "light" : wanted());
+    /* paper cannot be asked for more: all rows, and the commands */
+    table.limit = on ? Infinity : PAGE;
+    for (const box of document.querySelectorAll("details.get")) box.open = on;
     repaint();
     if (!on)
       document.querySelectorAll(".js-plotly-plot").forEach((plot) => Plotly.Plots.resize(plot));

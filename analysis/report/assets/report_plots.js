@@ -1,5 +1,10 @@
 /* What Plotly draws, and how: learning curves, progress, what a choice buys. */
 "use strict";
+const SVG_BUTTON = {
+  name: "Save as SVG",
+  icon: Plotly.Icons.disk,
+  click: (plot) => Plotly.downloadImage(plot, { format: "svg", filename: plot.id || "plot" }),
+};
 /* No button that would send the data anywhere. */
 const CONFIG = {
   displaylogo: false,
@@ -7,7 +12,7 @@ const CONFIG = {
   showSendToCloud: false,
   plotlyServerURL: "",
   showTips: false,
-  modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
+  modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage", SVG_BUTTON]],
 };
 const CONFIG_3D = {
   ...CONFIG,
