@@ -264,12 +264,16 @@ def knee(values: Floats, objectives: Sequence[Objective]) -> int:
     """Row of a front, `values` (n, k), that is farthest from the plane through its ends,
     towards the ideal.
 
-    Objectives are scaled to the front's range first; of equals, the row with the smallest
-    largest sacrifice. Raises ValueError for an empty front.
+    Objectives are scaled to the front's range first, those to minimise that span decades by their
+    logarithm; of equals, the row with the smallest largest sacrifice. Raises ValueError for an
+    empty front.
     """
     costs = to_costs(values, objectives)
     if not len(costs):
         raise ValueError("an empty front has no knee")
+    for column, objective in enumerate(objectives):
+        if objective.mode == "min" and spans_decades(costs[:, column]):
+            costs[:, column] = np.log(costs[:, column])
     span = np.ptp(costs, axis=0)
     scaled = (costs - costs.min(axis=0)) / np.where(span > 0, span, 1.0)
     # Rounded, so that equals by design are equals despite the last bits.

@@ -176,6 +176,21 @@ def stage_table(run: Run) -> pd.DataFrame:
     return table.sort_values("position", kind="stable").drop(columns="position")
 
 
+def other_costs(run: Run) -> list[tuple[str, int, float]]:
+    """What a run took beside its stages: name, how often, seconds. With the stages they add up to
+    what its trials and its baseline took.
+    """
+    spent = run.trials[["trial_id", "seconds"]].dropna()
+    of_stages = run.stages.groupby("trial_id")["seconds"].sum()
+    rest = (spent["seconds"] - spent["trial_id"].map(of_stages).fillna(0.0)).sum()
+    found = []
+    if rest > 0.5:
+        found.append(("start, data and measuring", len(spent), float(rest)))
+    if run.baseline is not None and run.baseline.seconds is not None:
+        found.append(("baseline", 1, run.baseline.seconds))
+    return found
+
+
 def failures(run: Run) -> pd.DataFrame:
     """Errors of the trials, those that differ in numbers only as one; the commonest first.
 

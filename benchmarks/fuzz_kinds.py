@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import analysis
+from analysis.numbers import THIN_SPACE
 from compress.codec.file import decode_bytes, encode
 from sweeps.check import check_spec, load_spec
 from sweeps.cli.main import app
@@ -303,7 +304,9 @@ def _command(*arguments: str) -> None:
         raise done.exception
     bad(done.exit_code in (0, 2), f"{arguments[0]} ended with {done.exit_code}")
     bad("Traceback" not in done.output, f"{arguments[0]} printed a traceback")
-    odd = {c for c in done.output if not c.isprintable() and c not in "\n\t"}
+    # numbers are printed with thin spaces between thousands
+    ours = "\n\t" + THIN_SPACE
+    odd = {c for c in done.output if not c.isprintable() and c not in ours}
     bad(not odd, f"{arguments[0]} printed {odd}")
 
 

@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
     parser.add_argument("--images", type=int, default=2000, help="of the test set")
-    parser.add_argument("--epoch", type=int, default=2560, help="images an iteration")
+    parser.add_argument("--epoch", type=int, default=1280, help="images an iteration")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path, required=True)
     given = parser.parse_args()
@@ -134,6 +134,8 @@ def main() -> None:
             root=given.data,
             limit_test=given.images,
             split_seed=seed,
+            # it is evaluated after each iteration, and nothing is chosen by it
+            val_fraction=0.01 if given.table == "uncertain" else 0.1,
         )
         data = load_data(config, given.cache)
         with tempfile.TemporaryDirectory() as workdir:

@@ -1,6 +1,6 @@
 """Ctrl-C at random moments of `sweeps shrink`: is the folder usable each time?
 
-    python benchmarks/shrink_interrupted.py MODEL DATA [--times 10] [--seconds 120] [--folder DIR]
+    python benchmarks/shrink_interrupted.py MODEL DATA [--times 10] [--seconds 120] [--folder F]
 
 Each time a fresh search begins, and gets SIGINT at a moment drawn from the seconds given. After
 the first candidate the folder must have the model (export has loaded it again), the report and

@@ -53,14 +53,15 @@ def heads(names: Iterable[str]) -> Html:
     return join(element("th", name, class_="n") for name in names)
 
 
-def table(head: Any, rows: Iterable[Any]) -> Html:
-    """A table that the page sorts by its heads, in a box that scrolls."""
+def table(head: Any, rows: Iterable[Any], foot: Any = None) -> Html:
+    """A table that the page sorts by its heads, in a box that scrolls; its foot stays below."""
     return element(
         "div",
         element(
             "table",
             element("thead", element("tr", head)),
             element("tbody", *rows),
+            None if foot is None else element("tfoot", foot),
             class_="plain sortable",
         ),
         class_="scroll",

@@ -104,8 +104,44 @@ def stages_section(run: Run) -> Html:
                     element("td", key, class_="wide"),
                 ]
             ),
-            [_stage_row(row, longest) for row in named.to_dict("records")],
+            [_stage_row(row, longest) for row in named.to_dict("records")]
+            + [_other_cost(*cost) for cost in summary.other_costs(run)],
+            _cost_foot(run),
         ),
+    )
+
+
+def _other_cost(name: str, count: int, seconds: float) -> Html:
+    """A row of what is no stage."""
+    empty = element("td", "–", class_="n none")
+    return element(
+        "tr",
+        element("th", name, scope="row"),
+        element("td"),
+        cell(count, number(count)),
+        empty,
+        cell(seconds, duration(seconds)),
+        empty,
+        element("td", class_="wide"),
+    )
+
+
+def _cost_foot(run: Run) -> Html:
+    """The sum of all rows."""
+    total = summary.totals(run)
+    others = summary.other_costs(run)
+    spent = float(summary.stage_table(run)["seconds"].sum())
+    spent += sum(seconds for _, _, seconds in others)
+    saved = float(summary.stage_table(run)["saved"].sum())
+    return element(
+        "tr",
+        element("th", "All together", scope="row"),
+        element("td"),
+        cell(total["trials"], plural(total["trials"], "trial")),
+        element("td"),
+        cell(spent, duration(spent)),
+        cell(saved, duration(saved) if saved else "–"),
+        element("td", class_="wide"),
     )
 
 

@@ -20,6 +20,7 @@ from analysis.report.sections import (
     reproduce_section,
     stages_section,
 )
+from analysis.report.still import front_picture
 from analysis.run import Run
 
 LOSS = 0.01
@@ -38,6 +39,7 @@ def parts(run: Run, compared: Comparison | None) -> dict[str, str]:
         "remarks": remarks_section(run),
         "compare": compare_section(run, compared),
         "stages": stages_section(run),
+        "still": front_picture(run),
         "failures": failures_section(run),
         "problems": problems_section(run),
         "reproduce": reproduce_section(run),

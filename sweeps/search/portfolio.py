@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from pydantic import ValidationError
 
-from analysis import pareto
 from analysis.contract import RUN_FILE, Objective, finite_values
 from sweeps.search.study import Draw, contains, distributions_of
 from sweeps.search.warm_start import configurations_of, mean_values
@@ -82,7 +80,9 @@ def check_portfolio(path: Path, objectives: Sequence[Objective]) -> None:
     if not path.is_file():
         raise SpecError(f"search.from: there is no file {path}")
     columns = [f"metric/{o.metric}" for o in objectives]
-    have = list(map(str, pd.read_parquet(path)))
+    import pyarrow.parquet  # only where there is a table
+
+    have = pyarrow.parquet.read_schema(path).names
     if not set(columns) & set(have):
         raise SpecError(
             f"search.from: {path} has none of the columns {', '.join(columns)}, by which its"
@@ -130,6 +130,8 @@ def _of_run(path: Path) -> tuple[list[Draw], np.ndarray, list[Objective]]:
 def _of_table(
     path: Path, space: Space, objectives: Sequence[Objective]
 ) -> tuple[list[Draw], np.ndarray, list[Objective]]:
+    import pandas as pd  # a spec is checked without it
+
     table = pd.read_parquet(path)
     goals = [Objective(o.metric, o.mode) for o in objectives]
     goals = [o for o in goals if f"metric/{o.metric}" in table]
@@ -165,6 +167,8 @@ def _encoded(space: Space, path: str, value: Any) -> Draw:
 
 def _along_front(values: np.ndarray, goals: Sequence[Objective]) -> list[int]:
     """Rows of the front, evenly from one end of the first objective to the other."""
+    from analysis import pareto  # pandas: a spec is checked without it
+
     if not len(values):
         return []
     front = np.flatnonzero(pareto.front_mask(values, goals))

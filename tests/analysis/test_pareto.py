@@ -163,6 +163,10 @@ def test_knee_is_the_bend():
     )
     assert pareto.knee(np.array([[0.0, 2.0], [1.0, 1.0], [2.0, 0.0]]), MIN2) == 1
     assert pareto.knee(front[:1], MIN2) == 0
+    # a cost that spans decades counts by its logarithm: 300 is far from 1000
+    decades = np.array([[0.0, 1000.0], [0.3, 300.0], [0.6, 10.0], [1.0, 1.0]])
+    assert pareto.knee(decades, MIN2) == 2
+    assert pareto.knee(decades + np.array([0, 1000]), MIN2) == 1
 
 
 @pytest.mark.parametrize("arguments", [("a", "best"), ("a", "min", float("nan"))])

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import analysis
-from analysis import numbers
+from analysis import numbers, summary
 from analysis.baseline import Baseline
 from analysis.numbers import percent
-from analysis.report import columns
+from analysis.report import columns, still
 from analysis.report import data as plots
 from analysis.report import page as report
 from analysis.where import where_mask
@@ -243,7 +243,7 @@ def test_browser_sorts_plain_tables(demo_page):
         const heads = [...document.querySelectorAll('#stages thead button')];
         heads.find((b) => b.textContent === 'Hits').click();
         const rows = [...document.querySelectorAll('#stages tbody tr')];
-        return rows.map((r) => Number(r.cells[3].textContent));
+        return rows.map((r) => Number(r.cells[3].textContent)).filter((n) => !isNaN(n));
     """)
     assert len(hits) > 2
     assert hits == sorted(hits, reverse=True)
@@ -528,3 +528,35 @@ def test_axe_finds_nothing(demo_run, open_page, width: int, theme: str) -> None:
         returnByValue=True,
     )
     assert json.loads(answer["result"]["value"]) == []
+
+
+def test_costs_add_up(make_run) -> None:
+    """Stages, what is no stage, and the baseline are what all took."""
+
+    def change(record: dict) -> None:
+        if record["seconds"] is not None:
+            record["seconds"] += 5.0
+
+    run = analysis.load(make_run(trials=12, change=change))
+    run = replace(run, baseline=Baseline("the source", {"accuracy": 0.9}, 60.0))
+    others = summary.other_costs(run)
+    assert [name for name, _, _ in others] == ["start, data and measuring", "baseline"]
+    known = run.trials["seconds"].sum() + 60.0
+    spent = summary.stage_table(run)["seconds"].sum() + sum(s for _, _, s in others)
+    ended = run.stages["trial_id"].isin(run.trials.dropna(subset="seconds")["trial_id"])
+    unended = run.stages[~ended]["seconds"].sum()
+    assert spent - unended == pytest.approx(known)
+    assert "All together" in report.render(run)
+
+
+def test_the_front_shows_without_a_script(make_run) -> None:
+    run = analysis.load(make_run(trials=24))
+    drawn = still.front_picture(run)
+    circles = [a for tag, a in Elements(drawn).found if tag == "circle"]
+    assert len(circles) == len(run.configurations())
+    filled = [a for a in circles if a["class"] == "still-front"]
+    assert len(filled) == len(run.front())
+    places = [float(a[name] or 0) for a in circles for name in ("cx", "cy")]
+    assert min(places) > 0
+    assert max(places) < still.WIDTH
+    assert f"<noscript>{drawn}</noscript>" in report.render(run)

@@ -167,7 +167,10 @@ def test_a_cut_model_is_coded_and_selected_from(
     stage = WeightSelection()
     student = stage.check(cut.arch, INFO)
     ctx: Any = SimpleNamespace(
-        seed=0, data=SimpleNamespace(info=INFO), report=lambda **_: None
+        seed=0,
+        device=torch.device("cpu"),
+        data=SimpleNamespace(info=INFO),
+        report=lambda **_: None,
     )
     assert stage.run(cut, ctx).arch == student == cut.arch
 
@@ -458,7 +461,7 @@ def test_importance_matches_slow_oracles(small: tuple[ModelState, Layout]) -> No
     )
     assert magnitude(module, layout) == pytest.approx(np.sqrt(squares / ones), rel=1e-5)
 
-    images = torch.randn(4, 3, 32, 32)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     meters = [GradientMeter(module, layout, kind) for kind in ("taylor", "hessian")]
     sums = []
     for _ in range(2):

@@ -176,7 +176,9 @@ def test_a_trial_that_is_given_up_before_its_retries_are_spent_runs_again(
 ) -> None:
     search = searcher(raw, tmp_path, max_failures=retries)
     record = begin(search)
-    quiet: Any = SimpleNamespace(ended=lambda record: None)
+    quiet: Any = SimpleNamespace(
+        ended=lambda record: None, know=lambda objectives: None
+    )
     events = TrialEvents(search.storage, search, None, quiet, quiet)
     events.ended(record.trial_id, died=True)
     assert records(tmp_path)[record.trial_id].status == status
