@@ -181,8 +181,11 @@ def other_costs(run: Run) -> list[tuple[str, int, float]]:
     what its trials and its baseline took.
     """
     spent = run.trials[["trial_id", "seconds"]].dropna()
-    of_stages = run.stages.groupby("trial_id")["seconds"].sum()
-    rest = (spent["seconds"] - spent["trial_id"].map(of_stages).fillna(0.0)).sum()
+    of_stages = run.stages.groupby("trial_id")["seconds"].sum().to_dict()
+    rest = sum(
+        seconds - of_stages.get(trial, 0.0)
+        for trial, seconds in zip(spent["trial_id"], spent["seconds"], strict=True)
+    )
     found = []
     if rest > 0.5:
         found.append(("start, data and measuring", len(spent), float(rest)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import json
 import os
 import re
@@ -547,6 +549,9 @@ def test_costs_add_up(make_run) -> None:
     unended = run.stages[~ended]["seconds"].sum()
     assert spent - unended == pytest.approx(known)
     assert "All together" in report.render(run)
+    # nothing has ended yet
+    begun = replace(run, trials=run.trials[run.trials["seconds"].isna()], baseline=None)
+    assert summary.other_costs(begun) == []
 
 
 def test_the_front_shows_without_a_script(make_run) -> None:
@@ -560,3 +565,15 @@ def test_the_front_shows_without_a_script(make_run) -> None:
     assert min(places) > 0
     assert max(places) < still.WIDTH
     assert f"<noscript>{drawn}</noscript>" in report.render(run)
+
+
+def test_the_table_is_saved_as_csv(demo_run, demo_page) -> None:
+    rows = list(csv.DictReader(io.StringIO(demo_page.run("return asCsv()"))))
+    found = {row["trial_id"]: row for row in rows}
+    assert set(found) == set(demo_run.trials["trial_id"])
+    for _, trial in demo_run.complete().iterrows():
+        row = found[trial["trial_id"]]
+        assert float(row["metric/accuracy"]) == pytest.approx(trial["metric/accuracy"])
+        assert row["config/init"] == trial["config/init"]
+    front = {trial for trial, row in found.items() if row["on_front"] == "true"}
+    assert front == set(demo_run.front()["trial_id"])

@@ -275,6 +275,7 @@ function startFilter() {
   $("table-controls").replaceChildren(
     search,
     el("label", {}, only, "front only"),
+    el("button", { type: "button", class: "button", onclick: saveCsv }, "CSV"),
     table.problem,
     table.count,
   );
@@ -285,6 +286,30 @@ function startFilter() {
     narrow("parallel", null);
     applyFilter();
   };
+}
+/* The rows that the filter keeps as CSV: values as the page has them, a name in the first line. */
+function asCsv() {
+  const quoted = (value) => {
+    const text = value === null || value === undefined ? "" : String(value);
+    /* a spreadsheet would take these for a formula */
+    const safe = /^[=+@\t\r]|^-[^\d.]/.test(text) ? `'${text}` : text;
+    return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+  };
+  const value = (column, row) =>
+    column.kind === "num"
+      ? column.values[row]
+      : show(column, row) === MISSING
+        ? null
+        : show(column, row);
+  const lines = [["trial_id", "status", "on_front", ...D.columns.map((c) => c.key)]];
+  for (const row of table.order.filter(fitsFilter))
+    lines.push([D.ids[row], D.status[row], onFront(row), ...D.columns.map((c) => value(c, row))]);
+  return lines.map((line) => line.map(quoted).join(",") + "\n").join("");
+}
+function saveCsv() {
+  const url = URL.createObjectURL(new Blob([asCsv()], { type: "text/csv" }));
+  el("a", { href: url, download: `${D.name}-trials.csv` }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
 }
 /* Rows are made again, since what they show has changed. */
 function forgetRows() {

@@ -156,8 +156,9 @@ function stagesOf(row) {
     return lineOf(name ?? MISSING, cells);
   });
   const heads = ["Stage", "Phase", "Took", "Would take"];
-  if (measured) heads.push(`${measured} before`, "after");
-  return partOf("Stages", heads, rows);
+  if (measured) heads.push("Before", "After");
+  const note = measured ? `${measured} before and after each stage, as its epochs measured it.` : null;
+  return partOf("Stages", heads, rows, note);
 }
 function classesOf(row) {
   const classes = D.details.classes[row];
