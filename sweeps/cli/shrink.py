@@ -111,9 +111,9 @@ def shrink(
 ) -> None:
     """Make a model small or fast at little loss, and leave the file to deploy.
 
-    It measures the source, tries cheap methods first (integers, fewer channels, low rank), then
-    trains what is worth it, and ends when the goal is met with certainty or the time is up. The
-    same command goes on where it was interrupted.
+    It measures the source, tries cheap methods first (integers, fewer channels,
+    low rank), then trains what is worth it, and ends when the goal is met with
+    certainty or the time is up. The same command goes on where it ended.
     """
     with without_collection():
         from sweeps.shrink.plan import Request, plan
