@@ -16,6 +16,7 @@ from rich.progress import Progress as Bar
 from analysis.contract import BASELINE, Objective, is_feasible
 from analysis.numbers import duration, plain, quantity
 from sweeps.drive.progress import Progress
+from sweeps.drive.running import RunningTrial
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import TrialPlan, read_plan
 from sweeps.run.record import TrialRecord
@@ -77,6 +78,12 @@ class GoalProgress(Progress):
         self._ends = time.monotonic() + self._seconds
         with super().drawn(round(self._seconds), run):
             yield
+
+    def _stage_ended(self, trial: RunningTrial, stage: str) -> None:
+        """In a log, of training alone: what is cut or stored takes seconds."""
+        if stage == "tune":
+            tried = self._tried.get(trial.trial_id, trial.trial_id)
+            self.note(f"  {tried}: tuned, then {trial.stage}")
 
     def _new_bar(self) -> Bar:
         return Bar(
