@@ -11,8 +11,11 @@ The variance of one trial is estimated as Smyth does for genes (Linear models an
 methods, 2004, section 3), whose few replicates are alike: s2_c = (d_0 s2_0 + sum of squares of
 c) / (d_0 + n_c - 1). Here s2_0 pools all configurations with several seeds; where there are few,
 an accuracy's s2_0 is mostly the binomial variance p (1 - p) / N of the N images that were
-evaluated, which also is what a run without any replicates goes by. A latency varies by its
-measured quartiles at least. What is left is exact.
+evaluated, which also is what a run without any replicates goes by. Of a metric that counts each
+class for itself N are the images of the rarest class: for two classes no area under a ROC curve
+varies more (Birnbaum and Klose, Bounds for the variance of the Mann-Whitney statistic, 1957), nor
+does a balanced accuracy. A latency varies by its measured quartiles at least. What is left is
+exact.
 
 A plausible true mean is a draw of Student's t about m_c, after m_c was drawn in towards the
 common mean as far as t2 and s2_c / n_c say (James and Stein): of many that are measured with an
@@ -49,6 +52,8 @@ _IMAGES = {
     "test_accuracy": "test_images",
 }
 """Share of images → the column of `classes` that counts them."""
+_BY_CLASS = {"auroc", "balanced_accuracy", "f1_macro"}
+"""Shares that count each class for itself, of the images of validation."""
 CERTAIN = 0.95
 """Probability from which something is called certain."""
 
@@ -150,11 +155,12 @@ def _binomial(
     rows: pd.DataFrame, objective: Objective, classes: pd.DataFrame
 ) -> Floats | None:
     """(n,) p (1 - p) / N of a share of N images; None of another metric or without a count."""
-    column = _IMAGES.get(objective.metric)
+    by_class = objective.metric in _BY_CLASS
+    column = "images" if by_class else _IMAGES.get(objective.metric)
     if column is None or classes.empty or column not in classes:
         return None
-    images = classes.groupby("trial_id")[column].sum()
-    count = float(images.median())
+    images = classes.groupby("trial_id")[column]
+    count = float((images.min() if by_class else images.sum()).median())
     if not count > 0:
         return None
     values = rows[f"metric/{objective.metric}"]
