@@ -15,6 +15,7 @@ from trainers.torchvision_internals import declare_missing_operators
 
 torch.set_num_threads(1)  # bits depend on the number of threads
 declare_missing_operators()  # before a test imports timm or torchvision by itself
+os.environ.pop("COLUMNS", None)  # processes of pytest-xdist have 80; a pipe has none
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -205,7 +205,7 @@ def steps_on_meta(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         row = train_epoch(fit)
         with monkeypatch.context() as patch:
             patch.setattr(
-                torch, "Generator", lambda device, kind=torch.Generator: kind()
+                torch, "Generator", lambda device="cpu", kind=torch.Generator: kind()
             )
             patch.setattr(
                 torch, "autocast", lambda *args, **options: contextlib.nullcontext()

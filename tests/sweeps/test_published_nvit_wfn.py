@@ -41,6 +41,7 @@ IDLE = {
     "last_iteration",
     "first_iteration",
     "distance_allowed",  # searched, below
+    "calibration_images",  # of layer-wise rounding
 }
 CONSTANT = {  # idle at a constant rate
     "min_lr",
@@ -149,6 +150,7 @@ FIX: Rows = {
     "clustering": "published",
     "include_norm": False,
     "powers_of_two": True,
+    "rounding": "nearest",
     "optimizer": "adam",
     "weight_decay": 0,
     "lr": 2e-5,

@@ -416,13 +416,12 @@ def test_tiny_presets_run(name: str, tmp_path: Path, data_cache: Path) -> None:
         search.tell(ended)
     for record in trial_records(run):
         assert record.status == "complete", record.outcome.error
-        validated = {"accuracy"} if record.plan.data.val_fraction else set()
-        assert validated | {
-            "test_accuracy",
-            "gmacs",
-            "latency_ms",
-            "entropy_bits",
-        } <= set(record.outcome.metrics)
+        expected = {"test_accuracy", "gmacs", "entropy_bits"}
+        if record.plan.data.val_fraction:
+            expected.add("accuracy")
+        if record.plan.measure.latency:
+            expected.add("latency_ms")
+        assert expected <= set(record.outcome.metrics)
     assert set(states(search)) == {TrialState.COMPLETE}
 
 
