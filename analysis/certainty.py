@@ -19,9 +19,10 @@ exact.
 
 A plausible true mean is a draw of Student's t about m_c, after m_c was drawn in towards the
 common mean as far as t2 and s2_c / n_c say (James and Stein): of many that are measured with an
-error, the best is the luckiest. The probability is the share of draws in which a configuration
-is on the front. Which images were held out is an error that all configurations share; it moves
-the front as a whole, and is no part of this.
+error, the best is the luckiest. Of fewer than four, t2 is unknown, and nothing is drawn in.
+The probability is the share of draws in which a configuration is on the front. Which images were
+held out is an error that all configurations share; it moves the front as a whole, and is no part
+of this.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ DRAWS = 1000
 _MOST_VALUES = 2_000_000
 _PRIOR_FREEDOM = 8.0
 """d_0; its own three seeds then count for a fifth of a configuration's variance."""
+_FEWEST_FOR_A_COMMON_MEAN = 4
+"""Configurations from which shrinking towards their own mean helps (Efron and Morris, 1973)."""
 _AS_GOOD_AS_NORMAL = 1e6
 """Degrees of freedom with which Student's t cannot be told from a normal distribution."""
 _QUARTILES = 1.349
@@ -95,8 +98,11 @@ def drawn(values: Floats, variances: Floats, freedom: Floats, draws: int) -> Flo
     center = np.nanmean(values, axis=0) if len(values) else values
     spread = np.nanvar(values, axis=0, ddof=1) if len(values) > 1 else np.zeros(1)
     truth = np.maximum(spread - variances.mean(axis=0), 0.0) if len(values) else spread
+    if len(values) < _FEWEST_FOR_A_COMMON_MEAN:
+        truth = np.full_like(truth, np.inf)
     total = truth + variances
-    kept = np.divide(truth, total, out=np.ones_like(total), where=total > 0)
+    is_drawn_in = (total > 0) & np.isfinite(total)
+    kept = np.divide(truth, total, out=np.ones_like(total), where=is_drawn_in)
     means = center + kept * (values - center)
     # NumPy draws NaN for infinitely many degrees of freedom
     known = np.minimum(freedom, _AS_GOOD_AS_NORMAL)

@@ -168,3 +168,16 @@ def test_the_rarest_class_bounds_the_error_of_an_area_under_a_curve() -> None:
     goal = [Objective("auroc", "max")]
     variances, _ = certainty.error_variances(rows, goal, classes)
     assert np.var(areas) < variances[0, 0] < 6 * np.var(areas)
+
+
+@pytest.mark.parametrize("configurations", [1, 2, 3])
+def test_few_configurations_are_not_drawn_towards_each_other(
+    configurations: int,
+) -> None:
+    """What two measured alike does not say that they are the same: each keeps its own value."""
+    values = np.array([[0.90, 1.0], [0.92, 2.0], [0.91, 3.0]])[:configurations]
+    variances = np.full_like(values, 0.02**2)
+    freedom = np.full_like(values, np.inf)
+    drawn = certainty.drawn(values, variances, freedom, 4000)
+    assert drawn.mean(axis=0) == pytest.approx(values, abs=0.002)
+    assert drawn.std(axis=0) == pytest.approx(np.sqrt(variances), rel=0.05)
