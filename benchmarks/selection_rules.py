@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
+from kept_rows import KeptRows
 
 from compress.finetune import Finetune
 from compress.selection.stage import WeightSelection
@@ -82,19 +82,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path, required=True)
     given = parser.parse_args()
-    rows: list[dict[Any, Any]] = []
-    if given.output.exists():
-        rows = pd.read_parquet(given.output).to_dict("records")
-    done = {(row["rule"], row["compensate"], row["seed"]) for row in rows}
+    rows = KeptRows(given.output, ("rule", "compensate", "seed"))
     for seed in range(given.seeds):
         for rule in RULES:
             for compensate in (False, True):
-                if (rule, compensate, seed) in done:
+                if rows.has(rule, compensate, seed):
                     continue
                 named = {"rule": rule, "compensate": compensate, "seed": seed}
-                rows.append(named | result(given, rule, compensate, seed))
-                print(rows[-1], flush=True)
-                pd.DataFrame(rows).to_parquet(given.output, index=False)
+                rows.add(named | result(given, rule, compensate, seed))
 
 
 if __name__ == "__main__":

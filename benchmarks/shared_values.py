@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
+from kept_rows import KeptRows
 
 from compress.codec.file import coded_bytes
 from compress.measure.model import measure_static
@@ -122,12 +122,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path, required=True)
     given = parser.parse_args()
-    rows: list[dict[Any, Any]] = []
-    if given.output.exists():
-        rows = pd.read_parquet(given.output).to_dict("records")
-    done = {(row["method"], row["setting"], row["seed"]) for row in rows}
+    rows = KeptRows(given.output, ("method", "setting", "seed"))
     for method, setting, seed, stage in TABLES[given.table](given.seeds, given.epoch):
-        if (method, setting, seed) in done:
+        if rows.has(method, setting, seed):
             continue
         config = DataConfig(
             dataset="parquet",
@@ -140,9 +137,7 @@ def main() -> None:
         data = load_data(config, given.cache)
         with tempfile.TemporaryDirectory() as workdir:
             row = result(stage, data, given.checkpoint, Path(workdir), seed)
-        rows.append({"method": method, "setting": setting, "seed": seed} | row)
-        print(rows[-1], flush=True)
-        pd.DataFrame(rows).to_parquet(given.output, index=False)
+        rows.add({"method": method, "setting": setting, "seed": seed} | row)
 
 
 if __name__ == "__main__":
