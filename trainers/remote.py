@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from trainers.leftovers import is_leftover, tag
+from trainers.words import one_line
 
 if TYPE_CHECKING:
     from pyarrow import fs
@@ -76,7 +77,7 @@ class Remote:
         except pa.ArrowInvalid as refusal:
             self._fs, self._root = _by_fsspec(self.uri, refusal)
         except (OSError, pa.ArrowException) as error:
-            said = " ".join(str(error).split())
+            said = one_line(error)
             raise ValueError(
                 f"storage: {self.uri} cannot be reached: {said}; check address and rights"
             ) from error
@@ -100,7 +101,7 @@ class Remote:
             self._remove_probes()
             self._fs.delete_file(probe)
         except (OSError, pa.ArrowException) as error:
-            said = " ".join(str(error).split())
+            said = one_line(error)
             raise ValueError(
                 f"storage: {self.uri} cannot be written to: {said}; check address and rights"
             ) from error

@@ -15,6 +15,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"did you mean {found[0]!r}? " if found else ""
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())
+
+
 def printable(name: str) -> str:
     """A name for messages: what is not UTF-8, breaks a line or steers a terminal is escaped."""
     return "".join(

@@ -29,6 +29,7 @@ from sweeps.drive.ray_internals import (
     without_idle_processes,
 )
 from sweeps.spec.yaml_text import SpecError
+from trainers.words import one_line
 
 LOCAL = "local"
 
@@ -105,7 +106,7 @@ def start_ray(cpus: int | None = None) -> None:
     except Exception as error:
         # the boundary: Ray raises a plain Exception where its processes take too long
         ray.shutdown()
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise RayLostError(
             f"Ray did not start on this machine ({said}); is there room in /tmp and"
             " /dev/shm, and is the machine overloaded?"

@@ -13,6 +13,7 @@ from ray.exceptions import (
 )
 
 from sweeps.run.record import TrialError
+from trainers.words import one_line
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def death_of(error: Exception) -> Death:
     if isinstance(error, NodeDiedError):
         return Death("NodeDied", "its node died")
     if isinstance(error, RuntimeEnvSetupError):
-        said = " ".join(str(error).split())
+        said = one_line(error)
         return Death(
             "NodeSetup",
             "its node could not set up our code",

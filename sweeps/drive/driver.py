@@ -73,6 +73,7 @@ from sweeps.trial.attempt import run_trial
 from trainers.files import default_data_cache, read_json, write_atomic
 from trainers.leftovers import remove_leftovers
 from trainers.remote import is_uri
+from trainers.words import one_line
 
 MOST_IN_VAIN = 3
 """Attempts in a row that may end before their time without a trial that ended."""
@@ -272,7 +273,7 @@ def _ended_early(error: Exception) -> str:
     # Tune raises its own error, with a traceback as its message, while it handles another
     handled = error.__context__ if isinstance(error, TuneError) else None
     first = innermost(handled or error)
-    said = " ".join(str(first).split())
+    said = one_line(first)
     return f"the search was ended by {type(first).__name__}: {said}"
 
 

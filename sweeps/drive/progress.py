@@ -108,9 +108,8 @@ class Standing:
 
         if self.ends is None:
             return 0.0
-        if (
-            self._volume is None
-        ):  # of many objectives it takes long, and a line is drawn often
+        # of many objectives it takes long, and a line is drawn often
+        if self._volume is None:
             goals = self._unbounded()
             reference = pareto.reference_point(self.ends, goals)
             self._volume = pareto.hypervolume(self.front, goals, reference)

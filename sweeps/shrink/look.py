@@ -26,6 +26,7 @@ from trainers.machine import usable_cores
 from trainers.models.arch import Arch, ModelState
 from trainers.models.source import SourceFacts, load_source, source_facts
 from trainers.timm_library import timm
+from trainers.words import one_line
 
 PREFERRED: tuple[RuntimeName, ...] = ("openvino", "onnxruntime", "torch")
 """Runtimes of deployment, the first that is installed is taken unless the user says another."""
@@ -161,17 +162,12 @@ def look(source: Tree, data: Tree, runtimes: Sequence[RuntimeName] = ()) -> Look
         data = _complete(data, config)
         info = _info(data)
     except ValueError as error:
-        raise SpecError(_one_line(error, "--data")) from error
+        raise SpecError(f"--data: {one_line(error)}") from error
     try:
         facts = source_facts(config, info.num_classes, info.image_size, trained=False)
     except (ValueError, RuntimeError, TypeError, AssertionError) as error:
-        raise SpecError(_one_line(error, "MODEL")) from error
+        raise SpecError(f"MODEL: {one_line(error)}") from error
     return Look(source, data, facts, info, installed(runtimes), usable_cores())
-
-
-def _one_line(error: Exception, place: str) -> str:
-    said = " ".join(str(error).split())
-    return f"{place}: {said}"
 
 
 def _complete(data: Tree, source: SourceConfig) -> Tree:

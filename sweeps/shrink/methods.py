@@ -14,6 +14,7 @@ from compress.pipeline import NamedStage, check_pipeline
 from sweeps.shrink.look import LARGE_PX, Look
 from sweeps.spec.stages import build_stage
 from sweeps.spec.yaml_text import Tree
+from trainers.words import one_line
 
 LADDER = (0.85, 0.7, 0.55, 0.4, 0.3, 0.2)
 """Shares of the source's cost that are left by what is cut."""
@@ -185,7 +186,7 @@ def _refused(
             stages = [_stage(slot, config), *after]
             check_pipeline(seen.arch, stages, seen.info)
         except (ValueError, TypeError, RuntimeError) as error:
-            return " ".join(str(error).split())
+            return one_line(error)
     return None
 
 

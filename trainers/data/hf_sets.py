@@ -33,6 +33,7 @@ from trainers.data.parts import (
 )
 from trainers.data.shards import WORDS, root_folder, split_named
 from trainers.files import default_data_cache, sha256_file, write_atomic
+from trainers.words import one_line
 
 BATCH = 256  # rows in memory at a time
 STREAM_SAMPLE = 256  # images of a stream that are looked at before all are read
@@ -429,5 +430,5 @@ def _refused(place: str) -> Iterator[None]:
         ) from error
     except (DatasetsError, OSError, RuntimeError, ValueError, KeyError) as error:
         cause = error.__cause__ or error
-        said = " ".join(str(cause).split()) or type(cause).__name__
+        said = one_line(cause) or type(cause).__name__
         raise ValueError(f"data set {place!r} cannot be read: {said}") from error

@@ -24,6 +24,7 @@ from trainers.data.image_cells import (
 from trainers.data.parts import Dataset, Labels, Pixels, file_hash
 from trainers.data.shards import find_shards, root_folder
 from trainers.files import why_not_the_file
+from trainers.words import one_line
 
 BATCH = 256  # rows in memory at a time
 SAMPLE = 2_000  # images that are looked at before all are read
@@ -241,7 +242,7 @@ def _opened(file: Path) -> Iterator[pq.ParquetFile]:
             yield parquet
     except (pa.ArrowException, OSError) as error:
         reason = file.is_file() and why_not_the_file(file)
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise ValueError(
             f"{file}: {reason or f'cannot be read as Parquet ({said}); fetch it again'}"
         ) from error
