@@ -18,6 +18,7 @@ from trainers.models.arch import (
     ModelState,
     buildable,
     on_meta,
+    shared_on_meta,
 )
 from trainers.option_types import ModelName
 from trainers.training.losses import (
@@ -153,7 +154,7 @@ def check_fit(arch: Arch, config: TrainConfig, data: DataInfo) -> None:
     if config.grad_checkpointing:
         recompute_activations(on_meta(arch))
     if config.layer_decay is not None:
-        make_optimizer(on_meta(with_drop_rates(arch, config)), config)
+        make_optimizer(shared_on_meta(with_drop_rates(arch, config)), config)
 
 
 def task_objective(
