@@ -99,9 +99,17 @@ def specs(material: Material, rng: random.Random) -> Case:
     if rng.random() < 0.3:
         path.write_bytes(damaged(text, rng))
     else:
-        changed = yaml.safe_dump(mutated(raw, rng), allow_unicode=True)
-        path.write_bytes(changed.encode("utf-8", "surrogatepass"))
+        path.write_bytes(_as_yaml(mutated(raw, rng)))
     return lambda: _keep_nothing(load_spec(str(path)))
+
+
+def _as_yaml(tree: Any) -> bytes:
+    """YAML in blocks; JSON, which is YAML too, where it is nested too deep for that."""
+    try:
+        text = yaml.safe_dump(tree, allow_unicode=True)
+    except RecursionError:
+        return as_json(tree)
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _keep_nothing(result: object) -> None:
