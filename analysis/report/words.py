@@ -244,7 +244,8 @@ def _gain(run: Run, row: int) -> str:
 
 def _configuration(run: Run, row: int) -> pd.Series:
     """The configuration for which the trial in a row of `trials` stands."""
-    return run.configurations().loc[row]
+    rows = run.configurations()
+    return rows.loc[rows.index == row].iloc[0]
 
 
 def _tiles(run: Run) -> Html:
