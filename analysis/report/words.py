@@ -29,8 +29,12 @@ LOSS = 0.01
 _DOT = Html(" <i>·</i> ")
 
 
-def parts(run: Run, compared: Comparison | None) -> dict[str, str]:
-    """What `report.html` shows without a script, by the names of its gaps."""
+def parts(
+    run: Run, compared: Comparison | None, is_live: bool = False
+) -> dict[str, str]:
+    """What `report.html` shows without a script, by the names of its gaps; a live page is never
+    without one.
+    """
     first_card, further_cards = _picks(run)
     return {
         "kind": "Comparison of sweeps" if run.members else "Sweep report",
@@ -42,7 +46,7 @@ def parts(run: Run, compared: Comparison | None) -> dict[str, str]:
         "remarks": remarks_section(run),
         "compare": compare_section(run, compared),
         "stages": stages_section(run),
-        "still": front_picture(run),
+        "still": Html("") if is_live else front_picture(run),
         "failures": failures_section(run),
         "problems": problems_section(run),
         "reproduce": reproduce_section(run),
