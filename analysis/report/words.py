@@ -22,6 +22,7 @@ from analysis.report.sections import (
     stages_section,
 )
 from analysis.report.still import front_picture
+from analysis.report.versus import versus_section
 from analysis.run import Run
 
 LOSS = 0.01
@@ -45,6 +46,7 @@ def parts(
         "tiles": _tiles(run),
         "remarks": remarks_section(run),
         "compare": compare_section(run, compared),
+        "versus": Html("") if is_live else versus_section(run, compared),
         "stages": stages_section(run),
         "still": Html("") if is_live else front_picture(run),
         "failures": failures_section(run),
