@@ -117,6 +117,10 @@ def _execute(
     layers = measure_layers(result.model) if distributed.rank() == 0 else []
     seconds = measuring.working_seconds() - begun
     saved = sum(s.seconds_full - s.seconds for s in result.stages if s.cached)
+    # stages that went on from the end of others with fewer epochs
+    saved += sum(
+        max(0.0, s.seconds_full - s.seconds) for s in result.stages if not s.cached
+    )
     return Execution(
         metrics,
         layers,
