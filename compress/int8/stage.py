@@ -75,6 +75,7 @@ class Int8(Stage, TrainConfig):
         " ICLR 2020"
     )
     finds_dims: ClassVar[bool] = True
+    continues: ClassVar[bool] = True
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("int8_layers", "layers whose weights are integers", "1"),
         Metric("int8_float_layers", "layers left in float", "1"),

@@ -35,6 +35,7 @@ class Auxiliary(Stage, TrainConfig):
         Metric("aux_params", "parameters of the auxiliary network", "1"),
     )
     trains_sharded: ClassVar[bool] = True
+    continues: ClassVar[bool] = True
     builder: ClassVar[str]
     """The network's builder, a key of `trainers.models.arch.BUILDERS`."""
 

@@ -300,7 +300,7 @@ def buildable(arch: Arch) -> Arch:
 def _built_once(arch_json: str) -> None:
     arch = Arch.from_json(json.loads(arch_json))
     try:
-        module = on_meta(arch)
+        module = shared_on_meta(arch)
         grid = getattr(getattr(module, "patch_embed", None), "grid_size", None)
         if grid is not None and 0 in tuple(grid):
             raise ValueError(

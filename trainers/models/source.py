@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.config import SourceConfig
-from trainers.models.arch import Arch, ModelState, on_meta, read_arch
+from trainers.models.arch import Arch, ModelState, read_arch, shared_on_meta
 from trainers.models.checkpoint_file import read_checkpoint
 from trainers.models.fit_weights import Fit, fit_weights, fresh_classifier
 from trainers.models.make import is_hub_name, make_arch, saved_arch
@@ -190,7 +190,7 @@ def _weights(
     """All weights in the architecture's order: those of a checkpoint, copied into memory of
     their own, and fresh ones drawn from `seed`.
     """
-    module = on_meta(arch)
+    module = shared_on_meta(arch)
     wanted, heads = module.state_dict(), classifier_layers(module)
     lacking = [name for name in wanted if name not in fit.weights]
     drawn = ModelState.initialised(arch, seed).weights if lacking else {}
