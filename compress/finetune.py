@@ -40,6 +40,7 @@ class Finetune(Stage, TrainConfig):
     phase: ClassVar[Phase] = "train"
     version: ClassVar[int] = 2
     trains_sharded: ClassVar[bool] = True
+    continues: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "recipe and distillation: Touvron et al., Training data-efficient image"
         " transformers, ICML 2021"

@@ -8,6 +8,7 @@ from compress.pipeline import NamedStage
 from sweeps.check_objectives import is_of_test_set
 from sweeps.drive.trackers import check_trackers
 from sweeps.search.portfolio import check_portfolio
+from sweeps.search.refine import why_refined_from_start
 from sweeps.spec.model import EarlyStopping, Spec, epoch_metric
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.epoch_curve import trained_stage
@@ -42,9 +43,15 @@ def check_search(
     check_trackers(spec.trackers)
 
 
-def search_remarks(spec: Spec) -> tuple[str, ...]:
+def search_remarks(
+    spec: Spec, pipelines: Sequence[Sequence[NamedStage]]
+) -> tuple[str, ...]:
     """What a user should know about a search that holds, whole sentences."""
     remarks = []
+    refine = spec.search.refine
+    if refine is not None:
+        found = (why_refined_from_start(stages, refine) for stages in pipelines)
+        remarks += list(dict.fromkeys(said for said in found if said))[:1]
     if any(is_of_test_set(objective.metric) for objective in spec.objectives):
         remarks.append(
             "objectives: no image is held out (data.val_fraction: 0), so that a metric of the"

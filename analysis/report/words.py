@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from analysis.report.sections import (
     stages_section,
 )
 from analysis.report.still import front_picture
+from analysis.report.versus import versus_section
 from analysis.run import Run
 
 LOSS = 0.01
@@ -28,18 +30,25 @@ LOSS = 0.01
 _DOT = Html(" <i>·</i> ")
 
 
-def parts(run: Run, compared: Comparison | None) -> dict[str, str]:
-    """What `report.html` shows without a script, by the names of its gaps."""
+def parts(
+    run: Run, compared: Comparison | None, is_live: bool = False
+) -> dict[str, str]:
+    """What `report.html` shows without a script, by the names of its gaps; a live page is never
+    without one.
+    """
+    first_card, further_cards = _picks(run)
     return {
         "kind": "Comparison of sweeps" if run.members else "Sweep report",
         "meta": _meta(run),
         "summary": _summary(run, compared),
-        "picks": _picks(run),
+        "pick": first_card,
+        "picks": further_cards,
         "tiles": _tiles(run),
         "remarks": remarks_section(run),
         "compare": compare_section(run, compared),
+        "versus": Html("") if is_live else versus_section(run, compared),
         "stages": stages_section(run),
-        "still": front_picture(run),
+        "still": Html("") if is_live else front_picture(run),
         "failures": failures_section(run),
         "problems": problems_section(run),
         "reproduce": reproduce_section(run),
@@ -116,24 +125,24 @@ def _summary(run: Run, compared: Comparison | None) -> Html:
     total = summary.totals(run)
     if not total["trials"]:
         return element("p", "No trial has been recorded yet.")
-    sentences = [
-        join(
-            [
-                element("b", plural(total["trials"], "trial")),
-                ": ",
-                _counts(total["status"]),
-                ".",
-            ]
-        ),
+    facts = [
+        f"{plural(total['trials'], 'trial')}: {_counts(total['status'])}.",
         _seeds(run),
         _baseline(run),
         _front(run, total["front"]),
-        _leader(compared),
-        _recommended(run),
     ]
+    verdict = [_leader(compared), _verdict(run)]
+    lines = [
+        element("p", _sentences(verdict)) if any(verdict) else None,
+        element("p", _sentences(facts), class_="note"),
+    ]
+    return join(lines)
+
+
+def _sentences(sentences: Sequence[Any]) -> Html:
+    """Sentences one after another; a number stays on one line with what it counts."""
     text = join((s for s in sentences if s is not None), " ")
-    # a percentage stays on one line
-    return element("p", Html(text.replace(" %", "\u00a0%")))
+    return Html(text.replace(" %", "\u00a0%").replace(" ×", "\u00a0×"))
 
 
 def _seeds(run: Run) -> str | None:
@@ -200,18 +209,49 @@ def _leader(compared: Comparison | None) -> Html | None:
     return join(said)
 
 
-def _recommended(run: Run) -> Html | None:
+def _verdict(run: Run) -> Html | None:
+    """Which trial to ship: the cheapest that loses little beside the baseline, else the best
+    compromise; and what the best compromise gives where that is another one.
+    """
     advised = summary.advice(run)
     if not advised:
         return None
-    trial_id = run.trials["trial_id"].iloc[advised[0].row]
-    return join(
-        [
-            "If no single number matters most, ship trial ",
-            trial_link(trial_id),
-            f": {advised[0].text}.",
-        ]
-    )
+    offered, wanted = summary.within_loss(run), summary.kept_and_cost(run)
+    if not offered or wanted is None:
+        return join(["Ship ", _named(run, advised[0].row), f": {advised[0].text}."])
+    kept, cost = wanted
+    chosen = summary.cheapest_within(offered, LOSS)
+    lost = f"{fixed(100 * LOSS, 0)} point of {kept.metric}"
+    if chosen is None:
+        said = [f"No trial of the front is within {lost} of the baseline; nearest is "]
+        said += [_named(run, offered[0].row), f": {_gain(run, offered[0].row)}."]
+        return join(said)
+    said = [
+        "Ship ",
+        _named(run, chosen.row),
+        ", the lowest ",
+        f"{cost.metric} within {lost}",
+    ]
+    said.append(f" of the baseline: {_gain(run, chosen.row)}.")
+    if advised[0].row != chosen.row:
+        said += [" Where more may be lost, the best compromise is "]
+        said += [_named(run, advised[0].row), f": {_gain(run, advised[0].row)}."]
+    return join(said)
+
+
+def _named(run: Run, row: int) -> Html:
+    trial_id = str(run.trials["trial_id"].iloc[row])
+    return trial_link(trial_id, f"trial {trial_id}")
+
+
+def _gain(run: Run, row: int) -> str:
+    return summary.beside_baseline(run, _configuration(run, row))
+
+
+def _configuration(run: Run, row: int) -> pd.Series:
+    """The configuration for which the trial in a row of `trials` stands."""
+    rows = run.configurations()
+    return rows.loc[rows.index == row].iloc[0]
 
 
 def _tiles(run: Run) -> Html:
@@ -241,10 +281,11 @@ def _tile(name: str, value: str, note: str) -> Html:
     )
 
 
-def _picks(run: Run) -> Html:
+def _picks(run: Run) -> tuple[Html, Html]:
+    """The card that stands beside the front, and the others below both."""
     advised = summary.advice(run)
     if not advised:
-        return Html("")
+        return Html(""), Html("")
     cards = _within_loss(run)
     cards += [
         _pick(run, advice, first=not cards and not i)
@@ -257,7 +298,8 @@ def _picks(run: Run) -> Html:
             "Mean ± standard deviation over seeds; the trial is the seed nearest the mean.",
             class_="note",
         )
-    return join([element("div", *cards, class_="picks"), note])
+    others = element("div", *cards[1:], class_="picks") if cards[1:] else None
+    return cards[0], join([others, note])
 
 
 def _within_loss(run: Run) -> list[Html]:
@@ -272,7 +314,7 @@ def _within_loss(run: Run) -> list[Html]:
     points = fixed(100 * LOSS, 0)
     slider = element(
         "label",
-        "at most ",
+        "Lose at most ",
         element(
             "input",
             type="range",
@@ -284,7 +326,6 @@ def _within_loss(run: Run) -> list[Html]:
             aria_label=f"points of {kept.metric} that may be lost",
         ),
         element("output", f"{points} points", id="loss-shown", for_="loss"),
-        f" of {kept.metric} lost",
         class_="loss",
         hidden="",
     )
@@ -317,8 +358,7 @@ def _within_loss(run: Run) -> list[Html]:
 
 
 def _pick(run: Run, advice: summary.Advice, first: bool) -> Html:
-    rows = run.configurations()
-    row: pd.Series = rows.loc[rows.index == advice.row].iloc[0]
+    row = _configuration(run, advice.row)
     trial_id = str(row["trial_id"])
     figures = [
         element("div", element("dt", name), element("dd", text))

@@ -532,6 +532,23 @@ def test_axe_finds_nothing(demo_run, open_page, width: int, theme: str) -> None:
     assert json.loads(answer["result"]["value"]) == []
 
 
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (1024, 768), (390, 844)])
+def test_the_first_screen_has_verdict_and_front(
+    demo_run, open_page, tmp_path, width: int, height: int
+) -> None:
+    source = Baseline("the source", {"accuracy": 0.95, "gmacs": 1.2})
+    run = replace(demo_run, baseline=source)
+    page = open_page(analysis.write_report(run, tmp_path / "a.html"), width, height)
+    seen = page.run("""
+        const box = (selector) => document.querySelector(selector).getBoundingClientRect();
+        return [document.querySelector('.lead').textContent, box('.lead').top,
+                box('#front-plot .nsewdrag').bottom, innerHeight];
+    """)
+    assert re.match(r"\s*Ship trial \w+, the lowest gmacs within 1 point", seen[0])
+    assert 0 < seen[1] < 200
+    assert seen[2] < seen[3]
+
+
 def test_costs_add_up(make_run) -> None:
     """Stages, what is no stage, and the baseline are what all took."""
 

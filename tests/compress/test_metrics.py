@@ -24,6 +24,7 @@ from compress.metrics import (
     existing_metrics,
     measure,
     missing_because,
+    shown_predictions,
 )
 from compress.pipeline import STAGES
 from trainers.data.splits import Data, Split
@@ -108,9 +109,11 @@ def test_each_split_is_evaluated_once(
 ) -> None:
     splits = []
 
-    def counted(module: nn.Module, data: Data, split: Split, *rest: Any) -> Evaluation:
+    def counted(
+        module: nn.Module, data: Data, split: Split, *rest: Any, **given: Any
+    ) -> Evaluation:
         splits.append(split)
-        return evaluate_classes(module, data, split, *rest)
+        return evaluate_classes(module, data, split, *rest, **given)
 
     monkeypatch.setattr(evaluate, "evaluate_classes", counted)
     final.data = replace(final.data, val=replace(final.data.val, rows=torch.empty(0)))
@@ -118,6 +121,16 @@ def test_each_split_is_evaluated_once(
     assert splits == ["test"]
     assert {row["images"] for row in class_rows(final)} == {None}
     assert sum(row["test_images"] for row in class_rows(final)) == 60
+    shown = shown_predictions(final)
+    assert shown is not None
+    assert shown["part"] == "test"
+    assert sum(images for _, _, images in shown["confusion"]) == 60
+
+
+def test_no_image_is_kept_where_none_shall_be(final: FinalModel) -> None:
+    final.options = final.options.model_copy(update={"samples": 0, "latency": False})
+    measure(final, quantized=False)
+    assert shown_predictions(final) is None
 
 
 def test_other_ranks_take_part_only_where_all_must(final: FinalModel) -> None:
