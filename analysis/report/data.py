@@ -30,8 +30,9 @@ from analysis.report.columns import (
     levels,
     numbers_of,
 )
-from analysis.report.details import details
+from analysis.report.details import detailed_trials, details
 from analysis.report.layers import layer_data
+from analysis.report.predictions import shown_predictions
 from analysis.run import Run
 from analysis.summary import pick_title
 from analysis.tables.schema import BLOCK_DIMENSIONS
@@ -292,7 +293,9 @@ def _errors(run: Run) -> dict[str, Any]:
     }
 
 
-def page_data(run: Run, compared: Comparison | None = None) -> dict[str, Any]:
+def page_data(
+    run: Run, compared: Comparison | None = None, with_predictions: bool = True
+) -> dict[str, Any]:
     """Everything that the page's script draws, as JSON data."""
     trials, front, rows = run.trials, run.front(noise=False), run.configurations()
     eligible = np.zeros(len(rows), dtype=bool)
@@ -327,6 +330,9 @@ def page_data(run: Run, compared: Comparison | None = None) -> dict[str, Any]:
         "baseline": baseline(run),
         "notes": notes(run, row_of),
         "details": details(run, row_of),
+        "predictions": shown_predictions(
+            run, detailed_trials(run) if with_predictions else (), row_of
+        ),
         "surfaces": surfaces(run),
         "compare": comparison(compared),
     }

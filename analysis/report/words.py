@@ -22,6 +22,7 @@ from analysis.report.sections import (
     stages_section,
 )
 from analysis.report.still import front_picture
+from analysis.report.versus import versus_section
 from analysis.run import Run
 
 LOSS = 0.01
@@ -29,8 +30,12 @@ LOSS = 0.01
 _DOT = Html(" <i>·</i> ")
 
 
-def parts(run: Run, compared: Comparison | None) -> dict[str, str]:
-    """What `report.html` shows without a script, by the names of its gaps."""
+def parts(
+    run: Run, compared: Comparison | None, is_live: bool = False
+) -> dict[str, str]:
+    """What `report.html` shows without a script, by the names of its gaps; a live page is never
+    without one.
+    """
     first_card, further_cards = _picks(run)
     return {
         "kind": "Comparison of sweeps" if run.members else "Sweep report",
@@ -41,8 +46,9 @@ def parts(run: Run, compared: Comparison | None) -> dict[str, str]:
         "tiles": _tiles(run),
         "remarks": remarks_section(run),
         "compare": compare_section(run, compared),
+        "versus": Html("") if is_live else versus_section(run, compared),
         "stages": stages_section(run),
-        "still": front_picture(run),
+        "still": Html("") if is_live else front_picture(run),
         "failures": failures_section(run),
         "problems": problems_section(run),
         "reproduce": reproduce_section(run),

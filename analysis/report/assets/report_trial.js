@@ -35,6 +35,7 @@ function showTrial() {
       parametersOf(row, other),
       stagesOf(row),
       classesOf(row),
+      ...predictionsOf(row),
       errorOf(row),
       commandsOf(row),
       notesOf(row),
