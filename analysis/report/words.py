@@ -422,7 +422,7 @@ def _pick(run: Run, advice: summary.Advice, first: bool) -> Html:
         _against(run, row),
         element("p", _pick_note(run, advice), class_="note"),
         element("p", _parameters(run, row), class_="config"),
-        _commands(run, trial_id),
+        _commands(run, trial_id, is_open=first),
         class_="pick first" if first else "pick",
     )
 
@@ -456,7 +456,7 @@ def _parameters(run: Run, row: pd.Series) -> Html:
     return join(shown, ", ")
 
 
-def _commands(run: Run, trial_id: str) -> Html:
+def _commands(run: Run, trial_id: str, is_open: bool) -> Html:
     """The commands that export a trial's model and run the trial again."""
     lines = [
         ("Export", summary.command(run, trial_id, "onnx")),
@@ -471,4 +471,5 @@ def _commands(run: Run, trial_id: str) -> Html:
         element("summary", "Get this model"),
         element("dl", *entries, class_="commands"),
         class_="get",
+        open="" if is_open else None,
     )
