@@ -78,6 +78,6 @@ def ray_session(nursery: Nursery | None) -> Iterator[None]:
 
     if nursery is not None:
         nursery.use()
-    start_ray(2)
+    start_ray(2, 1)
     yield
     ray.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,15 @@ import pandas as pd
 from analysis import summary
 from analysis.comparison import Comparison
 from analysis.differences import interval
-from analysis.numbers import duration, fixed, number, percent, plain, plural
+from analysis.numbers import (
+    duration,
+    fixed,
+    number,
+    percent,
+    plain,
+    plural,
+    quantity,
+)
 from analysis.report.html import Html, element, join, trial_link
 from analysis.report.sections import (
     compare_section,
@@ -124,7 +133,9 @@ def _counts(status: dict[str, int]) -> str:
 def _summary(run: Run, compared: Comparison | None) -> Html:
     total = summary.totals(run)
     if not total["trials"]:
-        return element("p", "No trial has been recorded yet.")
+        return element(
+            "p", "No trial has begun yet: a trial shows here from its plan on."
+        )
     facts = [
         f"{plural(total['trials'], 'trial')}: {_counts(total['status'])}.",
         _seeds(run),
@@ -164,10 +175,7 @@ def _baseline(run: Run) -> Html | None:
 
 def _front(run: Run, count: int) -> Any:
     if not count:
-        return (
-            "No complete trial has finite objectives within the bounds yet, so there is no"
-            " front."
-        )
+        return None
     if len(run.objectives) < 2:
         return None
     goals = [
@@ -215,7 +223,7 @@ def _verdict(run: Run) -> Html | None:
     """
     advised = summary.advice(run)
     if not advised:
-        return None
+        return _without_front(run)
     offered, wanted = summary.within_loss(run), summary.kept_and_cost(run)
     if not offered or wanted is None:
         return join(["Ship ", _named(run, advised[0].row), f": {advised[0].text}."])
@@ -237,6 +245,45 @@ def _verdict(run: Run) -> Html | None:
         said += [" Where more may be lost, the best compromise is "]
         said += [_named(run, advised[0].row), f": {_gain(run, advised[0].row)}."]
     return join(said)
+
+
+def _without_front(run: Run) -> Html:
+    """Why there is nothing to ship yet, and what to look at."""
+    status = run.status_counts()
+    complete = len(run.complete())
+    place = str(run.path)
+    if complete and run.objectives:
+        kept = ", ".join(_keeping(run))
+        return join([f"No trial is within all bounds: {kept}."])
+    if not complete and status.get("running"):
+        command = element("code", f"sweeps status {shlex.quote(place)} --watch")
+        return join(["No trial is complete yet; ", command, " shows what runs."])
+    if status.get("failed"):
+        return join(["No trial is complete; what ended them stands under Failures."])
+    return join(["No trial is complete, so there is nothing to compare."])
+
+
+def _keeping(run: Run) -> list[str]:
+    """For each objective how many complete trials have a value, and keep its bound."""
+    values = run.values(run.complete())
+    found = []
+    for objective, column in zip(run.objectives, values.T, strict=True):
+        known = column[np.isfinite(column)]
+        keeping = sum(objective.excess(float(value)) <= 0 for value in known)
+        unit = run.metrics.unit(objective.metric)
+        limit = objective.limit
+        if limit is None or np.isnan(limit):
+            said = (
+                f"{number(len(known))} of {number(len(column))} have {objective.metric}"
+            )
+        else:
+            sign = "≤" if objective.mode == "min" else "≥"
+            bound = f"{objective.metric} {sign} {quantity(limit, unit)}"
+            best = known.min() if objective.mode == "min" else known.max()
+            said = f"{number(keeping)} of {number(len(column))} keep {bound}"
+            said += f" (best {quantity(float(best), unit)})" if len(known) else ""
+        found.append(said)
+    return found
 
 
 def _named(run: Run, row: int) -> Html:

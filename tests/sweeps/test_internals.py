@@ -4,9 +4,12 @@ its door moves, before a sweep does.
 
 import inspect
 import os
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
+import pytest
 import ray.tune
 from ray._private import auto_init_hook, node, parameter, services, worker
 from ray.exceptions import OutOfMemoryError, RayActorError
@@ -14,7 +17,7 @@ from ray.tune.execution import class_cache, tune_controller
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from sweeps.drive import ray_internals
+from sweeps.drive import cluster, ray_internals
 from sweeps.search.optuna_internals import (
     enqueue_again,
     enqueued_parameters,
@@ -134,6 +137,25 @@ def test_tune_asks_for_processes_as_they_wait() -> None:
         waiting = cache.get(type("Waiting", (), {}))._default_options["runtime_env"]
     assert own["env_vars"]
     assert not waiting
+
+
+def test_processes_can_import_while_they_wait(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    with ray_internals.waiting_with(["ray.tune", "json"], tmp_path, 3):
+        changed = {k: v for k, v in os.environ.items() if before.get(k) != v}
+    assert dict(os.environ) == before
+    assert changed == {
+        "RAY_preload_python_modules": "ray.tune,json",
+        "OMP_NUM_THREADS": "3",
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}/elsewhere",
+    }
+    # Ray passes it on: the session's was started so
+    arguments = ray.get(ray.remote(num_cpus=0)(lambda: sys.argv).remote())
+    assert f"--worker-preload-modules={','.join(cluster.OF_TRIALS)}" in arguments
 
 
 def test_ray_prints_and_starts_through_doors_that_can_be_closed() -> None:

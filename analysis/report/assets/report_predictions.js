@@ -58,11 +58,11 @@ function confusionOf({ confusion, part }, name, classes) {
 /* Accuracy against probability: on the diagonal a probability is what it says. */
 function calibrationOf({ calibration, error, part }) {
   if (!calibration.length) return null;
-  const [size, left, low] = [220, 40, 34];
+  const [size, left, low] = [220, 48, 36];
   const x = (share) => left + size * share;
   const y = (share) => 8 + size * (1 - share);
   const picture = svg("svg", {
-    viewBox: `0 0 ${left + size + 12} ${size + 8 + low}`,
+    viewBox: `0 0 ${left + size + 26} ${size + 8 + low}`,
     class: "reliability",
     role: "img",
     "aria-label": "accuracy against probability of the predicted class",
