@@ -40,6 +40,8 @@ RECORD_FILE = "record.json"
 EPOCHS_FILE = "epochs.jsonl"
 LAYERS_FILE = "layers.json"
 CLASSES_FILE = "classes.json"
+PREDICTIONS_FILE = "predictions.json"
+"""What a complete trial's predictions show: confusion, calibration, samples."""
 LATENCY_FILE = "latency.json"
 """Of a trial on the front or near it: its latency, measured again when the search had ended."""
 

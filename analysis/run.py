@@ -119,10 +119,15 @@ class Run:
     @cached_property
     def _chances(self) -> pd.Series:
         rows = self.configurations()
-        draws = draws_for(len(rows))
+        draws = draws_for(len(rows), len(self.objectives))
         drawn = plausible_values(rows, self.objectives, self.classes, draws)
         chances = front_probability(drawn, self.objectives)
         return pd.Series(chances, index=rows.index, name="probability")
+
+    @cached_property
+    def _fronts(self) -> dict[bool, pd.DataFrame]:
+        """The front, with or without noise, once it was asked for."""
+        return {}
 
     @cached_property
     def is_noisy(self) -> bool:
@@ -168,10 +173,15 @@ class Run:
         Raises ValueError for a constraint that cannot be read, or noise that was not measured.
         """
         rows = self.configurations()
-        if where is not None:
-            rows = rows[where_mask(where, rows)]
         if noise is None:
             noise = noise_of(rows, self.objectives) is not None
+        if where is not None:
+            return self._front_of(rows[where_mask(where, rows)], noise)
+        if noise not in self._fronts:
+            self._fronts[noise] = self._front_of(rows, noise)
+        return self._fronts[noise].copy()
+
+    def _front_of(self, rows: pd.DataFrame, noise: bool) -> pd.DataFrame:
         front = front_of(rows, self.objectives, noise)
         first = [f"metric/{o.metric}" for o in self.objectives]
         first += [f"config/{p}" for p in self.parameters if f"config/{p}" in front]

@@ -302,11 +302,11 @@ def beside_baseline(run: Run, row: pd.Series) -> str:
 
 def _difference(metric: Metric, before: float, after: float) -> str:
     """'−1.2 points', '5.2 × lower', '8 % higher', 'the same'."""
+    if before == after:
+        return "the same"
     if metric.unit == "fraction":
         points = significant(100 * abs(after - before), 2)
         return f"{'−' if after < before else '+'}{points} points"
-    if before == after:
-        return "the same"
     if before <= 0 or after <= 0:
         return f"{quantity(before, metric.unit)} → {quantity(after, metric.unit)}"
     way = "lower" if after < before else "higher"

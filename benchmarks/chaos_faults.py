@@ -176,7 +176,7 @@ class DriverKill(Fault):
             when = "trials"
         before = begun(scene.run)
         if when == "start":
-            give_up_at = time.monotonic() + moment.uniform(0, 3)
+            give_up_at = time.monotonic() + moment.uniform(0, 6)
             scene.wait_until(driver, lambda: time.monotonic() > give_up_at)
             return
         if not scene.wait_until(driver, lambda: begun(scene.run) > before):

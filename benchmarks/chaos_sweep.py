@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
-import ray
 from chaos_ray import Nursery
 from chaos_stage import quality_of
 from rich.console import Console
@@ -24,8 +23,6 @@ from analysis.contract import ENDED, EPOCHS_FILE, TABLES_FOLDER
 from compress.cache import Artifact
 from sweeps.check import check_spec
 from sweeps.cli.terminal import INTERRUPTED, TRY_AGAIN, lasting_output
-from sweeps.drive.cluster import LOCAL, set_environment
-from sweeps.drive.driver import run_sweep
 from sweeps.drive.metrics import units
 from sweeps.drive.progress import Progress
 from sweeps.run.folder import trial_ids
@@ -138,6 +135,10 @@ def checked(raw: dict[str, Any]) -> Sweep:
 class Driver:
     """A process that drives a sweep; a fork, since its imports take longer than the sweep.
 
+    Ray is imported in the fork: it draws from its random state already while it is imported, and
+    forks that share that state draw the same ids. Two drivers of one cluster then make the same
+    object, which ends one of them.
+
     Args:
         address: of the Ray to use; None starts one.
         environment: further variables, for it and all that it starts.
@@ -155,6 +156,7 @@ class Driver:
     ) -> None:
         self.output = output
         self._code: int | None = None
+        assert "ray" not in sys.modules, "drivers would share their ids"
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
@@ -200,6 +202,11 @@ class Driver:
 def _drive(sweep: Sweep, file: Any, address: str | None) -> int:
     """As `sweeps run` does it; its exit code, `BROKEN` after a traceback."""
     try:
+        import ray
+
+        from sweeps.drive.cluster import LOCAL, set_environment
+        from sweeps.drive.driver import run_sweep
+
         if address is not None:
             set_environment()
             ray.init(address, log_to_driver=False, logging_level="ERROR")

@@ -36,7 +36,8 @@ from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
-from fuzz_kinds import KINDS, Material
+from fuzz_kinds import KINDS
+from fuzz_material import Material
 
 CPU_SECONDS, HUNG_SECONDS, ROOM_BYTES = 20.0, 3600.0, 3 * 2**30
 AT_A_TIME = 250

@@ -12,7 +12,7 @@ import random
 import shutil
 import struct
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,72 +22,23 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 import zstandard
+from fuzz_material import SPEC, Material
 from fuzz_mutations import NASTY, as_json, damaged, damaged_json, mutated
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import analysis
 from analysis.numbers import THIN_SPACE
-from compress.codec.file import decode_bytes, encode
-from sweeps.check import check_spec, load_spec
+from compress.codec.file import decode_bytes
+from sweeps.check import load_spec
 from sweeps.cli.main import app
-from sweeps.drive.driver import run_header
 from sweeps.resume import resumed_spec
-from sweeps.run.folder import trial_folder
-from sweeps.run.plan import Site
-from sweeps.run.record import TrialRecord, to_json, trial_records
-from sweeps.run.storage import RunStorage
-from sweeps.search.searcher import StudySearch
-from sweeps.spec.load import spec_from
-from sweeps.trial.attempt import machine_of
+from sweeps.run.record import trial_records
 from trainers.config import SourceConfig
-from trainers.models.arch import Arch, ModelState
 from trainers.models.source import load_source, source_facts
 
 Case = Callable[[], None]
 
-SPEC: dict[str, Any] = {
-    "name": "fuzzed",
-    "source": {
-        "model": "vit_tiny_patch16_224",
-        "args": {"patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2},
-    },
-    "data": {"dataset": "digits", "limit": 60, "limit_test": 20, "val_fraction": 0.25},
-    "stages": {
-        "teacher": {
-            "stage": "finetune",
-            "epochs": 2,
-            "batch_size": 15,
-            "warmup": 0,
-            "augment": "none",
-        },
-        "init": {"one_of": {"weight_selection": {}, "random_init": {}, "none": None}},
-        "finetune": {"epochs": 3, "batch_size": 15, "warmup": 0, "augment": "none"},
-        "wfn": {"percentages": [0.5, 1.0], "fixing_epochs": 1, "batch_size": 15},
-    },
-    "objectives": [
-        {"metric": "accuracy", "mode": "max"},
-        {"metric": "gmacs", "mode": "min", "bound": 1.0},
-    ],
-    "search": {
-        "sampler": "tpe",
-        "trials": 6,
-        "replicates": 2,
-        "space": {
-            "stages.init.*.args.embed_dim": [16, 32],
-            "stages.init.weight_selection.element_rule": ["uniform", "consecutive"],
-            "stages.finetune.lr": {"low": 1e-4, "high": 1e-2, "log": True},
-        },
-        "points": [{"stages.finetune.lr": 1e-3, "stages.init": "none"}],
-        "early_stopping": {
-            "scheduler": "asha",
-            "metric": "accuracy",
-            "grace_epochs": 1,
-        },
-    },
-    "measure": {"repeats": 3, "batch_size": 4, "latency": False},
-    "resources": {"cpus_per_worker": 1},
-}
 SQL_ATTACKS = (
     "select * from read_csv('{secret}')",
     "select * from read_text('{secret}')",
@@ -137,72 +88,6 @@ def bad(condition: bool, what: str) -> None:
         raise AssertionError(what)
 
 
-class Material:
-    """What is damaged, made once, and a folder for it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @cached_property
-    def run(self) -> Path:
-        """A run folder of six trials with its tables."""
-        raw = SPEC | {"storage": str(self.folder)}
-        sweep = check_spec(spec_from(json.loads(json.dumps(raw))))
-        run = self.folder / "fuzzed"
-        run.mkdir()
-        (run / "run.json").write_bytes(to_json(run_header(sweep, ["sweeps", "run"])))
-        (run / "spec.yaml").write_text(yaml.safe_dump(sweep.spec.raw))
-        search = StudySearch(sweep, RunStorage(run))
-        site = Site(run=run, cache=run / "c", data_cache=run / "d")
-        rng = random.Random(0)
-        for number in range(6):
-            plan = search.ask()
-            assert plan is not None
-            record = TrialRecord.begin(
-                trial_folder(run, plan.trial_id), plan, machine_of(site)
-            )
-            for epoch in range(3):
-                record.add_epoch(
-                    {"stage": "finetune", "epoch": epoch, "accuracy": rng.random()}
-                )
-            layer = {"name": "blocks.0", "kind": "Linear", "params": 7, "macs": 9}
-            record.set_layers([layer, layer | {"name": "head"}])
-            record.set_classes([{"class": c, "recall": 0.5} for c in range(3)])
-            metrics = {"accuracy": rng.random(), "gmacs": rng.random()}
-            status = "failed" if number == 4 else "complete"
-            record.finish(status, metrics=metrics, error="no" if number == 4 else None)
-            search.tell(record)
-        analysis.gather(run)
-        return run
-
-    @cached_property
-    def state(self) -> ModelState:
-        """A narrow network whose convolutions share nine values."""
-        arch = Arch("resnet_cifar", "resnet20_cifar", {"num_classes": 3, "width": 2})
-        state = ModelState.initialised(arch, 0)
-        shared = {
-            name: (w * 4).round().clip(-4, 4) / 4 if w.ndim == 4 else w
-            for name, w in state.weights.items()
-        }
-        return ModelState(arch, shared)
-
-    @cached_property
-    def coded(self) -> bytes:
-        return encode(self.state).content
-
-    def fresh(self, name: str) -> Path:
-        """An empty place of that name."""
-        path = self.folder / "case" / name
-        shutil.rmtree(path.parent, ignore_errors=True)
-        path.parent.mkdir()
-        return path
-
-    def copy_of_run(self, ignore: str = "") -> Path:
-        path = self.fresh("fuzzed")
-        shutil.copytree(self.run, path, ignore=shutil.ignore_patterns(ignore))
-        return path
-
-
 # ------------------------------------------------------------------ specs
 
 
@@ -214,9 +99,17 @@ def specs(material: Material, rng: random.Random) -> Case:
     if rng.random() < 0.3:
         path.write_bytes(damaged(text, rng))
     else:
-        changed = yaml.safe_dump(mutated(raw, rng), allow_unicode=True)
-        path.write_bytes(changed.encode("utf-8", "surrogatepass"))
+        path.write_bytes(_as_yaml(mutated(raw, rng)))
     return lambda: _keep_nothing(load_spec(str(path)))
+
+
+def _as_yaml(tree: Any) -> bytes:
+    """YAML in blocks; JSON, which is YAML too, where it is nested too deep for that."""
+    try:
+        text = yaml.safe_dump(tree, allow_unicode=True)
+    except RecursionError:
+        return as_json(tree)
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _keep_nothing(result: object) -> None:

@@ -20,7 +20,7 @@ from compress.measure.model import alternating_latency
 from compress.metrics import Metric
 from compress.stage import Context, Phase, Stage
 from trainers.data.splits import DataInfo
-from trainers.models.arch import Arch, ModelState, on_meta
+from trainers.models.arch import Arch, ModelState, shared_on_meta
 from trainers.models.parameters import classifier_layers
 from trainers.training import distributed
 from trainers.training.fit import Hook
@@ -207,7 +207,7 @@ class Asp(Stage):
 
 def _linear_layers(arch: Arch) -> list[str]:
     """Paths of the Linear layers that 2:4 sparsity takes."""
-    module = on_meta(arch)
+    module = shared_on_meta(arch)
     heads = classifier_layers(module)
     return [
         path

@@ -18,6 +18,7 @@ from trainers.models.arch import (
     ModelState,
     buildable,
     on_meta,
+    shared_on_meta,
 )
 from trainers.option_types import ModelName
 from trainers.training.losses import (
@@ -39,6 +40,7 @@ class Finetune(Stage, TrainConfig):
     phase: ClassVar[Phase] = "train"
     version: ClassVar[int] = 2
     trains_sharded: ClassVar[bool] = True
+    continues: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "recipe and distillation: Touvron et al., Training data-efficient image"
         " transformers, ICML 2021"
@@ -153,7 +155,7 @@ def check_fit(arch: Arch, config: TrainConfig, data: DataInfo) -> None:
     if config.grad_checkpointing:
         recompute_activations(on_meta(arch))
     if config.layer_decay is not None:
-        make_optimizer(on_meta(with_drop_rates(arch, config)), config)
+        make_optimizer(shared_on_meta(with_drop_rates(arch, config)), config)
 
 
 def task_objective(

@@ -18,6 +18,7 @@ import torch
 
 from compress.stage import Stage
 from trainers import plugins
+from trainers.config import TrainConfig
 from trainers.files import sha256_file
 from trainers.hashing import values_to_hash
 from trainers.option_types import Strategy
@@ -84,6 +85,29 @@ def stage_key(before: str, kind: str, config: Stage, teachers: Sequence[str]) ->
         teachers: key or hash of each teacher that it uses, in the order of `teachers()`.
     """
     canonical = _hashed_paths(values_to_hash(config))
+    return _key_of(before, kind, config, canonical, teachers)
+
+
+def shorter_stage_keys(
+    before: str, kind: str, config: TrainConfig, teachers: Sequence[str]
+) -> list[str]:
+    """The keys of a stage that trains and of the same with fewer epochs, the longest first.
+
+    Those are left out after whose last epoch a longer fit would not evaluate.
+    """
+    assert isinstance(config, Stage)
+    canonical = _hashed_paths(values_to_hash(config))
+    fewer = range(config.epochs - 1, 0, -1)
+    lengths = [config.epochs, *(n for n in fewer if n % config.eval_every == 0)]
+    return [
+        _key_of(before, kind, config, canonical | {"epochs": length}, teachers)
+        for length in lengths
+    ]
+
+
+def _key_of(
+    before: str, kind: str, config: Stage, canonical: Any, teachers: Sequence[str]
+) -> str:
     parts: list[Any] = [before, kind, config.version, canonical, list(teachers)]
     plugin = plugins.plugin_of(type(config))
     if plugin is not None:  # its source decides the result, as `version` does for ours

@@ -9,6 +9,7 @@ reports about its own work in that stage (`Stage.metrics`).
 Nothing heavy is imported before something is measured.
 """
 
+import base64
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -60,6 +61,10 @@ NEEDS: Mapping[str, str] = {
     "quantized": "it needs a quantize stage in the pipeline",
 }
 """Field of `Conditions` → what to tell a user in whose sweep it does not hold."""
+
+
+MOST_PAIRS = 2_000
+"""Pairs of class and predicted class that a trial keeps."""
 
 
 @dataclass
@@ -132,10 +137,43 @@ def class_rows(final: FinalModel) -> list[dict[str, Any]]:
     return rows
 
 
+def shown_predictions(final: FinalModel) -> dict[str, Any] | None:
+    """What a trial's page shows of the predictions on the validation part (without one, on the test
+    set): what `predictions.json` holds. None where nothing shall be kept.
+
+    Returns:
+        part: "validation" or "test"; confusion: [class, predicted class, images], at most
+        `MOST_PAIRS`; calibration: [images, accuracy, confidence] of each bin; samples: [class,
+        predicted class, confidence, PNG in base64]. Classes are numbers.
+    """
+    parts: dict[Split, str] = {"val": "validation", "test": "test"}
+    for split, part in parts.items():
+        found = final.evaluations.get(split)
+        if found is not None and found.predictions is not None:
+            shown = found.predictions
+            return {
+                "part": part,
+                "confusion": shown.confusion[:MOST_PAIRS],
+                "calibration": shown.bins,
+                "samples": [
+                    [*sample[:3], base64.b64encode(sample.thumbnail).decode("ascii")]
+                    for sample in shown.samples
+                ],
+            }
+    return None
+
+
 def _evaluate(final: FinalModel, split: "Split") -> dict[str, float]:
     from trainers.training.evaluate import evaluate_classes
 
-    found = evaluate_classes(final.module, final.data, split, final.device)
+    shown = "val" if final.data.size("val") else "test"
+    found = evaluate_classes(
+        final.module,
+        final.data,
+        split,
+        final.device,
+        samples=final.options.samples if split == shown else 0,
+    )
     final.evaluations[split] = found
     return found.metrics
 
@@ -401,12 +439,26 @@ def missing_because(name: str, conditions: Conditions) -> str | None:
     return None
 
 
+def needs_quantized(names: Iterable[str]) -> bool:
+    """Whether one of these metrics is measured only where a quantize stage made the model, or where
+    such a model is compared with it.
+    """
+    wanted = set(names)
+    return any(
+        metric.name in wanted
+        for measurement in MEASUREMENTS.values()
+        if measurement.needs == "quantized"
+        for metric in measurement.metrics
+    )
+
+
 def measure(final: FinalModel, *, quantized: bool, rank: int = 0) -> dict[str, Value]:
     """All metrics of a final model, `final.metrics` among them.
 
     Args:
         final: the model; its `metrics` grow along the way.
-        quantized: whether a quantize stage made it.
+        quantized: whether a quantize stage made it, or it is compared with one that such a stage
+            made.
         rank: of this process among those of the trial; others than the first only take part
             in what needs all of them.
 

@@ -13,12 +13,15 @@ import torch
 from compress.asp import Asp
 from compress.cache import Artifact, StageCache
 from compress.channels.stage import PruneChannels
+from compress.continuing import FinishedFits, goes_on_from
 from compress.finetune import Finetune
 from compress.int8.stage import Int8
 from compress.keys import computing, library_versions, source_key, stage_key
 from compress.learngene.lets import LetsAux, LetsExpand
+from compress.learngene.sweet import SweetAux, SweetExpand
 from compress.learngene.sws import SwsAux, SwsExpand
 from compress.learngene.tleg import TlegAux, TlegExpand
+from compress.learngene.wave import WaveAux, WaveExpand
 from compress.low_rank.stage import LowRank
 from compress.measure.passes import check_forward, check_training_pass
 from compress.metrics import Value
@@ -53,6 +56,10 @@ STAGES: dict[str, type[Stage]] = {
     "lets_expand": LetsExpand,
     "tleg_aux": TlegAux,
     "tleg_expand": TlegExpand,
+    "wave_aux": WaveAux,
+    "wave_expand": WaveExpand,
+    "sweet_aux": SweetAux,
+    "sweet_expand": SweetExpand,
     "nvit": Nvit,
     "low_rank": LowRank,
     "prune_channels": PruneChannels,
@@ -364,7 +371,9 @@ class _Run:
     def run_stage(self, index: int, stage: NamedStage) -> StageRun:
         """Run the next stage, or take its result from the cache."""
         teachers = [self._teacher_key(*each) for each in stage.config.teachers()]
-        self.key = stage_key(self.key, stage.kind, stage.config, teachers)
+        parts = self.key, stage.kind, stage.config, teachers
+        ends = goes_on_from(*parts)
+        self.key = stage_key(*parts)
         # the seed depends on how many of this kind came before, not on the position in the
         # list: a slot that is left empty must not change the randomness of its successors
         seed = derive_seed(self.pipeline.seed, stage.kind, self._kinds[stage.kind])
@@ -372,7 +381,7 @@ class _Run:
 
         begun = measuring.working_seconds()
         artifact, cached = self._get_or_build(
-            lambda workdir: self._build(stage, seed, workdir)
+            lambda workdir: self._build(stage, seed, workdir, ends)
         )
         if cached:
             for row in artifact.rows:
@@ -392,13 +401,19 @@ class _Run:
             metrics=artifact.metrics,
         )
 
-    def _build(self, stage: NamedStage, seed: int, workdir: Path) -> Artifact:
-        """Run a stage on the present model."""
+    def _build(
+        self, stage: NamedStage, seed: int, workdir: Path, ends: Sequence[str]
+    ) -> Artifact:
+        """Run a stage on the present model; it may go on from the end of one of `ends`, by key."""
         rows: list[Row] = []
+        fits = FinishedFits(self.cache.root, self.cache.remote)
+        keeps = bool(ends) and distributed.rank() == 0
+        done = fits.put_back(ends, workdir) if keeps else {}
 
         def note_epoch(row: Row) -> None:
             rows.append(row)
-            self.on_epoch({"stage": stage.name, "cached": False} | row)
+            cached = row["epoch"] < done.get(row["fit"], 0)
+            self.on_epoch({"stage": stage.name, "cached": cached} | row)
 
         ctx = Context(
             self.data,
@@ -413,6 +428,8 @@ class _Run:
         torch.manual_seed(seed)
         model = stage.config.run(self.model, ctx)
         seconds = measuring.working_seconds() - begun + ctx.restored_seconds
+        if keeps:
+            fits.keep(self.key, workdir)
         return Artifact(model, seconds, ctx.reported, rows)
 
     def _get_or_build(self, build: Callable[[Path], Artifact]) -> tuple[Artifact, bool]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from compress.rounding import RoundingOptions, nearest, round_module
 from compress.stage import Context, Phase, Stage
 from trainers.data.splits import DataInfo
-from trainers.models.arch import Arch, ModelState, on_meta
+from trainers.models.arch import Arch, ModelState, shared_on_meta
 from trainers.models.parameters import NORMS_QUANTIZED, quantizable_parameters
 
 _MOST_ROUNDS = 200
@@ -60,7 +60,7 @@ class _SharedValues(Stage, RoundingOptions):
     def _names(self, arch: Arch) -> list[str]:
         """Names of the tensors that are quantised."""
         return list(
-            quantizable_parameters(on_meta(arch), include_norm=self.include_norm)
+            quantizable_parameters(shared_on_meta(arch), include_norm=self.include_norm)
         )
 
     def _meta(self, model: ModelState) -> dict[str, Any]:

@@ -39,6 +39,11 @@ class Stage(Config, ABC):
     fsdp): nothing but the training loop reads or changes them, or what does heeds `Hook.on_begin`.
     """
 
+    continues: ClassVar[bool] = False
+    """Whether `run` with more `epochs` begins as with fewer: apart from the schedule of the loop
+    nothing depends on their number, and all that is trained is trained by `ctx.fit`.
+    """
+
     def check(self, arch: Arch, data: DataInfo) -> Arch:
         """The architecture that `run` will return for this input; nothing is computed.
 

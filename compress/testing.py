@@ -6,7 +6,8 @@
         check_stage(Halve(fraction=0.5))
 
 A stage is run twice: once without a break, and once killed after its first epoch and started
-again, in other surroundings. Neither pytest nor Ray is needed.
+again, in other surroundings; one that `continues` a third time, from the end of fewer epochs.
+Neither pytest nor Ray is needed.
 """
 
 import tempfile
@@ -19,7 +20,7 @@ import torch
 
 from compress.metrics import Metric, Value
 from compress.stage import Context, Phase, Stage
-from trainers.config import DataConfig
+from trainers.config import DataConfig, TrainConfig
 from trainers.data.splits import Data, load_data
 from trainers.models.arch import Arch, ModelState
 from trainers.models.make import make_arch
@@ -166,6 +167,7 @@ def _check_on(stage: Stage, model: ModelState, data: Data, folder: Path) -> Mode
         "run a second time, killed after its first epoch and resumed, it must give the"
         " same bits; take every random number from ctx.seed and train with ctx.fit",
     )
+    _check_continues(stage, model, whole.model, data, folder / "longer")
     _require(
         again.metrics.keys() == whole.metrics.keys(),
         stage,
@@ -253,6 +255,25 @@ def _killed_and_resumed(
         " use ctx.fit",
     )
     return resumed
+
+
+def _check_continues(
+    stage: Stage, model: ModelState, whole: ModelState, data: Data, folder: Path
+) -> None:
+    """Train one epoch less to the end, and go on from there."""
+    if not stage.continues:
+        return
+    is_long = isinstance(stage, TrainConfig) and stage.epochs > 1
+    _require(is_long, stage, "a stage that `continues` must have an option `epochs`")
+    assert isinstance(stage, TrainConfig)
+    lengths = {"epochs": stage.epochs - 1, "schedule_epochs": stage.scheduled_epochs}
+    _run(stage.model_copy(update=lengths), model, data, folder)
+    _require(
+        _run(stage, model, data, folder).model.hash() == whole.hash(),
+        stage,
+        "it says that it `continues`: with an epoch more it must go on from the checkpoint of"
+        " one epoch less to the same bits",
+    )
 
 
 def _run(

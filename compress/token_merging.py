@@ -13,7 +13,7 @@ from pydantic import Field
 from compress.metrics import Metric
 from compress.stage import Context, Phase, Stage
 from trainers.data.splits import DataInfo
-from trainers.models.arch import Arch, ModelState, on_meta
+from trainers.models.arch import Arch, ModelState, shared_on_meta
 from trainers.models.from_timm import dense_arch, from_timm
 from trainers.models.token_merging import (
     MergingSchedule,
@@ -70,6 +70,6 @@ class TokenMerging(Stage):
 
 def _tokens(arch: Arch) -> tuple[int, int]:
     """Tokens of a `pruned_vit`, and prefix tokens among them."""
-    vit: Any = on_meta(arch)
+    vit: Any = shared_on_meta(arch)
     prefix: int = vit.num_prefix_tokens
     return vit.patch_embed.num_patches + prefix, prefix

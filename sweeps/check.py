@@ -103,7 +103,7 @@ def check_spec(
         found.archs,
         tuple(plugins),
         found.data,
-        (*found.remarks, *search_remarks(spec)),
+        (*found.remarks, *search_remarks(spec, found.pipelines)),
     )
     check_relative_bounds(sweep)
     return sweep

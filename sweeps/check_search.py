@@ -4,10 +4,11 @@ trackers.
 
 from collections.abc import Iterator, Sequence
 
-from compress.pipeline import NamedStage
+from compress.pipeline import NamedStage, trains
 from sweeps.check_objectives import is_of_test_set
 from sweeps.drive.trackers import check_trackers
 from sweeps.search.portfolio import check_portfolio
+from sweeps.search.refine import why_refined_from_start
 from sweeps.spec.model import EarlyStopping, Spec, epoch_metric
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.epoch_curve import trained_stage
@@ -37,14 +38,37 @@ def check_search(
             "search.stop_when: goal means that every bound is kept, and no objective has one;"
             " give bound to one"
         )
+    _check_budget(spec, pipelines)
     for path in spec.search.earlier_runs:
         check_portfolio(path, spec.objectives)
     check_trackers(spec.trackers)
 
 
-def search_remarks(spec: Spec) -> tuple[str, ...]:
+def _check_budget(spec: Spec, pipelines: Sequence[Sequence[NamedStage]]) -> None:
+    """Refuse a budget that no trial would use."""
+    search, wanted = spec.search, spec.resources
+    if search.images is not None and not any(map(trains, pipelines)):
+        raise SpecError(
+            "search.images: no stage of these pipelines trains, so that none would be used; take"
+            " hours or trials"
+        )
+    uses_gpus = wanted.gpus_per_worker > 0 and wanted.device != "cpu"
+    if search.gpu_hours is not None and not uses_gpus:
+        raise SpecError(
+            "search.gpu_hours: trials have no GPU (resources.gpus_per_worker:"
+            f" {wanted.gpus_per_worker:g}, device: {wanted.device}); give them one, or take hours"
+        )
+
+
+def search_remarks(
+    spec: Spec, pipelines: Sequence[Sequence[NamedStage]]
+) -> tuple[str, ...]:
     """What a user should know about a search that holds, whole sentences."""
     remarks = []
+    refine = spec.search.refine
+    if refine is not None:
+        found = (why_refined_from_start(stages, refine) for stages in pipelines)
+        remarks += list(dict.fromkeys(said for said in found if said))[:1]
     if any(is_of_test_set(objective.metric) for objective in spec.objectives):
         remarks.append(
             "objectives: no image is held out (data.val_fraction: 0), so that a metric of the"

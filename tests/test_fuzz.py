@@ -10,7 +10,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 before = dict(os.environ)
 from fuzz import fuzz  # noqa: E402 (needs the folder above)
-from fuzz_kinds import Material  # noqa: E402
+from fuzz_material import Material  # noqa: E402
 
 os.environ.clear()
 os.environ.update(before)

@@ -344,6 +344,20 @@ class TrainConfig(FitOptions):
     """All options of a fit."""
 
     epochs: int = Field(300, ge=0, description="length of the fit")
+    schedule_epochs: Annotated[int | None, LATER] = Field(
+        None,
+        ge=1,
+        json_schema_extra={"unit": "epochs"},
+        description=(
+            "length of the fit that the schedule is laid out for; default: `epochs`. With more, the"
+            " fit ends before its schedule does, and one with more epochs goes on from its end"
+        ),
+    )
+
+    @property
+    def scheduled_epochs(self) -> int:
+        """Epochs over which the schedule runs."""
+        return self.schedule_epochs or self.epochs
 
 
 class SourceConfig(Config):

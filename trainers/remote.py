@@ -144,6 +144,17 @@ class Remote:
 
         return self._fs.get_file_info(self._at(relative)).type == fs.FileType.File
 
+    def existing(self, relatives: Sequence[str]) -> set[str]:
+        """Those of these names that are files, asked for together."""
+        from pyarrow import fs
+
+        infos = self._fs.get_file_info([self._at(each) for each in relatives])
+        return {
+            relative
+            for relative, info in zip(relatives, infos, strict=True)
+            if info.type == fs.FileType.File
+        }
+
     def upload(self, path: Path, relative: str) -> None:
         """Copy a file; on stores that have folders a reader may see a part of it."""
         from pyarrow import fs

@@ -30,8 +30,9 @@ from analysis.report.columns import (
     levels,
     numbers_of,
 )
-from analysis.report.details import details
+from analysis.report.details import detailed_trials, details
 from analysis.report.layers import layer_data
+from analysis.report.predictions import shown_predictions
 from analysis.run import Run
 from analysis.summary import pick_title
 from analysis.tables.schema import BLOCK_DIMENSIONS
@@ -119,6 +120,8 @@ def progress(run: Run) -> dict[str, Any]:
     signs = np.array([objective.sign for objective in run.objectives])
     box = float(np.prod(point * signs - (values[keep] * signs).min(axis=0)))
     volumes = pareto.hypervolume_over_time(values, run.objectives, point) / box
+    on_front = int(pareto.front_mask(values, run.objectives).sum())
+    is_exact = pareto.is_exact(on_front, len(run.objectives))
     return {
         "rows": [int(i) for i in done.index],
         "share": [compact(v) for v in volumes],
@@ -126,7 +129,7 @@ def progress(run: Run) -> dict[str, Any]:
             f"{metric} {quantity(value, run.metrics.unit(metric))}"
             for metric, value in reference.items()
         )
-        + ("; approximate" if len(run.objectives) > pareto.MOST_EXACT else ""),
+        + ("" if is_exact else "; approximate"),
     }
 
 
@@ -292,7 +295,9 @@ def _errors(run: Run) -> dict[str, Any]:
     }
 
 
-def page_data(run: Run, compared: Comparison | None = None) -> dict[str, Any]:
+def page_data(
+    run: Run, compared: Comparison | None = None, with_predictions: bool = True
+) -> dict[str, Any]:
     """Everything that the page's script draws, as JSON data."""
     trials, front, rows = run.trials, run.front(noise=False), run.configurations()
     eligible = np.zeros(len(rows), dtype=bool)
@@ -327,6 +332,9 @@ def page_data(run: Run, compared: Comparison | None = None) -> dict[str, Any]:
         "baseline": baseline(run),
         "notes": notes(run, row_of),
         "details": details(run, row_of),
+        "predictions": shown_predictions(
+            run, detailed_trials(run) if with_predictions else (), row_of
+        ),
         "surfaces": surfaces(run),
         "compare": comparison(compared),
     }

@@ -20,15 +20,19 @@ MAX_CLASSES = 200
 _PLACEHOLDER = "TRIAL"
 
 
+def detailed_trials(run: Run) -> list[str]:
+    """The trials of which the page knows more, those of the front first."""
+    of_front = [trial for ids in run.front()["trial_ids"] for trial in ids]
+    return list(dict.fromkeys([*of_front, *run.trials["trial_id"]]))[:MAX_DETAILED]
+
+
 def details(run: Run, row_of: Mapping[str, int]) -> dict[str, Any]:
     """By row the stages and classes of trials, and commands with `TRIAL` for the trial's id.
 
     A stage is its name, phase, whether it came from the cache, its times as text, and the metric
     `measured` as its last epoch gave it, None where it trains nothing.
     """
-    of_front = [trial for ids in run.front()["trial_ids"] for trial in ids]
-    chosen = list(dict.fromkeys([*of_front, *run.trials["trial_id"]]))[:MAX_DETAILED]
-    wanted = set(chosen)
+    wanted = set(detailed_trials(run))
     measured = _measured(run)
     reached = _reached(run, measured, wanted)
     stages: dict[str, list[Any]] = {}

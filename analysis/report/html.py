@@ -68,8 +68,8 @@ def table(head: Any, rows: Iterable[Any], foot: Any = None) -> Html:
     )
 
 
-def card(name: str, title: Any, note: Any, *body: Any) -> Html:
-    """A section of the page."""
+def card(name: str, title: Any, note: Any, *body: Any, nav: str | None = None) -> Html:
+    """A section of the page; `nav` is its title in the navigation where another one is shorter."""
     return element(
         "section",
         element("h2", title),
@@ -77,6 +77,7 @@ def card(name: str, title: Any, note: Any, *body: Any) -> Html:
         *body,
         class_="card",
         id=name,
+        data_nav=nav,
     )
 
 

@@ -115,7 +115,7 @@ def trial_layers(
         row for row in rows if (row["num_weights"] or 0) > 0 and row["kind"] != "model"
     ]
     mapped = [row for row in rows if row["source_layer"] is not None]
-    dims = {name: [compact(row[name]) for row in blocks] for name in BLOCK_DIMENSIONS}
+    dims = {name: _column(blocks, name) for name in BLOCK_DIMENSIONS}
     return {
         "blocks": [_text(row["layer"]) for row in blocks],
         "dims": {
@@ -126,14 +126,19 @@ def trial_layers(
         "mapped": [_text(row["layer"]) for row in mapped],
         "sources": [_plain(row["source_layer"]) for row in mapped],
         "layers": [_text(row["layer"]) for row in layers],
-        "weights": [compact(row["num_weights"]) for row in layers],
-        "bits": [compact(row["entropy_bits"]) for row in layers],
-        "unique": [compact(row["num_unique"]) for row in layers],
-        "zeros": [compact(row["zero_fraction"]) for row in layers],
+        "weights": _column(layers, "num_weights"),
+        "bits": _column(layers, "entropy_bits"),
+        "unique": _column(layers, "num_unique"),
+        "zeros": _column(layers, "zero_fraction"),
         "quantised": _mostly_few(layers),
         "histogram": _histogram([row for row in rows if row["kind"] == "model"]),
         "counts": counts,
     }
+
+
+def _column(rows: list[dict[str, Any]], name: str) -> list[float | int | None]:
+    """One number of each layer."""
+    return compact_all(np.array([row[name] for row in rows], dtype=np.float64))
 
 
 def _text(value: Any) -> str:

@@ -38,6 +38,7 @@ _SCRIPTS = (
     "report_layers.js",
     "report_table.js",
     "report_trial.js",
+    "report_predictions.js",
 )
 
 _PLOTLY = "plotly-cartesian.min.js"
@@ -96,12 +97,14 @@ class Content:
     has_depth: bool
 
 
-def content_of(run: Run, compared: Comparison | None = None) -> Content:
-    """What the page of a run shows."""
+def content_of(
+    run: Run, compared: Comparison | None = None, is_live: bool = False
+) -> Content:
+    """What the page of a run shows; a live page asks its server for the predictions of a trial."""
     return Content(
         run.name,
-        words.parts(run, compared),
-        json_for_script(plots.page_data(run, compared)),
+        words.parts(run, compared, is_live),
+        json_for_script(plots.page_data(run, compared, not is_live)),
         len(run.objectives) > 2,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,15 @@ import pandas as pd
 from analysis import summary
 from analysis.comparison import Comparison
 from analysis.differences import interval
-from analysis.numbers import duration, fixed, number, percent, plain, plural
+from analysis.numbers import (
+    duration,
+    fixed,
+    number,
+    percent,
+    plain,
+    plural,
+    quantity,
+)
 from analysis.report.html import Html, element, join, trial_link
 from analysis.report.sections import (
     compare_section,
@@ -21,6 +31,7 @@ from analysis.report.sections import (
     stages_section,
 )
 from analysis.report.still import front_picture
+from analysis.report.versus import versus_section
 from analysis.run import Run
 
 LOSS = 0.01
@@ -28,18 +39,25 @@ LOSS = 0.01
 _DOT = Html(" <i>·</i> ")
 
 
-def parts(run: Run, compared: Comparison | None) -> dict[str, str]:
-    """What `report.html` shows without a script, by the names of its gaps."""
+def parts(
+    run: Run, compared: Comparison | None, is_live: bool = False
+) -> dict[str, str]:
+    """What `report.html` shows without a script, by the names of its gaps; a live page is never
+    without one.
+    """
+    first_card, further_cards = _picks(run)
     return {
         "kind": "Comparison of sweeps" if run.members else "Sweep report",
         "meta": _meta(run),
         "summary": _summary(run, compared),
-        "picks": _picks(run),
+        "pick": first_card,
+        "picks": further_cards,
         "tiles": _tiles(run),
         "remarks": remarks_section(run),
         "compare": compare_section(run, compared),
+        "versus": Html("") if is_live else versus_section(run, compared),
         "stages": stages_section(run),
-        "still": front_picture(run),
+        "still": Html("") if is_live else front_picture(run),
         "failures": failures_section(run),
         "problems": problems_section(run),
         "reproduce": reproduce_section(run),
@@ -115,25 +133,27 @@ def _counts(status: dict[str, int]) -> str:
 def _summary(run: Run, compared: Comparison | None) -> Html:
     total = summary.totals(run)
     if not total["trials"]:
-        return element("p", "No trial has been recorded yet.")
-    sentences = [
-        join(
-            [
-                element("b", plural(total["trials"], "trial")),
-                ": ",
-                _counts(total["status"]),
-                ".",
-            ]
-        ),
+        return element(
+            "p", "No trial has begun yet: a trial shows here from its plan on."
+        )
+    facts = [
+        f"{plural(total['trials'], 'trial')}: {_counts(total['status'])}.",
         _seeds(run),
         _baseline(run),
         _front(run, total["front"]),
-        _leader(compared),
-        _recommended(run),
     ]
+    verdict = [_leader(compared), _verdict(run)]
+    lines = [
+        element("p", _sentences(verdict)) if any(verdict) else None,
+        element("p", _sentences(facts), class_="note"),
+    ]
+    return join(lines)
+
+
+def _sentences(sentences: Sequence[Any]) -> Html:
+    """Sentences one after another; a number stays on one line with what it counts."""
     text = join((s for s in sentences if s is not None), " ")
-    # a percentage stays on one line
-    return element("p", Html(text.replace(" %", "\u00a0%")))
+    return Html(text.replace(" %", "\u00a0%").replace(" ×", "\u00a0×"))
 
 
 def _seeds(run: Run) -> str | None:
@@ -155,10 +175,7 @@ def _baseline(run: Run) -> Html | None:
 
 def _front(run: Run, count: int) -> Any:
     if not count:
-        return (
-            "No complete trial has finite objectives within the bounds yet, so there is no"
-            " front."
-        )
+        return None
     if len(run.objectives) < 2:
         return None
     goals = [
@@ -200,18 +217,88 @@ def _leader(compared: Comparison | None) -> Html | None:
     return join(said)
 
 
-def _recommended(run: Run) -> Html | None:
+def _verdict(run: Run) -> Html | None:
+    """Which trial to ship: the cheapest that loses little beside the baseline, else the best
+    compromise; and what the best compromise gives where that is another one.
+    """
     advised = summary.advice(run)
     if not advised:
-        return None
-    trial_id = run.trials["trial_id"].iloc[advised[0].row]
-    return join(
-        [
-            "If no single number matters most, ship trial ",
-            trial_link(trial_id),
-            f": {advised[0].text}.",
-        ]
-    )
+        return _without_front(run)
+    offered, wanted = summary.within_loss(run), summary.kept_and_cost(run)
+    if not offered or wanted is None:
+        return join(["Ship ", _named(run, advised[0].row), f": {advised[0].text}."])
+    kept, cost = wanted
+    chosen = summary.cheapest_within(offered, LOSS)
+    lost = f"{fixed(100 * LOSS, 0)} point of {kept.metric}"
+    if chosen is None:
+        said = [f"No trial of the front is within {lost} of the baseline; nearest is "]
+        said += [_named(run, offered[0].row), f": {_gain(run, offered[0].row)}."]
+        return join(said)
+    said = [
+        "Ship ",
+        _named(run, chosen.row),
+        ", the lowest ",
+        f"{cost.metric} within {lost}",
+    ]
+    said.append(f" of the baseline: {_gain(run, chosen.row)}.")
+    if advised[0].row != chosen.row:
+        said += [" Where more may be lost, the best compromise is "]
+        said += [_named(run, advised[0].row), f": {_gain(run, advised[0].row)}."]
+    return join(said)
+
+
+def _without_front(run: Run) -> Html:
+    """Why there is nothing to ship yet, and what to look at."""
+    status = run.status_counts()
+    complete = len(run.complete())
+    place = str(run.path)
+    if complete and run.objectives:
+        kept = ", ".join(_keeping(run))
+        return join([f"No trial is within all bounds: {kept}."])
+    if not complete and status.get("running"):
+        command = element("code", f"sweeps status {shlex.quote(place)} --watch")
+        return join(["No trial is complete yet; ", command, " shows what runs."])
+    if status.get("failed"):
+        return join(["No trial is complete; what ended them stands under Failures."])
+    return join(["No trial is complete, so there is nothing to compare."])
+
+
+def _keeping(run: Run) -> list[str]:
+    """For each objective how many complete trials have a value, and keep its bound."""
+    values = run.values(run.complete())
+    found = []
+    for objective, column in zip(run.objectives, values.T, strict=True):
+        known = column[np.isfinite(column)]
+        keeping = sum(objective.excess(float(value)) <= 0 for value in known)
+        unit = run.metrics.unit(objective.metric)
+        limit = objective.limit
+        if limit is None or np.isnan(limit):
+            said = (
+                f"{number(len(known))} of {number(len(column))} have {objective.metric}"
+            )
+        else:
+            sign = "≤" if objective.mode == "min" else "≥"
+            bound = f"{objective.metric} {sign} {quantity(limit, unit)}"
+            best = known.min() if objective.mode == "min" else known.max()
+            said = f"{number(keeping)} of {number(len(column))} keep {bound}"
+            said += f" (best {quantity(float(best), unit)})" if len(known) else ""
+        found.append(said)
+    return found
+
+
+def _named(run: Run, row: int) -> Html:
+    trial_id = str(run.trials["trial_id"].iloc[row])
+    return trial_link(trial_id, f"trial {trial_id}")
+
+
+def _gain(run: Run, row: int) -> str:
+    return summary.beside_baseline(run, _configuration(run, row))
+
+
+def _configuration(run: Run, row: int) -> pd.Series:
+    """The configuration for which the trial in a row of `trials` stands."""
+    rows = run.configurations()
+    return rows.loc[rows.index == row].iloc[0]
 
 
 def _tiles(run: Run) -> Html:
@@ -241,10 +328,11 @@ def _tile(name: str, value: str, note: str) -> Html:
     )
 
 
-def _picks(run: Run) -> Html:
+def _picks(run: Run) -> tuple[Html, Html]:
+    """The card that stands beside the front, and the others below both."""
     advised = summary.advice(run)
     if not advised:
-        return Html("")
+        return Html(""), Html("")
     cards = _within_loss(run)
     cards += [
         _pick(run, advice, first=not cards and not i)
@@ -257,7 +345,8 @@ def _picks(run: Run) -> Html:
             "Mean ± standard deviation over seeds; the trial is the seed nearest the mean.",
             class_="note",
         )
-    return join([element("div", *cards, class_="picks"), note])
+    others = element("div", *cards[1:], class_="picks") if cards[1:] else None
+    return cards[0], join([others, note])
 
 
 def _within_loss(run: Run) -> list[Html]:
@@ -272,7 +361,7 @@ def _within_loss(run: Run) -> list[Html]:
     points = fixed(100 * LOSS, 0)
     slider = element(
         "label",
-        "at most ",
+        "Lose at most ",
         element(
             "input",
             type="range",
@@ -284,7 +373,6 @@ def _within_loss(run: Run) -> list[Html]:
             aria_label=f"points of {kept.metric} that may be lost",
         ),
         element("output", f"{points} points", id="loss-shown", for_="loss"),
-        f" of {kept.metric} lost",
         class_="loss",
         hidden="",
     )
@@ -317,8 +405,7 @@ def _within_loss(run: Run) -> list[Html]:
 
 
 def _pick(run: Run, advice: summary.Advice, first: bool) -> Html:
-    rows = run.configurations()
-    row: pd.Series = rows.loc[rows.index == advice.row].iloc[0]
+    row = _configuration(run, advice.row)
     trial_id = str(row["trial_id"])
     figures = [
         element("div", element("dt", name), element("dd", text))
@@ -335,7 +422,7 @@ def _pick(run: Run, advice: summary.Advice, first: bool) -> Html:
         _against(run, row),
         element("p", _pick_note(run, advice), class_="note"),
         element("p", _parameters(run, row), class_="config"),
-        _commands(run, trial_id),
+        _commands(run, trial_id, is_open=first),
         class_="pick first" if first else "pick",
     )
 
@@ -369,7 +456,7 @@ def _parameters(run: Run, row: pd.Series) -> Html:
     return join(shown, ", ")
 
 
-def _commands(run: Run, trial_id: str) -> Html:
+def _commands(run: Run, trial_id: str, is_open: bool) -> Html:
     """The commands that export a trial's model and run the trial again."""
     lines = [
         ("Export", summary.command(run, trial_id, "onnx")),
@@ -384,4 +471,5 @@ def _commands(run: Run, trial_id: str) -> Html:
         element("summary", "Get this model"),
         element("dl", *entries, class_="commands"),
         class_="get",
+        open="" if is_open else None,
     )

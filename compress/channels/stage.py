@@ -47,6 +47,7 @@ class PruneChannels(Stage, ChannelOptions):
     phase: ClassVar[Phase] = "prune"
     version: ClassVar[int] = 2
     finds_dims: ClassVar[bool] = True
+    continues: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "groups: Fang et al., DepGraph, CVPR 2023; choice: Shen et al., Structural Pruning"
         " via Latency-Saliency Knapsack, NeurIPS 2022"
@@ -173,7 +174,12 @@ class PruneChannels(Stage, ChannelOptions):
             self.normalisation,
         )
         config = self.model_copy(
-            update={"epochs": self.prune_epochs, "schedule": "constant", "warmup": 0.0}
+            update={
+                "epochs": self.prune_epochs,
+                "schedule_epochs": None,
+                "schedule": "constant",
+                "warmup": 0.0,
+            }
         )
         objective = self._objective(model, ctx)
         ctx.fit(student, objective, config, hooks=[pruner], name="prune")

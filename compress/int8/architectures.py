@@ -6,7 +6,7 @@ from functools import lru_cache
 from torch import nn
 
 from compress.int8.nncf_internals import check_followed
-from trainers.models.arch import Arch, on_meta
+from trainers.models.arch import Arch, on_meta, shared_on_meta
 from trainers.models.parameters import linear_and_conv_parameters
 from trainers.models.quantised import QuantiserPlan, keep_products_apart
 
@@ -26,7 +26,7 @@ def _check(arch_json: str, image_size: int) -> None:
 
 def quantisable_layers(arch: Arch) -> list[str]:
     """Paths of the layers whose weights may become integers."""
-    module = on_meta(arch)
+    module = shared_on_meta(arch)
     return [
         path
         for path, layer in module.named_modules()

@@ -56,6 +56,8 @@ _AUXILIARY = {
     "sws_vit": "sws_expand",
     "tleg_vit": "tleg_expand",
     "lets_vit": "lets_expand",
+    "wave_vit": "wave_expand",
+    "sweet_vit": "sweet_expand",
 }
 """Builders of models whose blocks have no weights of their own → the stage that gives them some."""
 
@@ -73,6 +75,7 @@ class Int8(Stage, TrainConfig):
         " ICLR 2020"
     )
     finds_dims: ClassVar[bool] = True
+    continues: ClassVar[bool] = True
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("int8_layers", "layers whose weights are integers", "1"),
         Metric("int8_float_layers", "layers left in float", "1"),

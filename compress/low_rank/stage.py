@@ -25,7 +25,7 @@ from compress.metrics import Metric
 from compress.runtimes.registry import runtime as runtime_of
 from compress.stage import Context, Phase, Stage
 from trainers.data.splits import DataInfo
-from trainers.models.arch import Arch, ModelState, on_meta
+from trainers.models.arch import Arch, ModelState, shared_on_meta
 
 _log = logging.getLogger(__name__)
 _MOST_TRIES = 4
@@ -219,7 +219,7 @@ class LowRank(Stage):
     def _counted(self, arch: Arch, image_size: int) -> float:
         """What the model costs, in the target's unit."""
         if self.target.quantity == "bytes":
-            state = on_meta(arch).state_dict()
+            state = shared_on_meta(arch).state_dict()
             return sum(t.numel() * t.element_size() for t in state.values())
         found = forward_pass(arch, image_size)
         is_params = self.target.quantity == "params"
@@ -281,7 +281,7 @@ def _factored(
         for name, value in factors(found[path], rank).items()
     }
     weights: dict[str, Tensor] = {}
-    for name, like in on_meta(arch).state_dict().items():
+    for name, like in shared_on_meta(arch).state_dict().items():
         value = new.get(name, model.weights.get(name))
         assert value is not None, name
         dtype = like.dtype if name in new else value.dtype

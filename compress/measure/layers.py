@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.measure.model import value_statistics
-from trainers.models.arch import ModelState, on_meta
+from trainers.models.arch import ModelState, shared_on_meta
 from trainers.models.parameters import (
     BLOCK_DIMS,
     NORMS,
@@ -107,7 +107,7 @@ def layer_rows(state: ModelState) -> list[Row]:
     most_unique = 0
     num_blocks = 0
     with_norms = counts_norms(state.meta)
-    for path, layer in on_meta(state.arch).named_modules():
+    for path, layer in shared_on_meta(state.arch).named_modules():
         if hasattr(layer, "attn") and hasattr(layer, "mlp"):
             rows.append(_block(path, layer, num_blocks, state))
             num_blocks += 1

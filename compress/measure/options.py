@@ -74,6 +74,17 @@ class MeasureConfig(RuntimeOptions):
     max_seconds: float = Field(
         10.0, gt=0, description="stop repeating after this long, with at least 3"
     )
+    samples: int = Field(
+        12,
+        ge=0,
+        le=100,
+        json_schema_extra={"unit": "images"},
+        description=(
+            "of the validation part, those with the largest loss, which each trial keeps as"
+            " thumbnails of some 2 kB for its page in the report. 0: no images, confusion and"
+            " calibration neither"
+        ),
+    )
 
     @field_validator("also")
     @classmethod

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from trainers.models.arch import Arch, on_meta
+from trainers.models.arch import Arch, shared_on_meta
 
 Array = npt.NDArray[Any]
 
@@ -103,7 +103,7 @@ class ParamsModel:
         """The model of a `pruned_vit`."""
         shapes = {
             name: p.shape
-            for name, p in on_meta(arch).named_parameters()
+            for name, p in shared_on_meta(arch).named_parameters()
             if not name.startswith("blocks.")
         }
         embed = arch.dims["embed"]

@@ -17,7 +17,7 @@ from compress.wfn.uncertain import (
     means,
 )
 from trainers.data.splits import DataInfo
-from trainers.models.arch import Arch, ModelState, on_meta
+from trainers.models.arch import Arch, ModelState, shared_on_meta
 
 FRACTIONS = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.975, 0.99, 1.0)
 """The public code's fixed fractions."""
@@ -96,7 +96,7 @@ class Pwfn(WeightFixing):
         return self
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
-        check_unshared(on_meta(arch), self.include_norm)
+        check_unshared(shared_on_meta(arch), self.include_norm)
         return super().check(arch, data)
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:

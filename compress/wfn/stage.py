@@ -28,7 +28,7 @@ from compress.wfn.fixing import (
 )
 from trainers.config import LATER, Augment, AugmentConfig, FitOptions, TrainConfig
 from trainers.data.splits import DataInfo
-from trainers.models.arch import Arch, ModelState, on_meta
+from trainers.models.arch import Arch, ModelState, shared_on_meta
 from trainers.models.parameters import NORMS_QUANTIZED
 from trainers.training.losses import TaskObjective
 
@@ -101,7 +101,7 @@ class WeightFixing(Stage, FitOptions):
     def check(self, arch: Arch, data: DataInfo) -> Arch:
         for epochs in sorted({self.first_epoch, self.fixing_epochs}):
             check_fit(arch, self._fit_config(epochs), data)
-        if not fixable_parameters(on_meta(arch), self.include_norm):
+        if not fixable_parameters(shared_on_meta(arch), self.include_norm):
             raise ValueError(f"{arch.name} has no Linear or Conv parameters to fix")
         return arch
 

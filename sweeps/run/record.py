@@ -28,6 +28,7 @@ from analysis.contract import (
     EPOCHS_FILE,
     LAYERS_FILE,
     PLAN_FILE,
+    PREDICTIONS_FILE,
     RECORD_FILE,
     RECORD_SCHEMA,
     Status,
@@ -265,6 +266,7 @@ class TrialRecord:
         (folder / EPOCHS_FILE).write_text("")
         (folder / LAYERS_FILE).unlink(missing_ok=True)
         (folder / CLASSES_FILE).unlink(missing_ok=True)
+        (folder / PREDICTIONS_FILE).unlink(missing_ok=True)
         record._write()
         return record
 
@@ -367,6 +369,16 @@ class TrialRecord:
         self._check_mine()
         content = {"schema": RECORD_SCHEMA, "classes": rows}
         write_atomic(self.folder / CLASSES_FILE, to_json(content))
+
+    def set_predictions(self, shown: dict[str, Any] | None) -> None:
+        """Write what its predictions show (`compress.metrics.shown_predictions`), if anything.
+
+        Raises RecordTakenError.
+        """
+        self._check_mine()
+        if shown is not None:
+            content = {"schema": RECORD_SCHEMA, **shown}
+            write_atomic(self.folder / PREDICTIONS_FILE, to_json(content))
 
     def finish(
         self,

@@ -8,12 +8,13 @@ stopping rule ends them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from analysis.contract import Objective, finite_values
+from compress.continuing import ITSELF, why_from_start
 from compress.pipeline import NamedStage
 from sweeps.run.plan import StageSpec, TrialPlan
 from sweeps.run.record import TrialRecord
@@ -74,12 +75,7 @@ def refined_stages(
     kinds = {stage.name: stage.kind for stage in stages}
     configs: dict[str, Any] = {stage.name: dict(stage.config) for stage in stages}
     names = ", ".join(configs)
-    with_epochs = [name for name in configs if "epochs" in configs[name]]
-    long = refine.stage or (with_epochs[-1] if with_epochs else None)
-    if long not in with_epochs:
-        raise SpecError(
-            f"search.refine.stage: no stage {long!r} with epochs; the stages are {names}"
-        )
+    long = _longer_stage(configs, refine)
     changes = {f"{long}.epochs": refine.epochs} | refine.params
     raw = {"stages": configs}
     for path, value in changes.items():
@@ -97,6 +93,52 @@ def refined_stages(
             ).model_dump(mode="json"),
         )
         for name, config in configs.items()
+    )
+
+
+def _longer_stage(configs: Mapping[str, Any], refine: Refine) -> str:
+    """The name of the stage that trains for longer, of names and configs in their order.
+
+    Raises:
+        SpecError: there is none.
+    """
+    with_epochs = [name for name in configs if "epochs" in configs[name]]
+    long = refine.stage or (with_epochs[-1] if with_epochs else None)
+    if long not in with_epochs:
+        raise SpecError(
+            f"search.refine.stage: no stage {long!r} with epochs; the stages are"
+            f" {', '.join(configs)}"
+        )
+    return long
+
+
+def why_refined_from_start(stages: Sequence[NamedStage], refine: Refine) -> str | None:
+    """Why a pipeline's refined trials train the longer stage from its first epoch on, a sentence;
+    None where they go on from the checkpoint that the trial left.
+
+    Raises:
+        SpecError: no such stage.
+    """
+    configs = {stage.name: stage.config.model_dump() for stage in stages}
+    long = _longer_stage(configs, refine)
+    names = list(configs)
+    place = names.index(long)
+    config = stages[place].config
+    before = f"search.refine: {long} is trained again from its first epoch on, since"
+    for path in refine.params:
+        if names.index(path.partition(".")[0]) <= place:
+            return f"{before} params changes {path}."
+    if configs[long]["epochs"] > refine.epochs:
+        return f"{before} it had more epochs than {refine.epochs}."
+    fault = why_from_start(config)
+    if fault is None:
+        return None
+    if fault is ITSELF:
+        return f"{before} what it does depends on how many epochs follow."
+    return (
+        f"{before} its learning rate depends on how many there are ({fault}); with"
+        f" stages.{long}.schedule_epochs: {refine.epochs} it goes on from the checkpoint"
+        " that the trial left."
     )
 
 

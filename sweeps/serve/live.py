@@ -14,6 +14,8 @@ from typing import Any
 from analysis.contract import PLAN_FILE, Objective
 from analysis.loading import Follower
 from analysis.report.page import Content, assembled, content_of
+from analysis.report.predictions import shown_predictions
+from analysis.run import Run
 from sweeps.drive.running import RunningTrial
 from sweeps.drive.watch import Watch
 from sweeps.run.driving import driver_line, is_driven, stop_requested
@@ -64,6 +66,7 @@ class LiveRun:
         self._number = 0
         self._next_look = self._next_fetch = 0.0
         self._said = b""
+        self._run: Run | None = None
         self._objectives: Sequence[Objective] = ()
         self._title = f"{time.time_ns():x}"
 
@@ -119,8 +122,8 @@ class LiveRun:
                 return
             self._is_stale = False
             run = self._follower.load()
-            self._objectives = run.objectives
-            content = content_of(run)
+            self._run, self._objectives = run, run.objectives
+            content = content_of(run, is_live=True)
             self._number += 1
             version = f"{self._title}-{self._number}"
             head = json.dumps({"version": version, "parts": content.parts})
@@ -187,6 +190,17 @@ class LiveRun:
                 for row in trial.curve[-MOST_EPOCHS:]
             ],
         }
+
+    def predictions(self, trial_id: str) -> dict[str, Any]:
+        """What a trial's predictions show, for its page alone.
+
+        Raises:
+            ValueError: the run has no such trial.
+        """
+        run = self._run
+        if run is None or trial_id not in self.watch.folders:
+            raise ValueError(f"{self.name}: has no trial {trial_id!r}")
+        return shown_predictions(run, [trial_id], {trial_id: 0})
 
     def configuration(self, trial_id: str) -> str:
         """A trial's configuration as text to change: a line for each parameter.

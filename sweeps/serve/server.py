@@ -5,6 +5,7 @@ GET  /run/NAME/              the page
 GET  /run/NAME/data          its content as JSON, with an ETag
 GET  /run/NAME/events        server-sent events: what runs now, whenever it has changed
 GET  /run/NAME/configuration/TRIAL
+GET  /run/NAME/predictions/TRIAL
 POST /run/NAME/stop, resume, try, note
 """
 
@@ -128,6 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._events(run)
             case ["configuration", trial]:
                 self._json({"text": run.configuration(trial)})
+            case ["predictions", trial]:
+                self._json(run.predictions(trial))
             case []:
                 self._moved(f"/run/{quote(run.name, safe='')}/")
             case _:

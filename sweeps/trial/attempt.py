@@ -122,6 +122,7 @@ def _attempt(
         return True
     record.set_layers(done.layers)
     record.set_classes(done.classes)
+    record.set_predictions(done.predictions)
     record.finish(
         "complete",
         metrics=done.metrics,

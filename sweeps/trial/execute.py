@@ -15,7 +15,13 @@ import torch
 from compress.cache import StageCache
 from compress.measure.layers import measure_layers
 from compress.measure.model import static_cost
-from compress.metrics import FinalModel, class_rows, measure
+from compress.metrics import (
+    FinalModel,
+    class_rows,
+    measure,
+    needs_quantized,
+    shown_predictions,
+)
 from compress.pipeline import (
     NamedStage,
     Pipeline,
@@ -48,6 +54,7 @@ class Execution:
         seconds_full: what it would have taken without the stage cache.
         inputs: hashes of the source's weights and of the data.
         classes: rows of `compress.metrics.class_rows`.
+        predictions: what `compress.metrics.shown_predictions` gives.
     """
 
     metrics: dict[str, Any]
@@ -56,6 +63,7 @@ class Execution:
     seconds_full: float
     inputs: dict[str, str]
     classes: list[Row] = field(default_factory=list)
+    predictions: Row | None = None
 
 
 def pipeline_of(plan: TrialPlan) -> Pipeline:
@@ -111,12 +119,22 @@ def _execute(
         on_stage=lambda run: on_stage(_stage_row(run)),
         strategy=site.strategy,
     )
-    metrics, classes = _measured(pipeline, result, plan, site, device)
+    final, metrics = _measured(pipeline, result, plan, site, device)
     layers = measure_layers(result.model) if distributed.rank() == 0 else []
     seconds = measuring.working_seconds() - begun
     saved = sum(s.seconds_full - s.seconds for s in result.stages if s.cached)
+    # stages that went on from the end of others with fewer epochs
+    saved += sum(
+        max(0.0, s.seconds_full - s.seconds) for s in result.stages if not s.cached
+    )
     return Execution(
-        metrics, layers, seconds, seconds + max(0.0, saved), result.inputs, classes
+        metrics,
+        layers,
+        seconds,
+        seconds + max(0.0, saved),
+        result.inputs,
+        class_rows(final),
+        shown_predictions(final),
     )
 
 
@@ -181,9 +199,9 @@ def _measured(
     plan: TrialPlan,
     site: Site,
     device: torch.device,
-) -> tuple[dict[str, Any], list[Row]]:
-    """All metrics of the final model, and its classes: on the validation part for the search, and
-    on the test set once, to report.
+) -> tuple[FinalModel, dict[str, Any]]:
+    """The final model, evaluated on the validation part for the search and on the test set once, to
+    report; and all its metrics.
     """
     final = FinalModel(
         result.model,
@@ -193,6 +211,8 @@ def _measured(
         dict(result.metrics),
         result.source,
     )
+    # a baseline without a quantize stage is measured by what the search optimises, too
     quantized = any(stage.config.phase == "quantize" for stage in pipeline.stages)
+    quantized |= needs_quantized(objective.metric for objective in site.objectives)
     metrics = measure(final, quantized=quantized, rank=distributed.rank())
-    return metrics, class_rows(final)
+    return final, metrics

@@ -24,6 +24,8 @@ from compress.metrics import (
     existing_metrics,
     measure,
     missing_because,
+    needs_quantized,
+    shown_predictions,
 )
 from compress.pipeline import STAGES
 from trainers.data.splits import Data, Split
@@ -108,9 +110,11 @@ def test_each_split_is_evaluated_once(
 ) -> None:
     splits = []
 
-    def counted(module: nn.Module, data: Data, split: Split, *rest: Any) -> Evaluation:
+    def counted(
+        module: nn.Module, data: Data, split: Split, *rest: Any, **given: Any
+    ) -> Evaluation:
         splits.append(split)
-        return evaluate_classes(module, data, split, *rest)
+        return evaluate_classes(module, data, split, *rest, **given)
 
     monkeypatch.setattr(evaluate, "evaluate_classes", counted)
     final.data = replace(final.data, val=replace(final.data.val, rows=torch.empty(0)))
@@ -118,6 +122,16 @@ def test_each_split_is_evaluated_once(
     assert splits == ["test"]
     assert {row["images"] for row in class_rows(final)} == {None}
     assert sum(row["test_images"] for row in class_rows(final)) == 60
+    shown = shown_predictions(final)
+    assert shown is not None
+    assert shown["part"] == "test"
+    assert sum(images for _, _, images in shown["confusion"]) == 60
+
+
+def test_no_image_is_kept_where_none_shall_be(final: FinalModel) -> None:
+    final.options = final.options.model_copy(update={"samples": 0, "latency": False})
+    measure(final, quantized=False)
+    assert shown_predictions(final) is None
 
 
 def test_other_ranks_take_part_only_where_all_must(final: FinalModel) -> None:
@@ -185,3 +199,14 @@ def test_further_runtimes_have_metrics_of_their_own(final: FinalModel) -> None:
     for name in ("p95", "test", "Upper", "a-b"):
         with pytest.raises(ValueError, match="also"):
             MeasureConfig.model_validate({"also": {name: {}}})
+
+
+def test_what_a_quantized_model_has_is_measured_where_it_is_compared(
+    final: FinalModel,
+) -> None:
+    """The coded size of the float model is what one of a quantized model is compared with."""
+    assert needs_quantized(["accuracy", "coded_bytes"])
+    assert not needs_quantized(["accuracy", "model_bytes"])
+    final.options = final.options.model_copy(update={"latency": False})
+    found = measure(final, quantized=True)
+    assert 0.5 < float(found["coded_ratio"]) < 2

@@ -86,7 +86,7 @@ def evaluated() -> list[tuple[Any, ...]]:
     return [
         tuple(
             evaluate_classes(
-                module, replace(data, test=part), "test", CPU, batch_size=16
+                module, replace(data, test=part), "test", CPU, batch_size=16, samples=5
             )
         )
         for part in (data.test, first)

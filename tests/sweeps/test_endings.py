@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -158,6 +159,27 @@ def test_a_run_that_hangs_is_given_up(
     assert time.monotonic() - begun < 5
     assert run.is_over
     release.set()
+
+
+def test_a_head_whose_port_is_closed_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of this machine after its patience, and one that answers is not."""
+    monkeypatch.setattr(tune_run, "_REFUSED_SECONDS", 0.05)
+    monkeypatch.setattr(tune_run, "_PULSE_SECONDS", 0.01)
+    pulse = Pulse.__new__(Pulse)
+    pulse._own_host, pulse._next, pulse._silent_since = "127.0.0.1", 0.0, {}
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = head.getsockname()
+        pulse._ports = {tune_run._HEAD: address}
+        assert pulse.lost() is None
+    time.sleep(0.02)
+    assert pulse.lost() is None
+    time.sleep(0.06)
+    lost = pulse.lost()
+    assert lost is not None
+    assert lost.is_head
+    assert lost.said.endswith(
+        f"(GCS) at 127.0.0.1:{address[1]} does not answer any more"
+    )
 
 
 def test_a_run_of_somebody_else_now_ends_and_hears_nothing(

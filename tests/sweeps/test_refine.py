@@ -127,6 +127,19 @@ def test_replicates_are_refined_with_their_seeds(
     ]
 
 
+def test_whether_they_go_on_is_said(raw: dict[str, Any]) -> None:
+    def remarks(**refine: Any) -> str:
+        raw["search"]["refine"] = {"top": 1, "epochs": 5} | refine
+        return " ".join(check_spec(spec_from(raw)).remarks)
+
+    assert "(schedule: cosine); with stages.finetune.schedule_epochs: 5" in remarks()
+    raw["stages"]["finetune"]["schedule_epochs"] = 5
+    assert "search.refine" not in remarks()
+    assert "params changes finetune.lr" in remarks(params={"finetune.lr": 0.1})
+    with pytest.raises(SpecError, match=r"schedule_epochs 5 is less than .* 9 epochs"):
+        remarks(epochs=9)
+
+
 @pytest.mark.parametrize(
     ("refine", "message"),
     [

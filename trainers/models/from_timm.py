@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trainers.models.arch import Arch, ModelState, on_meta
+from trainers.models.arch import Arch, ModelState, shared_on_meta
 from trainers.models.pruned_vit import check_dims
 from trainers.timm_library import timm
 
@@ -33,7 +33,7 @@ def dense_arch(arch: Arch) -> Arch:
     if arch.builder == "pruned_vit":
         check_dims(arch.dims)
         return arch
-    return _dense_arch(arch, on_meta(arch))
+    return _dense_arch(arch, shared_on_meta(arch))
 
 
 def state_of_module(module: nn.Module, name: str = "vit") -> ModelState:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from trainers.config import SourceConfig
-from trainers.models.arch import Arch, ModelState, on_meta, read_arch
+from trainers.models.arch import Arch, ModelState, read_arch, shared_on_meta
 from trainers.models.checkpoint_file import read_checkpoint
 from trainers.models.fit_weights import Fit, fit_weights, fresh_classifier
+from trainers.models.hub import WEIGHTS, check_hub
 from trainers.models.make import is_hub_name, make_arch, saved_arch
 from trainers.models.parameters import classifier_layers
 from trainers.option_types import LOCAL_FOLDER
@@ -190,7 +191,7 @@ def _weights(
     """All weights in the architecture's order: those of a checkpoint, copied into memory of
     their own, and fresh ones drawn from `seed`.
     """
-    module = on_meta(arch)
+    module = shared_on_meta(arch)
     wanted, heads = module.state_dict(), classifier_layers(module)
     lacking = [name for name in wanted if name not in fit.weights]
     drawn = ModelState.initialised(arch, seed).weights if lacking else {}
@@ -228,7 +229,10 @@ def _pretrained(config: SourceConfig, arch: Arch, seed: int) -> nn.Module:
             f"timm has no pretrained weights of {name!r}; it has"
             f" {have or 'none of that model'}; or give source.checkpoint"
         )
+    hub_id = name.partition(":")[2] or configured.hf_hub_id
     try:
+        if hub_id:
+            check_hub(hub_id, WEIGHTS)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return timm.create_model(name, pretrained=True, **arch.args)

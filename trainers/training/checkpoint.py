@@ -22,11 +22,22 @@ class CheckpointFolder:
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("epoch-*.pt"))
 
+    def path(self, epoch: int) -> Path:
+        """Of the state after `epoch` epochs."""
+        return self.folder / f"epoch-{epoch:05d}.pt"
+
+    def newest(self) -> tuple[int, Path] | None:
+        """Epochs and file of the newest state; None where there is none."""
+        files = self._files()
+        return (
+            (int(files[-1].stem.removeprefix("epoch-")), files[-1]) if files else None
+        )
+
     def save(self, epoch: int, state: dict[str, Any]) -> None:
         """Publish the state after `epoch` epochs, then drop older ones beyond `keep`."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_atomic(self.folder / f"epoch-{epoch:05d}.pt", buffer.getvalue())
+        write_atomic(self.path(epoch), buffer.getvalue())
         for old in self._files()[: -self.keep]:
             old.unlink(missing_ok=True)
 

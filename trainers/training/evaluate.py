@@ -12,6 +12,12 @@ from trainers.data.splits import Data, Split, eval_batches
 from trainers.training import distributed
 from trainers.training.epoch_metrics import epoch_metrics, per_class_accuracy
 from trainers.training.losses import cross_entropy
+from trainers.training.predictions import (
+    Predictions,
+    WorstImages,
+    calibration,
+    confusion,
+)
 
 
 class Evaluation(NamedTuple):
@@ -22,11 +28,14 @@ class Evaluation(NamedTuple):
         class_accuracy: for each class the share of its images that is recognised; None
             without images.
         class_images: images of each class.
+        predictions: what they show; None where no samples were asked for, or a logit is not
+            finite.
     """
 
     metrics: dict[str, float]
     class_accuracy: list[float | None]
     class_images: list[int]
+    predictions: Predictions | None = None
 
 
 def evaluate(
@@ -60,6 +69,7 @@ def evaluate_classes(
     batch_size: int = 256,
     amp: torch.dtype | None = None,
     in_lockstep: bool = False,
+    samples: int = 0,
 ) -> Evaluation:
     """All epoch metrics of `module` on a split, and the accuracy of each class.
 
@@ -72,6 +82,7 @@ def evaluate_classes(
         batch_size: images of one forward pass on one rank.
         amp: type of autocast; None is without.
         in_lockstep: let every rank make the same number of passes, as a sharded module needs it.
+        samples: how many of the images with the largest loss to keep in `Evaluation.predictions`.
 
     Raises:
         ValueError: the split has no images, or none that can be read.
@@ -84,7 +95,12 @@ def evaluate_classes(
     module.eval()
     # what a sharded module puts together in a pass it may use again when it is trained
     with torch.no_grad() if in_lockstep else torch.inference_mode():
-        found = _evaluated(module, data, split, device, batch_size, amp, in_lockstep)
+        worst = None
+        if samples:
+            worst = WorstImages(samples, data.config, data.info.image_size, device)
+        found = _evaluated(
+            module, data, split, device, batch_size, amp, in_lockstep, worst
+        )
     module.train(was_training)
     return found
 
@@ -97,6 +113,7 @@ def _evaluated(
     batch_size: int,
     amp: torch.dtype | None,
     in_lockstep: bool,
+    worst: WorstImages | None,
 ) -> Evaluation:
     # correct, correct in 5, loss, images
     totals = torch.zeros(4, dtype=torch.float64, device=device)
@@ -106,7 +123,9 @@ def _evaluated(
     )
     if in_lockstep:
         batches = _in_lockstep(batches, data.info.image_size, device)
-    for logits, labels in _predictions(module, batches, device, amp):
+    for images_seen, logits, labels in _predictions(module, batches, device, amp):
+        if worst is not None:
+            worst.add(images_seen, logits, labels)
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels[:, None])
         loss = cross_entropy(logits, labels) * len(labels)
         count = torch.full((), len(labels), device=device)
@@ -126,10 +145,16 @@ def _evaluated(
     }
     logits, labels = _of_all_ranks(all_logits, all_labels, data, device)
     by_class = per_class_accuracy(logits, labels).tolist()
+    shown = None
+    if worst is not None and bool(logits.isfinite().all()):
+        shown = Predictions(
+            confusion(logits, labels), calibration(logits, labels), worst.samples()
+        )
     return Evaluation(
         metrics | _computed(logits, labels),
         [None if math.isnan(value) else value for value in by_class],
         labels.bincount(minlength=data.info.num_classes).tolist(),
+        shown,
     )
 
 
@@ -150,14 +175,14 @@ def _predictions(
     batches: Iterator[tuple[Tensor, Tensor]],
     device: torch.device,
     amp: torch.dtype | None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(logits float32 (B, C), labels (B,)) of the batches that have labels."""
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(images, logits float32 (B, C), labels (B,)) of the batches that have labels."""
     for images, labels in batches:
         with torch.autocast(device.type, amp or torch.float32, enabled=amp is not None):
             output = module(images)
         if len(labels):
             logits = output[0] if isinstance(output, tuple) else output
-            yield logits.float(), labels
+            yield images, logits.float(), labels
         measuring.pause_point()
 
 

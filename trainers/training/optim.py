@@ -148,6 +148,22 @@ def _fault_of_step(config: TrainConfig, device: torch.device) -> str | None:
     return None
 
 
+def set_by_length(config: TrainConfig) -> str | None:
+    """The option through which the first epochs of a fit depend on how many there are.
+
+    None where there is none: then a fit with more epochs begins with the same steps.
+    """
+    if config.schedule_epochs is not None:
+        return None
+    if config.schedule == "cosine":
+        return "schedule: cosine"
+    if isinstance(config.warmup, str) and config.warmup.endswith("%"):
+        return f"warmup: {config.warmup}"
+    if config.lr_noise is not None:
+        return "lr_noise"
+    return None if config.weight_decay_end is None else "weight_decay_end"
+
+
 class Schedule:
     """Learning rate and weight decay as a function of optimiser steps taken."""
 
@@ -156,7 +172,7 @@ class Schedule:
     ) -> None:
         self.optimizer, self.config = optimizer, config
         self.steps_per_epoch = steps_per_epoch
-        self.total = steps_per_epoch * config.epochs
+        self.total = steps_per_epoch * config.scheduled_epochs
         self._initial_decay = [
             group["weight_decay"] for group in optimizer.param_groups
         ]
@@ -164,12 +180,17 @@ class Schedule:
         self.after_step(0)
 
     def _make(self, optimizer: Optimizer, config: TrainConfig) -> Any:
+        if config.scheduled_epochs < config.epochs:
+            raise ValueError(
+                f"schedule_epochs {config.schedule_epochs} is less than the fit's"
+                f" {config.epochs} epochs; raise it, or leave it out"
+            )
         warmup = duration_in_steps(config.warmup, self.steps_per_epoch, self.total)
         if warmup and warmup >= self.total:
             raise ValueError(
                 f"warmup ({config.warmup!r}: {warmup} steps) must be shorter than the"
-                f" fit ({config.epochs} epochs: {self.total} steps); lower warmup or"
-                " raise epochs"
+                f" fit ({config.scheduled_epochs} epochs: {self.total} steps); lower warmup"
+                " or raise epochs"
             )
         common: dict[str, Any] = {
             "warmup_t": warmup,

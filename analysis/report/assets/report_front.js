@@ -213,7 +213,7 @@ function baselineTrace(x, y) {
       x: [left],
       y: [up],
       text: [inert("baseline")],
-      textposition: "bottom center",
+      textposition: isLeft(x, left) ? "bottom right" : "bottom left",
       textfont: { color: token("muted"), size: 12 },
       hovertext: [`<b>${inert(clip(D.baseline.name, 40))}</b><br>${lines.map(inert).join("<br>")}`],
       hovertemplate: "%{hovertext}<extra></extra>",
@@ -297,20 +297,30 @@ function drawFront() {
     }),
   );
 }
-/* The picks by name, on the side where the front does not run. */
+/* Whether a value lies in the left part of an axis, so that words to its left would be cut. */
+function isLeft(column, value) {
+  const known = [...D.eligible.map((row) => valueAt(column, row)), D.baseline?.values[column.key]];
+  const scale = column.log ? Math.log : (v) => v;
+  const places = known.filter((v) => v !== null && v !== undefined).map(scale);
+  const [low, high] = [Math.min(...places), Math.max(...places)];
+  return scale(value) < low + 0.4 * (high - low);
+}
+/* The picks by name, on the side where the front does not run, or where there is room. */
 function pickLabels(x, y, at) {
   const place = (column, value) => (column.log ? Math.log10(value) : value);
   const side = OBJECTIVES.find((o) => o.key === x.key).mode === "min" ? -1 : 1;
   const up = OBJECTIVES.find((o) => o.key === y.key).mode === "max" ? -1 : 1;
   return [...PICKS]
     .filter(([row]) => at(row))
-    .map(([row, words]) => ({
+    .map(([row, words]) => [row, words, isLeft(x, valueAt(x, row)) ? 1 : -1])
+    .map(([row, words, way]) => ({
       x: place(x, valueAt(x, row)),
       y: place(y, valueAt(y, row)),
       text: inert(clip(words, 44)),
-      ax: side * 26,
-      ay: up * 26,
-      xanchor: side < 0 ? "right" : "left",
+      ax: way * 26,
+      ay: way === side ? up * 26 : -up * 26,
+      xanchor: way < 0 ? "right" : "left",
+      bgcolor: token("card") + "cc",
       arrowhead: 0,
       arrowwidth: 1,
       arrowcolor: token("muted"),

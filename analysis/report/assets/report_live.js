@@ -166,6 +166,30 @@ addEventListener("DOMContentLoaded", () => {
     startLive();
   }, 30);
 });
+/* What a trial's predictions show, asked for when its page is opened, and drawn when it comes. */
+const asked = new Map();
+function askPredictions(row) {
+  const id = D.ids[row];
+  if (D.status[row] !== "complete") return [];
+  if (asked.has(id)) {
+    const known = asked.get(id);
+    if (!known?.trials[0]) return [];
+    const own = D.predictions;
+    D.predictions = { ...known, trials: { [row]: known.trials[0] } };
+    const parts = predictionsOf(row);
+    D.predictions = own;
+    return parts;
+  }
+  asked.set(id, null);
+  fetch(`predictions/${encodeURIComponent(id)}`)
+    .then((answer) => (answer.ok ? answer.json() : null))
+    .then((found) => {
+      asked.set(id, found);
+      if (D.ids[state.row] === id) guarded("trial", showTrial);
+    })
+    .catch(() => asked.delete(id));
+  return [];
+}
 /* A note about a trial, kept in the run folder. */
 function noteForm(row, note) {
   if (!live.now.writable) return null;

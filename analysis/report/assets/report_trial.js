@@ -11,7 +11,10 @@ inAddress(
 );
 
 function startTrial() {
-  state.choosers.set("trial", showTrial);
+  state.choosers.set("trial", (scroll) => {
+    showTrial();
+    if (scroll && state.row !== null) $("trial").scrollIntoView();
+  });
   state.painters.set("trial", showTrial);
   showTrial();
 }
@@ -35,6 +38,7 @@ function showTrial() {
       parametersOf(row, other),
       stagesOf(row),
       classesOf(row),
+      ...predictionsOf(row),
       errorOf(row),
       commandsOf(row),
       notesOf(row),
