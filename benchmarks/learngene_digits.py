@@ -3,16 +3,17 @@
     python benchmarks/learngene_digits.py [--workdir DIR] [--seeds 3] [--aux-epochs 40]
     [--epochs 2] [--rows FILE]
 
-A teacher ViT is trained once, then for each seed the auxiliary networks of SWS, LeTs and
-TLEG, with soft distillation from it (alpha 1). First tables: descendants of eight sizes
-from each start, all fine-tuned for the same few epochs on labels alone, test accuracy (360
-images) with the learning rate that was best on the validation part. Then: five descendants
-of SWS (depths) and of LeTs (widths and depths), each fine-tuned so, against five trainings
-from scratch, each as long as it needs: the shortest of a ladder of whole schedules that
-reaches the descendant's accuracy less one point. Cost is images that networks were trained
-on, and seconds of processor time. `--workdir` keeps all that is finished, so that it goes
-on where it stopped. Set OMP_NUM_THREADS=1.
+A teacher ViT is trained once, then for each seed the auxiliary networks of SWS, LeTs, TLEG,
+WAVE and SWEET, with soft distillation from it (alpha 1). First tables: descendants of eight sizes
+from each start, all trained for the same few epochs on labels alone (of WAVE and SWEET the first
+one trains the scalers), test accuracy (360 images) with the learning rate that was best on the
+validation part. Then: five descendants of SWS (depths) and of LeTs (widths and depths), each
+trained so, against five trainings from scratch, each as long as it needs: the shortest of a
+ladder of whole schedules that reaches the descendant's accuracy less one point. Cost is images
+that networks were trained on, and seconds of processor time. `--workdir` keeps all that is
+finished, so that it goes on where it stopped. Set OMP_NUM_THREADS=1.
 
+`--starts wave sweet` adds these starts to the rows of an earlier run.
 `--published-rates` sets the learning rate once an epoch, as the published loops of SWS and LeTs
 do, in auxiliary networks and descendants, and lets descendants begin without warm-up;
 `--scratch-from FILE` takes the trainings from scratch, which are as before, from an earlier run's
@@ -33,8 +34,10 @@ import torch
 
 from compress.finetune import Finetune
 from compress.learngene.lets import LetsAux, LetsExpand
+from compress.learngene.sweet import SweetAux, SweetExpand
 from compress.learngene.sws import SwsAux, SwsExpand
 from compress.learngene.tleg import TlegAux, TlegExpand
+from compress.learngene.wave import WaveAux, WaveExpand
 from compress.selection.random_init import RandomInit
 from compress.selection.stage import WeightSelection
 from compress.stage import Context, Stage
@@ -59,11 +62,28 @@ AUX: dict[str, Any] = TRAIN | {
     "drop_path": None,
     "distill": {"teacher": "teacher", "kind": "soft", "alpha": 1.0},
 }
+LARGE = {"embed_dim": 64, "num_heads": 4, "depth": 8}
 AUXILIARIES: dict[str, tuple[type[Stage], dict[str, Any]]] = {
     "sws": (SwsAux, {"embed_dim": 48, "num_heads": 3, "repeats": (2, 2, 2)}),
-    "lets": (LetsAux, {"gene_dim": 32, "embed_dim": 64, "num_heads": 4, "depth": 8}),
+    "lets": (LetsAux, LARGE | {"gene_dim": 32}),
     "tleg": (TlegAux, {"embed_dim": 48, "num_heads": 3, "depth": 6}),
+    "wave": (WaveAux, LARGE | {"template_dim": 16, "num_templates": 16}),
+    "sweet": (SweetAux, LARGE | {"ranks": (32, 40, 40)}),
 }
+SCALERS: dict[str, Any] = TRAIN | {
+    "epochs": 1,
+    "eval_every": 1,
+    "checkpoint_every": 1,
+}
+"""Training of the scalers of WAVE and SWEET: it is one of a descendant's epochs."""
+WITH_SCALERS: dict[str, tuple[type[WaveExpand | SweetExpand], float]] = {
+    "wave": (WaveExpand, 3e-2),
+    "sweet": (SweetExpand, 1e-2),
+}
+"""The expansion, and its learning rate: of 1e-3, 3e-3, 1e-2 and 3e-2 the one with which the
+scalers alone were best on the validation part, seed 0, 48 wide and 4 layers.
+"""
+STARTS = ["random", "weight_selection", "weight_selection_of_lets", *AUXILIARIES]
 PUBLISHED_RATES: dict[str, Any] = {"schedule_step": "epoch"}
 LRS = (3e-4, 1e-3, 3e-3)
 SIZES = {
@@ -180,6 +200,8 @@ class Bench:
             "weight_selection": WeightSelection(args=args),
             "weight_selection_of_lets": WeightSelection(args=args, copy_head=True),
         }
+        if init in WITH_SCALERS:
+            return self.with_scalers(init, width, depth)
         if init == "weight_selection_of_lets":
             whole = self.stage(
                 LetsExpand(depth=AUXILIARIES["lets"][1]["depth"]),
@@ -193,6 +215,13 @@ class Bench:
             init,
         )[0]
 
+    def with_scalers(self, method: str, width: int, depth: int) -> ModelState:
+        """A descendant of WAVE or SWEET, after the training of its scalers."""
+        expand, lr = WITH_SCALERS[method]
+        stage = expand(width=width, depth=depth, **SCALERS | {"lr": lr})
+        name = f"start-{method}-{width}x{depth}"
+        return self.kept(name, lambda: self.stage(stage, self.auxiliary(method), name))
+
     def tuned(self, init: str, width: int, depth: int, epochs: int, lr: float) -> Row:
         """Accuracies and cost of a descendant that was trained for so long."""
         name = f"{init}-{width}x{depth}-{epochs}-{lr:g}"
@@ -200,17 +229,20 @@ class Bench:
         def make() -> Row:
             start = self.start(init, width, depth)
             expanded = init in AUXILIARIES and self.options.published_rates
+            left = epochs - (SCALERS["epochs"] if init in WITH_SCALERS else 0)
             stage = Finetune(
                 **TRAIN
                 | (PUBLISHED_RATES | {"warmup": 0} if expanded else {})
                 | {
-                    "epochs": epochs,
-                    "eval_every": epochs,
-                    "checkpoint_every": epochs,
+                    "epochs": left,
+                    "eval_every": left,
+                    "checkpoint_every": left,
                     "lr": lr,
                 }
             )
             model, seconds = self.stage(stage, start, name)
+            if init in WITH_SCALERS:
+                seconds += self.seconds(f"start-{init}-{width}x{depth}")
             parts = {"val": model, "test": model, "before": start}
             rows = {
                 part: evaluate(
@@ -295,6 +327,8 @@ def starts(width: int, depth: int) -> list[str]:
         *selected,
         "weight_selection_of_lets",
         "lets",
+        "wave",
+        "sweet",
         *(["tleg", "sws"] if within_sws else []),
     ]
 
@@ -306,6 +340,8 @@ def compare_starts(benches: list[Bench], epochs: int) -> None:
             f" {epochs} epochs"
         )
         for init in starts(width, depth):
+            if init not in benches[0].options.starts:
+                continue
             rows = [bench.best(init, width, depth, epochs) for bench in benches]
             print(
                 f"  {init:25} {told([r['before'] for r in rows]):15} "
@@ -398,6 +434,15 @@ def all_rows(benches: list[Bench]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def with_others(rows: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """These rows, and those that the file has of other starts."""
+    if not file.exists():
+        return rows
+    older = pd.read_parquet(file)
+    others = older[~older["start"].isin(rows["start"])]
+    return pd.concat([others, rows], ignore_index=True)
+
+
 def main() -> None:
     """Run what is missing, print every row and both tables."""
     parser = argparse.ArgumentParser(
@@ -413,6 +458,12 @@ def main() -> None:
     )
     parser.add_argument("--published-rates", action="store_true")
     parser.add_argument("--costs-only", action="store_true")
+    parser.add_argument(
+        "--starts",
+        nargs="+",
+        default=STARTS,
+        help="of these alone, into the rows that the file has of the others; no costs",
+    )
     parser.add_argument("--scratch-from", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -425,9 +476,12 @@ def main() -> None:
             take_scratch(benches, pd.read_parquet(options.scratch_from))
         if not options.costs_only:
             compare_starts(benches, options.epochs)
-        compare_costs(benches, options.epochs)
+        if options.starts == STARTS:
+            compare_costs(benches, options.epochs)
         if options.rows:
-            all_rows(benches).to_parquet(options.rows, index=False)
+            with_others(all_rows(benches), options.rows).to_parquet(
+                options.rows, index=False
+            )
         for name in ("../teacher", *(f"aux-{m}" for m in benches[0].trained())):
             models = [
                 bench.kept(name, lambda: (_ for _ in ()).throw(AssertionError))

@@ -349,6 +349,26 @@ def _methods() -> dict[str, Column]:
             learngene("tleg", {"depth": 3}, {"depth": 2}),
             ("tleg_aux", "tleg_expand"),
         ),
+        "wave": Column(
+            "WAVE",
+            "the same",
+            learngene(
+                "wave",
+                {"depth": 2, "template_dim": 8, "num_templates": 3},
+                FIT | {"epochs": 1, "width": 8, "depth": 3},
+            ),
+            ("wave_aux", "wave_expand"),
+        ),
+        "sweet": Column(
+            "SWEET",
+            "the same",
+            learngene(
+                "sweet",
+                {"depth": 2, "ranks": [6, 10, 9]},
+                FIT | {"epochs": 1, "width": 24, "depth": 3},
+            ),
+            ("sweet_aux", "sweet_expand"),
+        ),
         "nvit": Column("NViT", f"{ran}; fewer operations", nvit, ("nvit",)),
         "prune_channels": Column(
             "channels",

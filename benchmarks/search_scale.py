@@ -18,11 +18,9 @@ from pathlib import Path
 import numpy as np
 import optuna
 from optuna.trial import TrialState, create_trial
+from written_runs import write_trial
 
-from analysis.contract import PLAN_FILE, RECORD_FILE, RECORD_SCHEMA
 from sweeps.check import load_spec
-from sweeps.run.folder import trial_folder
-from sweeps.run.record import Outcome, StageRow, TrialRecord, now, to_json
 from sweeps.run.storage import RunStorage
 from sweeps.search.costs import Known
 from sweeps.search.optuna_internals import enqueue_again
@@ -93,35 +91,11 @@ def main() -> None:
 def _write_records(sweep: Sweep, run: Path, known: list[Known]) -> None:
     """Plans and records of trials that ended, without waiting for the disk."""
     for each in known:
-        plan = new_plan(sweep, each.number, 0, each.draw)
-        folder = trial_folder(run, plan.trial_id)
-        folder.mkdir(parents=True)
-        rows = [
-            StageRow(
-                index=index,
-                name=name,
-                stage=name,
-                phase="train",
-                key=name,
-                cached=False,
-                seconds=spent,
-                seconds_full=spent,
-            )
-            for index, (name, spent) in enumerate(each.seconds.items())
-            if name != REST
-        ]
         assert each.values is not None
         values = zip(sweep.spec.objectives, each.values, strict=True)
-        record = TrialRecord(folder, plan, started=now(), ended=now())
-        record.outcome = Outcome(
-            status="complete",
-            metrics={objective.metric: value for objective, value in values},
-            stage_runs=tuple(rows),
-            seconds=sum(each.seconds.values()),
-        )
-        content = {"schema": RECORD_SCHEMA, **plan.model_dump(mode="json")}
-        (folder / PLAN_FILE).write_bytes(to_json(content))
-        (folder / RECORD_FILE).write_bytes(to_json(record.to_json()))
+        metrics = {objective.metric: value for objective, value in values}
+        plan = new_plan(sweep, each.number, 0, each.draw)
+        write_trial(run, plan, metrics, each.seconds)
 
 
 def _measure(sweep, spec, study: optuna.Study, known: list[Known]) -> None:

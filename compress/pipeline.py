@@ -18,8 +18,10 @@ from compress.finetune import Finetune
 from compress.int8.stage import Int8
 from compress.keys import computing, library_versions, source_key, stage_key
 from compress.learngene.lets import LetsAux, LetsExpand
+from compress.learngene.sweet import SweetAux, SweetExpand
 from compress.learngene.sws import SwsAux, SwsExpand
 from compress.learngene.tleg import TlegAux, TlegExpand
+from compress.learngene.wave import WaveAux, WaveExpand
 from compress.low_rank.stage import LowRank
 from compress.measure.passes import check_forward, check_training_pass
 from compress.metrics import Value
@@ -54,6 +56,10 @@ STAGES: dict[str, type[Stage]] = {
     "lets_expand": LetsExpand,
     "tleg_aux": TlegAux,
     "tleg_expand": TlegExpand,
+    "wave_aux": WaveAux,
+    "wave_expand": WaveExpand,
+    "sweet_aux": SweetAux,
+    "sweet_expand": SweetExpand,
     "nvit": Nvit,
     "low_rank": LowRank,
     "prune_channels": PruneChannels,

@@ -18,9 +18,12 @@ source .venv/bin/activate
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 
-# 130: asked to end, 75: Ray or a node failed; the same command goes on from the records
+# 130: asked to end, 75: Ray or a node failed; the same command goes on from the records. A job that somebody cancelled
+# is no longer RUNNING, and stays ended.
 finish() {
-    if (($1 == 130)) || (($1 == 75 && ${SLURM_RESTART_COUNT:-0} < 10)); then scontrol requeue "$SLURM_JOB_ID"; fi
+    if (($1 == 130)) || (($1 == 75 && ${SLURM_RESTART_COUNT:-0} < 10)); then
+        if [[ $(scontrol show job "$SLURM_JOB_ID") == *JobState=RUNNING* ]]; then scontrol requeue "$SLURM_JOB_ID"; fi
+    fi
     exit "$1"
 }
 driver=

@@ -4,7 +4,7 @@ trackers.
 
 from collections.abc import Iterator, Sequence
 
-from compress.pipeline import NamedStage
+from compress.pipeline import NamedStage, trains
 from sweeps.check_objectives import is_of_test_set
 from sweeps.drive.trackers import check_trackers
 from sweeps.search.portfolio import check_portfolio
@@ -38,9 +38,26 @@ def check_search(
             "search.stop_when: goal means that every bound is kept, and no objective has one;"
             " give bound to one"
         )
+    _check_budget(spec, pipelines)
     for path in spec.search.earlier_runs:
         check_portfolio(path, spec.objectives)
     check_trackers(spec.trackers)
+
+
+def _check_budget(spec: Spec, pipelines: Sequence[Sequence[NamedStage]]) -> None:
+    """Refuse a budget that no trial would use."""
+    search, wanted = spec.search, spec.resources
+    if search.images is not None and not any(map(trains, pipelines)):
+        raise SpecError(
+            "search.images: no stage of these pipelines trains, so that none would be used; take"
+            " hours or trials"
+        )
+    uses_gpus = wanted.gpus_per_worker > 0 and wanted.device != "cpu"
+    if search.gpu_hours is not None and not uses_gpus:
+        raise SpecError(
+            "search.gpu_hours: trials have no GPU (resources.gpus_per_worker:"
+            f" {wanted.gpus_per_worker:g}, device: {wanted.device}); give them one, or take hours"
+        )
 
 
 def search_remarks(

@@ -24,6 +24,8 @@ from trainers.files import read_json
 FREE = (
     "search.trials",
     "search.hours",
+    "search.gpu_hours",
+    "search.images",
     "search.stop_when",
     "search.space",
     "search.points",

@@ -69,15 +69,35 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery | None
     found.close()
 
 
+_RAY: list[str] = []
+"""The address of the session's Ray, once it is started."""
+
+
 @pytest.fixture(scope="session")
 def ray_session(nursery: Nursery | None) -> Iterator[None]:
     """One two-core Ray for the whole session."""
     import ray
+    from ray._private import auto_init_hook
 
     from sweeps.drive.cluster import start_ray
 
     if nursery is not None:
         nursery.use()
-    start_ray(2)
+    # without a Ray a call would look for one that ran here once, and end this process
+    auto_init_hook.enable_auto_connect = False
+    start_ray(2, 1)
+    _RAY.append(ray.get_runtime_context().gcs_address)
     yield
+    _RAY.clear()
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def ray_goes_on() -> Iterator[None]:
+    """A test that ends the session's Ray fails, and not whatever test needs it next."""
+    yield
+    if _RAY:
+        import ray
+
+        assert ray.is_initialized(), "this test has shut down the session's Ray"
+        assert ray.get_runtime_context().gcs_address == _RAY[0]

@@ -87,7 +87,15 @@ def test_a_row_is_resumed_where_it_broke_off(tmp_path: Path) -> None:
     assert "train" not in again.missing()
 
 
-FEW = {"pwfn", "int8", "prune_channels", "low_rank", "token_merging"}
+FEW = {
+    "pwfn",
+    "int8",
+    "prune_channels",
+    "low_rank",
+    "token_merging",
+    "wave",
+    "sweet",
+}
 """Columns that were tried on a few families so far."""
 
 

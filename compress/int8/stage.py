@@ -56,6 +56,8 @@ _AUXILIARY = {
     "sws_vit": "sws_expand",
     "tleg_vit": "tleg_expand",
     "lets_vit": "lets_expand",
+    "wave_vit": "wave_expand",
+    "sweet_vit": "sweet_expand",
 }
 """Builders of models whose blocks have no weights of their own → the stage that gives them some."""
 

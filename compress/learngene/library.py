@@ -7,16 +7,20 @@ from torch import nn
 
 from compress.learngene.lets import LetsAux, LetsExpand
 from compress.learngene.shared import Auxiliary, Expansion
+from compress.learngene.sweet import SweetAux, SweetExpand
 from compress.learngene.sws import SwsAux, SwsExpand
 from compress.learngene.tleg import TlegAux, TlegExpand
+from compress.learngene.wave import WaveAux, WaveExpand
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
 
-Method = Literal["sws", "tleg", "lets"]
+Method = Literal["sws", "tleg", "lets", "wave", "sweet"]
 _STAGES: dict[Method, tuple[type[Auxiliary], type[Expansion]]] = {
     "sws": (SwsAux, SwsExpand),
     "tleg": (TlegAux, TlegExpand),
     "lets": (LetsAux, LetsExpand),
+    "wave": (WaveAux, WaveExpand),
+    "sweet": (SweetAux, SweetExpand),
 }
 _NOTHING = Arch("timm", "none")
 _MANY = 1 << 40  # images: no fit is checked against them here
@@ -26,8 +30,9 @@ class Learngene:
     """One auxiliary network, and the plain timm ViTs that it expands into.
 
     Args:
-        method: sws (stages of shared layers), tleg (a line between two layers) or lets
-            (learned growth in width and depth).
+        method: sws (stages of shared layers), tleg (a line between two layers), lets
+            (learned growth in width and depth), wave (templates and Kronecker products) or
+            sweet (a core in Tucker form).
         num_classes: of the data.
         image_size: pixels of a square image.
         seed: of the initialisation.

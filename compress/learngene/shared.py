@@ -97,7 +97,7 @@ class Auxiliary(Stage, TrainConfig):
 
 class Expansion(Stage):
     """Makes a descendant out of the incoming auxiliary network, without training and
-    without data.
+    without data where it does not say otherwise.
     """
 
     phase: ClassVar[Phase] = "init"
@@ -189,18 +189,27 @@ def fitted(
             own if head == "fresh" else result[f"head.{part}"][: len(own)].clone()
         )
     patches = fresh.weights["pos_embed"].shape[1]
-    if result["pos_embed"].shape[1] != patches:
-        from trainers.timm_library import timm
-
-        side = round(patches**0.5)
-        with torch.no_grad():
-            resampled = timm.layers.resample_abs_pos_embed(
-                result["pos_embed"], new_size=[side, side], num_prefix_tokens=0
-            )
-        result["pos_embed"] = resampled.contiguous()
+    result["pos_embed"] = resampled_positions(result["pos_embed"], patches)
     return ModelState(
         arch, result, {"source_layers": list(source_layers)} if source_layers else {}
     )
+
+
+def resampled_positions(positions: Tensor, patches: int) -> Tensor:
+    """Position embeddings (…, P, width) of square images for another number of patches."""
+    if positions.shape[-2] == patches:
+        return positions
+    from trainers.timm_library import timm
+
+    side = round(patches**0.5)
+    with torch.no_grad():
+        each = [
+            timm.layers.resample_abs_pos_embed(
+                one[None], new_size=[side, side], num_prefix_tokens=0
+            )
+            for one in positions.flatten(0, -3)
+        ]
+    return torch.stack(each).view(*positions.shape[:-2], patches, -1)
 
 
 def layer_list(value: Any) -> Any:

@@ -1,5 +1,6 @@
 #!/bin/bash
-# deploy/slurm.sh on a Slurm of one node: submitted, stopped two minutes before its limit, queued again, gone on.
+# deploy/slurm.sh on a Slurm of one node: submitted, stopped two minutes before its limit, queued again, gone on, ended;
+# and another job, cancelled by scancel, which stays ended.
 #
 # bash deploy/try/slurm.sh [WORKDIR]     as root on Debian, after apt-get install slurm-wlm munge; some 8 minutes
 #
@@ -64,7 +65,11 @@ search: {sampler: random, trials: ${TRIALS:-60}, space: {stages.finetune.lr: {lo
 measure: {latency: false}
 resources: {concurrent: 1}
 EOF
-job=$(sbatch --parsable --gpus-per-node=0 --time="${MINUTES:-4}" --output="$work/job.log" deploy/slurm.sh "$work/spec.yaml")
+submit() {
+    sbatch --parsable --gpus-per-node=0 --time="${MINUTES:-4}" --output="$work/$1.log" deploy/slurm.sh "$work/spec.yaml" \
+        "name=$1"
+}
+job=$(submit tried)
 echo "job $job"
 state() { scontrol show job "$job" | grep -oP "$1=\K\S+"; }
 before=
@@ -76,8 +81,18 @@ for _ in {1..1500}; do
     [[ $now == @(COMPLETED|FAILED|CANCELLED|TIMEOUT|NODE_FAIL)* ]] && break
     sleep 1
 done
+ended="$now"
 echo "--- the job's own log"
-cat "$work/job.log"
+cat "$work/tried.log"
 echo "--- what the run holds"
 sweeps status "$work/runs/tried"
-[[ $now == COMPLETED* && $(state Restarts) -ge 1 ]]
+
+echo "--- a job that is cancelled while its trials run"
+job=$(submit cancelled)
+for _ in {1..120}; do [[ -e $work/runs/cancelled/trials ]] && break; sleep 1; done
+scancel "$job"
+for _ in {1..90}; do [[ $(state JobState) == CANCELLED ]] && break; sleep 1; done
+cancelled="$(state JobState) after $(state Restarts) restarts"
+echo "$cancelled"
+sweeps status "$work/runs/cancelled"
+[[ $ended == COMPLETED* && $ended != *" 0 restarts" && $cancelled == "CANCELLED after 0 restarts" ]]

@@ -24,7 +24,8 @@ from typing import Any, ClassVar
 from analysis.contract import Status
 from sweeps.run.folder import TENSORBOARD_FOLDER, trial_folder
 from sweeps.run.record import Row, TrialRecord, read_epochs
-from sweeps.spec.model import Spec, Trackers
+from sweeps.spec.model import Spec
+from sweeps.spec.tracker_options import Trackers
 from sweeps.spec.yaml_text import SpecError, did_you_mean
 from trainers import plugins
 

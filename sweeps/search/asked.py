@@ -33,7 +33,7 @@ class Asked:
         pruned: replicates that a stopping rule ended.
         abandoned: one was interrupted: a continued search runs it and ends this trial of the study.
         records: of the replicates that ended.
-        expected: seconds that it was expected to take, where something was.
+        expected: seconds or images that it was expected to take, where something was.
     """
 
     trial: optuna.Trial
@@ -91,7 +91,3 @@ class Asked:
         for name, excess in constraints_of(means, self.objectives).items():
             self.trial.set_constraint(name, excess)
         study.tell(self.trial, means)
-
-    def seconds_taken(self) -> float:
-        """What its replicates took together."""
-        return sum(record.outcome.seconds or 0.0 for record in self.records)

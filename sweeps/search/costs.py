@@ -7,7 +7,7 @@ the cache holds takes none.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,10 @@ class Known:
     seconds: Mapping[str, float]
 
 
+CostOf = Callable[[TrialRecord], dict[str, float]]
+"""Stage → what it costs where nothing is cached, in seconds or images."""
+
+
 def seconds_of(record: TrialRecord) -> dict[str, float]:
     """Stage → seconds of a trial as if nothing had been cached; empty where it did not end."""
     outcome = record.outcome
@@ -52,11 +56,34 @@ def seconds_of(record: TrialRecord) -> dict[str, float]:
     return found | {REST: max(0.0, outcome.seconds - stages)}
 
 
+def images_of(record: TrialRecord, cached: bool = True) -> dict[str, float]:
+    """Stage → images that it trains on, each as often as it was seen; empty where a trial did not
+    end and all are asked for.
+
+    Args:
+        cached: count epochs that came from the stage cache, too.
+    """
+    if cached and record.status != "complete":
+        return {}
+    found = {run.name: 0.0 for run in record.outcome.stage_runs} | {REST: 0.0}
+    for row in record.epochs():
+        if cached or not row.get("cached"):
+            seen = row["images_per_second"] * row["seconds"]
+            found[row["stage"]] = found.get(row["stage"], 0.0) + seen
+    return found
+
+
 def known_configuration(
-    number: int, records: Sequence[TrialRecord], objectives: Sequence[Objective]
+    number: int,
+    records: Sequence[TrialRecord],
+    objectives: Sequence[Objective],
+    cost_of: CostOf = seconds_of,
 ) -> Known | None:
     """What the replicates of a configuration tell together; None of a refined one, or of a draw
     that was refused.
+
+    Args:
+        cost_of: what a stage's seconds are taken to be.
     """
     plan = records[0].plan
     if plan.refines is not None or plan.refused is not None:
@@ -64,7 +91,7 @@ def known_configuration(
     seconds: dict[str, float] = {}
     values = []
     for record in records:
-        for name, spent in seconds_of(record).items():
+        for name, spent in cost_of(record).items():
             seconds[name] = seconds.get(name, 0.0) + spent
         if record.status == "complete":
             found = finite_values(record.outcome.metrics, objectives)

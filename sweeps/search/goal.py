@@ -4,17 +4,62 @@ A configuration whose mean is within the bounds may be there by luck. What count
 probability that its true objectives are, as `analysis.certainty` estimates it.
 """
 
-from pathlib import Path
+from __future__ import annotations
 
-import analysis
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
 from analysis.certainty import CERTAIN, bounds_probability
+from analysis.configurations import configurations_of
+from analysis.contract import BASELINE, CLASSES_FILE, Objective
+from analysis.fronts import interval_columns
+from sweeps.run.record import TrialRecord
+from trainers.files import read_json
+
+_COUNTS = ("images", "test_images")
 
 
-def is_met(run: Path) -> bool:
-    """Whether some configuration of a run keeps all bounds with certainty."""
-    found = analysis.load(run)
-    rows = found.configurations()
-    if rows.empty:
-        return False
-    chances = bounds_probability(rows, found.objectives, found.classes)
-    return bool(chances.max() >= CERTAIN)
+class Goal:
+    """What the complete trials of a run gave, as far as it decides about the bounds.
+
+    It is what `analysis.load` would read of them, kept so that each file is read once.
+    """
+
+    def __init__(self) -> None:
+        self._trials: dict[str, dict[str, Any]] = {}
+        self._classes: dict[str, pd.DataFrame] = {}
+
+    def note(self, record: TrialRecord) -> None:
+        """Take a trial that ended."""
+        if record.status != "complete" or record.trial_id == BASELINE:
+            return
+        name = record.trial_id
+        metrics = {f"metric/{k}": v for k, v in record.outcome.metrics.items()}
+        self._trials[name] = metrics | {
+            "trial_id": name,
+            "number": record.plan.number,
+            "ended": record.ended,
+        }
+        rows = (read_json(record.folder / CLASSES_FILE) or {}).get("classes", [])
+        counts = [{count: row.get(count) for count in _COUNTS} for row in rows]
+        self._classes[name] = pd.DataFrame(counts).assign(trial_id=name)
+
+    def is_met(self, objectives: Sequence[Objective]) -> bool:
+        """Whether some configuration keeps all bounds with certainty."""
+        if not self._trials:
+            return False
+        trials = pd.DataFrame([*self._trials.values()])
+        wanted = [o.metric for o in objectives]
+        for objective in objectives:
+            wanted += interval_columns(objective) or ()
+        columns = [f"metric/{name}" for name in wanted if f"metric/{name}" in trials]
+        rows = configurations_of(
+            trials[["trial_id", "number", "ended", *columns]], objectives
+        )
+        if rows.empty:
+            return False
+        classes = pd.concat([*self._classes.values()])
+        chances = bounds_probability(rows, objectives, classes)
+        return bool(chances.max() >= CERTAIN)

@@ -22,7 +22,7 @@ import pandas as pd
 from analysis import certainty, pareto
 from analysis.contract import ENDED, Objective, finite_values
 from sweeps.run.record import TrialRecord
-from sweeps.search.costs import seconds_of
+from sweeps.search.costs import CostOf, seconds_of
 from sweeps.search.study import Draw
 from sweeps.spec.model import Race
 
@@ -38,10 +38,17 @@ class Runners:
 
     Args:
         first: seeds that each configuration has from the search.
+        cost_of: what a trial's stages cost.
     """
 
-    def __init__(self, race: Race, objectives: Sequence[Objective], first: int) -> None:
-        self.objectives = objectives
+    def __init__(
+        self,
+        race: Race,
+        objectives: Sequence[Objective],
+        first: int,
+        cost_of: CostOf = seconds_of,
+    ) -> None:
+        self.objectives, self._cost_of = objectives, cost_of
         self._race, self._first = race, first
         self._values: defaultdict[int, list[list[float]]] = defaultdict(list)
         self._used: defaultdict[int, set[int]] = defaultdict(set)
@@ -55,7 +62,7 @@ class Runners:
             return
         self._used[plan.number].add(plan.replicate)
         self._draws[plan.number] = dict(plan.draw)
-        spent = sum(seconds_of(record).values())
+        spent = sum(self._cost_of(record).values())
         self._seconds[plan.number] = max(spent, self._seconds[plan.number])
         if record.status == "complete":
             values = finite_values(record.outcome.metrics, self.objectives)

@@ -7,7 +7,7 @@ written before it is handed out, so that a trial has its row from there on, whoe
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Sequence
 
 import optuna
@@ -18,11 +18,11 @@ from sweeps.run.folder import trial_folder, trial_name
 from sweeps.run.plan import TrialPlan, read_plan, write_plan
 from sweeps.run.record import TrialRecord, trial_records
 from sweeps.run.storage import RunStorage
-from sweeps.search import goal
 from sweeps.search.asked import Asked
 from sweeps.search.baseline import Baseline
 from sweeps.search.budget import Budget
 from sweeps.search.costs import known_configuration
+from sweeps.search.earlier import read_earlier
 from sweeps.search.named import NamedDraws
 from sweeps.search.optuna_internals import enqueue_again
 from sweeps.search.plans import new_plan
@@ -93,7 +93,9 @@ class StudySearch:
         self._is_refined = search.refine is None
         self._is_over = False
         race, seeds = search.race, search.replicates
-        self._race = None if race is None else Runners(race, objectives, seeds)
+        self._budget = Budget(self.spec)
+        cost_of = self._budget.cost_of
+        self._race = None if race is None else Runners(race, objectives, seeds, cost_of)
         self._proposals = Proposals(self.spec, sweep.space, self.study)
         self._awaits_bounds = self._baseline.is_awaited
         if not self._awaits_bounds:
@@ -109,50 +111,41 @@ class StudySearch:
             self.study, earlier, self.sweep.space, objectives
         )
         for number, records in enumerate_earlier(earlier):
-            self._proposals.learn(known_configuration(number, records, objectives))
+            cost_of = self._budget.cost_of
+            found = known_configuration(number, records, objectives, cost_of)
+            self._proposals.learn(found)
 
     def _continue_study(self) -> None:
         """Find what is done, what is to run again, and what nobody tried yet."""
         replicates = self.spec.search.replicates
-        ended: defaultdict[int, int] = defaultdict(int)
-        begun: set[int] = set()
-        draws = {number: found.draw for number, found in self._abandoned.items()}
-        self.next_number = 1 + max(self._abandoned, default=-1)
-        of_number: defaultdict[int, list[TrialRecord]] = defaultdict(list)
-        everything: list[TrialRecord] = []
-        for record in trial_records(self.run):
-            plan = record.plan
-            everything.append(record)
-            if plan.refines is not None or plan.replicate < replicates:
-                of_number[plan.number].append(record)
-            self.next_number = max(self.next_number, plan.number + 1)
-            if self._race is not None:
-                self._race.note(record)
-            if plan.refines is None and plan.replicate < replicates:
-                draws[plan.number] = dict(plan.draw)
-                begun.add(plan.number)
-                ended[plan.number] += record.status in ENDED
-        self._budget = Budget(
-            self.spec,
-            everything,
-            lambda: goal.is_met(self.run),
-        )
-        for number in sorted(begun):
-            if ended[number] >= replicates:
-                self._learn(number, of_number[number])
-        self._tried = {self._key(draws[number]) for number in begun}
+        records = list(trial_records(self.run))
+        abandoned = {n: found.draw for n, found in self._abandoned.items()}
+        earlier = read_earlier(records, abandoned, replicates)
+        self._note_ended(records)
+        whole = {n for n in earlier.begun if not earlier.missing(n, replicates)}
+        for number in sorted(whole):
+            self._learn(number, earlier.of(number))
+        self.next_number = earlier.next_number
+        self._tried = {self._key(earlier.draws[number]) for number in earlier.begun}
         self._reopened: deque[tuple[int, Draw | None]] = deque()
-        for number in sorted(draws):
-            is_whole = ended[number] >= replicates
-            if not is_whole or number in self._abandoned:
-                self._reopen(number, draws[number], number in begun, is_whole)
-        self._unrun = sum(replicates - ended[number] for number, _ in self._reopened)
+        for number, known in sorted(earlier.draws.items()):
+            if number not in whole or number in self._abandoned:
+                self._reopen(number, known, number in earlier.begun, number in whole)
+        self._unrun = sum(earlier.missing(n, replicates) for n, _ in self._reopened)
         elsewhere = self._proposals.elsewhere if self._is_exhaustive else None
-        named = self._named_draws(draws)
+        named = self._named_draws(earlier.draws)
         self._named = NamedDraws(
             self.run, self.sweep.space, named, self.next_number, elsewhere
         )
-        self.remaining = self._budgeted(len(draws))
+        self.remaining = self._budgeted(len(earlier.draws))
+
+    def _note_ended(self, records: Sequence[TrialRecord]) -> None:
+        """Tell the budget and the race of all that ran, the baseline too."""
+        baseline = self._baseline.record()
+        for record in [*records, *([] if baseline is None else [baseline])]:
+            self._budget.note(record)
+            if self._race is not None:
+                self._race.note(record)
 
     def _reopen(
         self, number: int, known: Draw, has_begun: bool, is_whole: bool
@@ -333,7 +326,8 @@ class StudySearch:
         time, so that the search is over.
         """
         share = (1 + self.remaining) / self.spec.search.trials
-        share, most = min(share, self._budget.share_left()), self._budget.seconds_left()
+        share = min(share, self._budget.share_left())
+        most = self._budget.left(self._expected_now())
         running = self._run_now()
         found = self._proposals.choose(number, share, self._tried, running, most)
         if found is None:
@@ -358,8 +352,17 @@ class StudySearch:
         running = {c.number: c.draw for c in self._running.values() if c is not None}
         return [*running.values()]
 
+    def _expected_now(self) -> float:
+        """What the configurations that run now are expected to take together."""
+        running = {c.number: c for c in self._running.values() if c is not None}
+        usual = self._proposals.seconds_of_one() or 0.0
+        return sum(
+            usual if c.expected is None else c.expected for c in running.values()
+        )
+
     def _learn(self, number: int, records: Sequence[TrialRecord]) -> None:
-        known = known_configuration(number, records, self.spec.objectives)
+        objectives, cost_of = self.spec.objectives, self._budget.cost_of
+        known = known_configuration(number, records, objectives, cost_of)
         self._proposals.learn(known)
         if known is not None and known.values is not None:
             self._budget.found(known.values)
@@ -431,7 +434,7 @@ class StudySearch:
         if self._race is None or self._baseline.is_awaited:
             return False
         found = self._race.next(
-            [*self._seeds_now.values()], self._budget.seconds_to_race()
+            [*self._seeds_now.values()], self._budget.left_to_race()
         )
         if found is None:
             return False
@@ -472,6 +475,7 @@ class StudySearch:
         """
         configuration = self._running.pop(record.trial_id)
         self._seeds_now.pop(record.trial_id, None)
+        self._budget.note(record)
         if self._race is not None:
             self._race.note(record)
         if configuration is None:
@@ -490,5 +494,5 @@ class StudySearch:
         """Learn from a configuration, and tell the study."""
         self._learn(configuration.number, configuration.records)
         if configuration.expected is not None:
-            self._budget.foretold(configuration.expected, configuration.seconds_taken())
+            self._budget.foretold(configuration.expected, configuration.records)
         configuration.tell(self.study)

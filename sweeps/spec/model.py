@@ -18,6 +18,7 @@ from pydantic import (
 from analysis.contract import Objective
 from compress.measure.options import MeasureConfig as Measure
 from sweeps.run.storage import local_folder
+from sweeps.spec.tracker_options import Trackers
 from sweeps.spec.yaml_text import Tree, did_you_mean
 from trainers.config import Config, DataConfig, SourceConfig
 from trainers.option_types import Strategy, UserPath, UserText
@@ -129,7 +130,7 @@ class Race(Config):
         description="further trials at most; default: as many as there are configurations",
     )
     share: float = Field(
-        0.25, gt=0, lt=1, description="of `search.hours`, which the race may take"
+        0.25, gt=0, lt=1, description="of the budget, which the race may take"
     )
 
 
@@ -190,7 +191,9 @@ def _sampler_of(value: Any) -> Any:
 
 
 MOST_TRIALS = 10_000
-"""Configurations of a search that has a budget of time and does not say how many it may try."""
+"""Configurations of a search that has a budget and does not say how many it may try."""
+BUDGETS = ("hours", "gpu_hours", "images")
+"""Options that limit what a search takes."""
 
 
 class StopWhen(Config):
@@ -245,6 +248,23 @@ class Search(Config):
             f" {MOST_TRIALS:,} are the limit"
         ),
     )
+    gpu_hours: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "instead of hours: time of GPUs, over all trials, each times `gpus_per_worker` and"
+            " `workers`"
+        ),
+    )
+    images: int | None = Field(
+        None,
+        ge=1,
+        json_schema_extra={"unit": "images"},
+        description=(
+            "instead of hours: images to train on, over all stages and epochs, none for what the"
+            " stage cache holds; they also are what the choice of a configuration counts"
+        ),
+    )
     stop_when: Annotated[
         Literal["goal"] | StopWhen | None, BeforeValidator(_stop_when_of)
     ] = Field(
@@ -292,8 +312,13 @@ class Search(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _by_the_clock(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("hours") and "trials" not in given:
+    def _by_its_budget(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        budgets = [name for name in BUDGETS if given.get(name) is not None]
+        if len(budgets) > 1:
+            raise ValueError(f"give one of {', '.join(BUDGETS)}, not {len(budgets)}")
+        if budgets and "trials" not in given:
             return given | {"trials": MOST_TRIALS}
         return given
 
@@ -371,46 +396,6 @@ class Resources(Config):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: cuda where a trial has a GPU"
     )
-
-
-class MLflow(Config):
-    """Trials as runs of an MLflow experiment (needs the extra `mlflow`)."""
-
-    tracking_uri: UserText | None = Field(
-        None, description="default: MLflow's own setting"
-    )
-    experiment: str | None = Field(None, description="default: the sweep's name")
-
-
-class WandB(Config):
-    """Trials as runs of a Weights & Biases project (needs the extra `wandb`)."""
-
-    project: str | None = Field(None, description="default: the sweep's name")
-    entity: str | None = Field(None, description="user or team; default: W&B's own")
-    mode: Literal["online", "offline"] | None = Field(
-        None, description="default: as the variable WANDB_MODE says, else online"
-    )
-
-
-class Trackers(Config):
-    """Where trials are shown besides the records and TensorBoard.
-
-    A further key is the name of a plugin's tracker, its value a mapping of that one's options.
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    mlflow: MLflow | None = Field(
-        None, description="runs of an MLflow experiment (extra `mlflow`)"
-    )
-    wandb: WandB | None = Field(
-        None, description="runs of a Weights & Biases project (extra `wandb`)"
-    )
-
-    @property
-    def others(self) -> dict[str, JsonValue]:
-        """Name → options of the plugins' trackers that are asked for."""
-        return dict(self.model_extra or {})
 
 
 class Spec(Config):

@@ -55,6 +55,10 @@ CASES: dict[str, dict[str, Any]] = {
     "lets_expand": {"vit": {"width": 8, "depth": 3}},
     "tleg_aux": {"vit": AUX | {"depth": 3}},
     "tleg_expand": {"vit": {"depth": 2}},
+    "wave_aux": {"vit": AUX | {"depth": 2, "template_dim": 8, "num_templates": 3}},
+    "wave_expand": {"vit": TRAIN | {"width": 8, "depth": 3}},
+    "sweet_aux": {"vit": AUX | {"depth": 2, "ranks": [6, 10, 9]}},
+    "sweet_expand": {"vit": TRAIN | {"width": 24, "depth": 3}},
     "nvit": {"vit": NVIT, "resnet": "is a ViT or DeiT"},
     "low_rank": {
         "vit": {"target": {"params": 0.8}, "images": 40},
@@ -76,5 +80,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 """Stage → source → config, or a text that its refusal must hold."""
-FIRST = {"sws_expand": "sws_aux", "lets_expand": "lets_aux", "tleg_expand": "tleg_aux"}
+FIRST = {
+    f"{method}_expand": f"{method}_aux"
+    for method in ("sws", "lets", "tleg", "wave", "sweet")
+}
 """Stage → the stage that makes its input; others take the source."""

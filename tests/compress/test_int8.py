@@ -318,7 +318,7 @@ def test_refused(options: dict[str, Any], words: str, data: Data) -> None:
 
 def test_auxiliary_networks_are_refused(data: Data) -> None:
     vit = tiny_models(data)[0].arch
-    for kind in ("sws", "tleg", "lets"):
+    for kind in ("sws", "tleg", "lets", "wave", "sweet"):
         stage = STAGES[f"{kind}_aux"].model_validate(CASES[f"{kind}_aux"]["vit"])
         with pytest.raises(ValueError, match=f"put {kind}_expand before int8"):
             Int8().check(stage.check(vit, data.info), data.info)

@@ -21,8 +21,10 @@ from compress.cache import StageCache
 from compress.finetune import task_objective
 from compress.learngene.lets import LetsAux, LetsExpand
 from compress.learngene.shared import spread
+from compress.learngene.sweet import SweetAux, SweetExpand
 from compress.learngene.sws import SwsAux, SwsExpand
 from compress.learngene.tleg import TlegAux, TlegExpand
+from compress.learngene.wave import WaveAux, WaveExpand
 from compress.measure.layers import measure_layers
 from compress.pipeline import NamedStage, Pipeline, check_pipeline, run_pipeline
 from compress.selection.stage import WeightSelection
@@ -45,6 +47,15 @@ SIZE: dict[str, Any] = {
 LETS = SIZE | {"gene_dim": 8, "embed_dim": 24, "num_heads": 3, "depth": 5}
 SWS = SIZE | {"repeats": (2, 1, 1)}
 TLEG = SIZE | {"depth": 3}
+WAVE = SIZE | {"depth": 2, "template_dim": 8, "num_templates": 3}
+SWEET = SIZE | {"depth": 2, "ranks": (4, 9, 10)}
+FIT = {
+    "batch_size": 40,
+    "lr": 1e-2,
+    "lr_scaling": "unscaled",
+    "warmup": 0,
+    "augment": "none",
+}
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
@@ -86,6 +97,8 @@ def logits(state: ModelState, images: Tensor = IMAGES) -> Tensor:
         (SwsAux(**SWS, norm_before_pool=True), SwsExpand(layers_source=(0, 0, 1, 2))),
         (SwsAux(**SWS, norm_eps=0.1), SwsExpand(depth=4)),
         (TlegAux(**TLEG), TlegExpand()),
+        (WaveAux(**WAVE), WaveExpand(epochs=0)),
+        (SweetAux(**SWEET), SweetExpand(epochs=0)),
     ],
     ids=[
         "lets-maps",
@@ -96,6 +109,8 @@ def logits(state: ModelState, images: Tensor = IMAGES) -> Tensor:
         "sws-norm-first",
         "sws-eps",
         "tleg",
+        "wave",
+        "sweet",
     ],
 )
 def test_the_full_descendant_is_the_auxiliary_network(
@@ -222,7 +237,15 @@ def sizes() -> list[tuple[Any, Any, int, int]]:
     ]
     found += [(SwsAux(**SWS), SwsExpand(depth=m), 16, m) for m in (3, 6)]
     found += [(SwsAux(**SWS), SwsExpand(layers_source=(2,)), 16, 1)]
-    return found + [(TlegAux(**TLEG), TlegExpand(depth=m), 16, m) for m in (1, 5)]
+    found += [(TlegAux(**TLEG), TlegExpand(depth=m), 16, m) for m in (1, 5)]
+    found += [
+        (WaveAux(**WAVE), WaveExpand(epochs=0, width=w, depth=m), w, m)
+        for w, m in ((8, 1), (24, 3))
+    ]
+    return found + [
+        (SweetAux(**SWEET), SweetExpand(epochs=0, width=w, depth=m), w, m)
+        for w, m in ((8, 1), (24, 3))
+    ]
 
 
 def test_every_size_builds_trains_saves_and_loads_as_a_timm_model(
@@ -267,6 +290,8 @@ def test_every_size_builds_trains_saves_and_loads_as_a_timm_model(
         (LetsAux(**LETS), LetsExpand(mapping_layer=(0, 4), width=8), [0, 4]),
         (LetsAux(**LETS), LetsExpand(depth=3), [0, 1, 3]),
         (TlegAux(**TLEG), TlegExpand(), []),
+        (WaveAux(**WAVE), WaveExpand(epochs=0, depth=3), [0, 0, 1]),
+        (SweetAux(**SWEET), SweetExpand(epochs=0, scalers="fresh"), []),
     ],
 )
 def test_layers_tell_where_they_come_from(
@@ -447,6 +472,138 @@ def test_weights_can_be_selected_from_an_auxiliary_network(
         part.weights["blocks.2.norm1.weight"][0],
         whole.weights["blocks.2.norm1.weight"][0],
     )
+
+
+TEMPLATES = [(WaveAux(**WAVE), WaveExpand), (SweetAux(**SWEET), SweetExpand)]
+
+
+@pytest.mark.parametrize(("aux", "expand"), TEMPLATES, ids=["wave", "sweet"])
+def test_inherited_scalers_give_the_first_channels_of_evenly_spaced_layers(
+    aux: Any, expand: Any, digits: Data, tmp_path: Path
+) -> None:
+    state, ctx = auxiliary(aux, digits.info), context(digits, tmp_path)
+    whole = expand(epochs=0).run(state, ctx).weights
+    narrow = expand(epochs=0, width=8, depth=4).run(state, ctx).weights
+    for layer, source in enumerate((0, 0, 1, 1)):
+        own, given = f"blocks.{layer}", f"blocks.{source}"
+        torch.testing.assert_close(
+            narrow[f"{own}.attn.proj.weight"],
+            whole[f"{given}.attn.proj.weight"][:8, :8],
+        )
+        torch.testing.assert_close(  # of k alone
+            narrow[f"{own}.attn.qkv.bias"][8:16], whole[f"{given}.attn.qkv.bias"][16:24]
+        )
+    torch.testing.assert_close(narrow["head.weight"], whole["head.weight"][:, :8])
+    wide = expand(epochs=0, width=24, depth=2).run(state, ctx).weights
+    torch.testing.assert_close(wide["pos_embed"][..., :16], whole["pos_embed"])
+    assert wide["pos_embed"][..., 16:].std() > 0
+    fresh = expand(epochs=0, scalers="fresh").run(state, ctx).weights
+    assert not torch.equal(fresh["pos_embed"], whole["pos_embed"])
+
+
+def test_trained_scalers_of_wave_keep_to_the_templates(
+    digits: Data, tmp_path: Path
+) -> None:
+    """Every block of a trained descendant is a sum of multiples of the auxiliary network's
+    templates, which have not moved; with fewer templates it would be none.
+    """
+    state, ctx = auxiliary(WaveAux(**WAVE), digits.info), context(digits, tmp_path)
+    found = WaveExpand(width=24, depth=3, **FIT).run(state, ctx)
+    before = WaveExpand(epochs=0, width=24, depth=3).run(state, ctx)
+    for name in ("attn.proj.weight", "mlp.fc2.weight", "norm1.bias"):
+        value = found.weights[f"blocks.2.{name}"]
+        assert (value - before.weights[f"blocks.2.{name}"]).abs().max() > 1e-3
+        templates = state.weights[f"templates.{name.replace('.', '_')}"]
+        tiles = value
+        for dim, size in enumerate(templates.shape[1:]):
+            tiles = tiles.unfold(dim, size, size)
+        blocks = tiles.reshape(-1, templates[0].numel())
+        for count, exact in ((3, True), (2, False)):
+            basis = templates[:count].flatten(1)
+            rest = blocks - blocks @ torch.linalg.pinv(basis) @ basis
+            assert (rest.abs().max() < 1e-5) == exact, name
+    # scalers of a width of 24: 3 templates times as many as a parameter has blocks
+    matrices, vectors = 3 * 9 * 6, 3 * 3 * 10
+    outer = 3 * (3 + 3 + 3 + 3 + 3 + 3 + 1)
+    assert ctx.reported["scaler_params"] == 3 * (matrices + vectors) + outer
+
+
+def test_trained_scalers_of_sweet_keep_to_the_core(
+    digits: Data, tmp_path: Path
+) -> None:
+    """The matrices of a trained descendant have the core's ranks in all three ways."""
+    state, ctx = auxiliary(SweetAux(**SWEET), digits.info), context(digits, tmp_path)
+    found = SweetExpand(width=24, depth=3, **FIT).run(state, ctx)
+    before = SweetExpand(epochs=0, width=24, depth=3).run(state, ctx)
+    assert found.hash() != before.hash()
+    layers: list[Tensor] = []
+    for i in range(3):
+        block = {
+            name.removeprefix(f"blocks.{i}."): value.double()
+            for name, value in found.weights.items()
+        }
+        layers += block["attn.qkv.weight"].chunk(3)
+        layers += [block["attn.proj.weight"]]
+        layers += block["mlp.fc1.weight"].chunk(4)
+        layers += block["mlp.fc2.weight"].chunk(4, dim=1)
+    tensor = torch.stack(layers)
+    for mode, rank in enumerate(SWEET["ranks"]):
+        unfolded = tensor.movedim(mode, 0).flatten(1)
+        assert torch.linalg.matrix_rank(unfolded, rtol=1e-5) == rank
+    assert ctx.reported["scaler_params"] == 3 * (12 + 13) * 4 + 24 * (9 + 10)
+
+
+@pytest.mark.parametrize(("aux", "expand"), TEMPLATES, ids=["wave", "sweet"])
+def test_other_classes_and_image_sizes_of_templates(
+    aux: Any, expand: Any, digits: Data, tmp_path: Path
+) -> None:
+    """A new head is trained with the scalers; positions are resampled."""
+    state = auxiliary(aux, digits.info)
+    ctx = other_data(digits, tmp_path, image_size=64, num_classes=4)
+    larger = expand(epochs=0).run(state, ctx)
+    assert larger.weights["pos_embed"].shape == (1, 16, 16)
+    assert logits(larger, torch.zeros(1, 3, 64, 64)).shape == (1, 4)
+    same = expand(epochs=0).run(state, context(digits, tmp_path))
+    grid = same.weights["pos_embed"].reshape(1, 2, 2, 16).permute(0, 3, 1, 2)
+    expected = nn.functional.interpolate(
+        grid, size=(4, 4), mode="bicubic", antialias=True, align_corners=False
+    )
+    found = larger.weights["pos_embed"].reshape(1, 4, 4, 16).permute(0, 3, 1, 2)
+    torch.testing.assert_close(found, expected)
+    fresh = expand(head="fresh", **FIT)
+    arch = fresh.network_arch(state.arch, digits.info)
+    assert arch.args["learn"] == ["scalers", "head"]
+    assert expand(**FIT).network_arch(state.arch, digits.info).args["learn"] == [
+        "scalers"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("aux", "expand", "message"),
+    [
+        (
+            WaveAux(**WAVE | {"template_dim": 16}),
+            WaveExpand(width=24),
+            "width 24 must be a multiple of the templates' 16",
+        ),
+        (
+            SweetAux(**SWEET),
+            SweetExpand(width=12),
+            "width 12 must be a multiple of a head's 8",
+        ),
+        (
+            WaveAux(**WAVE),
+            WaveExpand(batch_size=10_000),
+            "batch_size",
+        ),
+    ],
+)
+def test_sizes_that_templates_do_not_give(
+    aux: Any, expand: Any, message: str, digits: Data
+) -> None:
+    state = auxiliary(aux, digits.info)
+    with pytest.raises(ValueError, match=message):
+        expand.check(state.arch, digits.info)
 
 
 class Fixed(nn.Module):

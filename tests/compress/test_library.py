@@ -176,6 +176,8 @@ def test_stages_that_there_are_not(repeats: list[int]) -> None:
         ("sws", {"repeats": [1, 2]}, {"layers_source": [0, 1, 1, 1]}),
         ("tleg", {"depth": 3}, {"depth": 4}),
         ("lets", {"gene_dim": 8, "depth": 4}, {"width": 8, "depth": 4}),
+        ("wave", {"template_dim": 8, "depth": 2}, {"width": 24, "depth": 4}),
+        ("sweet", {"ranks": [6, 9, 10], "depth": 2}, {"width": 24, "depth": 4}),
     ],
 )
 def test_each_learngene_expands(

@@ -38,6 +38,7 @@ from trainers.training.sharding import (
 
 Stages = list[tuple[str, dict[str, Any]]]
 SMALL_AUX = AUX | {"augment": "none"}
+SMALL_SWEET = SMALL_AUX | {"depth": 2, "ranks": [6, 10, 9]}
 AVERAGED = {
     "clip_grad": 0.5,
     "ema": {"decay": 0.8, "use": True},
@@ -57,6 +58,8 @@ MORE_CASES: dict[str, tuple[SourceConfig, Stages]] = {
     "distilled": (VIT, [("finetune", TRAIN | {"distill": {"teacher": "source", "kind": "soft"}})]),
     "lets_aux": (VIT, [("lets_aux", SMALL_AUX | {"gene_dim": 8, "depth": 4})]),
     "tleg_aux": (VIT, [("tleg_aux", SMALL_AUX | {"depth": 3})]),
+    "wave_aux": (VIT, [("wave_aux", SMALL_AUX | {"depth": 2, "template_dim": 8})]),
+    "sweet": (VIT, [("sweet_aux", SMALL_SWEET), ("sweet_expand", TRAIN | {"width": 8})]),
     "compiled": (VIT, [("finetune", TRAIN | {"compile": True})]),
 }  # fmt: skip
 """Those that do not pay for their time at every run of the tests."""

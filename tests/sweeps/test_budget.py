@@ -1,5 +1,6 @@
 """Searches that end by the clock, or because their front stands still."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -8,19 +9,19 @@ import pytest
 
 from analysis.contract import Objective
 from sweeps.check import check_spec
-from sweeps.drive.driver import run_header
-from sweeps.run.record import TrialRecord, to_json
+from sweeps.run.folder import trial_folder
+from sweeps.run.record import TrialRecord
 from sweeps.run.storage import RunStorage
-from sweeps.search import budget, goal
-from sweeps.search.budget import seconds_of_trials, stands_still
-from sweeps.search.goal import is_met
+from sweeps.search import meters
+from sweeps.search.budget import stands_still
+from sweeps.search.goal import Goal
+from sweeps.search.meters import meter_of, seconds_of_trials
 from sweeps.search.searcher import StudySearch
 from sweeps.spec.load import spec_from
 from sweeps.spec.model import MOST_TRIALS, StopWhen
 from sweeps.spec.yaml_text import SpecError
 from tests.sweeps.helpers import begin, finish, plan, searcher
-from tests.sweeps.test_proposals import chain, ended, seconds
-from trainers.files import write_atomic
+from tests.sweeps.test_proposals import chain, ended, seconds, values
 
 __all__ = ["chain"]
 
@@ -29,7 +30,7 @@ __all__ = ["chain"]
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, in seconds, as the budget sees it."""
     now = [1000.0]
-    monkeypatch.setattr(budget.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(meters.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -107,15 +108,14 @@ def test_a_search_ends_when_its_goal_is_met_with_certainty(
     """It looks only at what is within the bounds, and goes on where luck may have put it there."""
     raw["objectives"] = [{"metric": "accuracy", "mode": "max", "bound": 0.8}]
     search = searcher(raw, tmp_path / "run", trials=20, stop_when="goal")
-    header = run_header(search.sweep, [])
-    write_atomic(tmp_path / "run" / "run.json", to_json(header))
     looked: list[bool] = []
+    is_met = Goal.is_met
 
-    def look(run: Path) -> bool:
-        looked.append(is_met(run))
+    def look(self: Goal, goals: Sequence[Objective]) -> bool:
+        looked.append(is_met(self, goals))
         return looked[-1]
 
-    monkeypatch.setattr(goal, "is_met", look)
+    monkeypatch.setattr(Goal, "is_met", look)
     for accuracy in (0.5, 0.81):
         record = begin(search)
         record.set_classes([{"index": 0, "class": "a", "images": 50}])
@@ -129,6 +129,61 @@ def test_a_search_ends_when_its_goal_is_met_with_certainty(
     search.tell(record)
     assert search.ask() is None
     assert looked == [False, True]
+
+
+def test_images_are_a_budget_too(chain: dict[str, Any], tmp_path: Path) -> None:
+    """Suffixes on a trained model cost none, and the last trials keep within the budget."""
+    chain["search"] = {k: v for k, v in chain["search"].items() if k != "trials"}
+    chain["search"] |= {"images": 130_000}
+    spec = spec_from(chain)
+    assert spec.search.trials == MOST_TRIALS
+    search = StudySearch(check_spec(spec), RunStorage(tmp_path))
+    used: set[float] = set()
+    images = count = 0
+    while search.num_trials:
+        plan = search.ask()
+        if plan is None:
+            break
+        record = TrialRecord.begin(trial_folder(search.run, plan.trial_id), plan)
+        rate = plan.draw["stages.train.lr"]
+        for stage, number in (("teacher", 40_000), ("train", 10_000)):
+            cached = bool(used) if stage == "teacher" else rate in used
+            images += 0 if cached else number
+            each = {"epoch": 0, "images_per_second": number / 2, "seconds": 2.0}
+            record.add_epoch({"stage": stage, "cached": cached} | each)
+        used.add(rate)
+        record.finish("complete", metrics=values(plan.draw), seconds=3.0)
+        search.tell(record)
+        count += 1
+        if count == 12:  # another driver goes on with what is left
+            search = StudySearch(check_spec(spec), RunStorage(tmp_path))
+    assert 120_000 <= images <= 130_000
+    assert count > len(used)
+    said = search.outcome_line()
+    assert said is not None
+    assert f"the search took {images:,} images" in said
+
+
+def test_time_of_gpus_counts_each_trial(raw: dict[str, Any], tmp_path: Path) -> None:
+    raw["search"] |= {"gpu_hours": 0.5}
+    with pytest.raises(SpecError, match=r"search\.gpu_hours: trials have no GPU"):
+        check_spec(spec_from(raw))
+    raw["resources"] = {"gpus_per_worker": 0.5, "workers": 2}
+    meter = meter_of(spec_from(raw))
+    start = datetime.fromisoformat("2026-03-04T09:00:00+00:00")
+    for number in range(3):
+        ends = (start + timedelta(seconds=600)).isoformat()
+        begins = start.isoformat()
+        found = plan(trial_id=str(number), number=number)
+        meter.note(
+            TrialRecord(tmp_path / str(number), found, started=begins, ended=ends)
+        )
+    assert meter.limit == 1800
+    assert meter.spent(0) == 1800
+    assert meter.spent(60.0) == 1860
+    raw["search"] |= {"hours": 1}
+    with pytest.raises(SpecError, match="give one of hours, gpu_hours, images, not 2"):
+        spec_from(raw)
 
 
 def test_the_goal_needs_a_bound(raw: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -160,6 +161,27 @@ def test_a_run_that_hangs_is_given_up(
     release.set()
 
 
+def test_a_head_whose_port_is_closed_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of this machine after its patience, and one that answers is not."""
+    monkeypatch.setattr(tune_run, "_REFUSED_SECONDS", 0.05)
+    monkeypatch.setattr(tune_run, "_PULSE_SECONDS", 0.01)
+    pulse = Pulse.__new__(Pulse)
+    pulse._own_host, pulse._next, pulse._silent_since = "127.0.0.1", 0.0, {}
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = head.getsockname()
+        pulse._ports = {tune_run._HEAD: address}
+        assert pulse.lost() is None
+    time.sleep(0.02)
+    assert pulse.lost() is None
+    time.sleep(0.06)
+    lost = pulse.lost()
+    assert lost is not None
+    assert lost.is_head
+    assert lost.said.endswith(
+        f"(GCS) at 127.0.0.1:{address[1]} does not answer any more"
+    )
+
+
 def test_a_run_of_somebody_else_now_ends_and_hears_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -278,7 +300,7 @@ def test_attempts_in_vain_are_bounded(
     """Without Ray: it never starts."""
     tries = 0
 
-    def start_ray(cpus: int | None) -> None:
+    def start_ray(cpus: int | None, threads: int | None) -> None:
         nonlocal tries
         tries += 1
         raise driver.RayLostError("Ray did not start on this machine (no time)")
@@ -314,9 +336,12 @@ def test_a_ray_that_does_not_start_in_time_is_told_in_a_line(
         assert options["logging_level"] > logging.ERROR
         raise Exception("The current node timed out during startup.\nIt may be\n busy.")
 
+    ended: list[bool] = []
     monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: ended.append(True))
     with pytest.raises(driver.RayLostError) as raised:
         cluster.start_ray(1)
+    assert ended == [True], "what has started of it is ended"
     assert str(raised.value).startswith(
         "Ray did not start on this machine (The current node timed out during startup. It"
         " may be busy.)"

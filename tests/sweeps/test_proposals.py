@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from analysis.contract import Objective
+from benchmarks.written_runs import stage_rows
 from sweeps.check import check_spec
 from sweeps.run.folder import trial_folder
-from sweeps.run.record import StageRow, TrialRecord
+from sweeps.run.record import TrialRecord
 from sweeps.run.storage import RunStorage
 from sweeps.search.costs import CostModel, Known
 from sweeps.search.prefixes import REST, Prefixes
@@ -62,21 +63,7 @@ def ended(search: StudySearch) -> TrialRecord:
     assert plan is not None
     record = TrialRecord.begin(trial_folder(search.run, plan.trial_id), plan)
     taken = seconds(plan.draw)
-    rows = [
-        StageRow(
-            index=i,
-            name=name,
-            stage=name,
-            phase="train",
-            key=name,
-            cached=False,
-            seconds=spent,
-            seconds_full=spent,
-        )
-        for i, (name, spent) in enumerate(taken.items())
-        if name != REST
-    ]
-    for row in rows:
+    for row in stage_rows(taken):
         record.add_stage(row)
     record.finish("complete", metrics=values(plan.draw), seconds=sum(taken.values()))
     search.tell(record)

@@ -150,6 +150,18 @@ def _lets_vit(arch: Arch) -> nn.Module:
     return LetsVit(**arch.args)
 
 
+def _wave_vit(arch: Arch) -> nn.Module:
+    from trainers.models.template_vit import WaveVit
+
+    return WaveVit(**arch.args)
+
+
+def _sweet_vit(arch: Arch) -> nn.Module:
+    from trainers.models.template_vit import SweetVit
+
+    return SweetVit(**arch.args)
+
+
 def _int8(arch: Arch) -> nn.Module:
     from trainers.models.quantised import QuantisedModel, QuantiserPlan
 
@@ -180,12 +192,23 @@ BUILDERS: dict[str, Callable[[Arch], nn.Module]] = {
     "sws_vit": _sws_vit,
     "tleg_vit": _tleg_vit,
     "lets_vit": _lets_vit,
+    "wave_vit": _wave_vit,
+    "sweet_vit": _sweet_vit,
     "int8": _int8,
     "low_rank": _low_rank,
     "cut": _cut,
 }
 """`Arch.builder` → the function that builds the module."""
-DROP_RATE_BUILDERS = ("timm", "pruned_vit", "sws_vit", "tleg_vit", "lets_vit", "cut")
+DROP_RATE_BUILDERS = (
+    "timm",
+    "pruned_vit",
+    "sws_vit",
+    "tleg_vit",
+    "lets_vit",
+    "wave_vit",
+    "sweet_vit",
+    "cut",
+)
 """Builders that take `drop_rate` and `drop_path_rate`."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from trainers.files import read_json
 from trainers.models.arch import Arch, buildable, on_meta
+from trainers.models.hub import check_hub
 from trainers.models.resnet_cifar import RESNET_CIFAR
 from trainers.option_types import LOCAL_FOLDER
 from trainers.timm_library import timm
@@ -95,8 +96,10 @@ def _of_hub(name: str) -> tuple[str, Mapping[str, Any]]:
                 " timm"
             )
         return config["architecture"], config.get("model_args") or {}
+    repository = name.partition(":")[2]
     try:
-        _, model, args = timm.models.load_model_config_from_hf(name.partition(":")[2])
+        check_hub(repository, ("config.json",))
+        _, model, args = timm.models.load_model_config_from_hf(repository)
     except (OSError, KeyError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(

@@ -14,6 +14,7 @@ from trainers.config import SourceConfig
 from trainers.models.arch import Arch, ModelState, read_arch, shared_on_meta
 from trainers.models.checkpoint_file import read_checkpoint
 from trainers.models.fit_weights import Fit, fit_weights, fresh_classifier
+from trainers.models.hub import WEIGHTS, check_hub
 from trainers.models.make import is_hub_name, make_arch, saved_arch
 from trainers.models.parameters import classifier_layers
 from trainers.option_types import LOCAL_FOLDER
@@ -228,7 +229,10 @@ def _pretrained(config: SourceConfig, arch: Arch, seed: int) -> nn.Module:
             f"timm has no pretrained weights of {name!r}; it has"
             f" {have or 'none of that model'}; or give source.checkpoint"
         )
+    hub_id = name.partition(":")[2] or configured.hf_hub_id
     try:
+        if hub_id:
+            check_hub(hub_id, WEIGHTS)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return timm.create_model(name, pretrained=True, **arch.args)

@@ -21,6 +21,8 @@ import torch.nn.utils.prune
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import trainers.models.make
+import trainers.models.source
 from trainers.config import SourceConfig
 from trainers.models.arch import ModelState
 from trainers.models.source import SourceFacts, load_source, source_facts
@@ -352,7 +354,7 @@ NOT_FITTING: dict[str, tuple[Callable[[], Any], str]] = {
     "module in a dict": (lambda: {"model": vit()}, r"model\.state_dict\(\)"),
     "module in ddp": (lambda: {"net": nn.DataParallel(vit())}, r"DataParallel"),
     "no tensors": (lambda: {"epoch": 3}, r"no tensors by name \(its keys: epoch\)"),
-    "a tensor": (lambda: torch.ones(3), "does not fit"),
+    "a tensor": (lambda: torch.ones(3), "holds no tensors by name;"),
     "optimiser alone": (
         lambda: torch.optim.SGD(vit().parameters(), 0.1).state_dict(),
         r"no tensors by name \(its keys: state, param_groups\)",
@@ -557,6 +559,14 @@ def test_torchvision_names_its_resnets_as_timm_does(tmp_path: Path) -> None:
     assert torch.equal(state.build()(images), theirs(images))
 
 
+@pytest.fixture
+def hub_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is asked whether the Hub can be reached."""
+    for module in (trainers.models.make, trainers.models.source):
+        monkeypatch.setattr(module, "check_hub", lambda repository, files: None)
+
+
+@pytest.mark.usefixtures("hub_answers")
 def test_a_name_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """The architecture and its arguments come from the repository's config.json."""
     told = ({}, NAME, ARGS | {"img_size": 224, "num_classes": 1000})
@@ -574,6 +584,7 @@ def test_a_name_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         source_facts(SourceConfig(model="hf-hub:somebody/other"), 5, 16, trained=True)
 
 
+@pytest.mark.usefixtures("hub_answers")
 def test_the_fresh_classifier_of_pretrained_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
