@@ -316,6 +316,13 @@ def _difference(metric: Metric, before: float, after: float) -> str:
     return f"{significant(100 * abs(after / before - 1), 2)} % {way}"
 
 
+def sure_to(metric: Metric, half: float) -> str:
+    """Half an interval of a metric in words: '±2.5 points of accuracy'."""
+    if metric.unit == "fraction":
+        return f"±{significant(100 * half, 2)} points of {metric.name}"
+    return f"±{quantity(float(f'{half:.2g}'), metric.unit)} of {metric.name}"
+
+
 class WithinLoss(NamedTuple):
     """A member of the front that is the cheapest for a loss.
 

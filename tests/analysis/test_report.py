@@ -612,7 +612,7 @@ def test_paper_holds_all_that_is_printed(demo_run, open_page, tmp_path) -> None:
     page.run("dispatchEvent(new Event('beforeprint'))")
     wide = page.run("""
         const right = (node) => node.getBoundingClientRect().right;
-        return [...document.querySelectorAll('main *:not(.scroll.table *)')]
+        return [...document.querySelectorAll('main section, table.plain, main svg, .plot')]
             .filter((node) => right(node) > innerWidth + 1)
             .map((node) => node.outerHTML.slice(0, 90));
     """)

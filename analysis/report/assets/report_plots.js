@@ -76,7 +76,8 @@ function axisOf(column) {
   /* few ticks, written out */
   const known = column.values.filter((v) => v !== null);
   const [low, high] = [Math.min(...known), Math.max(...known)];
-  return { ...axis, dtick: high / low < 1e3 ? "D2" : 1, tickformat: low >= 1 ? "~s" : ".4~g" };
+  const isClose = high / low < (innerWidth > 600 ? 1e3 : 30);
+  return { ...axis, dtick: isClose ? "D2" : 1, tickformat: low >= 1 ? "~s" : ".4~g" };
 }
 /* Axis of things that are counted: no ticks between whole numbers. */
 function countAxis(title, most) {
