@@ -1,5 +1,6 @@
 """Fixtures that all tests share: a data cache of this session, tiny configs, one Ray."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,12 @@ from trainers.torchvision_internals import declare_missing_operators
 torch.set_num_threads(1)  # bits depend on the number of threads
 declare_missing_operators()  # before a test imports timm or torchvision by itself
 os.environ.pop("COLUMNS", None)  # processes of pytest-xdist have 80; a pipe has none
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is imported stays to the end: no collection of garbage need look through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
