@@ -4,8 +4,8 @@
     python benchmarks/shared_values.py uncertain --data CIFAR10 --checkpoint FILE -o FILE.parquet
 
 rounding: nearest and layer-wise, without training; seeds differ in their calibration images.
-uncertain: PWFN and WFN with the same training. A row a result, written as it comes; what the file
-has already is left out.
+uncertain: PWFN, and WFN by nearest values and by layer-wise rounding, with the same training.
+A row a result, written as it comes; what the file has already is left out.
 """
 
 import argparse
@@ -77,6 +77,8 @@ def uncertain(seeds: int, images: int) -> Iterator[Case]:
     for seed in range(seeds):
         for d in (0.02, 0.035):
             yield "WFN", f"δ {d}", seed, Wfn(distance_allowed=d, **train)
+            layerwise = Wfn(distance_allowed=d, rounding="layerwise", **train)
+            yield "WFN, layer-wise", f"δ {d}", seed, layerwise
         for d in (1.0, 2.0):
             yield "PWFN", f"δ {d:g} σ", seed, Pwfn(sigmas=(d, d), **train)
         yield "PWFN, published optimiser", "δ 1 σ", seed, Pwfn(**published)

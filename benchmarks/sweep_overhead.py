@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    start_ray(options.cpus)
+    start_ray(options.cpus, 1)
     ideal = options.trials * options.seconds / options.cpus
     for repeat in range(options.repeats):
         with tempfile.TemporaryDirectory() as folder:

@@ -439,12 +439,26 @@ def missing_because(name: str, conditions: Conditions) -> str | None:
     return None
 
 
+def needs_quantized(names: Iterable[str]) -> bool:
+    """Whether one of these metrics is measured only where a quantize stage made the model, or where
+    such a model is compared with it.
+    """
+    wanted = set(names)
+    return any(
+        metric.name in wanted
+        for measurement in MEASUREMENTS.values()
+        if measurement.needs == "quantized"
+        for metric in measurement.metrics
+    )
+
+
 def measure(final: FinalModel, *, quantized: bool, rank: int = 0) -> dict[str, Value]:
     """All metrics of a final model, `final.metrics` among them.
 
     Args:
         final: the model; its `metrics` grow along the way.
-        quantized: whether a quantize stage made it.
+        quantized: whether a quantize stage made it, or it is compared with one that such a stage
+            made.
         rank: of this process among those of the trial; others than the first only take part
             in what needs all of them.
 

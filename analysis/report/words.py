@@ -9,9 +9,17 @@ import numpy as np
 import pandas as pd
 
 from analysis import summary
+from analysis.certainty import error_variances
 from analysis.comparison import Comparison
 from analysis.differences import interval
-from analysis.numbers import duration, fixed, number, percent, plain, plural
+from analysis.numbers import (
+    duration,
+    fixed,
+    number,
+    percent,
+    plain,
+    plural,
+)
 from analysis.report.html import Html, element, join, trial_link
 from analysis.report.sections import (
     compare_section,
@@ -22,11 +30,12 @@ from analysis.report.sections import (
     stages_section,
 )
 from analysis.report.still import front_picture
+from analysis.report.verdict import LOSS, configuration_of, verdict
 from analysis.report.versus import versus_section
 from analysis.run import Run
 
-LOSS = 0.01
-"""Loss beside the baseline, a share, that the first card allows until the reader sets another."""
+_CODED = "metric/coded_bytes"
+"""Size of the file that `sweeps export --format packed` writes."""
 _DOT = Html(" <i>·</i> ")
 
 
@@ -124,16 +133,18 @@ def _counts(status: dict[str, int]) -> str:
 def _summary(run: Run, compared: Comparison | None) -> Html:
     total = summary.totals(run)
     if not total["trials"]:
-        return element("p", "No trial has been recorded yet.")
+        return element(
+            "p", "No trial has begun yet: a trial shows here from its plan on."
+        )
     facts = [
         f"{plural(total['trials'], 'trial')}: {_counts(total['status'])}.",
         _seeds(run),
         _baseline(run),
         _front(run, total["front"]),
     ]
-    verdict = [_leader(compared), _verdict(run)]
+    first = [_leader(compared), verdict(run)]
     lines = [
-        element("p", _sentences(verdict)) if any(verdict) else None,
+        element("p", _sentences(first)) if any(first) else None,
         element("p", _sentences(facts), class_="note"),
     ]
     return join(lines)
@@ -164,10 +175,7 @@ def _baseline(run: Run) -> Html | None:
 
 def _front(run: Run, count: int) -> Any:
     if not count:
-        return (
-            "No complete trial has finite objectives within the bounds yet, so there is no"
-            " front."
-        )
+        return None
     if len(run.objectives) < 2:
         return None
     goals = [
@@ -207,51 +215,6 @@ def _leader(compared: Comparison | None) -> Html | None:
             f" (difference {fixed(100 * mean, 1)}, 95 % interval {points})."
         )
     return join(said)
-
-
-def _verdict(run: Run) -> Html | None:
-    """Which trial to ship: the cheapest that loses little beside the baseline, else the best
-    compromise; and what the best compromise gives where that is another one.
-    """
-    advised = summary.advice(run)
-    if not advised:
-        return None
-    offered, wanted = summary.within_loss(run), summary.kept_and_cost(run)
-    if not offered or wanted is None:
-        return join(["Ship ", _named(run, advised[0].row), f": {advised[0].text}."])
-    kept, cost = wanted
-    chosen = summary.cheapest_within(offered, LOSS)
-    lost = f"{fixed(100 * LOSS, 0)} point of {kept.metric}"
-    if chosen is None:
-        said = [f"No trial of the front is within {lost} of the baseline; nearest is "]
-        said += [_named(run, offered[0].row), f": {_gain(run, offered[0].row)}."]
-        return join(said)
-    said = [
-        "Ship ",
-        _named(run, chosen.row),
-        ", the lowest ",
-        f"{cost.metric} within {lost}",
-    ]
-    said.append(f" of the baseline: {_gain(run, chosen.row)}.")
-    if advised[0].row != chosen.row:
-        said += [" Where more may be lost, the best compromise is "]
-        said += [_named(run, advised[0].row), f": {_gain(run, advised[0].row)}."]
-    return join(said)
-
-
-def _named(run: Run, row: int) -> Html:
-    trial_id = str(run.trials["trial_id"].iloc[row])
-    return trial_link(trial_id, f"trial {trial_id}")
-
-
-def _gain(run: Run, row: int) -> str:
-    return summary.beside_baseline(run, _configuration(run, row))
-
-
-def _configuration(run: Run, row: int) -> pd.Series:
-    """The configuration for which the trial in a row of `trials` stands."""
-    rows = run.configurations()
-    return rows.loc[rows.index == row].iloc[0]
 
 
 def _tiles(run: Run) -> Html:
@@ -358,7 +321,7 @@ def _within_loss(run: Run) -> list[Html]:
 
 
 def _pick(run: Run, advice: summary.Advice, first: bool) -> Html:
-    row = _configuration(run, advice.row)
+    row = configuration_of(run, advice.row)
     trial_id = str(row["trial_id"])
     figures = [
         element("div", element("dt", name), element("dd", text))
@@ -374,8 +337,9 @@ def _pick(run: Run, advice: summary.Advice, first: bool) -> Html:
         element("dl", *figures),
         _against(run, row),
         element("p", _pick_note(run, advice), class_="note"),
+        _sureness(run, advice.row) if first else None,
         element("p", _parameters(run, row), class_="config"),
-        _commands(run, trial_id),
+        _commands(run, row, is_open=first),
         class_="pick first" if first else "pick",
     )
 
@@ -386,6 +350,25 @@ def _against(run: Run, row: pd.Series) -> Html | None:
     if run.baseline is None or not text:
         return None
     return element("p", f"{text} against {run.baseline.name}.", class_="against")
+
+
+def _sureness(run: Run, row: int) -> Html | None:
+    """How sure a configuration's first uncertain objective is, and what the chance means."""
+    if not run.is_noisy:
+        return None
+    rows = run.configurations()
+    variances = error_variances(rows, run.objectives, run.classes)[0]
+    mine = variances[rows.index.get_loc(row)]
+    half = [
+        summary.sure_to(run.metrics.of(o.metric), 1.96 * float(variance) ** 0.5)
+        for o, variance in zip(run.objectives, mine, strict=True)
+        if variance > 0
+    ]
+    text = f"Sure to {', '.join(half)} (95 %). " if half else ""
+    text += (
+        f"“{summary.CHANCE}”: how likely no other is better in all, given such errors."
+    )
+    return element("p", text, class_="note")
 
 
 def _pick_note(run: Run, advice: summary.Advice) -> str:
@@ -409,12 +392,14 @@ def _parameters(run: Run, row: pd.Series) -> Html:
     return join(shown, ", ")
 
 
-def _commands(run: Run, trial_id: str) -> Html:
+def _commands(run: Run, row: pd.Series, is_open: bool) -> Html:
     """The commands that export a trial's model and run the trial again."""
-    lines = [
-        ("Export", summary.command(run, trial_id, "onnx")),
-        ("Run again", summary.command(run, trial_id, "reproduce")),
-    ]
+    trial_id = str(row["trial_id"])
+    formats = [("Export", "onnx")]
+    if pd.notna(row.get(_CODED)):
+        formats.append(("The coded file", "packed"))
+    formats.append(("Run again", "reproduce"))
+    lines = [(name, summary.command(run, trial_id, what)) for name, what in formats]
     entries = [
         join([element("dt", name), element("dd", element("code", text))])
         for name, text in lines
@@ -424,4 +409,5 @@ def _commands(run: Run, trial_id: str) -> Html:
         element("summary", "Get this model"),
         element("dl", *entries, class_="commands"),
         class_="get",
+        open="" if is_open else None,
     )

@@ -66,7 +66,7 @@ class TemplateExpand(Expansion, TrainConfig):
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
         aux = self.of_auxiliary(arch)
-        network = self._network_arch(arch, data)
+        network = self.network_arch(arch, data)
         check_fit(network, self, data)
         return self.descendant(
             aux,
@@ -76,7 +76,7 @@ class TemplateExpand(Expansion, TrainConfig):
             num_heads=network.args["num_heads"],
         )
 
-    def _network_arch(self, arch: Arch, data: DataInfo) -> Arch:
+    def network_arch(self, arch: Arch, data: DataInfo) -> Arch:
         """A network of the auxiliary one's kind, of the descendant's size and for its data."""
         aux = self.of_auxiliary(arch)
         width = self.width or aux["embed_dim"]
@@ -106,7 +106,7 @@ class TemplateExpand(Expansion, TrainConfig):
 
     def _start(self, model: ModelState, data: DataInfo, seed: int) -> ModelState:
         """A network of the descendant's size over the auxiliary network's templates."""
-        arch = self._network_arch(model.arch, data)
+        arch = self.network_arch(model.arch, data)
         network, auxiliary = _built(ModelState.initialised(arch, seed)), _built(model)
         with torch.no_grad():
             for name, own in network.templates.items():

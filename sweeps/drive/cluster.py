@@ -26,6 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sweeps.drive.ray_internals import (
     in_own_process_groups,
     tamed,
+    waiting_with,
     without_idle_processes,
 )
 from sweeps.spec.yaml_text import SpecError
@@ -61,7 +62,12 @@ _ENVIRONMENT = {
     # tracebacks of dead processes; the driver says it in a line
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
+OF_TRIALS = ("ray.tune", "sweeps.trial.in_tune")
+"""What a trial's process imports for Tune, which takes a second. The rest, torch above all, would
+fill the memory of processes that get no trial.
+"""
 _PACKAGES = ("sweeps", "compress", "trainers", "analysis")
+_HOME = Path(__file__).resolve().parent.parent.parent
 _SHARED_MEMORY = Path("/dev/shm")
 _CONNECT_SECONDS = 5.0
 _STARTED: set[str] = set()
@@ -75,8 +81,13 @@ def set_environment() -> None:
         os.environ.setdefault(key, value)
 
 
-def start_ray(cpus: int | None = None) -> None:
-    """A private Ray on this machine, quiet, with `cpus` cores (default: all).
+def start_ray(cpus: int | None = None, threads: int | None = None) -> None:
+    """A private Ray on this machine, quiet.
+
+    Args:
+        cpus: cores (default: all).
+        threads: that each trial will have, where trials will take most of the processes that this
+            Ray has waiting, one for each core: they then import while they wait what trials do.
 
     Raises:
         SpecError: this machine has no shared memory.
@@ -93,7 +104,13 @@ def start_ray(cpus: int | None = None) -> None:
     # private: no token under the home folder
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     try:
-        with in_own_process_groups(), without_idle_processes():
+        with (
+            in_own_process_groups(),
+            without_idle_processes(),
+            contextlib.nullcontext()
+            if threads is None
+            else waiting_with(OF_TRIALS, _HOME, threads),
+        ):
             ray.init(
                 "local",
                 num_cpus=cpus,
@@ -121,13 +138,18 @@ def is_private() -> bool:
 
 @contextlib.contextmanager
 def connected(
-    address: str, cpus: int | None = None, *, ship: bool = True
+    address: str,
+    cpus: int | None = None,
+    threads: int | None = None,
+    *,
+    ship: bool = True,
 ) -> Iterator[None]:
     """A Ray for a sweep; one that this process is connected to already is used and left.
 
     Args:
         address: "local" starts a private one with `cpus` cores; "auto" or host:port is a
             cluster's head.
+        threads: see `start_ray`.
         ship: send the packages of this checkout to the nodes.
 
     Raises:
@@ -142,7 +164,7 @@ def connected(
         return
     with tamed():
         if address == LOCAL:
-            start_ray(cpus)
+            start_ray(cpus, threads)
         else:
             check_address(address)
             join(address, ship=ship)
@@ -188,9 +210,7 @@ def join(address: str, *, ship: bool, quiet: bool = True) -> None:
 
 def package_folders() -> list[str]:
     """The folders of our packages, as this process imports them."""
-    return [
-        str(Path(__file__).resolve().parent.parent.parent / name) for name in _PACKAGES
-    ]
+    return [str(_HOME / name) for name in _PACKAGES]
 
 
 def check_address(address: str) -> None:

@@ -23,7 +23,7 @@ from sweeps.drive.cluster import LOCAL, RayLostError, connected, is_private
 from sweeps.drive.final_measurement import measure_front
 from sweeps.drive.interrupt import Interrupt, quiet
 from sweeps.drive.metrics import described_metrics, units
-from sweeps.drive.node_checks import check_nodes, trials_at_once
+from sweeps.drive.node_checks import check_nodes, early_threads, trials_at_once
 from sweeps.drive.progress import Progress
 from sweeps.drive.ray_internals import (
     deaths_of_processes,
@@ -241,10 +241,11 @@ def _attempt(drive: _Drive) -> None:
         SpecError: a mistake of the user's, full storage too.
     """
     with contextlib.ExitStack() as stack:
-        cpus = drive.sweep.spec.resources.cpus
+        spec = drive.sweep.spec
+        here = spec.resources.cpus, early_threads(spec)
         try:
             with drive.interrupt.kept():
-                stack.enter_context(connected(drive.address, cpus, ship=drive.ship))
+                stack.enter_context(connected(drive.address, *here, ship=drive.ship))
             if not drive.interrupt.seen:
                 _search_on(drive)
         except SpecError as error:
@@ -438,9 +439,7 @@ def _run_trials(drive: _Drive, search: StudySearch) -> None:
         raise StorageFaultError(events.fault)
     if events.given_up and not drive.interrupt.seen:
         raise TrialsGivenUpError(", ".join(events.given_up))
-    with contextlib.suppress(
-        OSError
-    ):  # a store that fails now keeps some files of Tune's
+    with contextlib.suppress(OSError):  # some files of Tune's then stay in the store
         storage.delete(TUNE_FOLDER, WORKERS_FOLDER)
 
 

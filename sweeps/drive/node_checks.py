@@ -11,9 +11,10 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweeps.spec.model import Resources
+from sweeps.spec.model import Resources, Spec
 from sweeps.spec.yaml_text import SpecError
 from trainers.leftovers import tag
+from trainers.machine import usable_cores
 
 _LIBRARIES = ("torch", "timm", "numpy", "optuna")
 _NODES_SECONDS = 180.0
@@ -137,6 +138,17 @@ def trials_at_once(wanted: Resources) -> int:
             f" has room for {slots} of them (nodes: {nodes}); lower resources"
         )
     return slots // wanted.workers
+
+
+def early_threads(spec: Spec) -> int | None:
+    """Threads of a trial, if trials will take most of the processes that a Ray of this machine has
+    waiting, one for each core; else None.
+    """
+    wanted, search = spec.resources, spec.search
+    cores = wanted.cpus or usable_cores()
+    room = 0 if spec.distributed else cores // wanted.cpus_per_worker
+    trials = min(room, wanted.concurrent or room, search.trials * search.replicates)
+    return wanted.cpus_per_worker if 2 * trials > cores else None
 
 
 def _workers_on(node: dict[str, float], wanted: Resources) -> int:

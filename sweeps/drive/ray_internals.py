@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from ray._private import auto_init_hook, parameter, services
@@ -14,6 +15,8 @@ from ray.air.execution._internal import RayActorManager
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.execution import class_cache, tune_controller
 from ray.tune.utils.object_cache import _ObjectCache
+
+_PRELOADED = "RAY_preload_python_modules"
 
 
 @contextlib.contextmanager
@@ -53,6 +56,29 @@ def without_idle_processes() -> Iterator[None]:
     finally:
         parameter.RayParams = before  # type: ignore[misc]
         services.start_api_server = api_server
+
+
+@contextlib.contextmanager
+def waiting_with(modules: Sequence[str], folder: Path, threads: int) -> Iterator[None]:
+    """The processes that a Ray has waiting, if it starts inside, have imported these modules.
+
+    They are imported from `folder`, where this process has them from: Ray says so to its processes
+    too late for this. For the same reason `threads` is said here: some libraries read it while they
+    are imported. What the user's environment says stays. A module that is not found is no error.
+    """
+    before = dict(os.environ)
+    os.environ.setdefault(_PRELOADED, ",".join(modules))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    paths = [str(folder), before.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    try:
+        yield
+    finally:
+        for name in (_PRELOADED, "OMP_NUM_THREADS", "PYTHONPATH"):
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]
 
 
 @contextlib.contextmanager

@@ -99,6 +99,10 @@ def find_run(given: str, *, to_read: bool = False) -> Path:
             return candidate.absolute()
         if any((candidate / name).is_dir() for name in kept):
             return candidate.absolute()
+    if folder.is_file():
+        raise SpecError(
+            f"{given}: a file, and a run is a folder: storage/name of its spec"
+        )
     raise SpecError(
         f"{given}: not a run folder: no {RUN_FILE} in"
         f" {' or '.join(map(str, candidates))}; it is storage/name of its spec"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from analysis.contract import BASELINE, ENDED, Objective, RelativeBound, resolved
 from analysis.numbers import number
-from compress.metrics import Conditions, trial_metrics
+from compress.metrics import Conditions, needs_quantized, trial_metrics
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import TrialPlan
 from sweeps.run.record import TrialRecord
@@ -99,7 +99,7 @@ def check_relative_bounds(sweep: Sweep) -> None:
             )
         conditions = Conditions(
             latency=sweep.spec.measure.latency,
-            quantized=False,
+            quantized=needs_quantized(o.metric for o in sweep.spec.objectives),
             runtimes=tuple(sweep.spec.measure.runtimes),
         )
         stages = [stage.config for stage in sweep.example[:count]]

@@ -194,6 +194,11 @@ def read_spec(source: str) -> tuple[Tree, Tree]:
         documents = parse_yaml(preset_text(source), f"preset {source}")
     elif Path(source).is_file():
         documents = parse_yaml(read_text(Path(source)), source)
+    elif Path(source).is_dir():
+        raise SpecError(
+            f"{source}: a folder, and a spec is a YAML file or a preset; a run goes on with"
+            " `sweeps resume FOLDER`"
+        )
     else:
         hint = did_you_mean(source, presets)
         raise SpecError(

@@ -15,7 +15,13 @@ import torch
 from compress.cache import StageCache
 from compress.measure.layers import measure_layers
 from compress.measure.model import static_cost
-from compress.metrics import FinalModel, class_rows, measure, shown_predictions
+from compress.metrics import (
+    FinalModel,
+    class_rows,
+    measure,
+    needs_quantized,
+    shown_predictions,
+)
 from compress.pipeline import (
     NamedStage,
     Pipeline,
@@ -205,6 +211,8 @@ def _measured(
         dict(result.metrics),
         result.source,
     )
+    # a baseline without a quantize stage is measured by what the search optimises, too
     quantized = any(stage.config.phase == "quantize" for stage in pipeline.stages)
+    quantized |= needs_quantized(objective.metric for objective in site.objectives)
     metrics = measure(final, quantized=quantized, rank=distributed.rank())
     return final, metrics

@@ -389,7 +389,7 @@ def test_no_trials_yet(make_run):
     assert {"metric/accuracy", "config/init", "trial_id"} <= set(run.trials.columns)
     assert run.front().empty
     pd.testing.assert_frame_equal(analysis.load(path).trials, run.trials)
-    assert "No trial has been recorded yet" in analysis.write_report(path).read_text()
+    assert "No trial has begun yet" in analysis.write_report(path).read_text()
 
 
 def test_not_a_run_folder(tmp_path):

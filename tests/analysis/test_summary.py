@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,7 @@ import analysis
 from analysis import summary
 from analysis.baseline import Baseline
 from analysis.metrics import Metric
+from analysis.report import words
 
 
 def test_summary(demo_run):
@@ -86,7 +89,7 @@ def test_without_a_baseline_nothing_is_offered_by_loss(demo_run: analysis.Run) -
     ("unit", "before", "after", "words"),
     [
         ("fraction", 0.9, 0.75, "−15 points"),
-        ("fraction", 0.5, 0.5, "+0 points"),
+        ("fraction", 0.5, 0.5, "the same"),
         ("ms", 10.0, 2.5, "4 × lower"),
         ("ms", 10.0, 9.0, "10 % lower"),
         ("bytes", 100.0, 300.0, "3 × higher"),
@@ -99,3 +102,28 @@ def test_differences_in_words(
 ) -> None:
     metric = Metric("m", "", unit)
     assert summary._difference(metric, before, after) == words
+
+
+def test_a_report_without_a_front_says_why(make_run) -> None:
+    def report(status: str, **changes: Any) -> str:
+        def change(record: dict[str, Any]) -> None:
+            record |= {"status": status, "error": None, "metrics": {}} | changes
+
+        path = make_run(f"run-{status}-{len(changes)}", trials=3, change=change)
+        return str(words.parts(analysis.load(path), None)["summary"])
+
+    assert "--watch</code> shows what runs" in report("running")
+    error = {"type": "ValueError", "message": "no", "traceback": ""}
+    assert "stands under Failures" in report("failed", error=error)
+    metrics = {"accuracy": 0.5, "gmacs": float("nan")}
+    said = report("complete", metrics=metrics)
+    assert "3 of 3 have accuracy, 0 of 3 have gmacs" in said
+
+
+def test_a_bound_that_nothing_keeps_is_named(demo_run: analysis.Run) -> None:
+    first, *others = demo_run.objectives
+    bounded = replace(
+        demo_run, objectives=[replace(first, bound=0.999), *others], baseline=None
+    )
+    said = str(words.parts(bounded, None)["summary"])
+    assert re.search(r"0 of \d+ keep accuracy ≥ 99\.90\u00a0% \(best \d\d\.\d\d", said)

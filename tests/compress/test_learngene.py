@@ -571,9 +571,9 @@ def test_other_classes_and_image_sizes_of_templates(
     found = larger.weights["pos_embed"].reshape(1, 4, 4, 16).permute(0, 3, 1, 2)
     torch.testing.assert_close(found, expected)
     fresh = expand(head="fresh", **FIT)
-    arch = fresh._network_arch(state.arch, digits.info)
+    arch = fresh.network_arch(state.arch, digits.info)
     assert arch.args["learn"] == ["scalers", "head"]
-    assert expand(**FIT)._network_arch(state.arch, digits.info).args["learn"] == [
+    assert expand(**FIT).network_arch(state.arch, digits.info).args["learn"] == [
         "scalers"
     ]
 

@@ -24,6 +24,7 @@ from compress.metrics import (
     existing_metrics,
     measure,
     missing_because,
+    needs_quantized,
     shown_predictions,
 )
 from compress.pipeline import STAGES
@@ -198,3 +199,14 @@ def test_further_runtimes_have_metrics_of_their_own(final: FinalModel) -> None:
     for name in ("p95", "test", "Upper", "a-b"):
         with pytest.raises(ValueError, match="also"):
             MeasureConfig.model_validate({"also": {name: {}}})
+
+
+def test_what_a_quantized_model_has_is_measured_where_it_is_compared(
+    final: FinalModel,
+) -> None:
+    """The coded size of the float model is what one of a quantized model is compared with."""
+    assert needs_quantized(["accuracy", "coded_bytes"])
+    assert not needs_quantized(["accuracy", "model_bytes"])
+    final.options = final.options.model_copy(update={"latency": False})
+    found = measure(final, quantized=True)
+    assert 0.5 < float(found["coded_ratio"]) < 2

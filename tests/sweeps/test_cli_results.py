@@ -257,6 +257,7 @@ def test_mistakes_get_one_message(
             "no parameter 'size' to compare by; valid: init",
         ),
         (("status", run.parent / "none"), "not a run folder"),
+        (("status", run / "run.json"), "run.json: a file, and a run is a folder"),
     ]:
         code, text = call(*arguments)
         assert (code, message in text.replace("\n", " ")) == (2, True), (

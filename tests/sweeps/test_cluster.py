@@ -23,7 +23,7 @@ from sweeps.cli.main import app
 from sweeps.drive import cluster, node_checks
 from sweeps.drive.cluster import check_address
 from sweeps.drive.driver import run_sweep
-from sweeps.drive.node_checks import check_nodes
+from sweeps.drive.node_checks import check_nodes, early_threads
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.reproduce import reproduce
@@ -220,6 +220,26 @@ def test_what_cannot_be_placed_is_refused_at_once(
     ):
         run_sweep(check_spec(spec_from(raw), local=False))
     assert records(Path(raw["storage"]) / "small") == {}
+
+
+@pytest.mark.parametrize(
+    ("resources", "trials", "threads"),
+    [
+        ({"cpus": 2}, 4, 1),
+        ({"cpus": 8, "cpus_per_worker": 2}, 40, None),  # four of eight processes
+        ({"cpus": 8, "concurrent": 5}, 40, 1),
+        ({"cpus": 8, "concurrent": 4}, 40, None),
+        ({"cpus": 8}, 4, None),
+        ({"cpus": 3, "cpus_per_worker": 3}, 4, None),
+        ({"cpus": 1}, 1, 1),
+        ({"cpus": 2, "workers": 2}, 4, None),
+    ],
+)
+def test_processes_import_early_where_trials_take_most_of_them(
+    raw: dict[str, Any], resources: dict[str, int], trials: int, threads: int | None
+) -> None:
+    raw |= {"resources": resources, "search": raw["search"] | {"trials": trials}}
+    assert early_threads(spec_from(raw)) == threads
 
 
 SIMULATED = """

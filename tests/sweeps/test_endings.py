@@ -4,6 +4,8 @@ import errno
 import logging
 import os
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -26,7 +28,7 @@ from sweeps.cli.terminal import _LastingStream, lasting_output
 from sweeps.drive import cluster, driver, tune_run
 from sweeps.drive.deaths import death_of
 from sweeps.drive.driver import SweepResult, run_sweep
-from sweeps.drive.interrupt import Interrupt, ending_signals
+from sweeps.drive.interrupt import Interrupt, decided, ending_signals
 from sweeps.drive.trial_events import TrialEvents
 from sweeps.drive.tune_run import Lost, Pulse, TuneRun
 from sweeps.run.folder import full_trial_id
@@ -61,6 +63,19 @@ def test_the_first_signal_asks_and_only_ctrl_c_insists(number: signal.Signals) -
             os.kill(os.getpid(), number)  # `timeout` sends it twice
             time.sleep(0.01)
     assert {each: signal.getsignal(each) for each in before} == before
+
+
+def test_a_signal_after_the_end_changes_no_exit_code() -> None:
+    """The driver is told to end while it prints what came of the sweep, and while it goes."""
+    before = {each: signal.getsignal(each) for each in ending_signals()}
+    with decided():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+    assert {each: signal.getsignal(each) for each in before} == before
+    leaves = "import atexit, os, signal; from sweeps.cli.main import main; "
+    leaves += "atexit.register(os.kill, os.getpid(), signal.SIGTERM); main()"
+    done = subprocess.run([sys.executable, "-c", leaves, "--version"], check=False)
+    assert done.returncode == 0
 
 
 def test_nohup_stays_in_force() -> None:
@@ -158,6 +173,27 @@ def test_a_run_that_hangs_is_given_up(
     assert time.monotonic() - begun < 5
     assert run.is_over
     release.set()
+
+
+def test_a_head_whose_port_is_closed_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of this machine after its patience, and one that answers is not."""
+    monkeypatch.setattr(tune_run, "_REFUSED_SECONDS", 0.05)
+    monkeypatch.setattr(tune_run, "_PULSE_SECONDS", 0.01)
+    pulse = Pulse.__new__(Pulse)
+    pulse._own_host, pulse._next, pulse._silent_since = "127.0.0.1", 0.0, {}
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = head.getsockname()
+        pulse._ports = {tune_run._HEAD: address}
+        assert pulse.lost() is None
+    time.sleep(0.02)
+    assert pulse.lost() is None
+    time.sleep(0.06)
+    lost = pulse.lost()
+    assert lost is not None
+    assert lost.is_head
+    assert lost.said.endswith(
+        f"(GCS) at 127.0.0.1:{address[1]} does not answer any more"
+    )
 
 
 def test_a_run_of_somebody_else_now_ends_and_hears_nothing(
@@ -278,7 +314,7 @@ def test_attempts_in_vain_are_bounded(
     """Without Ray: it never starts."""
     tries = 0
 
-    def start_ray(cpus: int | None) -> None:
+    def start_ray(cpus: int | None, threads: int | None) -> None:
         nonlocal tries
         tries += 1
         raise driver.RayLostError("Ray did not start on this machine (no time)")
@@ -314,9 +350,12 @@ def test_a_ray_that_does_not_start_in_time_is_told_in_a_line(
         assert options["logging_level"] > logging.ERROR
         raise Exception("The current node timed out during startup.\nIt may be\n busy.")
 
+    ended: list[bool] = []
     monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: ended.append(True))
     with pytest.raises(driver.RayLostError) as raised:
         cluster.start_ray(1)
+    assert ended == [True], "what has started of it is ended"
     assert str(raised.value).startswith(
         "Ray did not start on this machine (The current node timed out during startup. It"
         " may be busy.)"

@@ -4,9 +4,12 @@ its door moves, before a sweep does.
 
 import inspect
 import os
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
+import pytest
 import ray.tune
 from ray._private import auto_init_hook, node, parameter, services, worker
 from ray.exceptions import OutOfMemoryError, RayActorError
@@ -14,7 +17,7 @@ from ray.tune.execution import class_cache, tune_controller
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from sweeps.drive import ray_internals
+from sweeps.drive import cluster, ray_internals
 from sweeps.search.optuna_internals import (
     enqueue_again,
     enqueued_parameters,
@@ -136,7 +139,29 @@ def test_tune_asks_for_processes_as_they_wait() -> None:
     assert not waiting
 
 
-def test_ray_prints_and_starts_through_doors_that_can_be_closed() -> None:
+def test_processes_can_import_while_they_wait(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    with ray_internals.waiting_with(["ray.tune", "json"], tmp_path, 3):
+        changed = {k: v for k, v in os.environ.items() if before.get(k) != v}
+    assert dict(os.environ) == before
+    assert changed == {
+        "RAY_preload_python_modules": "ray.tune,json",
+        "OMP_NUM_THREADS": "3",
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}/elsewhere",
+    }
+    # Ray passes it on: the session's was started so
+    arguments = ray.get(ray.remote(num_cpus=0)(lambda: sys.argv).remote())
+    assert f"--worker-preload-modules={','.join(cluster.OF_TRIALS)}" in arguments
+
+
+def test_ray_prints_and_starts_through_doors_that_can_be_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(auto_init_hook, "enable_auto_connect", True)
     assert "print_to_stdstream(" in inspect.getsource(worker.listen_error_messages)
     assert "enable_auto_connect" in inspect.getsource(auto_init_hook.auto_init_ray)
     with ray_internals.tamed():

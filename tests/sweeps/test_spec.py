@@ -349,6 +349,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         ("demmo", r"demmo: no such file or preset; did you mean 'demo'\?"),
         (str(tmp_path / "binary.yaml"), "not a text file"),
         (str(tmp_path / "none.yaml"), "no such file or preset"),
+        (str(tmp_path), r"a folder, .*; a run goes on with `sweeps resume FOLDER`"),
     ]:
         with pytest.raises(SpecError, match=message):
             load_spec(source)

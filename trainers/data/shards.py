@@ -57,8 +57,8 @@ def root_folder(config: DataConfig) -> Path:
         )
     if config.root.is_file():
         raise ValueError(
-            f"data.root {config.root}: this is a file; unpack it and give the folder of the"
-            f" {config.dataset} data set"
+            f"data.root {config.root}: this is a file; give the folder of the {config.dataset}"
+            " data set, for an archive that into which it was unpacked"
         )
     if not config.root.is_dir():
         raise ValueError(

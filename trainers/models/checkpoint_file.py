@@ -148,10 +148,10 @@ def _of_file(path: Path) -> Checkpoint:
     content = _read_torch(path, zipped=kind == TORCH_ZIP)
     tensors, modules = {}, []
     for place, value in _walk(content):
-        if isinstance(value, Tensor):
-            tensors[place] = value.detach()
-        else:
+        if not isinstance(value, Tensor):
             modules.append(type(value).name)
+        elif place:  # a tensor alone has no name
+            tensors[place] = value.detach()
     keys = tuple(map(str, content)) if isinstance(content, dict) else ()
     return Checkpoint(path, tensors, keys, tuple(modules), _named_model(content))
 

@@ -85,7 +85,7 @@ def what_it_is(path: Path, kind: str) -> str:
     else:
         remedy = "give a file of safetensors or of torch.save(model.state_dict(), FILE)"
     verb = "this file is" if not kind.startswith("cut off") else "the file is"
-    return f"{verb} {kind}, no checkpoint; {remedy}"
+    return f"{verb} {kind}, and no checkpoint; {remedy}"
 
 
 def _kind_of_zip(path: Path) -> str:

@@ -141,7 +141,7 @@ function drawPanel(i, heading, note, traces) {
     }));
   draw(plot, data, look, { ...CONFIG, displayModeBar: false });
 }
-const count = (values) => values.map((_, i) => i);
+const positions = (values) => values.map((_, i) => i);
 function dimTrace(t, key, values, color) {
   const most = Math.max(...values.map((v) => v || 0));
   const hovertext = values.map(
@@ -149,14 +149,14 @@ function dimTrace(t, key, values, color) {
   );
   const ghost = {
     type: "bar",
-    x: count(values),
+    x: positions(values),
     y: values.map(() => most),
     marker: { color: "rgba(0,0,0,0)", line: { color: token("line"), width: 1 } },
     hoverinfo: "skip",
   };
   const bar = {
     type: "bar",
-    x: count(values),
+    x: positions(values),
     y: values,
     marker: { color },
     hovertext,
@@ -178,7 +178,7 @@ function mapTrace(t, color) {
   const marks = {
     type: "scatter",
     mode: "markers",
-    x: count(t.sources),
+    x: positions(t.sources),
     y: t.sources.map((s) => at.get(s)),
     text,
     hovertemplate: hover,
@@ -284,7 +284,7 @@ function layerTrace(t, values, unit, color) {
   });
   const bar = {
     type: "bar",
-    x: count(values),
+    x: positions(values),
     y: values,
     marker: { color },
     hovertext: text,

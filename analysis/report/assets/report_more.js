@@ -14,7 +14,7 @@ function startLoss() {
   if (!input) return;
   const box = input.closest(".within");
   const members = [...box.querySelectorAll(".member")];
-  const show = () => {
+  const choose = () => {
     const points = Number(input.value);
     const fitting = members.filter((m) => 100 * Number(m.dataset.loss) <= points + 1e-7);
     const chosen = fitting.at(-1) || members[0];
@@ -28,11 +28,11 @@ function startLoss() {
   input.closest("label").hidden = false;
   input.oninput = () => {
     loss.points = input.value;
-    show();
+    choose();
     remember();
   };
   if (loss.points !== null) input.value = loss.points;
-  show();
+  choose();
 }
 const versus = { axis: "configurations" };
 const AXES = {

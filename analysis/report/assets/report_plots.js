@@ -71,7 +71,13 @@ function axisOf(column) {
   const isShare = column.unit === "fraction" && column.values.every((v) => v === null || v <= 1);
   if (!column.log && column.values.every((v) => v === null || v >= 0))
     axis.autorangeoptions = isShare ? { clipmin: 0, clipmax: 1 } : { clipmin: 0 };
-  return column.unit === "fraction" ? { ...axis, tickformat: ".3~p" } : axis;
+  if (column.unit === "fraction") return { ...axis, tickformat: ".3~p" };
+  if (!column.log) return axis;
+  /* few ticks, written out */
+  const known = column.values.filter((v) => v !== null);
+  const [low, high] = [Math.min(...known), Math.max(...known)];
+  const isClose = high / low < (innerWidth > 600 ? 1e3 : 30);
+  return { ...axis, dtick: isClose ? "D2" : 1, tickformat: low >= 1 ? "~s" : ".4~g" };
 }
 /* Axis of things that are counted: no ticks between whole numbers. */
 function countAxis(title, most) {
@@ -126,13 +132,25 @@ function startCurves() {
       ),
     );
   }
-  if (trials.length < D.curves.of)
-    $("curves-note").textContent =
-      `The last training stage of ${number(trials.length)} of ${number(D.curves.of)} trials,` +
-      " those of the front first.";
   drawCurves();
   state.painters.set("curves", drawCurves);
   state.choosers.set("curves", drawCurves);
+}
+/* What is drawn, in words. */
+function explainCurves(isMany) {
+  const { trials, of } = D.curves;
+  const part = trials.length < of ? `${number(trials.length)} of ${number(of)} trials, those of the front first.` : "each trial.";
+  const how = isMany
+    ? " Of so many, a band holds eight of ten curves of a colour at each epoch, and a line runs in" +
+      " their middle; thin lines are trials on the front."
+    : "";
+  $("curves-note").textContent = `The last training stage of ${part}${how}`;
+}
+/* The bands of a group of colours: of a ramp, which has no groups, one in grey. */
+function bandsOf(group, trials, index) {
+  const rows = new Set(group.rows);
+  const part = trials.filter((trial) => rows.has(trial.row));
+  return part.length < 3 ? [] : bandTraces(part, index, group.name, group.colour ?? token("muted"));
 }
 /* One trace per colour, gaps between the trials: a trace for each of a thousand trials takes
    seconds to draw. */
@@ -162,22 +180,70 @@ function curveTrace(trials, index, line, opacity) {
     hovertemplate: "%{text}<br>epoch %{x}: %{y}<extra></extra>",
   };
 }
+/* Of more curves than this, bands are drawn. */
+const MOST_CURVES = 300;
+/* The value below which a share of ascending numbers lies, interpolated. */
+function quantile(sorted, share) {
+  const at = share * (sorted.length - 1);
+  const low = Math.floor(at);
+  const high = Math.min(low + 1, sorted.length - 1);
+  return sorted[low] + (at - low) * (sorted[high] - sorted[low]);
+}
+/* Of curves of unequal length, at each epoch that three have: lower, middle and upper value. */
+function bandOf(curves) {
+  const band = { x: [], low: [], middle: [], high: [] };
+  const longest = Math.max(0, ...curves.map((values) => values.length));
+  for (let epoch = 0; epoch < longest; epoch++) {
+    const known = curves
+      .map((values) => values[epoch])
+      .filter((v) => v !== null && v !== undefined)
+      .sort((a, b) => a - b);
+    if (known.length < 3) continue;
+    band.x.push(epoch);
+    band.low.push(quantile(known, 0.1));
+    band.middle.push(quantile(known, 0.5));
+    band.high.push(quantile(known, 0.9));
+  }
+  return band;
+}
+/* The band of one group: eight of ten curves, and the middle one. */
+function bandTraces(trials, index, name, color) {
+  const band = bandOf(trials.map((t) => t.values[index]));
+  const edge = { type: "scatter", mode: "lines", x: band.x, hoverinfo: "skip", line: { width: 0, color } };
+  const fill = color.startsWith("#") ? color + "2e" : color.replace(")", ",0.18)").replace("rgb(", "rgba(");
+  const title = inert(name === "" || name === MISSING ? "curves" : name);
+  return [
+    { ...edge, y: band.low },
+    { ...edge, y: band.high, fill: "tonexty", fillcolor: fill },
+    {
+      ...edge,
+      y: band.middle,
+      line: { width: 2.2, color },
+      hoverinfo: "all",
+      hovertemplate: `<b>${title}</b>, middle of ${trials.length}<br>epoch %{x}: %{y}<extra></extra>`,
+    },
+  ];
+}
 function drawCurves() {
   const colours = colouring();
   const index = D.curves.metrics.findIndex((m) => m.name === curve.metric);
   const unit = D.curves.metrics[index].unit;
   const trials = D.curves.trials;
   const shown = new Set(visible(colours).flatMap((g) => g.rows));
+  const all = trials.filter((trial) => shown.has(trial.row) && kept(trial.row));
+  const isMany = all.length > MOST_CURVES;
+  const bands = isMany ? visible(colours).flatMap((group) => bandsOf(group, all, index)) : [];
   const byColour = new Map();
-  for (const trial of trials) {
-    if (!shown.has(trial.row) || !kept(trial.row)) continue;
+  for (const trial of isMany ? all.filter((t) => onFront(t.row)) : all) {
     const key = colours.of(trial.row);
     byColour.set(key, [...(byColour.get(key) || []), trial]);
   }
-  const opacity = trials.length > 200 ? 0.35 : trials.length > 60 ? 0.5 : 0.7;
-  const traces = [...byColour].map(([color, part]) =>
+  const opacity = isMany ? 1 : all.length > 200 ? 0.35 : all.length > 60 ? 0.5 : 0.7;
+  const lines = [...byColour].map(([color, part]) =>
     curveTrace(part, index, { color, width: 1.4 }, opacity),
   );
+  const traces = [...bands, ...lines];
+  explainCurves(isMany);
   const chosen = trials.filter((t) => t.row === state.row);
   if (chosen.length)
     traces.push(curveTrace(chosen, index, { color: token("front"), width: 3.5 }, 1));

@@ -42,14 +42,14 @@ function confusionOf({ confusion, part }, name, classes) {
     const cells = line.map((images, predicted) => {
       const share = Math.round((100 * images) / total);
       const colour = label === predicted ? "good" : "bad";
-      const fill = images ? `color-mix(in srgb, var(--${colour}) ${10 + share / 2}%, transparent)` : "";
+      const fill = images ? `color-mix(in srgb, var(--${colour}) ${8 + share / 4}%, transparent)` : "";
       const cell = el("td", { class: "n" }, images ? number(images) : "");
       cell.style.background = fill;
       return cell;
     });
     return el("tr", {}, el("th", { scope: "row" }, clip(name(label), 16)), ...cells);
   });
-  const heads = ["", ...order.map((i) => clip(name(i), 8))];
+  const heads = ["class", ...order.map((i) => clip(name(i), 8))];
   const note = `Rows are the classes of the ${part} images, columns what they are taken for.`;
   const made = partOf("Confusion", heads, rows, note);
   made.classList.add("confusion");
@@ -58,11 +58,11 @@ function confusionOf({ confusion, part }, name, classes) {
 /* Accuracy against probability: on the diagonal a probability is what it says. */
 function calibrationOf({ calibration, error, part }) {
   if (!calibration.length) return null;
-  const [size, left, low] = [220, 40, 34];
+  const [size, left, low] = [220, 48, 36];
   const x = (share) => left + size * share;
   const y = (share) => 8 + size * (1 - share);
   const picture = svg("svg", {
-    viewBox: `0 0 ${left + size + 12} ${size + 8 + low}`,
+    viewBox: `0 0 ${left + size + 26} ${size + 8 + low}`,
     class: "reliability",
     role: "img",
     "aria-label": "accuracy against probability of the predicted class",

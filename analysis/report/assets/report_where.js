@@ -18,14 +18,14 @@ const WHERE_OPERATORS = {
 function where(text) {
   const tokens = whereTokens(text);
   const wrong = (message) => new Error(message);
-  const take = (expected) => {
+  const next = (expected) => {
     if (!tokens.length) throw wrong(`ends where ${expected} should follow`);
     return tokens.shift();
   };
   const nextIs = (word) => {
-    const next = tokens[0];
-    if (!next || !["word", "bracket"].includes(next.kind)) return false;
-    if (next.text.toLowerCase() !== word) return false;
+    const first = tokens[0];
+    if (!first || !["word", "bracket"].includes(first.kind)) return false;
+    if (first.text.toLowerCase() !== word) return false;
     tokens.shift();
     return true;
   };
@@ -35,11 +35,11 @@ function where(text) {
       if (!nextIs(")")) throw wrong("a bracket is not closed");
       return inner;
     }
-    const name = take("a name");
+    const name = next("a name");
     if (!["word", "quoted"].includes(name.kind)) throw wrong(`expected a name, got ${name.text}`);
-    const sign = take("an operator");
+    const sign = next("an operator");
     if (sign.kind !== "operator") throw wrong(`expected an operator after ${name.text}`);
-    const value = take("a value");
+    const value = next("a value");
     if (!["number", "word", "quoted"].includes(value.kind))
       throw wrong(`expected a value after ${name.text} ${sign.text}`);
     return comparison(unquoted(name.text), sign.text, value);

@@ -219,7 +219,7 @@ def test_a_root_of_another_level_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"not train itself; set it to {root}"):
         read_folders(root / "train")
     (tmp_path / "set.zip").write_bytes(b"PK")
-    with pytest.raises(ValueError, match=r"set\.zip: this is a file; unpack it"):
+    with pytest.raises(ValueError, match=r"set\.zip: this is a file; give the folder"):
         open_dataset(DataConfig(dataset="folder", root=tmp_path / "set.zip"))
 
 

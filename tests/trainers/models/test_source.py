@@ -354,7 +354,7 @@ NOT_FITTING: dict[str, tuple[Callable[[], Any], str]] = {
     "module in a dict": (lambda: {"model": vit()}, r"model\.state_dict\(\)"),
     "module in ddp": (lambda: {"net": nn.DataParallel(vit())}, r"DataParallel"),
     "no tensors": (lambda: {"epoch": 3}, r"no tensors by name \(its keys: epoch\)"),
-    "a tensor": (lambda: torch.ones(3), "does not fit"),
+    "a tensor": (lambda: torch.ones(3), "holds no tensors by name;"),
     "optimiser alone": (
         lambda: torch.optim.SGD(vit().parameters(), 0.1).state_dict(),
         r"no tensors by name \(its keys: state, param_groups\)",
