@@ -41,8 +41,6 @@ _OF_RAY = (
     "sweeps.trial.workers",
 )
 _READ_BY_RAY = ("RAY_", "TUNE_")
-_OF_A_WORKER = "RAY_JOB_ID"
-"""The one variable of them that Ray reads when a worker begins, and not while it is imported."""
 _MOST_MOTHERS = 4
 
 CLIENT = """
@@ -137,8 +135,9 @@ class _Mothers:
 
     def _of(self, environment: dict[str, str], *ours: socket.socket) -> socket.socket:
         """The one for that environment; `ours` it shall not keep."""
-        read = {k for k in environment if k.startswith(_READ_BY_RAY)}
-        key = repr([(k, environment[k]) for k in sorted(read - {_OF_A_WORKER})])
+        # among them the job: a worker of a job that has ended would end at once
+        read = sorted(k for k in environment if k.startswith(_READ_BY_RAY))
+        key = repr([(k, environment[k]) for k in read])
         if key not in self._found:
             while len(self._found) >= _MOST_MOTHERS:
                 self._found.popitem(last=False)[1].close()  # it ends, its workers go on
