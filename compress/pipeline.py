@@ -412,7 +412,8 @@ class _Run:
 
         def note_epoch(row: Row) -> None:
             rows.append(row)
-            cached = row["epoch"] < done.get(row["fit"], 0)
+            # rows of a plugin's own loop belong to no fit
+            cached = row["epoch"] < done.get(row.get("fit", ""), 0)
             self.on_epoch({"stage": stage.name, "cached": cached} | row)
 
         ctx = Context(

@@ -7,6 +7,7 @@ trials recorded: see `unified`.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -63,7 +64,11 @@ def read_file(path: Path) -> pa.Table:
     with pq.ParquetFile(path) as file:
         footer = file.metadata
         texts = [f.name for f in file.schema_arrow if _holds_text(f.type)]
+        names = Counter(file.schema_arrow.names)
     _refuse_large(footer, path)
+    twice = [name for name, times in names.items() if times > 1]
+    if twice:
+        raise ValueError(f"columns that are there twice: {', '.join(twice)}")
     # texts as dictionaries: what is written a million times is held once until it is counted
     with pq.ParquetFile(path, metadata=footer, read_dictionary=texts) as file:
         data = file.read()

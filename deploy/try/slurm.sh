@@ -73,7 +73,7 @@ job=$(submit tried)
 echo "job $job"
 state() { scontrol show job "$job" | grep -oP "$1=\K\S+"; }
 before=
-for _ in {1..1500}; do
+for _ in {1..3600}; do
     now="$(state JobState) after $(state Restarts) restarts"
     if [[ $now != "$before" ]]; then echo "$(date +%T) $now"; before=$now; fi
     # a job that queues again waits for two minutes, unless somebody has no patience

@@ -20,6 +20,7 @@ from sweeps.cli import (
     status,
 )
 from sweeps.cli.terminal import Command, Commands
+from sweeps.drive.interrupt import ignore_endings
 
 app = typer.Typer(
     cls=Commands,
@@ -77,3 +78,6 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        # the exit code is known, and taking down a process that has used Ray takes seconds
+        ignore_endings()

@@ -213,6 +213,7 @@ def perform(request: Request, address: str = "auto", ship: bool = False) -> int:
         SpecError: a mistake, found before anything starts.
     """
     from sweeps.describe import print_facts
+    from sweeps.drive.interrupt import decided
     from sweeps.drive.json_lines import JsonLines
     from sweeps.drive.metrics import units
     from sweeps.drive.progress import Progress
@@ -235,12 +236,13 @@ def perform(request: Request, address: str = "auto", ship: bool = False) -> int:
             retry=request.retry,
             progress=progress,
         )
-        if not isinstance(progress, JsonLines):
-            return _tell(outcome)
-        code = _exit_code(outcome, load_run(str(outcome.folder)))
-        paths = {"folder": str(outcome.folder), "report": str(outcome.report)}
-        progress.tell("end", **paths, fault=outcome.fault, exit_code=code)
-        return code
+        with decided():
+            if not isinstance(progress, JsonLines):
+                return _tell(outcome)
+            code = _exit_code(outcome, load_run(str(outcome.folder)))
+            paths = {"folder": str(outcome.folder), "report": str(outcome.report)}
+            progress.tell("end", **paths, fault=outcome.fault, exit_code=code)
+            return code
 
 
 def _tell(outcome: "SweepResult") -> int:

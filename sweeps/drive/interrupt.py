@@ -70,6 +70,30 @@ class Interrupt:
 
 
 @contextlib.contextmanager
+def decided() -> Iterator[None]:
+    """Around what comes after a sweep, which takes seconds: asked to end, a process whose exit code
+    is known has nothing to stop, and ends with this code.
+    """
+    before = ignore_endings()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignore_endings() -> dict[signal.Signals, Any]:
+    """From here on SIGTERM and SIGHUP change nothing; the handlers until now.
+
+    Outside the main thread, where signals cannot be taken, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    numbers = [n for n in ending_signals() if n != signal.SIGINT]
+    return {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+
+
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without Tune's own words on the terminal."""
     level = logging.root.manager.disable

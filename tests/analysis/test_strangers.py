@@ -112,6 +112,14 @@ def test_a_table_that_unpacks_to_far_more_is_refused(tmp_path, use_dictionary):
         parts.read_file(path)
 
 
+def test_a_table_with_a_column_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.parquet"
+    ids = pa.array(["00000"])
+    pq.write_table(pa.table([ids, ids], names=["trial_id", "trial_id"]), path)
+    with pytest.raises(ValueError, match="columns that are there twice: trial_id"):
+        parts.read_file(path)
+
+
 def test_many_metrics_are_cut_after_the_objectives(make_run):
     run = make_run(trials=1)
     path = run / "trials/00000/record.json"

@@ -344,6 +344,24 @@ def fake(phase: Phase) -> NamedStage:
     )
 
 
+def test_a_stage_with_a_loop_of_its_own_reports_epochs(
+    tmp_path: Path, digits_config: DataConfig, data_cache: Path
+) -> None:
+    """As plugins do: their rows name no fit."""
+
+    class Loop(Fake):
+        phase = "train"
+
+        def run(self, model: ModelState, ctx: Context) -> ModelState:
+            ctx.on_epoch({"epoch": 1, "score": 0.5})
+            return model
+
+    rows: list[dict[str, Any]] = []
+    stage = NamedStage("own", "own", Loop())
+    go(tmp_path, digits_config, data_cache, stage, on_epoch=rows.append)
+    assert rows == [{"stage": "own", "cached": False, "epoch": 1, "score": 0.5}]
+
+
 @pytest.mark.parametrize(
     ("phases", "fine"),
     [

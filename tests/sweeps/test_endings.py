@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -27,7 +28,7 @@ from sweeps.cli.terminal import _LastingStream, lasting_output
 from sweeps.drive import cluster, driver, tune_run
 from sweeps.drive.deaths import death_of
 from sweeps.drive.driver import SweepResult, run_sweep
-from sweeps.drive.interrupt import Interrupt, ending_signals
+from sweeps.drive.interrupt import Interrupt, decided, ending_signals
 from sweeps.drive.trial_events import TrialEvents
 from sweeps.drive.tune_run import Lost, Pulse, TuneRun
 from sweeps.run.folder import full_trial_id
@@ -62,6 +63,19 @@ def test_the_first_signal_asks_and_only_ctrl_c_insists(number: signal.Signals) -
             os.kill(os.getpid(), number)  # `timeout` sends it twice
             time.sleep(0.01)
     assert {each: signal.getsignal(each) for each in before} == before
+
+
+def test_a_signal_after_the_end_changes_no_exit_code() -> None:
+    """The driver is told to end while it prints what came of the sweep, and while it goes."""
+    before = {each: signal.getsignal(each) for each in ending_signals()}
+    with decided():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+    assert {each: signal.getsignal(each) for each in before} == before
+    leaves = "import atexit, os, signal; from sweeps.cli.main import main; "
+    leaves += "atexit.register(os.kill, os.getpid(), signal.SIGTERM); main()"
+    done = subprocess.run([sys.executable, "-c", leaves, "--version"], check=False)
+    assert done.returncode == 0
 
 
 def test_nohup_stays_in_force() -> None:
@@ -300,7 +314,7 @@ def test_attempts_in_vain_are_bounded(
     """Without Ray: it never starts."""
     tries = 0
 
-    def start_ray(cpus: int | None) -> None:
+    def start_ray(cpus: int | None, threads: int | None) -> None:
         nonlocal tries
         tries += 1
         raise driver.RayLostError("Ray did not start on this machine (no time)")
@@ -336,9 +350,12 @@ def test_a_ray_that_does_not_start_in_time_is_told_in_a_line(
         assert options["logging_level"] > logging.ERROR
         raise Exception("The current node timed out during startup.\nIt may be\n busy.")
 
+    ended: list[bool] = []
     monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: ended.append(True))
     with pytest.raises(driver.RayLostError) as raised:
         cluster.start_ray(1)
+    assert ended == [True], "what has started of it is ended"
     assert str(raised.value).startswith(
         "Ray did not start on this machine (The current node timed out during startup. It"
         " may be busy.)"

@@ -16,6 +16,8 @@ from trainers.timm_library import timm
 
 _FROM_DATA = ("num_classes", "img_size", "pretrained")
 """Arguments of a saved model that the data decides, or that build nothing."""
+_MOST_COMPARED = 100
+"""Characters of an unknown name by which similar ones are sought, in time of their square."""
 
 
 def make_arch(
@@ -44,9 +46,12 @@ def make_arch(
         return saved_arch(*_of_hub(name), given, num_classes, image_size)
     base = name.split(".")[0]
     if not timm.is_model(base):
+        wanted = base[:_MOST_COMPARED]
         near = sorted(
             timm.list_models(),
-            key=lambda n: -difflib.SequenceMatcher(None, base, n[: len(base)]).ratio(),
+            key=lambda n: (
+                -difflib.SequenceMatcher(None, wanted, n[: len(wanted)]).ratio()
+            ),
         )
         raise ValueError(
             f"unknown model {name!r}; valid: {', '.join(RESNET_CIFAR)}, revit or any"
