@@ -41,6 +41,11 @@ from analysis.pareto import Floats
 DRAWS = 1000
 """Draws of a run of few configurations."""
 _MOST_VALUES = 2_000_000
+_QUICK_OBJECTIVES = 3
+"""Up to so many a front is found without comparing each configuration with each."""
+_MOST_COMPARISONS = 4_000_000_000
+"""Of pairs of configurations, in all draws: some seconds."""
+_FEWEST_DRAWS = 40
 _PRIOR_FREEDOM = 8.0
 """d_0; its own three seeds then count for a fifth of a configuration's variance."""
 _FEWEST_FOR_A_COMMON_MEAN = 4
@@ -211,6 +216,9 @@ def bounds_probability(
     return np.nan_to_num(chances)
 
 
-def draws_for(configurations: int) -> int:
+def draws_for(configurations: int, objectives: int) -> int:
     """How often the front is drawn: less often where it takes long."""
-    return int(np.clip(_MOST_VALUES // max(configurations, 1), 100, DRAWS))
+    most = _MOST_VALUES // max(configurations, 1)
+    if objectives > _QUICK_OBJECTIVES:
+        most = min(most, _MOST_COMPARISONS // max(configurations, 1) ** 2)
+    return int(np.clip(most, _FEWEST_DRAWS, DRAWS))

@@ -93,12 +93,13 @@ def compare(a: Run, b: Run, by: Collection[str] | None = None) -> list[Differenc
     else:
         apart = {c for c in shared if _tells_apart(left[c], right[c])}
     equal = [column for column in shared if column not in apart]
+    keys = _keys(left, equal), _keys(right, equal)
     found = []
     for objective in a.objectives:
         if all(o.metric != objective.metric for o in b.objectives):
             continue
         column = f"metric/{objective.metric}"
-        pairs = _pairs(left, right, equal, column)
+        pairs = _pairs((left, right), keys, column)
         by_configuration = pairs.groupby("key")["difference"].mean()
         is_one = len(by_configuration) < 2
         values = pairs["difference"] if is_one else by_configuration
@@ -132,17 +133,22 @@ def _texts(series: pd.Series) -> list[str]:
     return ["" if pd.isna(v) else str(v) for v in series]
 
 
+def _keys(rows: pd.DataFrame, equal: Sequence[str]) -> list[str]:
+    """The equal parameters of each row, as one text."""
+    texts = [_texts(rows[name]) for name in equal]
+    keys = list(zip(*texts, strict=True)) if texts else [()] * len(rows)
+    return [repr(key) for key in keys]
+
+
 def _pairs(
-    left: pd.DataFrame, right: pd.DataFrame, equal: Sequence[str], column: str
+    runs: Sequence[pd.DataFrame], keys: Sequence[list[str]], column: str
 ) -> pd.DataFrame:
     """Columns key (the equal parameters) and difference, one row a configuration and seed."""
     sides = []
-    for rows in (left, right):
-        texts = [_texts(rows[name]) for name in equal]
-        keys = list(zip(*texts, strict=True)) if texts else [()] * len(rows)
+    for rows, own in zip(runs, keys, strict=True):
         frame = pd.DataFrame(
             {
-                "key": [repr(key) for key in keys],
+                "key": own,
                 "seed": rows["seed"].to_numpy(dtype=np.float64, na_value=-1),
                 "value": rows[column].to_numpy(dtype=np.float64, na_value=np.nan),
             }

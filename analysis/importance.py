@@ -39,6 +39,8 @@ CHANCE = 0.025
 LEAST = 0.01
 """Share of an objective's variation that is worth showing."""
 _MAX_TESTED = 200
+_MOST_COMPARISONS = 60
+"""Parameters times objectives up to which so many configurations take some ten seconds."""
 # Optuna's default takes a minute for 1,000 configurations
 _FOREST: dict[str, Any] = {"n_trees": 32, "max_depth": 5, "seed": 0}
 
@@ -78,6 +80,7 @@ def importance(run: Run) -> list[Importance]:
     rows = run.configurations().sort_values(["ended", "trial_id"], kind="stable")
     rows = rows.tail(MAX_CONFIGURATIONS)
     varied = [p for p in run.parameters if _varies(rows, p)]
+    rows = rows.tail(_configurations_for(len(varied) * len(run.objectives)))
     together: dict[bytes, list[str]] = {}
     for name in varied:
         present = rows[f"config/{name}"].notna().to_numpy()
@@ -100,6 +103,12 @@ def importance(run: Run) -> list[Importance]:
             if name in shares and np.nansum(shares[name]) > 0
         ]
     return sorted(found, key=lambda item: item.order)
+
+
+def _configurations_for(comparisons: int) -> int:
+    """How many configurations are looked at: fewer for more parameters and objectives."""
+    most = MAX_CONFIGURATIONS * _MOST_COMPARISONS // max(comparisons, 1)
+    return int(np.clip(most, _MAX_TESTED, MAX_CONFIGURATIONS))
 
 
 def _varies(rows: pd.DataFrame, parameter: str) -> bool:

@@ -119,7 +119,7 @@ class Run:
     @cached_property
     def _chances(self) -> pd.Series:
         rows = self.configurations()
-        draws = draws_for(len(rows))
+        draws = draws_for(len(rows), len(self.objectives))
         drawn = plausible_values(rows, self.objectives, self.classes, draws)
         chances = front_probability(drawn, self.objectives)
         return pd.Series(chances, index=rows.index, name="probability")

@@ -302,11 +302,11 @@ def beside_baseline(run: Run, row: pd.Series) -> str:
 
 def _difference(metric: Metric, before: float, after: float) -> str:
     """'−1.2 points', '5.2 × lower', '8 % higher', 'the same'."""
+    if before == after:
+        return "the same"
     if metric.unit == "fraction":
         points = significant(100 * abs(after - before), 2)
         return f"{'−' if after < before else '+'}{points} points"
-    if before == after:
-        return "the same"
     if before <= 0 or after <= 0:
         return f"{quantity(before, metric.unit)} → {quantity(after, metric.unit)}"
     way = "lower" if after < before else "higher"
@@ -314,6 +314,13 @@ def _difference(metric: Metric, before: float, after: float) -> str:
     if ratio >= 1.5:
         return f"{significant(ratio, 3)} × {way}"
     return f"{significant(100 * abs(after / before - 1), 2)} % {way}"
+
+
+def sure_to(metric: Metric, half: float) -> str:
+    """Half an interval of a metric in words: '±2.5 points of accuracy'."""
+    if metric.unit == "fraction":
+        return f"±{significant(100 * half, 2)} points of {metric.name}"
+    return f"±{quantity(float(f'{half:.2g}'), metric.unit)} of {metric.name}"
 
 
 class WithinLoss(NamedTuple):

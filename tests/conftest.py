@@ -1,5 +1,6 @@
 """Fixtures that all tests share: a data cache of this session, tiny configs, one Ray."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,12 @@ from trainers.torchvision_internals import declare_missing_operators
 torch.set_num_threads(1)  # bits depend on the number of threads
 declare_missing_operators()  # before a test imports timm or torchvision by itself
 os.environ.pop("COLUMNS", None)  # processes of pytest-xdist have 80; a pipe has none
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is imported stays to the end: no collection of garbage need look through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -69,15 +76,35 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery | None
     found.close()
 
 
+_RAY: list[str] = []
+"""The address of the session's Ray, once it is started."""
+
+
 @pytest.fixture(scope="session")
 def ray_session(nursery: Nursery | None) -> Iterator[None]:
     """One two-core Ray for the whole session."""
     import ray
+    from ray._private import auto_init_hook
 
     from sweeps.drive.cluster import start_ray
 
     if nursery is not None:
         nursery.use()
+    # without a Ray a call would look for one that ran here once, and end this process
+    auto_init_hook.enable_auto_connect = False
     start_ray(2, 1)
+    _RAY.append(ray.get_runtime_context().gcs_address)
     yield
+    _RAY.clear()
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def ray_goes_on() -> Iterator[None]:
+    """A test that ends the session's Ray fails, and not whatever test needs it next."""
+    yield
+    if _RAY:
+        import ray
+
+        assert ray.is_initialized(), "this test has shut down the session's Ray"
+        assert ray.get_runtime_context().gcs_address == _RAY[0]

@@ -120,6 +120,8 @@ def progress(run: Run) -> dict[str, Any]:
     signs = np.array([objective.sign for objective in run.objectives])
     box = float(np.prod(point * signs - (values[keep] * signs).min(axis=0)))
     volumes = pareto.hypervolume_over_time(values, run.objectives, point) / box
+    on_front = int(pareto.front_mask(values, run.objectives).sum())
+    is_exact = pareto.is_exact(on_front, len(run.objectives))
     return {
         "rows": [int(i) for i in done.index],
         "share": [compact(v) for v in volumes],
@@ -127,7 +129,7 @@ def progress(run: Run) -> dict[str, Any]:
             f"{metric} {quantity(value, run.metrics.unit(metric))}"
             for metric, value in reference.items()
         )
-        + ("; approximate" if len(run.objectives) > pareto.MOST_EXACT else ""),
+        + ("" if is_exact else "; approximate"),
     }
 
 

@@ -188,7 +188,9 @@ def _failure(row: Mapping[Any, Any]) -> Html:
     trace = None
     if not pd.isna(row["traceback"]):
         trace = element(
-            "details", element("summary", "Traceback"), element("pre", row["traceback"])
+            "details",
+            element("summary", "Traceback"),
+            element("pre", row["traceback"], tabindex="0"),
         )
     return element(
         "li",
@@ -258,12 +260,18 @@ def _reproduce(run: Run, label: str) -> Html | None:
         spec = element(
             "details",
             element("summary", "Resolved spec"),
-            element("pre", json.dumps(run.spec, indent=2, ensure_ascii=False)),
+            element(
+                "pre",
+                json.dumps(run.spec, indent=2, ensure_ascii=False),
+                tabindex="0",
+            ),
         )
     return join(
         [
             element("h3", label) if label else None,
-            element("pre", run.command, class_="command") if run.command else None,
+            element("pre", run.command, class_="command", tabindex="0")
+            if run.command
+            else None,
             element("dl", *entries, class_="facts"),
             spec,
         ]

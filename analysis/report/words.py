@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import summary
+from analysis.certainty import error_variances
 from analysis.comparison import Comparison
 from analysis.differences import interval
 from analysis.numbers import (
@@ -19,7 +19,6 @@ from analysis.numbers import (
     percent,
     plain,
     plural,
-    quantity,
 )
 from analysis.report.html import Html, element, join, trial_link
 from analysis.report.sections import (
@@ -31,11 +30,12 @@ from analysis.report.sections import (
     stages_section,
 )
 from analysis.report.still import front_picture
+from analysis.report.verdict import LOSS, configuration_of, verdict
 from analysis.report.versus import versus_section
 from analysis.run import Run
 
-LOSS = 0.01
-"""Loss beside the baseline, a share, that the first card allows until the reader sets another."""
+_CODED = "metric/coded_bytes"
+"""Size of the file that `sweeps export --format packed` writes."""
 _DOT = Html(" <i>·</i> ")
 
 
@@ -142,9 +142,9 @@ def _summary(run: Run, compared: Comparison | None) -> Html:
         _baseline(run),
         _front(run, total["front"]),
     ]
-    verdict = [_leader(compared), _verdict(run)]
+    first = [_leader(compared), verdict(run)]
     lines = [
-        element("p", _sentences(verdict)) if any(verdict) else None,
+        element("p", _sentences(first)) if any(first) else None,
         element("p", _sentences(facts), class_="note"),
     ]
     return join(lines)
@@ -215,90 +215,6 @@ def _leader(compared: Comparison | None) -> Html | None:
             f" (difference {fixed(100 * mean, 1)}, 95 % interval {points})."
         )
     return join(said)
-
-
-def _verdict(run: Run) -> Html | None:
-    """Which trial to ship: the cheapest that loses little beside the baseline, else the best
-    compromise; and what the best compromise gives where that is another one.
-    """
-    advised = summary.advice(run)
-    if not advised:
-        return _without_front(run)
-    offered, wanted = summary.within_loss(run), summary.kept_and_cost(run)
-    if not offered or wanted is None:
-        return join(["Ship ", _named(run, advised[0].row), f": {advised[0].text}."])
-    kept, cost = wanted
-    chosen = summary.cheapest_within(offered, LOSS)
-    lost = f"{fixed(100 * LOSS, 0)} point of {kept.metric}"
-    if chosen is None:
-        said = [f"No trial of the front is within {lost} of the baseline; nearest is "]
-        said += [_named(run, offered[0].row), f": {_gain(run, offered[0].row)}."]
-        return join(said)
-    said = [
-        "Ship ",
-        _named(run, chosen.row),
-        ", the lowest ",
-        f"{cost.metric} within {lost}",
-    ]
-    said.append(f" of the baseline: {_gain(run, chosen.row)}.")
-    if advised[0].row != chosen.row:
-        said += [" Where more may be lost, the best compromise is "]
-        said += [_named(run, advised[0].row), f": {_gain(run, advised[0].row)}."]
-    return join(said)
-
-
-def _without_front(run: Run) -> Html:
-    """Why there is nothing to ship yet, and what to look at."""
-    status = run.status_counts()
-    complete = len(run.complete())
-    place = str(run.path)
-    if complete and run.objectives:
-        kept = ", ".join(_keeping(run))
-        return join([f"No trial is within all bounds: {kept}."])
-    if not complete and status.get("running"):
-        command = element("code", f"sweeps status {shlex.quote(place)} --watch")
-        return join(["No trial is complete yet; ", command, " shows what runs."])
-    if status.get("failed"):
-        return join(["No trial is complete; what ended them stands under Failures."])
-    return join(["No trial is complete, so there is nothing to compare."])
-
-
-def _keeping(run: Run) -> list[str]:
-    """For each objective how many complete trials have a value, and keep its bound."""
-    values = run.values(run.complete())
-    found = []
-    for objective, column in zip(run.objectives, values.T, strict=True):
-        known = column[np.isfinite(column)]
-        keeping = sum(objective.excess(float(value)) <= 0 for value in known)
-        unit = run.metrics.unit(objective.metric)
-        limit = objective.limit
-        if limit is None or np.isnan(limit):
-            said = (
-                f"{number(len(known))} of {number(len(column))} have {objective.metric}"
-            )
-        else:
-            sign = "≤" if objective.mode == "min" else "≥"
-            bound = f"{objective.metric} {sign} {quantity(limit, unit)}"
-            best = known.min() if objective.mode == "min" else known.max()
-            said = f"{number(keeping)} of {number(len(column))} keep {bound}"
-            said += f" (best {quantity(float(best), unit)})" if len(known) else ""
-        found.append(said)
-    return found
-
-
-def _named(run: Run, row: int) -> Html:
-    trial_id = str(run.trials["trial_id"].iloc[row])
-    return trial_link(trial_id, f"trial {trial_id}")
-
-
-def _gain(run: Run, row: int) -> str:
-    return summary.beside_baseline(run, _configuration(run, row))
-
-
-def _configuration(run: Run, row: int) -> pd.Series:
-    """The configuration for which the trial in a row of `trials` stands."""
-    rows = run.configurations()
-    return rows.loc[rows.index == row].iloc[0]
 
 
 def _tiles(run: Run) -> Html:
@@ -405,7 +321,7 @@ def _within_loss(run: Run) -> list[Html]:
 
 
 def _pick(run: Run, advice: summary.Advice, first: bool) -> Html:
-    row = _configuration(run, advice.row)
+    row = configuration_of(run, advice.row)
     trial_id = str(row["trial_id"])
     figures = [
         element("div", element("dt", name), element("dd", text))
@@ -421,8 +337,9 @@ def _pick(run: Run, advice: summary.Advice, first: bool) -> Html:
         element("dl", *figures),
         _against(run, row),
         element("p", _pick_note(run, advice), class_="note"),
+        _sureness(run, advice.row) if first else None,
         element("p", _parameters(run, row), class_="config"),
-        _commands(run, trial_id),
+        _commands(run, row, is_open=first),
         class_="pick first" if first else "pick",
     )
 
@@ -433,6 +350,25 @@ def _against(run: Run, row: pd.Series) -> Html | None:
     if run.baseline is None or not text:
         return None
     return element("p", f"{text} against {run.baseline.name}.", class_="against")
+
+
+def _sureness(run: Run, row: int) -> Html | None:
+    """How sure a configuration's first uncertain objective is, and what the chance means."""
+    if not run.is_noisy:
+        return None
+    rows = run.configurations()
+    variances = error_variances(rows, run.objectives, run.classes)[0]
+    mine = variances[rows.index.get_loc(row)]
+    half = [
+        summary.sure_to(run.metrics.of(o.metric), 1.96 * float(variance) ** 0.5)
+        for o, variance in zip(run.objectives, mine, strict=True)
+        if variance > 0
+    ]
+    text = f"Sure to {', '.join(half)} (95 %). " if half else ""
+    text += (
+        f"“{summary.CHANCE}”: how likely no other is better in all, given such errors."
+    )
+    return element("p", text, class_="note")
 
 
 def _pick_note(run: Run, advice: summary.Advice) -> str:
@@ -456,12 +392,14 @@ def _parameters(run: Run, row: pd.Series) -> Html:
     return join(shown, ", ")
 
 
-def _commands(run: Run, trial_id: str) -> Html:
+def _commands(run: Run, row: pd.Series, is_open: bool) -> Html:
     """The commands that export a trial's model and run the trial again."""
-    lines = [
-        ("Export", summary.command(run, trial_id, "onnx")),
-        ("Run again", summary.command(run, trial_id, "reproduce")),
-    ]
+    trial_id = str(row["trial_id"])
+    formats = [("Export", "onnx")]
+    if pd.notna(row.get(_CODED)):
+        formats.append(("The coded file", "packed"))
+    formats.append(("Run again", "reproduce"))
+    lines = [(name, summary.command(run, trial_id, what)) for name, what in formats]
     entries = [
         join([element("dt", name), element("dd", element("code", text))])
         for name, text in lines
@@ -471,4 +409,5 @@ def _commands(run: Run, trial_id: str) -> Html:
         element("summary", "Get this model"),
         element("dl", *entries, class_="commands"),
         class_="get",
+        open="" if is_open else None,
     )

@@ -20,6 +20,7 @@ from compress.runtimes.integer_nodes import (
     onnx_nodes,
     without_signs,
 )
+from compress.runtimes.torch_onnx_internals import operators_read_once
 from trainers.models.arch import ModelState
 from trainers.seeding import derive_seed
 
@@ -75,6 +76,7 @@ def write_onnx(
             quiet(),
             sdpa_kernel(SDPBackend.MATH),
             SpelledAttention(),
+            operators_read_once(),
             onnx_nodes() as table,
         ):
             program = torch.onnx.export(

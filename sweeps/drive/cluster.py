@@ -62,8 +62,10 @@ _ENVIRONMENT = {
     # tracebacks of dead processes; the driver says it in a line
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
-OF_TRIALS = ("ray.tune", "sweeps.trial.in_tune", "sweeps.trial.attempt")
-"""What a trial's process imports, which takes it two seconds."""
+OF_TRIALS = ("ray.tune", "sweeps.trial.in_tune")
+"""What a trial's process imports for Tune, which takes a second. The rest, torch above all, would
+fill the memory of processes that get no trial.
+"""
 _PACKAGES = ("sweeps", "compress", "trainers", "analysis")
 _HOME = Path(__file__).resolve().parent.parent.parent
 _SHARED_MEMORY = Path("/dev/shm")

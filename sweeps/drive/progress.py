@@ -316,7 +316,8 @@ class Progress:
     def _about(self) -> str:
         from analysis import pareto
 
-        return "about " if len(self.objectives) > pareto.MOST_EXACT else ""
+        points = len(self.standing.front)
+        return "" if pareto.is_exact(points, len(self.objectives)) else "about "
 
     def _redraw(self) -> None:
         if self._bar is None:

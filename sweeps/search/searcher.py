@@ -245,12 +245,13 @@ class StudySearch:
     @property
     def num_trials(self) -> int:
         """Trials that will still be handed out at most, replicates counted."""
-        refine, replicates = self.spec.search.refine, self.spec.search.replicates
-        refined = refine.top * replicates if refine is not None else 0
-        raced = 0
-        if self._race is not None:
-            raced = self._race.left(self.remaining + len(self._tried))
-        return self.remaining * replicates + self._unrun + raced + refined
+        search, race = self.spec.search, self._race
+        count = self.remaining * search.replicates + self._unrun
+        seeds = search.replicates
+        if race is not None and search.race is not None:
+            count += race.left(self.remaining + len(self._tried))
+            seeds = max(seeds, search.race.most)
+        return count + (0 if search.refine is None else search.refine.top * seeds)
 
     def ask(self) -> TrialPlan | None:
         """The next trial's plan, written; None where there is none left, or none now.

@@ -155,7 +155,8 @@ class LiveRun:
 
     def now(self) -> dict[str, Any]:
         """What runs now, for the page."""
-        trials = list(self.watch.running.trials.values())
+        running = self.watch.running.trials
+        trials = [running[trial_id] for trial_id in sorted(running)]
         driven = is_driven(self.folder)
         requests = list(read_requests(self.folder).values())[-SHOWN_REQUESTS:]
         return {

@@ -10,6 +10,8 @@ from sweeps.run.driving import driving
 from sweeps.run.requests import read_requests
 from sweeps.serve import live
 from tests.analysis.browser import Browser
+from tests.analysis.test_predictions import kept as kept_predictions
+from tests.analysis.test_predictions import write as write_predictions
 from tests.sweeps.serving import begun, epoch, served
 
 
@@ -21,9 +23,12 @@ def test_the_page_grows_while_trials_run(
     """An epoch in its curve, an ended trial in the table and on the front, without a reload."""
     monkeypatch.setattr(live, "SECONDS_BETWEEN_LOOKS", 0.1)
     run = make_run(trials=8)
+    for trial in (run / "trials").iterdir():
+        write_predictions(run, trial.name, kept_predictions())
     with driving(run), served(run) as server:
         page = browser.open(f"{server.address}run/demo/")
         page.run("window.first = true; select(D.eligible[0])")
+        page.wait("document.querySelectorAll('.samples img').length === 2")
         page.wait("$('live-note').textContent.includes('driven by')")
         chosen = page.run("return D.ids[state.row]")
         record = begun(run, "00700")

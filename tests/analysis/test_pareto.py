@@ -193,3 +193,24 @@ def test_many_objectives_are_approximated() -> None:
     assert found == pytest.approx(whole, rel=0.01)
     rising = pareto.hypervolume_over_time(many * units, goals, 1.1 * units)
     assert (np.diff(rising) >= 0).all()
+
+
+def test_what_would_take_long_is_approximated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large front is sampled, and a long curve is computed at some of its points."""
+    assert pareto.is_exact(100, 7)
+    assert pareto.is_exact(10_000, 3)
+    assert not pareto.is_exact(1000, 7)
+    rng = np.random.default_rng(0)
+    goals = [Objective(f"m{i}", "min") for i in range(4)]
+    values = rng.dirichlet(np.ones(4), 60)
+    reference = np.full(4, 1.1)
+    exact = pareto.hypervolume_over_time(values, goals, reference)
+    monkeypatch.setattr(pareto, "_MOST_CURVE", 200)
+    thinned = pareto.hypervolume_over_time(values, goals, reference)
+    assert (thinned <= exact).all()
+    assert 3 <= len(np.unique(thinned)) <= 10
+    assert thinned[-1] == exact[-1]
+    monkeypatch.setattr(pareto, "_MOST_WORK", 1)
+    assert pareto.hypervolume(values, goals, reference) == pytest.approx(
+        exact[-1], rel=0.01
+    )

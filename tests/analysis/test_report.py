@@ -23,6 +23,8 @@ from analysis.report import columns, still
 from analysis.report import data as plots
 from analysis.report import page as report
 from analysis.where import where_mask
+from tests.analysis.test_predictions import kept as kept_predictions
+from tests.analysis.test_predictions import write as write_predictions
 
 EVIL = (
     "</script><script>window.evil = 1</script><img src=x"
@@ -262,7 +264,7 @@ def test_browser_leaves_out_the_front_of_a_run_without_a_complete_trial(
     page = open_page(path)
     assert page.run("return document.getElementById('front').hidden")
     assert page.run(f"return {ROWS}.length") == 3
-    assert "No complete trial" in path.read_text()
+    assert "No trial is complete" in path.read_text()
     assert page.console == []
 
 
@@ -512,10 +514,14 @@ def axe_script() -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (390, "dark")])
-def test_axe_finds_nothing(demo_run, open_page, width: int, theme: str) -> None:
+def test_axe_finds_nothing(make_run, open_page, width: int, theme: str) -> None:
     script = axe_script()
+    path = make_run(trials=40)
+    for trial in (path / "trials").iterdir():
+        write_predictions(path, trial.name, kept_predictions())
     found = replace(
-        demo_run, baseline=Baseline("the source", {"accuracy": 0.95, "gmacs": 1.2})
+        analysis.load(path),
+        baseline=Baseline("the source", {"accuracy": 0.95, "gmacs": 1.2}),
     )
     page = open_page(analysis.write_report(found), width)
     page.run(f"setTheme('{theme}'); repaint(); select(D.eligible[0])")
@@ -592,10 +598,25 @@ def test_paper_has_the_commands_and_plots_are_saved_as_svg(demo_page) -> None:
     assert set(demo_page.run(opened)) == {True}
     assert demo_page.run("return table.limit") is None  # no limit: JSON has no infinity
     demo_page.run("dispatchEvent(new Event('afterprint'))")
-    assert set(demo_page.run(opened)) == {False}
+    closed = "[...document.querySelectorAll('details.get:not(.first *)')]"
+    assert demo_page.run(f"return {closed}.every((box) => !box.open)")
     button = "#front-plot [data-title='Save as SVG']"
     assert demo_page.run(f'return document.querySelector("{button}") !== null')
     assert demo_page.console == []
+
+
+def test_paper_holds_all_that_is_printed(demo_run, open_page, tmp_path) -> None:
+    """No table leaves the page's edge, where nothing can be scrolled."""
+    page = open_page(analysis.write_report(demo_run, tmp_path / "a.html"), 760)
+    page.browser.call("Emulation.setEmulatedMedia", page.session, media="print")
+    page.run("dispatchEvent(new Event('beforeprint'))")
+    wide = page.run("""
+        const right = (node) => node.getBoundingClientRect().right;
+        return [...document.querySelectorAll('main section, table.plain, main svg, .plot')]
+            .filter((node) => right(node) > innerWidth + 1)
+            .map((node) => node.outerHTML.slice(0, 90));
+    """)
+    assert wide == []
 
 
 def test_the_table_is_saved_as_csv(demo_run, demo_page) -> None:

@@ -89,7 +89,7 @@ def test_without_a_baseline_nothing_is_offered_by_loss(demo_run: analysis.Run) -
     ("unit", "before", "after", "words"),
     [
         ("fraction", 0.9, 0.75, "−15 points"),
-        ("fraction", 0.5, 0.5, "+0 points"),
+        ("fraction", 0.5, 0.5, "the same"),
         ("ms", 10.0, 2.5, "4 × lower"),
         ("ms", 10.0, 9.0, "10 % lower"),
         ("bytes", 100.0, 300.0, "3 × higher"),

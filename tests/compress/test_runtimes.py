@@ -15,6 +15,7 @@ from compress.runtimes import interface
 from compress.runtimes.interface import type_of
 from compress.runtimes.onnx_file import SpelledAttention
 from compress.runtimes.registry import RUNTIMES, runtime, session
+from compress.runtimes.torch_onnx_internals import operators_read_once
 from trainers.models.arch import Arch, ModelState
 
 SMALL = Arch("resnet_cifar", "resnet20_cifar", {"num_classes": 7, "width": 4})
@@ -54,6 +55,25 @@ def test_a_models_file_is_the_same_every_time(
         file = runtime("openvino").write(state, tmp_path / name, 32, options)
         written.append([each.read_bytes() for each in sorted(file.parent.iterdir())])
     assert written[0] == written[1]
+
+
+def test_exports_share_the_table_of_operators() -> None:
+    """And what one of them adds to it stays its own."""
+    pytest.importorskip("onnxscript")
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    own = ONNXRegistry.from_torchlib(opset_version=18)
+    with operators_read_once():
+        first = ONNXRegistry.from_torchlib(opset_version=18)
+        first.register_op(torch.ops.aten.relu.default, lambda x: x)
+        second = ONNXRegistry.from_torchlib(opset_version=18)
+    assert len(first.functions["aten::relu"]) == len(own.functions["aten::relu"]) + 1
+    assert {k: len(v) for k, v in second.functions.items()} == {
+        k: len(v) for k, v in own.functions.items()
+    }
+    shared = [v[-1] is first.functions[k][-1] for k, v in second.functions.items()]
+    assert all(shared), "read once"
+    assert not all(v[-1] is own.functions[k][-1] for k, v in second.functions.items())
 
 
 def test_refuses_before_anything_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,18 +79,19 @@ def _data_cache() -> Path:
 
 
 def evaluated() -> list[tuple[Any, ...]]:
-    """Metrics and accuracy by class over the test set, and over its first image alone."""
+    """Metrics, accuracy by class and predictions over the test set, and over its first image."""
     data = load_data(DATA, _data_cache())
     module = load_source(RESNET, num_classes=10, image_size=32, seed=5).build()
     first = replace(data.test, rows=data.test.rows[:1], labels=data.test.labels[:1])
-    return [
-        tuple(
-            evaluate_classes(
-                module, replace(data, test=part), "test", CPU, batch_size=16, samples=5
-            )
+    found = []
+    for part in (data.test, first):
+        on_part = replace(data, test=part)
+        *known, shown = evaluate_classes(
+            module, on_part, "test", CPU, batch_size=16, samples=5
         )
-        for part in (data.test, first)
-    ]
+        images = [[*s[:2], s.thumbnail.hex()] for s in shown.samples]
+        found.append((*known, shown.confusion, images))
+    return found
 
 
 def training(folder: Path) -> dict[str, Any]:

@@ -314,7 +314,7 @@ def test_attempts_in_vain_are_bounded(
     """Without Ray: it never starts."""
     tries = 0
 
-    def start_ray(cpus: int | None) -> None:
+    def start_ray(cpus: int | None, threads: int | None) -> None:
         nonlocal tries
         tries += 1
         raise driver.RayLostError("Ray did not start on this machine (no time)")
@@ -350,9 +350,12 @@ def test_a_ray_that_does_not_start_in_time_is_told_in_a_line(
         assert options["logging_level"] > logging.ERROR
         raise Exception("The current node timed out during startup.\nIt may be\n busy.")
 
+    ended: list[bool] = []
     monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: ended.append(True))
     with pytest.raises(driver.RayLostError) as raised:
         cluster.start_ray(1)
+    assert ended == [True], "what has started of it is ended"
     assert str(raised.value).startswith(
         "Ray did not start on this machine (The current node timed out during startup. It"
         " may be busy.)"

@@ -158,7 +158,10 @@ def test_processes_can_import_while_they_wait(
     assert f"--worker-preload-modules={','.join(cluster.OF_TRIALS)}" in arguments
 
 
-def test_ray_prints_and_starts_through_doors_that_can_be_closed() -> None:
+def test_ray_prints_and_starts_through_doors_that_can_be_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(auto_init_hook, "enable_auto_connect", True)
     assert "print_to_stdstream(" in inspect.getsource(worker.listen_error_messages)
     assert "enable_auto_connect" in inspect.getsource(auto_init_hook.auto_init_ray)
     with ray_internals.tamed():

@@ -4,14 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from analysis.contract import Objective
+from sweeps.check import check_spec
+from sweeps.drive.driver import run_sweep
 from sweeps.run.folder import trial_name
 from sweeps.run.record import TrialRecord
 from sweeps.search.race import undecided
 from sweeps.search.searcher import StudySearch
-from tests.sweeps.helpers import begin, searcher
+from sweeps.spec.load import spec_from
+from tests.sweeps.helpers import begin, records, searcher
 
+LONGER = {"top": 1, "epochs": 2}
 GOALS = [Objective("accuracy", "max"), Objective("gmacs", "min")]
 
 
@@ -82,3 +87,39 @@ def test_a_race_can_follow_a_search_that_has_ended(
     assert found[0].endswith("-r1")
     assert search.ask() is None
     assert not search.is_waiting
+    refined = searcher(
+        raw, tmp_path, trials=8, race={"most": 3, "trials": 2}, refine=LONGER
+    )
+    assert (
+        refined.num_trials == 2 - len(found) + 1 * 3
+    )  # what it refines may have 3 seeds
+
+
+@pytest.mark.slow
+def test_a_race_and_a_longer_training_on_a_real_ray(
+    raw: dict[str, Any], ray_session: None
+) -> None:
+    """Further seeds are trained after the search, then the best goes on from its checkpoint."""
+    raw["stages"]["finetune"]["schedule_epochs"] = 3
+    raw["search"] |= {
+        "race": {"most": 3, "trials": 3},
+        "refine": {"top": 1, "epochs": 3, "stage": "finetune"},
+    }
+    outcome = run_sweep(check_spec(spec_from(raw)))
+    found = records(outcome.folder)
+    assert {record.status for record in found.values()} == {"complete"}
+    raced = [r.plan for name, r in found.items() if name.endswith(("-r1", "-r2"))]
+    raced = [plan for plan in raced if plan.refines is None]
+    assert 1 <= len(raced) <= 3
+    first = {r.plan.number: r.plan for r in found.values() if r.plan.replicate == 0}
+    for plan in raced:
+        assert plan.draw == first[plan.number].draw
+        assert plan.seed != first[plan.number].seed
+    refined = [r for r in found.values() if r.plan.refines is not None]
+    assert refined
+    for record in refined:
+        rows = [row for row in record.epochs() if row["stage"] == "finetune"]
+        assert [row["cached"] for row in rows] == [True, False, False]
+        assert record.outcome.seconds_full is not None
+        assert record.outcome.seconds is not None
+        assert record.outcome.seconds_full > record.outcome.seconds

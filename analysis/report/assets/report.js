@@ -455,7 +455,7 @@ function startTheme() {
     setTheme(on ? "light" : wanted());
     /* paper cannot be asked for more: all rows, and the commands */
     table.limit = on ? Infinity : PAGE;
-    for (const box of document.querySelectorAll("details.get")) box.open = on;
+    for (const box of document.querySelectorAll("details.get")) box.open = on || box.closest(".first") !== null;
     repaint();
     if (!on)
       document.querySelectorAll(".js-plotly-plot").forEach((plot) => Plotly.Plots.resize(plot));

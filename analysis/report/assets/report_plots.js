@@ -71,7 +71,13 @@ function axisOf(column) {
   const isShare = column.unit === "fraction" && column.values.every((v) => v === null || v <= 1);
   if (!column.log && column.values.every((v) => v === null || v >= 0))
     axis.autorangeoptions = isShare ? { clipmin: 0, clipmax: 1 } : { clipmin: 0 };
-  return column.unit === "fraction" ? { ...axis, tickformat: ".3~p" } : axis;
+  if (column.unit === "fraction") return { ...axis, tickformat: ".3~p" };
+  if (!column.log) return axis;
+  /* few ticks, written out */
+  const known = column.values.filter((v) => v !== null);
+  const [low, high] = [Math.min(...known), Math.max(...known)];
+  const isClose = high / low < (innerWidth > 600 ? 1e3 : 30);
+  return { ...axis, dtick: isClose ? "D2" : 1, tickformat: low >= 1 ? "~s" : ".4~g" };
 }
 /* Axis of things that are counted: no ticks between whole numbers. */
 function countAxis(title, most) {

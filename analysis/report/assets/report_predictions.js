@@ -42,14 +42,14 @@ function confusionOf({ confusion, part }, name, classes) {
     const cells = line.map((images, predicted) => {
       const share = Math.round((100 * images) / total);
       const colour = label === predicted ? "good" : "bad";
-      const fill = images ? `color-mix(in srgb, var(--${colour}) ${10 + share / 2}%, transparent)` : "";
+      const fill = images ? `color-mix(in srgb, var(--${colour}) ${8 + share / 4}%, transparent)` : "";
       const cell = el("td", { class: "n" }, images ? number(images) : "");
       cell.style.background = fill;
       return cell;
     });
     return el("tr", {}, el("th", { scope: "row" }, clip(name(label), 16)), ...cells);
   });
-  const heads = ["", ...order.map((i) => clip(name(i), 8))];
+  const heads = ["class", ...order.map((i) => clip(name(i), 8))];
   const note = `Rows are the classes of the ${part} images, columns what they are taken for.`;
   const made = partOf("Confusion", heads, rows, note);
   made.classList.add("confusion");

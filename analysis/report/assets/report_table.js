@@ -342,5 +342,4 @@ function markRow(scroll) {
     node.offsetTop + node.offsetHeight > box.scrollTop + box.clientHeight
   )
     box.scrollTop = top;
-  if (scroll) $("trials").scrollIntoView();
 }

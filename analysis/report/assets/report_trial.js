@@ -11,7 +11,10 @@ inAddress(
 );
 
 function startTrial() {
-  state.choosers.set("trial", showTrial);
+  state.choosers.set("trial", (scroll) => {
+    showTrial();
+    if (scroll && state.row !== null) $("trial").scrollIntoView();
+  });
   state.painters.set("trial", showTrial);
   showTrial();
 }

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from trainers.config import TrainConfig
@@ -81,9 +83,20 @@ def test_a_sum_of_kronecker_products(sizes: Any, multiples: Any) -> None:
                     templates[n][place]
                 )
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
-    if len(sizes) == 2:
-        by_torch = sum(torch.kron(scalers[1, n], templates[n]) for n in range(count))
-        torch.testing.assert_close(found[1], by_torch)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=4),
+    st.integers(1, 4),
+)
+def test_any_shape_is_as_torchs_product(
+    dims: list[tuple[int, int]], count: int
+) -> None:
+    sizes, multiples = zip(*dims, strict=True)
+    templates, scalers = draw(count, *sizes), draw(1, count, *multiples)
+    expected = sum(torch.kron(scalers[0, n], templates[n]) for n in range(count))
+    torch.testing.assert_close(kronecker(templates, scalers)[0], expected)
 
 
 def test_mode_products() -> None:
@@ -96,6 +109,19 @@ def test_mode_products() -> None:
             for a, b, c in np.ndindex(2, 3, 4)
         )
         assert found[s, i, j] == pytest.approx(entry, abs=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=6, max_size=6))
+def test_any_mode_products(n: list[int]) -> None:
+    """Against einsum; and narrower factors give the first rows and columns."""
+    core, mix = draw(*n[:3]), draw(n[3], n[0])
+    rows, columns = draw(n[4], n[1]), draw(n[5], n[2])
+    found = tucker(core, mix, rows, columns)
+    expected = torch.einsum("sa,abc,ib,jc->sij", mix, core, rows, columns)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    part = tucker(core, mix[:2], rows[:3], columns[:1])
+    torch.testing.assert_close(part, expected[:2, :3, :1], atol=1e-4, rtol=1e-4)
 
 
 # ------------------------------------------------------------------ the networks
