@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compress import quant_baselines
 from compress.measure.layers import ValuesRow, layer_rows
 from compress.measure.model import measure_static
 from compress.quant_baselines import (
@@ -374,15 +375,13 @@ def test_codebooks_have_their_size(
     assert together <= 4 if scope == "network" else together > 4
 
 
-def test_baselines_refuse_nothing_to_quantise(digits: Data) -> None:
-    class Empty:
-        name = "empty"
-
-        def build(self) -> nn.Module:
-            return nn.Identity()
-
+def test_baselines_refuse_nothing_to_quantise(
+    digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quant_baselines, "shared_on_meta", lambda _: nn.Identity())
+    arch = make_arch("resnet20_cifar", num_classes=10, image_size=32, args={"width": 2})
     with pytest.raises(ValueError, match="no Linear or Conv"):
-        UniformQuant().check(Empty(), digits.info)  # type: ignore[arg-type]
+        UniformQuant().check(arch, digits.info)
     assert math.isclose(UniformQuant().bits, 8)
 
 

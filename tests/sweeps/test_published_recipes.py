@@ -63,6 +63,7 @@ DEIT: Rows = (
     | {f"augment.{name}": value for name, value in DEIT_AUGMENT.items()}
     | {
         "augment.repeats": 3,
+        "schedule_epochs": None,
         "batch_size": 512,
         "lr_scaling": "linear",
         "min_lr": 1e-5,
