@@ -88,6 +88,33 @@ EVERY = [
     pytest.param(name, size, marks=[] if name in QUICK else pytest.mark.slow)
     for name, size in FAMILIES.items()
 ]
+SHALLOW: list[tuple[str, int, dict[str, Any]]] = [
+    ("res2net50_26w_4s", 32, {"layers": [1] * 4, "channels": [8, 8, 16, 16]}),
+    ("skresnet18", 32, {"layers": [1] * 4, "channels": [16, 16, 32, 32]}),
+    ("densenet121", 32, {"block_config": [2, 2], "growth_rate": 8}),
+    ("convnext_atto", 64, {"depths": [1] * 4, "dims": [8, 16, 16, 24]}),
+    (
+        "swin_tiny_patch4_window7_224",
+        32,
+        {"depths": [2, 2], "embed_dim": 32, "num_heads": [2, 4], "window_size": 4},
+    ),
+    (
+        "levit_128s",
+        64,
+        {
+            "embed_dim": [32, 48, 64],
+            "key_dim": 8,
+            "num_heads": [2, 3, 4],
+            "depth": [1, 1, 1],
+        },
+    ),
+    ("cait_xxs24_224", 32, {"depth": 2, "embed_dim": 48}),
+    ("xcit_nano_12_p16_224", 32, {"depth": 2, "embed_dim": 64}),
+    ("edgenext_xx_small", 64, {"depths": [1, 1, 2, 1]}),
+    ("mobilevit_xxs", 64, {}),
+    ("resnet50_gn", 64, {"layers": [1] * 4, "channels": [32, 32, 64, 64]}),
+]
+"""Families of many operations, small: their full sizes are slow tests."""
 
 
 def model_of(arch: Arch, seed: int = 0) -> ModelState:
@@ -115,11 +142,10 @@ def some(layout: Layout, seed: int = 0) -> np.ndarray:
     return keep
 
 
-@pytest.mark.parametrize(("name", "size"), EVERY)
-def test_the_cut_model_computes_what_the_masked_one_does(
-    name: str, size: int, tmp_path: Path
-) -> None:
-    model = model_of(make_arch(name, num_classes=10, image_size=size))
+def checked_cut(model: ModelState, size: int) -> ModelState:
+    """The model without a random choice of its units: smaller, and it computes what the masked
+    one does.
+    """
     layout = layout_of(model.arch, size)
     keep = some(layout)
     cut = cut_state(model, layout, keep)
@@ -127,6 +153,24 @@ def test_the_cut_model_computes_what_the_masked_one_does(
         map(torch.numel, model.weights.values())
     )
     assert difference(model, layout, keep, cut, size) < 1e-5
+    return cut
+
+
+@pytest.mark.parametrize(("name", "size", "args"), SHALLOW)
+def test_a_shallow_model_of_the_family_is_cut_alike(
+    name: str, size: int, args: dict[str, Any]
+) -> None:
+    checked_cut(
+        model_of(make_arch(name, num_classes=5, image_size=size, args=args)), size
+    )
+
+
+@pytest.mark.parametrize(("name", "size"), EVERY)
+def test_the_cut_model_computes_what_the_masked_one_does(
+    name: str, size: int, tmp_path: Path
+) -> None:
+    model = model_of(make_arch(name, num_classes=10, image_size=size))
+    cut = checked_cut(model, size)
     cut.save(tmp_path)
     assert ModelState.load(tmp_path).hash() == cut.hash()
     if name in QUICK:
