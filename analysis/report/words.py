@@ -205,13 +205,20 @@ def _leader(compared: Comparison | None) -> Html | None:
         f" dominates {percent(first.volume)} of the space between the best values and the"
         f" reference point, {second.name} {percent(second.volume)}",
     ]
-    if len(pairs) < 2:
-        said.append("; one seed does not tell which is better.")
+    if first.configurations != second.configurations:
+        counts = f"{number(first.configurations)} and {number(second.configurations)}"
+        said.append(
+            f"; they have {counts} configurations, so that their seeds are no pairs and which is"
+            f" better cannot be judged. After {plural(compared.budget, 'configuration')} each it"
+            f" is {percent(first.budget)} and {percent(second.budget)}."
+        )
+    elif len(pairs) < 2:
+        said.append("; one pair of seeds does not tell which is better.")
     else:
         points = f"{fixed(100 * low, 1)} to {fixed(100 * high, 1)} points"
         ahead = "ahead" if low > 0 else "not distinguishable"
         said.append(
-            f"; over {len(pairs)} seeds the first is {ahead}"
+            f"; over {len(pairs)} pairs of seeds the first is {ahead}"
             f" (difference {fixed(100 * mean, 1)}, 95 % interval {points})."
         )
     return join(said)
