@@ -20,6 +20,7 @@ from analysis.numbers import (
     plain,
     plural,
 )
+from analysis.report.delivery import get_model
 from analysis.report.html import Html, element, join, trial_link
 from analysis.report.sections import (
     compare_section,
@@ -34,8 +35,6 @@ from analysis.report.verdict import LOSS, configuration_of, verdict
 from analysis.report.versus import versus_section
 from analysis.run import Run
 
-_CODED = "metric/coded_bytes"
-"""Size of the file that `sweeps export --format packed` writes."""
 _DOT = Html(" <i>·</i> ")
 
 
@@ -346,7 +345,7 @@ def _pick(run: Run, advice: summary.Advice, first: bool) -> Html:
         element("p", _pick_note(run, advice), class_="note"),
         _sureness(run, advice.row) if first else None,
         element("p", _parameters(run, row), class_="config"),
-        _commands(run, row, is_open=first),
+        get_model(run, row, is_open=first),
         class_="pick first" if first else "pick",
     )
 
@@ -397,24 +396,3 @@ def _parameters(run: Run, row: pd.Series) -> Html:
         if value is not None and pd.notna(value)
     ]
     return join(shown, ", ")
-
-
-def _commands(run: Run, row: pd.Series, is_open: bool) -> Html:
-    """The commands that export a trial's model and run the trial again."""
-    trial_id = str(row["trial_id"])
-    formats = [("Export", "onnx")]
-    if pd.notna(row.get(_CODED)):
-        formats.append(("The coded file", "packed"))
-    formats.append(("Run again", "reproduce"))
-    lines = [(name, summary.command(run, trial_id, what)) for name, what in formats]
-    entries = [
-        join([element("dt", name), element("dd", element("code", text))])
-        for name, text in lines
-    ]
-    return element(
-        "details",
-        element("summary", "Get this model"),
-        element("dl", *entries, class_="commands"),
-        class_="get",
-        open="" if is_open else None,
-    )

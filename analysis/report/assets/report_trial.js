@@ -181,12 +181,26 @@ function errorOf(row) {
   return el("article", {}, el("h3", {}, "Error"), el("p", { class: "error" }, D.error[row]));
 }
 function commandsOf(row) {
-  if (D.status[row] !== "complete" || !D.details.commands.length) return null;
-  const entries = D.details.commands.flatMap(([name, text]) => [
-    el("dt", {}, name),
-    el("dd", {}, el("code", {}, text.replaceAll("TRIAL", D.ids[row]))),
+  if (D.status[row] !== "complete") return null;
+  const { commands, sizes, needed } = D.details;
+  const label = Object.keys(commands).find((start) => D.ids[row].startsWith(start));
+  if (label === undefined) return null;
+  const id = D.ids[row].slice(label.length);
+  const entries = commands[label].flatMap(([name, text], i) => [
+    el("dt", {}, name, sizes[row]?.[i] ? el("small", {}, ` ${sizes[row][i]}`) : null),
+    el("dd", {}, el("code", {}, text.replaceAll("TRIAL", id))),
   ]);
-  return el("article", {}, el("h3", {}, "Get this model"), el("dl", { class: "commands" }, ...entries));
+  const words = needed
+    .join(" ")
+    .split("`")
+    .map((part, i) => (i % 2 ? el("code", {}, part) : part));
+  return el(
+    "article",
+    {},
+    el("h3", {}, "Get this model"),
+    el("dl", { class: "commands" }, ...entries),
+    el("p", { class: "note" }, ...words),
+  );
 }
 /* What was noted; the live page lets it be changed. */
 function notesOf(row) {
