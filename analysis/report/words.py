@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import summary
-from analysis.certainty import error_variances
+from analysis.certainty import Change, error_variances, part_of
 from analysis.comparison import Comparison
 from analysis.differences import interval
 from analysis.numbers import (
@@ -31,7 +31,7 @@ from analysis.report.sections import (
     stages_section,
 )
 from analysis.report.still import front_picture
-from analysis.report.verdict import LOSS, configuration_of, verdict
+from analysis.report.verdict import LOSS, configuration_of, kept_changes, verdict
 from analysis.report.versus import versus_section
 from analysis.run import Run
 
@@ -280,6 +280,7 @@ def _within_loss(run: Run) -> list[Html]:
         return []
     kept, cost = wanted
     chosen = summary.cheapest_within(offered, LOSS) or offered[0]
+    known = kept_changes(run)
     points = fixed(100 * LOSS, 0)
     slider = element(
         "label",
@@ -289,8 +290,8 @@ def _within_loss(run: Run) -> list[Html]:
             type="range",
             id="loss",
             min="0",
-            max="10",
-            step="0.25",
+            max=f"{MOST_LOSS}",
+            step=f"{STEP}",
             value=points,
             aria_label=f"points of {kept.metric} that may be lost",
         ),
@@ -308,7 +309,7 @@ def _within_loss(run: Run) -> list[Html]:
         cards.append(
             element(
                 "div",
-                _pick(run, advice, first=True),
+                _pick(run, advice, first=True, change=known.get(member.row)),
                 class_="member",
                 hidden=hidden,
                 data_loss=f"{member.loss:.9g}",
@@ -326,11 +327,16 @@ def _within_loss(run: Run) -> list[Html]:
     ]
 
 
-def _pick(run: Run, advice: summary.Advice, first: bool) -> Html:
+def _pick(
+    run: Run, advice: summary.Advice, first: bool, change: Change | None = None
+) -> Html:
+    """The card of a picked trial; `change` is how it differs in the metric that is kept."""
     row = configuration_of(run, advice.row)
     trial_id = str(row["trial_id"])
     figures = [
-        element("div", element("dt", name), element("dd", text))
+        element(
+            "div", element("dt", name, _measured_on(run, name)), element("dd", text)
+        )
         for name, text in summary.figures_of(run, row)
     ]
     return element(
@@ -343,7 +349,8 @@ def _pick(run: Run, advice: summary.Advice, first: bool) -> Html:
         element("dl", *figures),
         _against(run, row),
         element("p", _pick_note(run, advice), class_="note"),
-        _sureness(run, advice.row) if first else None,
+        _loss_sureness(run, change),
+        _sureness(run, advice.row, with_error=change is None) if first else None,
         element("p", _parameters(run, row), class_="config"),
         get_model(run, row, is_open=first),
         class_="pick first" if first else "pick",
@@ -352,14 +359,47 @@ def _pick(run: Run, advice: summary.Advice, first: bool) -> Html:
 
 def _against(run: Run, row: pd.Series) -> Html | None:
     """What the configuration gains and costs beside the baseline."""
-    text = summary.beside_baseline(run, row)
+    text = summary.beside_baseline(run, row, with_parts=True)
     if run.baseline is None or not text:
         return None
     return element("p", f"{text} against {run.baseline.name}.", class_="against")
 
 
-def _sureness(run: Run, row: int) -> Html | None:
-    """How sure a configuration's first uncertain objective is, and what the chance means."""
+def _measured_on(run: Run, name: str) -> Html | None:
+    """The part on which a figure was measured."""
+    part = part_of(name, run.classes)
+    if part is None:
+        return None
+    return element("small", f" {part.name}, {plural(part.images, 'image')}")
+
+
+STEP, MOST_LOSS = 0.25, 10
+"""Points between two places of the slider, and at its end."""
+
+
+def _loss_sureness(run: Run, change: Change | None) -> Html | None:
+    """How sure the loss beside the baseline is; the page writes the chance for another limit."""
+    if change is None or run.baseline is None or not change.variance > 0:
+        return None
+    limits = np.arange(0, MOST_LOSS + STEP / 2, STEP) / 100
+    chances = [summary.chance_text(float(p)) for p in change.kept(limits)]
+    mine = chances[round(100 * LOSS / STEP)]
+    ends = f"{summary.points(change.low)} to {summary.points(change.high)} points"
+    return element(
+        "p",
+        f"Its true difference from {run.baseline.name}: {ends} (95 %, the latter taken as"
+        " measured). At most ",
+        element("span", f"{fixed(100 * LOSS, 0)} point", class_="limit"),
+        " is lost with a probability of ",
+        element("b", mine, class_="chance"),
+        ".",
+        class_="note",
+        data_chances=",".join(chances),
+    )
+
+
+def _sureness(run: Run, row: int, with_error: bool) -> Html | None:
+    """What the chance means; with the error of a configuration's uncertain objectives."""
     if not run.is_noisy:
         return None
     rows = run.configurations()
@@ -370,7 +410,7 @@ def _sureness(run: Run, row: int) -> Html | None:
         for o, variance in zip(run.objectives, mine, strict=True)
         if variance > 0
     ]
-    text = f"Sure to {', '.join(half)} (95 %). " if half else ""
+    text = f"Sure to {', '.join(half)} (95 %). " if half and with_error else ""
     text += (
         f"“{summary.CHANCE}”: how likely no other is better in all, given such errors."
     )

@@ -13,11 +13,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import analysis
 from analysis import numbers, summary
 from analysis.baseline import Baseline
+from analysis.certainty import bounds_probability
 from analysis.numbers import percent
 from analysis.report import columns, still
 from analysis.report import data as plots
@@ -340,6 +342,8 @@ def test_the_loss_that_may_be_lost_chooses_the_first_card(make_run, open_page) -
 
     run = analysis.load(make_run(trials=3, change=change))
     found = replace(run, baseline=Baseline("the source", {"accuracy": 0.9, "gmacs": 8}))
+    images = pd.DataFrame({"trial_id": list("ab"), "images": [400, 400]})
+    found = replace(found, classes=run.classes.iloc[:0].merge(images, how="outer"))
     page = open_page(analysis.write_report(found))
     assert page.run("return document.querySelectorAll('.member').length") == 3
     for points, trial, words in (
@@ -356,6 +360,11 @@ def test_the_loss_that_may_be_lost_chooses_the_first_card(make_run, open_page) -
         )
         assert trial in card
         assert words in card
+        bound = [replace(found.objectives[0], bound=0.9 - points / 100)]
+        rows = found.configurations()
+        chances = bounds_probability(rows, bound, found.classes)
+        row = [*rows["trial_id"]].index(trial)
+        assert f"probability of {summary.chance_text(chances[row])}" in card
     assert "gmacs 8 × lower against the source" in page.run(
         "return document.querySelectorAll('.member')[2].textContent"
     )

@@ -21,6 +21,11 @@ function startLoss() {
     for (const member of members) member.hidden = member !== chosen;
     const words = `${points} ${points === 1 ? "point" : "points"}`;
     $("loss-shown").textContent = words;
+    for (const note of chosen.querySelectorAll("[data-chances]")) {
+      note.querySelector(".limit").textContent = words;
+      const place = Math.round(points / Number(input.step));
+      note.querySelector(".chance").textContent = note.dataset.chances.split(",")[place];
+    }
     chosen.querySelector("h3").textContent = fitting.length
       ? `Lowest ${box.dataset.cost} within ${words}`
       : `Nearest: more than ${words} of ${box.dataset.metric} is lost`;
