@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from analysis import costs
 from analysis.certainty import part_of
 from analysis.configurations import is_numeric
 from analysis.contract import Objective
@@ -146,7 +147,7 @@ def totals(run: Run) -> dict[str, Any]:
 
     Keys: "trials", "front", "status" (status -> count, those that occur), "seconds",
     "seconds_saved". The saving counts the trials that state both what they took and what
-    the whole pipeline would have taken.
+    the whole pipeline would have taken, without what all of them share (see `analysis.costs`).
     """
     trials = run.trials
     saved = (trials["seconds_full"] - trials["seconds"]).dropna().clip(lower=0)
@@ -155,17 +156,17 @@ def totals(run: Run) -> dict[str, Any]:
         "front": len(run.front()),
         "status": run.status_counts(),
         "seconds": float(trials["seconds"].sum()),
-        "seconds_saved": float(saved.sum()),
+        "seconds_saved": max(0.0, float(saved.sum()) - costs.shared_reading(run)),
     }
 
 
 def stage_table(run: Run) -> pd.DataFrame:
     """For each stage: method, phase, runs, cache hits, seconds spent and seconds saved by
-    the cache.
+    the cache, 0 of a stage that all trials share.
     """
     cached = run.stages["cached"].fillna(False)
-    saved = (run.stages["seconds_full"] - run.stages["seconds"]).clip(lower=0)
-    stages = run.stages.assign(saved=saved.where(cached), hit=cached.astype("int64"))
+    saved = costs.stage_saving(run)
+    stages = run.stages.assign(saved=saved, hit=cached.astype("int64"))
     groups = stages.groupby(["name", "stage", "phase"], dropna=False, sort=False)
     table = groups.agg(
         position=("index", "mean"),
@@ -179,7 +180,7 @@ def stage_table(run: Run) -> pd.DataFrame:
 
 def other_costs(run: Run) -> list[tuple[str, int, float]]:
     """What a run took beside its stages: name, how often, seconds. With the stages they add up to
-    what its trials and its baseline took.
+    what its trials and its baseline took, and what they found computed before.
     """
     spent = run.trials[["trial_id", "seconds"]].dropna()
     of_stages = run.stages.groupby("trial_id")["seconds"].sum().to_dict()
@@ -192,7 +193,8 @@ def other_costs(run: Run) -> list[tuple[str, int, float]]:
         found.append(("start, data and measuring", len(spent), float(rest)))
     if run.baseline is not None and run.baseline.seconds is not None:
         found.append(("baseline", 1, run.baseline.seconds))
-    return found
+    earlier = costs.earlier_stages(run)
+    return found + [(costs.named_earlier(s), s.count, s.seconds) for s in earlier]
 
 
 def failures(run: Run) -> pd.DataFrame:

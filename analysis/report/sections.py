@@ -93,8 +93,10 @@ def stages_section(run: Run) -> Html:
     return card(
         "stages",
         "Cost and stage cache",
-        "A stage that an earlier trial has already run on the same input is read from the stage"
-        " cache: a hit.",
+        "A stage that was already run on the same input, by an earlier trial or before this run, is"
+        " read from the stage cache: a hit. “Saved” is what the trials would have taken longer"
+        " without the cache; a stage that all share would have been computed once in any case, so"
+        " its hits save nothing here.",
         table(
             join(
                 [

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import summary
+from analysis import costs, summary
 from analysis.certainty import Change, error_variances, part_of
 from analysis.comparison import Comparison
 from analysis.differences import interval
@@ -226,17 +226,25 @@ def _leader(compared: Comparison | None) -> Html | None:
 def _tiles(run: Run) -> Html:
     total = summary.totals(run)
     saved, spent = total["seconds_saved"], total["seconds"]
-    share = "no stage was run twice"
+    without = "no stage was read from it"
     if saved:
-        share = f"{fixed(100 * saved / (saved + spent), 0)} % of the work"
+        without = f"without it {duration(saved + spent)}"
+    shared = sorted(costs.shared_stages(run))
+    if shared:
+        without += f"; {', '.join(shared)} once, as all share it"
+    earlier = costs.earlier_stages(run)
+    before = "all together"
+    if earlier:
+        took = duration(sum(stage.seconds for stage in earlier))
+        before = f"and {took} before this run: {', '.join(s.name for s in earlier)}"
     what = "configuration" if run.has_replicates else "trial"
     complete = total["status"].get("complete", 0)
     counted = plural(len(run.configurations()), f"complete {what}")
     tiles = [
         ("Trials", number(total["trials"]), f"{number(complete)} complete"),
         ("On the front", number(total["front"]), f"of {counted}"),
-        ("Time of trials", duration(spent), "all together"),
-        ("Saved by the cache", duration(saved), share),
+        ("Time of trials", duration(spent), before),
+        ("Saved by the cache", duration(saved), without),
     ]
     return element("dl", *(_tile(*tile) for tile in tiles), class_="tiles")
 
