@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import itertools
 import json
 import os
 import re
@@ -363,6 +364,9 @@ def test_the_loss_that_may_be_lost_chooses_the_first_card(make_run, open_page) -
         bound = [replace(found.objectives[0], bound=0.9 - points / 100)]
         rows = found.configurations()
         chances = bounds_probability(rows, bound, found.classes)
+        labels = "$('front-plot').layout.annotations.map((a) => a.text)"
+        named = [text for text in page.run(f"return {labels}") if f"trial {trial}" in text]
+        assert len(named) == ("more" not in words)
         row = [*rows["trial_id"]].index(trial)
         assert f"probability of {summary.chance_text(chances[row])}" in card
     assert "gmacs 8 × lower against the source" in page.run(
@@ -488,6 +492,16 @@ def test_a_trial_has_a_page_beside_the_pick_or_another_one(demo_run, demo_page) 
     assert "dög" in shown
     assert "export" in shown
     assert "00003-onnx" in shown
+    seen = demo_page.run("""
+        const tables = [...document.querySelectorAll('#trial-body .scroll')];
+        const stages = tables.find((t) => t.getAttribute('aria-label') === 'Stages');
+        return [tables.every((t) => t.scrollHeight <= t.clientHeight + 20),
+                [...stages.querySelectorAll('tbody tr')].map((r) => [...r.cells].slice(-2)
+                  .map((c) => c.textContent))];
+    """)
+    assert seen[0], "no table of the trial is cut below"
+    for (_, after), (before, _) in itertools.pairwise(seen[1]):
+        assert before == after
     other = demo_page.run("""
         document.querySelector('#trial-controls button').click();
         const other = D.eligible.find((row) => row !== state.row);

@@ -49,7 +49,7 @@ function showTrial() {
 /* The trial that stands beside: the one that the reader keeps, else the recommended pick. */
 function otherRow(row) {
   const kept_ = beside.id === null ? undefined : ROW.get(beside.id);
-  const found = kept_ ?? [...PICKS.keys()][0];
+  const found = kept_ ?? loss.row ?? [...PICKS.keys()][0];
   return found === undefined || found === row ? null : found;
 }
 function showBeside(row, other) {
@@ -115,19 +115,19 @@ function lineOf(name, cells, attributes = {}) {
   );
 }
 const besideName = (other) =>
-  (beside.id === null && PICKS.get(other)) || `trial ${D.ids[other]}`;
+  (beside.id === null && other !== loss.row && PICKS.get(other)) || `trial ${D.ids[other]}`;
 function figuresOf(row, other) {
   const columns = D.columns.filter((c) => c.kind === "num" && c.role !== "parameter");
   const base = D.baseline;
   const heads = ["Figure", D.ids[row]];
-  if (other !== null) heads.push(besideName(other));
   if (base) heads.push("baseline");
+  if (other !== null) heads.push(besideName(other));
   const rows = columns
     .filter((c) => c.values[row] !== null)
     .map((c) => {
       const cells = [show(c, row)];
-      if (other !== null) cells.push(show(c, other));
       if (base) cells.push(c.key in base.values ? figure(base.values[c.key], c.unit) : MISSING);
+      if (other !== null) cells.push(show(c, other));
       return lineOf(c.title, cells);
     });
   return rows.length ? partOf("Figures", heads, rows) : null;
@@ -156,12 +156,15 @@ function stagesOf(row) {
   const rows = stages.map(([name, phase, cached, spent, full, after]) => {
     const cells = [phase ?? MISSING, cached ? "from the cache" : spent, full];
     if (measured) cells.push(write(before), write(after));
-    before = after ?? before;
+    before = after; /* what a stage made is measured by its own epochs alone */
     return lineOf(name ?? MISSING, cells);
   });
   const heads = ["Stage", "Phase", "Took", "Would take"];
   if (measured) heads.push("Before", "After");
-  const note = measured ? `${measured} before and after each stage, as its epochs measured it.` : null;
+  const note = measured
+    ? `${measured} of the model that came in and of the one that went out, where epochs measured it;` +
+      " a stage that trains nothing, as one that starts a fresh model, measures none."
+    : null;
   return partOf("Stages", heads, rows, note);
 }
 function classesOf(row) {
