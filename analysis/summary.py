@@ -321,13 +321,18 @@ def _parts(run: Run, row: pd.Series, name: str) -> str:
     return f" ({'; '.join(found)})" if found else ""
 
 
+_LARGEST_LIMIT = 10
+"""Points that a reader may allow to be lost."""
+
+
 def points(difference: float) -> str:
-    """A difference of shares in points: '−1.04'; never so short that it seems to keep a limit of a
-    quarter of a point beyond which it is.
+    """A difference of shares in points: '−1.04'; where it is small, with more digits rather than so
+    short that it seems to keep a limit of a quarter of a point beyond which it is.
     """
     value = 100 * abs(difference)
     text = significant(value, 3)
-    if abs(value - round(4 * value) / 4) > 1e-7 and (4 * float(text)).is_integer():
+    is_beyond = abs(value - round(4 * value) / 4) > 1e-7
+    if value < _LARGEST_LIMIT and is_beyond and (4 * float(text)).is_integer():
         text = significant(value, 6)
     return f"{'−' if difference < 0 else '+'}{text}"
 

@@ -75,7 +75,7 @@ def _sure(run: Run, row: int) -> str:
     few = ""
     if part is not None and part.images * LOSS < _FEW_IMAGES:
         few = f" ({significant(part.images * LOSS, 2)} images)"
-    return f" Chance of at most {fixed(100 * LOSS, 0)} point{few}: {chance}."
+    return f" Chance of losing at most {fixed(100 * LOSS, 0)} point{few}: {chance}."
 
 
 def _without_front(run: Run) -> Html:

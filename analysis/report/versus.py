@@ -163,7 +163,7 @@ def _table(name: str, lines: Sequence[Line], is_only: bool) -> Html:
     head = join(
         [
             element("th", name),
-            element("th", "In"),
+            element("th", "In", class_="what"),
             heads(["Difference or ratio", "95 % interval"]),
             element("td", class_="wide"),
             element("th", "Verdict"),
@@ -191,8 +191,8 @@ def _row(line: Line, reach: float) -> Html:
     against = join([element("b", line.a), " against ", element("b", line.b)])
     return element(
         "tr",
-        element("th", against, scope="row"),
-        element("td", line.what),
+        element("th", against, scope="row", data_what=line.what),
+        element("td", line.what, class_="what"),
         element("td", f"{write(line.mean)}{unit}", class_="n"),
         element("td", ends, class_="n"),
         element("td", _picture(line, reach), class_="wide"),

@@ -245,6 +245,26 @@ def test_browser_ties_marks_to_rows_and_fits_a_phone(make_run, open_page):
     assert page.console == []
 
 
+def test_names_of_rows_stay_on_a_phone(demo_run, open_page, tmp_path) -> None:
+    """Tables that are wider than a phone keep their first column, and the navigation follows."""
+    page = open_page(analysis.write_report(demo_run, tmp_path / "a.html"), 390, 844)
+    moved = page.run("""
+        const table = document.querySelector('#stages .scroll');
+        const name = table.querySelector('tbody th');
+        const before = name.getBoundingClientRect().left;
+        table.scrollLeft = 150;
+        return [table.scrollLeft, name.getBoundingClientRect().left - before];
+    """)
+    assert moved == [150, 0]
+    page.run("scrollTo({ top: 1e6, behavior: 'instant' }); watchNav(); return null")
+    seen = page.run("""
+        const bar = $('nav').getBoundingClientRect();
+        const link = document.querySelector('#nav a.here').getBoundingClientRect();
+        return link.left >= bar.left && link.right <= bar.right && $('nav').scrollLeft > 0;
+    """)
+    assert seen is True
+
+
 def test_browser_sorts_plain_tables(demo_page):
     hits = demo_page.run("""
         const heads = [...document.querySelectorAll('#stages thead button')];

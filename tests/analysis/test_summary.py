@@ -138,6 +138,7 @@ def test_a_bound_that_nothing_keeps_is_named(demo_run: analysis.Run) -> None:
         (-0.01, "−1"),
         (-0.0100004, "−1.00004"),
         (0.0524, "+5.24"),
+        (-0.409722, "−41"),
     ],
 )
 def test_points_do_not_round_onto_a_limit(difference: float, words: str) -> None:

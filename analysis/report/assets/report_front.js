@@ -311,7 +311,7 @@ function labelled(hasRoom) {
   if (loss.row !== null) found.set(loss.row, `trial ${D.ids[loss.row]}, ${loss.words}`);
   for (const [row, words] of PICKS)
     found.set(row, found.has(row) ? `${found.get(row)}, ${words}` : words);
-  return hasRoom ? [...found] : [...found].slice(0, 1);
+  return hasRoom ? [...found] : [...found.keys()].slice(0, 1).map((row) => [row, `trial ${D.ids[row]}`]);
 }
 /* Their labels, on the side where the front does not run, or where there is room. */
 function pickLabels(x, y, at, hasRoom) {
