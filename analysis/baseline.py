@@ -77,7 +77,7 @@ def read_baseline(
         for column, value in rows[0].items()
         if column.startswith("metric/")
     }
-    name = f"the source after {stages[-1]}" if stages else SOURCE
+    name = f"the source after stage {stages[-1]}" if stages else SOURCE
     computed = [
         str(row["key"])
         for row in found.rows["stages"]

@@ -25,6 +25,7 @@ from analysis.report.html import Html, element, join, trial_link
 from analysis.report.sections import (
     compare_section,
     failures_section,
+    glossary_section,
     problems_section,
     remarks_section,
     reproduce_section,
@@ -57,6 +58,7 @@ def parts(
         "versus": Html("") if is_live else versus_section(run, compared),
         "stages": stages_section(run),
         "still": Html("") if is_live else front_picture(run),
+        "glossary": glossary_section(run),
         "failures": failures_section(run),
         "problems": problems_section(run),
         "reproduce": reproduce_section(run),
@@ -178,7 +180,14 @@ def _front(run: Run, count: int) -> Any:
     if len(run.objectives) < 2:
         return None
     goals = [
-        join(["low " if o.mode == "min" else "high ", element("b", o.metric)])
+        join(
+            [
+                "low " if o.mode == "min" else "high ",
+                element(
+                    "b", o.metric, title=run.metrics.of(o.metric).description or None
+                ),
+            ]
+        )
         for o in run.objectives
     ]
     what = "configurations" if run.has_replicates else "trials"
@@ -343,7 +352,14 @@ def _pick(
     trial_id = str(row["trial_id"])
     figures = [
         element(
-            "div", element("dt", name, _measured_on(run, name)), element("dd", text)
+            "div",
+            element(
+                "dt",
+                name,
+                _measured_on(run, name),
+                title=run.metrics.of(name).description or None,
+            ),
+            element("dd", text),
         )
         for name, text in summary.figures_of(run, row)
     ]

@@ -385,7 +385,9 @@ def test_the_loss_that_may_be_lost_chooses_the_first_card(make_run, open_page) -
         rows = found.configurations()
         chances = bounds_probability(rows, bound, found.classes)
         labels = "$('front-plot').layout.annotations.map((a) => a.text)"
-        named = [text for text in page.run(f"return {labels}") if f"trial {trial}" in text]
+        named = [
+            text for text in page.run(f"return {labels}") if f"trial {trial}" in text
+        ]
         assert len(named) == ("more" not in words)
         row = [*rows["trial_id"]].index(trial)
         assert f"probability of {summary.chance_text(chances[row])}" in card
@@ -596,6 +598,15 @@ def test_the_first_screen_has_verdict_and_front(
     assert re.match(r"\s*Ship trial \w+, the lowest gmacs within 1 point", seen[0])
     assert 0 < seen[1] < 200
     assert seen[2] < seen[3]
+
+
+def test_names_of_metrics_are_explained(demo_run) -> None:
+    text = report.render(demo_run)
+    named = demo_run.metrics.of(demo_run.objectives[0].metric)
+    assert named.description
+    glossary = text[text.index("id='glossary'") :]
+    assert f"<dt>{named.name}</dt><dd>{html.escape(named.description)}" in glossary
+    assert f"title='{html.escape(named.description)}'" in text
 
 
 def test_costs_add_up(make_run) -> None:

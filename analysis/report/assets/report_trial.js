@@ -128,7 +128,7 @@ function figuresOf(row, other) {
       const cells = [show(c, row)];
       if (base) cells.push(c.key in base.values ? figure(base.values[c.key], c.unit) : MISSING);
       if (other !== null) cells.push(show(c, other));
-      return lineOf(c.title, cells);
+      return lineOf(c.title, cells, { title: c.description || null });
     });
   return rows.length ? partOf("Figures", heads, rows) : null;
 }
