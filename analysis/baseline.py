@@ -25,11 +25,13 @@ class Baseline:
         name: "the source", or after which stage the source was measured.
         metrics: name → value of those that are finite numbers, as trials have them.
         seconds: that it took.
+        computed: keys of the stages that it computed, and did not find in the stage cache.
     """
 
     name: str
     metrics: Mapping[str, float]
     seconds: float | None = None
+    computed: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
@@ -37,6 +39,7 @@ class Baseline:
             "name": self.name,
             "metrics": dict(self.metrics),
             "seconds": self.seconds,
+            "computed": list(self.computed),
         }
 
 
@@ -47,11 +50,12 @@ def from_json(value: Any, problems: list[str]) -> Baseline | None:
     if not isinstance(value, dict) or not isinstance(value.get("metrics"), dict):
         problems.append(f"baseline: must be a JSON object with metrics, got {value!r}")
         return None
-    name = value.get("name")
+    name, computed = value.get("name"), value.get("computed")
     return Baseline(
         clean_text(name) if isinstance(name, str) else SOURCE,
         _numbers(value["metrics"]),
         _number(value.get("seconds")),
+        tuple(map(str, computed)) if isinstance(computed, list) else (),
     )
 
 
@@ -73,8 +77,14 @@ def read_baseline(
         for column, value in rows[0].items()
         if column.startswith("metric/")
     }
-    name = f"the source after {stages[-1]}" if stages else SOURCE
-    return Baseline(name, _numbers(metrics), _number(rows[0].get("seconds")))
+    name = f"the source after stage {stages[-1]}" if stages else SOURCE
+    computed = [
+        str(row["key"])
+        for row in found.rows["stages"]
+        if row.get("key") and not row.get("cached")
+    ]
+    seconds = _number(rows[0].get("seconds"))
+    return Baseline(name, _numbers(metrics), seconds, tuple(computed))
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -28,6 +28,7 @@ of this.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -198,8 +199,6 @@ def bounds_probability(
     Args:
         rows, classes: as in `plausible_values`.
     """
-    from scipy.stats import t
-
     values = objective_values(rows, objectives)
     variances, freedom = error_variances(rows, objectives, classes)
     chances = np.ones(len(rows))
@@ -208,12 +207,81 @@ def bounds_probability(
         if limit is None:
             continue
         room = -objective.sign * (values[:, column] - limit)
-        spread = np.sqrt(variances[:, column])
-        known = np.minimum(freedom[:, column], _AS_GOOD_AS_NORMAL)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            likely = t.cdf(room / spread, known)
-        chances *= np.where(spread > 0, likely, room >= 0)
+        chances *= _likely(room, variances[:, column], freedom[:, column])
     return np.nan_to_num(chances)
+
+
+def _likely(room: Floats, variance: Floats, freedom: Floats) -> Floats:
+    """Probability that true values are on the side of a limit from which the measured ones are
+    `room` away, of errors with these variances.
+    """
+    from scipy.stats import t
+
+    spread = np.sqrt(variance)
+    known = np.minimum(freedom, _AS_GOOD_AS_NORMAL)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        likely = t.cdf(room / spread, known)
+    return np.asarray(np.where(spread > 0, likely, room >= 0))
+
+
+class Part(NamedTuple):
+    """The images on which a metric was measured."""
+
+    name: str
+    images: int
+
+
+def part_of(metric: str, classes: pd.DataFrame) -> Part | None:
+    """On how many images of which part a share was measured; None where that is not known."""
+    column = "images" if metric in _BY_CLASS else _IMAGES.get(metric)
+    if column is None or classes.empty or column not in classes:
+        return None
+    count = float(classes.groupby("trial_id")[column].sum().median())
+    if not count > 0:
+        return None
+    return Part("validation" if column == "images" else "test set", round(count))
+
+
+class Change(NamedTuple):
+    """How a configuration's value of a metric differs from a fixed one.
+
+    Attributes:
+        mean: what was measured less the fixed value.
+        low, high: ends of the 95 % interval, by the configuration's own error; both the mean
+            where the metric is exact.
+        variance, freedom: of that error.
+    """
+
+    mean: float
+    low: float
+    high: float
+    variance: float
+    freedom: float
+
+    def kept(self, losses: Floats) -> Floats:
+        """(n,) probability that no more than each of these (n,) losses is lost."""
+        return _likely(
+            self.mean + losses, np.array(self.variance), np.array(self.freedom)
+        )
+
+
+def changes(
+    rows: pd.DataFrame, objective: Objective, classes: pd.DataFrame, before: float
+) -> dict[Any, Change]:
+    """Of each configuration, by its index, how its objective differs from `before`, each judged by
+    its own measurements as in `bounds_probability`.
+    """
+    from scipy.stats import t
+
+    variances, freedom = error_variances(rows, [objective], classes)
+    mean = objective_values(rows, [objective])[:, 0] - before
+    known = np.minimum(freedom[:, 0], _AS_GOOD_AS_NORMAL)
+    half = t.ppf(0.975, known) * np.sqrt(variances[:, 0])
+    columns = (mean, mean - half, mean + half, variances[:, 0], freedom[:, 0])
+    values = zip(*(column.tolist() for column in columns), strict=True)
+    return {
+        index: Change(*each) for index, each in zip(rows.index, values, strict=True)
+    }
 
 
 def draws_for(configurations: int, objectives: int) -> int:

@@ -1,5 +1,5 @@
-"""What one choice is worth against another: differences at equal other parameters and equal seed,
-with an interval.
+"""What one choice is worth against another: differences, or ratios of sizes and times, at equal
+other parameters and equal seed, with an interval.
 """
 
 from __future__ import annotations
@@ -13,26 +13,32 @@ import numpy as np
 import pandas as pd
 
 from analysis.configurations import is_numeric
+from analysis.contract import Objective
 from analysis.pareto import Floats
 from analysis.run import Run
 
 LEVEL = 0.95
 
-Verdict = Literal["better", "worse", "not distinguishable"]
+Verdict = Literal["better", "worse", "not distinguishable", "cannot be judged"]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One objective of a less that of b.
+    """One objective of a less that of b, or over it.
 
     Attributes:
         metric: name of the objective.
         n: pairs that it rests on, of configurations or of seeds.
         pairs: "configurations": each is a mean over its common seeds; "seeds": where only one
             configuration has a partner.
-        mean: of the differences, in the metric's unit; NaN of none.
-        low, high: ends of the 95 % interval (Student's t); infinite for fewer than two pairs.
-        verdict: what a is beside b; "not distinguishable" where the interval holds 0.
+        mean: of the differences, in the metric's unit, or the geometric mean of the ratios; NaN
+            of no pair.
+        low, high: ends of the 95 % interval (Student's t, of logarithms where it is of ratios);
+            as wide as can be for fewer than two pairs.
+        verdict: what a is beside b; "not distinguishable" where the interval holds no difference,
+            "cannot be judged" where there is no interval.
+        is_ratio: whether a is divided by b: of a size or a time that is positive everywhere,
+            which differs by as many times in large models as in small ones.
     """
 
     metric: str
@@ -42,6 +48,7 @@ class Difference:
     low: float
     high: float
     verdict: Verdict
+    is_ratio: bool = False
 
 
 def interval(differences: Floats) -> tuple[float, float, float]:
@@ -58,6 +65,8 @@ def interval(differences: Floats) -> tuple[float, float, float]:
 
 def verdict_of(low: float, high: float, sign: float) -> Verdict:
     """The verdict on an interval; `sign` is 1 where small values are better, else -1."""
+    if not math.isfinite(low):
+        return "cannot be judged"
     if low <= 0 <= high:
         return "not distinguishable"
     return "better" if (high < 0) == (sign > 0) else "worse"
@@ -76,7 +85,8 @@ def compare(a: Run, b: Run, by: Collection[str] | None = None) -> list[Differenc
             a single value that the other does not have.
 
     Returns:
-        One difference for each objective that both have, in the order of `a`; with n = 0 where
+        One difference for each objective that both have, in the order of `a`, and a ratio where
+        the metric is a size or a time (`Metric.is_ratio`); with n = 0 where
         no trial has a partner.
 
     Raises:
@@ -98,24 +108,29 @@ def compare(a: Run, b: Run, by: Collection[str] | None = None) -> list[Differenc
     for objective in a.objectives:
         if all(o.metric != objective.metric for o in b.objectives):
             continue
-        column = f"metric/{objective.metric}"
-        pairs = _pairs((left, right), keys, column)
-        by_configuration = pairs.groupby("key")["difference"].mean()
-        is_one = len(by_configuration) < 2
-        values = pairs["difference"] if is_one else by_configuration
-        mean, low, high = interval(values.to_numpy(dtype=np.float64))
-        found.append(
-            Difference(
-                objective.metric,
-                len(values),
-                "seeds" if is_one else "configurations",
-                mean,
-                low,
-                high,
-                verdict_of(low, high, objective.sign),
-            )
-        )
+        pairs = _pairs((left, right), keys, f"metric/{objective.metric}")
+        is_size = a.metrics.of(objective.metric).is_ratio
+        found.append(_difference(pairs, objective, is_size))
     return found
+
+
+def _difference(pairs: pd.DataFrame, objective: Objective, is_size: bool) -> Difference:
+    """What the pairs (see `_pairs`) say of an objective, by ratios where `is_size`."""
+    is_ratio = is_size and bool((pairs[["a", "b"]] > 0).all(axis=None))
+    sides = np.log(pairs[["a", "b"]]) if is_ratio else pairs
+    each = (sides["a"] - sides["b"]).groupby(pairs["key"])
+    is_one = each.ngroups < 2
+    values = (sides["a"] - sides["b"]) if is_one else each.mean()
+    mean, low, high = interval(values.to_numpy(dtype=np.float64))
+    verdict = verdict_of(low, high, objective.sign)
+    if is_ratio:
+        with np.errstate(over="ignore"):
+            mean, low, high = map(float, np.exp([mean, low, high]))
+    pairs_of: Literal["configurations", "seeds"]
+    pairs_of = "seeds" if is_one else "configurations"
+    return Difference(
+        objective.metric, len(values), pairs_of, mean, low, high, verdict, is_ratio
+    )
 
 
 def _tells_apart(left: pd.Series, right: pd.Series) -> bool:
@@ -143,7 +158,7 @@ def _keys(rows: pd.DataFrame, equal: Sequence[str]) -> list[str]:
 def _pairs(
     runs: Sequence[pd.DataFrame], keys: Sequence[list[str]], column: str
 ) -> pd.DataFrame:
-    """Columns key (the equal parameters) and difference, one row a configuration and seed."""
+    """Columns key (the equal parameters), a and b, one row a configuration and seed."""
     sides = []
     for rows, own in zip(runs, keys, strict=True):
         frame = pd.DataFrame(
@@ -155,5 +170,5 @@ def _pairs(
         )
         frame = frame[np.isfinite(frame["value"])]
         sides.append(frame.groupby(["key", "seed"])["value"].mean())
-    found = (sides[0] - sides[1]).dropna().rename("difference")
+    found = pd.DataFrame({"a": sides[0], "b": sides[1]}).dropna()
     return found.reset_index()

@@ -24,12 +24,26 @@ class Metric(NamedTuple):
         unit: for example "ms", "bytes", "fraction" (of one), "1" (a count), "10^9", "text" (a
             word); "" for none.
         is_time: whether it is a time that depends on the machine, and so differs between runs.
+        has_ratio_scale: whether its ratios tell more than its differences, as of a size, a time or
+            a count of operations; None: as the unit says (see `is_ratio`).
     """
 
     name: str
     description: str = ""
     unit: str = ""
     is_time: bool = False
+    has_ratio_scale: bool | None = None
+
+    @property
+    def is_ratio(self) -> bool:
+        """Whether two values are compared by their ratio, not by their difference."""
+        if self.has_ratio_scale is None:
+            return self.unit in _RATIO_UNITS
+        return self.has_ratio_scale
+
+
+_RATIO_UNITS = {"bytes", "kB", "MB", "GB", "s", "ms", "us", "10^6", "10^9", "J", "1/s"}
+"""Units of sizes, times and operations, of which a model has so many times more than another."""
 
 
 class Metrics(dict[str, Metric]):
@@ -70,7 +84,7 @@ def read_metrics(data: Any, problems: list[str]) -> Metrics:
         if metric is None:
             problems.append(
                 f"{RUN_FILE}: metric {name!r} needs a description and a unit as text and"
-                f" is_time as true or false, got {facts!r}"
+                f" is_time and has_ratio_scale as true or false, got {facts!r}"
             )
         else:
             found[metric.name] = metric
@@ -82,15 +96,19 @@ def _metric(name: str, facts: Any) -> Metric | None:
         return None
     description, unit = facts.get("description", ""), facts.get("unit", "")
     is_time = facts.get("is_time", False)
+    has_ratio_scale = facts.get("has_ratio_scale")
     if not (isinstance(description, str) and isinstance(unit, str)):
         return None
     if not isinstance(is_time, bool):
+        return None
+    if not (has_ratio_scale is None or isinstance(has_ratio_scale, bool)):
         return None
     return Metric(
         name,
         clean_text(description)[:_LONGEST_TEXT],
         clean_text(unit)[:_LONGEST_TEXT],
         is_time,
+        has_ratio_scale,
     )
 
 
@@ -101,6 +119,7 @@ def to_json(metrics: Metrics) -> dict[str, dict[str, Any]]:
             "description": metric.description,
             "unit": metric.unit,
             "is_time": metric.is_time,
+            "has_ratio_scale": metric.has_ratio_scale,
         }
         for metric in metrics.values()
     }

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from analysis import costs
+from analysis.certainty import part_of
 from analysis.configurations import is_numeric
 from analysis.contract import Objective
 from analysis.fronts import KNEE, best_name, interval_columns
 from analysis.metrics import Metric, on_test_set
-from analysis.numbers import percent, plain, plus_minus, quantity, significant
+from analysis.numbers import percent, plain, plural, plus_minus, quantity, significant
 from analysis.run import Run
 from analysis.where import where_columns
 
@@ -145,7 +147,7 @@ def totals(run: Run) -> dict[str, Any]:
 
     Keys: "trials", "front", "status" (status -> count, those that occur), "seconds",
     "seconds_saved". The saving counts the trials that state both what they took and what
-    the whole pipeline would have taken.
+    the whole pipeline would have taken, without what all of them share (see `analysis.costs`).
     """
     trials = run.trials
     saved = (trials["seconds_full"] - trials["seconds"]).dropna().clip(lower=0)
@@ -154,17 +156,17 @@ def totals(run: Run) -> dict[str, Any]:
         "front": len(run.front()),
         "status": run.status_counts(),
         "seconds": float(trials["seconds"].sum()),
-        "seconds_saved": float(saved.sum()),
+        "seconds_saved": max(0.0, float(saved.sum()) - costs.shared_reading(run)),
     }
 
 
 def stage_table(run: Run) -> pd.DataFrame:
     """For each stage: method, phase, runs, cache hits, seconds spent and seconds saved by
-    the cache.
+    the cache, 0 of a stage that all trials share.
     """
     cached = run.stages["cached"].fillna(False)
-    saved = (run.stages["seconds_full"] - run.stages["seconds"]).clip(lower=0)
-    stages = run.stages.assign(saved=saved.where(cached), hit=cached.astype("int64"))
+    saved = costs.stage_saving(run)
+    stages = run.stages.assign(saved=saved, hit=cached.astype("int64"))
     groups = stages.groupby(["name", "stage", "phase"], dropna=False, sort=False)
     table = groups.agg(
         position=("index", "mean"),
@@ -178,7 +180,7 @@ def stage_table(run: Run) -> pd.DataFrame:
 
 def other_costs(run: Run) -> list[tuple[str, int, float]]:
     """What a run took beside its stages: name, how often, seconds. With the stages they add up to
-    what its trials and its baseline took.
+    what its trials and its baseline took, and what they found computed before.
     """
     spent = run.trials[["trial_id", "seconds"]].dropna()
     of_stages = run.stages.groupby("trial_id")["seconds"].sum().to_dict()
@@ -191,7 +193,8 @@ def other_costs(run: Run) -> list[tuple[str, int, float]]:
         found.append(("start, data and measuring", len(spent), float(rest)))
     if run.baseline is not None and run.baseline.seconds is not None:
         found.append(("baseline", 1, run.baseline.seconds))
-    return found
+    earlier = costs.earlier_stages(run)
+    return found + [(costs.named_earlier(s), s.count, s.seconds) for s in earlier]
 
 
 def failures(run: Run) -> pd.DataFrame:
@@ -283,9 +286,11 @@ def change(metric: Metric, before: float, after: float) -> str:
     return f"{sign}{significant(100 * abs(ratio - 1), 2)} % {metric.name}"
 
 
-def beside_baseline(run: Run, row: pd.Series) -> str:
+def beside_baseline(run: Run, row: pd.Series, with_parts: bool = False) -> str:
     """How a configuration's objectives differ from the baseline's, in words: 'accuracy −1.2 points,
     gmacs 5.2 × lower'; "" where nothing can be compared.
+
+    With parts: 'accuracy −1.2 points (validation, 288 images; test −2.1)'.
     """
     if run.baseline is None:
         return ""
@@ -296,8 +301,40 @@ def beside_baseline(run: Run, row: pd.Series) -> str:
         if before is not None and after is not None and pd.notna(after):
             metric = run.metrics.of(objective.metric)
             difference = _difference(metric, before, float(after))
-            found.append(f"{metric.name} {difference}")
+            part = _parts(run, row, objective.metric) if with_parts else ""
+            found.append(f"{metric.name} {difference}{part}")
     return ", ".join(found)
+
+
+def _parts(run: Run, row: pd.Series, name: str) -> str:
+    """The images on which a difference was measured, and the difference on the test set."""
+    found = []
+    part = part_of(name, run.classes)
+    if part is not None:
+        found.append(f"{part.name}, {plural(part.images, 'image')}")
+    tested = on_test_set(name)
+    before = run.baseline.metrics.get(tested) if run.baseline is not None else None
+    after = row.get(f"metric/{tested}")
+    if before is not None and after is not None and pd.notna(after):
+        difference = _difference(run.metrics.of(tested), before, float(after))
+        found.append(f"test {difference.removesuffix(' points')}")
+    return f" ({'; '.join(found)})" if found else ""
+
+
+_LARGEST_LIMIT = 10
+"""Points that a reader may allow to be lost."""
+
+
+def points(difference: float) -> str:
+    """A difference of shares in points: '−1.04'; where it is small, with more digits rather than so
+    short that it seems to keep a limit of a quarter of a point beyond which it is.
+    """
+    value = 100 * abs(difference)
+    text = significant(value, 3)
+    is_beyond = abs(value - round(4 * value) / 4) > 1e-7
+    if value < _LARGEST_LIMIT and is_beyond and (4 * float(text)).is_integer():
+        text = significant(value, 6)
+    return f"{'−' if difference < 0 else '+'}{text}"
 
 
 def _difference(metric: Metric, before: float, after: float) -> str:
@@ -305,8 +342,7 @@ def _difference(metric: Metric, before: float, after: float) -> str:
     if before == after:
         return "the same"
     if metric.unit == "fraction":
-        points = significant(100 * abs(after - before), 2)
-        return f"{'−' if after < before else '+'}{points} points"
+        return f"{points(after - before)} points"
     if before <= 0 or after <= 0:
         return f"{quantity(before, metric.unit)} → {quantity(after, metric.unit)}"
     way = "lower" if after < before else "higher"

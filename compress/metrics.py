@@ -248,7 +248,13 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "static": Measurement(
         (
-            Metric("num_params", "parameters", "1", range=(0, math.inf)),
+            Metric(
+                "num_params",
+                "parameters",
+                "1",
+                range=(0, math.inf),
+                has_ratio_scale=True,
+            ),
             Metric("gmacs", "multiply-accumulates of one image", "10^9"),
             Metric(
                 "entropy_bits",

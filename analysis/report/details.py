@@ -7,17 +7,16 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import summary
 from analysis.configurations import is_numeric
 from analysis.numbers import duration
 from analysis.report.columns import compact
+from analysis.report.delivery import commands_data
 from analysis.run import Run
 
 MAX_DETAILED = 300
 """Trials of which the page knows stages and classes, those of the front first."""
 MAX_CLASSES = 200
 """Classes of a trial that the page knows."""
-_PLACEHOLDER = "TRIAL"
 
 
 def detailed_trials(run: Run) -> list[str]:
@@ -27,7 +26,7 @@ def detailed_trials(run: Run) -> list[str]:
 
 
 def details(run: Run, row_of: Mapping[str, int]) -> dict[str, Any]:
-    """By row the stages and classes of trials, and commands with `TRIAL` for the trial's id.
+    """By row the stages and classes of trials, and what `commands_data` gives.
 
     A stage is its name, phase, whether it came from the cache, its times as text, and the metric
     `measured` as its last epoch gave it, None where it trains nothing.
@@ -53,12 +52,7 @@ def details(run: Run, row_of: Mapping[str, int]) -> dict[str, Any]:
         "unit": run.metrics.unit(measured) if measured else "",
         "stages": stages,
         "classes": _classes(run, wanted, row_of),
-        "commands": []
-        if run.members
-        else [
-            ["Export", summary.command(run, _PLACEHOLDER, "onnx")],
-            ["Run again", summary.command(run, _PLACEHOLDER, "reproduce")],
-        ],
+        **commands_data(run, [*wanted], row_of),
     }
 
 

@@ -22,6 +22,7 @@ from analysis.numbers import (
     plural,
     quantity,
 )
+from analysis.report.delivery import deliveries, note_of
 from analysis.run import Run
 from analysis.text import clean_text
 
@@ -123,7 +124,11 @@ def _picks(run: Run) -> list[str]:
     head = ["pick", "trial", "offers"]
     head += ["against the baseline"] if run.baseline is not None else []
     best = ids.iloc[advised[0].row]
-    commands = [summary.command(run, best, what) for what in ("onnx", "reproduce")]
+    row = offered[advised[0].row].iloc[0]
+    commands = []
+    for each in deliveries(run):
+        said = ", ".join(filter(None, [each.name, note_of(run, each, row)]))
+        commands.append(f"{summary.command(run, best, each.what)}  # {said}")
     return [
         "## Picks",
         _table(head, [row[: len(head)] for row in rows]),

@@ -11,6 +11,7 @@ import pandas as pd
 
 from analysis import summary
 from analysis.comparison import Comparison, Group
+from analysis.metrics import Metric
 from analysis.numbers import duration, number, percent, plural, quantity
 from analysis.report.html import (
     Html,
@@ -93,8 +94,10 @@ def stages_section(run: Run) -> Html:
     return card(
         "stages",
         "Cost and stage cache",
-        "A stage that an earlier trial has already run on the same input is read from the stage"
-        " cache: a hit.",
+        "A stage that was already run on the same input, by an earlier trial or before this run, is"
+        " read from the stage cache: a hit. “Saved” is what the trials would have taken longer"
+        " without the cache; a stage that all share would have been computed once in any case, so"
+        " its hits save nothing here.",
         table(
             join(
                 [
@@ -217,6 +220,39 @@ def remarks_section(run: Run) -> Html:
         run.data,
         *([_listed(run.remarks)] if run.remarks else []),
     )
+
+
+def glossary_section(run: Run) -> Html:
+    """What the names of metrics mean, as the run describes them; objectives first."""
+    names = [objective.metric for objective in run.objectives]
+    measured = [
+        name.partition("/")[2]
+        for name in map(str, run.trials)
+        if name.startswith("metric/") and run.trials[name].notna().any()
+    ]
+    names = list(dict.fromkeys([*names, *run.metrics.in_order(measured)]))
+    entries = [
+        join([element("dt", name), element("dd", _with_unit(run.metrics.of(name)))])
+        for name in names
+        if run.metrics.of(name).description
+    ]
+    if not entries:
+        return Html("")
+    listed = element(
+        "details",
+        element("summary", plural(len(entries), "metric")),
+        element("dl", *entries, class_="glossary"),
+    )
+    return card("glossary", "What the names mean", "", listed, nav="Names")
+
+
+_UNSAID = {"", "1", "text"}
+"""Units that a description needs not to be followed by."""
+
+
+def _with_unit(metric: Metric) -> str:
+    unit = "" if metric.unit in _UNSAID else f" ({metric.unit.replace('10^9', '10⁹')})"
+    return f"{metric.description}{unit}"
 
 
 def problems_section(run: Run) -> Html:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis import summary
-from analysis.numbers import fixed, number, quantity
+from analysis.certainty import Change, changes, part_of
+from analysis.numbers import fixed, number, quantity, significant
 from analysis.report.html import Html, element, join, trial_link
 from analysis.run import Run
 
@@ -39,11 +41,41 @@ def verdict(run: Run) -> Html | None:
         ", the lowest ",
         f"{cost.metric} within {lost}",
     ]
-    said.append(f" of the baseline: {_gain(run, chosen.row)}.")
+    gain = summary.beside_baseline(run, configuration_of(run, chosen.row), True)
+    said += [f" of the baseline: {gain}.", _sure(run, chosen.row)]
     if advised[0].row != chosen.row:
         said += [" Where more may be lost, the best compromise is "]
         said += [_named(run, advised[0].row), f": {_gain(run, advised[0].row)}."]
     return join(said)
+
+
+def kept_changes(run: Run) -> dict[Any, Change]:
+    """How each configuration's kept metric (see `summary.kept_and_cost`) differs from the
+    baseline's, of which the measured value is taken as it is.
+    """
+    wanted = summary.kept_and_cost(run)
+    if wanted is None or run.baseline is None:
+        return {}
+    before = run.baseline.metrics[wanted[0].metric]
+    return changes(run.configurations(), wanted[0], run.classes, before)
+
+
+_FEW_IMAGES = 10
+"""A point that is fewer images of a part is said to be few."""
+
+
+def _sure(run: Run, row: int) -> str:
+    """How likely the loss is within the limit, and what a point is where it is few images."""
+    found = kept_changes(run).get(row)
+    if found is None or not found.variance > 0:
+        return ""
+    chance = summary.chance_text(float(found.kept(np.array([LOSS]))[0]))
+    wanted = summary.kept_and_cost(run)
+    part = part_of(wanted[0].metric, run.classes) if wanted else None
+    few = ""
+    if part is not None and part.images * LOSS < _FEW_IMAGES:
+        few = f" ({significant(part.images * LOSS, 2)} images)"
+    return f" Chance of losing at most {fixed(100 * LOSS, 0)} point{few}: {chance}."
 
 
 def _without_front(run: Run) -> Html:

@@ -1,4 +1,6 @@
-"""Whether one choice beats another, drawn: differences with their intervals, and a verdict."""
+"""Whether one choice beats another, drawn: differences or ratios with their intervals, and a
+verdict.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,23 @@ MOST_VALUES = 4
 FRONT = "front"
 NO_VALUE = "not set"
 _WIDTH, _HEIGHT = 200, 22
-_CLASSES = {"better": "good", "worse": "bad", "not distinguishable": "none"}
+_CLASSES = {
+    "better": "good",
+    "worse": "bad",
+    "not distinguishable": "none",
+    "cannot be judged": "none",
+}
 
 
 class Line(NamedTuple):
-    """One difference of a less b.
+    """One difference of a less b, or ratio of a over b.
 
     Attributes:
         what: a metric, or `FRONT` for the share of the space that the front dominates.
         unit: of mean, low and high, in which they are shown.
         rests_on: what it was compared over, in words.
-        low, high: ends of the 95 % interval, infinite where there is none.
+        low, high: ends of the 95 % interval, as wide as can be where there is none.
+        is_ratio: whether 1 stands for no difference, not 0.
     """
 
     a: str
@@ -46,6 +54,17 @@ class Line(NamedTuple):
     low: float
     high: float
     verdict: Verdict
+    is_ratio: bool = False
+
+    @property
+    def places(self) -> tuple[float, float, float]:
+        """Mean, low and high where they are drawn: ratios by their logarithms."""
+        ends = self.mean, self.low, self.high
+        if not self.is_ratio:
+            return ends
+        with np.errstate(divide="ignore"):
+            mean, low, high = map(float, np.log(ends))
+        return mean, low, high
 
 
 def versus_section(run: Run, found: Comparison | None) -> Html:
@@ -59,12 +78,13 @@ def versus_section(run: Run, found: Comparison | None) -> Html:
     if not bodies:
         return Html("")
     note = (
-        "The difference of the first less the second, with its 95 % interval; where that holds 0,"
-        " they are not distinguishable. “Front” is the share of the space between the best"
-        " values and the reference point that the front of each dominates, compared seed by seed:"
-        " what was tried more often had more chances."
-        " A metric is compared over pairs of trials that differ in this choice alone, so there may"
-        " be none."
+        "The difference of the first less the second, and of sizes and times the ratio of the"
+        " first to the second (0.5 × is half as large), with its 95 % interval; where that holds 0"
+        " (of a ratio 1), they are not distinguishable. A metric is compared over pairs of trials"
+        " that differ in this choice alone, so there may be none."
+        " “Front” is the share of the space between the best values and the reference point that"
+        " the front of each dominates, compared seed by seed where both have as many"
+        " configurations: what was tried more often had more chances."
     )
     title = "Does one choice beat another?"
     return card("versus", title, note, *bodies, nav="A or B")
@@ -100,10 +120,13 @@ def _pair(run: Run, name: str, a: Group, b: Group) -> list[Line]:
     mean, low, high = interval(shares)
     lines = []
     if len(common):
-        seeds = (
-            f"{plural(len(common), 'seed')}; {number(a.configurations)} and"
-            f" {plural(b.configurations, 'configuration')}"
-        )
+        seeds = f"{plural(len(common), 'pair')} of seeds"
+        if a.configurations == b.configurations:
+            seeds += f", {plural(a.configurations, 'configuration')} each"
+        else:  # the share grows with what was tried, so seeds are no pairs
+            low, high = -math.inf, math.inf
+            seeds = f"{number(a.configurations)} and {number(b.configurations)} configurations"
+            seeds += ": not equally many"
         verdict = verdict_of(low, high, -1.0)
         lines.append(
             Line(a.name, b.name, FRONT, "points", seeds, mean, low, high, verdict)
@@ -114,7 +137,7 @@ def _pair(run: Run, name: str, a: Group, b: Group) -> list[Line]:
         if not difference.n:
             continue
         unit = run.metrics.unit(difference.metric)
-        scale = 100.0 if unit == "fraction" else 1.0
+        scale = 100.0 if unit == "fraction" and not difference.is_ratio else 1.0
         lines.append(
             Line(
                 a.name,
@@ -126,6 +149,7 @@ def _pair(run: Run, name: str, a: Group, b: Group) -> list[Line]:
                 scale * difference.low,
                 scale * difference.high,
                 difference.verdict,
+                difference.is_ratio,
             )
         )
     return lines
@@ -139,8 +163,8 @@ def _table(name: str, lines: Sequence[Line], is_only: bool) -> Html:
     head = join(
         [
             element("th", name),
-            element("th", "In"),
-            heads(["Difference", "95 % interval"]),
+            element("th", "In", class_="what"),
+            heads(["Difference or ratio", "95 % interval"]),
             element("td", class_="wide"),
             element("th", "Verdict"),
             element("th", "Over"),
@@ -152,22 +176,24 @@ def _table(name: str, lines: Sequence[Line], is_only: bool) -> Html:
 
 
 def _ends(line: Line) -> float:
-    """How far a line reaches from 0."""
-    return max(abs(v) for v in (line.mean, line.low, line.high) if math.isfinite(v))
+    """How far a line reaches from no difference."""
+    return max(abs(v) for v in line.places if math.isfinite(v))
 
 
 def _row(line: Line, reach: float) -> Html:
     unit = "" if line.unit in ("", "1") else f" {line.unit}"
+    write = _times if line.is_ratio else _signed
+    unit = " ×" if line.is_ratio else unit
     ends = MISSING
-    if math.isfinite(line.low):
-        ends = f"{_signed(line.low)} to {_signed(line.high)}"
+    if line.verdict != "cannot be judged":
+        ends = f"{write(line.low)} to {write(line.high)}"
     badge = element("span", line.verdict, class_=f"verdict-{_CLASSES[line.verdict]}")
     against = join([element("b", line.a), " against ", element("b", line.b)])
     return element(
         "tr",
-        element("th", against, scope="row"),
-        element("td", line.what),
-        element("td", f"{_signed(line.mean)}{unit}", class_="n"),
+        element("th", against, scope="row", data_what=line.what),
+        element("td", line.what, class_="what"),
+        element("td", f"{write(line.mean)}{unit}", class_="n"),
         element("td", ends, class_="n"),
         element("td", _picture(line, reach), class_="wide"),
         element("td", badge),
@@ -181,6 +207,11 @@ def _signed(value: float) -> str:
     )
 
 
+def _times(ratio: float) -> str:
+    """A ratio as the page states it; one beyond all numbers is no more than large."""
+    return significant(ratio, 3) if math.isfinite(ratio) else "any"
+
+
 def _picture(line: Line, reach: float) -> Html:
     """The interval around its mean, and where no difference is."""
 
@@ -189,15 +220,16 @@ def _picture(line: Line, reach: float) -> Html:
         return number(round(_WIDTH / 2 + 0.46 * _WIDTH * min(max(share, -1), 1), 1))
 
     middle = str(_HEIGHT // 2)
+    mean, low, high = line.places
     parts = [
         element(
             "line", x1=place(0), x2=place(0), y1="0", y2=str(_HEIGHT), class_="zero"
         )
     ]
-    if math.isfinite(line.low):
-        ends = {"x1": place(line.low), "x2": place(line.high)}
+    if line.verdict != "cannot be judged":
+        ends = {"x1": place(low), "x2": place(high)}
         parts.append(element("line", y1=middle, y2=middle, class_="span", **ends))
-    parts.append(element("circle", cx=place(line.mean), cy=middle, r="5"))
+    parts.append(element("circle", cx=place(mean), cy=middle, r="5"))
     return element(
         "svg",
         *parts,

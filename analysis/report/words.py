@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import summary
-from analysis.certainty import error_variances
+from analysis import costs, summary
+from analysis.certainty import Change, error_variances, part_of
 from analysis.comparison import Comparison
 from analysis.differences import interval
 from analysis.numbers import (
@@ -20,22 +20,22 @@ from analysis.numbers import (
     plain,
     plural,
 )
+from analysis.report.delivery import get_model
 from analysis.report.html import Html, element, join, trial_link
 from analysis.report.sections import (
     compare_section,
     failures_section,
+    glossary_section,
     problems_section,
     remarks_section,
     reproduce_section,
     stages_section,
 )
 from analysis.report.still import front_picture
-from analysis.report.verdict import LOSS, configuration_of, verdict
+from analysis.report.verdict import LOSS, configuration_of, kept_changes, verdict
 from analysis.report.versus import versus_section
 from analysis.run import Run
 
-_CODED = "metric/coded_bytes"
-"""Size of the file that `sweeps export --format packed` writes."""
 _DOT = Html(" <i>·</i> ")
 
 
@@ -58,6 +58,7 @@ def parts(
         "versus": Html("") if is_live else versus_section(run, compared),
         "stages": stages_section(run),
         "still": Html("") if is_live else front_picture(run),
+        "glossary": glossary_section(run),
         "failures": failures_section(run),
         "problems": problems_section(run),
         "reproduce": reproduce_section(run),
@@ -179,7 +180,14 @@ def _front(run: Run, count: int) -> Any:
     if len(run.objectives) < 2:
         return None
     goals = [
-        join(["low " if o.mode == "min" else "high ", element("b", o.metric)])
+        join(
+            [
+                "low " if o.mode == "min" else "high ",
+                element(
+                    "b", o.metric, title=run.metrics.of(o.metric).description or None
+                ),
+            ]
+        )
         for o in run.objectives
     ]
     what = "configurations" if run.has_replicates else "trials"
@@ -205,13 +213,20 @@ def _leader(compared: Comparison | None) -> Html | None:
         f" dominates {percent(first.volume)} of the space between the best values and the"
         f" reference point, {second.name} {percent(second.volume)}",
     ]
-    if len(pairs) < 2:
-        said.append("; one seed does not tell which is better.")
+    if first.configurations != second.configurations:
+        counts = f"{number(first.configurations)} and {number(second.configurations)}"
+        said.append(
+            f"; they have {counts} configurations, so that their seeds are no pairs and which is"
+            f" better cannot be judged. After {plural(compared.budget, 'configuration')} each it"
+            f" is {percent(first.budget)} and {percent(second.budget)}."
+        )
+    elif len(pairs) < 2:
+        said.append("; one pair of seeds does not tell which is better.")
     else:
         points = f"{fixed(100 * low, 1)} to {fixed(100 * high, 1)} points"
         ahead = "ahead" if low > 0 else "not distinguishable"
         said.append(
-            f"; over {len(pairs)} seeds the first is {ahead}"
+            f"; over {len(pairs)} pairs of seeds the first is {ahead}"
             f" (difference {fixed(100 * mean, 1)}, 95 % interval {points})."
         )
     return join(said)
@@ -220,17 +235,25 @@ def _leader(compared: Comparison | None) -> Html | None:
 def _tiles(run: Run) -> Html:
     total = summary.totals(run)
     saved, spent = total["seconds_saved"], total["seconds"]
-    share = "no stage was run twice"
+    without = "no stage was read from it"
     if saved:
-        share = f"{fixed(100 * saved / (saved + spent), 0)} % of the work"
+        without = f"without it {duration(saved + spent)}"
+    shared = sorted(costs.shared_stages(run))
+    if shared:
+        without += f"; {', '.join(shared)} once, as all share it"
+    earlier = costs.earlier_stages(run)
+    before = "all together"
+    if earlier:
+        took = duration(sum(stage.seconds for stage in earlier))
+        before = f"and {took} before this run: {', '.join(s.name for s in earlier)}"
     what = "configuration" if run.has_replicates else "trial"
     complete = total["status"].get("complete", 0)
     counted = plural(len(run.configurations()), f"complete {what}")
     tiles = [
         ("Trials", number(total["trials"]), f"{number(complete)} complete"),
         ("On the front", number(total["front"]), f"of {counted}"),
-        ("Time of trials", duration(spent), "all together"),
-        ("Saved by the cache", duration(saved), share),
+        ("Time of trials", duration(spent), before),
+        ("Saved by the cache", duration(saved), without),
     ]
     return element("dl", *(_tile(*tile) for tile in tiles), class_="tiles")
 
@@ -274,6 +297,7 @@ def _within_loss(run: Run) -> list[Html]:
         return []
     kept, cost = wanted
     chosen = summary.cheapest_within(offered, LOSS) or offered[0]
+    known = kept_changes(run)
     points = fixed(100 * LOSS, 0)
     slider = element(
         "label",
@@ -283,8 +307,8 @@ def _within_loss(run: Run) -> list[Html]:
             type="range",
             id="loss",
             min="0",
-            max="10",
-            step="0.25",
+            max=f"{MOST_LOSS}",
+            step=f"{STEP}",
             value=points,
             aria_label=f"points of {kept.metric} that may be lost",
         ),
@@ -302,7 +326,7 @@ def _within_loss(run: Run) -> list[Html]:
         cards.append(
             element(
                 "div",
-                _pick(run, advice, first=True),
+                _pick(run, advice, first=True, change=known.get(member.row)),
                 class_="member",
                 hidden=hidden,
                 data_loss=f"{member.loss:.9g}",
@@ -320,11 +344,23 @@ def _within_loss(run: Run) -> list[Html]:
     ]
 
 
-def _pick(run: Run, advice: summary.Advice, first: bool) -> Html:
+def _pick(
+    run: Run, advice: summary.Advice, first: bool, change: Change | None = None
+) -> Html:
+    """The card of a picked trial; `change` is how it differs in the metric that is kept."""
     row = configuration_of(run, advice.row)
     trial_id = str(row["trial_id"])
     figures = [
-        element("div", element("dt", name), element("dd", text))
+        element(
+            "div",
+            element(
+                "dt",
+                name,
+                _measured_on(run, name),
+                title=run.metrics.of(name).description or None,
+            ),
+            element("dd", text),
+        )
         for name, text in summary.figures_of(run, row)
     ]
     return element(
@@ -337,23 +373,57 @@ def _pick(run: Run, advice: summary.Advice, first: bool) -> Html:
         element("dl", *figures),
         _against(run, row),
         element("p", _pick_note(run, advice), class_="note"),
-        _sureness(run, advice.row) if first else None,
+        _loss_sureness(run, change),
+        _sureness(run, advice.row, with_error=change is None) if first else None,
         element("p", _parameters(run, row), class_="config"),
-        _commands(run, row, is_open=first),
+        get_model(run, row, is_open=first),
         class_="pick first" if first else "pick",
     )
 
 
 def _against(run: Run, row: pd.Series) -> Html | None:
     """What the configuration gains and costs beside the baseline."""
-    text = summary.beside_baseline(run, row)
+    text = summary.beside_baseline(run, row, with_parts=True)
     if run.baseline is None or not text:
         return None
     return element("p", f"{text} against {run.baseline.name}.", class_="against")
 
 
-def _sureness(run: Run, row: int) -> Html | None:
-    """How sure a configuration's first uncertain objective is, and what the chance means."""
+def _measured_on(run: Run, name: str) -> Html | None:
+    """The part on which a figure was measured."""
+    part = part_of(name, run.classes)
+    if part is None:
+        return None
+    return element("small", f" {part.name}, {plural(part.images, 'image')}")
+
+
+STEP, MOST_LOSS = 0.25, 10
+"""Points between two places of the slider, and at its end."""
+
+
+def _loss_sureness(run: Run, change: Change | None) -> Html | None:
+    """How sure the loss beside the baseline is; the page writes the chance for another limit."""
+    if change is None or run.baseline is None or not change.variance > 0:
+        return None
+    limits = np.arange(0, MOST_LOSS + STEP / 2, STEP) / 100
+    chances = [summary.chance_text(float(p)) for p in change.kept(limits)]
+    mine = chances[round(100 * LOSS / STEP)]
+    ends = f"{summary.points(change.low)} to {summary.points(change.high)} points"
+    return element(
+        "p",
+        f"Its true difference from {run.baseline.name}: {ends} (95 %, the latter taken as"
+        " measured). At most ",
+        element("span", f"{fixed(100 * LOSS, 0)} point", class_="limit"),
+        " is lost with a probability of ",
+        element("b", mine, class_="chance"),
+        ".",
+        class_="note",
+        data_chances=",".join(chances),
+    )
+
+
+def _sureness(run: Run, row: int, with_error: bool) -> Html | None:
+    """What the chance means; with the error of a configuration's uncertain objectives."""
     if not run.is_noisy:
         return None
     rows = run.configurations()
@@ -364,7 +434,7 @@ def _sureness(run: Run, row: int) -> Html | None:
         for o, variance in zip(run.objectives, mine, strict=True)
         if variance > 0
     ]
-    text = f"Sure to {', '.join(half)} (95 %). " if half else ""
+    text = f"Sure to {', '.join(half)} (95 %). " if half and with_error else ""
     text += (
         f"“{summary.CHANCE}”: how likely no other is better in all, given such errors."
     )
@@ -390,24 +460,3 @@ def _parameters(run: Run, row: pd.Series) -> Html:
         if value is not None and pd.notna(value)
     ]
     return join(shown, ", ")
-
-
-def _commands(run: Run, row: pd.Series, is_open: bool) -> Html:
-    """The commands that export a trial's model and run the trial again."""
-    trial_id = str(row["trial_id"])
-    formats = [("Export", "onnx")]
-    if pd.notna(row.get(_CODED)):
-        formats.append(("The coded file", "packed"))
-    formats.append(("Run again", "reproduce"))
-    lines = [(name, summary.command(run, trial_id, what)) for name, what in formats]
-    entries = [
-        join([element("dt", name), element("dd", element("code", text))])
-        for name, text in lines
-    ]
-    return element(
-        "details",
-        element("summary", "Get this model"),
-        element("dl", *entries, class_="commands"),
-        class_="get",
-        open="" if is_open else None,
-    )

@@ -19,6 +19,8 @@ class Metric(NamedTuple):
             `TEXT` for a word.
         is_time: whether it is a time or made of times, so that no two runs give it twice.
         range: the smallest and the largest value that it can have; None: as its unit says.
+        has_ratio_scale: whether results compare its values by their ratio (a model is half as
+            large) instead of their difference; None: as its unit says, which "1" leaves open.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Metric(NamedTuple):
     unit: str
     is_time: bool = False
     range: tuple[float, float] | None = None
+    has_ratio_scale: bool | None = None
 
     @property
     def limits(self) -> tuple[float, float]:

@@ -223,6 +223,7 @@ PARTS = (
                 "1",
                 True,
                 (0, math.inf),
+                has_ratio_scale=True,
             ),
             Metric(
                 "latency_ratio_low",
@@ -251,7 +252,13 @@ PARTS = (
                 True,
                 (0, 1),
             ),
-            Metric("throughput", "images a second at the median", "1", True),
+            Metric(
+                "throughput",
+                "images a second at the median",
+                "1",
+                True,
+                has_ratio_scale=True,
+            ),
             Metric("latency_batch_size", "images in that batch", "1", True),
             Metric("latency_repeats", "timed passes", "1", True),
             Metric(

@@ -12,7 +12,9 @@ from trainers.training.epoch_metrics import epoch_metrics
 
 
 def described_metrics(sweep: Sweep) -> dict[str, dict[str, Any]]:
-    """Name → description, unit and whether it is a time, of all that a trial can have."""
+    """Name → description, unit, whether it is a time and whether its values are compared by their
+    ratio, of all that a trial can have.
+    """
     known = stages()
     kinds = [known[kind] for kind in known if kind in set(_names(sweep.spec.stages))]
     runtimes = tuple(sweep.spec.measure.runtimes)
@@ -21,6 +23,7 @@ def described_metrics(sweep: Sweep) -> dict[str, dict[str, Any]]:
             "description": metric.description,
             "unit": metric.unit,
             "is_time": metric.is_time,
+            "has_ratio_scale": metric.has_ratio_scale,
         }
         for name, metric in trial_metrics(kinds, runtimes=runtimes).items()
     }

@@ -138,6 +138,32 @@ def test_the_probability_of_keeping_a_bound_is_that_of_the_binomial_error() -> N
     assert found == pytest.approx([0.84, 0, 0], abs=0.02)
 
 
+def test_a_loss_is_as_likely_as_the_bound_that_it_is() -> None:
+    """Against `bounds_probability` with the bound that the baseline and the loss give; the interval
+    is that of the binomial error.
+    """
+    rows = pd.DataFrame({"metric/accuracy": [0.95, 0.94, 0.9], "replicates": 1})
+    rows["sd/accuracy"] = np.nan
+    classes = pd.DataFrame(
+        {"trial_id": ["a"] * 2, "images": [200, 88], "test_images": 0}
+    )
+    objective = Objective("accuracy", "max")
+    found = certainty.changes(rows, objective, classes, 0.955)
+    losses = np.array([0.0, 0.01, 0.03])
+    mine = np.array([change.kept(losses) for change in found.values()])
+    for place, loss in enumerate(losses):
+        bounded = [Objective("accuracy", "max", 0.955 - loss)]
+        wanted = certainty.bounds_probability(rows, bounded, classes)
+        assert mine[:, place] == pytest.approx(wanted)
+    share = (0.95 * 288 + 1) / 290
+    half = 1.96 * (share * (1 - share) / 288) ** 0.5
+    assert found[0].mean == pytest.approx(-0.005)
+    assert found[0].high - found[0].mean == pytest.approx(half, rel=1e-3)
+    assert certainty.part_of("accuracy", classes) == ("validation", 288)
+    assert certainty.part_of("test_accuracy", classes) is None
+    assert certainty.part_of("gmacs", classes) is None
+
+
 @pytest.mark.parametrize("metric", ["auroc", "balanced_accuracy", "f1_macro"])
 def test_the_rarest_class_says_how_sure_a_metric_of_classes_is(metric: str) -> None:
     """Of 400 images of which 40 are of the rarer class, 40 decide: a bound one of their standard

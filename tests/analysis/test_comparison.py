@@ -62,6 +62,14 @@ def test_compared_by_hand(make_run):
     assert math.isnan(first.spread)
 
 
+def test_unequal_numbers_have_no_leader(make_run):
+    a = simple_run(make_run, "a", [(0.5, 3.0, 10), (0.9, 2.0, 10), (0.7, 1.0, 20)])
+    b = simple_run(make_run, "b", [(0.8, 1.5, 15)])
+    both = analysis.merge([a, b])
+    page = analysis.write_report(both).read_text()
+    assert "which is better cannot be judged. After 1 configuration each" in page
+
+
 def test_merge_keeps_trials_apart(make_run):
     a, b = analysis.load(make_run("a")), analysis.load(make_run("b/a", seed=1))
     merged = analysis.merge([a, b])

@@ -46,7 +46,8 @@ def test_pairs_by_hand(make_run) -> None:
     assert (accuracy.n, accuracy.pairs) == (5, "configurations")
     assert (accuracy.low, accuracy.high) == pytest.approx((low, high))
     assert accuracy.verdict == "better"
-    assert gmacs.verdict == "not distinguishable"
+    assert (gmacs.verdict, gmacs.is_ratio) == ("not distinguishable", True)
+    assert (gmacs.mean, gmacs.low, gmacs.high) == (1, 1, 1)
     back = analysis.compare(run.select("init==sws_expand"), run.select("init==none"))
     assert back[0].verdict == "worse"
     assert back[0].mean == pytest.approx(-accuracy.mean)
@@ -69,11 +70,80 @@ def test_no_pair_says_nothing(make_run) -> None:
     run = grid_run(make_run, 0.3)
     low, high = run.select("finetune.lr<0.0005"), run.select("finetune.lr>0.0005")
     found = analysis.compare(low, high)[0]
-    assert (found.n, found.verdict) == (0, "not distinguishable")
+    assert (found.n, found.verdict) == (0, "cannot be judged")
     with pytest.raises(
         ValueError, match=r"no parameter 'nothing' in both; valid: init"
     ):
         analysis.compare(low, high, by=["nothing"])
+
+
+def sizes_run(make_run, sizes: list[tuple[float, float]], unit: str = "bytes"):
+    """A pair of configurations for each pair of sizes; they differ in `init` alone."""
+
+    def change(record: dict) -> None:
+        pair, side = divmod(record["number"], 2)
+        record["config"] = {"init": "ab"[side], "finetune.lr": pair + 1.0}
+        record["config"]["source.args.depth"] = 1
+        metrics = {"accuracy": 0.5, "gmacs": sizes[pair][side]}
+        record |= {"status": "complete", "metrics": metrics, "error": None, "seed": 0}
+
+    described = {
+        "accuracy": {"description": "", "unit": "fraction"},
+        "gmacs": {"description": "", "unit": unit},
+    }
+    header = {"metrics": described, "params": ["init", "finetune.lr"]}
+    path = make_run(
+        f"sizes-{unit}", trials=2 * len(sizes), change=change, header=header
+    )
+    run = analysis.load(path)
+    return analysis.compare(run.select("init==a"), run.select("init==b"))[1]
+
+
+def test_sizes_are_compared_by_their_ratio(make_run) -> None:
+    """Smaller by 2.5 to 3.2 times in every pair, from small models to large ones: the differences
+    have an interval that holds 0, the ratios none that holds 1.
+    """
+    sizes = [(1e3 / 2.5, 1e3), (2e4 / 3.2, 2e4), (3e5 / 2.8, 3e5), (6e6 / 3, 6e6)]
+    found = sizes_run(make_run, sizes)
+    logs = np.log([a / b for a, b in sizes])
+    test = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+    assert (found.verdict, found.is_ratio, found.n) == ("better", True, 4)
+    assert found.mean == pytest.approx(np.exp(logs.mean()))
+    assert (found.low, found.high) == pytest.approx(
+        (np.exp(test.low), np.exp(test.high))
+    )
+    by_difference = sizes_run(make_run, sizes, unit="nats")
+    assert (by_difference.verdict, by_difference.is_ratio) == (
+        "not distinguishable",
+        False,
+    )
+
+
+def test_what_can_be_nothing_has_no_ratio(make_run) -> None:
+    found = sizes_run(make_run, [(0.0, 1.0), (2.0, 3.5)])
+    assert (found.is_ratio, found.mean) == (False, pytest.approx(-1.25))
+
+
+def test_one_pair_cannot_be_judged(make_run) -> None:
+    found = sizes_run(make_run, [(1.0, 2.0)])
+    assert (found.verdict, found.n, found.mean) == ("cannot be judged", 1, 0.5)
+    assert (found.low, found.high) == (0, np.inf)
+
+
+@pytest.mark.parametrize("spread", [0.05, 1.0])
+def test_equal_sizes_are_seldom_told_apart(spread: float) -> None:
+    """Of sizes that vary by some times and are the same in truth, one set in twenty has an interval
+    of log-ratios without 0, whatever their size; it is that of the differences for small spreads.
+    """
+    rng = np.random.default_rng(1)
+    count = 2000
+    apart = 0
+    for _ in range(count):
+        scale = 10 ** rng.uniform(2, 7, rng.integers(2, 12))
+        a, b = scale * np.exp(spread * rng.normal(size=(2, len(scale))))
+        verdict = verdict_of(*interval(np.log(a / b))[1:], 1.0)
+        apart += verdict != "not distinguishable"
+    assert 0.04 < apart / count < 0.06
 
 
 def test_noise_is_seldom_called_better() -> None:

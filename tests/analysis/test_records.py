@@ -217,12 +217,16 @@ def test_damaged_descriptions_are_named(make_run):
         "accuracy": {"description": 3},
         "gmacs": "10^9",
         "loss": {"unit": "", "is_time": 1},
+        "energy": {"unit": "mJ", "has_ratio_scale": "yes"},
         "speed": {"unit": "1/s", "is_time": True},
+        "heads": {"unit": "1", "has_ratio_scale": True},
+        "units": {"unit": "1"},
     }
     path = make_run(trials=4, header={"metrics": metrics})
     run = analysis.load(path)
-    assert list(run.metrics) == ["speed"]
-    assert len(run.problems) == 3
+    assert list(run.metrics) == ["speed", "heads", "units"]
+    assert [metric.is_ratio for metric in run.metrics.values()] == [True, True, False]
+    assert len(run.problems) == 4
     assert all("needs a description and a unit" in text for text in run.problems)
     assert metrics_of_run(path) == run.metrics
     listed = analysis.load(make_run("listed", trials=4, header={"metrics": []}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import itertools
 import json
 import os
 import re
@@ -13,11 +14,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import analysis
 from analysis import numbers, summary
 from analysis.baseline import Baseline
+from analysis.certainty import bounds_probability
 from analysis.numbers import percent
 from analysis.report import columns, still
 from analysis.report import data as plots
@@ -242,6 +245,26 @@ def test_browser_ties_marks_to_rows_and_fits_a_phone(make_run, open_page):
     assert page.console == []
 
 
+def test_names_of_rows_stay_on_a_phone(demo_run, open_page, tmp_path) -> None:
+    """Tables that are wider than a phone keep their first column, and the navigation follows."""
+    page = open_page(analysis.write_report(demo_run, tmp_path / "a.html"), 390, 844)
+    moved = page.run("""
+        const table = document.querySelector('#stages .scroll');
+        const name = table.querySelector('tbody th');
+        const before = name.getBoundingClientRect().left;
+        table.scrollLeft = 150;
+        return [table.scrollLeft, name.getBoundingClientRect().left - before];
+    """)
+    assert moved == [150, 0]
+    page.run("scrollTo({ top: 1e6, behavior: 'instant' }); watchNav(); return null")
+    seen = page.run("""
+        const bar = $('nav').getBoundingClientRect();
+        const link = document.querySelector('#nav a.here').getBoundingClientRect();
+        return link.left >= bar.left && link.right <= bar.right && $('nav').scrollLeft > 0;
+    """)
+    assert seen is True
+
+
 def test_browser_sorts_plain_tables(demo_page):
     hits = demo_page.run("""
         const heads = [...document.querySelectorAll('#stages thead button')];
@@ -340,6 +363,8 @@ def test_the_loss_that_may_be_lost_chooses_the_first_card(make_run, open_page) -
 
     run = analysis.load(make_run(trials=3, change=change))
     found = replace(run, baseline=Baseline("the source", {"accuracy": 0.9, "gmacs": 8}))
+    images = pd.DataFrame({"trial_id": list("ab"), "images": [400, 400]})
+    found = replace(found, classes=run.classes.iloc[:0].merge(images, how="outer"))
     page = open_page(analysis.write_report(found))
     assert page.run("return document.querySelectorAll('.member').length") == 3
     for points, trial, words in (
@@ -356,6 +381,16 @@ def test_the_loss_that_may_be_lost_chooses_the_first_card(make_run, open_page) -
         )
         assert trial in card
         assert words in card
+        bound = [replace(found.objectives[0], bound=0.9 - points / 100)]
+        rows = found.configurations()
+        chances = bounds_probability(rows, bound, found.classes)
+        labels = "$('front-plot').layout.annotations.map((a) => a.text)"
+        named = [
+            text for text in page.run(f"return {labels}") if f"trial {trial}" in text
+        ]
+        assert len(named) == ("more" not in words)
+        row = [*rows["trial_id"]].index(trial)
+        assert f"probability of {summary.chance_text(chances[row])}" in card
     assert "gmacs 8 × lower against the source" in page.run(
         "return document.querySelectorAll('.member')[2].textContent"
     )
@@ -479,6 +514,16 @@ def test_a_trial_has_a_page_beside_the_pick_or_another_one(demo_run, demo_page) 
     assert "dög" in shown
     assert "export" in shown
     assert "00003-onnx" in shown
+    seen = demo_page.run("""
+        const tables = [...document.querySelectorAll('#trial-body .scroll')];
+        const stages = tables.find((t) => t.getAttribute('aria-label') === 'Stages');
+        return [tables.every((t) => t.scrollHeight <= t.clientHeight + 20),
+                [...stages.querySelectorAll('tbody tr')].map((r) => [...r.cells].slice(-2)
+                  .map((c) => c.textContent))];
+    """)
+    assert seen[0], "no table of the trial is cut below"
+    for (_, after), (before, _) in itertools.pairwise(seen[1]):
+        assert before == after
     other = demo_page.run("""
         document.querySelector('#trial-controls button').click();
         const other = D.eligible.find((row) => row !== state.row);
@@ -555,6 +600,15 @@ def test_the_first_screen_has_verdict_and_front(
     assert seen[2] < seen[3]
 
 
+def test_names_of_metrics_are_explained(demo_run) -> None:
+    text = report.render(demo_run)
+    named = demo_run.metrics.of(demo_run.objectives[0].metric)
+    assert named.description
+    glossary = text[text.index("id='glossary'") :]
+    assert f"<dt>{named.name}</dt><dd>{html.escape(named.description)}" in glossary
+    assert f"title='{html.escape(named.description)}'" in text
+
+
 def test_costs_add_up(make_run) -> None:
     """Stages, what is no stage, and the baseline are what all took."""
 
@@ -565,8 +619,10 @@ def test_costs_add_up(make_run) -> None:
     run = analysis.load(make_run(trials=12, change=change))
     run = replace(run, baseline=Baseline("the source", {"accuracy": 0.9}, 60.0))
     others = summary.other_costs(run)
-    assert [name for name, _, _ in others] == ["start, data and measuring", "baseline"]
-    known = run.trials["seconds"].sum() + 60.0
+    names = [name for name, _, _ in others]
+    assert names[:2] == ["start, data and measuring", "baseline"]
+    assert all("before this run" in name for name in names[2:])
+    known = run.trials["seconds"].sum() + 60.0 + sum(s for _, _, s in others[2:])
     spent = summary.stage_table(run)["seconds"].sum() + sum(s for _, _, s in others)
     ended = run.stages["trial_id"].isin(run.trials.dropna(subset="seconds")["trial_id"])
     unended = run.stages[~ended]["seconds"].sum()
@@ -574,6 +630,7 @@ def test_costs_add_up(make_run) -> None:
     assert "All together" in report.render(run)
     # nothing has ended yet
     begun = replace(run, trials=run.trials[run.trials["seconds"].isna()], baseline=None)
+    begun = replace(begun, stages=run.stages.iloc[:0])
     assert summary.other_costs(begun) == []
 
 

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import analysis
@@ -127,3 +128,31 @@ def test_a_bound_that_nothing_keeps_is_named(demo_run: analysis.Run) -> None:
     )
     said = str(words.parts(bounded, None)["summary"])
     assert re.search(r"0 of \d+ keep accuracy ≥ 99\.90\u00a0% \(best \d\d\.\d\d", said)
+
+
+@pytest.mark.parametrize(
+    ("difference", "words"),
+    [
+        (-0.012, "−1.2"),
+        (-3 / 288, "−1.04"),
+        (-0.01, "−1"),
+        (-0.0100004, "−1.00004"),
+        (0.0524, "+5.24"),
+        (-0.409722, "−41"),
+    ],
+)
+def test_points_do_not_round_onto_a_limit(difference: float, words: str) -> None:
+    assert summary.points(difference) == words
+
+
+def test_a_difference_names_its_part_and_the_test_set(demo_run: analysis.Run) -> None:
+    classes = pd.DataFrame(
+        {"trial_id": ["00000"] * 2, "images": [200, 88], "test_images": [9, 9]}
+    )
+    run = replace(
+        _with_baseline(demo_run, accuracy=0.9, test_accuracy=0.8), classes=classes
+    )
+    row = pd.Series({"metric/accuracy": 0.89, "metric/test_accuracy": 0.77})
+    said = "accuracy −1 points (validation, 288 images; test −3)"
+    assert summary.beside_baseline(run, row, with_parts=True) == said
+    assert summary.beside_baseline(run, row) == "accuracy −1 points"

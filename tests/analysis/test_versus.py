@@ -60,7 +60,29 @@ def test_the_verdict_of_a_pair_is_that_of_its_interval(
     assert wanted.verdict == verdict
     said = rows["accuracy"][2].removesuffix(" points").replace("−", "-")
     assert float(said) == pytest.approx(100 * wanted.mean, rel=0.01, abs=1e-9)
-    assert rows["front"][6] == "2 seeds; 3 and 3 configurations"
+    assert rows["front"][6] == "2 pairs of seeds, 3 configurations each"
+
+
+def test_a_size_is_compared_by_its_ratio(make_run) -> None:
+    """0.7, 1.7 / 2 and 2.7 / 3 of the size: smaller in every pair."""
+    run = pairs_run(make_run, 0.0)
+    rows = {row[1]: row for row in rows_of(versus_section(run, None))}
+    mean = (0.7 * 0.85 * 0.9) ** (1 / 3)
+    assert rows["gmacs"][2] == f"{mean:.3g} ×"
+    low, high = map(float, rows["gmacs"][3].split(" to "))
+    assert low < mean < high
+
+
+def test_unequal_numbers_are_no_pairs(make_run) -> None:
+    """Fronts of 3 and 2 configurations say nothing of the choice; their picture has no interval."""
+    run = pairs_run(make_run, 0.05)
+    fewer = replace(run, trials=run.trials[2:])
+    rows = {row[1]: row for row in rows_of(versus_section(fewer, None))}
+    assert rows["front"][3] == "–"
+    assert rows["front"][5:] == [
+        "cannot be judged",
+        "3 and 2 configurations: not equally many",
+    ]
 
 
 def test_nothing_is_said_where_there_is_no_choice(make_run, demo_run) -> None:

@@ -484,7 +484,12 @@ function watchNav() {
   let here = null;
   for (const section of nav.links.keys())
     if (here === null || section.getBoundingClientRect().top < 140) here = section;
+  if (here === nav.here && nav.links.get(here)?.classList.contains("here")) return;
+  nav.here = here;
   for (const [section, link] of nav.links) link.classList.toggle("here", section === here);
+  /* where not all names fit, the one that is read is in sight */
+  const [bar, link] = [$("nav"), nav.links.get(here)];
+  if (link) bar.scrollLeft = link.offsetLeft - bar.offsetLeft - (bar.clientWidth - link.offsetWidth) / 2;
 }
 addEventListener("scroll", watchNav, { passive: true });
 /* Buttons that name a trial, wherever they stand. */

@@ -293,7 +293,7 @@ function drawFront() {
       xaxis: axisOf(x),
       yaxis: axisOf(y),
       shapes,
-      annotations: ox && oy && ox !== oy && plot.clientWidth > 560 ? pickLabels(x, y, at) : [],
+      annotations: ox && oy && ox !== oy ? pickLabels(x, y, at, plot.clientWidth > 560) : [],
     }),
   );
 }
@@ -305,18 +305,26 @@ function isLeft(column, value) {
   const [low, high] = [Math.min(...places), Math.max(...places)];
   return scale(value) < low + 0.4 * (high - low);
 }
-/* The picks by name, on the side where the front does not run, or where there is room. */
-function pickLabels(x, y, at) {
+/* The picks by name, the recommended trial first; where there is little room, that one alone. */
+function labelled(hasRoom) {
+  const found = new Map();
+  if (loss.row !== null) found.set(loss.row, `trial ${D.ids[loss.row]}, ${loss.words}`);
+  for (const [row, words] of PICKS)
+    found.set(row, found.has(row) ? `${found.get(row)}, ${words}` : words);
+  return hasRoom ? [...found] : [...found.keys()].slice(0, 1).map((row) => [row, `trial ${D.ids[row]}`]);
+}
+/* Their labels, on the side where the front does not run, or where there is room. */
+function pickLabels(x, y, at, hasRoom) {
   const place = (column, value) => (column.log ? Math.log10(value) : value);
   const side = OBJECTIVES.find((o) => o.key === x.key).mode === "min" ? -1 : 1;
   const up = OBJECTIVES.find((o) => o.key === y.key).mode === "max" ? -1 : 1;
-  return [...PICKS]
+  return labelled(hasRoom)
     .filter(([row]) => at(row))
     .map(([row, words]) => [row, words, isLeft(x, valueAt(x, row)) ? 1 : -1])
     .map(([row, words, way]) => ({
       x: place(x, valueAt(x, row)),
       y: place(y, valueAt(y, row)),
-      text: inert(clip(words, 44)),
+      text: inert(clip(words, hasRoom ? 56 : 34)),
       ax: way * 26,
       ay: way === side ? up * 26 : -up * 26,
       xanchor: way < 0 ? "right" : "left",
@@ -325,7 +333,7 @@ function pickLabels(x, y, at) {
       arrowwidth: 1,
       arrowcolor: token("muted"),
       standoff: 8,
-      font: { color: token("muted"), size: 12 },
+      font: { color: token(row === loss.row ? "text" : "muted"), size: 12 },
     }));
 }
 function drawFront3(plot, colours) {

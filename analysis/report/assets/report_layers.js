@@ -107,10 +107,11 @@ function drawPanel(i, heading, note, traces) {
     bargap: 0.25,
     barmode: "overlay",
   });
-  /* Side by side, or, where that is too narrow, in rows of two. */
-  const perRow = many && box.clientWidth < 760 ? 2 : traces.length;
+  /* Side by side, or, where that is too narrow, in rows of two, or one below the other. */
+  const most = box.clientWidth < 480 ? 1 : box.clientWidth < 760 ? 2 : traces.length;
+  const perRow = many ? Math.min(most, traces.length) : 1;
   const rows = Math.ceil(traces.length / perRow);
-  plot.style.height = `${240 + 190 * (rows - 1)}px`;
+  plot.style.height = `${240 + (perRow > 1 ? 190 : 120) * (rows - 1)}px`;
   const left = (k) => (k % perRow) / perRow + (k % perRow ? 0.03 + 0.05 * (rows - 1) : 0);
   const top_ = (k) => 1 - Math.floor(k / perRow) / rows;
   traces.forEach((t, k) => {

@@ -1,6 +1,7 @@
 /* Groups compared, and parameter importance. */
 "use strict";
-const loss = { points: null };
+/* What the slider says, and the row that is cheapest for it, null where all lose more. */
+const loss = { points: null, row: null };
 inAddress(
   "loss",
   () => loss.points,
@@ -21,6 +22,13 @@ function startLoss() {
     for (const member of members) member.hidden = member !== chosen;
     const words = `${points} ${points === 1 ? "point" : "points"}`;
     $("loss-shown").textContent = words;
+    loss.row = fitting.length ? (ROW.get(chosen.querySelector("[data-trial]").dataset.trial) ?? null) : null;
+    loss.words = `within ${words}`;
+    for (const note of chosen.querySelectorAll("[data-chances]")) {
+      note.querySelector(".limit").textContent = words;
+      const place = Math.round(points / Number(input.step));
+      note.querySelector(".chance").textContent = note.dataset.chances.split(",")[place];
+    }
     chosen.querySelector("h3").textContent = fitting.length
       ? `Lowest ${box.dataset.cost} within ${words}`
       : `Nearest: more than ${words} of ${box.dataset.metric} is lost`;
@@ -29,6 +37,7 @@ function startLoss() {
   input.oninput = () => {
     loss.points = input.value;
     choose();
+    guarded("front", drawFront);
     remember();
   };
   if (loss.points !== null) input.value = loss.points;

@@ -179,7 +179,7 @@ function drawAxis(root, axis, i, x) {
       svg(
         "text",
         { x, y: 33, "text-anchor": "middle" },
-        objective.mode === "min" ? "↑ lower, better" : "↑ higher, better",
+        objective.mode === "min" ? "top: lowest, best" : "top: highest, best",
       ),
     );
   for (const [y, text] of axis.ticks)

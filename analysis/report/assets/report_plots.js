@@ -317,7 +317,7 @@ function drawProgress() {
     $("progress-plot"),
     traces,
     layout({
-      xaxis: countAxis("complete configurations, in the order they ended", rows.length),
+      xaxis: countAxis(innerWidth > 600 ? "complete configurations, in the order they ended" : "complete configurations", rows.length),
       yaxis: { title: { text: "hypervolume" }, tickformat: ".0%", rangemode: "tozero" },
     }),
   );

@@ -49,7 +49,7 @@ function showTrial() {
 /* The trial that stands beside: the one that the reader keeps, else the recommended pick. */
 function otherRow(row) {
   const kept_ = beside.id === null ? undefined : ROW.get(beside.id);
-  const found = kept_ ?? [...PICKS.keys()][0];
+  const found = kept_ ?? loss.row ?? [...PICKS.keys()][0];
   return found === undefined || found === row ? null : found;
 }
 function showBeside(row, other) {
@@ -115,20 +115,20 @@ function lineOf(name, cells, attributes = {}) {
   );
 }
 const besideName = (other) =>
-  (beside.id === null && PICKS.get(other)) || `trial ${D.ids[other]}`;
+  (beside.id === null && other !== loss.row && PICKS.get(other)) || `trial ${D.ids[other]}`;
 function figuresOf(row, other) {
   const columns = D.columns.filter((c) => c.kind === "num" && c.role !== "parameter");
   const base = D.baseline;
   const heads = ["Figure", D.ids[row]];
-  if (other !== null) heads.push(besideName(other));
   if (base) heads.push("baseline");
+  if (other !== null) heads.push(besideName(other));
   const rows = columns
     .filter((c) => c.values[row] !== null)
     .map((c) => {
       const cells = [show(c, row)];
-      if (other !== null) cells.push(show(c, other));
       if (base) cells.push(c.key in base.values ? figure(base.values[c.key], c.unit) : MISSING);
-      return lineOf(c.title, cells);
+      if (other !== null) cells.push(show(c, other));
+      return lineOf(c.title, cells, { title: c.description || null });
     });
   return rows.length ? partOf("Figures", heads, rows) : null;
 }
@@ -156,12 +156,15 @@ function stagesOf(row) {
   const rows = stages.map(([name, phase, cached, spent, full, after]) => {
     const cells = [phase ?? MISSING, cached ? "from the cache" : spent, full];
     if (measured) cells.push(write(before), write(after));
-    before = after ?? before;
+    before = after; /* what a stage made is measured by its own epochs alone */
     return lineOf(name ?? MISSING, cells);
   });
   const heads = ["Stage", "Phase", "Took", "Would take"];
   if (measured) heads.push("Before", "After");
-  const note = measured ? `${measured} before and after each stage, as its epochs measured it.` : null;
+  const note = measured
+    ? `${measured} of the model that came in and of the one that went out, where epochs measured it;` +
+      " a stage that trains nothing, as one that starts a fresh model, measures none."
+    : null;
   return partOf("Stages", heads, rows, note);
 }
 function classesOf(row) {
@@ -181,12 +184,26 @@ function errorOf(row) {
   return el("article", {}, el("h3", {}, "Error"), el("p", { class: "error" }, D.error[row]));
 }
 function commandsOf(row) {
-  if (D.status[row] !== "complete" || !D.details.commands.length) return null;
-  const entries = D.details.commands.flatMap(([name, text]) => [
-    el("dt", {}, name),
-    el("dd", {}, el("code", {}, text.replaceAll("TRIAL", D.ids[row]))),
+  if (D.status[row] !== "complete") return null;
+  const { commands, sizes, needed } = D.details;
+  const label = Object.keys(commands).find((start) => D.ids[row].startsWith(start));
+  if (label === undefined) return null;
+  const id = D.ids[row].slice(label.length);
+  const entries = commands[label].flatMap(([name, text], i) => [
+    el("dt", {}, name, sizes[row]?.[i] ? el("small", {}, ` ${sizes[row][i]}`) : null),
+    el("dd", {}, el("code", {}, text.replaceAll("TRIAL", id))),
   ]);
-  return el("article", {}, el("h3", {}, "Get this model"), el("dl", { class: "commands" }, ...entries));
+  const words = needed
+    .join(" ")
+    .split("`")
+    .map((part, i) => (i % 2 ? el("code", {}, part) : part));
+  return el(
+    "article",
+    {},
+    el("h3", {}, "Get this model"),
+    el("dl", { class: "commands" }, ...entries),
+    el("p", { class: "note" }, ...words),
+  );
 }
 /* What was noted; the live page lets it be changed. */
 function notesOf(row) {
