@@ -15,12 +15,12 @@ class Earlier(NamedTuple):
 
     Attributes:
         name: of the stage.
-        count: different results of it.
+        results: different ones that it gave.
         seconds: that these took where they were computed.
     """
 
     name: str
-    count: int
+    results: int
     seconds: float
 
 
@@ -57,7 +57,7 @@ def earlier_stages(run: Run) -> list[Earlier]:
 
 def named_earlier(stage: Earlier) -> str:
     """As the cost table names it: 'teacher, computed before this run'."""
-    count = f" ({plural(stage.count, 'result')})" if stage.count > 1 else ""
+    count = f" ({plural(stage.results, 'result')})" if stage.results > 1 else ""
     return f"{stage.name}{count}, computed before this run"
 
 

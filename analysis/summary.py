@@ -194,7 +194,7 @@ def other_costs(run: Run) -> list[tuple[str, int, float]]:
     if run.baseline is not None and run.baseline.seconds is not None:
         found.append(("baseline", 1, run.baseline.seconds))
     earlier = costs.earlier_stages(run)
-    return found + [(costs.named_earlier(s), s.count, s.seconds) for s in earlier]
+    return found + [(costs.named_earlier(s), s.results, s.seconds) for s in earlier]
 
 
 def failures(run: Run) -> pd.DataFrame:

@@ -248,13 +248,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "static": Measurement(
         (
-            Metric(
-                "num_params",
-                "parameters",
-                "1",
-                range=(0, math.inf),
-                has_ratio_scale=True,
-            ),
+            Metric("num_params", "parameters", "1", False, (0, math.inf), True),
             Metric("gmacs", "multiply-accumulates of one image", "10^9"),
             Metric(
                 "entropy_bits",
