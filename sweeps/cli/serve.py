@@ -48,7 +48,7 @@ def serve(
     from sweeps.serve.guard import Guard
     from sweeps.serve.server import LiveServer
 
-    found = _live_runs(runs or ["runs"])
+    found = live_runs(runs or ["runs"])
     try:
         server = LiveServer((host, port), found, Guard(host, needs_token=token))
     except OSError as error:
@@ -60,7 +60,7 @@ def serve(
         server.serve_forever()
 
 
-def _live_runs(given: list[str]) -> "list[LiveRun]":
+def live_runs(given: list[str]) -> "list[LiveRun]":
     """The runs that were named.
 
     Raises:

@@ -22,6 +22,7 @@ from sweeps.run.driving import driver_line, is_driven, stop_requested
 from sweeps.run.folder import trial_folder
 from sweeps.run.requests import Request, read_requests
 from trainers.files import read_json
+from trainers.words import one_line
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_BETWEEN_FETCHES = 30.0
@@ -65,6 +66,7 @@ class LiveRun:
         self._is_stale = True
         self._number = 0
         self._next_look = self._next_fetch = 0.0
+        self._away: str | None = None
         self._said = b""
         self._run: Run | None = None
         self._objectives: Sequence[Objective] = ()
@@ -101,9 +103,7 @@ class LiveRun:
         try:
             if time.monotonic() < self._next_look:
                 return
-            if self._fetch is not None and time.monotonic() >= self._next_fetch:
-                self._fetch()
-                self._next_fetch = time.monotonic() + SECONDS_BETWEEN_FETCHES
+            self._fetch_if_due()
             changes = self.watch.look()
             self._is_stale |= changes.trials
             self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
@@ -112,6 +112,17 @@ class LiveRun:
         if self._is_stale and self._edition is not None:
             threading.Thread(target=self._rebuild, daemon=True).start()
         self._tell()
+
+    def _fetch_if_due(self) -> None:
+        """Bring the folder up to date; a store that is away leaves it as it is."""
+        if self._fetch is None or time.monotonic() < self._next_fetch:
+            return
+        try:
+            self._fetch()
+            self._away = None
+        except (ValueError, OSError) as error:
+            self._away = one_line(error)
+        self._next_fetch = time.monotonic() + SECONDS_BETWEEN_FETCHES
 
     def _rebuild(self) -> None:
         """Make the content anew; one thread at a time, the others leave it to that one."""
@@ -170,6 +181,10 @@ class LiveRun:
         }
 
     def _line(self, driven: bool, running: int) -> str:
+        if self._away is not None:
+            return (
+                f"The store does not answer; this is what it held before. {self._away}"
+            )
         said = driver_line(self.folder)
         if said is None:
             return "No driver is at work here: the sweep has ended, or runs where this cannot see."

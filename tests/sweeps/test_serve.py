@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from analysis.notes import Note, read_notes
+from sweeps.cli import serve as serve_command
 from sweeps.drive.watch import Changes, Watch
 from sweeps.run.driving import driving
 from sweeps.run.requests import read_requests
@@ -156,3 +157,46 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_a_run_in_a_store_is_followed_by_what_is_fetched(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(live, "SECONDS_BETWEEN_FETCHES", 0.0)
+    monkeypatch.setenv("SWEEPS_MIRROR", str(tmp_path / "mirror"))
+    stored = tmp_path / "bucket/demo"
+    stored.mkdir(parents=True)
+    shutil.copy(demo / "run.json", stored)
+    begun(stored, "00000").finish("complete", metrics={"accuracy": 0.8, "gmacs": 0.2})
+    (shown,) = serve_command.live_runs([stored.as_uri()])
+    assert not shown.is_writable
+    first = shown.edition().version
+    begun(stored, "00700").finish("complete", metrics={"accuracy": 0.9, "gmacs": 0.1})
+    wait_for(lambda: shown.edition().version != first)
+    assert (shown.folder / "trials/00700/record.json").exists()
+    assert tmp_path / "mirror" in shown.folder.parents
+
+
+def test_a_store_that_is_away_leaves_what_was_fetched(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(live, "SECONDS_BETWEEN_FETCHES", 0.0)
+    faults: list[Exception] = []
+
+    def fetch() -> None:
+        if faults:
+            raise faults[0]
+
+    shown = LiveRun("demo", demo, fetch)
+    version = shown.edition().version
+    faults.append(OSError("no route to bucket"))
+    shown.look()
+    line = shown.now()["line"]
+    assert line.startswith("The store does not answer")
+    assert "no route to bucket" in line
+    assert shown.edition().version == version
+    faults.clear()
+    shown.look()
+    assert "does not answer" not in shown.now()["line"]
