@@ -290,7 +290,7 @@ def beside_baseline(run: Run, row: pd.Series, with_parts: bool = False) -> str:
     """How a configuration's objectives differ from the baseline's, in words: 'accuracy −1.2 points,
     gmacs 5.2 × lower'; "" where nothing can be compared.
 
-    With parts: 'accuracy −1.2 points (validation, 288 images; test −2.1)'.
+    With parts: 'accuracy −1.2 points (validation, 288 images; test −2.1 points)'.
     """
     if run.baseline is None:
         return ""
@@ -317,7 +317,7 @@ def _parts(run: Run, row: pd.Series, name: str) -> str:
     after = row.get(f"metric/{tested}")
     if before is not None and after is not None and pd.notna(after):
         difference = _difference(run.metrics.of(tested), before, float(after))
-        found.append(f"test {difference.removesuffix(' points')}")
+        found.append(f"test {difference}")
     return f" ({'; '.join(found)})" if found else ""
 
 

@@ -153,6 +153,6 @@ def test_a_difference_names_its_part_and_the_test_set(demo_run: analysis.Run) ->
         _with_baseline(demo_run, accuracy=0.9, test_accuracy=0.8), classes=classes
     )
     row = pd.Series({"metric/accuracy": 0.89, "metric/test_accuracy": 0.77})
-    said = "accuracy −1 points (validation, 288 images; test −3)"
+    said = "accuracy −1 points (validation, 288 images; test −3 points)"
     assert summary.beside_baseline(run, row, with_parts=True) == said
     assert summary.beside_baseline(run, row) == "accuracy −1 points"
