@@ -13,15 +13,17 @@ from sweeps.space.slots import (
     is_slot,
     named_alternatives,
 )
-from sweeps.spec.yaml_text import SpecError, Tree, parse_yaml
+from sweeps.spec.yaml_text import SpecError, Tree, parse_yaml, plain
 
 
 def apply_overrides(raw: Tree, overrides: Sequence[str]) -> Tree:
     """The raw spec with `key=value` texts applied, in order; values are YAML.
 
     Raises:
-        SpecError: not of that form, or a path through a plain value.
+        SpecError: not of that form, a path through a plain value, or a spec whose keys are no text.
     """
+    if overrides:
+        plain(raw, "")
     for text in overrides:
         path, equals, value_text = text.partition("=")
         if not equals or not path.strip():
@@ -37,8 +39,10 @@ def set_override(raw: Tree, path: str, value: Any) -> None:
     """Set one dotted path in place.
 
     Raises:
-        SpecError: the path leads through a plain value or past a list's end.
+        SpecError: the path leads through a plain value or past a list's end, or the value is none
+            of JSON's.
     """
+    plain(value, path)
     search = raw.get("search")
     space = search.get("space") if isinstance(search, dict) else None
     if path.startswith("search.space."):

@@ -468,6 +468,23 @@ PATHS = st.sampled_from(
 )
 
 
+@pytest.mark.parametrize(
+    ("in_the_spec", "overrides"),
+    [
+        ({}, ["stages.init.one_of={0: null}", "stages.init.*.args=1"]),
+        ({0: None}, ["stages.init.*.args.depth=2"]),
+    ],
+)
+def test_keys_of_numbers_are_refused_before_an_override_goes_through_them(
+    raw: dict[str, Any], in_the_spec: dict[Any, Any], overrides: list[str]
+) -> None:
+    raw["stages"]["init"]["one_of"] |= in_the_spec
+    with pytest.raises(
+        SpecError, match=r"stages\.init\.one_of: keys must be text; got 0"
+    ):
+        apply_overrides(raw, overrides)
+
+
 @settings(
     max_examples=150,
     deadline=None,
