@@ -163,15 +163,23 @@ def _shrunk(
     return variance, np.where(pooled_freedom > 0, freedom, np.inf)
 
 
+def _counting_column(metric: str, classes: pd.DataFrame) -> str | None:
+    """The column of `classes` that counts the images of a share; None of another metric, or where
+    nothing was counted.
+    """
+    column = "images" if metric in _BY_CLASS else _IMAGES.get(metric)
+    return None if classes.empty or column not in classes else column
+
+
 def _binomial(
     rows: pd.DataFrame, objective: Objective, classes: pd.DataFrame
 ) -> Floats | None:
     """(n,) p (1 - p) / N of a share of N images; None of another metric or without a count."""
-    by_class = objective.metric in _BY_CLASS
-    column = "images" if by_class else _IMAGES.get(objective.metric)
-    if column is None or classes.empty or column not in classes:
+    column = _counting_column(objective.metric, classes)
+    if column is None:
         return None
     images = classes.groupby("trial_id")[column]
+    by_class = objective.metric in _BY_CLASS
     count = float((images.min() if by_class else images.sum()).median())
     if not count > 0:
         return None
@@ -233,8 +241,8 @@ class Part(NamedTuple):
 
 def part_of(metric: str, classes: pd.DataFrame) -> Part | None:
     """On how many images of which part a share was measured; None where that is not known."""
-    column = "images" if metric in _BY_CLASS else _IMAGES.get(metric)
-    if column is None or classes.empty or column not in classes:
+    column = _counting_column(metric, classes)
+    if column is None:
         return None
     count = float(classes.groupby("trial_id")[column].sum().median())
     if not count > 0:

@@ -372,7 +372,6 @@ class _Run:
         """Run the next stage, or take its result from the cache."""
         teachers = [self._teacher_key(*each) for each in stage.config.teachers()]
         parts = self.key, stage.kind, stage.config, teachers
-        ends = goes_on_from(*parts)
         self.key = stage_key(*parts)
         # the seed depends on how many of this kind came before, not on the position in the
         # list: a slot that is left empty must not change the randomness of its successors
@@ -381,7 +380,7 @@ class _Run:
 
         begun = measuring.working_seconds()
         artifact, cached = self._get_or_build(
-            lambda workdir: self._build(stage, seed, workdir, ends)
+            lambda workdir: self._build(stage, seed, workdir, goes_on_from(*parts))
         )
         if cached:
             for row in artifact.rows:

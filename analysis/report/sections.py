@@ -88,6 +88,8 @@ def stages_section(run: Run) -> Html:
     stages = summary.stage_table(run)
     if stages.empty:
         return Html("")
+    others = summary.other_costs(run)
+    spent = float(stages["seconds"].sum()) + sum(seconds for _, _, seconds in others)
     longest = max(float((stages["seconds"] + stages["saved"]).max()), 1e-9)
     named = stages.fillna({"name": "", "stage": "", "phase": ""})
     key = element("span", element("i"), "spent ", element("u"), "saved", class_="key")
@@ -108,8 +110,8 @@ def stages_section(run: Run) -> Html:
                 ]
             ),
             [_stage_row(row, longest) for row in named.to_dict("records")]
-            + [_other_cost(*cost) for cost in summary.other_costs(run)],
-            _cost_foot(run),
+            + [_other_cost(*cost) for cost in others],
+            _cost_foot(run, spent, float(stages["saved"].sum())),
         ),
     )
 
@@ -129,13 +131,9 @@ def _other_cost(name: str, count: int, seconds: float) -> Html:
     )
 
 
-def _cost_foot(run: Run) -> Html:
-    """The sum of all rows."""
+def _cost_foot(run: Run, spent: float, saved: float) -> Html:
+    """The sum of all rows, in seconds."""
     total = summary.totals(run)
-    others = summary.other_costs(run)
-    spent = float(summary.stage_table(run)["seconds"].sum())
-    spent += sum(seconds for _, _, seconds in others)
-    saved = float(summary.stage_table(run)["saved"].sum())
     return element(
         "tr",
         element("th", "All together", scope="row"),

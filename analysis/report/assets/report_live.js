@@ -173,12 +173,7 @@ function askPredictions(row) {
   if (D.status[row] !== "complete") return [];
   if (asked.has(id)) {
     const known = asked.get(id);
-    if (!known?.trials[0]) return [];
-    const own = D.predictions;
-    D.predictions = { ...known, trials: { [row]: known.trials[0] } };
-    const parts = predictionsOf(row);
-    D.predictions = own;
-    return parts;
+    return known?.trials[0] ? predictionsOf(row, { ...known, trials: { [row]: known.trials[0] } }) : [];
   }
   asked.set(id, null);
   fetch(`predictions/${encodeURIComponent(id)}`)

@@ -5,8 +5,8 @@ const MOST_IN_MATRIX = 20;
 const MOST_LISTED = 12;
 
 /* Parts of the trial's page; the live page asks the server for what it has not got. */
-function predictionsOf(row) {
-  const { trials, names, images } = D.predictions;
+function predictionsOf(row, known = D.predictions) {
+  const { trials, names, images } = known;
   const found = trials[row];
   if (!found) return typeof askPredictions === "function" ? askPredictions(row) : [];
   if (found.problem) return [articleOf("Predictions", found.problem)];
