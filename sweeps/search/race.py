@@ -52,14 +52,21 @@ class Runners:
         self._race, self._first = race, first
         self._values: defaultdict[int, list[list[float]]] = defaultdict(list)
         self._used: defaultdict[int, set[int]] = defaultdict(set)
+        self._cut: set[tuple[int, int]] = set()  # further seeds that are to run again
         self._draws: dict[int, Draw] = {}
         self._seconds: defaultdict[int, float] = defaultdict(float)
 
     def note(self, record: TrialRecord) -> None:
         """Take a trial that ended."""
         plan = record.plan
-        if record.status not in ENDED or plan.refines is not None or plan.number < 0:
+        if plan.refines is not None or plan.number < 0:
             return
+        if record.status not in ENDED:
+            if plan.replicate >= self._first:
+                self._cut.add((plan.number, plan.replicate))
+                self._draws[plan.number] = dict(plan.draw)
+            return
+        self._cut.discard((plan.number, plan.replicate))
         self._used[plan.number].add(plan.replicate)
         self._draws[plan.number] = dict(plan.draw)
         spent = sum(self._cost_of(record).values())
@@ -95,6 +102,10 @@ class Runners:
         extra = sum(replicate >= self._first for _, replicate in running)
         if self.left(len(used)) <= extra:
             return None
+        # what was cut, or is tried once more at the user's wish, goes on whatever is decided now
+        for number, replicate in sorted(self._cut - set(running)):
+            if self._seconds[number] <= most_seconds:
+                return number, replicate, self._draws[number]
         counts = {number: len(seeds) for number, seeds in used.items()}
         certainty_wanted = self._race.certainty
         for number in undecided(

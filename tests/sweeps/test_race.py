@@ -9,8 +9,9 @@ import pytest
 from analysis.contract import Objective
 from sweeps.check import check_spec
 from sweeps.drive.driver import run_sweep
+from sweeps.resume import reopen
 from sweeps.run.folder import trial_name
-from sweeps.run.record import TrialRecord
+from sweeps.run.record import TrialError, TrialRecord
 from sweeps.search.race import undecided
 from sweeps.search.searcher import StudySearch
 from sweeps.spec.load import spec_from
@@ -93,6 +94,29 @@ def test_a_race_can_follow_a_search_that_has_ended(
     assert (
         refined.num_trials == 2 - len(found) + 1 * 3
     )  # what it refines may have 3 seeds
+
+
+def test_a_further_seed_that_is_tried_again_goes_on(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    """Under its number and with its seed, whether its place is still in doubt or not."""
+    options = {"trials": 8, "race": {"most": 3, "trials": 6}}
+    search = searcher(raw, tmp_path, **options)
+    assert len(all_of(search, 8)) == 8
+    failed = begin(search)
+    failed.finish("failed", error=TrialError.of("the machine was full"))
+    search.tell(failed)
+    found = all_of(search, 50)
+    assert found
+    assert failed.trial_id not in found
+    assert reopen(tmp_path, "failed") == 1
+    sure = options | {"race": {"most": 3, "trials": 6, "certainty": 0.51}}
+    again = searcher(raw, tmp_path, **sure)
+    assert again.num_trials >= 1
+    record = raced(again)
+    assert record.trial_id == failed.trial_id
+    assert record.plan == failed.plan
+    assert not all_of(again, 50)  # nothing else is in doubt
 
 
 @pytest.mark.slow
