@@ -38,13 +38,16 @@ class Meter:
 
     def __post_init__(self) -> None:
         self._by_trial: dict[str, float] = {}
+        self._ended = 0.0  # the sum, asked for before every trial of thousands
 
     def begin(self) -> None:
         """The first trial of this driver is about to start."""
 
     def note(self, record: TrialRecord) -> None:
         """Take a trial that ended; of one that ran again the last attempt counts."""
-        self._by_trial[record.trial_id] = self.rate * self.taken_by(record)
+        used = self.rate * self.taken_by(record)
+        self._ended += used - self._by_trial.get(record.trial_id, 0.0)
+        self._by_trial[record.trial_id] = used
 
     def spent(self, running: float) -> float:
         """What has been used, and will be by the trials that run now.
@@ -52,7 +55,7 @@ class Meter:
         Args:
             running: seconds or images that those are expected to cost.
         """
-        return sum(self._by_trial.values()) + running * self.rate
+        return self._ended + running * self.rate
 
 
 class Clock(Meter):

@@ -181,6 +181,10 @@ def test_time_of_gpus_counts_each_trial(raw: dict[str, Any], tmp_path: Path) -> 
     assert meter.limit == 1800
     assert meter.spent(0) == 1800
     assert meter.spent(60.0) == 1860
+    # one that runs again counts as it ended last
+    ends = (start + timedelta(seconds=200)).isoformat()
+    meter.note(TrialRecord(tmp_path / "2", found, started=begins, ended=ends))
+    assert meter.spent(0) == 1400
     raw["search"] |= {"hours": 1}
     with pytest.raises(SpecError, match="give one of hours, gpu_hours, images, not 2"):
         spec_from(raw)
