@@ -15,8 +15,8 @@ times all of them in turns, for when the machine is quiet, and prints the means 
 
 Ways: ours (Hessian importance, compensated), ours-blocks (blocks may go), ours-plain (not
 compensated), tp-magnitude, tp-taylor, tp-isomorphic (torch-pruning's pruners, one ratio), uniform
-(each group loses the same share, by magnitude), random-weights (the shape of ours, trained from
-nothing). Cuts are the same for all seeds, which draw the order and augmentation of the tuning.
+(each group loses the same share, by magnitude), random-weights (the shape of ours-blocks, trained
+from nothing). Cuts are the same for all seeds, which draw the order and augmentation of the tuning.
 """
 
 import argparse
@@ -266,7 +266,7 @@ WAYS: dict[str, Callable[[Bench], Make]] = {
     "tp-taylor": torch_pruning("taylor"),
     "tp-isomorphic": torch_pruning("isomorphic"),
     "uniform": uniform,
-    "random-weights": ours,
+    "random-weights": lambda bench: ours(bench, blocks=True),
     "ours-plain": lambda bench: ours(bench, compensate=False),
     "ours-blocks": lambda bench: ours(bench, blocks=True),
     "ours-isomorphic": lambda bench: ours(bench, normalisation="isomorphic"),
@@ -275,7 +275,7 @@ WAYS: dict[str, Callable[[Bench], Make]] = {
 
 def cut_model(bench: Bench, way: str, target: float) -> ModelState:
     """What a way cuts, made once: no draw has a part in it."""
-    way = "ours" if way == "random-weights" else way
+    way = "ours-blocks" if way == "random-weights" else way
     folder = bench.folder / f"{way}-{target}"
     if not folder.exists():
         begin = time.process_time()
