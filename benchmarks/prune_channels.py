@@ -257,7 +257,13 @@ def as_cut(model: ModelState, whole: nn.Module, small: nn.Module) -> ModelState:
         for name, tensor in after.items()
         if tensor.shape != before[name].shape
     }
-    return ModelState.from_module(cut_arch(model.arch, Cut(shapes)), small)
+    groups = {
+        path: {"groups": layer.groups}
+        for path, layer in small.named_modules()
+        if isinstance(layer, nn.Conv2d)
+        and layer.groups != whole.get_submodule(path).groups
+    }
+    return ModelState.from_module(cut_arch(model.arch, Cut(shapes, groups)), small)
 
 
 WAYS: dict[str, Callable[[Bench], Make]] = {
