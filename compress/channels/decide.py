@@ -142,7 +142,6 @@ class Decider:
                 self.options,
                 self.ctx.device.type,
                 file,
-                lambda: float(np.median(self._times([self.model]))),
             )
 
         if distributed.rank() == 0:

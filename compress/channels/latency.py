@@ -3,17 +3,14 @@
 Legend
     layer       a convolution or linear layer, with its bias
     o, i        shares of its outputs and inputs that stay
-    T(o, i)     milliseconds of a batch, measured at `SHARES` of both, bilinear in between; below
-                the smallest share it stays as it is
-    h           what a layer takes alone beyond its part in the model: a call, an input and an
-                output that nobody has in the layout of the next layer
+    T(o, i)     milliseconds that it adds to a pass of a batch, measured at `SHARES` of both,
+                bilinear in between; below the smallest share it stays as it is
 
 In a convolution with groups both shares are that of the groups. What is no such layer (attention's
 products) counts by its multiply-accumulates, at the mean speed of the layers. The figures are
-there to be compared with each other: a runtime fuses layers, so that their sum is not the model's
-latency. h is the same for all layers, such that Σ (T − h) of the whole model is its measured
-latency; without it, narrow layers would seem to save nothing. `compress.channels.decide` measures
-whole models to meet a target.
+there to be compared with each other: a runtime fuses layers and does more than layers, so that
+their sum is not the model's latency. `compress.channels.decide` measures whole models to meet a
+target.
 """
 
 import json
@@ -161,8 +158,6 @@ def _shape_of(
     )
 
 
-_WHOLE = ""
-"""Path of the model itself, in the file of tables."""
 _MEASURED: dict[str, list[list[float]]] = {}
 """Tables of this process by layer and options: the trials of a process share them."""
 
@@ -267,19 +262,6 @@ class MeasuredCost:
         return (total * there).sum(1) + self._others_ms * self._others.of(shares)
 
 
-def without_calls(tables: Sequence[Any], whole_ms: float) -> Floats:
-    """T − h of layers' tables (L, n, n) in a model that takes `whole_ms`; each T keeps a tenth at
-    least. Where layers alone take less than the model, h is 0.
-    """
-    found = np.array(tables, float)
-    low, high = 0.0, float(found.max())
-    for _ in range(50):
-        h = (low + high) / 2
-        left = np.maximum(found - h, 0.1 * found)
-        low, high = (h, high) if left[:, -1, -1].sum() > whole_ms else (low, h)
-    return np.maximum(found - low, 0.1 * found)
-
-
 def measured_cost(
     module: nn.Module,
     layout: Layout,
@@ -287,7 +269,6 @@ def measured_cost(
     options: RuntimeOptions,
     device: str,
     file: Path,
-    whole_ms: Callable[[], float],
 ) -> MeasuredCost:
     """The cost of a model's layers, measured here.
 
@@ -295,16 +276,13 @@ def measured_cost(
         module: the whole model on the meta device.
         image_shape: (C, H, W).
         file: where the tables are kept, and read where it is there already.
-        whole_ms: measures a batch of the whole model.
     """
     found = layers(module, layout, image_shape)
     stored = (read_json(file) if file.exists() else None) or {}
     for layer in found:
         if layer.path not in stored:
             stored[layer.path] = table(layer.shape, options, device)
-    if _WHOLE not in stored:
-        stored[_WHOLE] = whole_ms()
-    tables = without_calls([stored[each.path] for each in found], stored[_WHOLE])
+    tables = np.array([stored[each.path] for each in found], float)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, json.dumps(stored).encode())
     weights = {f"{layer.path}.weight" for layer in found}

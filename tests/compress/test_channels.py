@@ -24,7 +24,7 @@ from compress.channels.importance import (
     magnitude,
     normalised,
 )
-from compress.channels.latency import MeasuredCost, layers, without_calls
+from compress.channels.latency import MeasuredCost, layers
 from compress.channels.layout import Group, Layout
 from compress.channels.stage import PruneChannels
 from compress.channels.surgery import cut_state, difference
@@ -414,23 +414,10 @@ def test_latency_is_that_of_the_tables_and_linear_between(
     assert cost.of(ones / 2)[0] == pytest.approx(18 * 4 + 6 + 8)
 
 
-def test_what_a_call_takes_is_no_part_of_a_layer() -> None:
-    """A model whose layers take 1 and 3 ms within it, and half a millisecond more alone."""
-    tables = np.array([[[0.75, 1.5]], [[2.0, 3.5]]])
-    np.testing.assert_allclose(
-        without_calls(tables, 4.0), [[[0.25, 1.0]], [[1.5, 3.0]]], atol=1e-6
-    )
-    np.testing.assert_array_equal(without_calls(tables, 6.0), tables)
-    # however small the model's time, something is left
-    np.testing.assert_allclose(without_calls(tables, 0.01), 0.1 * tables)
-
-
 def test_a_target_of_latency_is_met_where_it_is_measured(
     small: tuple[ModelState, Layout], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Layers that are timed alone count a call each; the whole model has one. So what they
-    promise is far from what the model takes.
-    """
+    """What the layers promise is far from what the model takes: each counts a millisecond more."""
 
     def of_layers(modules: Any, options: Any, device: Any) -> Any:
         return np.array(
