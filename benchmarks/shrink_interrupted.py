@@ -4,7 +4,8 @@
 
 Each time a fresh search begins, and gets SIGINT at a moment drawn from the seconds given. After
 the first candidate the folder must have the model (export has loaded it again), the report and
-the front; before it nothing but the spec and the run. Prints a line a time.
+the front; before it nothing but the spec and the run. It goes on until so many interruptions came
+after a first candidate. Prints a line a time, and the counts.
 """
 
 import argparse
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import analysis
 
+FAILED, EARLY = "FAILED", "no candidate yet"
+
 
 def main() -> None:
     """Interrupt so many times; exit with 1 where a folder could not be used."""
@@ -27,17 +30,23 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=120)
-    parser.add_argument("--runtime", default="torch")
+    parser.add_argument("--runtime", default="openvino")
     parser.add_argument("--folder", type=Path, default=Path("interrupted"))
     options = parser.parse_args()
     rng = random.Random(0)
-    failed = 0
-    for index in range(options.times):
-        folder = options.folder / f"{index:02d}"
+    failed = early = usable = 0
+    while usable + failed < options.times:
+        index = usable + failed + early
         after = rng.uniform(0, options.seconds)
-        said = interrupted(options, folder, after)
-        failed += said.startswith("FAILED")
+        said = interrupted(options, options.folder / f"{index:02d}", after)
+        failed += said.startswith(FAILED)
+        early += said.startswith(EARLY)
+        usable += said.startswith("usable")
         print(f"{index:2d}  after {after:5.1f} s: {said}", flush=True)
+    print(
+        f"{usable} usable folders of {usable + failed}; {early} interruptions before the"
+        " first candidate"
+    )
     raise SystemExit(bool(failed))
 
 
@@ -68,12 +77,12 @@ def interrupted(options: argparse.Namespace, folder: Path, after: float) -> str:
         output, _ = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
         process.kill()
-        return "FAILED: it did not end within 5 minutes"
+        return f"{FAILED}: it did not end within 5 minutes"
     seconds = time.monotonic() - begun
     if process.returncode != 130:
-        return f"FAILED: exit code {process.returncode}: {output[-300:]}"
+        return f"{FAILED}: exit code {process.returncode}: {output[-300:]}"
     if "Traceback" in output:
-        return f"FAILED: a traceback: {output[-300:]}"
+        return f"{FAILED}: a traceback: {output[-300:]}"
     return f"{looked_at(folder)}, ended in {seconds:.0f} s"
 
 
@@ -85,12 +94,12 @@ def looked_at(folder: Path) -> str:
         complete = len(analysis.load(run).complete())
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if not complete:
-        return "FAILED: a model of nothing" if "model" in names else "no candidate yet"
+        return f"{FAILED}: a model of nothing" if "model" in names else EARLY
     missing = {"model", "report.html", "front.csv", "README.md", "shrink.yaml"} - names
     if missing:
-        return f"FAILED: {complete} complete, {', '.join(sorted(missing))} missing"
+        return f"{FAILED}: {complete} complete, {', '.join(sorted(missing))} missing"
     if not any((folder / "model").iterdir()):
-        return "FAILED: an empty model folder"
+        return f"{FAILED}: an empty model folder"
     return f"usable, {complete} complete"
 
 
