@@ -14,6 +14,8 @@ import torch
 from torch.nn import functional
 
 from compress.measure.latency import times_in_turns
+from compress.measure.memory import MEGABYTE, peak_memory_bytes
+from compress.measure.model import count_gmacs
 from compress.measure.options import RuntimeName, RuntimeOptions
 from compress.runtimes.onnx_file import example_images
 from compress.runtimes.registry import runtime, session
@@ -45,11 +47,15 @@ class Speed:
     Attributes:
         latency_ms: of a pass in the runtime of deployment.
         file_bytes: of the file that it executes.
+        gmacs: of a pass of one image.
+        peak_memory_mb: of a pass in torch, of the images of a pass in the runtime.
         pass_seconds, train_seconds: of one image in torch, forward and with its training step.
     """
 
     latency_ms: float
     file_bytes: int
+    gmacs: float
+    peak_memory_mb: float
     pass_seconds: float
     train_seconds: float
 
@@ -249,13 +255,17 @@ def speed(seen: Look, options: RuntimeOptions) -> Speed:
         (times,) = times_in_turns(
             [there.timed_pass(images.numpy())], warmup=2, rounds=15, max_seconds=5
         )
+    memory = peak_memory_bytes(
+        state.build(), size, "cpu", batch_size=options.batch_size
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         seconds = _torch_seconds(state, size)
     finally:
         torch.set_num_threads(threads)
-    return Speed(float(np.median(times)), total, *seconds)
+    gmacs = count_gmacs(state.arch, size)
+    return Speed(float(np.median(times)), total, gmacs, memory / MEGABYTE, *seconds)
 
 
 def _torch_seconds(state: ModelState, size: int) -> tuple[float, float]:

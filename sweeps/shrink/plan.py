@@ -13,6 +13,7 @@ from sweeps.shrink import look as looking
 from sweeps.shrink.deliver import SPEC
 from sweeps.shrink.look import Look, Speed
 from sweeps.shrink.methods import Methods
+from sweeps.shrink.reach import refuse_impossible
 from sweeps.shrink.request import Goal, max_loss, metric_of_loss
 from sweeps.shrink.spec import Wish, spec_for, text_of
 from sweeps.space.sweep import Sweep
@@ -131,7 +132,9 @@ def plan(request: Request) -> Plan:
         request.threads,
         request.hours,
     )
-    speed = _speed(seen, wish)
+    options = RuntimeOptions.model_validate(wish.measure)
+    speed = _speed(seen, options)
+    refuse_impossible(wish.goals, seen, speed, options)
     raw, methods = spec_for(wish, seen, speed, request.folder)
     raw["seed"] = request.seed
     sweep = check_spec(spec_from(raw), local=request.local)
@@ -156,8 +159,7 @@ def _runtime(name: str | None) -> tuple[RuntimeName, ...]:
     return (name,)  # type: ignore[return-value]  # it is one of these
 
 
-def _speed(seen: Look, wish: Wish) -> Speed:
-    options = RuntimeOptions.model_validate(wish.measure)
+def _speed(seen: Look, options: RuntimeOptions) -> Speed:
     try:
         return looking.speed(seen, options)
     except ValueError as error:

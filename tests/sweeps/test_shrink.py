@@ -31,7 +31,12 @@ from trainers.files import write_atomic
 from trainers.models.source import load_source
 
 SPEED = Speed(
-    latency_ms=10.0, file_bytes=1_000_000, pass_seconds=0.01, train_seconds=0.03
+    latency_ms=10.0,
+    file_bytes=1_000_000,
+    gmacs=0.5,
+    peak_memory_mb=20.0,
+    pass_seconds=0.01,
+    train_seconds=0.03,
 )
 
 
