@@ -7,8 +7,9 @@ Run: python benchmarks/latency_trust.py FOLDER sweep    the sweep, measurements 
 24 students of the demo's source (a ViT of 96 × 6 on digits), widths 24 to 96 and 1 to 6 layers,
 chosen so that no two cost the same. Right after a sweep follows the truth: all models take turns
 in a process with nothing beside it, 30 passes each, three times; the median of the three medians.
-`--at-once` (default 2) is the number of trials beside one another, `--epochs` (default 5) the work
-of a trial between two measurements. Three latencies are compared: what the trials recorded, the
+`--at-once` (default 2) is the number of trials beside one another, `--epochs` (default 6, as in the
+demo) the work of a trial between two measurements, `--measure` the section of that name (default:
+the demo's batch and passes). Three latencies are compared: what the trials recorded, the
 ratio to the source, and what the finished run says, where the median of the source's times counts.
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 SIZES = (
     *((24, depth) for depth in (1, 2, 3, 4, 6)),
@@ -34,17 +36,20 @@ SIZES = (
 """(width, layers) of each student."""
 
 
-def spec_of(
-    folder: Path, name: str, alone: bool, epochs: int, at_once: int
-) -> dict[str, Any]:
+def spec_of(name: str, alone: bool, options: argparse.Namespace) -> dict[str, Any]:
     """The sweep; `name` is its run folder."""
-    training = {"epochs": epochs, "batch_size": 32, "lr": 1e-3, "augment": "none"}
+    training = {
+        "epochs": options.epochs,
+        "batch_size": 32,
+        "lr": 1e-3,
+        "augment": "none",
+    }
     points = [
         {"stages.init.args.embed_dim": e, "stages.init.args.depth": d} for e, d in SIZES
     ]
     return {
         "name": name,
-        "storage": str(folder / name),
+        "storage": str(options.folder / name),
         "source": {
             "model": "vit_tiny_patch16_224",
             "args": {"patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 3},
@@ -55,8 +60,8 @@ def spec_of(
             {"metric": "accuracy", "mode": "max"},
             {"metric": "latency_ms", "mode": "min"},
         ],
-        "measure": {"alone": alone},
-        "resources": {"cpus_per_worker": 1, "cpus": at_once},
+        "measure": {"alone": alone, **yaml.safe_load(options.measure)},
+        "resources": {"cpus_per_worker": 1, "cpus": options.at_once},
         "search": {
             "trials": len(SIZES),
             "space": {
@@ -68,23 +73,23 @@ def spec_of(
     }
 
 
-def run(folder: Path, name: str, alone: bool, epochs: int, at_once: int) -> None:
+def run(name: str, alone: bool, options: argparse.Namespace) -> None:
     """Run the sweep and note its wall time; then the truth."""
     from sweeps.check import check_spec
     from sweeps.drive.driver import run_sweep
     from sweeps.spec.load import spec_from
 
-    checked = check_spec(spec_from(spec_of(folder, name, alone, epochs, at_once)))
+    checked = check_spec(spec_from(spec_of(name, alone, options)))
     begun = time.perf_counter()
     run_sweep(checked, overwrite=True)
-    (folder / f"{name}.json").write_text(
+    (options.folder / f"{name}.json").write_text(
         json.dumps({"seconds": time.perf_counter() - begun})
     )
-    ours = [sys.executable, __file__, str(folder), "truth", "--of", name]
-    subprocess.run(ours, check=True)
+    ours = [sys.executable, __file__, str(options.folder), "truth", "--of", name]
+    subprocess.run([*ours, "--measure", options.measure], check=True)
 
 
-def measure_alone(folder: Path, name: str) -> None:
+def measure_alone(options: argparse.Namespace) -> None:
     """Median milliseconds of each size, three rounds."""
     import torch
 
@@ -93,19 +98,22 @@ def measure_alone(folder: Path, name: str) -> None:
     from trainers.models.make import make_arch
 
     torch.set_num_threads(1)
+    batch_size = yaml.safe_load(options.measure).get("batch_size", 64)
     passes = []
     for embed_dim, depth in SIZES:
         args = {"patch_size": 8, "embed_dim": embed_dim, "depth": depth, "num_heads": 3}
         arch = make_arch(
             "vit_tiny_patch16_224", num_classes=10, image_size=32, args=args
         )
-        passes.append(pass_of(arch.build(), 32, torch.device("cpu"), batch_size=64))
+        module = arch.build()
+        passes.append(pass_of(module, 32, torch.device("cpu"), batch_size=batch_size))
     rounds = []
     with torch.inference_mode():
         for _ in range(3):
             times = times_in_turns(passes, warmup=1, rounds=30, max_seconds=40)
             rounds.append([float(np.median(each)) for each in times])
-    (folder / f"{name}-truth.json").write_text(json.dumps(rounds))
+    file = options.folder / f"{options.of}-truth.json"
+    file.write_text(json.dumps(rounds))
 
 
 def show(folder: Path) -> None:
@@ -165,20 +173,20 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("part", choices=["sweep", "shared", "truth", "show"])
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--at-once", type=int, default=2)
+    parser.add_argument("--measure", default="{batch_size: 16, repeats: 10}")
     parser.add_argument("--of", default="sweep", help="whose truth")
     options = parser.parse_args()
-    folder = options.folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    options.folder = options.folder.absolute()
+    options.folder.mkdir(parents=True, exist_ok=True)
     if options.part == "truth":
-        measure_alone(folder, options.of)
+        measure_alone(options)
     elif options.part == "show":
-        show(folder)
+        show(options.folder)
     else:
         name = f"{options.part}-{options.at_once}"
-        alone = options.part == "sweep"
-        run(folder, name, alone, options.epochs, options.at_once)
+        run(name, options.part == "sweep", options)
 
 
 if __name__ == "__main__":

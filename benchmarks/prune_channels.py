@@ -2,6 +2,7 @@
 
     python benchmarks/prune_channels.py MODEL DATA.yaml --out results/prune_channels.jsonl
         [--targets 0.5 0.35] [--seeds 0 1 2] [--images 2560] [--epochs 1] [--test 2000]
+        [--fit '{optimizer: adamw, lr: 3.0e-4, batch_size: 32}']
     python benchmarks/prune_channels.py MODEL DATA.yaml --out results/prune_channels.jsonl --measure
 
 MODEL is a folder that `ModelState.save` wrote, DATA.yaml the `data` part of its spec. Each way
@@ -14,8 +15,8 @@ times all of them in turns, for when the machine is quiet, and prints the means 
 
 Ways: ours (Hessian importance, compensated), ours-blocks (blocks may go), ours-plain (not
 compensated), tp-magnitude, tp-taylor, tp-isomorphic (torch-pruning's pruners, one ratio), uniform
-(each group loses the same share, by magnitude), random-weights (the shape of ours, trained from
-nothing). Cuts are the same for all seeds, which draw the order and augmentation of the tuning.
+(each group loses the same share, by magnitude), random-weights (the shape of ours-blocks, trained
+from nothing). Cuts are the same for all seeds, which draw the order and augmentation of the tuning.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,9 +43,10 @@ from compress.measure.options import RuntimeOptions
 from compress.runtimes.registry import session
 from compress.stage import Context
 from trainers.config import DataConfig
-from trainers.data.splits import Data, eval_batches, load_data
+from trainers.data.splits import Data, load_data
 from trainers.models.arch import ModelState
 from trainers.models.cut_model import Cut
+from trainers.training.evaluate import evaluate
 from trainers.training.losses import TaskObjective
 
 CPU = torch.device("cpu")
@@ -53,18 +55,26 @@ Make = Callable[..., ModelState]
 OPENVINO = RuntimeOptions(runtime="openvino", batch_size=1, threads=1)
 
 
+class Judged(NamedTuple):
+    """What a model does on the test part, percent."""
+
+    accuracy: float
+    auroc: float
+
+
 class Bench:
     """One model, its data, and how all ways are tuned."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.model = ModelState.load(options.model)
-        config = DataConfig.model_validate(yaml.safe_load(options.data.read_text()))
+        written = yaml.safe_load(options.data.read_text())
+        config = DataConfig.model_validate({**written, "limit_test": options.test})
         self.data: Data = load_data(config, options.cache)
         self.size = self.data.info.image_size
         self.images = np.zeros((1, 3, self.size, self.size), np.float32)
         self.folder = options.out.with_suffix("")
-        self.before: dict[tuple[str, float], float] = {}
+        self.before: dict[tuple[str, float], Judged] = {}
         self.scores: np.ndarray | None = None
 
     def pass_of(self, state: ModelState) -> Callable[[], float]:
@@ -123,19 +133,22 @@ class Bench:
 
     def stage(self, target: float, **changes: Any) -> PruneChannels:
         options = self.options
+        fit = {
+            "batch_size": 128,
+            "optimizer": "sgd",
+            "lr": 0.04,
+            "weight_decay": 5e-4,
+            "augment": "flip",
+            "epochs": options.epochs,
+        }
         return PruneChannels(
             target={"latency": target},
             latency=OPENVINO,
-            batch_size=128,
             images_per_epoch=options.images,
             warmup=0,
-            optimizer="sgd",
-            lr=0.04,
-            weight_decay=5e-4,
-            augment="flip",
             channels_last=True,
             multiple=options.multiple,
-            **{"epochs": options.epochs} | changes,
+            **fit | yaml.safe_load(options.fit) | changes,
         )
 
     def tuned(self, state: ModelState, seed: int) -> ModelState:
@@ -143,17 +156,11 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             return stage._tuned(state, self.model, self.context(seed, folder))
 
-    @torch.inference_mode()
-    def accuracy(self, state: ModelState) -> float:
-        """Of the first test images, %."""
-        module = state.build()
-        right = count = 0
-        for images, labels in eval_batches(self.data, "test", 250, CPU):
-            right += int((module(images).argmax(1) == labels).sum())
-            count += len(labels)
-            if count >= self.options.test:
-                break
-        return 100 * right / count
+    def judged(self, state: ModelState) -> Judged:
+        """On the test part, percent."""
+        found = evaluate(state.build(), self.data, "test", CPU)
+        auroc = found.get("auroc", float("nan"))
+        return Judged(100 * found["accuracy"], 100 * auroc)
 
 
 def ours(bench: Bench, **changes: Any) -> Make:
@@ -187,10 +194,21 @@ def uniform(bench: Bench) -> Make:
     return make
 
 
-def torch_pruning(kind: str) -> Callable[[Bench], Make]:
-    """torch-pruning's pruners. Its graph does not follow the padded shortcuts of this ResNet, so
-    that the residual stream stays whole.
+def whole_layers(model: ModelState, module: nn.Module) -> list[nn.Module]:
+    """What torch-pruning must leave alone: the classifier. Its graph does not follow the padded
+    shortcuts of the ResNets of CIFAR-10, so that their residual stream stays whole, too.
     """
+    classifiers = ("classifier", "linear")
+    padded = model.arch.builder == "resnet_cifar"
+    return [
+        layer
+        for path, layer in module.named_modules()
+        if path in classifiers or (padded and (path == "conv1" or "conv2" in path))
+    ]
+
+
+def torch_pruning(kind: str) -> Callable[[Bench], Make]:
+    """torch-pruning's pruners."""
 
     def way(bench: Bench) -> Make:
         import torch_pruning
@@ -212,18 +230,13 @@ def torch_pruning(kind: str) -> Callable[[Bench], Make]:
                 module.parameters(), whole.parameters(), strict=True
             ):
                 mine.grad = None if theirs.grad is None else theirs.grad.clone()
-            stream = [
-                layer
-                for path, layer in module.named_modules()
-                if path.endswith("conv2") or path in ("conv1", "linear")
-            ]
             pruner = torch_pruning.pruner.BasePruner(
                 module,
                 torch.zeros(1, 3, bench.size, bench.size),
                 importance=classes[kind],
                 pruning_ratio=min(1 - share, 0.9),
                 max_pruning_ratio=0.9,
-                ignored_layers=stream,
+                ignored_layers=whole_layers(bench.model, module),
                 global_pruning=kind != "magnitude",
                 isomorphic=kind == "isomorphic",
             )
@@ -244,7 +257,13 @@ def as_cut(model: ModelState, whole: nn.Module, small: nn.Module) -> ModelState:
         for name, tensor in after.items()
         if tensor.shape != before[name].shape
     }
-    return ModelState.from_module(cut_arch(model.arch, Cut(shapes)), small)
+    groups = {
+        path: {"groups": layer.groups}
+        for path, layer in small.named_modules()
+        if isinstance(layer, nn.Conv2d)
+        and layer.groups != whole.get_submodule(path).groups
+    }
+    return ModelState.from_module(cut_arch(model.arch, Cut(shapes, groups)), small)
 
 
 WAYS: dict[str, Callable[[Bench], Make]] = {
@@ -253,7 +272,7 @@ WAYS: dict[str, Callable[[Bench], Make]] = {
     "tp-taylor": torch_pruning("taylor"),
     "tp-isomorphic": torch_pruning("isomorphic"),
     "uniform": uniform,
-    "random-weights": ours,
+    "random-weights": lambda bench: ours(bench, blocks=True),
     "ours-plain": lambda bench: ours(bench, compensate=False),
     "ours-blocks": lambda bench: ours(bench, blocks=True),
     "ours-isomorphic": lambda bench: ours(bench, normalisation="isomorphic"),
@@ -262,7 +281,7 @@ WAYS: dict[str, Callable[[Bench], Make]] = {
 
 def cut_model(bench: Bench, way: str, target: float) -> ModelState:
     """What a way cuts, made once: no draw has a part in it."""
-    way = "ours" if way == "random-weights" else way
+    way = "ours-blocks" if way == "random-weights" else way
     folder = bench.folder / f"{way}-{target}"
     if not folder.exists():
         begin = time.process_time()
@@ -280,13 +299,20 @@ def tuned_row(bench: Bench, way: str, target: float, seed: int) -> dict[str, Any
     if way == "random-weights":
         state = ModelState.initialised(state.arch, seed)
     elif (way, target) not in bench.before:
-        bench.before[way, target] = bench.accuracy(state)
+        bench.before[way, target] = bench.judged(state)
+    chance = Judged(100 / bench.data.info.num_classes, 50.0)
+    before = bench.before.get((way, target), chance)
     begin = time.perf_counter()
+    tuned = bench.tuned(state, seed)
+    seconds = round(time.perf_counter() - begin, 1)
+    after = bench.judged(tuned)
     return {
         **static_cost(state.arch, bench.size),
-        "before": bench.before.get((way, target), 100 / bench.data.info.num_classes),
-        "after": bench.accuracy(bench.tuned(state, seed)),
-        "seconds": round(time.perf_counter() - begin, 1),
+        "before": before.accuracy,
+        "before_auroc": before.auroc,
+        "after": after.accuracy,
+        "after_auroc": after.auroc,
+        "seconds": seconds,
     }
 
 
@@ -303,7 +329,8 @@ def measure(bench: Bench, rows: list[dict[str, Any]]) -> None:
         low, ratio, high = np.percentile(column / times[0], (25, 50, 75))
         print(
             f"{target} {way}: before {np.mean([row['before'] for row in mine]):.2f} %,"
-            f" after {np.mean(after):.2f} ± {np.std(after):.2f} % (n = {len(mine)}),"
+            f" after {np.mean(after):.2f} ± {np.std(after, ddof=1):.2f} % (n = {len(mine)}),"
+            f" AUROC {np.mean([row['after_auroc'] for row in mine]):.2f} %,"
             f" latency {ratio:.3f} ({low:.3f} to {high:.3f})"
         )
 
@@ -325,6 +352,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--test", type=int, default=2000)
     parser.add_argument("--multiple", type=int, default=None)
+    parser.add_argument("--fit", default="{}", help="options of the tuning, as YAML")
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--tables", action="store_true")
     options = parser.parse_args()
@@ -335,6 +363,7 @@ def main() -> None:
         "epochs": options.epochs,
         "test": options.test,
         "multiple": options.multiple,
+        "fit": options.fit,
     }
     lines = options.out.read_text().splitlines() if options.out.exists() else []
     rows = [json.loads(line) for line in lines]

@@ -369,8 +369,9 @@ class ModelState:
                 digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write `model.safetensors` and `model.json` into `folder`."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # safetensors refuses tensors that share memory (tied weights): store independent copies
         save_file(
@@ -384,12 +385,13 @@ class ModelState:
         write_atomic(folder / "model.json", text.encode())
 
     @classmethod
-    def load(cls, folder: Path) -> "ModelState":
+    def load(cls, folder: str | Path) -> "ModelState":
         """Read what `save` wrote.
 
         Raises:
             ValueError: a file is missing, damaged, or its content differs from the stored hash.
         """
+        folder = Path(folder)
         try:
             note = parse_json((folder / "model.json").read_text())
             state = cls(

@@ -53,7 +53,7 @@ def test_round_trip_of_a_timm_model_with_odd_types(tmp_path: Path) -> None:
     weights["norm.bias"] = torch.arange(24.0)[::2].contiguous()
     state = replace(state, weights=weights)
     state.save(tmp_path)
-    assert equal(state, ModelState.load(tmp_path))
+    assert equal(state, ModelState.load(str(tmp_path)))
 
 
 def test_saving_again_replaces(state: ModelState, tmp_path: Path) -> None:
