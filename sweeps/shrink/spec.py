@@ -29,6 +29,7 @@ _COMMENTS = {
     "stages": "Cut without training, tune with the original as the teacher, store.",
     "objectives": "The goal. A trial beyond a bound never counts as a result.",
     "measure": "How the deployed file is executed.",
+    "resources": "What a trial takes of memory, so that as many run at a time as fit.",
     "search": "What is tried first, cheap things before dear ones, and what may vary.",
 }
 
