@@ -32,6 +32,7 @@ import numpy as np
 import torch
 import yaml
 from int8_compare import Run, openvino_run
+from prune_channels import whole_layers
 from torch import Tensor
 
 from compress.finetune import Finetune
@@ -162,7 +163,7 @@ def by_torch_pruning(task: Task, folder: Path) -> Path:
         pruning_ratio=0.95,
         iterative_steps=100,
         global_pruning=True,
-        ignored_layers=heads,
+        ignored_layers=[*heads, *whole_layers(task.state, module)],
         num_heads={m.qkv: m.num_heads for m in attentions},
     )
     for _ in range(100):
