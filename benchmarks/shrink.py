@@ -3,14 +3,18 @@
     python benchmarks/shrink.py PAIRS.yaml -o shrink.jsonl [--pairs NAME …] [--ways WAY …]
     python benchmarks/shrink.py --table shrink.jsonl
 
-PAIRS.yaml: pair → {model: FOLDER, data: DATA.yaml, goals: [{latency: 0.5x}, …], max_loss: 1%,
-hours: 0.5}. Ways: `shrink`; `int8` (the stage alone); `nncf` (quantize_with_accuracy_control,
-pip install nncf); `torch_pruning` (MetaPruner by group Taylor to the goal's share of operations,
-then tuning for the rest of the time, float; pip install torch-pruning).
+PAIRS.yaml (`benchmarks/shrink_pairs.yaml` is the table's): pair → {model: FOLDER, data: DATA.yaml,
+goals: [{latency: 0.5x}, …], max_loss: 1%, hours: 0.5}, paths relative to it. `--hours` overrides
+the time, to see that all works. Ways: `shrink`; `int8` (the stage alone); `nncf`
+(quantize_with_accuracy_control, pip install nncf); `torch_pruning` (MetaPruner by group Taylor to
+the goal's share of operations, then tuning for the rest of the time, float; pip install
+torch-pruning).
 
 All files are OpenVINO's. Accuracy is of the file on validation and test part; milliseconds are of
 one image on one thread, in turns with the source's file; nothing else should run then. A goal
 is met where cost and validation accuracy keep it. A row that is in the file is not made again.
+Each row is made by a process of its own: what ends one, memory too, leaves the others; the last
+line counts the rows that are missing, and the same command makes these.
 """
 
 import argparse
@@ -28,6 +32,7 @@ import numpy as np
 import torch
 import yaml
 from int8_compare import Run, openvino_run
+from prune_channels import whole_layers
 from torch import Tensor
 
 from compress.finetune import Finetune
@@ -54,8 +59,10 @@ class Task:
         share: what the goal leaves of the source's cost, where it is a multiple.
     """
 
-    def __init__(self, pair: dict[str, Any], goals: dict[str, str], seed: int) -> None:
-        self.folder, self.data_file = Path(pair["model"]), Path(pair["data"])
+    def __init__(
+        self, pair: dict[str, Any], goals: dict[str, str], seed: int, beside: Path
+    ) -> None:
+        self.folder, self.data_file = beside / pair["model"], beside / pair["data"]
         self.config = DataConfig.model_validate(
             yaml.safe_load(self.data_file.read_text())
         )
@@ -156,7 +163,7 @@ def by_torch_pruning(task: Task, folder: Path) -> Path:
         pruning_ratio=0.95,
         iterative_steps=100,
         global_pruning=True,
-        ignored_layers=heads,
+        ignored_layers=[*heads, *whole_layers(task.state, module)],
         num_heads={m.qkv: m.num_heads for m in attentions},
     )
     for _ in range(100):
@@ -272,7 +279,9 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="*")
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--hours", type=float, help="instead of those of the pairs")
     parser.add_argument("--folder", type=Path, default=Path("shrink-benchmark"))
+    parser.add_argument("--row", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.table is not None:
         show(options.table)
@@ -281,29 +290,46 @@ def main() -> None:
         parser.error("give PAIRS.yaml and -o FILE, or --table FILE")
     torch.set_num_threads(1)
     pairs = yaml.safe_load(options.pairs_file.read_text())
-    for name in options.pairs or pairs:
-        for goals in pairs[name]["goals"]:
-            for seed in range(options.seeds):
-                for way in options.ways:
-                    add_row(options, pairs[name], name, goals, seed, way)
+    rows = [
+        (name, number, seed, way)
+        for name in options.pairs or pairs
+        for number in range(len(pairs[name]["goals"]))
+        for seed in range(options.seeds)
+        for way in options.ways
+    ]
+    if options.row is not None:
+        name, number, seed, way = rows[options.row]
+        hours = {} if options.hours is None else {"hours": options.hours}
+        add_row(options, pairs[name] | hours, name, number, seed, way)
+        return
+    missing = [not in_own_process(index) for index, _ in enumerate(rows)]
+    print(f"{len(rows) - sum(missing)} of {len(rows)} rows; {sum(missing)} are missing")
+    raise SystemExit(any(missing))
+
+
+def in_own_process(index: int) -> bool:
+    """Make one row by this command; whether it is there."""
+    words = [sys.executable, *sys.argv, "--row", str(index)]
+    return subprocess.run(words, check=False).returncode == 0
 
 
 def add_row(
     options: argparse.Namespace,
     pair: dict[str, Any],
     name: str,
-    goals: dict[str, str],
+    number: int,
     seed: int,
     way: str,
 ) -> None:
     """Make one row, unless the file has it."""
+    goals = pair["goals"][number]
     key = {"pair": name, "goals": goals, "seed": seed, "way": way}
-    rows = read(options.out)
-    if any(all(row[k] == v for k, v in key.items()) for row in rows):
+    if any(all(row[k] == v for k, v in key.items()) for row in read(options.out)):
         return
     words = "-".join(f"{k}{v}" for k, v in goals.items())
     folder = options.folder / f"{name}-{words}-{seed}" / way
-    task, begun = Task(pair, goals, seed), time.monotonic()
+    task = Task(pair, goals, seed, options.pairs_file.parent)
+    begun = time.monotonic()
     folder.parent.mkdir(parents=True, exist_ok=True)
     if way != "shrink":
         folder.mkdir(exist_ok=True)

@@ -139,6 +139,11 @@ def _check_cores(spec: Spec) -> None:
             f"resources.cpus_per_worker: a trial wants {each}{wanted.cpus_per_worker}"
             f" cores, and there are {cpus}; lower it"
         )
+    if wanted.memory_gb is not None and spec.distributed:
+        raise SpecError(
+            "resources.memory_gb: it counts trials of one worker in the trial's own process;"
+            " remove it, or set workers to 1 and trainer to auto"
+        )
     gpus = torch.cuda.device_count()
     if wanted.workers * wanted.gpus_per_worker > gpus:
         raise SpecError(

@@ -20,6 +20,27 @@ def usable_cores() -> int:
     return len(core_numbers())
 
 
+def free_memory_bytes() -> int | None:
+    """Memory that processes may still take before others are swapped out or killed, a container's
+    limit considered; None where the system does not say.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = dict(line.split(":", 1) for line in lines)
+    if "MemAvailable" not in found:
+        return None
+    free = 1024 * int(found["MemAvailable"].split()[0])
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else min(free, max(0, int(limit) - used))
+
+
 @lru_cache(maxsize=1)
 def processor_name() -> str:
     """The processor as its maker calls it: "AMD EPYC 7B13", "Apple M2"."""

@@ -30,9 +30,11 @@ _HOOK = re.compile(
 )
 _INPUT = re.compile(r"post_hooks\.[^/]+__0\.\d+")
 _AFTER_SCALE = re.compile(
-    r"(?P<path>.*)\.pre_hook__.+-(?P<function>\w+)-(?P<call>\d+)__(?P<port>\d+)\[\d+\]"
+    r"(?:(?P<path>.*)\.)?pre_hook__.*-(?P<function>\w+)-(?P<call>\d+)__(?P<port>\d+)\[\d+\]"
 )
-"""Module in which a multiplication by SmoothQuant's factor is called, before that call."""
+"""Module in which a multiplication by SmoothQuant's factor is called, before that call; without a
+path where the model itself makes the call.
+"""
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,10 @@ def _place(name: str) -> Place:
     scaled = _AFTER_SCALE.fullmatch(path)
     if scaled is not None:
         return Place(
-            scaled["path"], scaled["function"], int(scaled["call"]), int(scaled["port"])
+            scaled["path"] or "",
+            scaled["function"],
+            int(scaled["call"]),
+            int(scaled["port"]),
         )
     port = OUTPUT if found["kind"] == "post" else int(found["port"])
     return Place(path, found["function"], int(found["call"]), port)

@@ -57,6 +57,22 @@ def peak_memory_bytes(
     return tracker.peak_bytes
 
 
+def training_bytes(
+    module: nn.Module, image_size: int, images: int, in_chans: int = 3
+) -> int:
+    """Bytes in use at the peak of one training step on the CPU, without optimiser: parameters,
+    gradients, and what is kept for them. `module` is not changed.
+    """
+    model = copy.deepcopy(module).train()
+    batch = torch.zeros(images, in_chans, image_size, image_size)
+    tracker = _LiveTensors([*model.parameters(), *model.buffers(), batch])
+    with tracker:
+        logits = model(batch)
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        logits.sum().backward()
+    return tracker.peak_bytes
+
+
 def _peak_on_cuda(model: nn.Module, images: Tensor, device: torch.device) -> int:
     """The allocator's peak above what other tensors of this process occupy."""
     own = _LiveTensors([*model.parameters(), *model.buffers(), images]).peak_bytes

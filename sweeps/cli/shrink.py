@@ -192,6 +192,7 @@ def _search(planned: "Plan", folder: Path, cluster: str) -> int:
     from sweeps.drive.metrics import units
     from sweeps.shrink.deliver import SPEC
     from sweeps.shrink.progress import GoalProgress
+    from sweeps.shrink.reach import Reach
     from trainers.files import write_atomic
 
     sweep = planned.sweep
@@ -203,7 +204,11 @@ def _search(planned: "Plan", folder: Path, cluster: str) -> int:
 
     with lasting_output():
         progress = GoalProgress(
-            sweep.spec.objectives, units(sweep), console, hours=planned.hours
+            sweep.spec.objectives,
+            units(sweep),
+            console,
+            hours=planned.hours,
+            reach=Reach(sweep.spec.raw),
         )
         done = run_sweep(
             sweep,
@@ -211,13 +216,19 @@ def _search(planned: "Plan", folder: Path, cluster: str) -> int:
             address=cluster,
             progress=progress,
         )
-        return _told(planned, done, folder)
+        return _told(planned, done, folder, progress.verdict)
 
 
-def _told(planned: "Plan", done: "SweepResult", folder: Path) -> int:
-    """Deliver what was found and say it; the exit code."""
+def _told(
+    planned: "Plan", done: "SweepResult", folder: Path, verdict: str | None = None
+) -> int:
+    """Deliver what was found and say it; the exit code.
+
+    Args:
+        verdict: that the goal is out of reach, in a sentence.
+    """
     import analysis
-    from sweeps.shrink.deliver import MODEL, deliver
+    from sweeps.shrink.deliver import MODEL, SPEC, deliver
     from sweeps.shrink.outcome import pick, prices
 
     run = analysis.load(done.folder)
@@ -233,13 +244,16 @@ def _told(planned: "Plan", done: "SweepResult", folder: Path) -> int:
         say("what was found, by what it loses:")
     for line in costs:
         say(f"  {line}")
-    files = deliver(run, chosen, planned.runtime, folder, [*lines, *costs])
+    said = [*lines, *([] if verdict is None else [verdict]), *costs]
+    files = deliver(run, chosen, planned.runtime, folder, said)
     say(f"\nmodel    {folder / MODEL}")
     for path in files:
         say(f"         {path.name}  {path.stat().st_size:,} bytes")
     say(f"report   {folder / done.report.name}\nnext     {folder / 'README.md'}")
     if done.interrupted:
         say("interrupted: this is the best so far; the same command goes on from here")
+    elif verdict is not None:
+        say(f"to search on all the same: sweeps run {folder / SPEC}")
     elif done.fault is not None:
         warn(f"{done.fault}; the same command goes on from here")
     return _code(done, reached=chosen.is_within)

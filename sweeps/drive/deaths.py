@@ -15,6 +15,9 @@ from ray.exceptions import (
 from sweeps.run.record import TrialError
 from trainers.words import one_line
 
+KILLED_FOR_MEMORY = "OutOfMemory"
+"""Kind of a death by Ray's memory monitor."""
+
 
 @dataclass(frozen=True)
 class Death:
@@ -52,7 +55,7 @@ def death_of(error: Exception) -> Death:
         return _of_raised(error)
     if isinstance(error, OutOfMemoryError):
         return Death(
-            "OutOfMemory",
+            KILLED_FOR_MEMORY,
             "it was killed, since its node had almost no memory left",
             "lower the batch size or resources.concurrent, or take nodes with more memory",
         )

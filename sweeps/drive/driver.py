@@ -19,11 +19,18 @@ from ray.tune import TuneError
 
 import analysis
 from analysis.contract import BASELINE, ENDED, RECORD_SCHEMA, RUN_FILE, SPEC_FILE
+from analysis.numbers import plural
 from sweeps.drive.cluster import LOCAL, RayLostError, connected, is_private
 from sweeps.drive.final_measurement import measure_front
 from sweeps.drive.interrupt import Interrupt, quiet
 from sweeps.drive.metrics import described_metrics, units
-from sweeps.drive.node_checks import check_nodes, early_threads, trials_at_once
+from sweeps.drive.node_checks import (
+    check_nodes,
+    concurrent,
+    early_threads,
+    held,
+    trials_at_once,
+)
 from sweeps.drive.progress import Progress
 from sweeps.drive.ray_internals import (
     deaths_of_processes,
@@ -67,7 +74,6 @@ from sweeps.search.searcher import StudySearch
 from sweeps.search.stopping import EarlyStopper
 from sweeps.space.dimension import config_keys
 from sweeps.space.sweep import Sweep
-from sweeps.spec.model import Spec
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.attempt import run_trial
 from trainers.files import default_data_cache, read_json, write_atomic
@@ -77,7 +83,10 @@ from trainers.words import one_line
 
 MOST_IN_VAIN = 3
 """Attempts in a row that may end before their time without a trial that ended."""
-_DISTRIBUTED_TRIAL_BYTES = 2**20  # Tune refuses a trial that holds nothing
+
+
+class TooManyAtOnceError(Exception):
+    """A trial was killed for memory while others ran; it runs again with fewer beside it."""
 
 
 class TrialsGivenUpError(Exception):
@@ -114,6 +123,7 @@ class _Drive:
         fault: why the last attempt ended, where it did not come to its end.
         has_begun: Ray was there and trials began.
         is_doomed: Ray ends this process within a minute.
+        most: trials at a time that memory holds, once one was killed for it.
     """
 
     sweep: Sweep
@@ -128,6 +138,7 @@ class _Drive:
     fault: str | None = None
     has_begun: bool = False
     is_doomed: bool = False
+    most: int | None = None
 
     def refuse_superseded(self) -> None:
         """Raises SpecError where the run belongs to another driver now."""
@@ -271,6 +282,8 @@ def _ended_early(error: Exception) -> str:
         traceback.print_exception(error)
     if isinstance(error, RayLostError):
         return str(error)
+    if isinstance(error, TooManyAtOnceError):
+        return f"a trial was killed for memory; {error} at a time from here on"
     # Tune raises its own error, with a traceback as its message, while it handles another
     handled = error.__context__ if isinstance(error, TuneError) else None
     first = innermost(handled or error)
@@ -437,6 +450,9 @@ def _run_trials(drive: _Drive, search: StudySearch) -> None:
     drive.refuse_superseded()
     if events.fault is not None:
         raise StorageFaultError(events.fault)
+    if events.fitted is not None and not drive.interrupt.seen:
+        drive.most = events.fitted
+        raise TooManyAtOnceError(plural(drive.most, "trial"))
     if events.given_up and not drive.interrupt.seen:
         raise TrialsGivenUpError(", ".join(events.given_up))
     with contextlib.suppress(OSError):  # some files of Tune's then stay in the store
@@ -453,38 +469,19 @@ def _fit(
         trainable_of(drive.trial, site_of(drive.sweep, storage.run), spec.distributed),
         name=TUNE_FOLDER,
         storage_path=storage.tune_storage(),
-        resources_per_trial=_held(spec),
+        resources_per_trial=held(spec),
         num_samples=search.num_trials + search.asks_baseline,
-        max_concurrent_trials=_concurrent(spec),
+        max_concurrent_trials=concurrent(spec, drive.most),
         search_alg=TuneSearcher(events, tune),
         scheduler=TuneScheduler(events, tune),
         callbacks=[TuneCallback(events, tune)],
-        stop=StopWhen(tune.wants_end),
+        stop=StopWhen(lambda: tune.wants_end() or events.fitted is not None),
         max_failures=spec.search.max_failures,
         raise_on_failed_trial=False,
         reuse_actors=True,
         trial_dirname_creator=lambda trial: trial.trial_id,
         verbose=0,
     )
-
-
-def _held(spec: Spec) -> dict[str, float]:
-    """What a trial's own process holds of a node."""
-    if spec.distributed:
-        # its workers hold the cores; a trial that held one too could starve them for ever
-        return {"cpu": 0, "memory": _DISTRIBUTED_TRIAL_BYTES}
-    wanted = spec.resources
-    return {"cpu": wanted.cpus_per_worker, "gpu": wanted.gpus_per_worker}
-
-
-def _concurrent(spec: Spec) -> int:
-    """Trials at a time.
-
-    A distributed one that waited for its workers would give up; others may wait for nodes to come.
-    """
-    room = trials_at_once(spec.resources)
-    concurrent = spec.resources.concurrent or room
-    return min(concurrent, room) if spec.distributed else concurrent
 
 
 def mark_interrupted(storage: RunStorage) -> None:

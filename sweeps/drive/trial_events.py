@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from sweeps.drive.deaths import Death, death_of
+from sweeps.drive.deaths import KILLED_FOR_MEMORY, Death, death_of
 from sweeps.drive.progress import Progress
 from sweeps.drive.trackers import TrackerFeed
 from sweeps.run.folder import trial_folder
@@ -28,6 +28,8 @@ class TrialEvents:
         fault: what a trial said of storage that is full or read-only; None while all is well.
         given_up: trials that Tune has ended although they may fail more often. It does so where a
             process dies of memory while it starts.
+        fitted: how many trials at a time memory has been seen to hold, when one of more was killed
+            for it; None while all is well. That ends the run, and is no failure of the trial.
     """
 
     def __init__(
@@ -47,12 +49,14 @@ class TrialEvents:
         self._is_stopped = is_ending
         self.fault: str | None = None
         self.given_up: list[str] = []
+        self.fitted: int | None = None
+        self._running: set[str] = set()
         self._deaths: Counter[str] = Counter()
         self._death: Death | None = None
 
     def is_ending(self) -> bool:
         """Whether a trial that ends now has not failed by itself."""
-        return self.fault is not None or self._is_stopped()
+        return self.fault is not None or self.fitted is not None or self._is_stopped()
 
     def next_plan(self) -> TrialPlan | None:
         """The plan of the trial to start next, if there is one now."""
@@ -60,6 +64,7 @@ class TrialEvents:
 
     def started(self, trial_id: str) -> None:
         """A trial's process begins, or begins again."""
+        self._running.add(trial_id)
         self.progress.started(trial_id)
         self.trackers.started(trial_id)
 
@@ -90,6 +95,8 @@ class TrialEvents:
         if is_storage_fault(error):
             self.fault, self.search.halted = str(innermost(error)), True
         self._death = death_of(error)
+        if self._death.kind == KILLED_FOR_MEMORY and len(self._running) > 1:
+            self.fitted = self.fitted or len(self._running) - 1
 
     def will_run_again(self, trial_id: str) -> None:
         """A trial's process has died, and another one takes its place."""
@@ -104,6 +111,7 @@ class TrialEvents:
         Args:
             died: whether its process died, for the last time: the driver then ends its record.
         """
+        self._running.discard(trial_id)
         self.storage.pull_trial(trial_id)
         record = self._record(trial_id)
         death, self._death = self._death, None

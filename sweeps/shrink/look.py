@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
 from compress.measure.latency import times_in_turns
+from compress.measure.memory import MEGABYTE, peak_memory_bytes, training_bytes
+from compress.measure.model import count_gmacs
 from compress.measure.options import RuntimeName, RuntimeOptions
 from compress.runtimes.onnx_file import example_images
 from compress.runtimes.registry import runtime, session
@@ -45,13 +48,22 @@ class Speed:
     Attributes:
         latency_ms: of a pass in the runtime of deployment.
         file_bytes: of the file that it executes.
+        gmacs: of a pass of one image.
+        peak_memory_mb: of a pass in torch, of the images of a pass in the runtime.
         pass_seconds, train_seconds: of one image in torch, forward and with its training step.
+        weight_mb, pass_mb, train_mb: memory of the weights, and of one image's tensors that are
+            alive at once, in a pass and in a training step.
     """
 
     latency_ms: float
     file_bytes: int
+    gmacs: float
+    peak_memory_mb: float
     pass_seconds: float
     train_seconds: float
+    weight_mb: float
+    pass_mb: float
+    train_mb: float
 
 
 @dataclass(frozen=True)
@@ -249,13 +261,31 @@ def speed(seen: Look, options: RuntimeOptions) -> Speed:
         (times,) = times_in_turns(
             [there.timed_pass(images.numpy())], warmup=2, rounds=15, max_seconds=5
         )
+    module = state.build()
+    memory = peak_memory_bytes(module, size, "cpu", batch_size=options.batch_size)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         seconds = _torch_seconds(state, size)
     finally:
         torch.set_num_threads(threads)
-    return Speed(float(np.median(times)), total, *seconds)
+    return Speed(
+        float(np.median(times)),
+        total,
+        count_gmacs(state.arch, size),
+        memory / MEGABYTE,
+        *seconds,
+        *_torch_megabytes(module, size),
+    )
+
+
+def _torch_megabytes(module: nn.Module, size: int) -> tuple[float, float, float]:
+    """Memory of the weights, and of one image in a pass and in a training step."""
+    weights = sum(t.nbytes for t in module.state_dict().values())
+    of_pass = peak_memory_bytes(module, size, "cpu") - weights
+    few, more = (training_bytes(module, size, images) for images in (2, 4))
+    sizes = (weights, of_pass, (more - few) / 2)
+    return sizes[0] / MEGABYTE, sizes[1] / MEGABYTE, sizes[2] / MEGABYTE
 
 
 def _torch_seconds(state: ModelState, size: int) -> tuple[float, float]:

@@ -12,7 +12,9 @@ from sweeps.check import check_spec
 from sweeps.shrink import look as looking
 from sweeps.shrink.deliver import SPEC
 from sweeps.shrink.look import Look, Speed
-from sweeps.shrink.methods import Methods
+from sweeps.shrink.memory import Room, room
+from sweeps.shrink.methods import Methods, training_config
+from sweeps.shrink.reach import refuse_impossible
 from sweeps.shrink.request import Goal, max_loss, metric_of_loss
 from sweeps.shrink.spec import Wish, spec_for, text_of
 from sweeps.space.sweep import Sweep
@@ -131,11 +133,17 @@ def plan(request: Request) -> Plan:
         request.threads,
         request.hours,
     )
-    speed = _speed(seen, wish)
+    options = RuntimeOptions.model_validate(wish.measure)
+    speed = _speed(seen, options)
+    refuse_impossible(wish.goals, seen, speed, options)
     raw, methods = spec_for(wish, seen, speed, request.folder)
     raw["seed"] = request.seed
+    batch = training_config(seen, 0)["batch_size"]
+    fits = room(seen, speed, batch, local=request.local)
+    if fits.memory_gb is not None:
+        raw["resources"] = {"memory_gb": fits.memory_gb}
     sweep = check_spec(spec_from(raw), local=request.local)
-    lines = _lines(wish, seen, speed, methods, raw)
+    lines = _lines(wish, seen, speed, methods, raw, fits)
     return Plan(sweep, _text(raw, request, methods), tuple(lines), runtime)
 
 
@@ -156,8 +164,7 @@ def _runtime(name: str | None) -> tuple[RuntimeName, ...]:
     return (name,)  # type: ignore[return-value]  # it is one of these
 
 
-def _speed(seen: Look, wish: Wish) -> Speed:
-    options = RuntimeOptions.model_validate(wish.measure)
+def _speed(seen: Look, options: RuntimeOptions) -> Speed:
     try:
         return looking.speed(seen, options)
     except ValueError as error:
@@ -182,7 +189,7 @@ def _taken_up(request: Request, path: Path) -> Plan:
 
 
 def _lines(
-    wish: Wish, seen: Look, speed: Speed, methods: Methods, raw: Tree
+    wish: Wish, seen: Look, speed: Speed, methods: Methods, raw: Tree, fits: Room
 ) -> list[str]:
     """The plan for the user."""
     goals = ", ".join(_said(objective) for objective in wish.objectives)
@@ -196,6 +203,7 @@ def _lines(
         f" {number(speed.latency_ms)} ms in {wish.runtime}, batch {wish.batch_size}",
         f"data     {seen.info.describe()}",
         f"machine  {plural(seen.cores, 'core')}; runtimes: {installed}",
+        f"at once  {fits.said()}",
         f"goal     {goals}",
         f"methods  {', '.join(_alternatives(methods))}",
         *[f"         {line}" for line in methods.left_out],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from analysis.contract import BASELINE, Objective, is_feasible
 from analysis.numbers import duration, plain, quantity
 from sweeps.drive.progress import Progress
 from sweeps.drive.running import RunningTrial
+from sweeps.run.driving import request_stop
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import TrialPlan, read_plan
 from sweeps.run.record import TrialRecord
+from sweeps.shrink.reach import Reach
 
 _NAMES = {
     "channels": "fewer channels",
@@ -51,10 +53,15 @@ def said(configuration: Mapping[str, Any]) -> str:
 
 class GoalProgress(Progress):
     """Says of each trial what it tried and whether it meets the goal; of the whole, the best so far
-    and the time left.
+    and the time left. Where a goal turns out to be out of reach it says so, and asks the driver to
+    stop.
 
     Args:
         hours: for the search.
+        reach: judges whether the goal can be reached.
+
+    Attributes:
+        verdict: that the goal is out of reach, in a sentence; None while it may be met.
     """
 
     def __init__(
@@ -64,8 +71,11 @@ class GoalProgress(Progress):
         console: Console | None = None,
         *,
         hours: float,
+        reach: Reach,
     ) -> None:
         super().__init__(objectives, units, console)
+        self.verdict: str | None = None
+        self._reach = reach
         self._seconds = 3600 * hours
         self._ends = time.monotonic() + self._seconds
         self._run: Path | None = None
@@ -77,7 +87,29 @@ class GoalProgress(Progress):
         self._run = run
         self._ends = time.monotonic() + self._seconds
         with super().drawn(round(self._seconds), run):
+            self._judge()
             yield
+
+    def resume(self, records: Iterable[TrialRecord]) -> None:
+        """Count trials that ended before, and what they show."""
+        ended = list(records)
+        for record in ended:
+            self._reach.note(record)
+        super().resume(ended)
+
+    def ended(self, record: TrialRecord) -> None:
+        """Print a trial's line; end the search where it shows that it is in vain."""
+        super().ended(record)
+        self._reach.note(record)
+        self._judge()
+
+    def _judge(self) -> None:
+        if self.verdict is not None or self._run is None:
+            return
+        self.verdict = self._reach.verdict(self.objectives, self.units)
+        if self.verdict is not None:
+            self.note(self.verdict)
+            request_stop(self._run)
 
     def _stage_ended(self, trial: RunningTrial, stage: str) -> None:
         """In a log, of training alone: what is cut or stored takes seconds."""

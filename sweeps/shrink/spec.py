@@ -13,6 +13,7 @@ import yaml
 from compress.measure.options import RuntimeName
 from sweeps.shrink.look import Look, Speed
 from sweeps.shrink.methods import LADDER, Methods, methods_for
+from sweeps.shrink.reach import extremes, wanted_share
 from sweeps.shrink.request import Goal
 from sweeps.spec.yaml_text import Tree
 
@@ -28,6 +29,7 @@ _COMMENTS = {
     "stages": "Cut without training, tune with the original as the teacher, store.",
     "objectives": "The goal. A trial beyond a bound never counts as a result.",
     "measure": "How the deployed file is executed.",
+    "resources": "What a trial takes of memory, so that as many run at a time as fit.",
     "search": "What is tried first, cheap things before dear ones, and what may vary.",
 }
 
@@ -126,6 +128,9 @@ def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
         add("channels", share, "none", store)
     add("low_rank", rungs[0], "none", store)
     add("tokens", None, "none", store)
+    if first == len(LADDER) - 2:
+        # the goal asks for what the plan may not have: the least of each kind says so
+        found += extremes(methods.slots, methods.space)
     for share in LADDER[max(0, first) : first + 3]:
         add("channels", share, "tuned", store)
     add("none", None, "none", "int8_trained")
@@ -134,15 +139,8 @@ def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
 
 
 def _first_rung(wish: Wish, speed: Speed, store: str) -> int:
-    """Index of the first share on the ladder that may reach the goal; 0 where that is not known."""
-    goal = wish.goals[0]
-    wanted = goal.times
-    if goal.quantity == "latency" and goal.bound is not None:
-        wanted = goal.bound / speed.latency_ms
-    elif goal.quantity == "bytes" and goal.bound is not None:
-        wanted = goal.bound / speed.file_bytes
-    elif goal.quantity == "throughput":
-        wanted = None if goal.times is None else 1 / goal.times
+    """Index of the first share on the ladder that may reach the goal."""
+    wanted = wanted_share(wish.goals[0], speed, wish.batch_size)
     if wanted is None:
         return 1
     if store != "float":

@@ -370,6 +370,15 @@ class Resources(Config):
     )
     cpus_per_worker: int = Field(1, ge=1, description="cores, and threads of torch")
     gpus_per_worker: float = Field(0, ge=0, description="fractions share a GPU")
+    memory_gb: float | None = Field(
+        None,
+        gt=0,
+        json_schema_extra={"unit": "GB"},
+        description=(
+            "memory of its node that a trial of one worker takes, about: no more run at a"
+            " time than fit into what Ray counts as free; default: memory is not counted"
+        ),
+    )
     trainer: Literal["auto", "ray_train"] = Field(
         "auto",
         description=(

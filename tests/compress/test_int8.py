@@ -19,6 +19,7 @@ from compress.pipeline import STAGES
 from compress.runtimes.registry import session
 from compress.stage import Context
 from compress.testing import tiny_data, tiny_models
+from compress.token_merging import TokenMerging
 from tests.compress.cases import CASES
 from tests.optional import needs
 from trainers.data.splits import Data
@@ -130,6 +131,17 @@ def test_blocks_in_a_list_are_told_apart(data: Data, tmp_path: Path) -> None:
     for block in ("blocks.0", "blocks.1"):
         assert {f"{block}.attn.qkv", f"{block}.mlp.fc2"} <= rounded
         assert {f"{block}.attn.qkv", f"{block}.mlp.fc1"} <= scaled
+
+
+def test_factors_of_merged_tokens_have_a_place(data: Data, tmp_path: Path) -> None:
+    """They stand before calls that NNCF takes for the model's own, without a path."""
+    teacher = partial(lambda model, *_: model, None)
+    context = Context(data, torch.device("cpu"), 1, tmp_path, teacher)
+    merged = TokenMerging(r=1).run(tiny_models(data)[0], context)
+    state, _ = quantised(data, tmp_path, merged, smooth_quant=0.5)
+    plan = QuantiserPlan.from_json(state.arch.dims)
+    modules = dict(merged.build().named_modules())
+    assert {place.module for place, _ in plan.points} <= {IMAGES[0], *modules}
 
 
 def test_what_nncf_cannot_follow_is_refused_before_a_trial(data: Data) -> None:

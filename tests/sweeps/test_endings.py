@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from ray.exceptions import (
@@ -29,6 +30,7 @@ from sweeps.drive import cluster, driver, tune_run
 from sweeps.drive.deaths import death_of
 from sweeps.drive.driver import SweepResult, run_sweep
 from sweeps.drive.interrupt import Interrupt, decided, ending_signals
+from sweeps.drive.node_checks import concurrent
 from sweeps.drive.trial_events import TrialEvents
 from sweeps.drive.tune_run import Lost, Pulse, TuneRun
 from sweeps.run.folder import full_trial_id
@@ -219,6 +221,25 @@ def test_a_trial_that_is_given_up_before_its_retries_are_spent_runs_again(
     events.ended(record.trial_id, died=True)
     assert records(tmp_path)[record.trial_id].status == status
     assert events.given_up == ([record.trial_id] if retries else [])
+
+
+def test_a_kill_for_memory_leaves_one_trial_fewer_at_a_time(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends the attempt and is no failure of the trial; alone, a trial fails as ever."""
+    search = searcher(raw, tmp_path)
+    names = [begin(search).trial_id for _ in range(3)]
+    quiet: Any = MagicMock()
+    for running, fitted in ((3, 2), (1, None)):
+        events = TrialEvents(search.storage, search, None, quiet, quiet)
+        for name in names[:running]:
+            events.started(name)
+        events.process_failed(OutOfMemoryError("Task was killed"))
+        assert events.fitted == fitted
+        assert events.is_ending() == (fitted is not None)
+    monkeypatch.setattr("sweeps.drive.node_checks.trials_at_once", lambda wanted: 3)
+    assert concurrent(search.spec) == 3
+    assert concurrent(search.spec, most=2) == 2
 
 
 # --- why a process died

@@ -31,7 +31,15 @@ from trainers.files import write_atomic
 from trainers.models.source import load_source
 
 SPEED = Speed(
-    latency_ms=10.0, file_bytes=1_000_000, pass_seconds=0.01, train_seconds=0.03
+    latency_ms=10.0,
+    file_bytes=1_000_000,
+    gmacs=0.5,
+    peak_memory_mb=20.0,
+    pass_seconds=0.01,
+    train_seconds=0.03,
+    weight_mb=1.0,
+    pass_mb=10.0,
+    train_mb=50.0,
 )
 
 
@@ -197,6 +205,7 @@ def test_the_spec_can_be_read_edited_and_taken_up(
         "tokens",
     }
     assert "int8" not in raw["stages"]["store"]["one_of"]  # torch executes no integers
+    assert raw["resources"]["memory_gb"] > 0
     assert not folder.exists()
     folder.mkdir()
     (folder / "shrink.yaml").write_text(first.text)

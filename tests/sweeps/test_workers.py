@@ -175,8 +175,8 @@ def test_trials_of_two_workers_are_recorded(
 
 def test_room_is_counted_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [
-        {"Alive": True, "Resources": {"CPU": 3.0}},
-        {"Alive": True, "Resources": {"CPU": 3.0, "GPU": 1.0}},
+        {"Alive": True, "Resources": {"CPU": 3.0, "memory": 7e9}},
+        {"Alive": True, "Resources": {"CPU": 3.0, "GPU": 1.0, "memory": 2e9}},
     ]
     monkeypatch.setattr(
         ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 64.0}}]
@@ -184,6 +184,7 @@ def test_room_is_counted_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trials_at_once(Resources(workers=1, cpus_per_worker=2)) == 2
     assert trials_at_once(Resources(workers=3, cpus_per_worker=1)) == 2
     assert trials_at_once(Resources(workers=1, gpus_per_worker=1 / 3)) == 3
+    assert trials_at_once(Resources(memory_gb=3)) == 2
     with pytest.raises(
         SpecError,
         match=r"3 x \(2 CPUs, 0 GPUs\), each within a node; the cluster has room for 2",
