@@ -1,7 +1,7 @@
 """Which methods a model can take: each stage is asked itself, on the model's description alone.
 
-The methods stand in three slots: what is cut without training, whether the result is tuned, and
-what is stored. A model that a stage refuses goes without it, and the plan says why.
+The methods stand in three slots: what is cut (by all but NViT without training), whether the result
+is tuned, and what is stored. A model that a stage refuses goes without it, and the plan says why.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compress.pipeline import NamedStage, check_pipeline
+from sweeps.shrink.family import STAGE as STUDENT
+from sweeps.shrink.family import smaller
 from sweeps.shrink.look import LARGE_PX, Look
 from sweeps.spec.stages import build_stage
 from sweeps.spec.yaml_text import Tree
+from trainers.models.arch import shared_on_meta
 from trainers.words import one_line
 
 LADDER = (0.85, 0.7, 0.55, 0.4, 0.3, 0.2)
@@ -23,6 +26,10 @@ _FLIPLESS = ("digits", "svhn")
 _TUNING_LR = (1e-4, 1e-3)
 _MOST_EPOCHS = 30
 _BATCH = 32
+_PRUNINGS = 40
+"""Intervals of NViT in which a model comes to the least share."""
+_HEAD_GROUPS = 4
+"""Groups of query, key or value dimensions in a block, about."""
 _INTEGER_RUNTIMES = ("openvino", "onnxruntime")
 
 
@@ -32,7 +39,7 @@ class Methods:
 
     Attributes:
         slots: name → alternative → config; None is "leave it as it is".
-        space: parameter → values.
+        space: parameter → values; of what is cut from little to much.
         left_out: a sentence for each method that the model cannot take.
     """
 
@@ -55,8 +62,9 @@ def methods_for(seen: Look, runtime: str, quantity: str, tuning_images: int) -> 
     """
     found = Methods()
     training = training_config(seen, tuning_images)
+    students = smaller(seen)
     found.slots = {
-        "cut": {"none": None, **_cuts(quantity)},
+        "cut": {"none": None, **_cuts(seen, quantity, training, students)},
         "tune": {"none": None, "tuned": _tune(training)},
         "store": {"float": None, **_stores(training, runtime)},
     }
@@ -66,6 +74,8 @@ def methods_for(seen: Look, runtime: str, quantity: str, tuning_images: int) -> 
             _with_rungs(found, seen, name, config, quantity)
     if found.has("cut", "tokens"):
         found.space["stages.cut.tokens.r"] = _merged(seen)
+    if found.has("cut", "smaller"):
+        found.space |= _students(students)
     if found.has("tune", "tuned"):
         epochs = training["epochs"]
         found.space["stages.tune.tuned.epochs"] = sorted({epochs, 3 * epochs})
@@ -99,14 +109,53 @@ def training_config(seen: Look, images: int) -> Tree:
     return config
 
 
-def _cuts(quantity: str) -> dict[str, Tree | None]:
+def _cuts(
+    seen: Look, quantity: str, training: Tree, students: Mapping[str, Tree]
+) -> dict[str, Tree | None]:
+    """What may be cut, from what needs no training to what does; plain ViTs alone take all."""
+
     def target() -> Tree:
         return {"target": {quantity: LADDER[0]}}
 
-    return {
+    found: dict[str, Tree | None] = {
         "channels": {"stage": "prune_channels", "epochs": 0} | target(),
         "low_rank": {"stage": "low_rank"} | target(),
-        "tokens": {"stage": "token_merging"},
+    }
+    if "img_size" in seen.arch.args:
+        found["tokens"] = {"stage": "token_merging", "r": _merged(seen)[0]}
+    if students:
+        found["smaller"] = STUDENT | next(iter(students.values()))
+    if "img_size" in seen.arch.args:
+        found["nvit"] = _nvit(seen, training) | target()
+    return found
+
+
+def _students(choices: Mapping[str, Tree]) -> Tree:
+    """Smaller architectures as a searched parameter: names of models, or arguments."""
+    if all("model" in options for options in choices.values()):
+        names = [options["model"] for options in choices.values()]
+        return {"stages.cut.smaller.model": names}
+    args = {label: options["args"] for label, options in choices.items()}
+    return {"stages.cut.smaller.args": {"choices": args}}
+
+
+def _nvit(seen: Look, training: Tree) -> Tree:
+    """NViT in a short training: so many units an interval that the least share is reached."""
+    images = training.get("images_per_epoch", seen.info.num_train)
+    steps = training["epochs"] * (images // training["batch_size"])
+    interval = max(1, min(100, steps // (2 * _PRUNINGS)))
+    vit: Any = shared_on_meta(seen.arch)
+    width, depth = int(getattr(vit, "embed_dim", 192)), len(getattr(vit, "blocks", []))
+    # of each block: the hidden units, queries, keys and values, in groups of about 16
+    groups = width / 16 + depth * (4 * width / 16 + 3 * _HEAD_GROUPS)
+    least = LADDER[-1]
+    return {
+        "stage": "nvit",
+        **training,
+        "lr": 1e-4,
+        "interval_prune": interval,
+        "prune_per_iter": max(16, round(16 * groups * (1 - least) / _PRUNINGS)),
+        "measure": False,
     }
 
 
@@ -137,10 +186,6 @@ def _merged(seen: Look) -> list[int]:
 
 def _leave_out(found: Methods, seen: Look) -> None:
     """Take away what the model cannot take, alone or before what the other slots hold."""
-    if seen.arch.args.get("img_size") is None:  # no plain ViT
-        del found.slots["cut"]["tokens"]
-    else:
-        found.slots["cut"]["tokens"] = {"stage": "token_merging", "r": _merged(seen)[0]}
     for slot in ("store", "tune", "cut"):
         for name, config in list(found.slots[slot].items()):
             if config is None:

@@ -16,7 +16,7 @@ from sweeps.shrink.memory import Room, room
 from sweeps.shrink.methods import Methods, training_config
 from sweeps.shrink.reach import refuse_impossible
 from sweeps.shrink.request import Goal, max_loss, metric_of_loss
-from sweeps.shrink.spec import Wish, spec_for, text_of
+from sweeps.shrink.spec import Wish, is_trained, spec_for, text_of
 from sweeps.space.sweep import Sweep
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError, Tree, did_you_mean, parse_yaml, read_text
@@ -195,9 +195,7 @@ def _lines(
     goals = ", ".join(_said(objective) for objective in wish.objectives)
     installed = ", ".join(seen.runtimes)
     first = raw["search"]["points"]
-    trained = sum(
-        p["stages.tune"] != "none" or p["stages.store"] == "int8_trained" for p in first
-    )
+    trained = sum(map(is_trained, first))
     lines = [
         f"model    {seen.arch.name}: {number(speed.file_bytes)} bytes,"
         f" {number(speed.latency_ms)} ms in {wish.runtime}, batch {wish.batch_size}",

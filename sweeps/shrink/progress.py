@@ -27,6 +27,8 @@ _NAMES = {
     "channels": "fewer channels",
     "low_rank": "low rank",
     "tokens": "merged tokens",
+    "smaller": "smaller:",
+    "nvit": "NViT",
     "tuned": "tuned",
     "int8": "int8",
     "int8_trained": "int8 trained",
@@ -42,10 +44,13 @@ def said(configuration: Mapping[str, Any]) -> str:
         if not isinstance(chosen, str) or chosen in ("none", "float"):
             continue
         inner = f"stages.{slot}.{chosen}."
+        told = [
+            f"{inner}{name}" for name in ("target.", "epochs", "r", "model", "args")
+        ]
         values = [
             plain(value)
             for key, value in configuration.items()
-            if key.startswith((f"{inner}target.", f"{inner}epochs", f"{inner}r"))
+            if key.startswith(tuple(told)) and value is not None
         ]
         parts.append(" ".join([_NAMES.get(chosen, chosen), *values]))
     return ", ".join(parts) or "as it is"

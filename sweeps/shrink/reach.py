@@ -26,6 +26,7 @@ from compress.runtimes.registry import session
 from sweeps.run.record import TrialRecord
 from sweeps.shrink.look import Look, Speed
 from sweeps.shrink.request import Goal, Quantity
+from sweeps.space.slots import is_slot
 from sweeps.spec.yaml_text import SpecError, Tree
 from trainers.models.arch import ModelState
 from trainers.models.make import make_arch
@@ -178,7 +179,7 @@ def extremes(slots: Mapping[str, Tree], space: Mapping[str, Any]) -> list[Tree]:
         if config.get("epochs") and "channels" in cuts:
             continue
         most = {
-            parameter: _values(values)[-1]
+            parameter: values_of(values)[-1]
             for parameter, values in space.items()
             if parameter.startswith(f"stages.cut.{cut}.")
         }
@@ -191,10 +192,10 @@ def extremes(slots: Mapping[str, Tree], space: Mapping[str, Any]) -> list[Tree]:
     ]
 
 
-def _values(searched: Any) -> list[Any]:
-    """Values of a parameter as a spec lists them, or their labels."""
+def values_of(searched: Any) -> list[Any]:
+    """Values of a parameter as a spec lists them, or their labels; none of a range."""
     if isinstance(searched, Mapping):
-        return list(searched["choices"])
+        return list(searched.get("choices", ()))
     return list(searched)
 
 
@@ -206,9 +207,18 @@ class Reach:
     """
 
     def __init__(self, spec: Tree) -> None:
-        slots = {name: slot["one_of"] for name, slot in spec["stages"].items()}
-        self._unseen = extremes(slots, spec["search"].get("space", {}))
+        stages = spec["stages"]
+        slots = {k: v["one_of"] for k, v in stages.items() if is_slot(v)}
+        space = spec["search"].get("space", {})
+        self._unseen: list[Tree] = []
         self._trials: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
+        # a person may have edited the plan, so that its kinds are not known any more
+        searched = [v for k, v in space.items() if k.startswith("stages.cut.")]
+        self._is_known = {*slots} == {*stages} == {"cut", "tune", "store"} and all(
+            map(values_of, searched)
+        )
+        if self._is_known:
+            self._unseen = extremes(slots, space)
 
     def note(self, record: TrialRecord) -> None:
         """Take a trial that ended."""
@@ -229,7 +239,7 @@ class Reach:
             objectives: of the sweep; the first one is no cost.
             units: metric → unit.
         """
-        if self._unseen or not self._trials:
+        if not self._is_known or self._unseen or not self._trials:
             return None
         for objective in objectives[1:]:
             said = self._missed(objective, units.get(objective.metric, ""))

@@ -13,7 +13,7 @@ import yaml
 from compress.measure.options import RuntimeName
 from sweeps.shrink.look import Look, Speed
 from sweeps.shrink.methods import LADDER, Methods, methods_for
-from sweeps.shrink.reach import extremes, wanted_share
+from sweeps.shrink.reach import extremes, values_of, wanted_share
 from sweeps.shrink.request import Goal
 from sweeps.spec.yaml_text import Tree
 
@@ -26,7 +26,7 @@ _INTEGER_FACTOR = {"bytes": 0.27, "params": 0.27, "macs": 1.0}
 _COMMENTS = {
     "source": "The model as it is. What it may lose is relative to it.",
     "data": "Trials train on the training part and are compared on the validation part.",
-    "stages": "Cut without training, tune with the original as the teacher, store.",
+    "stages": "Cut (nvit while it trains), tune with the original as the teacher, store.",
     "objectives": "The goal. A trial beyond a bound never counts as a result.",
     "measure": "How the deployed file is executed.",
     "resources": "What a trial takes of memory, so that as many run at a time as fit.",
@@ -102,40 +102,61 @@ def spec_for(
 
 def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
     """What is tried first: from what takes seconds to what is trained."""
-    quantity = wish.cut_quantity
     store = "int8" if methods.has("store", "int8") else "float"
     first = _first_rung(wish, speed, store)
     found: list[Tree] = []
 
-    def add(cut: str, share: float | None, tune: str, stored: str) -> None:
-        point: Tree = {
-            "stages.cut": cut,
-            "stages.tune": tune,
-            "stages.store": stored,
-        }
-        is_known = methods.has("cut", cut) and methods.has("tune", tune)
-        if share is not None:
-            parameter = f"stages.cut.{cut}.target.{quantity}"
-            is_known = is_known and share in methods.space.get(parameter, [])
-            point[parameter] = share
+    def add(cut: str, nth: int, tune: str, stored: str) -> None:
+        """A candidate whose cut leaves the nth share of the ladder, or of its own values."""
+        chosen = _chosen(methods, wish.cut_quantity, cut, nth)
+        has_all = (
+            methods.has("cut", cut)
+            and methods.has("tune", tune)
+            and methods.has("store", stored)
+        )
         is_source = (cut, tune, stored) == ("none", "none", "float")
-        if is_known and methods.has("store", stored) and not is_source:
-            found.append(point)
+        if chosen is not None and has_all and not is_source:
+            slots = {"cut": cut, "tune": tune, "store": stored}
+            found.append({f"stages.{k}": v for k, v in slots.items()} | chosen)
 
-    rungs = LADDER[first : first + 2]
-    add("none", None, "none", store)
-    for share in rungs:
-        add("channels", share, "none", store)
-    add("low_rank", rungs[0], "none", store)
-    add("tokens", None, "none", store)
+    add("none", 0, "none", store)
+    for nth in (first, first + 1):
+        add("channels", nth, "none", store)
+    add("low_rank", first, "none", store)
+    add("tokens", 0, "none", store)
     if first == len(LADDER) - 2:
         # the goal asks for what the plan may not have: the least of each kind says so
         found += extremes(methods.slots, methods.space)
-    for share in LADDER[max(0, first) : first + 3]:
-        add("channels", share, "tuned", store)
-    add("none", None, "none", "int8_trained")
-    add("low_rank", rungs[-1], "tuned", store)
+    for nth in range(first, min(first + 3, len(LADDER))):
+        add("channels", nth, "tuned", store)
+    add("none", 0, "none", "int8_trained")
+    add("low_rank", first + 1, "tuned", store)
+    add("nvit", first, "none", store)
+    for nth in range(len(LADDER)):
+        add("smaller", nth, "tuned", store)
     return list({str(point): point for point in found}.values())
+
+
+def _chosen(methods: Methods, quantity: str, cut: str, nth: int) -> Tree | None:
+    """The value of what is cut; None where the method has no such value."""
+    shares = f"stages.cut.{cut}.target.{quantity}"
+    if shares in methods.space:
+        share = LADDER[nth]
+        return {shares: share} if share in methods.space[shares] else None
+    own = [p for p in methods.space if p.startswith(f"stages.cut.{cut}.")]
+    if not own:
+        return {}
+    values = values_of(methods.space[own[0]])
+    return {own[0]: values[nth]} if nth < len(values) else None
+
+
+def is_trained(point: Tree) -> bool:
+    """Whether a candidate is trained."""
+    return (
+        point["stages.tune"] != "none"
+        or point["stages.store"] == "int8_trained"
+        or point["stages.cut"] == "nvit"
+    )
 
 
 def _first_rung(wish: Wish, speed: Speed, store: str) -> int:

@@ -23,7 +23,7 @@ from sweeps.shrink.outcome import Pick, pick, prices
 from sweeps.shrink.plan import Request, plan
 from sweeps.shrink.progress import said
 from sweeps.shrink.request import Goal, goal, max_loss, metric_of_loss
-from sweeps.shrink.spec import Wish, points
+from sweeps.shrink.spec import Wish, is_trained, points
 from sweeps.spec.yaml_text import SpecError
 from tests.sweeps.helpers import finish, searcher
 from trainers.config import SourceConfig
@@ -147,6 +147,8 @@ def test_a_configuration_in_words() -> None:
     }
     assert said(chosen) == "fewer channels 0.7, tuned 4, int8"
     assert said({"stages.cut": "none", "stages.store": "float"}) == "as it is"
+    smaller = {"stages.cut": "smaller", "stages.cut.smaller.args": "2 of 4 heads"}
+    assert said(smaller) == "smaller: 2 of 4 heads"
 
 
 @pytest.fixture
@@ -203,6 +205,8 @@ def test_the_spec_can_be_read_edited_and_taken_up(
         "channels",
         "low_rank",
         "tokens",
+        "smaller",
+        "nvit",
     }
     assert "int8" not in raw["stages"]["store"]["one_of"]  # torch executes no integers
     assert raw["resources"]["memory_gb"] > 0
@@ -230,9 +234,7 @@ def test_cheap_things_come_first_and_the_goal_says_how_much_is_cut(
     methods = methods_for(seen, "torch", "macs", tuning_images=3000)
     wish = Wish((Goal("latency", bound=4.0),), {}, "torch", 1, 1, 1.0)
     found = points(methods, wish, SPEED)
-    trained = [
-        p["stages.tune"] != "none" or "trained" in p["stages.store"] for p in found
-    ]
+    trained = [is_trained(point) for point in found]
     assert trained == sorted(trained)
     shares = [p[k] for p in found for k in p if k.startswith("stages.cut.channels.")]
     assert shares[0] == 0.4  # 4 of 10 ms

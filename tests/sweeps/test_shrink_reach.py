@@ -175,6 +175,17 @@ def test_nothing_is_said_before_that_or_where_it_is_close() -> None:
     assert verdict(of_all_kinds(1.2), [OBJECTIVES[0]]) is None
 
 
+def test_nothing_is_said_of_a_plan_that_a_person_has_edited() -> None:
+    """Its kinds of candidates are not known: other stages, or a range of what is cut."""
+    more = SPEC["stages"] | {"round": {"stage": "kmeans_quant"}}
+    ranged = {"space": {"stages.cut.channels.target.macs": {"low": 0.1, "high": 0.9}}}
+    for edited in (SPEC | {"stages": more}, SPEC | {"search": ranged}):
+        reach = Reach(edited)
+        for record in of_all_kinds(1.2):
+            reach.note(record)
+        assert reach.verdict(OBJECTIVES, {}) is None
+
+
 def test_the_driver_is_asked_to_stop_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
