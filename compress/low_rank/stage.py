@@ -39,7 +39,7 @@ class LowRank(Stage):
     """
 
     phase: ClassVar[Phase] = "prune"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     finds_dims: ClassVar[bool] = True
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("low_rank_layers", "layers that became products of two", "1"),

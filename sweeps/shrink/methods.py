@@ -117,8 +117,11 @@ def _cuts(
     def target() -> Tree:
         return {"target": {quantity: LADDER[0]}}
 
+    channels: Tree = {"stage": "prune_channels", "epochs": 0}
+    if quantity == "latency":  # a block takes its calls with it, channels do not
+        channels["blocks"] = True
     found: dict[str, Tree | None] = {
-        "channels": {"stage": "prune_channels", "epochs": 0} | target(),
+        "channels": channels | target(),
         "low_rank": {"stage": "low_rank"} | target(),
     }
     if "img_size" in seen.arch.args:

@@ -3,9 +3,11 @@ run has recorded.
 """
 
 import json
+import multiprocessing
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from trainers.data.splits import load_data
 from trainers.files import default_data_cache, write_atomic
 
 NAMES = ("circle", "line", "swan")
-TRAIN: dict[str, Any] = {"epochs": 6, "batch_size": 30, "lr": 3e-3, "warmup": 0}
+TRAIN: dict[str, Any] = {"epochs": 20, "batch_size": 30, "lr": 3e-3, "warmup": 0}
 
 ALONE = """
 import runpy, sys
@@ -86,7 +88,12 @@ def predicted(script: Path, site: Path, images: list[Path]) -> list[str]:
     ("name", "form", "store"),
     [
         pytest.param("onnxruntime", "onnx", None, marks=needs("onnxruntime", "onnx")),
-        pytest.param("openvino", "openvino", "int8", marks=needs("openvino", "nncf")),
+        pytest.param(
+            "openvino",
+            "openvino",
+            "int8",
+            marks=[needs("openvino", "nncf"), pytest.mark.slow],
+        ),
     ],
 )
 def test_the_file_alone_predicts_what_was_recorded(
@@ -110,7 +117,9 @@ def test_the_file_alone_predicts_what_was_recorded(
     write_atomic(run / "run.json", to_json(run_header(search.sweep, [])))
     plan = search.ask()
     assert plan is not None
-    outcome = run_trial(plan, site_of(search.sweep, run))
+    # OpenVINO is left in a process of its own, as trials leave it: the test starts others
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        outcome = pool.submit(run_trial, plan, site_of(search.sweep, run)).result()
     assert outcome.status == "complete", outcome.error
     export(run, plan.trial_id, form, tmp_path / "model")
     site = packages(tmp_path / "site", name, "numpy", "pillow")
