@@ -10,8 +10,6 @@ from trainers.machine import free_memory_bytes
 
 _PROCESS_MB = 900.0
 """Of a trial's process before it has a model: torch, Ray, the runtime, NNCF."""
-_EVALUATED = 256
-"""Images of a batch that is evaluated."""
 _MODELS = 6
 """Copies of the weights: the model, what came in, its teacher, gradients, moments of AdamW."""
 _ROUNDED = 1.5
@@ -67,7 +65,12 @@ def room(seen: Look, speed: Speed, batch: int, *, local: bool) -> Room:
         batch: images of a training step.
         local: whether they run here.
     """
-    images = min(_EVALUATED, max(seen.info.num_val, seen.info.num_test))
+    import torch
+
+    from trainers.training.evaluate import evaluation_batch
+
+    most = evaluation_batch(seen.info.image_size, torch.device("cpu"))
+    images = min(most, max(seen.info.num_val, seen.info.num_test))
     pixels = 3 * 4 * seen.info.image_size**2 / 1e6
     evaluated = images * (speed.pass_mb + pixels)
     trained = batch * (_ROUNDED * speed.train_mb + speed.pass_mb + pixels)

@@ -31,7 +31,13 @@ from trainers.data.splits import load_data
 from trainers.files import default_data_cache, write_atomic
 
 NAMES = ("circle", "line", "swan")
-TRAIN: dict[str, Any] = {"epochs": 20, "batch_size": 30, "lr": 3e-3, "warmup": 0}
+TRAIN: dict[str, Any] = {
+    "epochs": 8,
+    "batch_size": 30,
+    "lr": 3e-3,
+    "lr_scaling": "unscaled",
+    "warmup": 0,
+}
 
 ALONE = """
 import runpy, sys
@@ -84,16 +90,12 @@ def predicted(script: Path, site: Path, images: list[Path]) -> list[str]:
     return [line.rsplit(" ", 1)[1] for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "form", "store"),
     [
         pytest.param("onnxruntime", "onnx", None, marks=needs("onnxruntime", "onnx")),
-        pytest.param(
-            "openvino",
-            "openvino",
-            "int8",
-            marks=[needs("openvino", "nncf"), pytest.mark.slow],
-        ),
+        pytest.param("openvino", "openvino", "int8", marks=needs("openvino", "nncf")),
     ],
 )
 def test_the_file_alone_predicts_what_was_recorded(
@@ -117,11 +119,12 @@ def test_the_file_alone_predicts_what_was_recorded(
     write_atomic(run / "run.json", to_json(run_header(search.sweep, [])))
     plan = search.ask()
     assert plan is not None
-    # OpenVINO is left in a process of its own, as trials leave it: the test starts others
+    # OpenVINO stays in a process of its own: this one starts others
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         outcome = pool.submit(run_trial, plan, site_of(search.sweep, run)).result()
-    assert outcome.status == "complete", outcome.error
-    export(run, plan.trial_id, form, tmp_path / "model")
+        assert outcome.status == "complete", outcome.error
+        target = tmp_path / "model"
+        pool.submit(export, run, plan.trial_id, form, target).result()
     site = packages(tmp_path / "site", name, "numpy", "pillow")
     config = DataConfig.model_validate(raw["data"])
     split = load_data(config, default_data_cache()).val
@@ -130,7 +133,7 @@ def test_the_file_alone_predicts_what_was_recorded(
     found = predicted(tmp_path / "model" / "predict.py", site, images)
     labels = [path.parent.name for path in images]
     right = [a == b for a, b in zip(found, labels, strict=True)]
-    assert 0.4 < np.mean(right) < 1 or store is None
+    assert np.mean(right) > 0.4  # it has learnt something that can be wrong
     assert outcome.metrics["runtime_accuracy"] == pytest.approx(np.mean(right))
     if store is None:  # what is recorded of integers is of the module in torch
         shown = json.loads(

@@ -19,6 +19,10 @@ from trainers.training.predictions import (
     confusion,
 )
 
+_MOST_IMAGES = 256
+_SMALL_PX = 48
+"""Up to this size of images `evaluation_batch` does not reduce their number."""
+
 
 class Evaluation(NamedTuple):
     """What a model does on a split.
@@ -38,13 +42,26 @@ class Evaluation(NamedTuple):
     predictions: Predictions | None = None
 
 
+def evaluation_batch(image_size: int, device: torch.device) -> int:
+    """Images of a batch that is evaluated, a power of two.
+
+    On a CPU large images pass in few at a time, so that what a layer gives stays in the caches
+    and its memory is not asked for anew: of EfficientNet-Lite0 256 images of 224 px take 17 s of a
+    core of an AMD EPYC at once, 12 s by 32 and 6 s by 8.
+    """
+    if device.type != "cpu":
+        return _MOST_IMAGES
+    fitting = _MOST_IMAGES * (_SMALL_PX / image_size) ** 2
+    return max(1, min(_MOST_IMAGES, 2 ** math.floor(math.log2(max(fitting, 1)))))
+
+
 def evaluate(
     module: nn.Module,
     data: Data,
     split: Split,
     device: torch.device,
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     amp: torch.dtype | None = None,
     in_lockstep: bool = False,
 ) -> dict[str, float]:
@@ -66,7 +83,7 @@ def evaluate_classes(
     split: Split,
     device: torch.device,
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     amp: torch.dtype | None = None,
     in_lockstep: bool = False,
     samples: int = 0,
@@ -79,7 +96,7 @@ def evaluate_classes(
     rank calls this and gets the same result.
 
     Args:
-        batch_size: images of one forward pass on one rank.
+        batch_size: images of one forward pass on one rank; None: `evaluation_batch`.
         amp: type of autocast; None is without.
         in_lockstep: let every rank make the same number of passes, as a sharded module needs it.
         samples: how many of the images with the largest loss to keep in `Evaluation.predictions`.
@@ -91,6 +108,8 @@ def evaluate_classes(
         raise ValueError(
             f"the {split} split has no images; set data.val_fraction above 0"
         )
+    if batch_size is None:
+        batch_size = evaluation_batch(data.info.image_size, device)
     was_training = module.training
     module.eval()
     # what a sharded module puts together in a pass it may use again when it is trained
