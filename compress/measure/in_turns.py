@@ -53,11 +53,11 @@ def layer_times(
     averaged over all places, and what the same takes without it is taken off. What is left is a
     hundredth of the whole at least: less is noise.
     """
-    places = [_InPlace(module, inputs) for module, inputs in layers]
-    empty = {
-        tuple(inputs.shape): _InPlace(None, inputs, like=module)
-        for module, inputs in layers
-    }
+    kinds = [(_is_of_convolutions(each), tuple(x.shape)) for each, x in layers]
+    places = [
+        _InPlace(*kind, layer) for kind, (layer, _) in zip(kinds, layers, strict=True)
+    ]
+    empty = {kind: _InPlace(*kind) for kind in kinds}
     passes = [
         runtime(options.runtime)
         .session_of(each.eval(), each.one_channel, options, device.type)
@@ -68,35 +68,40 @@ def layer_times(
     medians: Times = np.median(times, axis=1)
     own, others = np.split(medians, [len(layers)])
     without_ms = dict(zip(empty, others, strict=True))
-    taken_off = np.array([without_ms[tuple(inputs.shape)] for _, inputs in layers])
+    taken_off = np.array([without_ms[kind] for kind in kinds])
     return np.maximum(own - taken_off, 0.01 * own)
+
+
+def _is_of_convolutions(layer: nn.Module) -> bool:
+    return any(isinstance(each, nn.Conv2d) for each in layer.modules())
 
 
 class _InPlace(nn.Module):
     """A layer between two others, or only those: one channel → its inputs → it → means over
     places (B, outputs).
 
+    Args:
+        shape: of its inputs, whose channels are axis 1 for convolutions, else the last.
+
     Attributes:
         one_channel: the input of the whole.
     """
 
     def __init__(
-        self, layer: nn.Module | None, inputs: Tensor, like: nn.Module | None = None
+        self,
+        of_convolutions: bool,
+        shape: tuple[int, ...],
+        layer: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        of_convolutions = any(
-            isinstance(each, nn.Conv2d) for each in (layer or like or self).modules()
-        )
-        axis = 1 if of_convolutions else inputs.ndim - 1
-        channels = inputs.shape[axis]
-        shape = list(inputs.shape)
-        shape[axis] = 1
-        self.one_channel = torch.zeros(shape)
+        axis = 1 if of_convolutions else len(shape) - 1
+        channels = shape[axis]
+        self.one_channel = torch.zeros(*shape[:axis], 1, *shape[axis + 1 :])
         self.before = (
             nn.Conv2d(1, channels, 1) if of_convolutions else nn.Linear(1, channels)
         )
         self.layer = layer
-        self.places = [i for i in range(1, inputs.ndim) if i != axis]
+        self.places = [i for i in range(1, len(shape)) if i != axis]
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.before(x).relu()
