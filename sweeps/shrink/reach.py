@@ -62,16 +62,16 @@ class Least:
     gmacs: float
     peak_memory_mb: float
 
-    def of(self, quantity: Quantity, batch_size: int) -> float:
-        """In the unit of the quantity's metric: the least, of a throughput the most."""
-        if quantity == "throughput":
-            return 1000 * batch_size / self.latency_ms
-        return {
-            "latency": self.latency_ms,
-            "bytes": self.file_bytes,
-            "macs": self.gmacs,
-            "memory": self.peak_memory_mb,
-        }[quantity]
+
+def cost_of(quantity: Quantity, costs: Least | Speed, batch_size: int) -> float:
+    """In the unit of the quantity's metric."""
+    return {
+        "latency": costs.latency_ms,
+        "throughput": 1000 * batch_size / costs.latency_ms,
+        "bytes": costs.file_bytes,
+        "macs": costs.gmacs,
+        "memory": costs.peak_memory_mb,
+    }[quantity]
 
 
 def wanted_share(goal: Goal, speed: Speed, batch_size: int) -> float | None:
@@ -81,15 +81,8 @@ def wanted_share(goal: Goal, speed: Speed, batch_size: int) -> float | None:
         return 1 / times if goal.quantity == "throughput" else times
     if bound is None:
         return None
-    if goal.quantity == "throughput":
-        return 1000 * batch_size / speed.latency_ms / bound
-    has = {
-        "latency": speed.latency_ms,
-        "bytes": speed.file_bytes,
-        "macs": speed.gmacs,
-        "memory": speed.peak_memory_mb,
-    }[goal.quantity]
-    return bound / has
+    has = cost_of(goal.quantity, speed, batch_size)
+    return has / bound if goal.quantity == "throughput" else bound / has
 
 
 def refuse_impossible(
@@ -107,19 +100,19 @@ def refuse_impossible(
     least = least_costs(seen, options)
     for goal, share in zip(goals, shares, strict=True):
         if share is not None:
-            _refuse(goal, share, least.of(goal.quantity, batch), speed, options)
+            _refuse(goal, share, least, speed, options)
 
 
 def _refuse(
-    goal: Goal, share: float, least: float, speed: Speed, options: RuntimeOptions
+    goal: Goal, share: float, costs: Least, speed: Speed, options: RuntimeOptions
 ) -> None:
-    at_source = 1000 * options.batch_size / speed.latency_ms
-    limit = goal.bound
+    least, has = (
+        cost_of(goal.quantity, each, options.batch_size) for each in (costs, speed)
+    )
     is_rate = goal.quantity == "throughput"
+    limit = goal.bound
     if limit is None:
-        has = wanted_share(Goal(goal.quantity, bound=1.0), speed, options.batch_size)
-        assert has is not None, "a number has a share"
-        limit = at_source / share if is_rate else share / has
+        limit = has / share if is_rate else share * has
     if (limit <= least) if is_rate else (limit >= least):
         return
     factor, unit = _SAID[goal.quantity]
