@@ -77,6 +77,11 @@ def without_signs(model: Any) -> None:
     for node in model.graph:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
+        if (
+            node.op_type == "DequantizeLinear"
+            and node.inputs[0].const_value is not None
+        ):
+            continue  # a weight, which others than us may store with zero points
         zero = node.inputs[2] if len(node.inputs) > 2 else None
         if zero is None or zero.const_value is None or zero.dtype != ir.DataType.INT8:
             continue

@@ -76,6 +76,25 @@ def test_exports_share_the_table_of_operators() -> None:
     assert not all(v[-1] is own.functions[k][-1] for k, v in second.functions.items())
 
 
+def test_an_operator_that_comes_later_is_exported() -> None:
+    """torch leaves what does not exist yet out of its table, and a table is kept for all exports:
+    torchao brings its operators when it converts, after other models were exported.
+    """
+    pytest.importorskip("onnxscript")
+    from torch.onnx._internal.exporter import _registration
+
+    def table() -> Any:
+        with operators_read_once():
+            return _registration.ONNXRegistry.from_torchlib(opset_version=18)
+
+    before = table()
+    assert table().functions["aten::relu"] == before.functions["aten::relu"]
+    library = torch.library.Library("tests_of_runtimes", "DEF")
+    library.define("comes_later(Tensor x) -> Tensor")
+    after = table().functions["aten::relu"]
+    assert after[-1] is not before.functions["aten::relu"][-1], "read again"
+
+
 def test_refuses_before_anything_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interface, "find_spec", lambda name: None)
     with pytest.raises(
