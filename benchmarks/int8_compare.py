@@ -36,22 +36,19 @@ from trainers.models.arch import ModelState
 CPU = torch.device("cpu")
 
 
+def options_of(name: str) -> RuntimeOptions:
+    """One image a pass, one thread, float32 where not integers."""
+    return RuntimeOptions(runtime=name, batch_size=1, threads=1)
+
+
 def in_onnxruntime(file: Path) -> Session:
-    """An ONNX file in onnxruntime, one image a pass, one thread."""
-    options = RuntimeOptions(runtime="onnxruntime", batch_size=1, threads=1)
-    return runtime("onnxruntime").load(file, options)
+    """An ONNX file in onnxruntime."""
+    return runtime("onnxruntime").load(file, options_of("onnxruntime"))
 
 
 def in_openvino(file: Path) -> Session:
-    """A file in OpenVINO, one image a pass, one thread, float32 where not integers."""
-    options = RuntimeOptions(runtime="openvino", batch_size=1, threads=1)
-    return runtime("openvino").load(file, options)
-
-
-def in_torch(state: ModelState, size: int) -> Session:
-    """A model in eager torch, one image a pass, one thread."""
-    options = RuntimeOptions(runtime="torch", batch_size=1, threads=1)
-    return session(state, size, options)
+    """A file in OpenVINO."""
+    return runtime("openvino").load(file, options_of("openvino"))
 
 
 def by_nncf(
@@ -161,18 +158,16 @@ def ours(
     state: ModelState, data: Data, options: dict[str, Any], size: int, folder: Path
 ) -> dict[str, Session]:
     """The stage, as torch simulates it and in both runtimes."""
-    file = folder / "int8.onnx"
-    if not file.exists():
+    if not (folder / "int8").exists():
         context = Context(data, CPU, 1, folder / "work", lambda *_: state)
         found = Int8.model_validate(options).run(state, context)
         print("int8 reports", context.reported, flush=True)
         found.save(folder / "int8")
-        write_onnx(found.build(), torch.zeros(2, 3, size, size), file, {})
     made = ModelState.load(folder / "int8")
     return {
-        "int8, simulated": in_torch(made, size),
-        "int8, onnxruntime": in_onnxruntime(file),
-        "int8, OpenVINO": in_openvino(file),
+        "int8, simulated": session(made, size, options_of("torch")),
+        "int8, onnxruntime": session(made, size, options_of("onnxruntime")),
+        "int8, OpenVINO": session(made, size, options_of("openvino")),
     }
 
 
@@ -239,7 +234,7 @@ def main() -> None:
         write_onnx(state.build(), torch.cat(calibration[:2]), file, {})
     options = {"images": given.images, **yaml.safe_load(given.options)}
     runs = {
-        "float, eager": in_torch(state, size),
+        "float, eager": session(state, size, options_of("torch")),
         "float, onnxruntime": in_onnxruntime(file),
         "float, OpenVINO": in_openvino(file),
         **ours(state, data, options, size, given.cache),

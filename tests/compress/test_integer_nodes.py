@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from compress.runtimes.integer_nodes import without_signs
+from compress.runtimes.interface import OnnxBased
+from compress.runtimes.registry import runtime
 
 ir = pytest.importorskip("onnx_ir")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -59,4 +61,18 @@ def test_integers_of_activations_are_counted_from_0_and_weights_stay() -> None:
     assert types["zeros"] == types["weight"] == ir.DataType.INT8
     assert types["zero.unsigned"] == ir.DataType.UINT8
     assert "zero" not in types
+    np.testing.assert_array_equal(computed(model), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("onnxruntime", False), ("openvino", True), ("tensorrt", True)]
+)
+def test_who_takes_integers_with_signs(name: str, kept: bool) -> None:
+    """OpenVINO is faster with them, and TensorRT takes no others."""
+    model = quantised_product()
+    before = computed(model)
+    chosen = runtime(name)
+    assert isinstance(chosen, OnnxBased)
+    chosen.rewrite(model)
+    assert ("zero" in model.graph.initializers) == kept
     np.testing.assert_array_equal(computed(model), before)
