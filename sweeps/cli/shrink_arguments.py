@@ -1,0 +1,81 @@
+"""Arguments and options of `sweeps shrink`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help=(
+            "a file of weights (safetensors, .pth), a folder with a model, or a name:"
+            " timm's, or hf-hub:OWNER/NAME"
+        ),
+    ),
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="FOLDER",
+        help=(
+            "class folders, Parquet, the name of a data set, or a YAML file with a"
+            " spec's section `data`"
+        ),
+    ),
+]
+Architecture = Annotated[
+    str | None,
+    typer.Option("--model", metavar="NAME", help="what a file is: resnet18"),
+]
+Latency = Annotated[
+    str | None, typer.Option(help="at most: 5ms, or 0.5x of the source's")
+]
+Throughput = Annotated[
+    str | None, typer.Option(help="at least, images a second: 200/s, or 2x")
+]
+Bytes = Annotated[
+    str | None, typer.Option("--bytes", help="of the file at most: 2MB, or 0.25x")
+]
+Macs = Annotated[
+    str | None,
+    typer.Option(help="multiply-accumulates of an image: 200M, or 0.5x"),
+]
+Memory = Annotated[
+    str | None, typer.Option(help="at the peak of a pass: 50MB, or 0.5x")
+]
+Fastest = Annotated[bool, typer.Option("--fastest", help="as fast as it can")]
+Smallest = Annotated[bool, typer.Option("--smallest", help="as few bytes as it can")]
+MaxLoss = Annotated[
+    str,
+    typer.Option("--max-loss", help="of the metric, against the source: 1%, 0.01"),
+]
+Metric = Annotated[
+    str, typer.Option(help="accuracy, auroc, balanced_accuracy, f1_macro, …")
+]
+Runtime = Annotated[
+    str | None,
+    typer.Option(help="of deployment: openvino, onnxruntime, torch, …"),
+]
+Batch = Annotated[int, typer.Option(min=1, help="images of a pass there")]
+Threads = Annotated[int, typer.Option(min=1, help="of the CPU there")]
+Hours = Annotated[float, typer.Option(help="for the search: 1, 0.25")]
+Seed = Annotated[int, typer.Option(min=0, help="of the search")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="print the plan and its seconds; run nothing"),
+]
+Cluster = Annotated[
+    str,
+    typer.Option(
+        "--cluster",
+        metavar="ADDRESS",
+        help="of a Ray cluster, host:port or auto; default: this machine",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("-o", "--out", help="the folder to make; default: ./shrunk"),
+]
