@@ -17,7 +17,7 @@ from ray.util.placement_group import PlacementGroup
 from analysis.contract import CLASSES_FILE, LAYERS_FILE
 from sweeps.check import check_spec
 from sweeps.drive.driver import run_sweep
-from sweeps.drive.node_checks import trials_at_once
+from sweeps.drive.room import trials_at_once
 from sweeps.run.record import trial_records
 from sweeps.spec.load import spec_from
 from sweeps.spec.model import Resources
