@@ -58,6 +58,8 @@ def shrink(
     It measures the source, tries cheap methods first (integers, fewer channels,
     low rank), then trains what is worth it, and ends when the goal is met with
     certainty or the time is up. The same command goes on where it ended.
+
+    sweeps shrink model.pth --model resnet18 --data photos/ --latency 5ms
     """
     from sweeps.shrink.request import Quantity, Request, goals
 
