@@ -121,6 +121,7 @@ def _check(hours: float, cluster: str) -> None:
 
 def _search(planned: "Plan", folder: Path, cluster: str) -> int:
     """Run the search and leave the folder; the exit code."""
+    from sweeps.check_pipelines import known_info
     from sweeps.drive.metrics import units
     from sweeps.shrink.deliver import SPEC
     from sweeps.shrink.progress import GoalProgress
@@ -141,6 +142,7 @@ def _search(planned: "Plan", folder: Path, cluster: str) -> int:
             console,
             hours=planned.hours,
             reach=Reach(sweep.spec.raw),
+            classes=known_info(sweep.spec.data.model_dump_json()).num_classes,
         )
         done = run_sweep(
             sweep,
