@@ -58,6 +58,8 @@ def shrink(
     It measures the source, tries cheap methods first (integers, fewer channels,
     low rank), then trains what is worth it, and ends when the goal is met with
     certainty or the time is up. The same command goes on where it ended.
+
+    sweeps shrink model.pth --model resnet18 --data photos/ --latency 5ms
     """
     from sweeps.shrink.request import Quantity, Request, goals
 
@@ -119,6 +121,7 @@ def _check(hours: float, cluster: str) -> None:
 
 def _search(planned: "Plan", folder: Path, cluster: str) -> int:
     """Run the search and leave the folder; the exit code."""
+    from sweeps.check_pipelines import known_info
     from sweeps.drive.metrics import units
     from sweeps.shrink.deliver import SPEC
     from sweeps.shrink.progress import GoalProgress
@@ -139,6 +142,7 @@ def _search(planned: "Plan", folder: Path, cluster: str) -> int:
             console,
             hours=planned.hours,
             reach=Reach(sweep.spec.raw),
+            classes=known_info(sweep.spec.data.model_dump_json()).num_classes,
         )
         done = run_sweep(
             sweep,

@@ -22,7 +22,7 @@ from sweeps.shrink.look import Speed, data_section, source_section
 from sweeps.shrink.methods import methods_for
 from sweeps.shrink.outcome import Pick, pick, prices
 from sweeps.shrink.plan import plan
-from sweeps.shrink.progress import said
+from sweeps.shrink.progress import hardly_knows, said
 from sweeps.shrink.request import Goal, Request, goal, max_loss, metric_of_loss
 from sweeps.shrink.spec import Wish, is_trained, points
 from sweeps.spec.yaml_text import SpecError
@@ -150,6 +150,14 @@ def test_a_configuration_in_words() -> None:
     assert said({"stages.cut": "none", "stages.store": "float"}) == "as it is"
     smaller = {"stages.cut": "smaller", "stages.cut.smaller.args": "2 of 4 heads"}
     assert said(smaller) == "smaller: 2 of 4 heads"
+
+
+def test_a_source_that_guesses_is_told() -> None:
+    doubt = hardly_knows({"balanced_accuracy": 0.36}, classes=3)
+    assert doubt is not None
+    assert "36.0 %, by chance 33.3 %" in doubt.replace("\u00a0", " ")
+    assert hardly_knows({"balanced_accuracy": 0.5}, classes=3) is None
+    assert hardly_knows({}, classes=3) is None
 
 
 @pytest.fixture

@@ -204,7 +204,7 @@ def test_the_driver_is_asked_to_stop_once(
     stopped: list[Path] = []
     monkeypatch.setattr("sweeps.shrink.progress.request_stop", stopped.append)
     progress = GoalProgress(
-        OBJECTIVES, {"latency_ms": "ms"}, hours=1.0, reach=Reach(SPEC)
+        OBJECTIVES, {"latency_ms": "ms"}, hours=1.0, reach=Reach(SPEC), classes=10
     )
     monkeypatch.setattr(progress, "_count", lambda record: False)
     progress.resume(of_all_kinds(1.2))
