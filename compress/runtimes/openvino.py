@@ -60,6 +60,11 @@ class OpenVino(OnnxBased):
         )
         return folder / self.file
 
+    def rewrite(self, model: Any) -> None:
+        from compress.runtimes.integer_nodes import for_openvino
+
+        for_openvino(model)
+
     def load_onnx(
         self, onnx_file: Path, options: RuntimeOptions, device: str = "cpu"
     ) -> OpenVinoSession:

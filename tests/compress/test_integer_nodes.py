@@ -65,14 +65,29 @@ def test_integers_of_activations_are_counted_from_0_and_weights_stay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kept"), [("onnxruntime", False), ("openvino", True), ("tensorrt", True)]
+    ("name", "beside", "signs"),
+    [
+        ("onnxruntime", False, False),
+        ("openvino", False, True),
+        ("openvino", True, False),
+        ("tensorrt", True, True),
+    ],
 )
-def test_who_takes_integers_with_signs(name: str, kept: bool) -> None:
-    """OpenVINO is faster with them, and TensorRT takes no others."""
+def test_who_takes_integers_with_signs(name: str, beside: bool, signs: bool) -> None:
+    """OpenVINO is faster with them in products, and wrong where a Concat reads the value, too;
+    TensorRT takes no others.
+    """
     model = quantised_product()
+    if beside:
+        real = model.graph[1].outputs[0]
+        joined = ir.node("Concat", [real, real], {"axis": 1})
+        model.graph.append(joined)
+        joined.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        model.graph.outputs.append(joined.outputs[0])
     before = computed(model)
     chosen = runtime(name)
     assert isinstance(chosen, OnnxBased)
     chosen.rewrite(model)
-    assert ("zero" in model.graph.initializers) == kept
-    np.testing.assert_array_equal(computed(model), before)
+    integers = model.graph[0].outputs[0].type
+    assert integers == ir.TensorType(ir.DataType.INT8 if signs else ir.DataType.UINT8)
+    np.testing.assert_allclose(computed(model), before, atol=1e-6)
