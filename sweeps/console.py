@@ -30,16 +30,20 @@ class PlainConsole(Console):
             yield Segment(text if control else printable(text), style, control)
 
 
-def print_text(console: Console, text: str, before: str = "") -> None:
+def print_text(
+    console: Console, text: str, before: str = "", *, indent: int = 0
+) -> None:
     """Print running text as it is: on a terminal folded between words, in a log a line a line.
 
     Args:
         before: markup that comes before the text.
+        indent: spaces before a line that goes on.
     """
     if console.is_terminal:
         room = console.width - len(before and Text.from_markup(before).plain)
         lines = [
-            textwrap.wrap(line, room, **_WHOLE_WORDS) or [""]
+            textwrap.wrap(line, room, subsequent_indent=" " * indent, **_WHOLE_WORDS)
+            or [""]
             for line in text.split("\n")
         ]
         text = "\n".join(part for line in lines for part in line)

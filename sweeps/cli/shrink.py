@@ -3,10 +3,11 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from sweeps.cli import shrink_arguments as of
 from sweeps.cli.terminal import (
     INTERRUPTED,
     TRY_AGAIN,
@@ -16,13 +17,14 @@ from sweeps.cli.terminal import (
     warn,
     without_collection,
 )
+from sweeps.console import print_text
 
 if TYPE_CHECKING:
     from analysis.run import Run
     from sweeps.drive.driver import SweepResult
     from sweeps.shrink.outcome import Pick
     from sweeps.shrink.plan import Plan
-    from sweeps.shrink.request import Goal
+    from sweeps.shrink.request import Request
 
 NOT_REACHED = 1
 """Exit code where the search ended and nothing keeps the goal; the nearest is in the folder."""
@@ -30,148 +32,78 @@ _LONGEST_HOURS = 24 * 365
 
 
 def shrink(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help=(
-                "a file of weights (safetensors, .pth), a folder with a model, or a name:"
-                " timm's, or hf-hub:OWNER/NAME"
-            ),
-        ),
-    ],
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data",
-            metavar="FOLDER",
-            help=(
-                "class folders, Parquet, the name of a data set, or a YAML file with a"
-                " spec's section `data`"
-            ),
-        ),
-    ],
-    name: Annotated[
-        str | None,
-        typer.Option("--model", metavar="NAME", help="what a file is: resnet18"),
-    ] = None,
-    latency: Annotated[
-        str | None, typer.Option(help="at most: 5ms, or 0.5x of the source's")
-    ] = None,
-    throughput: Annotated[
-        str | None, typer.Option(help="at least, images a second: 200/s, or 2x")
-    ] = None,
-    size: Annotated[
-        str | None, typer.Option("--bytes", help="of the file at most: 2MB, or 0.25x")
-    ] = None,
-    macs: Annotated[
-        str | None,
-        typer.Option(help="multiply-accumulates of an image: 200M, or 0.5x"),
-    ] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="at the peak of a pass: 50MB, or 0.5x")
-    ] = None,
-    fastest: Annotated[
-        bool, typer.Option("--fastest", help="as fast as it can")
-    ] = False,
-    smallest: Annotated[
-        bool, typer.Option("--smallest", help="as few bytes as it can")
-    ] = False,
-    max_loss: Annotated[
-        str,
-        typer.Option("--max-loss", help="of the metric, against the source: 1%, 0.01"),
-    ] = "1%",
-    metric: Annotated[
-        str, typer.Option(help="accuracy, auroc, balanced_accuracy, f1_macro, …")
-    ] = "accuracy",
-    runtime: Annotated[
-        str | None,
-        typer.Option(help="of deployment: openvino, onnxruntime, torch, …"),
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="images of a pass there")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="of the CPU there")] = 1,
-    hours: Annotated[float, typer.Option(help="for the search: 1, 0.25")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="of the search")] = 0,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="print the plan and its seconds; run nothing"),
-    ] = False,
-    cluster: Annotated[
-        str,
-        typer.Option(
-            "--cluster",
-            metavar="ADDRESS",
-            help="of a Ray cluster, host:port or auto; default: this machine",
-        ),
-    ] = "local",
-    out: Annotated[
-        Path | None,
-        typer.Option("-o", "--out", help="the folder to make; default: ./shrunk"),
-    ] = None,
+    model: of.Model,
+    data: of.Data,
+    name: of.Architecture = None,
+    latency: of.Latency = None,
+    throughput: of.Throughput = None,
+    size: of.Bytes = None,
+    macs: of.Macs = None,
+    memory: of.Memory = None,
+    fastest: of.Fastest = False,
+    smallest: of.Smallest = False,
+    max_loss: of.MaxLoss = "1%",
+    metric: of.Metric = "accuracy",
+    runtime: of.Runtime = None,
+    batch: of.Batch = 1,
+    threads: of.Threads = 1,
+    hours: of.Hours = 1.0,
+    seed: of.Seed = 0,
+    dry_run: of.DryRun = False,
+    cluster: of.Cluster = "local",
+    out: of.Out = None,
 ) -> None:
     """Make a model small or fast at little loss, and leave the file to deploy.
 
     It measures the source, tries cheap methods first (integers, fewer channels,
     low rank), then trains what is worth it, and ends when the goal is met with
     certainty or the time is up. The same command goes on where it ended.
-    """
-    with without_collection():
-        from sweeps.shrink.plan import Request, plan
-        from sweeps.shrink.request import Quantity, goal
 
-        given: dict[Quantity, str | None] = {
-            "latency": latency,
-            "throughput": throughput,
-            "bytes": size,
-            "macs": macs,
-            "memory": memory,
-        }
-        goals = [goal(key, text) for key, text in given.items() if text is not None]
-        goals += _open_goals(fastest, smallest, bool(goals))
-        _check(hours, cluster)
-        request = Request(
-            model=model,
-            name=name,
-            data=data,
-            goals=tuple(goals),
-            metric=metric,
-            max_loss=max_loss,
-            runtime=runtime,
-            batch_size=batch,
-            threads=threads,
-            hours=hours,
-            seed=seed,
-            folder=out or Path("shrunk"),
-            command=shlex.join(["sweeps", *sys.argv[1:]]),
-            local=cluster == "local",
-        )
-        planned = plan(request)
-        for line in planned.lines:
-            say(line)
+    sweeps shrink model.pth --model resnet18 --data photos/ --latency 5ms
+    """
+    from sweeps.shrink.request import Quantity, Request, goals
+
+    _check(hours, cluster)
+    limits: dict[Quantity, str | None] = {
+        "latency": latency,
+        "throughput": throughput,
+        "bytes": size,
+        "macs": macs,
+        "memory": memory,
+    }
+    request = Request(
+        model=model,
+        name=name,
+        data=data,
+        goals=goals(limits, fastest=fastest, smallest=smallest),
+        metric=metric,
+        max_loss=max_loss,
+        runtime=runtime,
+        batch_size=batch,
+        threads=threads,
+        hours=hours,
+        seed=seed,
+        folder=out or Path("shrunk"),
+        command=shlex.join(["sweeps", *sys.argv[1:]]),
+        local=cluster == "local",
+    )
+    planned = _planned(request)
     if dry_run:
         say("\nnothing was run, nothing was written (--dry-run)")
         return
     raise typer.Exit(_search(planned, request.folder, cluster))
 
 
-def _open_goals(fastest: bool, smallest: bool, has_limit: bool) -> "list[Goal]":
-    """Goals without a limit; one of all the kinds of goals must be given."""
-    from sweeps.shrink.request import Goal
-    from sweeps.spec.yaml_text import SpecError
+def _planned(request: "Request") -> "Plan":
+    """The plan, which has been printed."""
+    with without_collection():
+        # torch: only when the goal is known to be one
+        from sweeps.shrink.plan import plan
 
-    if fastest + smallest + has_limit == 0:
-        raise SpecError(
-            "a goal is missing: give --latency 5ms, --throughput 200/s, --bytes 2MB, --macs"
-            " 200M, --memory 50MB, --fastest or --smallest"
-        )
-    if fastest + smallest + has_limit > 1:
-        raise SpecError(
-            "--fastest and --smallest stand alone: as little as it can be, at the loss that"
-            " --max-loss allows; leave the other goals out"
-        )
-    if fastest:
-        return [Goal("latency")]
-    return [Goal("bytes")] if smallest else []
+        planned = plan(request)
+    for line in planned.lines:
+        print_text(console, line, indent=9)
+    return planned
 
 
 def _check(hours: float, cluster: str) -> None:
@@ -189,6 +121,7 @@ def _check(hours: float, cluster: str) -> None:
 
 def _search(planned: "Plan", folder: Path, cluster: str) -> int:
     """Run the search and leave the folder; the exit code."""
+    from sweeps.check_pipelines import known_info
     from sweeps.drive.metrics import units
     from sweeps.shrink.deliver import SPEC
     from sweeps.shrink.progress import GoalProgress
@@ -209,6 +142,7 @@ def _search(planned: "Plan", folder: Path, cluster: str) -> int:
             console,
             hours=planned.hours,
             reach=Reach(sweep.spec.raw),
+            classes=known_info(sweep.spec.data.model_dump_json()).num_classes,
         )
         done = run_sweep(
             sweep,
@@ -234,7 +168,7 @@ def _told(
     run = analysis.load(done.folder)
     chosen = pick(run)
     if chosen is None:
-        warn("no candidate has ended; the same command goes on from here")
+        warn(_nothing(run, done, folder))
         return _code(done, reached=False)
     lines = _result(run, chosen)
     costs = [] if chosen.is_certain else prices(run)
@@ -257,6 +191,24 @@ def _told(
     elif done.fault is not None:
         warn(f"{done.fault}; the same command goes on from here")
     return _code(done, reached=chosen.is_within)
+
+
+def _nothing(run: "Run", done: "SweepResult", folder: Path) -> str:
+    """Why there is nothing to deliver, and what to do."""
+    if done.interrupted or done.stopped or done.fault is not None:
+        return "no candidate has ended; the same command goes on from here"
+    if run.baseline is None:
+        failed = "the source could not be measured"
+    elif len(run.trials):
+        failed = "every candidate failed"
+    else:
+        return (
+            "no candidate ended in the time; the same command with more --hours goes on"
+        )
+    return (
+        f"{failed}, for the reason above; mend that, then `sweeps resume {run.path} --retry"
+        f" failed`, or remove {folder} and begin anew"
+    )
 
 
 def _result(run: "Run", chosen: "Pick") -> list[str]:

@@ -31,6 +31,10 @@ from trainers.training.epoch_metrics import epoch_metrics
 
 UNKNOWN = "unknown"
 CODE_LICENCE = "Apache-2.0"
+_MOST_DIMS = 500
+"""Characters of a model's dimensions that a person may still read; a CNN whose channels were cut
+and which computes in integers has thousands.
+"""
 
 
 @dataclass(frozen=True)
@@ -203,11 +207,9 @@ def _results(record: TrialRecord, names: Iterable[str]) -> list[dict[str, JsonVa
 def _model(state: ModelState, input_shape: Sequence[int | str]) -> str:
     weights = sum(tensor.numel() for tensor in state.weights.values())
     args = ", ".join(f"{key}={value}" for key, value in state.arch.args.items())
-    dims = (
-        "; dimensions of its blocks: " + code(state.arch.dims)
-        if state.arch.dims
-        else ""
-    )
+    dims = code(state.arch.dims) if state.arch.dims else ""
+    if dims:
+        dims = f"; dimensions of its blocks: {dims}" if len(dims) <= _MOST_DIMS else ""
     images, logits = (
         ", ".join(map(str, input_shape)),
         f"batch, {state.arch.args.get('num_classes')}",

@@ -78,9 +78,20 @@ def prepare(path):
     pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32)
     return (((pixels / 255 - notes["mean"]) / notes["std"]).transpose(2, 0, 1)).astype("f4")
 
+if not sys.argv[1:]:
+    sys.exit(__doc__)
+failed = 0
 for path in sys.argv[1:]:
-    best = int(run(prepare(path)[None])[0].argmax())
+    try:
+        pixels = prepare(path)
+    except OSError as error:
+        print(f"{{path}}: not read: {{error}}", file=sys.stderr)
+        failed = 1
+        continue
+    best = int(run(pixels[None])[0].argmax())
     print(path, (notes["class_names"] or {{best: best}})[best])
+if failed:
+    sys.exit(1)
 '''
 
 

@@ -56,12 +56,14 @@ def deliver(
 
 def commands(run: Run, folder: Path, form: str) -> list[str]:
     """How to go on, a command a line."""
-    return [
-        f"sweeps run {folder / SPEC} search.hours=HOURS     # search on",
-        f"sweeps front {run.path}                           # what was found",
-        f"sweeps export {run.path} TRIAL --format {form}    # deploy another one",
-        f"sweeps reproduce {run.path} TRIAL                 # the same bits again",
-    ]
+    told = {
+        f"sweeps run {folder / SPEC} search.hours=HOURS": "search on",
+        f"sweeps front {run.path}": "what was found",
+        f"sweeps export {run.path} TRIAL --format {form}": "deploy another one",
+        f"sweeps reproduce {run.path} TRIAL": "the same bits again",
+    }
+    width = max(map(len, told))
+    return [f"{command:{width}}  # {what}" for command, what in told.items()]
 
 
 def _readme(run: Run, pick: Pick, form: str, folder: Path, said: Sequence[str]) -> str:

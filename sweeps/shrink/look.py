@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from analysis.contract import RUN_FILE
 from compress.measure.latency import times_in_turns
 from compress.measure.memory import MEGABYTE, peak_memory_bytes, training_bytes
 from compress.measure.model import count_gmacs
@@ -106,6 +107,12 @@ def source_section(model: str, name: str | None) -> Tree:
     """
     path = Path(model).expanduser()
     if path.is_dir():
+        if (path / RUN_FILE).is_file():
+            raise SpecError(
+                f"MODEL: {model} is a run folder; take the model of one of its trials (sweeps"
+                f" front {model} lists them): sweeps export {model} TRIAL --format safetensors"
+                " -o exported, then give the folder exported"
+            )
         named = {} if name is None else {"model": name}
         return named | {"checkpoint": str(path.absolute())}
     if path.is_file():
@@ -174,12 +181,35 @@ def look(source: Tree, data: Tree, runtimes: Sequence[RuntimeName] = ()) -> Look
         data = _complete(data, config)
         info = _info(data)
     except ValueError as error:
-        raise SpecError(f"--data: {one_line(error)}") from error
+        raise SpecError(
+            f"--data: {one_line(error)} (an option data.KEY:"
+            f" {in_a_file(data, 'KEY: VALUE')})"
+        ) from error
     try:
         facts = source_facts(config, info.num_classes, info.image_size, trained=False)
     except (ValueError, RuntimeError, TypeError, AssertionError) as error:
         raise SpecError(f"MODEL: {one_line(error)}") from error
     return Look(source, data, facts, info, installed(runtimes), usable_cores())
+
+
+def in_a_file(data: Tree, what: str) -> str:
+    """How a user who gave a folder or a name says more of the data."""
+    given = {key: data[key] for key in ("dataset", "root") if key in data}
+    said = "".join(f"{key}: {value}, " for key, value in given.items())
+    return f"write {{{said}{what}}} into data.yaml and give --data data.yaml"
+
+
+def preprocessing(seen: Look) -> str:
+    """What the model gets of an image, and how to say that it was trained otherwise."""
+    config = DataConfig.model_validate(seen.data)
+    mean, std = (
+        ", ".join(f"{v:.3g}" for v in values) for values in (config.mean, config.std)
+    )
+    said = f"{seen.info.image_size} px, mean {mean}, deviation {std}"
+    if config.image_size is not None:
+        return said
+    keys = "image_size: PX, mean: [R, G, B], std: [R, G, B]"
+    return f"{said}; if the model was trained on others, {in_a_file(seen.data, keys)}"
 
 
 def _complete(data: Tree, source: SourceConfig) -> Tree:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from analysis.numbers import duration, number, plural
+from analysis.numbers import duration, number, plural, quantity
 from compress.measure.options import RuntimeName, RuntimeOptions
 from sweeps.check import check_spec
+from sweeps.drive.metrics import units
 from sweeps.shrink import look as looking
 from sweeps.shrink.deliver import SPEC
 from sweeps.shrink.look import Look, Speed
 from sweeps.shrink.memory import Room, room
 from sweeps.shrink.methods import Methods, training_config
 from sweeps.shrink.reach import refuse_impossible
-from sweeps.shrink.request import Goal, max_loss, metric_of_loss
+from sweeps.shrink.request import Request, max_loss, metric_of_loss
 from sweeps.shrink.spec import Wish, is_trained, spec_for, text_of
 from sweeps.space.sweep import Sweep
 from sweeps.spec.load import spec_from
@@ -27,55 +29,6 @@ _EVALUATIONS = 2.0
 """Passes over validation and test part of a candidate: in torch and in the runtime."""
 _OVERHEAD_SECONDS = 10.0
 """Of a candidate: to write the file, to load it, to time it."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a user typed, parsed.
-
-    Attributes:
-        model, name, data: as they were typed.
-        goals: what is to become small or fast.
-        metric, max_loss: of which little may be lost, and how much.
-        runtime: of deployment; None: the first that is installed.
-        batch_size, threads: of a pass there.
-        hours, seed: of the search.
-        folder: that the user gets.
-        command: what was typed.
-        local: whether it is to run on this machine's cores.
-    """
-
-    model: str
-    name: str | None
-    data: str
-    goals: tuple[Goal, ...]
-    metric: str
-    max_loss: str
-    runtime: str | None
-    batch_size: int
-    threads: int
-    hours: float
-    seed: int
-    folder: Path
-    command: str
-    local: bool = True
-
-    @property
-    def identity(self) -> str:
-        """What must be the same for a search to go on: all but the time and the place."""
-        facts = (
-            self.model,
-            self.name,
-            self.data,
-            [goal.objective for goal in self.goals],
-            self.metric,
-            self.max_loss,
-            self.runtime,
-            self.batch_size,
-            self.threads,
-            self.seed,
-        )
-        return repr(facts)
 
 
 @dataclass(frozen=True)
@@ -143,7 +96,7 @@ def plan(request: Request) -> Plan:
     if fits.memory_gb is not None:
         raw["resources"] = {"memory_gb": fits.memory_gb}
     sweep = check_spec(spec_from(raw), local=request.local)
-    lines = _lines(wish, seen, speed, methods, raw, fits)
+    lines = _lines(wish, seen, speed, methods, raw, fits, units(sweep))
     return Plan(sweep, _text(raw, request, methods), tuple(lines), runtime)
 
 
@@ -189,10 +142,19 @@ def _taken_up(request: Request, path: Path) -> Plan:
 
 
 def _lines(
-    wish: Wish, seen: Look, speed: Speed, methods: Methods, raw: Tree, fits: Room
+    wish: Wish,
+    seen: Look,
+    speed: Speed,
+    methods: Methods,
+    raw: Tree,
+    fits: Room,
+    unit_of: Mapping[str, str],
 ) -> list[str]:
     """The plan for the user."""
-    goals = ", ".join(_said(objective) for objective in wish.objectives)
+    goals = ", ".join(
+        _said(objective, unit_of.get(objective["metric"], ""))
+        for objective in wish.objectives
+    )
     installed = ", ".join(seen.runtimes)
     first = raw["search"]["points"]
     trained = sum(map(is_trained, first))
@@ -200,6 +162,7 @@ def _lines(
         f"model    {seen.arch.name}: {number(speed.file_bytes)} bytes,"
         f" {number(speed.latency_ms)} ms in {wish.runtime}, batch {wish.batch_size}",
         f"data     {seen.info.describe()}",
+        f"input    {looking.preprocessing(seen)}",
         f"machine  {plural(seen.cores, 'core')}; runtimes: {installed}",
         f"at once  {fits.said()}",
         f"goal     {goals}",
@@ -211,18 +174,30 @@ def _lines(
         f"time     {duration(3600 * wish.hours)}"
         + ("" if wish.is_open else ", or until the goal is met with certainty"),
     ]
-    return lines + [f"note     {remark}" for remark in seen.remarks()]
+    short = _too_short(wish, len(first) - trained, _untrained_seconds(seen, speed))
+    return lines + [f"note     {remark}" for remark in [*short, *seen.remarks()]]
 
 
-def _said(objective: Tree) -> str:
+def _too_short(wish: Wish, candidates: int, seconds: float) -> list[str]:
+    """A remark where the time is over before all that needs no training has been tried."""
+    needed = candidates * seconds
+    if needed <= 3600 * wish.hours:
+        return []
+    return [
+        "The time is too short for all candidates without training, which take about"
+        f" {duration(needed)} one after the other; give more --hours."
+    ]
+
+
+def _said(objective: Tree, unit: str) -> str:
     bound, metric = objective.get("bound"), objective["metric"]
     if bound is None:
         return f"{metric} as small as it can be"
     word = "at most" if objective["mode"] == "min" else "at least"
     if not isinstance(bound, dict):
-        return f"{metric} {word} {bound:g}"
+        return f"{metric} {word} {quantity(bound, unit)}"
     if "times" in bound:
-        return f"{metric} {word} {bound['times']:g} of the source's"
+        return f"{metric} {word} {bound['times']:g} times the source's"
     of = " of it" if bound.get("relative") else ""
     return f"{metric} within {bound['loss']:g}{of} of the source's"
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from analysis.contract import BASELINE, Objective, is_feasible
-from analysis.numbers import duration, plain, quantity
+from analysis.numbers import duration, percent, plain, quantity
 from sweeps.drive.progress import Progress
 from sweeps.drive.running import RunningTrial
 from sweeps.run.driving import request_stop
@@ -34,6 +34,8 @@ _NAMES = {
     "int8_trained": "int8 trained",
 }
 """Alternative of a slot → what it is called."""
+_HARDLY = 0.1
+"""Of the way from chance to knowing all classes: a model that was trained for them is beyond it."""
 
 
 def said(configuration: Mapping[str, Any]) -> str:
@@ -56,6 +58,24 @@ def said(configuration: Mapping[str, Any]) -> str:
     return ", ".join(parts) or "as it is"
 
 
+def hardly_knows(metrics: Mapping[str, Any], classes: int) -> str | None:
+    """That the source guesses, in a sentence, and what most often makes it; None where it does not.
+
+    Args:
+        metrics: that were measured of the source.
+        classes: their number.
+    """
+    found = metrics.get("balanced_accuracy")
+    chance = 1 / classes
+    if found is None or found > chance + _HARDLY * (1 - chance):
+        return None
+    return (
+        f"the source is hardly better than guessing: a balanced accuracy of {percent(found)},"
+        f" by chance {percent(chance)}. Was it trained with the input that the plan shows, and"
+        " with the classes in this order?"
+    )
+
+
 class GoalProgress(Progress):
     """Says of each trial what it tried and whether it meets the goal; of the whole, the best so far
     and the time left. Where a goal turns out to be out of reach it says so, and asks the driver to
@@ -64,6 +84,7 @@ class GoalProgress(Progress):
     Args:
         hours: for the search.
         reach: judges whether the goal can be reached.
+        classes: of the data, their number.
 
     Attributes:
         verdict: that the goal is out of reach, in a sentence; None while it may be met.
@@ -77,10 +98,12 @@ class GoalProgress(Progress):
         *,
         hours: float,
         reach: Reach,
+        classes: int,
     ) -> None:
         super().__init__(objectives, units, console)
         self.verdict: str | None = None
         self._reach = reach
+        self._classes = classes
         self._seconds = 3600 * hours
         self._ends = time.monotonic() + self._seconds
         self._run: Path | None = None
@@ -105,6 +128,10 @@ class GoalProgress(Progress):
     def ended(self, record: TrialRecord) -> None:
         """Print a trial's line; end the search where it shows that it is in vain."""
         super().ended(record)
+        if record.trial_id == BASELINE and record.status == "complete":
+            doubt = hardly_knows(record.outcome.metrics, self._classes)
+            if doubt is not None:
+                self.note(doubt)
         self._reach.note(record)
         self._judge()
 

@@ -91,10 +91,18 @@ def refuse_impossible(
     """Measure the least that there is where a goal asks for very little.
 
     Raises:
-        SpecError: a goal asks for less than that.
+        SpecError: a goal asks for less than that, or the source keeps all of them.
     """
     batch = options.batch_size
     shares = [wanted_share(goal, speed, batch) for goal in goals]
+    if all(share is not None and share >= 1 for share in shares):
+        first = goals[0].quantity
+        factor, unit = _SAID[first]
+        has = number(factor * cost_of(first, speed, batch))
+        raise SpecError(
+            f"--{first}: the source has {has} {unit} as it is, in {options.runtime}; deploy it,"
+            f" or ask for {'more' if first == 'throughput' else 'less'}"
+        )
     if not any(share is not None and share < _IN_DOUBT for share in shares):
         return
     least = least_costs(seen, options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from sweeps.spec.yaml_text import SpecError, did_you_mean
@@ -70,6 +71,55 @@ class Goal:
         return found
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a user typed, parsed.
+
+    Attributes:
+        model, name, data: as they were typed.
+        goals: what is to become small or fast.
+        metric, max_loss: of which little may be lost, and how much.
+        runtime: of deployment; None: the first that is installed.
+        batch_size, threads: of a pass there.
+        hours, seed: of the search.
+        folder: that the user gets.
+        command: what was typed.
+        local: whether it is to run on this machine's cores.
+    """
+
+    model: str
+    name: str | None
+    data: str
+    goals: tuple[Goal, ...]
+    metric: str
+    max_loss: str
+    runtime: str | None
+    batch_size: int
+    threads: int
+    hours: float
+    seed: int
+    folder: Path
+    command: str
+    local: bool = True
+
+    @property
+    def identity(self) -> str:
+        """What must be the same for a search to go on: all but the time and the place."""
+        facts = (
+            self.model,
+            self.name,
+            self.data,
+            [goal.objective for goal in self.goals],
+            self.metric,
+            self.max_loss,
+            self.runtime,
+            self.batch_size,
+            self.threads,
+            self.seed,
+        )
+        return repr(facts)
+
+
 def goal(quantity: Quantity, text: str) -> Goal:
     """A goal from an option's value: a number with a unit, or a multiple of the source's (0.5x).
 
@@ -106,6 +156,34 @@ def _multiple(quantity: Quantity, value: float, text: str) -> Goal:
             f" {_EXAMPLES[quantity]}"
         )
     return Goal(quantity, times=value)
+
+
+def goals(
+    limits: Mapping[Quantity, str | None], *, fastest: bool, smallest: bool
+) -> tuple[Goal, ...]:
+    """All that is asked for.
+
+    Args:
+        limits: quantity → its option's value, None where it was not given.
+        fastest, smallest: goals without a limit, each of which stands alone.
+
+    Raises:
+        SpecError: no goal, one that is no amount, or several of which one has no limit.
+    """
+    found = [goal(key, text) for key, text in limits.items() if text is not None]
+    if not (found or fastest or smallest):
+        raise SpecError(
+            "a goal is missing: give --latency 5ms, --throughput 200/s, --bytes 2MB, --macs"
+            " 200M, --memory 50MB, --fastest or --smallest"
+        )
+    if fastest + smallest + bool(found) > 1:
+        raise SpecError(
+            "--fastest and --smallest stand alone: as little as it can be, at the loss that"
+            " --max-loss allows; leave the other goals out"
+        )
+    if fastest:
+        return (Goal("latency"),)
+    return (Goal("bytes"),) if smallest else tuple(found)
 
 
 def max_loss(text: str, unit: str) -> dict[str, Any]:

@@ -42,3 +42,7 @@ def test_running_text_is_folded_between_words_on_a_terminal_alone() -> None:
         shown = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).splitlines()
         assert len(shown) == lines
         assert " ".join(shown) == f"error {text}"
+    out = io.StringIO()
+    console = PlainConsole(file=out, width=20, force_terminal=True)
+    print_text(console, "note  of the data, in two lines", indent=6)
+    assert out.getvalue() == "note  of the data,\n      in two lines\n"

@@ -402,7 +402,7 @@ def test_script_predicts_as_the_product(tmp_path: Path, name: str) -> None:
     product.mkdir()
     write_model(state, name, product, image_size=48, notes=notes)
     wanted = [f"{index}.png {'abcdefg'[best]}" for index, best in enumerate(chosen)]
-    files = ["0.png", "1.png", "2.png", "3.png"]
+    files = ["0.png", "1.png", "missing.png", "2.png", "3.png"]
     script = [f"product/{SCRIPT_FILE}"]
     done = subprocess.run(
         # ExecuTorch's own Python interface takes tensors of torch
@@ -412,6 +412,9 @@ def test_script_predicts_as_the_product(tmp_path: Path, name: str) -> None:
         cwd=tmp_path,
     )
     assert done.stdout.splitlines() == wanted, done.stderr
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("missing.png: not read: ")
+    assert "Traceback" not in done.stderr
 
 
 def test_the_file_has_the_precision_that_was_measured(tmp_path: Path) -> None:

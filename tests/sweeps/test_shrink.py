@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import analysis
 from compress.measure.options import RuntimeOptions
 from sweeps.cli.main import app
+from sweeps.cli.shrink import _nothing as nothing
 from sweeps.cli.shrink import _told as told
 from sweeps.drive.driver import SweepResult, run_header
 from sweeps.run.record import to_json
@@ -20,9 +21,9 @@ from sweeps.shrink import look as looking
 from sweeps.shrink.look import Speed, data_section, source_section
 from sweeps.shrink.methods import methods_for
 from sweeps.shrink.outcome import Pick, pick, prices
-from sweeps.shrink.plan import Request, plan
-from sweeps.shrink.progress import said
-from sweeps.shrink.request import Goal, goal, max_loss, metric_of_loss
+from sweeps.shrink.plan import plan
+from sweeps.shrink.progress import hardly_knows, said
+from sweeps.shrink.request import Goal, Request, goal, max_loss, metric_of_loss
 from sweeps.shrink.spec import Wish, is_trained, points
 from sweeps.spec.yaml_text import SpecError
 from tests.sweeps.helpers import finish, searcher
@@ -149,6 +150,14 @@ def test_a_configuration_in_words() -> None:
     assert said({"stages.cut": "none", "stages.store": "float"}) == "as it is"
     smaller = {"stages.cut": "smaller", "stages.cut.smaller.args": "2 of 4 heads"}
     assert said(smaller) == "smaller: 2 of 4 heads"
+
+
+def test_a_source_that_guesses_is_told() -> None:
+    doubt = hardly_knows({"balanced_accuracy": 0.36}, classes=3)
+    assert doubt is not None
+    assert "36.0 %, by chance 33.3 %" in doubt.replace("\u00a0", " ")
+    assert hardly_knows({"balanced_accuracy": 0.5}, classes=3) is None
+    assert hardly_knows({}, classes=3) is None
 
 
 @pytest.fixture
@@ -306,6 +315,18 @@ def test_after_ctrl_c_the_best_so_far_is_delivered(
     planned: Any = SimpleNamespace(runtime="torch")
     assert told(planned, done, tmp_path) == 130
     assert delivered == (["00001"] if trials else [])
+
+
+def test_why_there_is_nothing_to_deliver(raw: dict[str, Any], tmp_path: Path) -> None:
+    run = of_run(raw, tmp_path / "r", [])
+    done = SweepResult(run.path, False, False, run.path / "report.html")
+    assert "with more --hours goes on" in nothing(run, done, tmp_path)
+    unmeasured = replace(run, baseline=None)
+    said = nothing(unmeasured, done, tmp_path)
+    assert "the source could not be measured" in said
+    assert "--retry failed" in said
+    stopped = replace(done, interrupted=True)
+    assert "the same command goes on" in nothing(unmeasured, stopped, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,17 @@ def test_less_than_next_to_nothing_is_refused(
         refuse_impossible([wanted], seen, SPEED, TORCH)
 
 
+def test_a_goal_that_the_source_keeps_is_refused_unless_another_is_not_kept(
+    seen: Look,
+) -> None:
+    kept, wanted = Goal("bytes", bound=2e6), Goal("latency", bound=8.0)
+    with pytest.raises(
+        SpecError, match=r"the source has .* bytes as it is.* ask for less"
+    ):
+        refuse_impossible([kept], seen, SPEED, TORCH)
+    refuse_impossible([kept, wanted], seen, SPEED, TORCH)
+
+
 def test_what_may_be_is_not_refused(seen: Look) -> None:
     """Not a byte or an operation more than the least is asked for; the rest is for the search."""
     least = least_costs(seen, TORCH)
@@ -193,7 +204,7 @@ def test_the_driver_is_asked_to_stop_once(
     stopped: list[Path] = []
     monkeypatch.setattr("sweeps.shrink.progress.request_stop", stopped.append)
     progress = GoalProgress(
-        OBJECTIVES, {"latency_ms": "ms"}, hours=1.0, reach=Reach(SPEC)
+        OBJECTIVES, {"latency_ms": "ms"}, hours=1.0, reach=Reach(SPEC), classes=10
     )
     monkeypatch.setattr(progress, "_count", lambda record: False)
     progress.resume(of_all_kinds(1.2))

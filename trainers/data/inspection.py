@@ -100,7 +100,8 @@ def inspect(dataset: Dataset, config: DataConfig) -> Inspected:
     """Look at the headers of a data set's images.
 
     Raises:
-        ValueError: no image of a part is readable.
+        ValueError: no image of a part is readable; `in_memory: yes` for images that are not squares
+            of one size.
     """
     decoding = Decoding(upright=config.exif_rotation)
     parts = {name: _look(part, decoding) for name, part in dataset.parts().items()}
@@ -109,7 +110,14 @@ def inspect(dataset: Dataset, config: DataConfig) -> Inspected:
             raise none_readable(name, len(seen.unreadable), [*seen.unreadable.values()])
     white, remarks = _white(dataset.train, parts, config)
     remarks += _exif_remark(parts, config)
-    return Inspected(parts, Decoding(config.exif_rotation, white), tuple(remarks))
+    found = Inspected(parts, Decoding(config.exif_rotation, white), tuple(remarks))
+    sizes = found.sizes
+    if config.in_memory == "yes" and (len(sizes) > 1 or any(w != h for w, h in sizes)):
+        raise ValueError(
+            "data.in_memory yes needs square images of one size: the images are"
+            f" {_told(sizes)}; set data.in_memory to no"
+        )
+    return found
 
 
 def image_size(config: DataConfig, found: Inspected) -> tuple[int, str, list[str]]:

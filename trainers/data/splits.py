@@ -107,8 +107,8 @@ def data_info(config: DataConfig) -> DataInfo:
 
     Raises:
         ValueError: a folder, file, column or class is missing; more than `max_unreadable`
-            images cannot be read, as far as that is seen; no image size follows. Says which,
-            and what to do.
+            images cannot be read, as far as that is seen; no image size follows; images of
+            several sizes are to be in memory. Says which, and what to do.
     """
     dataset = open_dataset(config)
     found = inspect(dataset, config)

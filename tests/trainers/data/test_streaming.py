@@ -213,10 +213,12 @@ def test_unreadable_images_while_streaming(
 
 
 def test_in_memory_yes_needs_one_size(large: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"square images of one size.*data\.in_memory to no"
-    ):
-        load_data(config_of(large, in_memory="yes"), tmp_path / "cache")
+    config = config_of(large, in_memory="yes")
+    refused = r"square images of one size.*data\.in_memory to no"
+    with pytest.raises(ValueError, match=refused):
+        load_data(config, tmp_path / "cache")
+    with pytest.raises(ValueError, match=refused):
+        data_info(config)
 
 
 def test_small_images_of_unequal_size_stream(large: Path, tmp_path: Path) -> None:

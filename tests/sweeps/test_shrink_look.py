@@ -1,0 +1,58 @@
+"""What `sweeps shrink` sees of a user's photos and model, and how it says what is missing."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sweeps.shrink import look as looking
+from sweeps.spec.yaml_text import SpecError
+from tests.trainers.data.pictures import class_folders
+from trainers.config import SourceConfig
+from trainers.models.source import load_source
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model of random weights, of two classes."""
+    folder = tmp_path_factory.mktemp("model") / "model"
+    config = SourceConfig(model="resnet20_cifar")
+    load_source(config, num_classes=2, image_size=32, seed=0).save(folder)
+    return folder
+
+
+def looked_at(model: Path, photos: Path) -> looking.Look:
+    section = looking.data_section(str(photos))
+    return looking.look(looking.source_section(str(model), None), section, ("torch",))
+
+
+@pytest.mark.parametrize(
+    ("size", "kept"), [((128, 128), "yes"), ((128, 130), None)], ids=["alike", "not"]
+)
+def test_photos_are_kept_in_memory_where_they_are_squares_of_one_size(
+    size: tuple[int, int], kept: str | None, model: Path, tmp_path: Path
+) -> None:
+    seen = looked_at(model, class_folders(tmp_path / "photos", size=size))
+    assert seen.data.get("in_memory") == kept
+    said = looking.preprocessing(seen)
+    assert said.startswith("224 px, mean 0.485, 0.456, 0.406")
+    assert f"{{dataset: folder, root: {tmp_path / 'photos'}, image_size: PX" in said
+
+
+def test_how_an_option_of_the_data_is_given(model: Path, tmp_path: Path) -> None:
+    photos = class_folders(tmp_path / "photos", size=(128, 128))
+    broken = photos / "train" / "dark" / "0.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        SpecError, match=r"data\.max_unreadable \(an option .*KEY: VALUE}"
+    ):
+        looked_at(model, photos)
+    Image.new("RGB", (128, 128)).save(broken)
+    assert looked_at(model, photos).info.num_classes == 2
+
+
+def test_a_run_folder_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "run.json").touch()
+    with pytest.raises(SpecError, match=r"is a run folder; .* sweeps export .* TRIAL"):
+        looking.source_section(str(tmp_path), None)
