@@ -299,7 +299,37 @@ def _within_loss(run: Run) -> list[Html]:
     chosen = summary.cheapest_within(offered, LOSS) or offered[0]
     known = kept_changes(run)
     points = fixed(100 * LOSS, 0)
-    slider = element(
+    cards = []
+    for member in offered:
+        title = f"Lowest {cost.metric} within {points} point"
+        if member.loss > LOSS:
+            title = f"Nearest: more than {points} point of {kept.metric} is lost"
+        advice = summary.Advice(title, member.row, "")
+        cards.append(
+            element(
+                "div",
+                _pick(run, advice, first=True, change=known.get(member.row)),
+                class_="member",
+                hidden=None if member == chosen else "",
+                data_loss=f"{member.loss:.9g}",
+            )
+        )
+    return [
+        element(
+            "div",
+            _loss_slider(kept.metric),
+            *cards,
+            class_="within",
+            data_metric=kept.metric,
+            data_cost=cost.metric,
+        )
+    ]
+
+
+def _loss_slider(metric: str) -> Html:
+    """What the reader sets the loss with; hidden until the page's script shows it."""
+    points = fixed(100 * LOSS, 0)
+    return element(
         "label",
         "Lose at most ",
         element(
@@ -310,38 +340,12 @@ def _within_loss(run: Run) -> list[Html]:
             max=f"{MOST_LOSS}",
             step=f"{STEP}",
             value=points,
-            aria_label=f"points of {kept.metric} that may be lost",
+            aria_label=f"points of {metric} that may be lost",
         ),
         element("output", f"{points} points", id="loss-shown", for_="loss"),
         class_="loss",
         hidden="",
     )
-    cards = []
-    for member in offered:
-        title = f"Lowest {cost.metric} within {points} point"
-        if member.loss > LOSS:
-            title = f"Nearest: more than {points} point of {kept.metric} is lost"
-        advice = summary.Advice(title, member.row, "")
-        hidden = None if member == chosen else ""
-        cards.append(
-            element(
-                "div",
-                _pick(run, advice, first=True, change=known.get(member.row)),
-                class_="member",
-                hidden=hidden,
-                data_loss=f"{member.loss:.9g}",
-            )
-        )
-    return [
-        element(
-            "div",
-            slider,
-            *cards,
-            class_="within",
-            data_metric=kept.metric,
-            data_cost=cost.metric,
-        )
-    ]
 
 
 def _pick(

@@ -10,7 +10,8 @@ Rules: min-max; percentile (the range that holds a share of the values); mse (th
 error; Nagel et al., A White Paper on Neural Network Quantization, 2021, section 3.1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -136,39 +137,47 @@ def mean_inputs(
         model: as for `observe`.
         layers: paths of inner Linear and Conv2d layers.
     """
-    inputs: dict[str, Tensor] = {}
+    unrounded = Operators(lambda value, step, zero: value, dequantise)
+    parts = (part for batch in batches for part in batch.split(_IMAGES_AT_ONCE))
     sums: dict[str, Tensor] = {}
     count = 0
+    with _last_inputs(model.inner, layers) as inputs, computing_by(unrounded):
+        for images in parts:
+            model(images)
+            count += len(images)
+            for path, value in inputs.items():
+                means = _means_over_places(model.inner.get_submodule(path), value)
+                sums[path] = sums.get(path, torch.zeros(())) + means.sum(0)
+            inputs.clear()
+    return {path: total / count for path, total in sums.items()}
+
+
+@contextmanager
+def _last_inputs(
+    model: nn.Module, layers: Sequence[str]
+) -> Iterator[dict[str, Tensor]]:
+    """Layer → the input of its last call, in this block."""
+    inputs: dict[str, Tensor] = {}
     handles = []
     for path in layers:
-        layer: Any = model.inner.get_submodule(path)
+        layer: Any = model.get_submodule(path)
 
         def note(layer: Any, args: Any, path: str = path) -> None:
-            inputs[path] = args[
-                0
-            ]  # a mean in here would be one of the model's own calls
+            # no mean is taken here: it would count as a call of the model's own
+            inputs[path] = args[0]
 
         handles.append(layer.register_forward_pre_hook(note))
     try:
-        with computing_by(Operators(lambda value, step, zero: value, dequantise)):
-            for images in batches:
-                for few in images.split(_IMAGES_AT_ONCE):
-                    model(few)
-                    count += len(few)
-                    for path, value in inputs.items():
-                        conv = isinstance(model.inner.get_submodule(path), nn.Conv2d)
-                        channels = value if conv else value.movedim(-1, 1)
-                        mean = (
-                            channels.flatten(2).mean(2)
-                            if channels.ndim > 2
-                            else channels
-                        )
-                        sums[path] = sums.get(path, torch.zeros(())) + mean.sum(0)
-                    inputs.clear()
+        yield inputs
     finally:
         for handle in handles:
             handle.remove()
-    return {path: total / count for path, total in sums.items()}
+
+
+def _means_over_places(layer: nn.Module, value: Tensor) -> Tensor:
+    """Means (B, C) of a layer's input over all but images and channels."""
+    channels = value if isinstance(layer, nn.Conv2d) else value.movedim(-1, 1)
+    return channels.flatten(2).mean(2) if channels.ndim > 2 else channels
 
 
 def moved_output(layer: nn.Module, difference: Tensor, mean: Tensor) -> Tensor:

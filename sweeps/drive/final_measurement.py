@@ -74,7 +74,7 @@ def measure_front(
         every.append(BASELINE)
     if len(chosen) < 2 or _done(storage, chosen):
         return None
-    host = Counter(hosts.get(name) for name in chosen).most_common(1)[0][0]
+    host = Counter(hosts[name] for name in chosen if name in hosts).most_common(1)[0][0]
     runtimes = list(dict.fromkeys(wanted.values()))
     found = _measured_on(host, chosen, site, runtimes)
     if isinstance(found, str):

@@ -293,40 +293,9 @@ def parse_dimension(path: str, given: Any, condition: Condition = ALWAYS) -> Dim
 def _number_dimension(
     path: str, place: str, given: Tree, condition: Condition
 ) -> Dimension:
-    unknown = set(given) - {"low", "high", "log", "step", "type"}
-    if unknown or not {"low", "high"} <= set(given):
-        raise SpecError(
-            f"{place}: a range is {{low, high}} with optional log, step, type (float or"
-            " int), a map {layer_map}, {mapping_layer} or {mapping_layer_coeff};"
-            f" got keys {', '.join(map(str, given))}"
-        )
-    low, high, step, log = (
-        given["low"],
-        given["high"],
-        given.get("step"),
-        given.get("log", False),
-    )
-    for name, number in (
-        ("low", low),
-        ("high", high),
-        ("step", step if step is not None else 1),
-    ):
-        if (
-            isinstance(number, bool)
-            or not isinstance(number, int | float)
-            or not math.isfinite(number)
-        ):
-            raise SpecError(f"{place}.{name}: must be a finite number; got {number!r}")
-    both_int = all(
-        isinstance(n, int) for n in (low, high, step if step is not None else 1)
-    )
-    kind = given.get("type", "int" if both_int else "float")
-    if kind not in ("int", "float") or (kind == "int" and not both_int):
-        raise SpecError(
-            f"{place}.type: int (with whole low, high and step) or float; got {kind!r}"
-        )
-    if not isinstance(log, bool):
-        raise SpecError(f"{place}.log: true or false; got {log!r}")
+    kind = _checked_kind(place, given)
+    low, high, step = given["low"], given["high"], given.get("step")
+    log = given.get("log", False)
     if low > high or (log and low <= 0) or (step is not None and (step <= 0 or log)):
         raise SpecError(
             f"{place}: needs low <= high, low > 0 with log, step > 0 and not with log;"
@@ -338,6 +307,37 @@ def _number_dimension(
         last = _last_drawn(low, high, step)
         high = int(last) if kind == "int" else float(last)
     return Dimension(path, kind, low, high, step, log, **condition._asdict())
+
+
+def _checked_kind(place: str, given: Tree) -> Literal["int", "float"]:
+    """Whether a range is of whole numbers.
+
+    Raises:
+        SpecError: a key that a range does not have, or a value that its key does not take.
+    """
+    unknown = set(given) - {"low", "high", "log", "step", "type"}
+    if unknown or not {"low", "high"} <= set(given):
+        raise SpecError(
+            f"{place}: a range is {{low, high}} with optional log, step, type (float or"
+            " int), a map {layer_map}, {mapping_layer} or {mapping_layer_coeff};"
+            f" got keys {', '.join(map(str, given))}"
+        )
+    numbers = {name: given[name] for name in ("low", "high")}
+    if given.get("step") is not None:
+        numbers["step"] = given["step"]
+    for name, number in numbers.items():
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        if not is_number or not math.isfinite(number):
+            raise SpecError(f"{place}.{name}: must be a finite number; got {number!r}")
+    are_whole = all(isinstance(number, int) for number in numbers.values())
+    kind = given.get("type", "int" if are_whole else "float")
+    if kind not in ("int", "float") or (kind == "int" and not are_whole):
+        raise SpecError(
+            f"{place}.type: int (with whole low, high and step) or float; got {kind!r}"
+        )
+    if not isinstance(given.get("log", False), bool):
+        raise SpecError(f"{place}.log: true or false; got {given['log']!r}")
+    return "int" if kind == "int" else "float"
 
 
 def _last_drawn(low: float, high: float, step: float) -> Decimal:

@@ -7,7 +7,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -108,16 +108,8 @@ def _attempt(
             seconds = time.perf_counter() - begun
             record.finish("interrupted", error=error, seconds=seconds)
         raise
-    not_finite = [
-        f"{name} is {value}"
-        for name, value in done.metrics.items()
-        if isinstance(value, float) and not math.isfinite(value)
-    ]
-    if not_finite:
-        diverged = NonFiniteMetricError(
-            f"the final model's {', '.join(not_finite)}: it has diverged, or its source's"
-            " weights have"
-        )
+    diverged = _what_diverged(done.metrics)
+    if diverged is not None:
         record.finish("failed", error=diverged, seconds=done.seconds)
         return True
     record.set_layers(done.layers)
@@ -132,6 +124,21 @@ def _attempt(
         inputs=done.inputs,
     )
     return True
+
+
+def _what_diverged(metrics: Mapping[str, object]) -> NonFiniteMetricError | None:
+    """An error that names the metrics which are no finite numbers, if there are any."""
+    not_finite = [
+        f"{name} is {value}"
+        for name, value in metrics.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    if not not_finite:
+        return None
+    return NonFiniteMetricError(
+        f"the final model's {', '.join(not_finite)}: it has diverged, or its source's"
+        " weights have"
+    )
 
 
 def _objectives(plan: TrialPlan, site: Site) -> list[Objective]:

@@ -271,26 +271,13 @@ def _compared(
     Raises:
         ValueError: another model's weights; the message says how many fit, and which not.
     """
-    weights: dict[str, Tensor] = {}
-    fresh, missing, misfits = [], [], []
     refreshed = {
         head
         for head in heads
         for name, own in wanted.items()
         if _is_of(name, (head,)) and not _fits(table.tensors.get(name), own)
     }
-    for name, own in wanted.items():
-        theirs = table.tensors.get(name)
-        if _is_of(name, refreshed):
-            fresh.append(name)
-        elif theirs is not None and _fits(theirs, own):
-            weights[name] = theirs
-        elif theirs is None and (name.endswith(_COUNTERS) or name == "dist_token"):
-            fresh.append(name)
-        elif theirs is None:
-            missing.append(name)
-        else:
-            misfits.append(_difference(name, theirs, own))
+    weights, fresh, missing, misfits = _matched(table.tensors, wanted, refreshed)
     extra = [
         name for name in table.tensors if name not in wanted and not _is_of(name, heads)
     ]
@@ -313,6 +300,33 @@ def _compared(
     ]
     needed = tuple(name for name in fresh if not name.endswith(_COUNTERS))
     return Fit(weights, needed, tuple(unused), tuple(remarks), classes)
+
+
+def _matched(
+    tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], refreshed: set[str]
+) -> tuple[dict[str, Tensor], list[str], list[str], list[str]]:
+    """What becomes of the model's tensors: name → the checkpoint's tensor that fits; names that
+    begin anew; names that the checkpoint lacks; and what differs, in words.
+
+    Args:
+        refreshed: layers of which everything begins anew.
+    """
+    weights: dict[str, Tensor] = {}
+    fresh: list[str] = []
+    missing: list[str] = []
+    misfits: list[str] = []
+    for name, own in wanted.items():
+        theirs = tensors.get(name)
+        may_lack = name.endswith(_COUNTERS) or name == "dist_token"
+        if _is_of(name, refreshed) or (theirs is None and may_lack):
+            fresh.append(name)
+        elif theirs is None:
+            missing.append(name)
+        elif _fits(theirs, own):
+            weights[name] = theirs
+        else:
+            misfits.append(_difference(name, theirs, own))
+    return weights, fresh, missing, misfits
 
 
 def _is_head(place: str, heads: Iterable[str]) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Mapping
 from functools import lru_cache
 from inspect import signature
 from typing import Any
@@ -180,6 +181,39 @@ class Schedule:
         self.after_step(0)
 
     def _make(self, optimizer: Optimizer, config: TrainConfig) -> Any:
+        """timm's schedule: in epochs for `plateau`, else in optimiser steps."""
+        warmup = self._warmup_steps()
+        common: dict[str, Any] = {
+            "warmup_t": warmup,
+            "warmup_lr_init": config.scaled_low(config.warmup_lr),
+        }
+        if config.lr_noise is not None:
+            common |= {
+                "noise_range_t": [part * self.total for part in config.lr_noise],
+                "noise_pct": config.lr_noise_pct,
+                "noise_std": config.lr_noise_std,
+            }
+        if config.schedule == "plateau":
+            common["warmup_t"] = warmup / self.steps_per_epoch
+            return _plateau(optimizer, config, common)
+        common["t_in_epochs"] = False
+        if config.schedule == "cosine":
+            return self._cosine(optimizer, warmup, common)
+        constant = config.schedule == "constant"
+        decay_steps = (
+            math.inf if constant else config.decay_epochs * self.steps_per_epoch
+        )
+        return timm.scheduler.StepLRScheduler(
+            optimizer, decay_t=decay_steps, decay_rate=config.decay_rate, **common
+        )
+
+    def _warmup_steps(self) -> int:
+        """Steps of the warm-up.
+
+        Raises:
+            ValueError: the schedule is shorter than the fit, or the warm-up as long as it.
+        """
+        config = self.config
         if config.scheduled_epochs < config.epochs:
             raise ValueError(
                 f"schedule_epochs {config.schedule_epochs} is less than the fit's"
@@ -192,53 +226,23 @@ class Schedule:
                 f" fit ({config.scheduled_epochs} epochs: {self.total} steps); lower warmup"
                 " or raise epochs"
             )
-        common: dict[str, Any] = {
-            "warmup_t": warmup,
-            "warmup_lr_init": config.scaled_low(config.warmup_lr),
-        }
-        if config.lr_noise is not None:
-            common["noise_range_t"] = [
-                fraction * self.total for fraction in config.lr_noise
-            ]
-            common |= {
-                "noise_pct": config.lr_noise_pct,
-                "noise_std": config.lr_noise_std,
-            }
-        minimum = config.scaled_low(config.min_lr)
-        if config.schedule == "plateau":
-            common["warmup_t"] = warmup / self.steps_per_epoch
-            with warnings.catch_warnings():
-                # it warns that a resumed run forgets its state; `state_dict` here keeps it
-                warnings.simplefilter("ignore", FutureWarning)
-                return timm.scheduler.PlateauLRScheduler(
-                    optimizer,
-                    decay_rate=config.decay_rate,
-                    patience_t=config.patience_epochs,
-                    cooldown_t=config.cooldown_epochs,
-                    lr_min=minimum,
-                    mode="max",
-                    **common,
-                )
-        common["t_in_epochs"] = False
-        if config.schedule == "cosine":
-            span = self.total - config.cooldown_epochs * self.steps_per_epoch
-            after_warmup = config.cosine_span == "after_warmup"
-            if after_warmup:
-                span -= warmup
-            return timm.scheduler.CosineLRScheduler(
-                optimizer,
-                t_initial=max(span, 1),
-                lr_min=minimum,
-                cycle_limit=1,
-                warmup_prefix=after_warmup,
-                **common,
-            )
-        constant = config.schedule == "constant"
-        decay_steps = (
-            math.inf if constant else config.decay_epochs * self.steps_per_epoch
-        )
-        return timm.scheduler.StepLRScheduler(
-            optimizer, decay_t=decay_steps, decay_rate=config.decay_rate, **common
+        return warmup
+
+    def _cosine(
+        self, optimizer: Optimizer, warmup: int, common: Mapping[str, Any]
+    ) -> Any:
+        config = self.config
+        span = self.total - config.cooldown_epochs * self.steps_per_epoch
+        after_warmup = config.cosine_span == "after_warmup"
+        if after_warmup:
+            span -= warmup
+        return timm.scheduler.CosineLRScheduler(
+            optimizer,
+            t_initial=max(span, 1),
+            lr_min=config.scaled_low(config.min_lr),
+            cycle_limit=1,
+            warmup_prefix=after_warmup,
+            **common,
         )
 
     def after_step(self, steps: int) -> None:
@@ -285,3 +289,20 @@ class Schedule:
                 self.optimizer.param_groups, state["lrs"], strict=True
             ):
                 group["lr"] = lr
+
+
+def _plateau(
+    optimizer: Optimizer, config: TrainConfig, common: Mapping[str, Any]
+) -> Any:
+    with warnings.catch_warnings():
+        # it warns that a resumed run forgets its state; `Schedule.state_dict` keeps it
+        warnings.simplefilter("ignore", FutureWarning)
+        return timm.scheduler.PlateauLRScheduler(
+            optimizer,
+            decay_rate=config.decay_rate,
+            patience_t=config.patience_epochs,
+            cooldown_t=config.cooldown_epochs,
+            lr_min=config.scaled_low(config.min_lr),
+            mode="max",
+            **common,
+        )
