@@ -54,11 +54,12 @@ demo: $(VENV)/.installed
 	[ -d runs/digits-vit ] || $(BIN)/sweeps export vit-digits 00000 -o runs/digits-vit
 	$(BIN)/sweeps shrink runs/digits-vit --data digits --bytes 0.5x --max-loss 2% --hours 0.03 -o runs/digits-shrunk
 
+# bytecode is kept: the tests start dozens of processes, which else compile all of it once more
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build

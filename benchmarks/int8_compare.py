@@ -11,9 +11,8 @@ with `--test 0 --time` only times it. NNCF compiles a C++ extension for its own 
 
 import argparse
 import logging
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,63 +23,42 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from compress.int8.stage import Int8
+from compress.measure.latency import times_in_turns
+from compress.measure.options import RuntimeOptions
+from compress.runtimes.interface import Session
 from compress.runtimes.onnx_file import write_onnx
+from compress.runtimes.registry import runtime, session
 from compress.stage import Context
 from trainers.config import DataConfig
 from trainers.data.splits import Data, eval_batches, load_data
 from trainers.models.arch import ModelState
 
-Run = Callable[[np.ndarray], np.ndarray]
 CPU = torch.device("cpu")
 
 
-def onnxruntime_run(file: Path) -> Run:
-    """The file in onnxruntime, one thread."""
-    import onnxruntime
-
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = 1
-    settings.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        file, settings, providers=["CPUExecutionProvider"]
-    )
-    return lambda images: session.run(None, {session.get_inputs()[0].name: images})[0]
+def options_of(name: str) -> RuntimeOptions:
+    """One image a pass, one thread, float32 where not integers."""
+    return RuntimeOptions(runtime=name, batch_size=1, threads=1)
 
 
-def openvino_run(model: Any, size: int) -> Run:
-    """A file or a model in OpenVINO, one image a pass, one thread, float32 where not integers."""
-    import openvino
-
-    core = openvino.Core()
-    model = core.read_model(model) if isinstance(model, str | Path) else model
-    model.reshape([1, 3, size, size])
-    settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
-
-    def run(images: np.ndarray) -> np.ndarray:
-        return np.concatenate([request.infer([one[None]])[0].copy() for one in images])
-
-    return run
+def in_onnxruntime(file: Path) -> Session:
+    """An ONNX file in onnxruntime."""
+    return runtime("onnxruntime").load(file, options_of("onnxruntime"))
 
 
-def torch_run(module: nn.Module) -> Run:
-    """A module in eager torch."""
-
-    @torch.inference_mode()
-    def run(images: np.ndarray) -> np.ndarray:
-        return module(torch.from_numpy(images)).numpy()
-
-    return run
+def in_openvino(file: Path) -> Session:
+    """A file in OpenVINO."""
+    return runtime("openvino").load(file, options_of("openvino"))
 
 
 def by_nncf(
-    state: ModelState, calibration: list[Tensor], size: int, folder: Path
-) -> dict[str, Run]:
+    state: ModelState, calibration: list[Tensor], folder: Path
+) -> dict[str, Session]:
     """`nncf.quantize` as it is, in OpenVINO."""
     file = folder / "nncf.xml"
     if not file.exists():
         _write_by_nncf(state, calibration, file)
-    return {"nncf alone, OpenVINO": openvino_run(file, size)}
+    return {"nncf alone, OpenVINO": in_openvino(file)}
 
 
 def _write_by_nncf(state: ModelState, calibration: list[Tensor], file: Path) -> None:
@@ -96,19 +74,20 @@ def _write_by_nncf(state: ModelState, calibration: list[Tensor], file: Path) -> 
         model_type=nncf.ModelType.TRANSFORMER if transformer else None,
     )
     converted = openvino.convert_model(model, example_input=calibration[0])
+    converted.reshape(list(calibration[0].shape))  # else the kernels take any size
     openvino.save_model(converted, file, compress_to_fp16=False)
 
 
 def by_onnxruntime(
-    file: Path, calibration: list[Tensor], size: int, folder: Path
-) -> dict[str, Run]:
+    file: Path, calibration: list[Tensor], folder: Path
+) -> dict[str, Session]:
     """onnxruntime's `quantize_static`: QDQ, weights per channel."""
     quantised = folder / "static.onnx"
     if not quantised.exists():
         _write_by_onnxruntime(file, calibration, quantised)
     return {
-        "onnxruntime static alone, onnxruntime": onnxruntime_run(quantised),
-        "onnxruntime static alone, OpenVINO": openvino_run(quantised, size),
+        "onnxruntime static alone, onnxruntime": in_onnxruntime(quantised),
+        "onnxruntime static alone, OpenVINO": in_openvino(quantised),
     }
 
 
@@ -145,15 +124,15 @@ def _write_by_onnxruntime(
 
 
 def by_torchao(
-    state: ModelState, calibration: list[Tensor], size: int, folder: Path
-) -> dict[str, Run]:
+    state: ModelState, calibration: list[Tensor], folder: Path
+) -> dict[str, Session]:
     """torchao's PT2E with its quantiser for x86, written as ONNX."""
     file = folder / "torchao.onnx"
     if not file.exists():
         _write_by_torchao(state, calibration, file)
     return {
-        "torchao alone, onnxruntime": onnxruntime_run(file),
-        "torchao alone, OpenVINO": openvino_run(file, size),
+        "torchao alone, onnxruntime": in_onnxruntime(file),
+        "torchao alone, OpenVINO": in_openvino(file),
     }
 
 
@@ -177,24 +156,22 @@ def _write_by_torchao(state: ModelState, calibration: list[Tensor], file: Path) 
 
 def ours(
     state: ModelState, data: Data, options: dict[str, Any], size: int, folder: Path
-) -> dict[str, Run]:
+) -> dict[str, Session]:
     """The stage, as torch simulates it and in both runtimes."""
-    file = folder / "int8.onnx"
-    if not file.exists():
+    if not (folder / "int8").exists():
         context = Context(data, CPU, 1, folder / "work", lambda *_: state)
         found = Int8.model_validate(options).run(state, context)
         print("int8 reports", context.reported, flush=True)
         found.save(folder / "int8")
-        write_onnx(found.build(), torch.zeros(2, 3, size, size), file, {})
-    module = ModelState.load(folder / "int8").build()
+    made = ModelState.load(folder / "int8")
     return {
-        "int8, simulated": torch_run(module),
-        "int8, onnxruntime": onnxruntime_run(file),
-        "int8, OpenVINO": openvino_run(file, size),
+        "int8, simulated": session(made, size, options_of("torch")),
+        "int8, onnxruntime": session(made, size, options_of("onnxruntime")),
+        "int8, OpenVINO": session(made, size, options_of("openvino")),
     }
 
 
-def print_accuracy(runs: dict[str, Run], data: Data, count: int) -> None:
+def print_accuracy(runs: dict[str, Session], data: Data, count: int) -> None:
     """Accuracy (%), AUROC (%) and first choices that differ from eager float's."""
     batches: list[tuple[np.ndarray, np.ndarray]] = []
     for images, labels in eval_batches(data, "test", 50, CPU):
@@ -203,8 +180,8 @@ def print_accuracy(runs: dict[str, Run], data: Data, count: int) -> None:
             break
     truth = np.concatenate([labels for _, labels in batches])
     first: np.ndarray | None = None
-    for name, run in runs.items():
-        logits = np.concatenate([run(images) for images, _ in batches])
+    for name, loaded in runs.items():
+        logits = np.concatenate([loaded.run(images) for images, _ in batches])
         first = logits if first is None else first
         auroc = ""
         if logits.shape[1] == 2:
@@ -214,17 +191,14 @@ def print_accuracy(runs: dict[str, Run], data: Data, count: int) -> None:
         print(f"{name:40} {accuracy:6.2f} {auroc:6} {changed:6.2f}", flush=True)
 
 
-def print_times(runs: dict[str, Run], size: int, rounds: int = 40) -> None:
+def print_times(runs: dict[str, Session], size: int) -> None:
     """Quartiles of the time of one image, ms; passes alternate."""
     image = np.random.default_rng(0).standard_normal((1, 3, size, size), np.float32)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            begun = time.perf_counter()
-            run(image)
-            times[name].append(1e3 * (time.perf_counter() - begun))
-    for name, seen in times.items():
-        low, middle, high = np.percentile(seen[5:], [25, 50, 75])
+
+    passes = [loaded.timed_pass(image) for loaded in runs.values()]
+    times = times_in_turns(passes, warmup=5, rounds=200, max_seconds=60)
+    for name, seen in zip(runs, times, strict=True):
+        low, middle, high = np.percentile(seen, [25, 50, 75])
         print(f"{name:40} {middle:8.3f} ms ({low:.3f} to {high:.3f})", flush=True)
 
 
@@ -260,17 +234,17 @@ def main() -> None:
         write_onnx(state.build(), torch.cat(calibration[:2]), file, {})
     options = {"images": given.images, **yaml.safe_load(given.options)}
     runs = {
-        "float, eager": torch_run(state.build()),
-        "float, onnxruntime": onnxruntime_run(file),
-        "float, OpenVINO": openvino_run(file, size),
+        "float, eager": session(state, size, options_of("torch")),
+        "float, onnxruntime": in_onnxruntime(file),
+        "float, OpenVINO": in_openvino(file),
         **ours(state, data, options, size, given.cache),
     }
     if "nncf" in given.beside:
-        runs |= by_nncf(state, calibration, size, given.cache)
+        runs |= by_nncf(state, calibration, given.cache)
     if "onnxruntime" in given.beside:
-        runs |= by_onnxruntime(file, calibration, size, given.cache)
+        runs |= by_onnxruntime(file, calibration, given.cache)
     if "torchao" in given.beside:
-        runs |= by_torchao(state, calibration, size, given.cache)
+        runs |= by_torchao(state, calibration, given.cache)
     if given.no_simulation:
         del runs["int8, simulated"]
     if given.test:

@@ -357,41 +357,38 @@ def compare_costs(benches: list[Bench], epochs: int) -> None:
             f"\n{method}: five descendants, {epochs} epochs each, against training each"
             " from scratch as long as needed"
         )
-        sums: dict[str, list[float]] = {}
+        # of each seed: (descendant, from scratch) in every size
+        pairs: list[list[tuple[Row, Row]]] = [[] for _ in benches]
         for width, depth in sizes:
-            pairs = []
-            for bench in benches:
+            for bench, own in zip(benches, pairs, strict=True):
                 row = bench.best(method, width, depth, epochs)
-                pairs.append((row, bench.scratch(width, depth, row["test"] - 0.01)))
-            reached = sum(scratch["reached"] for _, scratch in pairs)
-            needed = ", ".join(str(scratch["epochs"]) for _, scratch in pairs)
-            print(
-                f"  {width} x {depth}: {told([row['test'] for row, _ in pairs])}; from"
-                f" scratch {told([scratch['test'] for _, scratch in pairs])} after"
-                f" {needed} epochs ({reached} of {len(pairs)} reach it)"
-            )
-            for i, (row, scratch) in enumerate(pairs):
-                for what in ("images", "seconds"):
-                    for who, cost in (
-                        ("descendants", row[what]),
-                        ("scratch", scratch[what]),
-                    ):
-                        sums.setdefault(f"{who} {what}", [0.0] * len(pairs))[i] += cost
+                own.append((row, bench.scratch(width, depth, row["test"] - 0.01)))
+            print_size(width, depth, [own[-1] for own in pairs])
         images = [
             bench.options.aux_epochs * bench.steps() * TRAIN["batch_size"]
             for bench in benches
         ]
-        for what, aux in (
-            ("images", images),
-            ("seconds", [bench.seconds(f"aux-{method}") for bench in benches]),
-        ):
-            mine, theirs = sums[f"descendants {what}"], sums[f"scratch {what}"]
+        seconds = [bench.seconds(f"aux-{method}") for bench in benches]
+        for what, aux in (("images", images), ("seconds", seconds)):
+            mine = [sum(row[what] for row, _ in own) for own in pairs]
+            theirs = [sum(scratch[what] for _, scratch in own) for own in pairs]
             ratios = [t / (a + m) for a, m, t in zip(aux, mine, theirs, strict=True)]
             print(
                 f"  {what}: auxiliary {told(aux, 0)}, descendants {told(mine, 0)}, from"
                 f" scratch {told(theirs, 0)}: {told(ratios, 2)} times",
                 flush=True,
             )
+
+
+def print_size(width: int, depth: int, pairs: list[tuple[Row, Row]]) -> None:
+    """A descendant of each seed, and the network that was trained from scratch beside it."""
+    reached = sum(scratch["reached"] for _, scratch in pairs)
+    needed = ", ".join(str(scratch["epochs"]) for _, scratch in pairs)
+    print(
+        f"  {width} x {depth}: {told([row['test'] for row, _ in pairs])}; from"
+        f" scratch {told([scratch['test'] for _, scratch in pairs])} after"
+        f" {needed} epochs ({reached} of {len(pairs)} reach it)"
+    )
 
 
 def all_rows(benches: list[Bench]) -> pd.DataFrame:

@@ -140,13 +140,13 @@ class Bench:
             "lr": 0.04,
             "weight_decay": 5e-4,
             "augment": "flip",
+            "warmup": 0,
             "epochs": options.epochs,
         }
         return PruneChannels(
             target={"latency": target},
             latency=OPENVINO,
             images_per_epoch=options.images,
-            warmup=0,
             channels_last=True,
             multiple=options.multiple,
             **fit | yaml.safe_load(options.fit) | changes,

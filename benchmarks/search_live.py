@@ -15,7 +15,9 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,43 +59,39 @@ def timeline(run: Run) -> tuple[np.ndarray, np.ndarray]:
     return clock.to_numpy(dtype=np.float64), run.values(done)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--spec", default="benchmarks/search_channels.yaml")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--hours", type=float, default=0.1)
-    parser.add_argument("--work", type=Path, default=Path("search-live"))
-    parser.add_argument("-o", "--out", type=Path, default=Path("search-live.json"))
-    parser.add_argument("overrides", nargs="*", help="of the spec")
-    options = parser.parse_args()
-    runs: dict[tuple[str, int], Run] = {}
+def all_runs(options: argparse.Namespace) -> dict[tuple[str, int], Run]:
+    """The sweep of each cost and seed."""
+    runs = {}
     for seed in range(options.seeds):
         for cost in COSTS if seed % 2 == 0 else COSTS[::-1]:
             folder = swept(
                 options.spec, options.work, cost, seed, options.hours, options.overrides
             )
             runs[cost, seed] = analysis.load(folder)
+    return runs
+
+
+def compared(
+    runs: dict[tuple[str, int], Run], hours: float
+) -> Iterator[dict[str, Any]]:
+    """A row for each sweep: its share of the whole hypervolume, seconds to shares of it, and its
+    time over the budget's.
+    """
     lines = {key: timeline(run) for key, run in runs.items()}
     goals = next(iter(runs.values())).objectives
     values = np.concatenate([found for _, found in lines.values()])
     reference = pareto.reference_point(values, goals)
     whole = pareto.hypervolume(values, goals, reference)
-    rows = []
     for (cost, seed), (clock, found) in lines.items():
         shares = pareto.hypervolume_over_time(found, goals, reference) / whole
-        ended = runs[cost, seed].trials["ended"].max()
-        spent = (ended - runs[cost, seed].trials["started"].min()).total_seconds()
+        trials = runs[cost, seed].trials
+        spent = (trials["ended"].max() - trials["started"].min()).total_seconds()
         row = {"cost": cost, "seed": seed, "trials": len(clock), "share": shares[-1]}
-        row["of_budget"] = spent / (3600 * options.hours)
+        row["of_budget"] = spent / (3600 * hours)
         for share in SHARES:
             reached = np.flatnonzero(shares >= share)
             row[f"to_{share:g}"] = float(clock[reached[0]]) if len(reached) else None
-        rows.append(row)
-        print(json.dumps(row))
-    options.out.write_text(json.dumps(rows, indent=1) + "\n")
-    summary(rows)
+        yield row
 
 
 def summary(rows: list[dict]) -> None:
@@ -107,6 +105,25 @@ def summary(rows: list[dict]) -> None:
     used = np.array([row["of_budget"] for row in rows])
     near = int((np.abs(used - 1) <= 0.05).sum())
     print(f"of the budget: {used.round(3).tolist()}; within 5 %: {near} of {len(used)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--spec", default="benchmarks/search_channels.yaml")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--hours", type=float, default=0.1)
+    parser.add_argument("--work", type=Path, default=Path("search-live"))
+    parser.add_argument("-o", "--out", type=Path, default=Path("search-live.json"))
+    parser.add_argument("overrides", nargs="*", help="of the spec")
+    options = parser.parse_args()
+    rows = []
+    for row in compared(all_runs(options), options.hours):
+        rows.append(row)
+        print(json.dumps(row))
+    options.out.write_text(json.dumps(rows, indent=1) + "\n")
+    summary(rows)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ rectangles, its cost that of measuring its nodes and of the prefixes that they n
 """
 
 import argparse
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,44 +83,33 @@ def greedy(table: Recorded) -> float:
     return spent
 
 
+Edge = tuple[int, int, float]
+"""From a node to another, and the hypervolume between them; -1 is the start of all paths, the
+number of nodes their end.
+"""
+Row = dict[int, float]
+"""One line of the program's matrix: variable → its coefficient."""
+Rule = tuple[Row, float, float]
+"""Such a line, and the least and the most that it may give."""
+
+
 def least(table: Recorded, limit: float) -> tuple[float, float, int]:
     """Seconds of the best path found, a bound below that of all, and the path's length."""
-    within = np.flatnonzero((table.costs < table.reference).all(axis=1))
-    order = within[np.lexsort(table.costs[within].T[::-1])]
-    costs, start, end = table.costs[order], -1, len(order)
-    edges = [(start, node, 0.0) for node in range(end)]
-    wide = table.reference[0] - costs[:, 0]
-    high = table.reference[1] - costs[:, 1]
-    for node in range(end):
-        edges.append((node, end, wide[node] * high[node]))
-        later = np.flatnonzero(
-            (costs[:, 0] > costs[node, 0]) & (costs[:, 1] < costs[node, 1])
-        )
-        for other in later:
-            edges.append((node, other, (wide[node] - wide[other]) * high[node]))
+    order = _nodes(table)
+    edges = _edges(table.costs[order], table.reference)
     # a key names its prefix, and the place tells apart where nothing is searched in between
-    places = {
+    prefixes = {
         (place, key): table.seconds[row, place]
         for row in order
         for place, key in enumerate(table.keys[row])
     }
-    column = {prefix: len(edges) + i for i, prefix in enumerate(places)}
-    rest = [*table.seconds[order, -1], 0.0]
-    price = np.array([*(rest[to] for _, to, _ in edges), *places.values()])
-    rows, low, top = _rules(table, order, edges, column)
-    matrix = csr_matrix(
-        (
-            [value for row in rows for value in row.values()],
-            (
-                [i for i, row in enumerate(rows) for _ in row],
-                [at for row in rows for at in row],
-            ),
-        ),
-        shape=(len(rows), len(price)),
-    )
+    own = [*table.seconds[order, -1], 0.0]  # never cached; the end costs nothing
+    price = np.array([*(own[to] for _, to, _ in edges), *prefixes.values()])
+    column = {prefix: len(edges) + i for i, prefix in enumerate(prefixes)}
+    rows, low, top = zip(*_rules(table, order, edges, column), strict=True)
     found = milp(
         price,
-        constraints=LinearConstraint(matrix, low, top),
+        constraints=LinearConstraint(_matrix(rows, len(price)), low, top),
         integrality=np.arange(len(price)) < len(edges),
         bounds=Bounds(0, 1),
         options={"time_limit": limit},
@@ -129,36 +119,66 @@ def least(table: Recorded, limit: float) -> tuple[float, float, int]:
     return found.fun, found.mip_dual_bound, int(found.x[: len(edges)].sum().round()) - 1
 
 
+def _nodes(table: Recorded) -> np.ndarray:
+    """Configurations that dominate the reference, by the first objective and then the second."""
+    within = np.flatnonzero((table.costs < table.reference).all(axis=1))
+    return within[np.lexsort(table.costs[within].T[::-1])]
+
+
+def _edges(costs: np.ndarray, reference: np.ndarray) -> list[Edge]:
+    """All edges between nodes of these costs (n, 2), and from the start and to the end."""
+    end = len(costs)
+    edges = [(-1, node, 0.0) for node in range(end)]
+    wide = reference[0] - costs[:, 0]
+    high = reference[1] - costs[:, 1]
+    for node in range(end):
+        edges.append((node, end, wide[node] * high[node]))
+        later = np.flatnonzero(
+            (costs[:, 0] > costs[node, 0]) & (costs[:, 1] < costs[node, 1])
+        )
+        for other in later:
+            edges.append((node, other, (wide[node] - wide[other]) * high[node]))
+    return edges
+
+
+def _matrix(rows: Sequence[Row], columns: int) -> csr_matrix:
+    values = [value for row in rows for value in row.values()]
+    at_row = [i for i, row in enumerate(rows) for _ in row]
+    at_column = [column for row in rows for column in row]
+    return csr_matrix((values, (at_row, at_column)), shape=(len(rows), columns))
+
+
 def _rules(
     table: Recorded,
     order: np.ndarray,
-    edges: list[tuple[int, int, float]],
+    edges: list[Edge],
     column: dict[tuple[int, Key], int],
-) -> tuple[list[dict[int, float]], list[float], list[float]]:
-    """One path, every prefix of its nodes paid, and enough hypervolume: rows and their bounds."""
-    into: list[list[int]] = [[] for _ in order]
-    out: list[list[int]] = [[] for _ in order]
-    for index, (here, to, _) in enumerate(edges):
-        if here >= 0:
-            out[here].append(index)
-        if to < len(order):
-            into[to].append(index)
-    first = {i: 1.0 for i, (here, _, _) in enumerate(edges) if here < 0}
-    rows, low, top = [first], [1.0], [1.0]
+) -> Iterator[Rule]:
+    """One path, every prefix of its nodes paid, and enough hypervolume."""
+    yield {i: 1.0 for i, (here, _, _) in enumerate(edges) if here < 0}, 1.0, 1.0
+    into, out = _by_node(len(order), edges)
     for node, row in enumerate(order):
-        rows.append(dict.fromkeys(into[node], 1.0) | dict.fromkeys(out[node], -1.0))
-        low.append(0.0)
-        top.append(0.0)
+        # as many edges leave a node as lead to it
+        balance = dict.fromkeys(into[node], 1.0) | dict.fromkeys(out[node], -1.0)
+        yield balance, 0.0, 0.0
         for place, key in enumerate(table.keys[row]):
             if table.seconds[row, place] > 0:
                 used = dict.fromkeys(into[node], -1.0)
-                rows.append(used | {column[place, key]: 1.0})
-                low.append(0.0)
-                top.append(np.inf)
-    rows.append({i: area / table.needed for i, (_, _, area) in enumerate(edges)})
-    low.append(1.0 - 1e-9)
-    top.append(np.inf)
-    return rows, low, top
+                yield used | {column[place, key]: 1.0}, 0.0, np.inf
+    shares = {i: area / table.needed for i, (_, _, area) in enumerate(edges)}
+    yield shares, 1.0 - 1e-9, np.inf
+
+
+def _by_node(nodes: int, edges: list[Edge]) -> tuple[list[list[int]], list[list[int]]]:
+    """Numbers of the edges that lead to each node, and of those that leave it."""
+    into: list[list[int]] = [[] for _ in range(nodes)]
+    out: list[list[int]] = [[] for _ in range(nodes)]
+    for index, (here, to, _) in enumerate(edges):
+        if here >= 0:
+            out[here].append(index)
+        if to < nodes:
+            into[to].append(index)
+    return into, out
 
 
 def main() -> None:

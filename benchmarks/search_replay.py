@@ -22,6 +22,7 @@ same for pruning and for fixing, and a constant for the rest.
 """
 
 import argparse
+import itertools
 import json
 import warnings
 from collections.abc import Callable, Iterator
@@ -238,6 +239,28 @@ def summary(rows: pd.DataFrame) -> None:
                 print(f"{name}: {sampler} {cost} takes {said} of the seconds of {best}")
 
 
+def replayed(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each replay; one that an earlier call has written down is not run again."""
+    lines = options.out.with_suffix(".jsonl")
+    done = []
+    if lines.exists():
+        done = [json.loads(line) for line in lines.read_text().splitlines()]
+    known = {(r["table"], r["sampler"], r["cost"], r["seed"]) for r in done}
+    costs, seeds = [*options.costs, *options.tools], range(options.seeds)
+    for name in options.tables:
+        sweep, recorded = TABLES[name]()
+        table = RecordedTable(recorded, sweep.space, sweep.spec)
+        for sampler, cost, seed in itertools.product(options.samplers, costs, seeds):
+            if (name, sampler, cost, seed) in known:
+                continue
+            row = {"table": name, "sampler": sampler, "cost": cost, "seed": seed}
+            run = beside if cost in TOOLS else searched
+            done.append(row | run(sweep, table, sampler, cost, seed))
+            with open(lines, "a") as file:
+                file.write(json.dumps(done[-1]) + "\n")
+    return done
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -251,33 +274,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("-o", "--out", type=Path, default=Path("search-replay.parquet"))
     options = parser.parse_args()
-    lines = options.out.with_suffix(".jsonl")
-    done = (
-        [json.loads(line) for line in lines.read_text().splitlines()]
-        if lines.exists()
-        else []
-    )
-    known = {(r["table"], r["sampler"], r["cost"], r["seed"]) for r in done}
-    for name in options.tables:
-        sweep, recorded = TABLES[name]()
-        table = RecordedTable(recorded, sweep.space, sweep.spec)
-        for sampler in options.samplers:
-            for cost in [*options.costs, *options.tools]:
-                for seed in range(options.seeds):
-                    if (name, sampler, cost, seed) in known:
-                        continue
-                    row = {
-                        "table": name,
-                        "sampler": sampler,
-                        "cost": cost,
-                        "seed": seed,
-                    }
-                    run = beside if cost in TOOLS else searched
-                    row |= run(sweep, table, sampler, cost, seed)
-                    done.append(row)
-                    with open(lines, "a") as file:
-                        file.write(json.dumps(row) + "\n")
-    rows = pd.DataFrame(done)
+    rows = pd.DataFrame(replayed(options))
     rows.to_parquet(options.out, index=False)
     summary(rows)
 

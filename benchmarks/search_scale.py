@@ -46,25 +46,8 @@ def main() -> None:
     raw = sweep.spec.search.model_dump(by_alias=True)
     raw |= {"sampler": options.sampler, "trials": 2 * options.trials}
     spec = sweep.spec.model_copy(update={"search": Search.model_validate(raw)})
-    rng = np.random.default_rng(0)
-    known, trials = [], []
-    for number in range(options.trials):
-        draw: dict = {}
-        for dimension in sweep.space.dimensions:
-            if dimension.active(draw):
-                draw |= dimension.at(lambda name: float(rng.random()))
-        values = (float(rng.random()), float(rng.random()) * 1e5)
-        seconds = {"teacher": 30.0, "train": 5.0, "prune": 1.0, "store": 0.1, REST: 0.2}
-        known.append(Known(number, draw, values, seconds))
-        trials.append(
-            create_trial(
-                state=TrialState.COMPLETE,
-                values=values,
-                params=draw,
-                distributions=checked_draw(sweep.space, draw)[1],
-                user_attrs={"number": number},
-            )
-        )
+    known = _known(sweep, options.trials)
+    trials = [_ended(sweep, each) for each in known]
     with tempfile.TemporaryDirectory() as folder:
         study, _ = open_study(sweep, Path(folder))
         study.add_trials(trials)
@@ -86,6 +69,32 @@ def main() -> None:
         print(f"its first trial: {time.process_time() - begun:.2f} s")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"peak memory: {peak:.2f} GB")
+
+
+def _known(sweep: Sweep, trials: int) -> list[Known]:
+    """Random configurations with random objectives."""
+    rng = np.random.default_rng(0)
+    seconds = {"teacher": 30.0, "train": 5.0, "prune": 1.0, "store": 0.1, REST: 0.2}
+    known = []
+    for number in range(trials):
+        draw: dict = {}
+        for dimension in sweep.space.dimensions:
+            if dimension.active(draw):
+                draw |= dimension.at(lambda name: float(rng.random()))
+        values = (float(rng.random()), float(rng.random()) * 1e5)
+        known.append(Known(number, draw, values, dict(seconds)))
+    return known
+
+
+def _ended(sweep: Sweep, known: Known) -> optuna.trial.FrozenTrial:
+    """A trial of Optuna's that has ended with what is known."""
+    return create_trial(
+        state=TrialState.COMPLETE,
+        values=known.values,
+        params=known.draw,
+        distributions=checked_draw(sweep.space, known.draw)[1],
+        user_attrs={"number": known.number},
+    )
 
 
 def _write_records(sweep: Sweep, run: Path, known: list[Known]) -> None:

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from int8_compare import Run, openvino_run
+from int8_compare import in_openvino
 from prune_channels import whole_layers
 from torch import Tensor
 
@@ -231,30 +231,19 @@ def judged(task: Task, file: Path, folder: Path) -> dict[str, Any]:
     row: dict[str, Any] = {}
     runs = {}
     for name, path in (("", file), ("source_", source)):
-        runs[name] = run = openvino_run(path, task.size)
+        runs[name] = loaded = in_openvino(path)
         for split in ("val", "test"):
-            rights = [run(x).argmax(1) == y for x, y in task.batches(split)]
+            rights = [loaded.run(x).argmax(1) == y for x, y in task.batches(split)]
             row[f"{name}{split}_accuracy"] = float(np.concatenate(rights).mean())
         row[f"{name}bytes"] = sum(
             path.with_suffix(end).stat().st_size for end in (".xml", ".bin")
         )
     image = next(task.batches("val"))[0][:1]
-    passes = [timed(runs[name], image) for name in ("", "source_")]
+    passes = [runs[name].timed_pass(image) for name in ("", "source_")]
     times = times_in_turns(passes, warmup=20, rounds=ROUNDS, max_seconds=60)
     row["ms"], row["source_ms"] = (float(np.median(t)) for t in times)
     row["met"] = keeps(task, row)
     return row
-
-
-def timed(run: Run, image: np.ndarray) -> Callable[[], float]:
-    """A pass that says its milliseconds."""
-
-    def one() -> float:
-        begun = time.perf_counter()
-        run(image)
-        return 1000 * (time.perf_counter() - begun)
-
-    return one
 
 
 def keeps(task: Task, row: dict[str, Any]) -> bool:

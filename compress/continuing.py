@@ -19,7 +19,7 @@ from typing import Any
 from compress.keys import content_key, shorter_stage_keys
 from compress.stage import Stage
 from trainers.config import TrainConfig
-from trainers.files import read_json, sha256_file, write_atomic
+from trainers.files import copy_atomic, read_json, sha256_file, write_atomic
 from trainers.leftovers import tag
 from trainers.remote import Remote
 from trainers.training.checkpoint import CheckpointFolder
@@ -119,7 +119,7 @@ class FinishedFits:
             shutil.rmtree(folder, ignore_errors=True)
         for name, note in notes.items():
             target = CheckpointFolder(workdir / note["fit"]).path(note["epochs"])
-            write_atomic(target, (folder / name).read_bytes())
+            copy_atomic(folder / name, target)
         return {note["fit"]: note["epochs"] for note in notes.values()}
 
     def _first(self, keys: Sequence[str]) -> str | None:

@@ -29,7 +29,7 @@ from compress.nvit.stage import Nvit
 from compress.quant_baselines import KmeansQuant, UniformQuant
 from compress.selection.random_init import RandomInit
 from compress.selection.stage import WeightSelection
-from compress.stage import Context, Stage
+from compress.stage import Context, Phase, Stage
 from compress.token_merging import TokenMerging
 from compress.wfn.probabilistic import Pwfn
 from compress.wfn.stage import Wfn
@@ -172,7 +172,7 @@ def check_order(stages: Sequence[NamedStage]) -> None:
         ValueError: an init stage after pruning, anything but quantize stages after a quantize
             stage, or a stage that cuts layers after `asp`.
     """
-    later: NamedStage | None = None
+    compressed: NamedStage | None = None  # the last one that pruned or quantised
     sparse: NamedStage | None = None
     for stage in stages:
         phase = stage.config.phase
@@ -183,22 +183,21 @@ def check_order(stages: Sequence[NamedStage]) -> None:
                 f" {sparse.name!r}; move it before"
             )
         sparse = stage if isinstance(stage.config, Asp) else sparse
-        if (
-            later is not None
-            and later.config.phase == "quantize"
-            and phase != "quantize"
-        ):
+        if compressed is not None and _undoes(phase, compressed.config.phase):
             raise ValueError(
-                f"stages.{stage.name}: a {phase} stage after the quantize stage"
-                f" {later.name!r} would undo it; move it before"
-            )
-        if later is not None and later.config.phase == "prune" and phase == "init":
-            raise ValueError(
-                f"stages.{stage.name}: an init stage after the prune stage"
-                f" {later.name!r} would undo it; move it before"
+                f"stages.{stage.name}: {'an' if phase == 'init' else 'a'} {phase} stage after"
+                f" the {compressed.config.phase} stage {compressed.name!r} would undo it;"
+                " move it before"
             )
         if phase in ("prune", "quantize"):
-            later = stage
+            compressed = stage
+
+
+def _undoes(phase: Phase, earlier: Phase) -> bool:
+    """Whether a stage of one phase would undo what one of an earlier phase has done."""
+    if earlier == "quantize":
+        return phase != "quantize"
+    return earlier == "prune" and phase == "init"
 
 
 def check_pipeline(
@@ -403,7 +402,11 @@ class _Run:
     def _build(
         self, stage: NamedStage, seed: int, workdir: Path, ends: Sequence[str]
     ) -> Artifact:
-        """Run a stage on the present model; it may go on from the end of one of `ends`, by key."""
+        """Run a stage on the present model.
+
+        Args:
+            ends: keys of this stage with fewer epochs; it may go on from where one of them ended.
+        """
         rows: list[Row] = []
         fits = FinishedFits(self.cache.root, self.cache.remote)
         keeps = bool(ends) and distributed.rank() == 0

@@ -136,6 +136,7 @@ RAY = (
     "sweeps/drive/final_measurement.py",
     "sweeps/drive/node_checks.py",
     "sweeps/drive/ray_internals.py",
+    "sweeps/drive/room.py",
     "sweeps/drive/tune_adapter.py",
     "sweeps/drive/tune_run.py",
     "sweeps/trial/in_tune.py",

@@ -5,10 +5,12 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from trainers.leftovers import tag
 
@@ -20,11 +22,24 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Write beside `path`, flush to disk, rename over it. Readers see the old file or the
     new one.
     """
+    with _beside(path) as file:
+        file.write(content)
+
+
+def copy_atomic(source: Path, path: Path) -> None:
+    """Copy a file of any size to `path` as `write_atomic` writes one."""
+    with _beside(path) as file, open(source, "rb") as given:
+        shutil.copyfileobj(given, file, 2**20)
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the place of `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{tag()}.tmp")
     try:
         with open(beside, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         _replace(beside, path)

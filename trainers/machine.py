@@ -20,25 +20,33 @@ def usable_cores() -> int:
     return len(core_numbers())
 
 
-def free_memory_bytes() -> int | None:
+_CONTAINER_MEMORY = (
+    ("memory.max", "memory.current"),  # cgroup v2
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),  # cgroup v1
+)
+"""Files of a container's limit and of what it uses, below /sys/fs/cgroup."""
+
+
+def free_memory_bytes(root: Path = Path("/")) -> int | None:
     """Memory that processes may still take before others are swapped out or killed, a container's
     limit considered; None where the system does not say.
     """
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = (root / "proc/meminfo").read_text().splitlines()
     except OSError:
         return None
     found = dict(line.split(":", 1) for line in lines)
     if "MemAvailable" not in found:
         return None
     free = 1024 * int(found["MemAvailable"].split()[0])
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        return free
-    return free if limit == "max" else min(free, max(0, int(limit) - used))
+    for limit, used in _CONTAINER_MEMORY:
+        try:
+            most = int((root / "sys/fs/cgroup" / limit).read_text())
+            now = int((root / "sys/fs/cgroup" / used).read_text())
+        except (OSError, ValueError):  # no such file, or "max": no limit
+            continue
+        free = min(free, max(0, most - now))
+    return free
 
 
 @lru_cache(maxsize=1)

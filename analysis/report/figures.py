@@ -114,6 +114,8 @@ def _scale(axes: Axes, axis: str, run: Run, metric: str, values: Any) -> None:
     unit = run.metrics.unit(metric)
     if spans_decades(np.asarray(values, dtype=float)):
         _log(axes, axis)
+    elif axis == "x":  # numbers of bytes are wide
+        axes.locator_params(axis="x", nbins=4)
 
     def tick(value: float, _: int) -> str:
         return f"{number(100 * value)} %" if unit == "fraction" else number(value)
@@ -211,7 +213,7 @@ def _scatter(
             across[inside],
             up[inside],
             s=48,
-            label=group.name,
+            label=group.name if inside.any() else None,
             linewidths=1,
             edgecolors=_INK,
             **style,

@@ -25,6 +25,8 @@ from trainers.models.parameters import classifier_layers
 
 Rows = npt.NDArray[np.int64]
 Keep = npt.NDArray[np.bool_]
+Place = tuple[str, int]
+"""A tensor's name and one of its axes."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Group:
 
     name: str
     units: Rows
-    axes: tuple[tuple[str, int], ...]
+    axes: tuple[Place, ...]
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Layout:
 
     num_units: int
     groups: tuple[Group, ...]
-    rows: Mapping[tuple[str, int], Rows]
+    rows: Mapping[Place, Rows]
     shapes: Mapping[str, tuple[int, ...]]
     aliases: Mapping[str, str]
     sizes: tuple[Use, ...]
@@ -74,56 +76,24 @@ class Layout:
 
     @classmethod
     def of_trace(cls, found: Trace, module: nn.Module) -> "Layout":
-        saved = module.state_dict()
-        resolved = found.identities.resolved
+        """The units that a pass through `module` showed."""
+        _fix_what_is_not_cut(found, module)
+        axes = _removable(found)
+        units = _Units(axes)
         tensors = dict([*module.named_parameters(), *module.named_buffers()])
-        _fix_what_is_not_cut(found, module, saved)
-        axes = {
-            (name, i): found.identities.resolved(rows)
-            for name, of_tensor in found.axes.items()
-            for i, rows in enumerate(of_tensor)
-            if rows is not None
-        }
-        axes = {place: rows for place, rows in axes.items() if rows.any()}
-        where: dict[int, set[tuple[str, int]]] = defaultdict(set)
-        for place, rows in axes.items():
-            for atom in np.unique(rows).tolist():
-                where[atom].add(place)
-        where.pop(0, None)
-        kinds: dict[frozenset[tuple[str, int]], list[int]] = defaultdict(list)
-        for atom in sorted(where):
-            kinds[frozenset(where[atom])].append(atom)
-        order = {place: i for i, place in enumerate(axes)}
-        groups: list[Group] = []
-        number: dict[int, int] = {0: -1}
-        for places, atoms in sorted(
-            kinds.items(), key=lambda kind: min(order[place] for place in kind[0])
-        ):
-            units = np.arange(len(atoms), dtype=np.int64) + len(number) - 1
-            number |= dict(zip(atoms, units.tolist(), strict=True))
-            ordered = tuple(sorted(places, key=order.__getitem__))
-            name, axis = ordered[0]
-            groups.append(Group(f"{name}:{axis}", units, ordered))
 
         def numbered(rows: Rows) -> Rows:
-            unique, at = np.unique(rows, return_inverse=True)
-            known = np.array([number.get(int(atom), -1) for atom in unique])
-            return known[at.reshape(-1)].reshape(rows.shape)
+            return units.numbered(found.identities.resolved(rows))
 
         return cls(
-            num_units=len(number) - 1,
-            groups=tuple(groups),
-            rows={place: numbered(rows) for place, rows in axes.items()},
+            num_units=units.count,
+            groups=tuple(units.groups),
+            rows={place: units.numbered(atoms) for place, atoms in axes.items()},
             aliases=_aliases(module, tensors),
             shapes={name: tuple(t.shape) for name, t in tensors.items()},
-            sizes=tuple(
-                replace(use, rows=numbered(found.identities.resolved(use.rows)))
-                for use in found.sizes
-            ),
+            sizes=tuple(replace(use, rows=numbered(use.rows)) for use in found.sizes),
             products=tuple(
-                replace(
-                    each, rows=tuple(numbered(resolved(rows)) for rows in each.rows)
-                )
+                replace(each, rows=tuple(map(numbered, each.rows)))
                 for each in found.products
             ),
         )
@@ -179,6 +149,61 @@ class Layout:
         return int(self.kept(rows, keep).reshape(groups, -1).any(1).sum())
 
 
+class _Units:
+    """Atoms become units, numbered group by group.
+
+    Args:
+        axes: atoms of each axis, as `_removable` gives them.
+    """
+
+    def __init__(self, axes: Mapping[Place, Rows]) -> None:
+        self.groups: list[Group] = []
+        self._unit_of: dict[int, int] = {}
+        order = {place: i for i, place in enumerate(axes)}
+        alike = _atoms_by_places(axes)
+        for places in sorted(alike, key=lambda each: min(order[p] for p in each)):
+            atoms = alike[places]
+            units = np.arange(self.count, self.count + len(atoms), dtype=np.int64)
+            self._unit_of |= dict(zip(atoms, units.tolist(), strict=True))
+            ordered = tuple(sorted(places, key=order.__getitem__))
+            name, axis = ordered[0]
+            self.groups.append(Group(f"{name}:{axis}", units, ordered))
+
+    @property
+    def count(self) -> int:
+        return len(self._unit_of)
+
+    def numbered(self, atoms: Rows) -> Rows:
+        """Units in the place of atoms, and -1 in that of atoms that always stay (n, k)."""
+        unique, at = np.unique(atoms, return_inverse=True)
+        units = np.array([self._unit_of.get(int(atom), -1) for atom in unique])
+        return units[at.reshape(-1)].reshape(atoms.shape)
+
+
+def _removable(found: Trace) -> dict[Place, Rows]:
+    """Atoms of each axis, of which at least one can go."""
+    axes = {
+        (name, i): found.identities.resolved(rows)
+        for name, of_tensor in found.axes.items()
+        for i, rows in enumerate(of_tensor)
+        if rows is not None
+    }
+    return {place: atoms for place, atoms in axes.items() if atoms.any()}
+
+
+def _atoms_by_places(axes: Mapping[Place, Rows]) -> dict[frozenset[Place], list[int]]:
+    """Atoms, ascending, by all the axes in which each of them occurs."""
+    places: dict[int, set[Place]] = defaultdict(set)
+    for place, rows in axes.items():
+        for atom in np.unique(rows).tolist():
+            places[atom].add(place)
+    places.pop(0, None)  # what always stays
+    alike: dict[frozenset[Place], list[int]] = defaultdict(list)
+    for atom in sorted(places):
+        alike[frozenset(places[atom])].append(atom)
+    return dict(alike)
+
+
 def _aliases(module: nn.Module, tensors: Mapping[str, Any]) -> dict[str, str]:
     first = {id(tensor): name for name, tensor in tensors.items()}
     named = [
@@ -188,10 +213,9 @@ def _aliases(module: nn.Module, tensors: Mapping[str, Any]) -> dict[str, str]:
     return {name: first[id(t)] for name, t in named if first[id(t)] != name}
 
 
-def _fix_what_is_not_cut(
-    found: Trace, module: nn.Module, saved: Mapping[str, Any]
-) -> None:
+def _fix_what_is_not_cut(found: Trace, module: nn.Module) -> None:
     """Keep what classifies, and buffers that are computed when a model is built."""
+    saved = module.state_dict()
     for name, axes in found.axes.items():
         if name not in saved:
             _fix(found, axes)

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from compress.channels import uses
 from compress.channels.followed import Followed, Product, Use
 from compress.channels.identities import Identities
 from compress.channels.operations import ELEMENTWISE, RULES
@@ -104,68 +105,20 @@ class _Sizes(TorchFunctionMode):
         if name == "__get__" and isinstance(result, torch.Size):
             return sized_shape(result, follower.axes(args[0]))
         if name == "size":
-            axes = follower.axes(args[0])
-            if isinstance(result, torch.Size):
-                return sized_shape(result, axes)
-            dim = args[1] if len(args) > 1 else kwargs["dim"]
-            rows = axes[dim]
-            return result if rows is None else Sized(result, rows=rows)
-        if name in _SIZED_FUNCTIONS:
-            sizes = [*flat(args[1:]), *flat(kwargs.values())]
-            if any(isinstance(size, Sized) for size in sizes):
-                self._note(name, args, kwargs, result)
+            return self._sized(result, *args, **kwargs)
+        rule = uses.RULES.get(name)
+        given = flat([*args[1:], *kwargs.values()])
+        if rule is not None and any(isinstance(each, Sized) for each in given):
+            rule(follower, result, *args, **kwargs)
         return result
 
-    def _note(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
-        follower = self.follower
-        if name in ("view", "reshape", "expand"):
-            sizes = list(flat(args[1:])) or list(flat(kwargs.values()))
-            for size, rows in zip(sizes, follower.axes(result), strict=True):
-                follower.note(size, rows, follower.axes(args[0]))
-        elif name == "unflatten":
-            dim = args[1] % args[0].ndim
-            sizes = list(args[2])
-            parts = follower.axes(result)[dim : dim + len(sizes)]
-            for size, rows in zip(sizes, parts, strict=True):
-                follower.note(size, rows)
-        elif name in ("split", "split_with_sizes"):
-            dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
-            sizes = kwargs.get("split_size_or_sections", kwargs.get("split_size"))
-            sizes = args[1] if sizes is None else sizes
-            if isinstance(sizes, Sized):
-                sizes = [sizes] * len(result)
-            for size, part in zip(sizes, result, strict=True):
-                follower.note(size, follower.axes(part)[dim], follower.axes(args[0]))
-        elif name == "__getitem__":
-            key = args[1] if isinstance(args[1], tuple) else (args[1],)
-            if any(part is None for part in key):
-                return
-            axes = follower.axes(args[0])
-            start = len(axes) - len(key) + 1 if Ellipsis in key[:1] else 0
-            for part, rows in zip(key[bool(start) :], axes[start:], strict=False):
-                if isinstance(part, slice) and rows is not None:
-                    for bound in (part.start, part.stop):
-                        if isinstance(bound, Sized):
-                            follower.note(bound, rows[:bound])
-        elif name == "pad":
-            pads = list(args[1] if len(args) > 1 else kwargs["pad"])
-            axes = follower.axes(result)
-            for i, size in enumerate(pads):
-                rows = axes[len(axes) - 1 - i // 2]
-                if rows is not None and size:
-                    follower.note(size, rows[:size] if i % 2 == 0 else rows[-size:])
-
-
-_SIZED_FUNCTIONS = {
-    "view",
-    "reshape",
-    "expand",
-    "unflatten",
-    "split",
-    "split_with_sizes",
-    "__getitem__",
-    "pad",
-}
+    def _sized(self, result: Any, tensor: Tensor, dim: int | None = None) -> Any:
+        """What `Tensor.size` gave, one number or all."""
+        axes = self.follower.axes(tensor)
+        if dim is None:
+            return sized_shape(result, axes)
+        rows = axes[dim]
+        return result if rows is None else Sized(result, rows=rows)
 
 
 class _Operations(TorchDispatchMode):

@@ -16,7 +16,7 @@ def check_architecture(arch: Arch, image_size: int) -> None:
     _check(json.dumps(arch.to_json()), image_size)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=256)
 def _check(arch_json: str, image_size: int) -> None:
     arch = Arch.from_json(json.loads(arch_json))
     module = on_meta(arch).eval()

@@ -159,6 +159,27 @@ class Expansion(Stage):
         return buildable(Arch("timm", DESCENDANT, args))
 
 
+class SizedExpansion(Expansion):
+    """Makes a descendant of a depth of its own, with the auxiliary network's classifier where
+    both know the same number of classes.
+    """
+
+    depth: int | None = Field(
+        None, ge=1, description="layers; default: the auxiliary network's"
+    )
+    head: Literal["copy", "fresh"] = Field(
+        "copy",
+        description=(
+            "copy: the auxiliary network's, where the number of classes is the same;"
+            " fresh: newly initialised"
+        ),
+    )
+
+    def copies_head(self, aux: Mapping[str, Any], data: DataInfo) -> bool:
+        """Whether the descendant begins with the classifier of a network of these arguments."""
+        return self.head == "copy" and aux["num_classes"] == data.num_classes
+
+
 def fitted(
     arch: Arch,
     weights: Mapping[str, Tensor],

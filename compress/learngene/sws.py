@@ -10,13 +10,13 @@ is by default as its auxiliary network, so that the one with its own map gives t
 `norm_before_pool` and `norm_eps` of both stages give the published ones.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator
 
 from compress.learngene.shared import (
     Auxiliary,
-    Expansion,
+    SizedExpansion,
     agreed_depth,
     fitted,
     layer_list,
@@ -58,7 +58,7 @@ class SwsAux(Auxiliary):
         }
 
 
-class SwsExpand(Expansion):
+class SwsExpand(SizedExpansion):
     """Make a descendant whose every layer is a copy of one stage of the incoming auxiliary
     network.
     """
@@ -96,13 +96,6 @@ class SwsExpand(Expansion):
         None,
         gt=0,
         description="epsilon of every LayerNorm; default: the auxiliary network's",
-    )
-    head: Literal["copy", "fresh"] = Field(
-        "copy",
-        description=(
-            "copy: the auxiliary network's, where the number of classes is the same;"
-            " fresh: newly initialised"
-        ),
     )
     _list = field_validator("layers_source", mode="before")(layer_list)
 
@@ -152,9 +145,6 @@ class SwsExpand(Expansion):
         stages = self._stages(model.arch.args)
         network = model.build()
         assert isinstance(network, SwsVit)
-        same = (
-            self.head == "copy"
-            and arch.args["num_classes"] == model.arch.args["num_classes"]
-        )
         weights = state_of(network.outer_weights(), network.layer_weights(stages))
+        same = self.copies_head(model.arch.args, data)
         return fitted(arch, weights, "cut" if same else "fresh", seed, stages)

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from compress.finetune import check_fit, with_drop_rates
-from compress.learngene.shared import Expansion, fitted, resampled_positions
+from compress.learngene.shared import SizedExpansion, fitted, resampled_positions
 from compress.metrics import Metric
 from compress.stage import Context
 from trainers.config import TrainConfig
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from trainers.models.template_vit import TemplateVit
 
 
-class TemplateExpand(Expansion, TrainConfig):
+class TemplateExpand(SizedExpansion, TrainConfig):
     """Makes a descendant of any width and depth: scalers of its own, trained for a while over the
-    incoming network's templates.
+    incoming network's templates. A fresh classifier is trained with them.
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = (
@@ -38,21 +38,11 @@ class TemplateExpand(Expansion, TrainConfig):
     width: int | None = Field(
         None, ge=1, description="default: the auxiliary network's"
     )
-    depth: int | None = Field(
-        None, ge=1, description="layers; default: the auxiliary network's"
-    )
     scalers: Literal["inherit", "fresh"] = Field(
         "inherit",
         description=(
             "where they start. inherit: from the auxiliary network's, layers evenly spaced,"
             " as far as its width goes; fresh: random"
-        ),
-    )
-    head: Literal["copy", "fresh"] = Field(
-        "copy",
-        description=(
-            "copy: the auxiliary network's, where the number of classes is the same;"
-            " fresh: newly initialised, and trained with the scalers"
         ),
     )
 
@@ -91,13 +81,10 @@ class TemplateExpand(Expansion, TrainConfig):
             "num_classes": data.num_classes,
             "img_size": data.image_size,
             "learn": ["scalers"]
-            if self._copies_head(aux, data)
+            if self.copies_head(aux, data)
             else ["scalers", "head"],
         }
         return buildable(replace(arch, args=aux | own))
-
-    def _copies_head(self, aux: dict[str, Any], data: DataInfo) -> bool:
-        return self.head == "copy" and aux["num_classes"] == data.num_classes
 
     def _layers(self, aux: dict[str, Any]) -> list[int]:
         """For each layer the auxiliary network's whose scalers it starts from."""
@@ -108,11 +95,10 @@ class TemplateExpand(Expansion, TrainConfig):
         """A network of the descendant's size over the auxiliary network's templates."""
         arch = self.network_arch(model.arch, data)
         network, auxiliary = _built(ModelState.initialised(arch, seed)), _built(model)
+        copies_head = self.copies_head(model.arch.args, data)
         with torch.no_grad():
             for name, own in network.templates.items():
-                if name.startswith("head") and not self._copies_head(
-                    model.arch.args, data
-                ):
+                if name.startswith("head") and not copies_head:
                     continue
                 given = auxiliary.templates[name]
                 if name == "pos_embed":

@@ -5,11 +5,11 @@ B + (l − 1)/(L − 1)·A; a descendant of any depth takes evenly spaced points
 line.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from compress.learngene.shared import Auxiliary, Expansion, fitted
+from compress.learngene.shared import Auxiliary, SizedExpansion, fitted
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
 
@@ -31,7 +31,7 @@ class TlegAux(Auxiliary):
         return {"depth": self.depth}
 
 
-class TlegExpand(Expansion):
+class TlegExpand(SizedExpansion):
     """Make a descendant whose layers are evenly spaced on the line of the incoming
     auxiliary network.
     """
@@ -39,17 +39,6 @@ class TlegExpand(Expansion):
     version: ClassVar[int] = 1
     paper: ClassVar[str] = PAPER
     builder: ClassVar[str] = "tleg_vit"
-
-    depth: int | None = Field(
-        None, ge=1, description="layers; default: the auxiliary network's"
-    )
-    head: Literal["copy", "fresh"] = Field(
-        "copy",
-        description=(
-            "copy: the auxiliary network's, where the number of classes is the same;"
-            " fresh: newly initialised"
-        ),
-    )
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
         aux = self.of_auxiliary(arch)
@@ -68,11 +57,8 @@ class TlegExpand(Expansion):
         arch = self.check(model.arch, data)
         network = model.build()
         assert isinstance(network, TlegVit)
-        same = (
-            self.head == "copy"
-            and arch.args["num_classes"] == model.arch.args["num_classes"]
-        )
         weights = state_of(
             network.outer_weights(), network.layer_weights(arch.args["depth"])
         )
+        same = self.copies_head(model.arch.args, data)
         return fitted(arch, weights, "cut" if same else "fresh", seed)

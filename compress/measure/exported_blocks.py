@@ -76,7 +76,7 @@ class ExportedBlocks:
             if self._quantiser is not None and mark[0] != "nothing":
                 module = self._quantiser(module, inputs)
             precision = self._runtime.onnx_precision(self._options)
-            write_onnx(module, inputs, file, {}, precision)
+            write_onnx(module, inputs, file, {}, precision, self._runtime.rewrite)
 
 
 def _sizes(mark: Job, job: Job) -> dict[int, int]:

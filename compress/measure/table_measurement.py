@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.measure.exported_blocks import ExportedBlocks, Job, Quantiser
+from compress.measure.latency import settled
 from compress.measure.latency_table import (
     Array,
     Fingerprint,
@@ -120,7 +121,7 @@ def measure_table(
         batch_size: images a pass.
         grid: ascending points of each dimension; default: `default_grid`.
         rounds, passes: timed passes of a point, each beside one of the largest block, are
-            their product; each visit has one more of both to warm up.
+            their product; each visit begins with passes that are not timed.
         tf32: allow TF32 in float32 products on CUDA, as `TrainConfig.tf32` does.
         seed: of order and weights.
         runtime: what executes the blocks.
@@ -311,11 +312,12 @@ class _Probe:
         return module.eval(), torch.randn(self._shape(job), generator=generator)
 
     def times_ms(self, job: Job, passes: int) -> list[tuple[float, float]]:
-        """Milliseconds of each pass and of the largest block beside it, after one of both
-        that is not timed.
+        """Milliseconds of each pass and of the largest block beside it, in turns: in a model, too,
+        a block follows another one. Before that both run in turns until they have settled.
         """
         timed = self._timed(job)
-        return [(timed(), self.reference()) for _ in range(1 + passes)][1:]
+        settled(lambda: timed() + self.reference())
+        return [(timed(), self.reference()) for _ in range(passes)]
 
     def _timed(self, job: Job) -> Callable[[], float]:
         if self.options.runtime == "torch":

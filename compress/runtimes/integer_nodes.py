@@ -26,6 +26,20 @@ def onnx_nodes() -> Iterator[dict[Callable[..., Any], Callable[..., Any]]]:
         yield table
 
 
+def for_onnxruntime(model: Any) -> None:
+    """Let ONNX Runtime find what it computes in integers, and nothing else.
+
+    OpenVINO finds it as the exporter writes it, where integers with signs are faster: of a ViT of
+    width 96 by a tenth.
+
+    Args:
+        model: an `onnx_ir.Model`; changed in place.
+    """
+    lay_out_weights(model)
+    without_signs(model)
+    keep_in_float(model)
+
+
 def lay_out_weights(model: Any) -> None:
     """Store the integers of a Linear as (in, out), the order in which they are multiplied.
 
@@ -77,6 +91,11 @@ def without_signs(model: Any) -> None:
     for node in model.graph:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
+        if (
+            node.op_type == "DequantizeLinear"
+            and node.inputs[0].const_value is not None
+        ):
+            continue  # a weight, which others than us may store with zero points
         zero = node.inputs[2] if len(node.inputs) > 2 else None
         if zero is None or zero.const_value is None or zero.dtype != ir.DataType.INT8:
             continue

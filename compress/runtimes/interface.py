@@ -211,8 +211,12 @@ class OnnxBased(Runtime):
 
         with tempfile.TemporaryDirectory() as place:
             onnx_file = Path(place) / "model.onnx"
-            write_onnx(module, inputs, onnx_file, {}, self.onnx_precision(options))
+            precision = self.onnx_precision(options)
+            write_onnx(module, inputs, onnx_file, {}, precision, self.rewrite)
             return self.convert(onnx_file, folder, options, notes)
+
+    def rewrite(self, model: Any) -> None:
+        """Change an `onnx_ir.Model` into what this runtime executes best."""
 
     def onnx_precision(self, options: RuntimeOptions) -> Precision:
         """Of the ONNX file; most runtimes cast by themselves."""

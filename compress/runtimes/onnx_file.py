@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from compress.measure.options import Precision
 from compress.runtimes.errors import first_line
-from compress.runtimes.integer_nodes import (
-    keep_in_float,
-    lay_out_weights,
-    onnx_nodes,
-    without_signs,
-)
+from compress.runtimes.integer_nodes import onnx_nodes
 from compress.runtimes.torch_onnx_internals import operators_read_once
 from trainers.models.arch import ModelState
 from trainers.seeding import derive_seed
@@ -55,6 +50,7 @@ def write_onnx(
     file: Path,
     notes: Mapping[str, str],
     precision: Precision = "float32",
+    rewrite: Callable[[Any], None] = lambda model: None,
 ) -> None:
     """Write a module in eval mode, for any batch size.
 
@@ -62,6 +58,7 @@ def write_onnx(
         inputs: float32 (B, ...), an example.
         notes: go into the file's `metadata_props`.
         precision: type of weights and products; images and logits stay float32.
+        rewrite: changes the `onnx_ir.Model` for who will execute it.
 
     Raises:
         ValueError: an operator that ONNX cannot express.
@@ -90,9 +87,7 @@ def write_onnx(
                 custom_translation_table=table,
             )
             assert program is not None, "with dynamo=True there is always one"
-            lay_out_weights(program.model)
-            without_signs(program.model)
-            keep_in_float(program.model)
+            rewrite(program.model)
             program.model.metadata_props.update(notes)
             program.save(file, external_data=size > MAX_ONNX_BYTES)
     except EXPORT_ERRORS as error:

@@ -46,8 +46,14 @@ class OnnxRuntime(OnnxBased):
     ) -> Path:
         from compress.runtimes.onnx_file import write_onnx
 
-        write_onnx(module, inputs, folder / self.file, notes, options.precision)
-        return folder / self.file
+        file = folder / self.file
+        write_onnx(module, inputs, file, notes, options.precision, self.rewrite)
+        return file
+
+    def rewrite(self, model: Any) -> None:
+        from compress.runtimes.integer_nodes import for_onnxruntime
+
+        for_onnxruntime(model)
 
     def onnx_precision(self, options: RuntimeOptions) -> Precision:
         return options.precision

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -49,7 +49,7 @@ class OpenVino(OnnxBased):
         import openvino
 
         # `openvino.convert_model` does the same, and sends a report of its use
-        model = openvino.Core().read_model(str(onnx_file))
+        model = _core().read_model(str(onnx_file))
         _number_in_order(model)
         for key, value in notes.items():
             model.set_rt_info(value, ["model_info", key])
@@ -71,6 +71,19 @@ class OpenVino(OnnxBased):
         return OpenVinoSession(file, options)
 
 
+@cache
+def _core() -> Any:
+    """The only `openvino.Core` of this process, which is never given back.
+
+    Each has a stack of its own for signals. Where two of them end in the order in which they began,
+    the thread is left with the first one's, whose memory is gone: then the next signal that Python
+    handles, as Ctrl-C or the end of a child, is a segmentation fault (OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def _number_in_order(model: Any) -> None:
     """Let what has no name of its own be called by its place in the model. OpenVINO calls it by
     how many nodes the process has made, so that the same model's files would differ.
@@ -85,10 +98,8 @@ class OpenVinoSession(Session):
     """See `Session`."""
 
     def __init__(self, file: Path, options: RuntimeOptions) -> None:
-        import openvino
-
         super().__init__(options)
-        core = openvino.Core()
+        core = _core()
         try:
             model = core.read_model(str(file))
             shape = model.input(0).get_partial_shape()

@@ -9,21 +9,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 
 @contextmanager
 def operators_read_once() -> Iterator[None]:
     """Exports inside share the table of operators of this process.
 
-    torch builds it anew for each export, which is a fifth of the time of a small model's.
+    torch builds it anew for each export, which is a fifth of the time of a small model's. It leaves
+    out operators that are not there yet (torchao's bring their library along), so that a table is
+    shared only while no operator is added.
     """
     try:
         module = importlib.import_module("torch.onnx._internal.exporter._registration")
         registry = module.ONNXRegistry
         before = registry.from_torchlib
+        operators = len(torch._C._dispatch_get_all_op_names())
     except (ImportError, AttributeError):
         yield
         return
-    registry.from_torchlib = functools.partial(_copied, _reader(before))
+    registry.from_torchlib = functools.partial(_copied, _reader(before, operators))
     try:
         yield
     finally:
@@ -31,7 +36,7 @@ def operators_read_once() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=1)
-def _reader(read: Callable[..., Any]) -> Callable[..., Any]:
+def _reader(read: Callable[..., Any], operators: int) -> Callable[..., Any]:
     return functools.lru_cache(maxsize=2)(read)
 
 

@@ -1,5 +1,6 @@
 """`sweeps bench`: a model's latency in each runtime, at several batch sizes and threads."""
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +9,7 @@ import typer
 from sweeps.cli.terminal import console, say, table, warn
 
 if TYPE_CHECKING:
+    from compress.measure.options import RuntimeOptions
     from compress.runtimes.interface import Session
     from trainers.models.arch import ModelState
 
@@ -38,41 +40,41 @@ def bench(
     rounds: Annotated[int, typer.Option(min=3, help="timed passes of each")] = 30,
 ) -> None:
     """Time a model in every runtime on this machine, the passes taken in turns."""
-    from pydantic import ValidationError
-
-    from compress.measure.options import RuntimeOptions
     from compress.runtimes.registry import RUNTIMES, session
     from compress.runtimes.registry import runtime as runtime_of
 
     state = _state(model, trial)
     size = image_size or _size(state)
     names = RUNTIMES if runtime == "all" else tuple(runtime.split(","))
+    counts = _numbers("--batch", batch), _numbers("--threads", threads)
     sessions = []
-    for name in names:
-        for images in _numbers("--batch", batch):
-            for count in _numbers("--threads", threads):
-                try:
-                    options = RuntimeOptions.model_validate(
-                        {
-                            "runtime": name,
-                            "batch_size": images,
-                            "threads": count,
-                            "precision": precision,
-                        }
-                    )
-                except ValidationError as error:
-                    wrong = error.errors()[0]
-                    raise ValueError(f"--{wrong['loc'][0]}: {wrong['msg']}") from None
-                try:
-                    runtime_of(name).check(options)
-                    runtime_of(name).check_model(state.arch)
-                except ValueError as error:
-                    if runtime != "all":
-                        raise
-                    warn(f"left out: {error}")
-                    continue
-                sessions.append(session(state, size, options))
+    for name, images, cores in itertools.product(names, *counts):
+        options = _options(
+            runtime=name, batch_size=images, threads=cores, precision=precision
+        )
+        try:
+            runtime_of(name).check(options)
+            runtime_of(name).check_model(state.arch)
+        except ValueError as error:
+            if runtime != "all":
+                raise
+            warn(f"left out: {error}")
+            continue
+        sessions.append(session(state, size, options))
     _show(sessions, _times(sessions, state, size, rounds))
+
+
+def _options(**given: str | int) -> "RuntimeOptions":
+    """Raises ValueError: an option of the command that the runtime's options do not take."""
+    from pydantic import ValidationError
+
+    from compress.measure.options import RuntimeOptions
+
+    try:
+        return RuntimeOptions.model_validate(given)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise ValueError(f"--{wrong['loc'][0]}: {wrong['msg']}") from None
 
 
 def _state(model: str, trial: str | None) -> "ModelState":

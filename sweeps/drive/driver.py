@@ -24,18 +24,18 @@ from sweeps.drive.cluster import LOCAL, RayLostError, connected, is_private
 from sweeps.drive.final_measurement import measure_front
 from sweeps.drive.interrupt import Interrupt, quiet
 from sweeps.drive.metrics import described_metrics, units
-from sweeps.drive.node_checks import (
-    check_nodes,
-    concurrent,
-    early_threads,
-    held,
-    trials_at_once,
-)
+from sweeps.drive.node_checks import check_nodes
 from sweeps.drive.progress import Progress
 from sweeps.drive.ray_internals import (
     deaths_of_processes,
     in_waiting_processes,
     kept_processes,
+)
+from sweeps.drive.room import (
+    concurrent_trials,
+    early_threads,
+    resources_of_trial,
+    trials_at_once,
 )
 from sweeps.drive.trackers import TrackerFeed, wanted_trackers
 from sweeps.drive.trial_events import TrialEvents
@@ -253,10 +253,11 @@ def _attempt(drive: _Drive) -> None:
     """
     with contextlib.ExitStack() as stack:
         spec = drive.sweep.spec
-        here = spec.resources.cpus, early_threads(spec)
+        cpus, threads = spec.resources.cpus, early_threads(spec)
+        ray_there = connected(drive.address, cpus, threads, ship=drive.ship)
         try:
             with drive.interrupt.kept():
-                stack.enter_context(connected(drive.address, *here, ship=drive.ship))
+                stack.enter_context(ray_there)
             if not drive.interrupt.seen:
                 _search_on(drive)
         except SpecError as error:
@@ -469,9 +470,9 @@ def _fit(
         trainable_of(drive.trial, site_of(drive.sweep, storage.run), spec.distributed),
         name=TUNE_FOLDER,
         storage_path=storage.tune_storage(),
-        resources_per_trial=held(spec),
+        resources_per_trial=resources_of_trial(spec),
         num_samples=search.num_trials + search.asks_baseline,
-        max_concurrent_trials=concurrent(spec, drive.most),
+        max_concurrent_trials=concurrent_trials(spec, drive.most),
         search_alg=TuneSearcher(events, tune),
         scheduler=TuneScheduler(events, tune),
         callbacks=[TuneCallback(events, tune)],

@@ -21,7 +21,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import analysis
-from analysis.contract import LATENCY_FILE, Objective
+from analysis.contract import BASELINE, LATENCY_FILE, Objective
 from analysis.fronts import front_and_rivals
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import Site
@@ -45,7 +45,7 @@ def measure_front(
     objectives: Sequence[Objective],
     prefixes: Sequence[str] = ("",),
 ) -> str | None:
-    """Measure the front and its rivals again, unless that has been done.
+    """Measure the front, its rivals and the baseline again, unless that has been done.
 
     Args:
         prefixes: what the metrics of each runtime begin with (`MeasureConfig.runtimes`).
@@ -66,16 +66,21 @@ def measure_front(
     bounded = [known.get(objective.metric, objective) for objective in objectives]
     configurations = front_and_rivals(run.configurations(), bounded, next(iter(wanted)))
     chosen = [name for ids in configurations["trial_ids"] for name in ids][:MOST_TRIALS]
+    hosts = dict(zip(run.trials["trial_id"], run.trials["host"], strict=True))
+    every = list(hosts)
+    if run.baseline is not None:
+        # what the front is compared with is measured beside it
+        chosen.append(BASELINE)
+        every.append(BASELINE)
     if len(chosen) < 2 or _done(storage, chosen):
         return None
-    hosts = dict(zip(run.trials["trial_id"], run.trials["host"], strict=True))
-    host = Counter(hosts[name] for name in chosen).most_common(1)[0][0]
+    host = Counter(hosts.get(name) for name in chosen).most_common(1)[0][0]
     runtimes = list(dict.fromkeys(wanted.values()))
     found = _measured_on(host, chosen, site, runtimes)
     if isinstance(found, str):
         return found
     facts = {key: found[key] for key in ("host", "alone", "rounds")}
-    _write(storage, chosen, _in_common_time(storage, hosts, found, runtimes), facts)
+    _write(storage, chosen, _in_common_time(storage, every, found, runtimes), facts)
     missing = [name for name in chosen if name not in found["metrics"]]
     if not missing:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import xml.etree.ElementTree as ET
 
@@ -97,3 +98,37 @@ def test_a_paper_gets_vectors_and_tables_with_intervals(make_run, tmp_path):
         r"\midrule",
         r"5 \% \textbackslash{}x \\",
     ]
+
+
+def test_a_group_stands_in_the_legend_once(make_run, tmp_path):
+    """Whether all of its configurations are on the front, some or none."""
+    pytest.importorskip("matplotlib")
+    run = analysis.load(make_run(trials=36))
+    analysis.write_figures(run, tmp_path, by="init", formats=("svg",))
+    text = (tmp_path / "front.svg").read_text()
+    names = [
+        group.name for group in figures._groups(run.configurations(), "config/init")
+    ]
+    on_front = set(run.front()["config/init"])
+    assert on_front < set(run.configurations()["config/init"]), "one has none"
+    assert all(text.count(f"<!-- {name} -->") == 1 for name in names)
+
+
+def test_wide_numbers_do_not_touch(make_run):
+    mpl = pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    def change(record):
+        if record["metrics"]:
+            record["metrics"]["gmacs"] = 300_000.0 + 50_000 * record["number"]
+
+    run = analysis.load(make_run(trials=36, change=change))
+    with mpl.rc_context(figures._STYLE):
+        figure = Figure(layout="constrained")
+        figures._front(figure, run, None)
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            labels = [t.get_window_extent() for t in axes.get_xticklabels()]
+            shown = [box for box in labels if box.width]
+            gaps = [b.x0 - a.x1 for a, b in itertools.pairwise(shown)]
+            assert min(gaps) > 0

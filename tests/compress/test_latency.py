@@ -25,6 +25,7 @@ from compress.measure.exported_blocks import ExportedBlocks
 from compress.measure.latency_table import Fingerprint, LatencyTable
 from compress.measure.options import RuntimeOptions
 from compress.measure.table_measurement import default_grid, measure_table
+from compress.runtimes.integer_nodes import for_onnxruntime
 from compress.runtimes.interface import OnnxBased
 from compress.runtimes.onnx_file import write_onnx
 from compress.runtimes.onnx_sizes import unique_sizes
@@ -540,6 +541,7 @@ def test_a_resized_block_is_the_block_of_that_size(
 
     class Fake:
         onnx_precision = staticmethod(lambda options: "float32")
+        rewrite = staticmethod(for_onnxruntime)
 
         def load_onnx(self, file: Path, options: Any) -> Any:
             return onnx.load(str(file)).graph
@@ -553,8 +555,9 @@ def test_a_resized_block_is_the_block_of_that_size(
             real, module = module, in_integers(module, inputs)
             error = (module(inputs) - real(inputs)).square().mean().sqrt()
             assert 0 < error < 0.05 * real(inputs).square().mean().sqrt()
-        write_onnx(module, inputs, tmp_path / "block.onnx", {})
-    wanted = onnx.load(str(tmp_path / "block.onnx")).graph
+        file = tmp_path / "block.onnx"
+        write_onnx(module, inputs, file, {}, rewrite=for_onnxruntime)
+    wanted = onnx.load(str(file)).graph
     assert [n.op_type for n in found.node] == [n.op_type for n in wanted.node]
     for one, other in zip(found.initializer, wanted.initializer, strict=True):
         assert (one.dims, one.data_type) == (other.dims, other.data_type)

@@ -2,6 +2,9 @@
 cannot do.
 """
 
+import ctypes
+import gc
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,16 @@ from trainers.models.arch import Arch, ModelState
 
 SMALL = Arch("resnet_cifar", "resnet20_cifar", {"num_classes": 7, "width": 4})
 IMAGES = np.random.default_rng(0).normal(size=(5, 3, 16, 16)).astype(np.float32)
+
+
+class SignalStack(ctypes.Structure):
+    """`stack_t` of sigaltstack(2)."""
+
+    _fields_ = (
+        ("start", ctypes.c_void_p),
+        ("flags", ctypes.c_int),
+        ("size", ctypes.c_size_t),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +70,24 @@ def test_a_models_file_is_the_same_every_time(
     assert written[0] == written[1]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_sessions_leave_a_stack_for_signals(state: ModelState) -> None:
+    """Python's handlers run on it: without, a Ctrl-C after two sessions was the process' end."""
+    pytest.importorskip("openvino")
+    options = RuntimeOptions(runtime="openvino", batch_size=1, threads=1)
+    sessions = [session(state, 32, options) for _ in range(2)]
+    while sessions:
+        del sessions[0]
+    gc.collect()
+    found = SignalStack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    spans = [line.split()[0] for line in lines]
+    mapped = [tuple(int(end, 16) for end in span.split("-")) for span in spans]
+    is_there = any(start <= (found.start or 0) < end for start, end in mapped)
+    assert is_there or found.start is None
+
+
 def test_exports_share_the_table_of_operators() -> None:
     """And what one of them adds to it stays its own."""
     pytest.importorskip("onnxscript")
@@ -74,6 +105,25 @@ def test_exports_share_the_table_of_operators() -> None:
     shared = [v[-1] is first.functions[k][-1] for k, v in second.functions.items()]
     assert all(shared), "read once"
     assert not all(v[-1] is own.functions[k][-1] for k, v in second.functions.items())
+
+
+def test_an_operator_that_comes_later_is_exported() -> None:
+    """torch leaves what does not exist yet out of its table, and a table is kept for all exports:
+    torchao brings its operators when it converts, after other models were exported.
+    """
+    pytest.importorskip("onnxscript")
+    from torch.onnx._internal.exporter import _registration
+
+    def table() -> Any:
+        with operators_read_once():
+            return _registration.ONNXRegistry.from_torchlib(opset_version=18)
+
+    before = table()
+    assert table().functions["aten::relu"] == before.functions["aten::relu"]
+    library = torch.library.Library("tests_of_runtimes", "DEF")
+    library.define("comes_later(Tensor x) -> Tensor")
+    after = table().functions["aten::relu"]
+    assert after[-1] is not before.functions["aten::relu"][-1], "read again"
 
 
 def test_refuses_before_anything_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:

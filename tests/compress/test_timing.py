@@ -86,18 +86,60 @@ def test_the_interval_is_that_of_the_sign_test() -> None:
     assert 0.94 <= hits / 2000 <= 0.98
 
 
+def noted(order: list[str], name: str, ms: float) -> Callable[[], float]:
+    """A pass that writes down its name and says it took so long."""
+
+    def run() -> float:
+        order.append(name)
+        return ms
+
+    return run
+
+
 def test_turns_give_every_pass_as_many_rounds() -> None:
     order: list[str] = []
+    times = times_in_turns(
+        [noted(order, "a", 1.0), noted(order, "b", 2.0)],
+        warmup=1,
+        rounds=8,
+        max_seconds=5,
+    )
+    assert times == [[1.0] * 8, [2.0] * 8]
+    # each runs for two milliseconds before the pass that counts
+    assert order == ["a", "b"] + ["a", "a", "a", "b", "b"] * 8
 
-    def noted(name: str, ms: float) -> Callable[[], float]:
+
+class Cold:
+    """Models on one processor: one that runs after another is slow, and settles."""
+
+    def __init__(self) -> None:
+        self.last = ""
+        self.passes = 0
+
+    def model(self, name: str, ms: float) -> Callable[[], float]:
         def run() -> float:
-            order.append(name)
-            return ms
+            self.passes = self.passes + 1 if name == self.last else 0
+            self.last = name
+            return ms * (1 + 2 * 0.1**self.passes)
 
         return run
 
+
+def test_who_goes_first_and_beside_whom_is_no_matter() -> None:
+    """A model in turns with many takes what it takes alone, and its equal has the ratio 1."""
+    machine = Cold()
+    others = [machine.model(name, 0.3) for name in "bcd"]
     times = times_in_turns(
-        [noted("a", 1.0), noted("b", 2.0)], warmup=1, rounds=8, max_seconds=5
+        [machine.model("a", 0.2), *others], warmup=1, rounds=6, max_seconds=5
     )
-    assert times == [[1.0] * 8, [2.0] * 8]
-    assert order == ["a", "b"] + ["a", "a", "b", "b"] * 8
+    assert np.median(times[0]) == pytest.approx(0.2, rel=0.01)
+    for repeats in (6, 30):
+        found = timing_of(
+            machine.model("a", 0.2),
+            machine.model("b", 0.2),
+            warmup=1,
+            repeats=repeats,
+            max_seconds=5,
+        )
+        assert found.ratio == pytest.approx(1.0, abs=0.01)
+        assert found.reference_ms == pytest.approx(0.2, rel=0.01)

@@ -12,7 +12,8 @@ from torch import Tensor
 from compress.measure.model import count_gmacs
 from compress.measure.options import RuntimeOptions
 from compress.nvit.stage import Nvit
-from compress.runtimes.registry import session
+from compress.runtimes.onnx_file import write_onnx
+from compress.runtimes.registry import runtime
 from compress.token_merging import TokenMerging
 from tests.compress.test_nvit import context, prune, source
 from trainers.data.splits import Data
@@ -149,17 +150,28 @@ def test_fewer_tokens_cost_fewer_operations(digits: Data, tmp_path: Path) -> Non
     assert gmacs[0] > 1.1 * gmacs[1] > 1.2 * gmacs[2]
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_the_exported_file_merges_as_the_module_does(
-    runtime: Any, digits: Data, tmp_path: Path
-) -> None:
-    pytest.importorskip(runtime)
+@pytest.fixture(scope="module")
+def exported(
+    digits: Data, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Tensor, Tensor]:
+    """An ONNX file of a model that merges, images, and the model's logits for them."""
+    folder = tmp_path_factory.mktemp("exported")
     state = source("deit_tiny_distilled_patch16_224", patch_size=8, depth=2)
-    merged = TokenMerging(r=3).run(state, context(digits, tmp_path))
+    merged = TokenMerging(r=3).run(state, context(digits, folder)).build()
     images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    run = session(merged, 32, RuntimeOptions(runtime=runtime, batch_size=5))
+    write_onnx(merged, images, folder / "model.onnx", {})
     with torch.inference_mode():
-        expected = merged.build()(images)
+        return folder / "model.onnx", images, merged(images)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_the_exported_file_merges_as_the_module_does(
+    name: Any, exported: tuple[Path, Tensor, Tensor]
+) -> None:
+    pytest.importorskip(name)
+    file, images, expected = exported
+    chosen: Any = runtime(name)
+    run = chosen.load_onnx(file, RuntimeOptions(runtime=name, batch_size=5))
     np.testing.assert_allclose(
         run.infer(images.numpy()), expected.numpy(), rtol=1e-3, atol=1e-4
     )

@@ -23,7 +23,8 @@ from sweeps.cli.main import app
 from sweeps.drive import cluster, node_checks
 from sweeps.drive.cluster import check_address
 from sweeps.drive.driver import run_sweep
-from sweeps.drive.node_checks import check_nodes, early_threads
+from sweeps.drive.node_checks import check_nodes
+from sweeps.drive.room import early_threads
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.reproduce import reproduce

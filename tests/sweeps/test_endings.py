@@ -30,7 +30,7 @@ from sweeps.drive import cluster, driver, tune_run
 from sweeps.drive.deaths import death_of
 from sweeps.drive.driver import SweepResult, run_sweep
 from sweeps.drive.interrupt import Interrupt, decided, ending_signals
-from sweeps.drive.node_checks import concurrent
+from sweeps.drive.room import concurrent_trials
 from sweeps.drive.trial_events import TrialEvents
 from sweeps.drive.tune_run import Lost, Pulse, TuneRun
 from sweeps.run.folder import full_trial_id
@@ -237,9 +237,9 @@ def test_a_kill_for_memory_leaves_one_trial_fewer_at_a_time(
         events.process_failed(OutOfMemoryError("Task was killed"))
         assert events.fitted == fitted
         assert events.is_ending() == (fitted is not None)
-    monkeypatch.setattr("sweeps.drive.node_checks.trials_at_once", lambda wanted: 3)
-    assert concurrent(search.spec) == 3
-    assert concurrent(search.spec, most=2) == 2
+    monkeypatch.setattr("sweeps.drive.room.trials_at_once", lambda wanted: 3)
+    assert concurrent_trials(search.spec) == 3
+    assert concurrent_trials(search.spec, most=2) == 2
 
 
 # --- why a process died

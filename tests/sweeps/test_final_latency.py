@@ -127,6 +127,28 @@ def test_what_is_measured_again_counts_and_both_are_kept(
     assert ray.calls == 1
 
 
+def test_the_baseline_is_measured_beside_the_front(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a trial that changed nothing would look faster or slower than its source."""
+    found = plan("baseline", number=0, stages=())
+    write_plan(run / "baseline", found)
+    record = TrialRecord.begin(run / "baseline", found)
+    record.finish("complete", metrics={"accuracy": 0.9, "latency_ms": 3.0})
+    monkeypatch.setattr(final_measurement, "ray", _Ray())
+
+    def again(trial_ids: list[str], site: Any, prefixes: Any) -> dict[str, Any]:
+        metrics = {name: {"latency_ms": 1.5} for name in trial_ids}
+        return {"host": "here", "alone": True, "rounds": 6, "metrics": metrics}
+
+    monkeypatch.setattr(final_measurement, "measure_in_turns", again)
+    assert measure_front(RunStorage(run), site(run), OBJECTIVES) is None
+    baseline = analysis.load(run).baseline
+    assert baseline is not None
+    assert baseline.metrics["latency_ms"] == 1.5
+    assert baseline.metrics["search_latency_ms"] == 3.0
+
+
 def test_all_trials_are_given_in_one_time_of_their_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,10 +1,16 @@
-"""Files that others wrote are read with care."""
+"""Files that others wrote are read with care, and ours are whole or absent."""
 
 from pathlib import Path
 
 import pytest
 
-from trainers.files import DEEPEST_JSON, parse_json, read_json
+from trainers.files import (
+    DEEPEST_JSON,
+    copy_atomic,
+    parse_json,
+    read_json,
+    write_atomic,
+)
 from trainers.models.arch import Arch, ModelState, read_arch
 
 
@@ -33,3 +39,27 @@ def test_a_model_of_a_stranger_may_not_be_deep(tmp_path: Path) -> None:
         for read in (read_arch, ModelState.load):
             with pytest.raises(ValueError, match="not a saved model"):
                 read(tmp_path)
+
+
+def test_a_file_is_the_old_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "new" / "target"
+    write_atomic(target, b"first")
+    source = tmp_path / "source"
+    source.write_bytes(bytes(3 * 2**20))
+    copy_atomic(source, target)
+    assert target.read_bytes() == source.read_bytes()
+
+    def cut(descriptor: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.fsync", cut)
+    for change in (
+        lambda: write_atomic(target, b"x"),
+        lambda: copy_atomic(target, source),
+    ):
+        with pytest.raises(OSError, match="no space left"):
+            change()
+    assert target.stat().st_size == source.stat().st_size == 3 * 2**20
+    assert sorted(tmp_path.rglob("*")) == [target.parent, target, source]

@@ -1,0 +1,49 @@
+"""What this machine is, on files as Linux writes them."""
+
+from pathlib import Path
+
+import pytest
+
+from trainers.machine import free_memory_bytes
+
+AVAILABLE = 1024 * 7_000_000
+V2 = "memory.max", "memory.current"
+V1 = "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"
+
+
+def machine(root: Path, files: dict[str, str]) -> Path:
+    """A root folder with 7 GB of available memory and these files of the container."""
+    group = root / "sys/fs/cgroup"
+    (group / "memory").mkdir(parents=True)
+    (root / "proc").mkdir()
+    (root / "proc/meminfo").write_text(
+        "MemTotal:  8000000 kB\nMemAvailable:  7000000 kB\nHugePages_Total:  0\n"
+    )
+    for name, text in files.items():
+        (group / name).write_text(f"{text}\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("names", "limit", "used", "free"),
+    [
+        (V2, "3000000000", "1000000000", 2_000_000_000),
+        (V1, "3000000000", "1000000000", 2_000_000_000),
+        (V2, "max", "1000000000", AVAILABLE),
+        (V1, "9223372036854771712", "1000000000", AVAILABLE),  # no limit
+        (V2, "3000000000", "3000000001", 0),
+        (V1, "90000000000", "1000000000", AVAILABLE),
+    ],
+)
+def test_free_memory_heeds_a_container_s_limit(
+    tmp_path: Path, names: tuple[str, str], limit: str, used: str, free: int
+) -> None:
+    files = dict(zip(names, (limit, used), strict=True))
+    assert free_memory_bytes(machine(tmp_path, files)) == free
+
+
+def test_free_memory_without_containers_and_where_nothing_is_said(
+    tmp_path: Path,
+) -> None:
+    assert free_memory_bytes(machine(tmp_path / "linux", {})) == AVAILABLE
+    assert free_memory_bytes(tmp_path / "nowhere") is None
