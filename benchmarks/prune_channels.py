@@ -328,9 +328,10 @@ def measure(bench: Bench, rows: list[dict[str, Any]]) -> None:
         mine = [row for row in rows if (row["target"], row["way"]) == (target, way)]
         after = [row["after"] for row in mine]
         low, ratio, high = np.percentile(column / times[0], (25, 50, 75))
+        spread = np.std(after, ddof=1) if len(after) > 1 else 0.0
         print(
             f"{target} {way}: before {np.mean([row['before'] for row in mine]):.2f} %,"
-            f" after {np.mean(after):.2f} ± {np.std(after, ddof=1):.2f} % (n = {len(mine)}),"
+            f" after {np.mean(after):.2f} ± {spread:.2f} % (n = {len(mine)}),"
             f" AUROC {np.mean([row['after_auroc'] for row in mine]):.2f} %,"
             f" latency {ratio:.3f} ({low:.3f} to {high:.3f})"
         )
