@@ -41,14 +41,9 @@ def options_of(name: str) -> RuntimeOptions:
     return RuntimeOptions(runtime=name, batch_size=1, threads=1)
 
 
-def in_onnxruntime(file: Path) -> Session:
-    """An ONNX file in onnxruntime."""
-    return runtime("onnxruntime").load(file, options_of("onnxruntime"))
-
-
-def in_openvino(file: Path) -> Session:
-    """A file in OpenVINO."""
-    return runtime("openvino").load(file, options_of("openvino"))
+def loaded(name: str, file: Path) -> Session:
+    """A file in the runtime of this name."""
+    return runtime(name).load(file, options_of(name))
 
 
 def by_nncf(
@@ -58,7 +53,7 @@ def by_nncf(
     file = folder / "nncf.xml"
     if not file.exists():
         _write_by_nncf(state, calibration, file)
-    return {"nncf alone, OpenVINO": in_openvino(file)}
+    return {"nncf alone, OpenVINO": loaded("openvino", file)}
 
 
 def _write_by_nncf(state: ModelState, calibration: list[Tensor], file: Path) -> None:
@@ -86,8 +81,8 @@ def by_onnxruntime(
     if not quantised.exists():
         _write_by_onnxruntime(file, calibration, quantised)
     return {
-        "onnxruntime static alone, onnxruntime": in_onnxruntime(quantised),
-        "onnxruntime static alone, OpenVINO": in_openvino(quantised),
+        "onnxruntime static alone, onnxruntime": loaded("onnxruntime", quantised),
+        "onnxruntime static alone, OpenVINO": loaded("openvino", quantised),
     }
 
 
@@ -131,8 +126,8 @@ def by_torchao(
     if not file.exists():
         _write_by_torchao(state, calibration, file)
     return {
-        "torchao alone, onnxruntime": in_onnxruntime(file),
-        "torchao alone, OpenVINO": in_openvino(file),
+        "torchao alone, onnxruntime": loaded("onnxruntime", file),
+        "torchao alone, OpenVINO": loaded("openvino", file),
     }
 
 
@@ -180,8 +175,8 @@ def print_accuracy(runs: dict[str, Session], data: Data, count: int) -> None:
             break
     truth = np.concatenate([labels for _, labels in batches])
     first: np.ndarray | None = None
-    for name, loaded in runs.items():
-        logits = np.concatenate([loaded.run(images) for images, _ in batches])
+    for name, run in runs.items():
+        logits = np.concatenate([run.run(images) for images, _ in batches])
         first = logits if first is None else first
         auroc = ""
         if logits.shape[1] == 2:
@@ -195,7 +190,7 @@ def print_times(runs: dict[str, Session], size: int) -> None:
     """Quartiles of the time of one image, ms; passes alternate."""
     image = np.random.default_rng(0).standard_normal((1, 3, size, size), np.float32)
 
-    passes = [loaded.timed_pass(image) for loaded in runs.values()]
+    passes = [each.timed_pass(image) for each in runs.values()]
     times = times_in_turns(passes, warmup=5, rounds=200, max_seconds=60)
     for name, seen in zip(runs, times, strict=True):
         low, middle, high = np.percentile(seen, [25, 50, 75])
@@ -235,8 +230,8 @@ def main() -> None:
     options = {"images": given.images, **yaml.safe_load(given.options)}
     runs = {
         "float, eager": session(state, size, options_of("torch")),
-        "float, onnxruntime": in_onnxruntime(file),
-        "float, OpenVINO": in_openvino(file),
+        "float, onnxruntime": loaded("onnxruntime", file),
+        "float, OpenVINO": loaded("openvino", file),
         **ours(state, data, options, size, given.cache),
     }
     if "nncf" in given.beside:

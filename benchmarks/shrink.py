@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from int8_compare import in_openvino
+from int8_compare import loaded
 from prune_channels import whole_layers
 from torch import Tensor
 
@@ -231,9 +231,9 @@ def judged(task: Task, file: Path, folder: Path) -> dict[str, Any]:
     row: dict[str, Any] = {}
     runs = {}
     for name, path in (("", file), ("source_", source)):
-        runs[name] = loaded = in_openvino(path)
+        runs[name] = run = loaded("openvino", path)
         for split in ("val", "test"):
-            rights = [loaded.run(x).argmax(1) == y for x, y in task.batches(split)]
+            rights = [run.run(x).argmax(1) == y for x, y in task.batches(split)]
             row[f"{name}{split}_accuracy"] = float(np.concatenate(rights).mean())
         row[f"{name}bytes"] = sum(
             path.with_suffix(end).stat().st_size for end in (".xml", ".bin")
