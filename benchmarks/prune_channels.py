@@ -104,10 +104,7 @@ class Bench:
 
     def decider(self, stage: PruneChannels) -> Decider:
         layout = layout_of(self.model.arch, self.size)
-        rules, ctx = stage.rules(layout), self.context(0, self.folder)
-        return Decider(
-            self.model, layout, stage.target, OPENVINO, rules, ctx, blocks=stage.blocks
-        )
+        return Decider(self.model, layout, stage, self.context(0, self.folder))
 
     def at_latency(self, make: Callable[[float], ModelState], target: float) -> float:
         """What makes the model whose time is nearest to the target, above it by 2 % at most where

@@ -2,7 +2,8 @@
 
 Legend
     g, n_g      a group, and how many of its units stay: the most important ones
-    c           a chunk: units of one group that are removed together, the least important first
+    c           a chunk: units of one group that are removed together, the least important first;
+                what stays is a multiple of a chunk's size, so that the first may be smaller
     V(c), S(c)  importance of a chunk; cost that its removal saves, all other groups as they are
 
 It is a knapsack whose weights change with what is in it: a layer that has fewer inputs saves less
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from compress.channels.cost import Cost, Floats
 from compress.channels.layout import Group, Keep
 
+Counts = npt.NDArray[np.int64]
 ROUNDS = 24
 _EXCHANGES = 8
 
@@ -31,7 +33,7 @@ class GroupRule:
 
     Attributes:
         least: units that stay at least.
-        chunk: units that go together.
+        chunk: units that go together; so many, or a multiple, stay.
     """
 
     least: int
@@ -73,11 +75,12 @@ class Choice:
             units = group.units[keep[group.units]]
             self.order.append(units[np.argsort(scores[units], kind="stable")])
         self.now = np.array([len(units) for units in self.order])
-        present = self.now
         self.chunks = np.array([rule.chunk for rule in rules])
-        self.most = np.maximum(
-            0, (present - np.array([rule.least for rule in rules])) // self.chunks
+        self.first = np.where(
+            self.now % self.chunks, self.now % self.chunks, self.chunks
         )
+        spare = self.now - self.first - np.array([rule.least for rule in rules])
+        self.most = np.where(spare < 0, 0, 1 + spare // self.chunks)
         self.gone = np.zeros(len(groups), int)
         # importance of the chunks of each group, in the order in which they go; inf at its end
         width = int(self.most.max(initial=0)) + 1
@@ -86,12 +89,18 @@ class Choice:
         for g, units in enumerate(self.order):
             sums = np.cumsum(np.concatenate([[0.0], scores[units]]))
             self.totals.append(sums)
-            ends = self.chunks[g] * np.arange(self.most[g] + 1)
+            ends = self._removed(np.arange(self.most[g] + 1), g)
             self.value[g, : self.most[g]] = np.diff(sums[ends])
 
-    def shares(self, gone: npt.NDArray[np.int64]) -> Floats:
+    def shares(self, gone: Counts) -> Floats:
         """Shares of units (B, G) that stay where `gone` (B, G) chunks go."""
-        return (self.now - gone * self.chunks) / self.sizes * self._there
+        return (self.now - self._removed(gone)) / self.sizes * self._there
+
+    def _removed(self, gone: Counts, group: int | None = None) -> Counts:
+        """Units of which so many chunks are made, of all groups (…, G) or of one (…)."""
+        which = slice(None) if group is None else group
+        first, chunk = self.first[which], self.chunks[which]
+        return np.where(gone > 0, first + (gone - 1) * chunk, 0)
 
     def cost_now(self) -> float:
         """The cost of what stays."""
@@ -116,8 +125,8 @@ class Choice:
     def keep(self) -> Keep:
         """The units that stay (U,)."""
         keep = np.zeros(self.num_units, bool)
-        for units, gone, chunk in zip(self.order, self.gone, self.chunks, strict=True):
-            keep[units[gone * chunk :]] = True
+        for units, removed in zip(self.order, self._removed(self.gone), strict=True):
+            keep[units[removed:]] = True
         return keep
 
     def _drop(self, bound: float) -> bool:
@@ -127,10 +136,8 @@ class Choice:
         before = len(self.dropped)
         for path in [path for path in self.blocks if path not in self.dropped]:
             groups = list(self.blocks[path])
-            left = sum(
-                self.totals[g][-1] - self.totals[g][self.gone[g] * self.chunks[g]]
-                for g in groups
-            )
+            removed = self._removed(self.gone)
+            left = sum(self.totals[g][-1] - self.totals[g][removed[g]] for g in groups)
             now = self.cost_now()
             self._there[groups] = 0
             saved = now - self.cost_now()

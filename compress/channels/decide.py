@@ -2,29 +2,31 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from compress.budget import Target
 from compress.channels.blocks import residual_blocks
-from compress.channels.choice import Choice, GroupRule
+from compress.channels.choice import Choice
 from compress.channels.cost import Cost, Floats, macs, values
-from compress.channels.latency import measured_cost
+from compress.channels.latency import layers, measured_cost
 from compress.channels.layout import Keep, Layout
+from compress.channels.multiples import liked_multiple
+from compress.channels.options import ChannelOptions
 from compress.channels.surgery import cut_arch, cut_state
 from compress.measure.in_turns import model_times
 from compress.measure.model import PASS_ERRORS, forward_pass
-from compress.measure.options import RuntimeOptions
 from compress.stage import Context
 from trainers.files import read_json, write_atomic
 from trainers.models.arch import BUILD_ERRORS, Arch, ModelState, on_meta
 from trainers.training import distributed
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 TOLERANCE = 0.02
 """A measured latency may lie so far below its target; above it by half as much."""
 _TRIES = 5
@@ -90,29 +92,27 @@ class Decider:
 
     Args:
         model: the incoming model.
+        options: target, latency, what each group may lose, and whether blocks may go.
+
+    Attributes:
         rules: of each group.
-        blocks: whether residual blocks may go.
+        cost: what a cut model costs.
+        full: what the incoming model costs.
     """
 
     def __init__(
-        self,
-        model: ModelState,
-        layout: Layout,
-        target: Target,
-        options: RuntimeOptions,
-        rules: Sequence[GroupRule],
-        ctx: Context,
-        *,
-        blocks: bool,
+        self, model: ModelState, layout: Layout, options: ChannelOptions, ctx: Context
     ) -> None:
-        self.model, self.layout, self.target = model, layout, target
-        self.options, self.rules, self.ctx = options, rules, ctx
+        self.model, self.layout, self.ctx = model, layout, ctx
+        self.target, self.options = options.target, options.latency
         self.image_size = ctx.data.info.image_size
+        self.module = on_meta(model.arch).eval()
+        self.rules = options.rules(layout, self._liked_multiple(options))
         self.cost = self._cost()
         ones = np.ones((1, len(layout.groups)))
         self.full = float(self.cost.of(ones)[0])
         self.blocks: dict[str, list[int]] = {}
-        if blocks:
+        if options.blocks:
             images = torch.randn(
                 self._images(2), generator=torch.Generator().manual_seed(0)
             )
@@ -122,32 +122,36 @@ class Decider:
         size = self.image_size
         return (n, self.model.arch.args.get("in_chans", 3), size, size)
 
+    def _liked_multiple(self, options: ChannelOptions) -> int | None:
+        """Channels that the runtime takes at a time; None where that does not matter."""
+        if self.target.quantity != "latency" or options.multiple is not None:
+            return None
+        found = layers(self.module, self.layout, self._images(1)[1:])
+        file = self.ctx.workdir / "multiple.json"
+        return _by_first_rank(
+            lambda: liked_multiple(found, self.options, self.ctx.device.type, file)
+        )
+
     def _cost(self) -> Cost:
-        module = on_meta(self.model.arch).eval()
         match self.target.quantity:
             case "macs":
                 return macs(self.layout)
             case "params":
-                return values(self.layout, {n: 1 for n, _ in module.named_parameters()})
+                names = {n: 1 for n, _ in self.module.named_parameters()}
+                return values(self.layout, names)
             case "bytes":
                 sizes = {n: t.element_size() for n, t in self.model.weights.items()}
                 return values(self.layout, sizes)
-        file = self.ctx.workdir / "layers.json"
-
-        def measure() -> Cost:
-            return measured_cost(
-                module,
+        return _by_first_rank(
+            lambda: measured_cost(
+                self.module,
                 self.layout,
                 self._images(1)[1:],
                 self.options,
                 self.ctx.device.type,
-                file,
+                self.ctx.workdir / "layers.json",
             )
-
-        if distributed.rank() == 0:
-            measure()
-        distributed.barrier()
-        return measure()
+        )
 
     def choose(
         self, scores: Floats, share: float, keep: Keep | None = None
@@ -207,6 +211,14 @@ class Decider:
         return model_times(
             states, self.image_size, self.options, self.ctx.device, _ROUNDS
         )
+
+
+def _by_first_rank(measure: Callable[[], T]) -> T:
+    """What the first process measures and leaves in a file, for all processes."""
+    if distributed.rank() == 0:
+        measure()
+    distributed.barrier()
+    return measure()
 
 
 def share_between(seen: Mapping[float, float], wanted: float) -> float:

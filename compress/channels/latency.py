@@ -170,19 +170,6 @@ def table(shape: LayerShape, options: RuntimeOptions, device: str) -> list[list[
     return _MEASURED[key]
 
 
-def read_tables(file: Path) -> None:
-    """Take tables in that `write_tables` wrote on this machine; a file that is not there has
-    none.
-    """
-    if file.exists():
-        _MEASURED.update(read_json(file) or {})
-
-
-def write_tables(file: Path) -> None:
-    """Write all tables of this process."""
-    write_atomic(file, json.dumps(_MEASURED).encode())
-
-
 def _measured(
     shape: LayerShape, options: RuntimeOptions, device: str
 ) -> list[list[float]]:

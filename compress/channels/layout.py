@@ -112,6 +112,17 @@ class Layout:
                 found[name][axis] = positions
         return dict(found)
 
+    def channels_per_unit(self, group: Group) -> int:
+        """Positions that a unit of a group takes of an axis of a weight, the fewest of all its
+        axes: 1 for channels, a head's width for heads.
+        """
+        counts = [
+            int(np.isin(self.rows[tensor, axis], group.units).any(axis=1).sum())
+            for tensor, axis in group.axes
+            if len(self.shapes[tensor]) > 1
+        ]
+        return max(1, min(counts, default=0) // len(group.units))
+
     def cut(self, keep: Keep, module: nn.Module) -> Cut:
         """The cut that leaves these units of `module`."""
         shapes = {

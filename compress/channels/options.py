@@ -13,6 +13,9 @@ from compress.compensation import COMPENSATE_IMAGES
 from compress.measure.options import RuntimeOptions
 from trainers.config import TrainConfig
 
+CHUNKS = (32, 16, 8, 4, 2)
+"""Units that may go together, where the runtime's liking was measured."""
+
 
 class ChannelOptions(TrainConfig):
     """How the channels of a model are pruned."""
@@ -72,8 +75,9 @@ class ChannelOptions(TrainConfig):
         None,
         ge=1,
         description=(
-            "units are removed by so many at a time; default: the largest of 8, 4, 2, 1 of"
-            " which a group has 8 or more"
+            "so many units of a group stay, or a multiple of it. Default: for a target of"
+            " latency what the runtime takes at a time, which is measured, where a group"
+            " has two of them; else the largest of 8, 4, 2, 1 of which a group has 8 or more"
         ),
     )
     blocks: bool = Field(
@@ -142,11 +146,30 @@ class ChannelOptions(TrainConfig):
                         f" such layers are {some}, …"
                     )
 
-    def rules(self, layout: Layout) -> list[GroupRule]:
-        """What may become of each group of a model."""
-        return [self._rule(group) for group in layout.groups]
+    def rules(self, layout: Layout, liked: int | None = None) -> list[GroupRule]:
+        """What may become of each group of a model.
 
-    def _rule(self, group: Group) -> GroupRule:
+        Args:
+            liked: channels that the runtime takes at a time, where that was measured.
+        """
+        return [
+            self._rule(group, self._chunk(group, layout, liked))
+            for group in layout.groups
+        ]
+
+    def _chunk(self, group: Group, layout: Layout, liked: int | None) -> int:
+        """How many units of a group go together."""
+        size = len(group.units)
+        if self.multiple is not None:
+            return self.multiple
+        if liked is None:
+            return next(n for n in (8, 4, 2, 1) if size >= 8 * n or n == 1)
+        wanted = liked // layout.channels_per_unit(group)
+        return next(
+            n for n in (*CHUNKS, 1) if (n <= wanted and size >= 2 * n) or n == 1
+        )
+
+    def _rule(self, group: Group, chunk: int) -> GroupRule:
         size = len(group.units)
         tensors = [name for name, _ in group.axes]
         layers = {*tensors, *(name.rpartition(".")[0] for name in tensors)}
@@ -158,8 +181,5 @@ class ChannelOptions(TrainConfig):
             return GroupRule(size, 1)
         floors = [share for pattern, share in self.floors.items() if among(pattern)]
         share = max([self.least, *floors])
-        chunk = self.multiple or next(
-            n for n in (8, 4, 2, 1) if size >= 8 * n or n == 1
-        )
         least = -(-max(1, round(share * size)) // chunk) * chunk
         return GroupRule(min(size, least), chunk)

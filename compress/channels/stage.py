@@ -45,7 +45,7 @@ class PruneChannels(Stage, ChannelOptions):
     """
 
     phase: ClassVar[Phase] = "prune"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     finds_dims: ClassVar[bool] = True
     continues: ClassVar[bool] = True
     paper: ClassVar[str] = (
@@ -82,7 +82,7 @@ class PruneChannels(Stage, ChannelOptions):
         layout = layout_of(arch, data.image_size)
         self.check_patterns(layout)
         if all(
-            rule.least + rule.chunk > len(group.units)
+            rule.least >= len(group.units)
             for rule, group in zip(self.rules(layout), layout.groups, strict=True)
         ):
             raise ValueError(
@@ -102,15 +102,7 @@ class PruneChannels(Stage, ChannelOptions):
                 " `prune_channels`"
             )
         layout = layout_of(model.arch, ctx.data.info.image_size)
-        decider = Decider(
-            model,
-            layout,
-            self.target,
-            self.latency,
-            self.rules(layout),
-            ctx,
-            blocks=self.blocks,
-        )
+        decider = Decider(model, layout, self, ctx)
         if self.pruning == "iterative":
             model, decision = self._while_training(model, layout, decider, ctx)
         else:
@@ -162,7 +154,7 @@ class PruneChannels(Stage, ChannelOptions):
         pruner = ChannelPruner(
             student,
             layout,
-            self.rules(layout),
+            decider.rules,
             decider.cost,
             [share * decider.full for share in shares],
             steps // intervals,

@@ -372,6 +372,17 @@ def test_floors_and_chunks_hold() -> None:
     assert keep[8:16].all()  # the most important ones
 
 
+def test_what_stays_is_a_multiple() -> None:
+    """The first chunk of 22 units is 6, so that 16, 8, … stay."""
+    groups, cost = separable([22], [1.0])
+    for limit, stays in ((21.9, 16), (16.0, 16), (15.9, 8), (7.9, 8)):
+        choice = Choice(groups, [GroupRule(8, 8)], np.arange(22.0), cost)
+        keep = choice.to(limit)
+        assert keep.sum() == stays
+        assert keep[22 - stays :].all()
+        assert choice.cost_now() == pytest.approx(stays)
+
+
 def test_whole_blocks_go_where_that_is_worth_more(
     small: tuple[ModelState, Layout],
 ) -> None:
