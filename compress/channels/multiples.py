@@ -12,6 +12,7 @@ The m whose staircase is nearest to what was measured, by least squares, is what
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -94,8 +95,8 @@ def _wide_sides(shape: LayerShape) -> tuple[bool, bool]:
 
 def _products(shape: LayerShape) -> float:
     """Multiply-accumulates of an image, but for what the border adds or takes."""
-    places = np.prod(shape.places) / max(1.0, np.prod(shape.stride))
-    return float(shape.outputs * shape.inputs * places * np.prod(shape.kernel))
+    places = math.prod(shape.places) / math.prod(shape.stride)
+    return shape.outputs * shape.inputs * places * math.prod(shape.kernel)
 
 
 def _saved(
