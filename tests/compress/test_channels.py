@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensorMode,
+)
 
 from compress.channels import decide as decide_module
 from compress.channels import latency as latency_module
@@ -26,6 +30,7 @@ from compress.channels.importance import (
 )
 from compress.channels.latency import MeasuredCost, layers
 from compress.channels.layout import Group, Layout
+from compress.channels.pruner import ChannelPruner
 from compress.channels.stage import PruneChannels
 from compress.channels.surgery import cut_state, difference
 from compress.codec import decode, encode
@@ -585,3 +590,33 @@ def test_check_says_what_is_wrong(small: tuple[ModelState, Layout]) -> None:
         PruneChannels(target={"macs": 0.5}, exclude=["head"]).check(model.arch, INFO)
     with pytest.raises(ValueError, match="blocks: whole blocks go in one step only"):
         PruneChannels(blocks=True, pruning="iterative")
+
+
+# ------------------------------------------------------------------ while training
+
+
+def test_nothing_waits_for_values_inside_an_interval(
+    small: tuple[ModelState, Layout],
+) -> None:
+    """Tensors without values: whoever asks for one (item, nonzero, a copy to NumPy) fails, as the
+    decision at an interval's end does.
+    """
+    model, layout = small
+    stage = PruneChannels(target={"macs": 0.5}, multiple=1)
+    cost = macs(layout)
+    limit = 0.5 * float(cost.of(np.ones((1, len(layout.groups))))[0])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        module = model.arch.build().train()
+        meter = GradientMeter(module, layout, "hessian")
+        pruner = ChannelPruner(
+            module, layout, stage.rules(layout), cost, [limit], 4, meter, "none"
+        )
+        pruner.keep = some(layout)
+        pruner._mask()  # as after a first decision
+        for step in (1, 2, 3):
+            module(torch.randn(2, 3, 32, 32)).sum().backward()
+            pruner.on_grads(step)
+            pruner.on_step(step)
+        assert pruner.intervals == 0
+        with pytest.raises((RuntimeError, DataDependentOutputException)):
+            pruner.on_step(4)
