@@ -5,11 +5,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from gpu_bench import Bench, context, fit_rate, synthetic_data, train_config
 from torch import nn
 
 from compress.asp import Asp, HoldZeros, asp_masks
+from compress.channels.cost import macs
+from compress.channels.decide import layout_of
+from compress.channels.importance import GradientMeter
+from compress.channels.pruner import ChannelPruner
+from compress.channels.stage import PruneChannels
 from compress.nvit.cost import MacsModel
 from compress.nvit.groups import GroupSizes, UnitLayout
 from compress.nvit.masked_vit import MaskedVit
@@ -83,6 +89,7 @@ def _step_variants(bench: Bench, state: ModelState) -> dict[str, Variant]:
     """Name → module, hooks and options of a fit: the steps that methods make."""
     no_mix = {"mixup": 0.0, "cutmix": 0.0}
     student, pruner = masked_student(bench, state, interval=1000)
+    channels = channel_student(bench, state, interval=1000)
     held = state.build()
     sparse = Asp(measure=False).run(state, context(bench, synthetic_data(10, 32, 8)))
     masked = sparse.build().to(bench.device)
@@ -107,6 +114,7 @@ def _step_variants(bench: Bench, state: ModelState) -> dict[str, Variant]:
         "EMA, clipping": (state.build(), (), {"ema": EmaConfig(), "clip_grad": 1.0}),
         "fp16 with loss scale": (state.build(), (), {"amp": "fp16"}),
         "NViT between decisions": (student, (pruner,), {}),
+        "prune_channels between decisions": (channels[0], (channels[1],), {}),
         "WFN": (
             held,
             (hold_fixed(bench, held)[0],),
@@ -153,6 +161,30 @@ def masked_student(
     return student, TimedPruner(
         bench, student, layout, MacsModel.of(dense.arch), rules, bench.device
     )
+
+
+def channel_student(
+    bench: Bench, state: ModelState, interval: int
+) -> tuple[nn.Module, ChannelPruner]:
+    """A model whose channels are pruned while it trains, to a half and then a third of its
+    operations; the first decision has been made.
+    """
+    student = state.build().to(bench.device)
+    layout = layout_of(state.arch, 32)
+    cost = macs(layout)
+    whole = float(cost.of(np.ones((1, len(layout.groups))))[0])
+    pruner = ChannelPruner(
+        student,
+        layout,
+        PruneChannels().rules(layout),
+        cost,
+        [whole / 2, whole / 3],
+        interval,
+        GradientMeter(student, layout, "hessian"),
+        "none",
+    )
+    pruner.decide()
+    return student, pruner
 
 
 def hold_fixed(bench: Bench, module: nn.Module) -> tuple[HoldFixed, float]:
