@@ -78,7 +78,8 @@ def timing_of(
     """Time passes of a model, in turns with those of a reference.
 
     The timed passes of the reference take no longer than the model's, but for `MIN_BLOCKS` of them.
-    One of which even these take more than half of `max_seconds` is left out.
+    One of which even these, with what runs before each, take more than half of `max_seconds` is
+    left out.
 
     Args:
         warmup: passes of the model before the clock, and more within `WARMUP_SECONDS`; fewer
@@ -93,7 +94,8 @@ def timing_of(
     if reference is not None:
         reference_ms = settled(reference)
         counts = block_sizes(repeats, model_ms, reference_ms)
-        if MIN_BLOCKS * reference_ms > 500 * max_seconds:
+        with_settling_ms = reference_ms + max(reference_ms, SETTLE_MS)
+        if MIN_BLOCKS * with_settling_ms > 500 * max_seconds:
             reference = None
     times: list[list[float]] = []
     references: list[float] = []
