@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ T = TypeVar("T")
 TOLERANCE = 0.02
 """A measured latency may lie so far below its target; above it by half as much."""
 _TRIES = 5
+_ROUNDING = 1e-9
 _ROUNDS = 25
 
 
@@ -79,12 +80,14 @@ class Decision:
         dropped: residual blocks that go as a whole.
         cost_ratio: estimated cost over the incoming model's.
         latency_ratio: measured; None for other targets.
+        meets_target: whether it costs what it may.
     """
 
     keep: Keep
     dropped: tuple[str, ...]
     cost_ratio: float
     latency_ratio: float | None = None
+    meets_target: bool = True
 
 
 class Decider:
@@ -154,58 +157,77 @@ class Decider:
         )
 
     def choose(
-        self, scores: Floats, share: float, keep: Keep | None = None
+        self, scores: Floats, share: float, *, with_blocks: bool = False
     ) -> Decision:
-        """The choice at an estimated cost of this share of the incoming model's."""
+        """The choice at an estimated cost of this share of the incoming model's.
+
+        Args:
+            with_blocks: residual blocks may go.
+        """
+        blocks = self.blocks if with_blocks else {}
         choice = Choice(
-            self.layout.groups, self.rules, scores, self.cost, keep, self.blocks
+            self.layout.groups, self.rules, scores, self.cost, blocks=blocks
         )
         kept = choice.to(share * self.full)
-        return Decision(kept, tuple(choice.dropped), choice.cost_now() / self.full)
+        ratio = choice.cost_now() / self.full
+        fits = ratio <= share * (1 + _ROUNDING)
+        return Decision(kept, tuple(choice.dropped), ratio, meets_target=fits)
 
-    def decide(self, scores: Floats) -> Decision:
-        """The choice that meets the target: a measured latency is measured on whole models."""
+    def decide(self, scores: Floats) -> list[Decision]:
+        """Choices that meet the target, where there are such: of channels alone, and with
+        residual blocks where some would go. A measured latency is measured on whole models.
+        """
+        alone = self._decide(scores, with_blocks=False)
+        if not self.blocks:
+            return [alone]
+        with_blocks = self._decide(scores, with_blocks=True)
+        return [alone, with_blocks] if with_blocks.dropped else [alone]
+
+    def _decide(self, scores: Floats, *, with_blocks: bool) -> Decision:
         if self.target.quantity != "latency":
-            return self.choose(scores, self.target.limit(self.full) / self.full)
-        file = self.ctx.workdir / "share.json"
+            share = self.target.limit(self.full) / self.full
+            return self.choose(scores, share, with_blocks=with_blocks)
+        name = "share_with_blocks.json" if with_blocks else "share.json"
+        file = self.ctx.workdir / name
         if not file.exists() and distributed.rank() == 0:
             file.parent.mkdir(parents=True, exist_ok=True)
-            found = self._share_by_measuring(scores)
+            found = self._share_by_measuring(scores, with_blocks)
             write_atomic(file, json.dumps(found).encode())
         distributed.barrier()
         stored = read_json(file) or {}
-        decision = self.choose(scores, stored["share"])
-        return Decision(
-            decision.keep, decision.dropped, decision.cost_ratio, stored["ratio"]
+        decision = self.choose(scores, stored["share"], with_blocks=with_blocks)
+        return replace(
+            decision, latency_ratio=stored["ratio"], meets_target=stored["meets_target"]
         )
 
-    def _share_by_measuring(self, scores: Floats) -> dict[str, float]:
+    def _share_by_measuring(
+        self, scores: Floats, with_blocks: bool
+    ) -> dict[str, float | bool]:
         """The estimated share at which the measured latency meets the target."""
         (times,) = self._times([self.model])
         incoming = float(np.median(times))
         wanted = self.target.limit(incoming) / incoming
-        share, best = min(wanted, 1.0), None
+        share, best = min(wanted, 1.0), (np.inf, np.inf)
         seen: dict[float, float] = {}
         for _ in range(_TRIES):
-            decision = self.choose(scores, share)
+            decision = self.choose(scores, share, with_blocks=with_blocks)
             small = cut_state(self.model, self.layout, decision.keep, decision.dropped)
             whole, cut = self._times([self.model, small])
             ratio = seen[share] = float(np.median(cut / whole))
-            found = {"share": share, "ratio": ratio}
-            if best is None or abs(ratio - wanted) < abs(best["ratio"] - wanted):
-                best = found
+            best = min(best, (share, ratio), key=lambda each: abs(each[1] - wanted))
             if wanted * (1 - TOLERANCE) <= ratio <= wanted * (1 + TOLERANCE / 2):
                 break
             share = share_between(seen, wanted)
-        assert best is not None
-        if best["ratio"] > wanted * (1 + TOLERANCE):
+        share, ratio = best
+        is_met = ratio <= wanted * (1 + TOLERANCE)
+        if not is_met:
             _log.warning(
                 "prune_channels: measured latency is %.3f of the incoming model's; the"
                 " target is %.3f",
-                best["ratio"],
+                ratio,
                 wanted,
             )
-        return best
+        return {"share": share, "ratio": ratio, "meets_target": is_met}
 
     def _times(self, states: Sequence[ModelState]) -> Floats:
         return model_times(

@@ -82,7 +82,10 @@ class ChannelOptions(TrainConfig):
     )
     blocks: bool = Field(
         False,
-        description="residual blocks may go as a whole where that is worth more (one_shot)",
+        description=(
+            "residual blocks may go as a whole (one_shot); a cut without that is made, too,"
+            " and the one stays that says more nearly what the incoming model says"
+        ),
     )
     compensate: bool = Field(
         True,

@@ -8,6 +8,7 @@ Which positions of which tensors can only go together is followed through a pass
 import logging
 from typing import ClassVar
 
+import torch
 from torch import nn
 
 from compress.channels.cost import Floats
@@ -22,7 +23,13 @@ from compress.channels.importance import (
 from compress.channels.layout import Layout
 from compress.channels.options import ChannelOptions
 from compress.channels.pruner import ChannelPruner
-from compress.channels.surgery import cut_arch, cut_state, difference, with_compensation
+from compress.channels.surgery import (
+    cut_arch,
+    cut_state,
+    difference,
+    divergence,
+    with_compensation,
+)
 from compress.compensation import recalibrate
 from compress.finetune import check_fit, with_drop_rates
 from compress.metrics import Metric
@@ -32,6 +39,7 @@ from trainers.config import DistillConfig
 from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
 from trainers.models.cut_model import Cut
+from trainers.training import distributed
 from trainers.training.losses import DistillObjective, TaskObjective
 
 _log = logging.getLogger(__name__)
@@ -105,10 +113,15 @@ class PruneChannels(Stage, ChannelOptions):
         decider = Decider(model, layout, self, ctx)
         if self.pruning == "iterative":
             model, decision = self._while_training(model, layout, decider, ctx)
+            small = self._cut(model, layout, decision, ctx)
         else:
             scores = self._scores(model.build().to(ctx.device), layout, ctx)
-            decision = decider.decide(normalised(scores, layout, self.normalisation))
-        small = self._cut(model, layout, decision, ctx)
+            scores = normalised(scores, layout, self.normalisation)
+            found = [
+                (each, self._cut(model, layout, each, ctx))
+                for each in decider.decide(scores)
+            ]
+            decision, small = self._better(model, found, ctx)
         self._report(layout, decision, ctx)
         return self._tuned(small, model, ctx) if self.epochs else small
 
@@ -135,9 +148,8 @@ class PruneChannels(Stage, ChannelOptions):
         self, model: ModelState, layout: Layout, decider: Decider, ctx: Context
     ) -> tuple[ModelState, Decision]:
         """Prune in intervals; the trained weights, and what stays of them."""
-        first = decider.decide(
-            normalised(magnitude(model.build(), layout), layout, "mean")
-        )
+        scores = magnitude(model.build(), layout)
+        (first,) = decider.decide(normalised(scores, layout, "mean"))
         arch = with_drop_rates(model.arch, self)
         student = arch.build()
         student.load_state_dict(model.weights)
@@ -203,6 +215,24 @@ class PruneChannels(Stage, ChannelOptions):
         # what is left of the errors moves the inputs of the norms
         recalibrate(module, ctx.images(self.compensate_images))
         return ModelState.from_module(small.arch, module, small.meta)
+
+    def _better(
+        self, model: ModelState, found: list[tuple[Decision, ModelState]], ctx: Context
+    ) -> tuple[Decision, ModelState]:
+        """Of cuts that meet the target, or all where none does, the one that says most nearly what
+        the incoming model says of training images.
+        """
+        if len(found) == 1:
+            return found[0]
+
+        def rank(each: tuple[Decision, ModelState]) -> tuple[bool, float]:
+            decision, small = each
+            images = ctx.images(self.importance_images)
+            own = torch.tensor(divergence(model, small, images, ctx.device))
+            # summed, so that all ranks take the same
+            return not decision.meets_target, float(distributed.sum_over_ranks(own))
+
+        return min(found, key=rank)
 
     def _objective(self, model: ModelState, ctx: Context) -> DistillObjective:
         teacher = model.build().to(ctx.device).requires_grad_(False)

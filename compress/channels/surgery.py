@@ -19,6 +19,7 @@ from compress.channels.layout import Keep, Layout
 from compress.compensation import corrected_tensors
 from trainers.models.arch import Arch, ModelState, on_meta
 from trainers.models.cut_model import Cut
+from trainers.training.losses import kl_divergence
 
 
 def cut_arch(arch: Arch, cut: Cut) -> Arch:
@@ -84,6 +85,22 @@ def with_compensation(
             value = whole
         weights[name] = value.to(weights[name].dtype)
     return ModelState(state.arch, weights, state.meta)
+
+
+@torch.no_grad()
+def divergence(
+    model: ModelState, small: ModelState, images: Iterable[Tensor], device: torch.device
+) -> float:
+    """KL(model ‖ small) of the probabilities of classes, mean over images and classes: what a cut
+    changed of what a model says, on images without labels.
+    """
+    teacher, student = (each.build().to(device).eval() for each in (model, small))
+    total, count = 0.0, 0
+    for batch in images:
+        found = kl_divergence(student(batch), teacher(batch))
+        total += float(found) * len(batch)
+        count += len(batch)
+    return total / max(1, count)
 
 
 class Masks:

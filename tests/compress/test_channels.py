@@ -20,7 +20,7 @@ from compress.channels import latency as latency_module
 from compress.channels.blocks import residual_blocks
 from compress.channels.choice import Choice, GroupRule
 from compress.channels.cost import Terms, macs, values
-from compress.channels.decide import layout_of, share_between
+from compress.channels.decide import Decider, Decision, layout_of, share_between
 from compress.channels.identities import Identities
 from compress.channels.importance import (
     GradientMeter,
@@ -32,7 +32,7 @@ from compress.channels.latency import MeasuredCost, layers
 from compress.channels.layout import Group, Layout
 from compress.channels.pruner import ChannelPruner
 from compress.channels.stage import PruneChannels
-from compress.channels.surgery import cut_state, difference
+from compress.channels.surgery import cut_state, difference, divergence
 from compress.codec import decode, encode
 from compress.measure.model import static_cost
 from compress.selection.stage import WeightSelection
@@ -590,6 +590,86 @@ def test_check_says_what_is_wrong(small: tuple[ModelState, Layout]) -> None:
         PruneChannels(target={"macs": 0.5}, exclude=["head"]).check(model.arch, INFO)
     with pytest.raises(ValueError, match="blocks: whole blocks go in one step only"):
         PruneChannels(blocks=True, pruning="iterative")
+
+
+# ------------------------------------------------------------------ with blocks or without
+
+
+def changed(model: ModelState, small: ModelState, images: Tensor) -> float:
+    """Σ p log(p / q) over classes, mean over images and classes."""
+    with torch.no_grad():
+        logits = [each.build()(images).double() for each in (model, small)]
+    p, q = (each - each.logsumexp(1, keepdim=True) for each in logits)
+    return float((p.exp() * (p - q)).mean())
+
+
+@pytest.mark.parametrize("idle_block", [True, False])
+def test_blocks_go_where_that_changes_less(
+    small: tuple[ModelState, Layout],
+    idle_block: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Importance says in both cases that two blocks are worth nothing."""
+    model, layout = small
+    images = torch.randn(2, 3, 32, 32)
+    blocks = residual_blocks(model.build(), layout, images)
+    scores = np.ones(layout.num_units)
+    weights = dict(model.weights)
+    for path in ("layer1.1", "layer2.1"):
+        for group in blocks[path]:
+            scores[layout.groups[group].units] = 1e-6
+        factor = 1e-3 if idle_block else 10.0  # of what they add to what they pass on
+        weights[f"{path}.bn2.weight"] = factor * weights[f"{path}.bn2.weight"]
+    weights["linear.weight"] = 0.01 * weights["linear.weight"]  # no class is certain
+    model = replace(model, weights=weights)
+    monkeypatch.setattr(PruneChannels, "_scores", lambda *_: scores)
+    ctx = Context(
+        tiny_data(tmp_path / "data"),
+        torch.device("cpu"),
+        1,
+        tmp_path / "work",
+        find_teacher=lambda *_: model,
+    )
+    stage = PruneChannels.model_validate(
+        {
+            "target": {"macs": 0.7},
+            "multiple": 1,
+            "least": 0.5,
+            "blocks": True,
+            "epochs": 0,
+            "compensate": False,
+            "importance_images": 24,
+        }
+    )
+    decisions = Decider(model, layout, stage, ctx).decide(scores)
+    assert [bool(each.dropped) for each in decisions] == [False, True]
+    assert all(each.meets_target for each in decisions)
+    cuts = [cut_state(model, layout, each.keep, each.dropped) for each in decisions]
+    images = torch.cat(list(ctx.images(24)))
+    found = [changed(model, each, images) for each in cuts]
+    for value, cut in zip(found, cuts, strict=True):
+        batches = [images[:10], images[10:]]
+        own = divergence(model, cut, batches, torch.device("cpu"))
+        assert own == pytest.approx(value, rel=1e-3, abs=1e-8)
+    expected = cuts[int(np.argmin(found))]
+    assert stage.run(model, ctx).arch == expected.arch
+    assert expected is cuts[1 if idle_block else 0]
+
+
+def test_a_cut_that_meets_the_target_comes_first(
+    small: tuple[ModelState, Layout], tmp_path: Path
+) -> None:
+    """Also where the other one changed nothing."""
+    model, layout = small
+    data = tiny_data(tmp_path / "data")
+    ctx = Context(data, torch.device("cpu"), 1, tmp_path / "work", lambda *_: model)
+    keep = some(layout)
+    cut = cut_state(model, layout, keep)
+    missed = Decision(np.ones(layout.num_units, bool), (), 1.0, meets_target=False)
+    met = Decision(keep, (), 0.5)
+    found = PruneChannels()._better(model, [(missed, model), (met, cut)], ctx)
+    assert found == (met, cut)
 
 
 # ------------------------------------------------------------------ while training
