@@ -45,7 +45,7 @@ class PruneChannels(Stage, ChannelOptions):
     """
 
     phase: ClassVar[Phase] = "prune"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     finds_dims: ClassVar[bool] = True
     continues: ClassVar[bool] = True
     paper: ClassVar[str] = (
