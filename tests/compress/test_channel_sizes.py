@@ -35,7 +35,7 @@ class Branches(nn.Module):
         super().__init__()
         self.parts = parts
         self.n, self.rest = inputs
-        self.half = 8
+        self.half_width = 8
         self.width = 16
         self.sizes = list(inputs)
         self.stem = nn.Conv2d(3, 16, 3, padding=1)
@@ -116,20 +116,22 @@ HALVES: dict[str, tuple[Parts, dict[str, Any]]] = {
     "tensor_split": (lambda m, x: torch.tensor_split(x, 2, 1), {}),
     "unflatten": (lambda m, x: x.unflatten(1, (2, -1)).unbind(1), {}),
     "unflatten_by_an_attribute": (
-        lambda m, x: x.unflatten(1, (2, m.half)).unbind(1),
-        {"half": 6},
+        lambda m, x: x.unflatten(1, (2, m.half_width)).unbind(1),
+        {"half_width": 6},
     ),
     "reshape_by_an_attribute": (
-        lambda m, x: x.reshape((len(x), 2, m.half, *x.shape[2:])).unbind(1),
-        {"half": 6},
+        lambda m, x: x.reshape((len(x), 2, m.half_width, *x.shape[2:])).unbind(1),
+        {"half_width": 6},
     ),
     "multiples": (
-        lambda m, x: (x[:, : m.half], x[:, m.half : 2 * m.half]),
-        {"half": 6},
+        lambda m, x: (x[:, : m.half_width], x[:, m.half_width : 2 * m.half_width]),
+        {"half_width": 6},
     ),
     "blocks": (
-        lambda m, x: [x[:, i * m.half : (i + 1) * m.half] for i in range(2)],
-        {"half": 6},
+        lambda m, x: [
+            x[:, i * m.half_width : (i + 1) * m.half_width] for i in range(2)
+        ],
+        {"half_width": 6},
     ),
 }
 # the parts, and which of the 16 channels may go: a number in the pass is one in the cut model too
@@ -174,7 +176,7 @@ ODD: dict[str, tuple[Parts, dict[str, Any]]] = {
         {"width": 13, "n": 4},
     ),
     "further_than_the_axis": (
-        lambda m, x: (x[:, : m.n], x[:, m.n : m.width + m.half]),
+        lambda m, x: (x[:, : m.n], x[:, m.n : m.width + m.half_width]),
         {"n": 4},
     ),
 }
@@ -257,7 +259,7 @@ def cut_without(
 
 
 def attributes(module: nn.Module) -> dict[str, Any]:
-    names = ("n", "rest", "half", "width", "sizes", "narrow", "wide", "more")
+    names = ("n", "rest", "half_width", "width", "sizes", "narrow", "wide", "more")
     return {name: vars(module)[name] for name in names if name in vars(module)}
 
 
