@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from compress.channels.identities import Identities, Rows
-from compress.channels.sizes import Attribute, Axes, Sized
+from compress.channels.sizes import Attribute, Axes, Sized, SizedSum, origins
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Followed:
         # tensors are held, so that no other gets the identity of one that is gone
         self.known: dict[int, tuple[Tensor, Axes]] = {}
         self.names: dict[int, str] = {}
+        self._held: set[Attribute] = set()
 
     def start(self, name: str, tensor: Tensor) -> None:
         """All positions of a parameter or buffer are new."""
@@ -65,11 +66,46 @@ class Followed:
         self.known[id(tensor)] = (tensor, axes)
 
     def note(
-        self, size: Any, rows: Rows | None, source: Sequence[Rows | None] = ()
+        self, size: int, rows: Rows | None, source: Sequence[Rows | None] = ()
     ) -> None:
-        """Note that an axis has a size; `source` are the axes that were reshaped into it."""
-        if not isinstance(size, Sized) or rows is None:
+        """Note that a pass gave an axis its size; `source` are the axes that were reshaped into
+        it. What is a plain number in the pass is one in that of the cut model, too: such an axis
+        stays, and the size of an axis that stays does.
+        """
+        if rows is None:
+            self.hold(size)
+        elif isinstance(size, SizedSum):
+            self._note_sum(size, rows, source)
+        elif isinstance(size, Sized):
+            self._note_one(size, rows, source)
+        else:
+            self.ids.fix(rows)
+
+    def hold(self, size: int) -> None:
+        """A size is the same in the cut model: so are all that it was computed from."""
+        for origin in origins(size):
+            if not isinstance(origin, Attribute):
+                self.ids.fix(origin)
+            elif origin not in self._held:
+                self._held.add(origin)
+                for use in self.sizes:
+                    if use.attribute == origin:
+                        self.ids.fix(use.rows)
+
+    def _note_sum(
+        self, size: SizedSum, rows: Rows, source: Sequence[Rows | None]
+    ) -> None:
+        """Parts of an axis have the sizes that its own is the sum of."""
+        if min(size.terms) < 0:
+            self.hold(size)
+            self.ids.fix(rows)
             return
+        at = 0
+        for term in size.terms:
+            self.note(term, rows[at : at + term], source)
+            at += term
+
+    def _note_one(self, size: Sized, rows: Rows, source: Sequence[Rows | None]) -> None:
         if size.attribute is not None:
             self._use(Use(size.attribute, rows, size.times, size.over))
         if size.rows is not None or size.others:
@@ -77,6 +113,8 @@ class Followed:
 
     def _use(self, use: Use) -> None:
         """An attribute is one number: all axes that it is the size of lose as many positions."""
+        if use.attribute in self._held:
+            self.ids.fix(use.rows)
         for other in self.sizes:
             if other.attribute != use.attribute:
                 continue

@@ -20,7 +20,14 @@ from compress.channels import uses
 from compress.channels.followed import Followed, Product, Use
 from compress.channels.identities import Identities
 from compress.channels.operations import ELEMENTWISE, RULES
-from compress.channels.sizes import Axes, Sized, flat, sized_attributes, sized_shape
+from compress.channels.sizes import (
+    Axes,
+    Sized,
+    flat,
+    is_sized,
+    sized_attributes,
+    sized_shape,
+)
 
 
 @dataclass
@@ -57,7 +64,7 @@ def trace(module: nn.Module, image_shape: Sequence[int]) -> Trace:
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(sized_attributes(module))
+        stack.enter_context(sized_attributes(module, follower.axes))
         stack.enter_context(_Sizes(follower))
         stack.enter_context(_Operations(follower))
         outputs = module(images)
@@ -98,7 +105,7 @@ class _Sizes(TorchFunctionMode):
         follower = self.follower
         if name == "pad":
             pads = args[1] if len(args) > 1 else kwargs["pad"]
-            follower.pad_is_sized = any(isinstance(p, Sized) for p in pads)
+            follower.pad_is_sized = any(map(is_sized, pads))
         if name == "scaled_dot_product_attention" and kwargs.get("scale") is None:
             follower.ids.fix(follower.axes(args[0])[-1])  # the scale is its size
         result = func(*args, **kwargs)
@@ -107,8 +114,9 @@ class _Sizes(TorchFunctionMode):
         if name == "size":
             return self._sized(result, *args, **kwargs)
         rule = uses.RULES.get(name)
-        given = flat([*args[1:], *kwargs.values()])
-        if rule is not None and any(isinstance(each, Sized) for each in given):
+        if rule is None:
+            uses.hold_attributes(follower, flat([*args, *kwargs.values()]))
+        elif args and id(args[0]) in follower.known:
             rule(follower, result, *args, **kwargs)
         return result
 

@@ -61,6 +61,9 @@ FAMILIES = QUICK | {
     "mobilenetv2_100": 64,
     "mnasnet_100": 64,
     "ghostnet_100": 64,
+    "rexnet_100": 64,  # sums over the first channels
+    "shvit_s1": 64,  # splits by differences of sizes
+    "dpn48b": 64,  # channels that are summed beside channels that are added
     "convnext_atto": 64,
     "swin_tiny_patch4_window7_224": 224,
     "deit_tiny_distilled_patch16_224": 64,
@@ -117,6 +120,7 @@ SHALLOW: list[tuple[str, int, dict[str, Any]]] = [
     ("xcit_nano_12_p16_224", 32, {"depth": 2, "embed_dim": 64}),
     ("edgenext_xx_small", 64, {"depths": [1, 1, 2, 1]}),
     ("mobilevit_xxs", 64, {}),
+    ("rexnet_100", 32, {"width_mult": 0.5, "depth_mult": 0.5}),
     ("resnet50_gn", 64, {"layers": [1] * 4, "channels": [32, 32, 64, 64]}),
 ]
 """Families of many operations, small: their full sizes are slow tests."""
@@ -244,9 +248,14 @@ def test_classifier_and_images_stay_whole() -> None:
 
 
 def test_what_cannot_be_cut_is_refused() -> None:
-    arch = make_arch("rexnet_100", num_classes=10, image_size=64)
-    with pytest.raises(ValueError, match="prune_channels cannot cut rexnet_100"):
-        layout_of(arch, 64)
+    small = {
+        "layers": [1] * 4,
+        "embed_dims": [16, 24, 24, 24],
+        "hidden_sizes": [8] * 4,
+    }
+    arch = make_arch("sequencer2d_s", num_classes=10, image_size=64, args=small)
+    with pytest.raises(ValueError, match="prune_channels cannot cut sequencer2d_s"):
+        layout_of(arch, 64)  # recurrent layers
 
 
 @pytest.mark.parametrize(
