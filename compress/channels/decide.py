@@ -2,10 +2,9 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,18 +14,17 @@ from compress.channels.choice import Choice
 from compress.channels.cost import Cost, Floats, macs, values
 from compress.channels.latency import layers, measured_cost
 from compress.channels.layout import Keep, Layout
-from compress.channels.multiples import liked_multiple
 from compress.channels.options import ChannelOptions
 from compress.channels.surgery import cut_arch, cut_state
 from compress.measure.in_turns import model_times
 from compress.measure.model import PASS_ERRORS, forward_pass
+from compress.measure.multiples import liked_multiple
 from compress.stage import Context
 from trainers.files import read_json, write_atomic
 from trainers.models.arch import BUILD_ERRORS, Arch, ModelState, on_meta
 from trainers.training import distributed
 
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
 TOLERANCE = 0.02
 """A measured latency may lie so far below its target; above it by half as much."""
 _TRIES = 5
@@ -129,11 +127,16 @@ class Decider:
         """Channels that the runtime takes at a time; None where that does not matter."""
         if self.target.quantity != "latency" or options.multiple is not None:
             return None
-        found = layers(self.module, self.layout, self._images(1)[1:])
         file = self.ctx.workdir / "multiple.json"
-        return _by_first_rank(
-            lambda: liked_multiple(found, self.options, self.ctx.device.type, file)
-        )
+        if not file.exists() and distributed.rank() == 0:
+            found = layers(self.module, self.layout, self._images(1)[1:])
+            shapes = [each.shape for each in found]
+            liked = liked_multiple(shapes, self.options, self.ctx.device.type)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, json.dumps({"multiple": liked}).encode())
+        distributed.barrier()
+        stored = read_json(file) or {}
+        return stored["multiple"]
 
     def _cost(self) -> Cost:
         match self.target.quantity:
@@ -145,16 +148,22 @@ class Decider:
             case "bytes":
                 sizes = {n: t.element_size() for n, t in self.model.weights.items()}
                 return values(self.layout, sizes)
-        return _by_first_rank(
-            lambda: measured_cost(
+        file = self.ctx.workdir / "layers.json"
+
+        def measure() -> Cost:
+            return measured_cost(
                 self.module,
                 self.layout,
                 self._images(1)[1:],
                 self.options,
                 self.ctx.device.type,
-                self.ctx.workdir / "layers.json",
+                file,
             )
-        )
+
+        if distributed.rank() == 0:
+            measure()
+        distributed.barrier()
+        return measure()
 
     def choose(
         self, scores: Floats, share: float, *, with_blocks: bool = False
@@ -233,14 +242,6 @@ class Decider:
         return model_times(
             states, self.image_size, self.options, self.ctx.device, _ROUNDS
         )
-
-
-def _by_first_rank(measure: Callable[[], T]) -> T:
-    """What the first process measures and leaves in a file, for all processes."""
-    if distributed.rank() == 0:
-        measure()
-    distributed.barrier()
-    return measure()
 
 
 def share_between(seen: Mapping[float, float], wanted: float) -> float:

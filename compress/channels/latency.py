@@ -26,77 +26,11 @@ from torch import nn
 from compress.channels.cost import Axes, Floats, Terms
 from compress.channels.layout import Layout, Rows
 from compress.measure.in_turns import layer_times
+from compress.measure.layer_shape import LayerShape
 from compress.measure.options import RuntimeOptions
 from trainers.files import read_json, write_atomic
 
 SHARES = (0.25, 0.5, 1.0)
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """What decides a layer's latency.
-
-    Attributes:
-        kind: "linear" or "conv".
-        outputs, inputs: of the whole layer.
-        places: height and width of the input, or tokens.
-        kernel, stride, padding, dilation, groups: of a convolution.
-        vary: which of outputs and inputs can change.
-    """
-
-    kind: str
-    outputs: int
-    inputs: int
-    places: tuple[int, ...]
-    kernel: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
-    padding: Any = ()
-    dilation: tuple[int, ...] = ()
-    groups: int = 1
-    vary: tuple[bool, bool] = (True, True)
-
-    def module(self, outputs: int, inputs: int) -> nn.Module:
-        """The layer with fewer outputs and inputs, in eval mode."""
-        if self.kind == "linear":
-            return nn.Linear(inputs, outputs).eval()
-        groups = max(1, round(self.groups * inputs / self.inputs))
-        made = nn.Conv2d(
-            inputs,
-            outputs,
-            self.kernel,  # type: ignore[arg-type]
-            self.stride,  # type: ignore[arg-type]
-            self.padding,
-            self.dilation,  # type: ignore[arg-type]
-            groups,
-        )
-        return made.eval()
-
-    def input_shape(self, batch: int, inputs: int) -> tuple[int, ...]:
-        """Of a batch."""
-        if self.kind == "linear":
-            return (batch, *self.places, inputs)
-        return (batch, inputs, *self.places)
-
-    def grid(self) -> list[tuple[int, int, int, int]]:
-        """(place of o, place of i, outputs, inputs) of what is measured."""
-        found = []
-        for a, o in enumerate(SHARES):
-            for b, i in enumerate(SHARES):
-                if self.groups > 1:
-                    if a != b:
-                        continue
-                    groups = max(1, round(self.groups * o))
-                    each = (self.outputs // self.groups, self.inputs // self.groups)
-                    found.append((a, b, groups * each[0], groups * each[1]))
-                    continue
-                if (o < 1 and not self.vary[0]) or (i < 1 and not self.vary[1]):
-                    continue
-                sizes = (self.outputs, self.inputs)
-                outputs, inputs = (
-                    max(1, round(n * s)) for n, s in zip(sizes, (o, i), strict=True)
-                )
-                found.append((a, b, outputs, inputs))
-        return found
 
 
 @dataclass(frozen=True)
@@ -170,10 +104,32 @@ def table(shape: LayerShape, options: RuntimeOptions, device: str) -> list[list[
     return _MEASURED[key]
 
 
+def _grid(shape: LayerShape) -> list[tuple[int, int, int, int]]:
+    """(place of o, place of i, outputs, inputs) of what is measured."""
+    found = []
+    for a, o in enumerate(SHARES):
+        for b, i in enumerate(SHARES):
+            if shape.groups > 1:
+                if a != b:
+                    continue
+                groups = max(1, round(shape.groups * o))
+                each = (shape.outputs // shape.groups, shape.inputs // shape.groups)
+                found.append((a, b, groups * each[0], groups * each[1]))
+                continue
+            if (o < 1 and not shape.vary[0]) or (i < 1 and not shape.vary[1]):
+                continue
+            sizes = (shape.outputs, shape.inputs)
+            outputs, inputs = (
+                max(1, round(n * s)) for n, s in zip(sizes, (o, i), strict=True)
+            )
+            found.append((a, b, outputs, inputs))
+    return found
+
+
 def _measured(
     shape: LayerShape, options: RuntimeOptions, device: str
 ) -> list[list[float]]:
-    grid = shape.grid()
+    grid = _grid(shape)
     cuts = [
         (
             shape.module(outputs, inputs),

@@ -10,11 +10,9 @@ from compress.channels.choice import GroupRule
 from compress.channels.importance import ImportanceName, Normalisation
 from compress.channels.layout import Group, Layout
 from compress.compensation import COMPENSATE_IMAGES
+from compress.measure.multiples import chunk_size
 from compress.measure.options import RuntimeOptions
 from trainers.config import TrainConfig
-
-CHUNKS = (32, 16, 8, 4, 2)
-"""Units that may go together, where the runtime's liking was measured."""
 
 
 class ChannelOptions(TrainConfig):
@@ -167,10 +165,7 @@ class ChannelOptions(TrainConfig):
             return self.multiple
         if liked is None:
             return next(n for n in (8, 4, 2, 1) if size >= 8 * n or n == 1)
-        wanted = liked // layout.channels_per_unit(group)
-        return next(
-            n for n in (*CHUNKS, 1) if (n <= wanted and size >= 2 * n) or n == 1
-        )
+        return chunk_size(size, liked // layout.channels_per_unit(group))
 
     def _rule(self, group: Group, chunk: int) -> GroupRule:
         size = len(group.units)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.budget import Quantity
+from compress.measure.layer_shape import LayerShape
 from trainers.models.arch import Arch, on_meta
 from trainers.models.parameters import classifier_layers
 
@@ -28,6 +29,21 @@ class LayerSize(NamedTuple):
     places: int
     value_bytes: int
     is_conv: bool
+
+    def shape(self) -> LayerShape:
+        """As a stand-in of it is measured: the places of an image in a row."""
+        if self.is_conv:
+            return LayerShape(
+                "conv",
+                self.outputs,
+                self.inputs,
+                (1, self.places),
+                kernel=(1, 1),
+                stride=(1, 1),
+                padding=(0, 0),
+                dilation=(1, 1),
+            )
+        return LayerShape("linear", self.outputs, self.inputs, (self.places,))
 
     def cost_as_is(self, quantity: Quantity) -> float:
         """Of its weights, in the unit of the quantity."""

@@ -20,6 +20,7 @@ from compress.low_rank.latency import layer_latencies, model_latencies
 from compress.low_rank.layers import LayerSize, factorable
 from compress.low_rank.ranks import Option, choose, rank_options
 from compress.measure.model import PASS_ERRORS, forward_pass
+from compress.measure.multiples import chunk_size, liked_multiple
 from compress.measure.options import RuntimeOptions
 from compress.metrics import Metric
 from compress.runtimes.registry import runtime as runtime_of
@@ -39,7 +40,7 @@ class LowRank(Stage):
     """
 
     phase: ClassVar[Phase] = "prune"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     finds_dims: ClassVar[bool] = True
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("low_rank_layers", "layers that became products of two", "1"),
@@ -81,13 +82,22 @@ class LowRank(Stage):
             " the plain SVD of the weights"
         ),
     )
-    rank_multiple: int = Field(
-        1, ge=1, description="ranks are multiples of it; 8 suits most kernels"
+    rank_multiple: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "ranks are multiples of it. Default: for a target of latency what the runtime"
+            " takes at a time, which is measured; else 1"
+        ),
     )
     full_rank_layers: tuple[str, ...] = Field(
         (),
         description="patterns of layers that stay as they are, such as blocks.0.*",
     )
+
+    @property
+    def _least_rank(self) -> int:
+        return self.rank_multiple or 1
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
         """The architecture with every rank open.
@@ -134,7 +144,7 @@ class LowRank(Stage):
         """Until the measured latency of the whole model meets the target."""
         size = ctx.data.info.image_size
         layers = layer_latencies(sizes, self.latency, ctx.device)
-        options = self._options(sizes, found, layers)
+        options = self._options(sizes, found, layers, self._liked(sizes, ctx))
         (total,) = model_latencies([model], size, self.latency, ctx.device)
         limit = estimated = self.target.limit(total)
         for _ in range(_MOST_TRIES):
@@ -158,6 +168,13 @@ class LowRank(Stage):
         ctx.report(low_rank_latency_ratio=now / before)
         return small
 
+    def _liked(self, sizes: dict[str, LayerSize], ctx: Context) -> int | None:
+        """Channels that the runtime takes at a time; None where the multiple is given."""
+        if self.rank_multiple is not None:
+            return None
+        shapes = [size.shape() for size in sizes.values()]
+        return liked_multiple(shapes, self.latency, ctx.device.type)
+
     def _within(
         self, options: dict[str, list[Option]], total: float, limit: float
     ) -> dict[str, Option]:
@@ -173,7 +190,7 @@ class LowRank(Stage):
             share = (total - as_they_are + least) / total
             raise ValueError(
                 f"target: {self.target.describe()} is out of reach: with rank"
-                f" {self.rank_multiple} in all {len(options)} layers that can be factored"
+                f" {self._least_rank} in all {len(options)} layers that can be factored"
                 f" it is {share:.3g} of the incoming model's; raise it"
             )
         return chosen
@@ -204,14 +221,14 @@ class LowRank(Stage):
             for path, size in factorable(
                 arch, image_size, self.full_rank_layers
             ).items()
-            if self.rank_multiple * (size.inputs + size.outputs)
+            if self._least_rank * (size.inputs + size.outputs)
             < size.inputs * size.outputs
         }
         if not sizes:
             raise ValueError(
                 f"{arch.name} has no Linear layer and no 1×1 convolution, besides its"
                 " classifier, that gets smaller by a rank of"
-                f" {self.rank_multiple}; prune_channels, wfn and the quantize stages take"
+                f" {self._least_rank}; prune_channels, wfn and the quantize stages take"
                 " other layers"
             )
         return sizes
@@ -230,8 +247,13 @@ class LowRank(Stage):
         sizes: dict[str, LayerSize],
         found: dict[str, Directions],
         latencies: Mapping[str, tuple[float, Callable[[int], float]]] | None = None,
+        liked: int | None = None,
     ) -> dict[str, list[Option]]:
-        """Path → options, with equal energies where a layer's are not known."""
+        """Path → options, with equal energies where a layer's are not known.
+
+        Args:
+            liked: channels that the runtime takes at a time, where that was measured.
+        """
         quantity = self.target.quantity
         result = {}
         for path, size in sizes.items():
@@ -246,7 +268,7 @@ class LowRank(Stage):
                 ones if known is None else known.energies.tolist(),
                 cost_of=cost_of,
                 cost_as_is=as_is,
-                multiple=self.rank_multiple,
+                multiple=self.rank_multiple or chunk_size(len(ones), liked or 1),
             )
         return result
 

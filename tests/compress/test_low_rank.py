@@ -1,5 +1,6 @@
 """Low rank: factors against slow optima, ranks against all choices, and what the stage makes."""
 
+from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,7 @@ def test_a_target_of_latency_is_met_where_it_is_measured(
 
     monkeypatch.setattr(stage_module, "layer_latencies", layers)
     monkeypatch.setattr(stage_module, "model_latencies", models)
+    monkeypatch.setattr(stage_module, "liked_multiple", lambda *_: 1)
     state = source(patch_size=8)
     for target in ({"latency": 0.8}, {"latency_ms": 0.8 * models([state])[0]}):
         stage = LowRank.model_validate({"target": target, "images": 40})
@@ -222,6 +224,46 @@ def test_a_target_of_latency_is_met_where_it_is_measured(
         LowRank.model_validate({"target": {"latency": 0.01}, "images": 0}).run(
             state, ctx
         )
+
+
+@pytest.mark.parametrize(
+    ("given", "multiples"), [(None, {8}), (2, {2}), (5, {5})], ids=str
+)
+def test_ranks_are_multiples_of_what_the_runtime_takes_at_a_time(
+    given: int | None,
+    multiples: set[int],
+    digits: Data,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It likes 16, of which a layer of 16 to 31 directions has no two."""
+    asked: list[Any] = []
+
+    def liked(shapes: Any, *_: Any) -> int:
+        asked.extend(shapes)
+        return 16
+
+    def layers(sizes: Any, *_: Any) -> Any:
+        return {
+            path: (size.cost_as_is("macs"), partial(size.cost, "macs"))
+            for path, size in sizes.items()
+        }
+
+    def models(states: list[ModelState], *_: Any) -> list[float]:
+        return [measure_static(state, 32)["gmacs"] * 1e9 for state in states]
+
+    monkeypatch.setattr(stage_module, "layer_latencies", layers)
+    monkeypatch.setattr(stage_module, "model_latencies", models)
+    monkeypatch.setattr(stage_module, "liked_multiple", liked)
+    state = source(patch_size=8, embed_dim=24)
+    stage = LowRank.model_validate(
+        {"target": {"latency": 0.8}, "images": 0, "rank_multiple": given}
+    )
+    ranks = stage.run(state, context(digits, tmp_path)).arch.dims["ranks"]
+    assert ranks
+    assert {rank % each for rank in ranks.values() for each in multiples} == {0}
+    assert bool(asked) == (given is None)
+    assert all(shape.kind == "linear" for shape in asked)
 
 
 def test_layers_are_timed_as_they_are_and_as_products() -> None:

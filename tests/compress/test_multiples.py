@@ -1,25 +1,30 @@
 """How many channels a runtime takes at a time, by runtimes that count instead of taking time."""
 
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-import compress.channels.multiples as multiples
+import compress.measure.multiples as multiples
 from compress.channels.decide import layout_of
-from compress.channels.latency import Layer, LayerShape
-from compress.channels.multiples import LOSSES, liked_multiple, nearest_staircase
 from compress.channels.options import ChannelOptions
+from compress.measure.layer_shape import LayerShape
+from compress.measure.multiples import (
+    LOSSES,
+    chunk_size,
+    liked_multiple,
+    nearest_staircase,
+)
 from compress.measure.options import RuntimeOptions
 from trainers.models.make import make_arch
 
 OPTIONS = RuntimeOptions(runtime="onnxruntime", batch_size=1, threads=1)
 
 
-def layer(outputs: int, inputs: int, **changes: Any) -> Layer:
+def layer(outputs: int, inputs: int, **changes: Any) -> LayerShape:
     shape = LayerShape("conv", outputs, inputs, (8, 8), (3, 3), (1, 1), (1, 1), (1, 1))
-    return Layer("conv", LayerShape(**{**vars(shape), **changes}), None, None)
+    return replace(shape, **changes)
 
 
 class Vectors:
@@ -45,30 +50,26 @@ class Vectors:
 @pytest.mark.parametrize("each", [8, 16, 32])
 @pytest.mark.parametrize("noise", [0.0, 0.02])
 def test_what_the_runtime_takes_at_a_time(
-    each: int, noise: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    each: int, noise: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = Vectors(each, each, noise)
     monkeypatch.setattr(multiples, "layer_times", runtime.layer_times)
     monkeypatch.setattr(multiples, "_LIKED", {})
     layers = [layer(112, 96), layer(64, 128), layer(256, 64)]
-    file = tmp_path / "work" / "multiple.json"
-    assert liked_multiple(layers, OPTIONS, "cpu", file) == each
+    assert liked_multiple(layers, OPTIONS, "cpu") == each
     # a layer's sizes start at a multiple of 32, and lose 1 to 32 of one side
     assert (96, 96) in runtime.seen
     assert (95, 96) in runtime.seen
     assert (96, 64) in runtime.seen
     count = len(runtime.seen)
-    assert liked_multiple(layers, OPTIONS, "cpu", file) == each
-    assert liked_multiple(layers, OPTIONS, "cpu", tmp_path / "other.json") == each
-    assert len(runtime.seen) == count  # kept in the file and in the process
+    assert liked_multiple(layers, OPTIONS, "cpu") == each
+    assert len(runtime.seen) == count  # kept in the process
 
 
-def test_a_runtime_without_steps_likes_few(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_runtime_without_steps_likes_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multiples, "layer_times", Vectors(1, 1).layer_times)
     monkeypatch.setattr(multiples, "_LIKED", {})
-    assert liked_multiple([layer(128, 128)], OPTIONS, "cpu", tmp_path / "file") == 1
+    assert liked_multiple([layer(128, 128)], OPTIONS, "cpu") == 1
 
 
 @pytest.mark.parametrize(
@@ -80,14 +81,14 @@ def test_a_runtime_without_steps_likes_few(
     ],
 )
 def test_layers_that_tell_nothing(
-    narrow: Layer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    narrow: LayerShape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> Any:
         raise AssertionError("nothing is there to be measured")
 
     monkeypatch.setattr(multiples, "layer_times", fail)
     monkeypatch.setattr(multiples, "_LIKED", {})
-    assert liked_multiple([narrow], OPTIONS, "cpu", tmp_path / "file") is None
+    assert liked_multiple([narrow], OPTIONS, "cpu") is None
 
 
 def test_penalties_for_odd_sizes_are_no_savings() -> None:
@@ -135,7 +136,7 @@ def test_small_groups_halve() -> None:
 
 
 def test_the_layer_that_computes_most_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     runtime = Vectors(16, 16)
     monkeypatch.setattr(multiples, "layer_times", runtime.layer_times)
@@ -143,8 +144,15 @@ def test_the_layer_that_computes_most_is_measured(
     sizes = [(64, 64), (160, 96), (96, 192), (160, 128), (1024, 1024)]
     layers = [layer(*each) for each in sizes[:4]]
     layers.append(layer(*sizes[4], places=(1, 1), kernel=(1, 1)))
-    liked_multiple(layers, OPTIONS, "cpu", tmp_path / "file")
+    liked_multiple(layers, OPTIONS, "cpu")
     products = [64 * o * i * 9 for o, i in sizes[:4]] + [1024**2]
     largest = sorted(zip(products, sizes, strict=True))[-3:]
     assert {size for _, size in largest} <= set(runtime.seen)
     assert (64, 64) not in runtime.seen
+
+
+def test_two_chunks_are_in_every_group() -> None:
+    found = [chunk_size(size, 16) for size in (1, 2, 3, 15, 16, 31, 32, 40, 1000)]
+    assert found == [1, 1, 1, 4, 8, 8, 16, 16, 16]
+    assert chunk_size(1000, 1) == 1
+    assert chunk_size(1000, 0) == 1

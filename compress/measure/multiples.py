@@ -11,19 +11,15 @@ Legend
 The m whose staircase is nearest to what was measured, by least squares, is what the runtime likes.
 """
 
-import json
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
-from compress.channels.cost import Floats
-from compress.channels.latency import Layer, LayerShape
-from compress.measure.in_turns import layer_times
+from compress.measure.in_turns import Times, layer_times
+from compress.measure.layer_shape import LayerShape
 from compress.measure.options import RuntimeOptions
-from trainers.files import read_json, write_atomic
 
 LOSSES = (0, 1, 2, 4, 8, 16, 32)
 MULTIPLES = (1, 2, 4, 8, 16, 32)
@@ -36,31 +32,34 @@ _LIKED: dict[str, int | None] = {}
 
 
 def liked_multiple(
-    layers: Sequence[Layer], options: RuntimeOptions, device: str, file: Path
+    shapes: Iterable[LayerShape], options: RuntimeOptions, device: str
 ) -> int | None:
     """The number of channels that a runtime takes at a time.
 
     Args:
-        layers: of the model; the three that compute most and have 64 channels or more are
-            measured.
-        file: where the number is kept, and read where it is there already.
+        shapes: of a model's layers; the three that compute most and have 64 channels or more are
+            measured, once in a process.
 
     Returns:
         One of `MULTIPLES`; None where no layer is wide enough, or nothing is saved by 32 channels.
     """
-    if file.exists():
-        stored = read_json(file) or {}
-        return stored.get("multiple")
-    shapes = _telling(layers)
-    key = repr((shapes, options, device))
+    telling = _telling(shapes)
+    key = repr((telling, options, device))
     if key not in _LIKED:
-        _LIKED[key] = nearest_staircase(_saved(shapes, options, device))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, json.dumps({"multiple": _LIKED[key]}).encode())
+        _LIKED[key] = nearest_staircase(_saved(telling, options, device))
     return _LIKED[key]
 
 
-def nearest_staircase(saved: Floats) -> int | None:
+def chunk_size(size: int, liked: int) -> int:
+    """The largest power of two, no more than what is liked, of which there are two in `size`; 1
+    where there are not.
+    """
+    return next(
+        n for n in reversed(MULTIPLES) if n == 1 or (n <= liked and 2 * n <= size)
+    )
+
+
+def nearest_staircase(saved: Times) -> int | None:
     """The m of the staircase that is nearest to S(d) (7,) in the order of `LOSSES`; None where
     nothing is saved.
     """
@@ -75,16 +74,11 @@ def nearest_staircase(saved: Floats) -> int | None:
     return MULTIPLES[int(np.argmin(errors))]
 
 
-def _telling(layers: Sequence[Layer]) -> list[LayerShape]:
+def _telling(shapes: Iterable[LayerShape]) -> list[LayerShape]:
     """The shapes to measure, those that compute most first."""
-    shapes = {
-        layer.shape
-        for layer in layers
-        if layer.shape.groups == 1 and any(_wide_sides(layer.shape))
-    }
-    return sorted(shapes, key=lambda each: (-_products(each), repr(each)))[
-        :_MOST_LAYERS
-    ]
+    wide = {each for each in shapes if each.groups == 1 and any(_wide_sides(each))}
+    ordered = sorted(wide, key=lambda each: (-_products(each), repr(each)))
+    return ordered[:_MOST_LAYERS]
 
 
 def _wide_sides(shape: LayerShape) -> tuple[bool, bool]:
@@ -99,9 +93,7 @@ def _products(shape: LayerShape) -> float:
     return shape.outputs * shape.inputs * places * math.prod(shape.kernel)
 
 
-def _saved(
-    shapes: Sequence[LayerShape], options: RuntimeOptions, device: str
-) -> Floats:
+def _saved(shapes: Sequence[LayerShape], options: RuntimeOptions, device: str) -> Times:
     """S(d) (7,), ms a batch."""
     saved = np.zeros(len(LOSSES))
     for shape in shapes:
@@ -112,9 +104,7 @@ def _saved(
     return saved
 
 
-def _times(
-    shape: LayerShape, side: int, options: RuntimeOptions, device: str
-) -> Floats:
+def _times(shape: LayerShape, side: int, options: RuntimeOptions, device: str) -> Times:
     """Milliseconds (7,) of a layer that loses outputs (side 0) or inputs (1)."""
     whole = [n // LOSSES[-1] * LOSSES[-1] or n for n in (shape.outputs, shape.inputs)]
     cuts = []
