@@ -384,6 +384,7 @@ def run_header(sweep: Sweep, command: Sequence[str]) -> dict[str, Any]:
     return {
         "schema": RECORD_SCHEMA,
         "name": spec.name,
+        "title": spec.title,
         "created": now(),
         "seed": spec.seed,
         "objectives": [asdict(objective) for objective in spec.objectives],

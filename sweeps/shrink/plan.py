@@ -90,7 +90,7 @@ def plan(request: Request) -> Plan:
     speed = _speed(seen, options)
     refuse_impossible(wish.goals, seen, speed, options)
     raw, methods = spec_for(wish, seen, speed, request.folder)
-    raw["seed"] = request.seed
+    raw = {"name": raw.pop("name"), "title": request.title, **raw, "seed": request.seed}
     batch = training_config(seen, 0)["batch_size"]
     fits = room(seen, speed, batch, local=request.local)
     if fits.memory_gb is not None:

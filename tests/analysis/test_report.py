@@ -122,6 +122,30 @@ def test_report_goes_where_it_is_told(make_run, tmp_path):
         analysis.write_report([path, path])
 
 
+def test_a_run_is_called_by_its_title(make_run, tmp_path):
+    title = "digits-vit: 0.5 times the bytes & 200 images/s"
+    path = make_run("run", trials=8, header={"title": title})
+    run = analysis.load(path)
+    assert (run.name, run.heading) == ("run", title)
+    text = analysis.write_report(run).read_text()
+    shown = title.replace("&", "&amp;")
+    assert f"<title>{shown} · sweep report</title>" in text
+    assert f"<h1>{shown}</h1>" in text
+    markdown = analysis.write_markdown(run, tmp_path / "a.md").read_text()
+    assert markdown.startswith(f"# `{title}`\n")
+    again = analysis.load(path)  # from its Parquet tables, too
+    assert again.heading == title
+    untitled = analysis.load(make_run("other", trials=8, header={"title": None}))
+    assert untitled.heading == "other"
+    # a slash of a title is no border in the ids of a comparison's trials
+    merged = analysis.merge([run, untitled])
+    assert list(merged.members) == [title.replace("/", " per "), "other"]
+    assert merged.heading == " and ".join(merged.members)
+    assert {name.partition("/")[0] for name in merged.trials["trial_id"]} == set(
+        merged.members
+    )
+
+
 def test_several_runs_are_compared_on_one_page(make_run, tmp_path):
     paths = [make_run("one", trials=8), make_run("two", seed=1, trials=6)]
     text = analysis.write_report(paths, tmp_path / "both.html").read_text()

@@ -209,6 +209,7 @@ def test_the_spec_can_be_read_edited_and_taken_up(
     raw = yaml.safe_load(first.text)
     assert raw["objectives"][0]["bound"] == {"loss": 0.01, "to": "source"}
     assert raw["search"]["stop_when"] == "goal"
+    assert raw["title"] == "model: 0.5 times the operations, losing at most 1%"
     assert set(raw["stages"]["cut"]["one_of"]) == {
         "none",
         "channels",
@@ -227,6 +228,30 @@ def test_the_spec_can_be_read_edited_and_taken_up(
     assert again.sweep.spec.stages == first.sweep.spec.stages
     with pytest.raises(SpecError, match="is the result of another command"):
         plan(request(model, folder, goals=(Goal("latency", times=0.5),)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "title"),
+    [
+        ({"model": "hf-hub:timm/resnet18.a1_in1k"}, "resnet18.a1_in1k: {}"),
+        ({"model": "weights/cells.best.pth"}, "cells.best.pth: {}"),
+        ({"model": "a" * 60}, "a" * 39 + "…: {}"),
+        (
+            {"goals": (Goal("latency", bound=5.0), Goal("throughput", times=2.0))},
+            "m: at most 5 ms and 2 times the throughput, losing at most 1%",
+        ),
+        ({"goals": (Goal("latency"),)}, "m: as fast as can be, losing at most 1%"),
+        (
+            {"goals": (Goal("bytes"),), "metric": "auroc", "max_loss": "0.02"},
+            "m: as small as can be, losing at most 0.02 of auroc",
+        ),
+    ],
+)
+def test_a_search_is_called_after_its_model_and_goal(
+    changes: dict[str, Any], title: str
+) -> None:
+    found = replace(request(Path("m"), Path("out")), **changes).title
+    assert found == title.format("0.5 times the operations, losing at most 1%")
 
 
 def test_a_folder_that_holds_something_is_left_alone(
@@ -385,3 +410,8 @@ def test_from_a_model_to_a_folder(
     assert {"model", "README.md", "front.csv", "report.html", "shrink.yaml"} <= names
     files = {path.name for path in Path("out/model").iterdir()}
     assert {"model.safetensors", "README.md"} <= files
+    title = "model: 0.9 times the operations, losing at most 60%"
+    assert f"<h1>{title}</h1>" in Path("out/report.html").read_text()
+    assert f"# `{title}, trial " in Path("out/model/README.md").read_text()
+    front = CliRunner().invoke(app, ["front", "out/run"])
+    assert f"front of {title}" in " ".join(front.output.split())
