@@ -7,12 +7,13 @@ PAIRS.yaml (`benchmarks/shrink_pairs.yaml` is the table's): pair → {model: FOL
 goals: [{latency: 0.5x}, …], max_loss: 1%, hours: 0.5}, paths relative to it. `--hours` overrides
 the time, to see that all works. Ways: `shrink`; `int8` (the stage alone); `nncf`
 (quantize_with_accuracy_control, pip install nncf); `olive` (OnnxStaticQuantization of Microsoft
-Olive by `olive run` in an environment of its own: pip install olive-ai onnxruntime there, and give
-its Python as --olive-python); `torch_pruning` (MetaPruner by group Taylor to the goal's share of
-operations, then tuning, float; pip install torch-pruning). `shrink` has the pair's hours, and ends
-before them where the goal is met with certainty; `torch_pruning` has the seconds that `shrink` took
-for the same goal and seed, or the pair's hours where there is no such row. The others take what
-they need.
+Olive by `olive run` in an environment of its own: pip install olive-ai onnxruntime requests there,
+of which 0.13.0 imports the last without declaring it, and give its Python as --olive-python);
+`torch_pruning` (MetaPruner by group Taylor to the goal's share of operations, of parameters where
+bytes are the goal, then tuning, float; pip install torch-pruning). `shrink` has the pair's hours,
+and ends before them where the goal is met with certainty; `torch_pruning` has the seconds that
+`shrink` took for the same goal and seed, or the pair's hours where there is no such row. The others
+take what they need.
 
 All files are OpenVINO's; its reader makes one of Olive's ONNX file. Accuracy is of the file on
 validation and test part; milliseconds are of one image on one thread, in turns with the source's

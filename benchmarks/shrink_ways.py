@@ -204,7 +204,7 @@ def olive_config(floats: Path, images: Path, folder: Path) -> dict[str, Any]:
 
 
 def by_torch_pruning(task: Task, folder: Path) -> Path:
-    """Pruned to the goal's share of operations, then tuned for the rest of the time, in float."""
+    """Pruned to the goal's share, then tuned for the rest of the time, in float."""
     begun = time.monotonic()
     module = pruned(task, folder)
     tune(module, task, task.seconds - (time.monotonic() - begun))
@@ -212,7 +212,7 @@ def by_torch_pruning(task: Task, folder: Path) -> Path:
 
 
 def pruned(task: Task, folder: Path) -> nn.Module:
-    """By torch-pruning's group Taylor, until the goal's share of operations is left."""
+    """By torch-pruning's group Taylor, until the goal's share is left."""
     import torch_pruning
 
     module, example = task.state.build(), torch.zeros(1, 3, task.size, task.size)
@@ -225,7 +225,9 @@ def pruned(task: Task, folder: Path) -> nn.Module:
         if isinstance(layer, nn.Linear) and layer.out_features == classes
     ]
     attentions: list[Any] = [m for m in module.modules() if hasattr(m, "qkv")]
-    whole, _ = torch_pruning.utils.count_ops_and_params(module, example)
+    # operations, or parameters where bytes are the goal
+    counted = int(task.wanted[0].quantity == "bytes")
+    whole = torch_pruning.utils.count_ops_and_params(module, example)[counted]
     pruner = torch_pruning.pruner.MetaPruner(
         module,
         example,
@@ -241,8 +243,8 @@ def pruned(task: Task, folder: Path) -> nn.Module:
         for m in attentions:  # as its own example for timm's ViTs
             m.num_heads = pruner.num_heads[m.qkv]
             m.head_dim = m.qkv.out_features // (3 * m.num_heads)
-        macs, _ = torch_pruning.utils.count_ops_and_params(module, example)
-        if macs <= task.share * whole:
+        left = torch_pruning.utils.count_ops_and_params(module, example)[counted]
+        if left <= task.share * whole:
             break
     return module
 

@@ -203,15 +203,17 @@ class GoalProgress(Progress):
             meets = is_feasible(metrics, self.objectives)
             mark = "[green]✓[/]" if meets else "[yellow]·[/]"
         name = _words(record.plan)
-        parts = [f"{mark} {escape(f'{name:<28}')}", *self._result(record)]
+        parts = self._result(record)
         if record.outcome.seconds is not None:
             parts.append(f"[dim]{duration(record.outcome.seconds)}[/]")
-        return " ".join(parts)
+        return f"{mark} {escape(f'{name:<27}')} {', '.join(parts)}"
 
 
 def _short(name: str) -> str:
-    """A metric's name as a line has room for it."""
-    return name.removeprefix("runtime_")
+    """A metric's name as a line has room for it: its value has the unit."""
+    if name == "file_bytes":
+        return "file"
+    return name.removeprefix("runtime_").removesuffix("_ms").removesuffix("_mb")
 
 
 def _words(plan: TrialPlan | None) -> str:
