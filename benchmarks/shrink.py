@@ -15,12 +15,13 @@ and ends before them where the goal is met with certainty; `torch_pruning` has t
 `shrink` took for the same goal and seed, or the pair's hours where there is no such row. The others
 take what they need.
 
-All files are OpenVINO's; its reader makes one of Olive's ONNX file. Accuracy is of the file on
-validation and test part; milliseconds are of one image on one thread, in turns with the source's
-file; nothing else should run then. A goal is met where cost and validation accuracy keep it. A row
-that is in the file is not made again; what is left of one that was cut off is removed. Each row is
-made by a process of its own: what ends one, memory too, leaves the others; the last line counts the
-rows that are missing, and the same command makes these.
+All files are OpenVINO's but Olive's, an ONNX file, which OpenVINO executes as it is: written as
+OpenVINO's own it would be larger. Accuracy is of the file on validation and test part; milliseconds
+are of one image on one thread, in turns with the source's file; nothing else should run then. A
+goal is met where cost and validation accuracy keep it. A row that is in the file is not made again;
+what is left of one that was cut off is removed. Each row is made by a process of its own: what ends
+one, memory too, leaves the others; the last line counts the rows that are missing, and the same
+command makes these.
 
 `--table` prints a line for each way of a goal, and in how many goals `shrink` is ahead: it alone
 meets the goal, or both do and its cost in the goal's first quantity is less by more than 2 %.
@@ -179,9 +180,8 @@ def judged(task: Task, file: Path) -> dict[str, Any]:
             for split in ("val", "test"):
                 rights = [run.run(x).argmax(1) == y for x, y in task.batches(split)]
                 row[f"{prefix}{split}_accuracy"] = float(np.concatenate(rights).mean())
-            row[f"{prefix}bytes"] = sum(
-                path.with_suffix(end).stat().st_size for end in (".xml", ".bin")
-            )
+            parts = [path, *path.parent.glob(f"{path.stem}.bin")]
+            row[f"{prefix}bytes"] = sum(part.stat().st_size for part in parts)
             passes.append(run.timed_pass(image))
         times = times_in_turns(passes, warmup=20, rounds=ROUNDS, max_seconds=60)
     row["ms"], row["source_ms"] = (float(np.median(t)) for t in times)
