@@ -172,6 +172,8 @@ def _told(
         return _code(done, reached=False)
     lines = _result(run, chosen)
     costs = [] if chosen.is_certain else prices(run)
+    if chosen.is_within and len(costs) == 1:
+        costs = []  # nothing that is cheaper at any loss
     for line in lines:
         say(line)
     if costs:

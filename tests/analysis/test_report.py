@@ -435,6 +435,39 @@ CONSTRAINTS = (
 )
 
 
+@pytest.mark.parametrize(
+    ("bound", "trial", "words"),
+    [
+        ({"loss": 0.02, "to": "source"}, "00001", "within 2 points of accuracy"),
+        ({"loss": 0.0049, "to": "source"}, "00000", "within 0.5 points of accuracy"),
+        # what is no share of points, or none on the slider, leaves one point
+        ({"loss": 0.02, "relative": True}, "00000", "within 1 point of accuracy"),
+        ({"loss": 0.5}, "00000", "within 1 point of accuracy"),
+        ({"loss": 1e999}, "00000", "within 1 point of accuracy"),
+        ("none", "00000", "within 1 point of accuracy"),
+    ],
+)
+def test_the_first_card_allows_the_loss_of_the_spec(
+    make_run, bound, trial: str, words: str
+) -> None:
+    means = {0: (0.895, 4.0), 1: (0.88, 2.0), 2: (0.8, 1.0)}
+
+    def change(record: dict) -> None:
+        accuracy, gmacs = means[record["number"]]
+        metrics = {"accuracy": accuracy, "gmacs": gmacs}
+        record |= {"status": "complete", "metrics": metrics, "error": None}
+
+    spec = {"objectives": [{"metric": "accuracy", "mode": "max", "bound": bound}]}
+    run = analysis.load(make_run(trials=3, change=change))
+    source = Baseline("the source", {"accuracy": 0.9, "gmacs": 8})
+    run = replace(run, baseline=source, spec=spec)
+    text = analysis.write_report(run).read_text()
+    said = re.sub("<[^>]*>", "", text[text.index("Ship ") :])
+    assert said.startswith(f"Ship trial {trial}, the lowest gmacs {words}")
+    points = words.split()[1]
+    assert re.search(f"id='loss'[^>]*value='{points}'", text)
+
+
 def test_the_page_reads_constraints_as_python_does(demo_run, demo_page) -> None:
     for text in CONSTRAINTS:
         wanted = demo_run.trials["trial_id"][where_mask(text, demo_run.trials)]

@@ -20,6 +20,7 @@ from sweeps.cli.shrink import _told as told
 from sweeps.drive.driver import SweepResult, run_header
 from sweeps.run.record import named_record, to_json
 from sweeps.shrink import look as looking
+from sweeps.shrink.deliver import deliver
 from sweeps.shrink.look import Speed, data_section, source_section
 from sweeps.shrink.methods import methods_for
 from sweeps.shrink.outcome import Pick, figures, pick, prices, verdict
@@ -403,6 +404,42 @@ def test_a_line_of_a_candidate_fits_a_terminal(
     assert len(plain) <= 80
 
 
+def test_the_readme_says_what_each_loss_would_buy(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(run: Path, trial: str, form: str, target: Path) -> SimpleNamespace:
+        target.mkdir(parents=True)
+        return SimpleNamespace(files=[])
+
+    monkeypatch.setattr("sweeps.shrink.deliver.export", export)
+    run = of_run(raw, tmp_path / "r", [(0.90, 3.5), (0.885, 2.1)])
+    found = pick(run)
+    assert found is not None
+    costs = prices(run)
+    deliver(run, found, "torch", tmp_path / "out", ["it is not met"], costs)
+    text = (tmp_path / "out" / "README.md").read_text()
+    listed = "\n".join(f"  - {line}" for line in costs)
+    assert f"- it is not met\n- what was found, by what it loses:\n{listed}\n" in text
+
+
+def test_a_candidate_that_costs_more_than_the_source_is_not_marked(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    cost = {"metric": "gmacs", "mode": "min"}
+    folder = of_run(
+        raw, tmp_path / "r", [(0.9, 3.0), (0.9, 5.0), (0.6, 1.0)], cost
+    ).path
+    objectives = [Objective("accuracy", "max", 0.89), Objective("gmacs", "min")]
+    reach = Reach({"stages": {}, "search": {}})
+    progress = GoalProgress(objectives, {}, hours=1, reach=reach, classes=10)
+    with progress.drawn(0, folder):  # as a search that goes on
+        lines = [
+            progress._line(named_record(folder, trial), is_best=False)
+            for trial in ("00000", "00001", "00002")
+        ]
+    assert ["✓" in line for line in lines] == [True, False, False]
+
+
 def test_nothing_to_pick_before_the_first_trial(
     raw: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -422,11 +459,11 @@ def test_after_ctrl_c_the_best_so_far_is_delivered(
     run = of_run(raw, tmp_path / "r", trials)
     delivered: list[str] = []
 
-    def deliver(run: analysis.Run, chosen: Pick, *rest: Any) -> list[Path]:
+    def noted(run: analysis.Run, chosen: Pick, *rest: Any) -> list[Path]:
         delivered.append(chosen.trial_id)
         return []
 
-    monkeypatch.setattr("sweeps.shrink.deliver.deliver", deliver)
+    monkeypatch.setattr("sweeps.shrink.deliver.deliver", noted)
     done = SweepResult(run.path, True, False, run.path / "report.html")
     planned: Any = SimpleNamespace(runtime="torch")
     assert told(planned, done, tmp_path) == 130
@@ -503,6 +540,7 @@ def test_from_a_model_to_a_folder(
     assert {"model.safetensors", "README.md"} <= files
     title = "model: 0.9 times the operations, losing at most 60%"
     assert f"<h1>{title}</h1>" in Path("out/report.html").read_text()
+    assert Path("out/README.md").read_text().startswith(f"# {title}\n")
     assert f"# `{title}, trial " in Path("out/model/README.md").read_text()
     front = CliRunner().invoke(app, ["front", "out/run"])
     assert f"front of {title}" in " ".join(front.output.split())
