@@ -421,9 +421,9 @@ def _loss_sureness(run: Run, change: Change | None) -> Html | None:
     return element(
         "p",
         f"Its true difference from {run.baseline.name}: {ends} (95 %, the latter taken as"
-        " measured). At most ",
+        " measured). A loss of at most ",
         element("span", points_said(allowed), class_="limit"),
-        " is lost with a probability of ",
+        " has a probability of ",
         element("b", mine, class_="chance"),
         ".",
         class_="note",

@@ -102,10 +102,11 @@ def verdict(run: Run, chosen: Pick) -> str:
         met = f"the goal is met by {trial}"
         return met if chosen.is_certain else f"{met}, with {sure}"
     if not chosen.is_within:
-        lost = "no candidate that loses so little is"
+        lost = "no candidate that loses no more than allowed is"
         return f"{lost} {more} than the source; the nearest is {trial}"
     found = f"the {most} that was found is {trial}"
-    return found if chosen.is_certain else f"{found}, which loses so little with {sure}"
+    allowed = f"which loses no more than allowed with {sure}"
+    return found if chosen.is_certain else f"{found}, {allowed}"
 
 
 def _is_time(objective: Objective | None) -> bool:
@@ -204,10 +205,11 @@ def prices(run: Run) -> list[str]:
             continue
         before = best
         shown = quantity(float(values[best, 1]), run.metrics.unit(cost.metric))
+        word = "gains" if lost[best] < 0 else "loses"
         lines.append(
             f"losing {percent(step)} at most: {cost.metric} {shown}"
-            f" (trial {rows['trial_id'].iloc[best]}, loses"
-            f" {fixed(100 * float(lost[best]), 2)} points)"
+            f" (trial {rows['trial_id'].iloc[best]}, {word}"
+            f" {fixed(100 * abs(float(lost[best])), 2)} points)"
         )
     return lines
 

@@ -315,12 +315,13 @@ def test_the_pick_keeps_the_bounds_and_loses_least(
 def test_the_nearest_where_nothing_keeps_the_bounds_and_what_more_would_cost(
     raw: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = of_run(raw, tmp_path / "r", [(0.90, 3.5), (0.885, 2.1), (0.5, 1.0)])
+    run = of_run(raw, tmp_path / "r", [(0.901, 3.5), (0.885, 2.1), (0.5, 1.0)])
     found = pick(run)
     assert found is not None
     assert (found.trial_id, found.is_within) == ("00001", False)
     lines = prices(run)
     assert "0.0 % at most: gmacs 3.5" in lines[0]
+    assert "gains 0.10 points" in lines[0]
     assert "2.0 % at most: gmacs 2.1" in lines[1]
     assert "1.50 points" in lines[1]
     assert len(lines) == 2
