@@ -240,7 +240,8 @@ def pruned(task: Task, folder: Path) -> nn.Module:
         pruner.step()
         for m in attentions:  # as its own example for timm's ViTs
             m.num_heads = pruner.num_heads[m.qkv]
-            m.head_dim = m.qkv.out_features // (3 * m.num_heads)
+            m.attn_dim = m.qkv.out_features // 3
+            m.head_dim = m.attn_dim // m.num_heads
         left = torch_pruning.utils.count_ops_and_params(module, example)[counted]
         if left <= task.share * whole:
             break
