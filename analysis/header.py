@@ -23,11 +23,13 @@ class Header:
     """The fields of `Run` that `run.json` gives.
 
     Attributes:
+        title: as in `Run`; empty where it has none.
         describes_metrics: whether the run describes its metrics; those of schema 1 do not.
         data, remarks: as in `Run`.
     """
 
     name: str
+    title: str
     created: str
     command: str
     seed: int | None
@@ -56,6 +58,7 @@ def read_header(
     seed = data.get("seed")
     return Header(
         name=_text(data, "name", folder.resolve().name, problems),
+        title=_title(data, problems),
         created=_text(data, "created", "", problems),
         command=_text(data, "command", "", problems),
         seed=seed if fits(seed, "Int64") else None,
@@ -78,6 +81,20 @@ def _text(data: Mapping[str, Any], key: str, default: str, problems: list[str]) 
         problems.append(f"{RUN_FILE}: {key} must be text, got {value!r}")
         return default
     return clean_text(value)
+
+
+def _title(data: Mapping[str, Any], problems: list[str]) -> str:
+    """What a sweep's writer calls it; most runs have a name only."""
+    return "" if data.get("title") is None else _text(data, "title", "", problems)
+
+
+def heading_of_run(folder: Path) -> str:
+    """What readers call the run in `folder`, without reading its trials; see `Run.heading`."""
+    problems: list[str] = []
+    header = read_header(
+        read_json(folder / RUN_FILE, RUN_FILE, problems), folder, problems
+    )
+    return header.title or header.name
 
 
 def _spec(value: Any, problems: list[str]) -> dict[str, Any]:

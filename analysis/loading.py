@@ -159,6 +159,7 @@ def _run(
     return Run(
         path=folder,
         name=header.name,
+        title=header.title,
         objectives=resolved(
             header.objectives, None if baseline is None else baseline.metrics
         ),
@@ -193,6 +194,7 @@ def header_of(run: Run) -> dict[str, Any]:
     return {
         "schema": RECORD_SCHEMA,
         "name": run.name,
+        "title": run.title or None,
         "created": run.created,
         "seed": run.seed,
         "objectives": [asdict(objective) for objective in run.objectives],

@@ -39,6 +39,7 @@ def merge(runs: Sequence[Run]) -> Run:
         metrics |= run.metrics
     return replace(
         runs[0],
+        title="",
         name=" and ".join(members) if len(members) < 4 else f"{len(members)} runs",
         objectives=objectives,
         parameters=[RUN_PARAMETER, *dict.fromkeys(parameters)],
@@ -110,12 +111,13 @@ def _stacked(parts: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """Names of the runs, numbered where they repeat."""
+    """Headings of the runs, numbered where they repeat; a slash would end them in a trial's id."""
     labels: list[str] = []
     for run in runs:
-        label, number = run.name, 2
+        heading = run.heading.replace("/", " per ")
+        label, number = heading, 2
         while label in labels:
-            label, number = f"{run.name} ({number})", number + 1
+            label, number = f"{heading} ({number})", number + 1
         labels.append(label)
     return labels
 
@@ -148,7 +150,7 @@ def _shared_objectives(runs: Sequence[Run]) -> list[Objective]:
             found.append(objective if same else replace(objective, bound=None))
     if not found:
         names = "; ".join(
-            f"{run.name}: {', '.join(o.metric for o in run.objectives) or 'none'}"
+            f"{run.heading}: {', '.join(o.metric for o in run.objectives) or 'none'}"
             for run in runs
         )
         raise ValueError(

@@ -40,6 +40,7 @@ class Run:
     Attributes:
         path: the run folder.
         name: of the sweep.
+        title: what its spec calls it in words; empty where it says nothing.
         objectives: what the search optimised.
         parameters: those that were searched, in the order of the spec.
         created: ISO time of the sweep's start.
@@ -67,6 +68,7 @@ class Run:
     stages: pd.DataFrame
     layers: pd.DataFrame
     classes: pd.DataFrame
+    title: str = ""
     seed: int | None = None
     spec: dict[str, Any] = field(default_factory=dict)
     data: str = ""
@@ -76,6 +78,11 @@ class Run:
     notes: dict[str, Note] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     members: dict[str, Run] = field(default_factory=dict)
+
+    @property
+    def heading(self) -> str:
+        """What readers call the run: its title, or else its name."""
+        return self.title or self.name
 
     def __repr__(self) -> str:
         """'<Run demo: 40 trials (31 complete, 9 failed), objectives accuracy max, gmacs min>'."""

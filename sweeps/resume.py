@@ -22,6 +22,7 @@ from trainers import plugins
 from trainers.files import read_json
 
 FREE = (
+    "title",
     "search.trials",
     "search.hours",
     "search.gpu_hours",

@@ -9,6 +9,7 @@ numbers to read are text already, or are formatted by the page as `analysis.numb
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -307,7 +308,7 @@ def page_data(
     members = [[row_of[trial] for trial in ids] for ids in rows["trial_ids"]]
     picks = sorted(run.picks().items(), key=lambda pick: pick[0] != KNEE)
     return {
-        "name": run.name,
+        "name": re.sub(r"[^\w.-]+", "-", run.heading).strip("-"),  # of files
         "objectives": objectives(run),
         "ids": [str(v) for v in trials["trial_id"]],
         "status": [str(v) for v in trials["status"]],

@@ -62,7 +62,7 @@ def render(
     total = summary.totals(run)
     counts = ", ".join(f"{number(n)} {status}" for status, n in total["status"].items())
     blocks = [
-        f"# {code(run.name)}",
+        f"# {code(run.heading)}",
         f"{plural(total['trials'], 'trial')}: {counts or 'none'}. {_cost(total)}",
         *_remarks(run),
         *_baseline(run),

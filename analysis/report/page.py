@@ -85,7 +85,7 @@ class Content:
     """What a page shows of a run.
 
     Attributes:
-        title: name of the run.
+        title: what readers call the run.
         parts: HTML by the names of the template's gaps.
         data: what the scripts draw, as JSON.
         has_depth: whether they draw in three dimensions too.
@@ -102,7 +102,7 @@ def content_of(
 ) -> Content:
     """What the page of a run shows; a live page asks its server for the predictions of a trial."""
     return Content(
-        run.name,
+        run.heading,
         words.parts(run, compared, is_live),
         json_for_script(plots.page_data(run, compared, not is_live)),
         len(run.objectives) > 2,

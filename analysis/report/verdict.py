@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from typing import Any
 
@@ -10,12 +11,38 @@ import pandas as pd
 
 from analysis import summary
 from analysis.certainty import Change, changes, part_of
-from analysis.numbers import fixed, number, quantity, significant
+from analysis.numbers import number, quantity, significant
 from analysis.report.html import Html, element, join, trial_link
 from analysis.run import Run
+from analysis.tables.frames import as_float
 
 LOSS = 0.01
-"""Loss beside the baseline, a share, that the first card allows until the reader sets another."""
+"""Loss beside the baseline, a share, that the first card allows until the reader sets another,
+where the spec does not say how much may be lost.
+"""
+STEP, MOST_LOSS = 0.25, 10
+"""Points between two places of the slider, and at its end."""
+
+
+def allowed_loss(run: Run) -> float:
+    """What the first card allows at first: what the spec allows of the metric that is kept, to a
+    place of the slider, else `LOSS`.
+    """
+    wanted, given = summary.kept_and_cost(run), run.spec.get("objectives")
+    for item in given if isinstance(given, list) and wanted is not None else []:
+        bound = item.get("bound") if isinstance(item, dict) else None
+        if not isinstance(bound, dict) or item.get("metric") != wanted[0].metric:
+            continue
+        loss = as_float(bound.get("loss"))
+        if loss is not None and not bound.get("relative"):
+            places = round(100 * loss / STEP) if math.isfinite(loss) else 0
+            return places * STEP / 100 if 0 < places * STEP <= MOST_LOSS else LOSS
+    return LOSS
+
+
+def points_said(loss: float) -> str:
+    """A loss as the slider says it: '1 point', '0.25 points'."""
+    return f"{100 * loss:g} point{'' if loss == 0.01 else 's'}"
 
 
 def verdict(run: Run) -> Html | None:
@@ -29,8 +56,9 @@ def verdict(run: Run) -> Html | None:
     if not offered or wanted is None:
         return join(["Ship ", _named(run, advised[0].row), f": {advised[0].text}."])
     kept, cost = wanted
-    chosen = summary.cheapest_within(offered, LOSS)
-    lost = f"{fixed(100 * LOSS, 0)} point of {kept.metric}"
+    allowed = allowed_loss(run)
+    chosen = summary.cheapest_within(offered, allowed)
+    lost = f"{points_said(allowed)} of {kept.metric}"
     if chosen is None:
         said = [f"No trial of the front is within {lost} of the baseline; nearest is "]
         said += [_named(run, offered[0].row), f": {_gain(run, offered[0].row)}."]
@@ -69,13 +97,14 @@ def _sure(run: Run, row: int) -> str:
     found = kept_changes(run).get(row)
     if found is None or not found.variance > 0:
         return ""
-    chance = summary.chance_text(float(found.kept(np.array([LOSS]))[0]))
+    allowed = allowed_loss(run)
+    chance = summary.chance_text(float(found.kept(np.array([allowed]))[0]))
     wanted = summary.kept_and_cost(run)
     part = part_of(wanted[0].metric, run.classes) if wanted else None
     few = ""
-    if part is not None and part.images * LOSS < _FEW_IMAGES:
-        few = f" ({significant(part.images * LOSS, 2)} images)"
-    return f" Chance of losing at most {fixed(100 * LOSS, 0)} point{few}: {chance}."
+    if part is not None and part.images * allowed < _FEW_IMAGES:
+        few = f" ({significant(part.images * allowed, 2)} images)"
+    return f" Chance of losing at most {points_said(allowed)}{few}: {chance}."
 
 
 def _without_front(run: Run) -> Html:

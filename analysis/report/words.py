@@ -32,7 +32,15 @@ from analysis.report.sections import (
     stages_section,
 )
 from analysis.report.still import front_picture
-from analysis.report.verdict import LOSS, configuration_of, kept_changes, verdict
+from analysis.report.verdict import (
+    MOST_LOSS,
+    STEP,
+    allowed_loss,
+    configuration_of,
+    kept_changes,
+    points_said,
+    verdict,
+)
 from analysis.report.versus import versus_section
 from analysis.run import Run
 
@@ -296,14 +304,15 @@ def _within_loss(run: Run) -> list[Html]:
     if not offered or wanted is None:
         return []
     kept, cost = wanted
-    chosen = summary.cheapest_within(offered, LOSS) or offered[0]
+    allowed = allowed_loss(run)
+    chosen = summary.cheapest_within(offered, allowed) or offered[0]
     known = kept_changes(run)
-    points = fixed(100 * LOSS, 0)
+    points = points_said(allowed)
     cards = []
     for member in offered:
-        title = f"Lowest {cost.metric} within {points} point"
-        if member.loss > LOSS:
-            title = f"Nearest: more than {points} point of {kept.metric} is lost"
+        title = f"Lowest {cost.metric} within {points}"
+        if member.loss > allowed:
+            title = f"Nearest: more than {points} of {kept.metric} is lost"
         advice = summary.Advice(title, member.row, "")
         cards.append(
             element(
@@ -317,7 +326,7 @@ def _within_loss(run: Run) -> list[Html]:
     return [
         element(
             "div",
-            _loss_slider(kept.metric),
+            _loss_slider(kept.metric, allowed),
             *cards,
             class_="within",
             data_metric=kept.metric,
@@ -326,9 +335,8 @@ def _within_loss(run: Run) -> list[Html]:
     ]
 
 
-def _loss_slider(metric: str) -> Html:
+def _loss_slider(metric: str, allowed: float) -> Html:
     """What the reader sets the loss with; hidden until the page's script shows it."""
-    points = fixed(100 * LOSS, 0)
     return element(
         "label",
         "Lose at most ",
@@ -339,10 +347,10 @@ def _loss_slider(metric: str) -> Html:
             min="0",
             max=f"{MOST_LOSS}",
             step=f"{STEP}",
-            value=points,
+            value=f"{100 * allowed:g}",
             aria_label=f"points of {metric} that may be lost",
         ),
-        element("output", f"{points} points", id="loss-shown", for_="loss"),
+        element("output", points_said(allowed), id="loss-shown", for_="loss"),
         class_="loss",
         hidden="",
     )
@@ -401,24 +409,21 @@ def _measured_on(run: Run, name: str) -> Html | None:
     return element("small", f" {part.name}, {plural(part.images, 'image')}")
 
 
-STEP, MOST_LOSS = 0.25, 10
-"""Points between two places of the slider, and at its end."""
-
-
 def _loss_sureness(run: Run, change: Change | None) -> Html | None:
     """How sure the loss beside the baseline is; the page writes the chance for another limit."""
     if change is None or run.baseline is None or not change.variance > 0:
         return None
     limits = np.arange(0, MOST_LOSS + STEP / 2, STEP) / 100
     chances = [summary.chance_text(float(p)) for p in change.kept(limits)]
-    mine = chances[round(100 * LOSS / STEP)]
+    allowed = allowed_loss(run)
+    mine = chances[round(100 * allowed / STEP)]
     ends = f"{summary.points(change.low)} to {summary.points(change.high)} points"
     return element(
         "p",
         f"Its true difference from {run.baseline.name}: {ends} (95 %, the latter taken as"
-        " measured). At most ",
-        element("span", f"{fixed(100 * LOSS, 0)} point", class_="limit"),
-        " is lost with a probability of ",
+        " measured). A loss of at most ",
+        element("span", points_said(allowed), class_="limit"),
+        " has a probability of ",
         element("b", mine, class_="chance"),
         ".",
         class_="note",

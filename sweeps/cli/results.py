@@ -81,7 +81,7 @@ def front(
     rows = loaded.front(where, noise=noise)
     empty = NO_FRONT if where is None else nothing_passes(loaded, where)
     if pick is None:
-        title = f"front of {loaded.name}"
+        title = f"front of {loaded.heading}"
         _print_table(_narrowed(front_text(loaded, rows), loaded), title, empty)
         possible = also_possible(loaded, rows) if where is None else ""
         if possible:
@@ -97,7 +97,7 @@ def front(
         raise ValueError(f"--pick {pick}: no such pick; valid: {', '.join(picks)}")
     chosen = rows.loc[[picks[pick.replace(" ", "-")]]]
     text = _narrowed(front_text(loaded, chosen), loaded)
-    _print_table(text, f"{pick} of {loaded.name}", "")
+    _print_table(text, f"{pick} of {loaded.heading}", "")
     _say_commands(loaded, str(chosen["trial_id"].iloc[0]))
 
 
@@ -196,7 +196,7 @@ def print_front(run: Path) -> "Run":
 
     loaded = load_run(str(run))
     rows = _narrowed(front_text(loaded), loaded)
-    _print_table(rows, f"front of {loaded.name}", NO_FRONT)
+    _print_table(rows, f"front of {loaded.heading}", NO_FRONT)
     _say_baseline(loaded)
     return loaded
 
@@ -226,7 +226,7 @@ def _print_within(loaded: "Run", given: str) -> None:
         )
     rows = loaded.configurations()
     chosen = rows.loc[[found.row]]
-    title = f"lowest {wanted[1].metric} of {loaded.name} within {given}"
+    title = f"lowest {wanted[1].metric} of {loaded.heading} within {given}"
     _print_table(_narrowed(front_text(loaded, chosen), loaded), title, "")
     say(f"{beside_baseline(loaded, chosen.iloc[0])} against {loaded.baseline.name}")
     _say_commands(loaded, str(chosen["trial_id"].iloc[0]))

@@ -162,7 +162,7 @@ def _told(
         verdict: that the goal is out of reach, in a sentence.
     """
     import analysis
-    from sweeps.shrink.deliver import MODEL, SPEC, deliver
+    from sweeps.shrink.deliver import BY_LOSS, MODEL, SPEC, deliver
     from sweeps.shrink.outcome import pick, prices
 
     run = analysis.load(done.folder)
@@ -172,14 +172,16 @@ def _told(
         return _code(done, reached=False)
     lines = _result(run, chosen)
     costs = [] if chosen.is_certain else prices(run)
+    if chosen.is_within and len(costs) == 1:
+        costs = []  # nothing that is cheaper at any loss
     for line in lines:
         say(line)
     if costs:
-        say("what was found, by what it loses:")
+        say(BY_LOSS)
     for line in costs:
         say(f"  {line}")
-    said = [*lines, *([] if verdict is None else [verdict]), *costs]
-    files = deliver(run, chosen, planned.runtime, folder, said)
+    said = [*lines, *([] if verdict is None else [verdict])]
+    files = deliver(run, chosen, planned.runtime, folder, said, costs)
     say(f"\nmodel    {folder / MODEL}")
     for path in files:
         say(f"         {path.name}  {path.stat().st_size:,} bytes")
@@ -213,20 +215,14 @@ def _nothing(run: "Run", done: "SweepResult", folder: Path) -> str:
 
 def _result(run: "Run", chosen: "Pick") -> list[str]:
     """The outcome in lines."""
-    from analysis.numbers import percent
     from sweeps.run.record import named_record
-    from sweeps.shrink.outcome import figures, on_test
+    from sweeps.shrink.outcome import figures, on_test, verdict
     from sweeps.shrink.progress import said
 
     plan = named_record(run.path, chosen.trial_id).plan
-    head = f"the goal is met by trial {chosen.trial_id}"
-    if not chosen.is_within:
-        head = f"the goal is not met; the nearest is trial {chosen.trial_id}"
-    elif not chosen.is_certain:
-        head += f", with a probability of {percent(chosen.probability, 0)}"
     test = on_test(run, chosen)
     return [
-        f"{head}: {said(plan.configuration)}",
+        f"{verdict(run, chosen)}: {said(plan.configuration)}",
         *figures(run, chosen),
         *([test] if test else []),
     ]

@@ -100,7 +100,7 @@ def _lines(
 
     counts = loaded.status_counts()
     total = ", ".join(f"{n} {name}" for name, n in counts.items())
-    lines = [f"[bold]{escape(loaded.name)}[/]  {len(loaded.trials)} trials: {total}"]
+    lines = [f"[bold]{escape(loaded.heading)}[/]  {len(loaded.trials)} trials: {total}"]
     line = driver_line(loaded.path)
     if line is not None:
         lines.append(escape(line))

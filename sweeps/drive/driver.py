@@ -316,7 +316,8 @@ def _measure_front(drive: _Drive) -> None:
         return
     site = site_of(drive.sweep, drive.storage.run)
     runtimes = list(spec.measure.runtimes)
-    said = measure_front(drive.storage, site, spec.objectives, runtimes)
+    note = drive.progress.note
+    said = measure_front(drive.storage, site, spec.objectives, runtimes, note)
     if said is not None:
         drive.progress.note(said)
 
@@ -384,6 +385,7 @@ def run_header(sweep: Sweep, command: Sequence[str]) -> dict[str, Any]:
     return {
         "schema": RECORD_SCHEMA,
         "name": spec.name,
+        "title": spec.title,
         "created": now(),
         "seed": spec.seed,
         "objectives": [asdict(objective) for objective in spec.objectives],

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import analysis
 from analysis.contract import BASELINE, LATENCY_FILE, Objective
 from analysis.fronts import front_and_rivals
+from analysis.numbers import plural
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import Site
 from sweeps.run.record import TrialRecord, now, to_json
@@ -44,11 +45,13 @@ def measure_front(
     site: Site,
     objectives: Sequence[Objective],
     prefixes: Sequence[str] = ("",),
+    note: Callable[[str], None] = lambda line: None,
 ) -> str | None:
     """Measure the front, its rivals and the baseline again, unless that has been done.
 
     Args:
         prefixes: what the metrics of each runtime begin with (`MeasureConfig.runtimes`).
+        note: says that it is done, which takes a minute in which nothing else is seen.
 
     Returns:
         A line about trials that could not be measured; None where there is nothing to say.
@@ -76,6 +79,7 @@ def measure_front(
         return None
     host = Counter(hosts[name] for name in chosen if name in hosts).most_common(1)[0][0]
     runtimes = list(dict.fromkeys(wanted.values()))
+    note(f"timing {plural(len(chosen), 'model')} of the front once more, in turns")
     found = _measured_on(host, chosen, site, runtimes)
     if isinstance(found, str):
         return found

@@ -15,7 +15,7 @@ import yaml
 from pydantic import JsonValue
 
 from analysis.contract import LATENCY_FILE, RUN_FILE, SEARCH_PREFIX, TEST_PREFIX
-from analysis.header import metrics_of_run
+from analysis.header import heading_of_run, metrics_of_run
 from analysis.metrics import Metrics, on_test_set
 from analysis.report.markdown import code
 from compress.measure.options import RuntimeOptions
@@ -74,7 +74,7 @@ def write_card(
     """
     record = named_record(run, trial_id)
     source = _source_licence(record.plan.source)
-    name = f"{run.resolve().name} {record.trial_id}"
+    name = f"{heading_of_run(run)}, trial {record.trial_id}"
     chosen = about.licence or source or UNKNOWN
     header = yaml.safe_dump(
         _front_matter(run, record, about.library, chosen),
@@ -189,7 +189,10 @@ def _front_matter(
         "tags": [*dict.fromkeys(stage.kind for stage in record.plan.stages)],
         "datasets": [dataset],
         "model-index": [
-            {"name": f"{run.resolve().name}-{record.trial_id}", "results": results}
+            {
+                "name": f"{heading_of_run(run)}, trial {record.trial_id}",
+                "results": results,
+            }
         ],
     }
 

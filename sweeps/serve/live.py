@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.contract import PLAN_FILE, Objective
+from analysis.header import heading_of_run
 from analysis.loading import Follower
 from analysis.report.page import Content, assembled, content_of
 from analysis.report.predictions import shown_predictions
@@ -71,6 +72,12 @@ class LiveRun:
         self._run: Run | None = None
         self._objectives: Sequence[Objective] = ()
         self._title = f"{time.time_ns():x}"
+
+    @property
+    def heading(self) -> str:
+        """What readers call it; its name distinguishes it from others that are called the same."""
+        heading = heading_of_run(self.folder)
+        return heading if heading == self.name else f"{heading} ({self.name})"
 
     @property
     def is_writable(self) -> bool:

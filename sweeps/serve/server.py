@@ -267,7 +267,7 @@ def _list_of(runs: Mapping[str, LiveRun]) -> str:
     entries = []
     for name, run in runs.items():
         run.look()
-        link = element("a", name, href=f"/run/{quote(name, safe='')}/")
+        link = element("a", run.heading, href=f"/run/{quote(name, safe='')}/")
         entries.append(element("li", link, " ", element("small", run.now()["line"])))
     style = (
         "body{font:16px/1.6 system-ui,sans-serif;max-width:50em;margin:3em auto;padding:0 1em;"

@@ -17,6 +17,7 @@ MODEL = "model"
 SPEC = "shrink.yaml"
 FRONT = "front.csv"
 README = "README.md"
+BY_LOSS = "what was found, by what it loses:"
 
 _FORMATS: dict[RuntimeName, str] = {
     "openvino": "openvino",
@@ -29,12 +30,18 @@ _FORMATS: dict[RuntimeName, str] = {
 
 
 def deliver(
-    run: Run, pick: Pick, runtime: RuntimeName, folder: Path, said: Sequence[str]
+    run: Run,
+    pick: Pick,
+    runtime: RuntimeName,
+    folder: Path,
+    said: Sequence[str],
+    costs: Sequence[str] = (),
 ) -> list[Path]:
     """Export the pick into `folder`, beside what was found; the files of the model.
 
     Args:
         said: the result in lines, for the folder's README.
+        costs: what each loss would have bought, in lines.
 
     Raises:
         ValueError: the model cannot be exported.
@@ -50,7 +57,10 @@ def deliver(
         shutil.copyfile(run.path / REPORT_FILE, folder / REPORT_FILE)
     table = found_front(run).to_csv(index=False, lineterminator="\n")
     write_atomic(folder / FRONT, table.encode())
-    write_atomic(folder / README, _readme(run, pick, form, folder, said).encode())
+    results = [f"- {line}" for line in said]
+    if costs:
+        results += [f"- {BY_LOSS}", *(f"  - {line}" for line in costs)]
+    write_atomic(folder / README, _readme(run, pick, form, folder, results).encode())
     return [target / path.name for path in done.files]
 
 
@@ -66,7 +76,9 @@ def commands(run: Run, folder: Path, form: str) -> list[str]:
     return [f"{command:{width}}  # {what}" for command, what in told.items()]
 
 
-def _readme(run: Run, pick: Pick, form: str, folder: Path, said: Sequence[str]) -> str:
+def _readme(
+    run: Run, pick: Pick, form: str, folder: Path, results: Sequence[str]
+) -> str:
     files = {
         f"{MODEL}/": f"the deployed file (trial {pick.trial_id}), its card, `predict.py`",
         FRONT: "what was found: the configurations that no other dominates",
@@ -75,10 +87,9 @@ def _readme(run: Run, pick: Pick, form: str, folder: Path, said: Sequence[str]) 
         f"{run.path.name}/": "its run folder; `_cache/` holds the models of all trials",
     }
     listed = [f"- `{name}`: {what}" for name, what in files.items()]
-    results = [f"- {line}" for line in said]
     return "\n".join(
         [
-            *("# The shrunk model", "", *results, "", "## Files", *listed, ""),
+            *(f"# {run.heading}", "", *results, "", "## Files", *listed, ""),
             *("## Go on", "```", *commands(run, folder, form), "```", ""),
         ]
     )

@@ -32,7 +32,8 @@ class Pick:
         row: of the run's trials.
         trial_id: the trial that stands for it.
         probability: that it keeps all bounds.
-        is_within: whether its means keep them.
+        is_within: whether its means keep them, and what is to be as little as possible is less than
+            the source's.
     """
 
     row: int
@@ -49,19 +50,20 @@ def pick(run: Run) -> Pick | None:
     """The best configuration for the goal; None where none is complete.
 
     Of those that keep all bounds: the one that loses least where every cost has a bound, else the
-    one that costs least. Where none does, the one that misses by least.
+    one that costs least, if that is less than the source does. Where none does, the one that
+    misses by least.
     """
-    rows, objectives = run.configurations(), run.objectives
+    rows, objectives = run.configurations(), bounded_by_source(run)
     if rows.empty:
         return None
     values = objective_values(rows, objectives)
-    chances = bounds_probability(rows, objectives, run.classes)
+    chances = bounds_probability(rows, run.objectives, run.classes)
     within = eligible(values, objectives)
     if within.any():
         sure = within & (chances >= CERTAIN)
-        is_open = any(o.bound is None for o in objectives)
+        is_open = open_objective(run) is not None
         allowed = sure if sure.any() and not is_open else within
-        wanted = next((i for i, o in enumerate(objectives) if o.bound is None), 0)
+        wanted = next((i for i, o in enumerate(run.objectives) if o.bound is None), 0)
         costs = objectives[wanted].sign * values[:, wanted]
         best = int(np.where(allowed, costs, np.inf).argmin())
     else:
@@ -69,6 +71,46 @@ def pick(run: Run) -> Pick | None:
     index = int(rows.index[best])
     name = str(rows["trial_id"].iloc[best])
     return Pick(index, name, float(chances[best]), bool(within[best]))
+
+
+def open_objective(run: Run) -> Objective | None:
+    """What is to be as little as possible (--fastest, --smallest); None where all has bounds."""
+    return next((o for o in run.objectives if o.bound is None), None)
+
+
+def bounded_by_source(run: Run) -> list[Objective]:
+    """The objectives, of which one without a bound is bounded by what the source has: a file that
+    is slower than the source's is no result of --fastest.
+    """
+    known = {} if run.baseline is None else run.baseline.metrics
+    return [
+        replace(o, bound=math.nextafter(known[o.metric], -o.sign * math.inf))
+        if o.bound is None and o.metric in known
+        else o
+        for o in run.objectives
+    ]
+
+
+def verdict(run: Run, chosen: Pick) -> str:
+    """Whether the goal is met, and by which trial; of a goal without a bound, what was found."""
+    trial, free = f"trial {chosen.trial_id}", open_objective(run)
+    more, most = ("faster", "fastest") if _is_time(free) else ("smaller", "smallest")
+    sure = f"a probability of {percent(chosen.probability, 0)}"
+    if free is None:
+        if not chosen.is_within:
+            return f"the goal is not met; the nearest is {trial}"
+        met = f"the goal is met by {trial}"
+        return met if chosen.is_certain else f"{met}, with {sure}"
+    if not chosen.is_within:
+        lost = "no candidate that loses no more than allowed is"
+        return f"{lost} {more} than the source; the nearest is {trial}"
+    found = f"the {most} that was found is {trial}"
+    allowed = f"which loses no more than allowed with {sure}"
+    return found if chosen.is_certain else f"{found}, {allowed}"
+
+
+def _is_time(objective: Objective | None) -> bool:
+    return objective is not None and objective.metric == "latency_ms"
 
 
 def _missed_by(values: Floats, objectives: Sequence[Objective]) -> Floats:
@@ -97,6 +139,8 @@ def figures(run: Run, pick: Pick) -> list[str]:
         if run.baseline is not None and metric in run.baseline.metrics:
             before = quantity(run.baseline.metrics[metric], unit)
             parts = [f"{before} -> {now}"]
+            if unit != "fraction" and run.baseline.metrics[metric] > 0:
+                parts = [f"{parts[0]} ({value / run.baseline.metrics[metric]:.2g}x)"]
         if objective.limit is not None:
             word = "at most" if objective.mode == "min" else "at least"
             keeps = objective.excess(value) <= 0
@@ -161,10 +205,11 @@ def prices(run: Run) -> list[str]:
             continue
         before = best
         shown = quantity(float(values[best, 1]), run.metrics.unit(cost.metric))
+        word = "gains" if lost[best] < 0 else "loses"
         lines.append(
             f"losing {percent(step)} at most: {cost.metric} {shown}"
-            f" (trial {rows['trial_id'].iloc[best]}, loses"
-            f" {fixed(100 * float(lost[best]), 2)} points)"
+            f" (trial {rows['trial_id'].iloc[best]}, {word}"
+            f" {fixed(100 * abs(float(lost[best])), 2)} points)"
         )
     return lines
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from analysis.numbers import duration, number, plural, quantity
+from analysis.numbers import duration, number, percent, plural, quantity
 from compress.measure.options import RuntimeName, RuntimeOptions
 from sweeps.check import check_spec
 from sweeps.drive.metrics import units
@@ -90,7 +90,7 @@ def plan(request: Request) -> Plan:
     speed = _speed(seen, options)
     refuse_impossible(wish.goals, seen, speed, options)
     raw, methods = spec_for(wish, seen, speed, request.folder)
-    raw["seed"] = request.seed
+    raw = {"name": raw.pop("name"), "title": request.title, **raw, "seed": request.seed}
     batch = training_config(seen, 0)["batch_size"]
     fits = room(seen, speed, batch, local=request.local)
     if fits.memory_gb is not None:
@@ -198,8 +198,14 @@ def _said(objective: Tree, unit: str) -> str:
         return f"{metric} {word} {quantity(bound, unit)}"
     if "times" in bound:
         return f"{metric} {word} {bound['times']:g} times the source's"
-    of = " of it" if bound.get("relative") else ""
-    return f"{metric} within {bound['loss']:g}{of} of the source's"
+    loss, side = bound["loss"], "below" if objective["mode"] == "max" else "above"
+    if bound.get("relative"):
+        lost = percent(loss)
+    elif unit == "fraction":
+        lost = f"{100 * loss:g} point{'' if loss == 0.01 else 's'}"
+    else:
+        lost = quantity(loss, unit)
+    return f"{metric} at most {lost} {side} the source's"
 
 
 def _alternatives(methods: Methods) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -108,11 +109,15 @@ class GoalProgress(Progress):
         self._ends = time.monotonic() + self._seconds
         self._run: Path | None = None
         self._tried: dict[str, str] = {}
+        self._source: Mapping[str, Any] = {}
 
     @contextlib.contextmanager
     def drawn(self, total: int, run: Path | None = None) -> Iterator[None]:
         """See `Progress`; the clock of the search begins, and the bar is its time."""
         self._run = run
+        source = None if run is None else TrialRecord.read(trial_folder(run, BASELINE))
+        if source is not None:  # of a search that goes on
+            self._source = source.outcome.metrics
         self._ends = time.monotonic() + self._seconds
         with super().drawn(round(self._seconds), run):
             self._judge()
@@ -127,6 +132,8 @@ class GoalProgress(Progress):
 
     def ended(self, record: TrialRecord) -> None:
         """Print a trial's line; end the search where it shows that it is in vain."""
+        if record.trial_id == BASELINE and record.status == "complete":
+            self._source = record.outcome.metrics
         super().ended(record)
         if record.trial_id == BASELINE and record.status == "complete":
             doubt = hardly_knows(record.outcome.metrics, self._classes)
@@ -195,23 +202,36 @@ class GoalProgress(Progress):
             self._measured(o.metric, metrics.get(o.metric)) for o in self.objectives
         ]
 
+    def _is_less(self, metrics: Mapping[str, Any]) -> bool:
+        """Whether what is to be as little as possible is less than the source has; as `pick` goes
+        by, which takes nothing else for a result.
+        """
+        free = [o for o in self.objectives if o.bound is None]
+        has = self._source
+        return all(
+            o.sign * (metrics[o.metric] - has.get(o.metric, math.inf * o.sign)) < 0
+            for o in free
+        )
+
     def _line(self, record: TrialRecord, is_best: bool) -> str:
         """Whether it meets the goal, what was tried, what it gave."""
         metrics = record.outcome.metrics
         mark = "[red]✗[/]"
         if record.status == "complete":
-            meets = is_feasible(metrics, self.objectives)
+            meets = is_feasible(metrics, self.objectives) and self._is_less(metrics)
             mark = "[green]✓[/]" if meets else "[yellow]·[/]"
         name = _words(record.plan)
-        parts = [f"{mark} {escape(f'{name:<28}')}", *self._result(record)]
+        parts = self._result(record)
         if record.outcome.seconds is not None:
             parts.append(f"[dim]{duration(record.outcome.seconds)}[/]")
-        return " ".join(parts)
+        return f"{mark} {escape(f'{name:<27}')} {', '.join(parts)}"
 
 
 def _short(name: str) -> str:
-    """A metric's name as a line has room for it."""
-    return name.removeprefix("runtime_")
+    """A metric's name as a line has room for it: its value has the unit."""
+    if name == "file_bytes":
+        return "file"
+    return name.removeprefix("runtime_").removesuffix("_ms").removesuffix("_mb")
 
 
 def _words(plan: TrialPlan | None) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from analysis import numbers
 from sweeps.spec.yaml_text import SpecError, did_you_mean
 
 Quantity = Literal["latency", "throughput", "bytes", "macs", "memory"]
@@ -37,6 +38,17 @@ _EXAMPLES: Mapping[Quantity, str] = {
     "memory": "50MB or 0.5x",
 }
 
+_WORDS: Mapping[Quantity, tuple[str, str]] = {
+    "latency": ("latency", "ms"),
+    "throughput": ("throughput", "images/s"),
+    "bytes": ("bytes", "bytes"),
+    "macs": ("operations", "GMACs"),
+    "memory": ("memory", "MB"),
+}
+"""Quantity → what a title calls it, and its metric's unit."""
+_LONGEST_MODEL = 40
+"""Characters of a model's name in a title."""
+
 _NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([^\s]*)\s*")
 
 
@@ -53,6 +65,17 @@ class Goal:
     quantity: Quantity
     bound: float | None = None
     times: float | None = None
+
+    @property
+    def said(self) -> str:
+        """In words, for a title."""
+        word, unit = _WORDS[self.quantity]
+        if self.times is not None:
+            return f"{self.times:g} times the {word}"
+        if self.bound is None:
+            return "as fast as can be" if word == "latency" else "as small as can be"
+        limit = "at most" if _METRICS[self.quantity][1] == "min" else "at least"
+        return f"{limit} {numbers.quantity(self.bound, unit)}"
 
     @property
     def objective(self) -> dict[str, Any]:
@@ -101,6 +124,18 @@ class Request:
     folder: Path
     command: str
     local: bool = True
+
+    @property
+    def title(self) -> str:
+        """What the report calls the search: the model, the goals and what may be lost."""
+        path = Path(self.model.removeprefix("hf-hub:"))
+        name = path.resolve().name if path.is_dir() else path.name
+        name = path.stem if path.is_file() else name
+        if len(name) > _LONGEST_MODEL:
+            name = f"{name[: _LONGEST_MODEL - 1]}…"
+        wanted = " and ".join(goal.said for goal in self.goals)
+        of = "" if self.metric == "accuracy" else f" of {self.metric}"
+        return f"{name}: {wanted}, losing at most {self.max_loss}{of}"
 
     @property
     def identity(self) -> str:

@@ -411,6 +411,14 @@ class Spec(Config):
     """A sweep."""
 
     name: RunName = Field(description="of the sweep, and of its run folder")
+    title: UserText | None = Field(
+        None,
+        min_length=1,
+        max_length=250,
+        description=(
+            "what the report, the card and the tables call the sweep, in words; default: its name"
+        ),
+    )
     seed: int = Field(
         0, ge=0, lt=2**31, description="every random number follows from it"
     )

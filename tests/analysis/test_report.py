@@ -122,6 +122,30 @@ def test_report_goes_where_it_is_told(make_run, tmp_path):
         analysis.write_report([path, path])
 
 
+def test_a_run_is_called_by_its_title(make_run, tmp_path):
+    title = "digits-vit: 0.5 times the bytes & 200 images/s"
+    path = make_run("run", trials=8, header={"title": title})
+    run = analysis.load(path)
+    assert (run.name, run.heading) == ("run", title)
+    text = analysis.write_report(run).read_text()
+    shown = title.replace("&", "&amp;")
+    assert f"<title>{shown} · sweep report</title>" in text
+    assert f"<h1>{shown}</h1>" in text
+    markdown = analysis.write_markdown(run, tmp_path / "a.md").read_text()
+    assert markdown.startswith(f"# `{title}`\n")
+    again = analysis.load(path)  # from its Parquet tables, too
+    assert again.heading == title
+    untitled = analysis.load(make_run("other", trials=8, header={"title": None}))
+    assert untitled.heading == "other"
+    # a slash of a title is no border in the ids of a comparison's trials
+    merged = analysis.merge([run, untitled])
+    assert list(merged.members) == [title.replace("/", " per "), "other"]
+    assert merged.heading == " and ".join(merged.members)
+    assert {name.partition("/")[0] for name in merged.trials["trial_id"]} == set(
+        merged.members
+    )
+
+
 def test_several_runs_are_compared_on_one_page(make_run, tmp_path):
     paths = [make_run("one", trials=8), make_run("two", seed=1, trials=6)]
     text = analysis.write_report(paths, tmp_path / "both.html").read_text()
@@ -409,6 +433,39 @@ CONSTRAINTS = (
     "status=failed",
     "finetune.epochs>4 and nvit.target<=.6",
 )
+
+
+@pytest.mark.parametrize(
+    ("bound", "trial", "words"),
+    [
+        ({"loss": 0.02, "to": "source"}, "00001", "within 2 points of accuracy"),
+        ({"loss": 0.0049, "to": "source"}, "00000", "within 0.5 points of accuracy"),
+        # what is no share of points, or none on the slider, leaves one point
+        ({"loss": 0.02, "relative": True}, "00000", "within 1 point of accuracy"),
+        ({"loss": 0.5}, "00000", "within 1 point of accuracy"),
+        ({"loss": 1e999}, "00000", "within 1 point of accuracy"),
+        ("none", "00000", "within 1 point of accuracy"),
+    ],
+)
+def test_the_first_card_allows_the_loss_of_the_spec(
+    make_run, bound, trial: str, words: str
+) -> None:
+    means = {0: (0.895, 4.0), 1: (0.88, 2.0), 2: (0.8, 1.0)}
+
+    def change(record: dict) -> None:
+        accuracy, gmacs = means[record["number"]]
+        metrics = {"accuracy": accuracy, "gmacs": gmacs}
+        record |= {"status": "complete", "metrics": metrics, "error": None}
+
+    spec = {"objectives": [{"metric": "accuracy", "mode": "max", "bound": bound}]}
+    run = analysis.load(make_run(trials=3, change=change))
+    source = Baseline("the source", {"accuracy": 0.9, "gmacs": 8})
+    run = replace(run, baseline=source, spec=spec)
+    text = analysis.write_report(run).read_text()
+    said = re.sub("<[^>]*>", "", text[text.index("Ship ") :])
+    assert said.startswith(f"Ship trial {trial}, the lowest gmacs {words}")
+    points = words.split()[1]
+    assert re.search(f"id='loss'[^>]*value='{points}'", text)
 
 
 def test_the_page_reads_constraints_as_python_does(demo_run, demo_page) -> None:

@@ -113,7 +113,9 @@ def test_what_is_measured_again_counts_and_both_are_kept(
         return {"host": "here", "alone": True, "rounds": 6, "metrics": metrics}
 
     monkeypatch.setattr(final_measurement, "measure_in_turns", again)
-    said = measure_front(RunStorage(run), site(run), OBJECTIVES)
+    noted: list[str] = []
+    said = measure_front(RunStorage(run), site(run), OBJECTIVES, note=noted.append)
+    assert noted == ["timing 3 models of the front once more, in turns"]
     assert said is not None
     assert "00002" in said
     file = read_json(run / "trials" / "00001" / LATENCY_FILE)

@@ -1,5 +1,6 @@
 """`sweeps shrink`: goals as a user writes them, the spec that follows, the pick, the folder."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,18 +12,21 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import analysis
+from analysis.contract import Objective
 from compress.measure.options import RuntimeOptions
 from sweeps.cli.main import app
 from sweeps.cli.shrink import _nothing as nothing
 from sweeps.cli.shrink import _told as told
 from sweeps.drive.driver import SweepResult, run_header
-from sweeps.run.record import to_json
+from sweeps.run.record import named_record, to_json
 from sweeps.shrink import look as looking
+from sweeps.shrink.deliver import deliver
 from sweeps.shrink.look import Speed, data_section, source_section
 from sweeps.shrink.methods import methods_for
-from sweeps.shrink.outcome import Pick, pick, prices
+from sweeps.shrink.outcome import Pick, figures, pick, prices, verdict
 from sweeps.shrink.plan import plan
-from sweeps.shrink.progress import hardly_knows, said
+from sweeps.shrink.progress import GoalProgress, hardly_knows, said
+from sweeps.shrink.reach import Reach
 from sweeps.shrink.request import Goal, Request, goal, max_loss, metric_of_loss
 from sweeps.shrink.spec import Wish, is_trained, points
 from sweeps.spec.yaml_text import SpecError
@@ -208,7 +212,12 @@ def test_the_spec_can_be_read_edited_and_taken_up(
     first = plan(request(model, folder))
     raw = yaml.safe_load(first.text)
     assert raw["objectives"][0]["bound"] == {"loss": 0.01, "to": "source"}
+    goal = (
+        "goal     accuracy at most 1 point below the source's, gmacs at most 0.5 times"
+    )
+    assert f"{goal} the source's" in first.lines
     assert raw["search"]["stop_when"] == "goal"
+    assert raw["title"] == "model: 0.5 times the operations, losing at most 1%"
     assert set(raw["stages"]["cut"]["one_of"]) == {
         "none",
         "channels",
@@ -227,6 +236,30 @@ def test_the_spec_can_be_read_edited_and_taken_up(
     assert again.sweep.spec.stages == first.sweep.spec.stages
     with pytest.raises(SpecError, match="is the result of another command"):
         plan(request(model, folder, goals=(Goal("latency", times=0.5),)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "title"),
+    [
+        ({"model": "hf-hub:timm/resnet18.a1_in1k"}, "resnet18.a1_in1k: {}"),
+        ({"model": "weights/cells.best.pth"}, "cells.best.pth: {}"),
+        ({"model": "a" * 60}, "a" * 39 + "…: {}"),
+        (
+            {"goals": (Goal("latency", bound=5.0), Goal("throughput", times=2.0))},
+            "m: at most 5 ms and 2 times the throughput, losing at most 1%",
+        ),
+        ({"goals": (Goal("latency"),)}, "m: as fast as can be, losing at most 1%"),
+        (
+            {"goals": (Goal("bytes"),), "metric": "auroc", "max_loss": "0.02"},
+            "m: as small as can be, losing at most 0.02 of auroc",
+        ),
+    ],
+)
+def test_a_search_is_called_after_its_model_and_goal(
+    changes: dict[str, Any], title: str
+) -> None:
+    found = replace(request(Path("m"), Path("out")), **changes).title
+    assert found == title.format("0.5 times the operations, losing at most 1%")
 
 
 def test_a_folder_that_holds_something_is_left_alone(
@@ -249,13 +282,19 @@ def test_cheap_things_come_first_and_the_goal_says_how_much_is_cut(
     assert shares[0] == 0.4  # 4 of 10 ms
 
 
+HALF = {"metric": "gmacs", "mode": "min", "bound": {"times": 0.5}}
+
+
 def of_run(
-    raw: dict[str, Any], run: Path, trials: list[tuple[float, float]]
+    raw: dict[str, Any],
+    run: Path,
+    trials: list[tuple[float, float]],
+    cost: dict[str, Any] = HALF,
 ) -> analysis.Run:
     """A run whose source has an accuracy of 0.9 and 4 gmacs."""
     raw["objectives"] = [
         {"metric": "accuracy", "mode": "max", "bound": {"loss": 0.01}},
-        {"metric": "gmacs", "mode": "min", "bound": {"times": 0.5}},
+        cost,
     ]
     search = searcher(raw, run, trials=len(trials) or 1, baseline=True)
     write_atomic(run / "run.json", to_json(run_header(search.sweep, [])))
@@ -276,15 +315,130 @@ def test_the_pick_keeps_the_bounds_and_loses_least(
 def test_the_nearest_where_nothing_keeps_the_bounds_and_what_more_would_cost(
     raw: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = of_run(raw, tmp_path / "r", [(0.90, 3.5), (0.885, 2.1), (0.5, 1.0)])
+    run = of_run(raw, tmp_path / "r", [(0.901, 3.5), (0.885, 2.1), (0.5, 1.0)])
     found = pick(run)
     assert found is not None
     assert (found.trial_id, found.is_within) == ("00001", False)
     lines = prices(run)
     assert "0.0 % at most: gmacs 3.5" in lines[0]
+    assert "gains 0.10 points" in lines[0]
     assert "2.0 % at most: gmacs 2.1" in lines[1]
     assert "1.50 points" in lines[1]
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("trials", "expected", "words"),
+    [
+        # the least that loses a point at most
+        ([(0.895, 3.0), (0.9, 3.5), (0.6, 1.0)], ("00000", True), "the smallest that"),
+        # what has more than the source is no result, though it loses nothing
+        ([(0.9, 4.5), (0.9, 4.0)], ("00001", False), "is smaller than the source"),
+        ([(0.9, 5.0), (0.885, 3.9)], ("00001", False), "is smaller than the source"),
+    ],
+)
+def test_as_little_as_possible_is_less_than_the_source_has(
+    trials: list[tuple[float, float]],
+    expected: tuple[str, bool],
+    words: str,
+    raw: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    cost = {"metric": "gmacs", "mode": "min"}
+    run = of_run(raw, tmp_path / "r", trials, cost)
+    found = pick(run)
+    assert found is not None
+    assert (found.trial_id, found.is_within) == expected
+    assert words in verdict(run, found)
+    assert found.trial_id in verdict(run, found)
+
+
+def test_figures_say_what_is_left_of_the_source(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    run = of_run(raw, tmp_path / "r", [(0.895, 1.0)])
+    found = pick(run)
+    assert found is not None
+    assert verdict(run, found) == "the goal is met by trial 00000"
+    lines = figures(run, found)
+    assert lines[0].startswith("accuracy: 90.00 % -> 89.50 %, goal at least 89.00 %")
+    assert "-> 1" in lines[1]
+    assert "(0.25x), goal at most 2" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "shown"),
+    [
+        (
+            {"runtime_accuracy": 0.934, "file_bytes": 4377178},
+            "· fewer channels 0.55, int8   accuracy 93.40 %, file 4 377 178 bytes, 2 min 32 s",
+        ),
+        (
+            {"runtime_accuracy": 0.934, "latency_ms": 0.0952},
+            "· fewer channels 0.55, int8   accuracy 93.40 %, latency 0.0952 ms, 2 min 32 s",
+        ),
+    ],
+)
+def test_a_line_of_a_candidate_fits_a_terminal(
+    metrics: dict[str, float], shown: str, raw: dict[str, Any], tmp_path: Path
+) -> None:
+    record = named_record(of_run(raw, tmp_path / "r", [(0.9, 3.0)]).path, "00000")
+    chosen = {
+        "stages.cut": "channels",
+        "stages.cut.channels.target.macs": 0.55,
+        "stages.store": "int8",
+    }
+    outcome = record.outcome.model_copy(update={"metrics": metrics, "seconds": 152.0})
+    plan = record.plan.model_copy(update={"configuration": chosen})
+    objectives = [Objective(name, "max", 1.0) for name in metrics]
+    units = {"runtime_accuracy": "fraction", "file_bytes": "bytes", "latency_ms": "ms"}
+    progress = GoalProgress(
+        objectives,
+        units,
+        hours=1,
+        reach=Reach({"stages": {}, "search": {}}),
+        classes=10,
+    )
+    line = progress._line(replace(record, plan=plan, outcome=outcome), is_best=False)
+    plain = re.sub(r"\[/?[a-z]*\]", "", line)
+    assert " ".join(plain.split()) == " ".join(shown.split())
+    assert len(plain) <= 80
+
+
+def test_the_readme_says_what_each_loss_would_buy(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(run: Path, trial: str, form: str, target: Path) -> SimpleNamespace:
+        target.mkdir(parents=True)
+        return SimpleNamespace(files=[])
+
+    monkeypatch.setattr("sweeps.shrink.deliver.export", export)
+    run = of_run(raw, tmp_path / "r", [(0.90, 3.5), (0.885, 2.1)])
+    found = pick(run)
+    assert found is not None
+    costs = prices(run)
+    deliver(run, found, "torch", tmp_path / "out", ["it is not met"], costs)
+    text = (tmp_path / "out" / "README.md").read_text()
+    listed = "\n".join(f"  - {line}" for line in costs)
+    assert f"- it is not met\n- what was found, by what it loses:\n{listed}\n" in text
+
+
+def test_a_candidate_that_costs_more_than_the_source_is_not_marked(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    cost = {"metric": "gmacs", "mode": "min"}
+    folder = of_run(
+        raw, tmp_path / "r", [(0.9, 3.0), (0.9, 5.0), (0.6, 1.0)], cost
+    ).path
+    objectives = [Objective("accuracy", "max", 0.89), Objective("gmacs", "min")]
+    reach = Reach({"stages": {}, "search": {}})
+    progress = GoalProgress(objectives, {}, hours=1, reach=reach, classes=10)
+    with progress.drawn(0, folder):  # as a search that goes on
+        lines = [
+            progress._line(named_record(folder, trial), is_best=False)
+            for trial in ("00000", "00001", "00002")
+        ]
+    assert ["✓" in line for line in lines] == [True, False, False]
 
 
 def test_nothing_to_pick_before_the_first_trial(
@@ -306,11 +460,11 @@ def test_after_ctrl_c_the_best_so_far_is_delivered(
     run = of_run(raw, tmp_path / "r", trials)
     delivered: list[str] = []
 
-    def deliver(run: analysis.Run, chosen: Pick, *rest: Any) -> list[Path]:
+    def noted(run: analysis.Run, chosen: Pick, *rest: Any) -> list[Path]:
         delivered.append(chosen.trial_id)
         return []
 
-    monkeypatch.setattr("sweeps.shrink.deliver.deliver", deliver)
+    monkeypatch.setattr("sweeps.shrink.deliver.deliver", noted)
     done = SweepResult(run.path, True, False, run.path / "report.html")
     planned: Any = SimpleNamespace(runtime="torch")
     assert told(planned, done, tmp_path) == 130
@@ -385,3 +539,9 @@ def test_from_a_model_to_a_folder(
     assert {"model", "README.md", "front.csv", "report.html", "shrink.yaml"} <= names
     files = {path.name for path in Path("out/model").iterdir()}
     assert {"model.safetensors", "README.md"} <= files
+    title = "model: 0.9 times the operations, losing at most 60%"
+    assert f"<h1>{title}</h1>" in Path("out/report.html").read_text()
+    assert Path("out/README.md").read_text().startswith(f"# {title}\n")
+    assert f"# `{title}, trial " in Path("out/model/README.md").read_text()
+    front = CliRunner().invoke(app, ["front", "out/run"])
+    assert f"front of {title}" in " ".join(front.output.split())

@@ -1,0 +1,324 @@
+"""The ways of `benchmarks/shrink.py`: each makes a file that OpenVINO executes out of one goal."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from prune_channels import whole_layers
+from shrink_table import wanted
+from torch import Tensor, nn
+
+from compress.finetune import Finetune
+from compress.int8.stage import Int8
+from compress.measure.options import RuntimeName, RuntimeOptions
+from compress.runtimes.registry import runtime
+from compress.stage import Context
+from sweeps.shrink.look import data_section, look, source_section
+from sweeps.shrink.methods import training_config
+from sweeps.shrink.request import Goal, max_loss
+from trainers.config import DataConfig
+from trainers.data.splits import Data, Split, TrainBatches, eval_batches, load_data
+from trainers.files import default_data_cache
+from trainers.models.arch import ModelState
+
+CPU = torch.device("cpu")
+CALIBRATION_IMAGES = 128
+PRUNING_STEPS = 100
+_UNLIMITED = 10**9
+"""Images of a training that ends by the clock."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One goal of a pair, with one seed.
+
+    Attributes:
+        folder: a model of ours.
+        data_file: the section `data` of a spec.
+        goals: quantity → limit, as options of `sweeps shrink`.
+        loss: what may be lost, as --max-loss.
+        seconds: for a way that uses all of its time.
+        olive_python: of an environment where Olive is installed.
+    """
+
+    folder: Path
+    data_file: Path
+    goals: dict[str, str]
+    seed: int
+    loss: str
+    seconds: float
+    olive_python: Path | None = None
+
+    @cached_property
+    def training(self) -> Finetune:
+        """How `sweeps shrink` would train this model on these data."""
+        seen = look(source_section(str(self.folder), None), self._section)
+        options = training_config(seen, _UNLIMITED)
+        return Finetune.model_validate(options)
+
+    @cached_property
+    def _section(self) -> dict[str, Any]:
+        return data_section(str(self.data_file))
+
+    @cached_property
+    def config(self) -> DataConfig:
+        """With the preprocessing that `sweeps shrink` gives the model, too."""
+        seen = look(source_section(str(self.folder), None), self._section)
+        return DataConfig.model_validate(seen.data)
+
+    @cached_property
+    def data(self) -> Data:
+        return load_data(self.config, default_data_cache())
+
+    @cached_property
+    def state(self) -> ModelState:
+        return ModelState.load(self.folder)
+
+    @property
+    def size(self) -> int:
+        return self.data.info.image_size
+
+    @property
+    def wanted(self) -> list[Goal]:
+        return wanted(self.goals)
+
+    @property
+    def share(self) -> float:
+        """What the goal leaves of the source's cost, where it is a multiple."""
+        return self.wanted[0].times or 0.5
+
+    @property
+    def allowed(self) -> float:
+        """Points of accuracy that may be lost, as a share."""
+        return float(max_loss(self.loss, "fraction")["loss"])
+
+    def context(self, folder: Path) -> Context:
+        return Context(self.data, CPU, self.seed, folder, lambda name, file: self.state)
+
+    def calibration(self) -> list[Tensor]:
+        batches = self.context(Path(tempfile.mkdtemp())).images(CALIBRATION_IMAGES)
+        return [image for batch in batches for image in batch.split(1)]
+
+    def batches(self, split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for images, labels in eval_batches(self.data, split, 64, CPU):
+            yield images.numpy(), labels.numpy()
+
+
+def by_shrink(task: Task, folder: Path) -> Path:
+    """The command as a user gives it."""
+    words = [sys.executable, "-m", "sweeps", "shrink", str(task.folder)]
+    words += ["--data", str(task.data_file)]
+    for name, value in task.goals.items():
+        words += [f"--{name}", value]
+    words += ["--max-loss", task.loss, "--hours", str(task.seconds / 3600)]
+    words += ["--runtime", "openvino", "--seed", str(task.seed), "-o", str(folder)]
+    done = subprocess.run(words, check=False)
+    file = folder / "model" / "model.xml"
+    if done.returncode not in (0, 1) or not file.is_file():
+        raise SystemExit(f"{' '.join(words)} ended with {done.returncode}")
+    return file
+
+
+def by_int8(task: Task, folder: Path) -> Path:
+    """The stage alone, with its defaults."""
+    stage = Int8(images=CALIBRATION_IMAGES)
+    return written(stage.run(task.state, task.context(folder / "int8")), task, folder)
+
+
+def by_nncf(task: Task, folder: Path) -> Path:
+    """NNCF's quantisation with accuracy control: layers go back to float until it is kept."""
+    import nncf
+    import openvino
+
+    nncf.set_log_level(logging.ERROR)
+    model = openvino.Core().read_model(written(task.state, task, folder / "float"))
+    validation = list(task.batches("val"))
+    is_transformer = any(
+        isinstance(m, nn.LayerNorm) for m in task.state.build().modules()
+    )
+
+    def accuracy(compiled: Any, batches: Any) -> float:
+        rights = [compiled(x)[0].argmax(1) == y for x, y in batches]
+        return float(np.concatenate(rights).mean())
+
+    found = nncf.quantize_with_accuracy_control(
+        model,
+        nncf.Dataset([one.numpy() for one in task.calibration()]),
+        nncf.Dataset(validation),
+        validation_fn=accuracy,
+        max_drop=task.allowed,
+        subset_size=CALIBRATION_IMAGES,
+        model_type=nncf.ModelType.TRANSFORMER if is_transformer else None,
+    )
+    return saved(found, task, folder)
+
+
+def by_olive(task: Task, folder: Path) -> Path:
+    """Olive's static quantisation of the ONNX file, as it is; OpenVINO executes the result."""
+    if task.olive_python is None:
+        raise SystemExit("olive: give --olive-python, the Python where it is installed")
+    floats = written(task.state, task, folder / "float", "onnxruntime")
+    images = folder / "calibration.npy"
+    np.save(images, np.concatenate([one.numpy() for one in task.calibration()]))
+    config = folder / "olive.json"
+    config.write_text(json.dumps(olive_config(floats, images, folder), indent=1))
+    words = [str(task.olive_python), "-m", "olive", "run", "--config", str(config)]
+    quiet = os.environ | {"OLIVE_DISABLE_TELEMETRY": "1"}
+    subprocess.run(words, check=True, cwd=folder, env=quiet)
+    (found,) = (folder / "olive").rglob("*.onnx")
+    return found
+
+
+def olive_config(floats: Path, images: Path, folder: Path) -> dict[str, Any]:
+    """A workflow of one pass, whose options are Olive's defaults."""
+    calibration = {
+        "name": "calibration",
+        "user_script": str(Path(__file__).absolute().with_name("shrink_olive.py")),
+        "load_dataset_config": {
+            "type": "calibration_images",
+            "params": {"file": str(images.absolute())},
+        },
+        "dataloader_config": {"params": {"batch_size": 1}},
+    }
+    quantisation = {"type": "OnnxStaticQuantization", "data_config": "calibration"}
+    return {
+        "input_model": {"type": "ONNXModel", "model_path": str(floats.absolute())},
+        "data_configs": [calibration],
+        "passes": {"quantisation": quantisation},
+        "output_dir": str((folder / "olive").absolute()),
+        "cache_dir": str((folder / "olive-cache").absolute()),
+    }
+
+
+def by_torch_pruning(task: Task, folder: Path) -> Path:
+    """Pruned to the goal's share, then tuned for the rest of the time, in float."""
+    begun = time.monotonic()
+    module = pruned(task, folder)
+    tune(module, task, task.seconds - (time.monotonic() - begun))
+    return written_module(module, task, folder)
+
+
+def pruned(task: Task, folder: Path) -> nn.Module:
+    """By torch-pruning's group Taylor, until the goal's share is left."""
+    import torch_pruning
+
+    module, example = task.state.build(), torch.zeros(1, 3, task.size, task.size)
+    for images, labels in task.context(folder / "grads").batches(4):
+        nn.functional.cross_entropy(module(images), labels).backward()
+    classes = task.data.info.num_classes
+    heads = [
+        layer
+        for layer in module.modules()
+        if isinstance(layer, nn.Linear) and layer.out_features == classes
+    ]
+    attentions: list[Any] = [m for m in module.modules() if hasattr(m, "qkv")]
+    # operations, or parameters where bytes are the goal
+    counted = int(task.wanted[0].quantity == "bytes")
+    whole = torch_pruning.utils.count_ops_and_params(module, example)[counted]
+    pruner = torch_pruning.pruner.MetaPruner(
+        module,
+        example,
+        importance=torch_pruning.importance.GroupTaylorImportance(),
+        pruning_ratio=0.95,
+        iterative_steps=PRUNING_STEPS,
+        global_pruning=True,
+        ignored_layers=[*heads, *whole_layers(task.state, module)],
+        num_heads={m.qkv: m.num_heads for m in attentions},
+    )
+    for _ in range(PRUNING_STEPS):
+        pruner.step()
+        for m in attentions:  # as its own example for timm's ViTs
+            m.num_heads = pruner.num_heads[m.qkv]
+            m.attn_dim = m.qkv.out_features // 3
+            m.head_dim = m.attn_dim // m.num_heads
+        left = torch_pruning.utils.count_ops_and_params(module, example)[counted]
+        if left <= task.share * whole:
+            break
+    return module
+
+
+def tune(module: nn.Module, task: Task, seconds: float) -> None:
+    """Train a module towards labels and the source for so long, cosine by the clock.
+
+    Batches, augmentation and learning rate are those of `sweeps shrink`.
+    """
+    teacher, options = task.state.build().eval(), task.training
+    batches = TrainBatches(
+        task.data,
+        options.augment,
+        batch_size=options.batch_size,
+        seed=task.seed,
+        device=CPU,
+    )
+    optimiser = torch.optim.AdamW(module.parameters(), lr=options.lr)
+    begun, epoch = time.monotonic(), 0
+    while True:
+        for images, labels in batches.epoch(epoch):
+            gone = (time.monotonic() - begun) / max(seconds, 1e-9)
+            if gone >= 1:
+                module.eval()
+                return
+            for group in optimiser.param_groups:
+                group["lr"] = options.lr * (1 + np.cos(np.pi * gone)) / 2
+            distil(module.train(), teacher, images, labels).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        epoch += 1
+
+
+def distil(
+    module: nn.Module, teacher: nn.Module, images: Tensor, labels: Tensor
+) -> Tensor:
+    """Half cross-entropy, half the teacher's soft labels at temperature 2."""
+    with torch.no_grad():
+        soft = (teacher(images) / 2).softmax(1)
+    logits = module(images)
+    loss = nn.functional.cross_entropy(logits, labels)
+    divergence = nn.functional.cross_entropy(logits / 2, soft)
+    return 0.5 * loss + 0.5 * 4 * divergence
+
+
+def written(
+    state: ModelState, task: Task, folder: Path, name: RuntimeName = "openvino"
+) -> Path:
+    """A model's file as a runtime has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    options = RuntimeOptions(runtime=name, batch_size=1, threads=1)
+    return runtime(name).write(state, folder, task.size, options)
+
+
+def written_module(module: nn.Module, task: Task, folder: Path) -> Path:
+    import openvino
+
+    example = torch.zeros(1, 3, task.size, task.size)
+    found = openvino.convert_model(module.eval(), example_input=example)
+    return saved(found, task, folder)
+
+
+def saved(model: Any, task: Task, folder: Path) -> Path:
+    """OpenVINO's model as a file for images of one size: else its kernels take any."""
+    import openvino
+
+    model.reshape([-1, 3, task.size, task.size])
+    openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+    return folder / "model.xml"
+
+
+WAYS: dict[str, Callable[[Task, Path], Path]] = {
+    "shrink": by_shrink,
+    "int8": by_int8,
+    "nncf": by_nncf,
+    "olive": by_olive,
+    "torch_pruning": by_torch_pruning,
+}
