@@ -29,7 +29,9 @@ def allowed_loss(run: Run) -> float:
     place of the slider, else `LOSS`.
     """
     wanted, given = summary.kept_and_cost(run), run.spec.get("objectives")
-    for item in given if isinstance(given, list) and wanted is not None else []:
+    if wanted is None or not isinstance(given, list):
+        return LOSS
+    for item in given:
         bound = item.get("bound") if isinstance(item, dict) else None
         if not isinstance(bound, dict) or item.get("metric") != wanted[0].metric:
             continue
