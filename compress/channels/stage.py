@@ -139,6 +139,10 @@ class PruneChannels(Stage, ChannelOptions):
         objective = TaskObjective(self.label_smoothing)
         size = min(self.batch_size, self.importance_images)
         for images, labels in ctx.batches(-(-self.importance_images // size), size):
+            # LeViT, EfficientFormer and TinyViT keep biases between passes in eval mode, and with
+            # them the graph of the pass before; in train mode they forget them
+            module.train()
+            module.eval()
             module.zero_grad(set_to_none=True)
             objective(module, images, labels).backward()
             meter.add()

@@ -601,6 +601,30 @@ def test_check_says_what_is_wrong(small: tuple[ModelState, Layout]) -> None:
         PruneChannels(blocks=True, pruning="iterative")
 
 
+def test_importance_of_a_model_that_keeps_biases_between_passes(tmp_path: Path) -> None:
+    """LeViT keeps its attention's biases in eval mode: the mean over batches is that of models that
+    see one batch each.
+    """
+    name, _, args = next(each for each in SHALLOW if each[0] == "levit_128s")
+    model = model_of(make_arch(name, num_classes=10, image_size=32, args=args))
+    layout = layout_of(model.arch, 32)
+    data = tiny_data(tmp_path / "data")
+    cpu = torch.device("cpu")
+    ctx = Context(data, cpu, 1, tmp_path / "work", lambda *_: model)
+    stage = PruneChannels.model_validate(
+        {"importance_images": 24, "batch_size": 8, "label_smoothing": 0.0}
+    )
+    found = stage._scores(model.build(), layout, ctx)
+    each = []
+    for images, labels in ctx.batches(3, 8):
+        module = model.build().eval()
+        meter = GradientMeter(module, layout, "hessian")
+        torch.nn.functional.cross_entropy(module(images), labels).backward()
+        meter.add()
+        each.append(meter.close())
+    np.testing.assert_allclose(found, np.mean(each, 0), rtol=1e-3, atol=1e-12)
+
+
 # ------------------------------------------------------------------ with blocks or without
 
 
