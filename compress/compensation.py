@@ -30,6 +30,8 @@ from trainers.models.quantised import keep_products_apart
 
 RIDGE = 1e-3
 """Default of `ridge`, a share of the mean variance of what stays."""
+ROUNDING = 1e-6
+"""What rounding may leave of a square in a variance: products are summed in float32 in a batch."""
 COMPENSATE_IMAGES = 512
 """Default of the stages' `compensate_images`."""
 _MOST_INPUTS = 4608
@@ -91,8 +93,11 @@ def predict(
     """
     second = moments.second(centred=centred)
     inner = second[kept][:, kept]
-    scale = inner.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    inner = inner + ridge * scale * torch.eye(len(kept), dtype=torch.float64)
+    # of a constant the variance is what rounding left of its square, which predicts nothing
+    squares = moments.second(centred=False).diagonal()[kept].mean()
+    added = torch.maximum(ridge * inner.diagonal().mean(), ROUNDING * squares)
+    added = added.clamp_min(torch.finfo(torch.float64).tiny)
+    inner = inner + added * torch.eye(len(kept), dtype=torch.float64)
     matrix = torch.linalg.solve(inner, second[kept][:, removed]).T
     offset = torch.zeros(len(removed), dtype=torch.float64)
     if centred:

@@ -13,6 +13,7 @@ from compress.compensation import (
     compensated,
     corrected_tensors,
     input_moments,
+    predict,
     recalibrate,
 )
 from trainers.models.resnet_cifar import resnet_cifar
@@ -201,3 +202,20 @@ def test_recalibrated_norms_have_the_statistics_of_the_batches() -> None:
     torch.testing.assert_close(norm.running_var, var)
     assert norm.momentum == 0.2
     assert not module.training
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.3, 1000.0])
+def test_constants_predict_constants(value: float) -> None:
+    """An attention that has one key gives 1 to all that reads it: nothing is learnt from that."""
+    moments = Moments(6)
+    torch.manual_seed(0)
+    rows = torch.full((500, 6), value)
+    rows[:, 5] = torch.randn(500)  # varies, and is removed
+    for batch in rows.split(100):
+        moments.add(batch)
+    found = predict(moments, torch.tensor([1, 5]), torch.tensor([0, 2, 3, 4]))
+    assert found.matrix.isfinite().all()
+    said = found.matrix @ torch.full((4,), value, dtype=torch.float64) + found.offset
+    expected = torch.tensor([value, float(rows[:, 5].mean())], dtype=torch.float64)
+    torch.testing.assert_close(said, expected, rtol=1e-6, atol=1e-6)
+    assert found.matrix.abs().max() < 0.5
