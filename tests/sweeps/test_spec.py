@@ -40,7 +40,7 @@ MISTAKES = [
     (
         "serch.trials=4",
         (
-            r"^serch: unknown key; did you mean 'search'\? valid keys: name, seed,"
+            r"^serch: unknown key; did you mean 'search'\? valid keys: name, title, seed,"
             r" storage, source"
         ),
     ),
