@@ -39,7 +39,7 @@ from torch import nn
 from compress.channels.decide import Decider, layout_of, share_between
 from compress.channels.importance import magnitude, normalised
 from compress.channels.stage import PruneChannels
-from compress.channels.surgery import cut_arch, cut_state, divergence
+from compress.channels.surgery import cut_arch, cut_state, divergences
 from compress.measure.latency import times_in_turns
 from compress.measure.model import static_cost
 from compress.measure.options import RuntimeOptions
@@ -78,6 +78,7 @@ class Bench:
         self.images = np.zeros((1, 3, self.size, self.size), np.float32)
         self.folder = options.out.with_suffix("")
         self.before: dict[tuple[str, float], Judged] = {}
+        self.better: dict[float, int] = {}
         self.scores: np.ndarray | None = None
 
     def pass_of(self, state: ModelState) -> Callable[[], float]:
@@ -284,13 +285,14 @@ ALL_WAYS = [*WAYS, "ours-blocks", "random-weights"]
 
 def better_cut(bench: Bench, target: float) -> ModelState:
     """What the stage with `blocks` takes: of two cuts the one that changed less."""
-    images = bench.stage(0.5).importance_images
-    changed = {}
-    for way in BETTER_OF:
-        cut, ctx = cut_model(bench, way, target), bench.context(0, bench.folder)
-        changed[way] = divergence(bench.model, cut, ctx.images(images), CPU)
-    print(f"ours-blocks-{target}", changed, flush=True)
-    return cut_model(bench, min(BETTER_OF, key=changed.__getitem__), target)
+    cuts = [cut_model(bench, way, target) for way in BETTER_OF]
+    if target not in bench.better:
+        ctx = bench.context(0, bench.folder)
+        images = ctx.images(bench.stage(0.5).importance_images)
+        changed = divergences(bench.model, cuts, images, CPU)
+        print(f"ours-blocks-{target}", dict(zip(BETTER_OF, changed, strict=True)))
+        bench.better[target] = changed.index(min(changed))
+    return cuts[bench.better[target]]
 
 
 def cut_model(bench: Bench, way: str, target: float) -> ModelState:

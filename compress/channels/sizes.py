@@ -31,7 +31,26 @@ class Attribute:
     item: int | None = None
 
 
-class Sized(int):
+class Size(int):
+    """An integer that remembers whose size it is, also when it is added and subtracted."""
+
+    def __add__(self, by: Any) -> int:
+        return _sum(self, by)
+
+    def __radd__(self, by: Any) -> int:
+        return _sum(by, self)
+
+    def __sub__(self, by: Any) -> int:
+        return _sum(self, -by) if _whole(by) else NotImplemented
+
+    def __rsub__(self, by: Any) -> int:
+        return _sum(by, -self)
+
+    def __deepcopy__(self, memo: Any) -> int:
+        return int(self)
+
+
+class Sized(Size):
     """A size: `times` / `over` of an attribute, or of the positions of an axis.
 
     Attributes:
@@ -92,18 +111,6 @@ class Sized(int):
     def __neg__(self) -> int:
         return self * -1
 
-    def __add__(self, by: Any) -> int:
-        return _sum(self, by)
-
-    def __radd__(self, by: Any) -> int:
-        return _sum(by, self)
-
-    def __sub__(self, by: Any) -> int:
-        return _sum(self, -by) if _whole(by) else NotImplemented
-
-    def __rsub__(self, by: Any) -> int:
-        return _sum(by, -self)
-
     def __floordiv__(self, by: Any) -> int:
         value = int(self) // by
         if not _whole(by):
@@ -115,11 +122,8 @@ class Sized(int):
     def __rfloordiv__(self, by: Any) -> int:
         return _untold(by // int(self), self) if _whole(by) else by // int(self)
 
-    def __deepcopy__(self, memo: Any) -> int:
-        return int(self)
 
-
-class SizedSum(int):
+class SizedSum(Size):
     """A sum of sizes.
 
     Attributes:
@@ -133,18 +137,6 @@ class SizedSum(int):
         made.terms = tuple(terms)
         return made
 
-    def __add__(self, by: Any) -> int:
-        return _sum(self, by)
-
-    def __radd__(self, by: Any) -> int:
-        return _sum(by, self)
-
-    def __sub__(self, by: Any) -> int:
-        return _sum(self, -by) if _whole(by) else NotImplemented
-
-    def __rsub__(self, by: Any) -> int:
-        return _sum(by, -self)
-
     def __neg__(self) -> int:
         return SizedSum([-term for term in self.terms])
 
@@ -157,9 +149,6 @@ class SizedSum(int):
     def __floordiv__(self, by: Any) -> int:
         value = int(self) // by
         return _untold(value, self, by) if _whole(by) else value
-
-    def __deepcopy__(self, memo: Any) -> int:
-        return int(self)
 
 
 def _whole(by: Any) -> bool:
@@ -202,7 +191,7 @@ def _cancel(one: int, other: int) -> bool:
 
 def is_sized(value: Any) -> bool:
     """Whether a value remembers whose size it is."""
-    return isinstance(value, Sized | SizedSum)
+    return isinstance(value, Size)
 
 
 def origins(size: int) -> tuple[Any, ...]:

@@ -27,7 +27,7 @@ from compress.channels.surgery import (
     cut_arch,
     cut_state,
     difference,
-    divergence,
+    divergences,
     with_compensation,
 )
 from compress.compensation import recalibrate
@@ -229,14 +229,15 @@ class PruneChannels(Stage, ChannelOptions):
         if len(found) == 1:
             return found[0]
 
-        def rank(each: tuple[Decision, ModelState]) -> tuple[bool, float]:
-            decision, small = each
-            images = ctx.images(self.importance_images)
-            own = torch.tensor(divergence(model, small, images, ctx.device))
-            # summed, so that all ranks take the same
-            return not decision.meets_target, float(distributed.sum_over_ranks(own))
-
-        return min(found, key=rank)
+        images, cuts = ctx.images(self.importance_images), [cut for _, cut in found]
+        changed = torch.tensor(divergences(model, cuts, images, ctx.device))
+        # summed, so that all ranks take the same
+        changed = distributed.sum_over_ranks(changed)
+        order = [
+            (not decision.meets_target, value)
+            for (decision, _), value in zip(found, changed.tolist(), strict=True)
+        ]
+        return found[order.index(min(order))]
 
     def _objective(self, model: ModelState, ctx: Context) -> DistillObjective:
         teacher = model.build().to(ctx.device).requires_grad_(False)

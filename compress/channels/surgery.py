@@ -88,19 +88,23 @@ def with_compensation(
 
 
 @torch.no_grad()
-def divergence(
-    model: ModelState, small: ModelState, images: Iterable[Tensor], device: torch.device
-) -> float:
-    """KL(model ‖ small) of the probabilities of classes, mean over images and classes: what a cut
-    changed of what a model says, on images without labels.
+def divergences(
+    model: ModelState,
+    cuts: Sequence[ModelState],
+    images: Iterable[Tensor],
+    device: torch.device,
+) -> list[float]:
+    """KL(model ‖ cut) of the probabilities of classes for each cut, mean over images and classes:
+    what a cut changed of what a model says, on images without labels.
     """
-    teacher, student = (each.build().to(device).eval() for each in (model, small))
-    total, count = 0.0, 0
+    teacher, *students = (each.build().to(device).eval() for each in (model, *cuts))
+    totals, count = [0.0] * len(cuts), 0
     for batch in images:
-        found = kl_divergence(student(batch), teacher(batch))
-        total += float(found) * len(batch)
+        said = teacher(batch)
+        for i, student in enumerate(students):
+            totals[i] += float(kl_divergence(student(batch), said)) * len(batch)
         count += len(batch)
-    return total / max(1, count)
+    return [total / max(1, count) for total in totals]
 
 
 class Masks:

@@ -10,7 +10,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import nn
 
 from compress.low_rank.layers import LayerSize
 from compress.measure.in_turns import layer_times, model_times
@@ -43,12 +42,9 @@ def _layer(
     options = RuntimeOptions.model_validate_json(options_json)
     most = min(size.inputs, size.outputs)
     ranks = sorted({max(1, round(share * most)) for share in _SHARES})
-    whole: nn.Module = nn.Linear(size.inputs, size.outputs)
-    shape: tuple[int, ...] = (options.batch_size, size.places, size.inputs)
-    if size.is_conv:
-        whole = nn.Conv2d(size.inputs, size.outputs, 1)
-        shape = (options.batch_size, size.inputs, 1, size.places)
-    inputs = torch.zeros(shape)
+    shape = size.shape()
+    whole = shape.module(size.outputs, size.inputs)
+    inputs = torch.zeros(shape.input_shape(options.batch_size, size.inputs))
     layers = [whole, *(factored_layer(whole, rank) for rank in ranks)]
     whole_ms, *rank_ms = layer_times(
         [(layer.eval(), inputs) for layer in layers], options, torch.device(device)
