@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,7 +53,8 @@ def pick(run: Run) -> Pick | None:
     one that costs least, if that is less than the source does. Where none does, the one that
     misses by least.
     """
-    rows, objectives = run.configurations(), bounded_by_source(run)
+    source = {} if run.baseline is None else run.baseline.metrics
+    rows, objectives = run.configurations(), bounded_by_source(run.objectives, source)
     if rows.empty:
         return None
     values = objective_values(rows, objectives)
@@ -78,16 +79,20 @@ def open_objective(run: Run) -> Objective | None:
     return next((o for o in run.objectives if o.bound is None), None)
 
 
-def bounded_by_source(run: Run) -> list[Objective]:
+def bounded_by_source(
+    objectives: Sequence[Objective], source: Mapping[str, Any]
+) -> list[Objective]:
     """The objectives, of which one without a bound is bounded by what the source has: a file that
     is slower than the source's is no result of --fastest.
+
+    Args:
+        source: its metrics; of one that is not known there is no bound.
     """
-    known = {} if run.baseline is None else run.baseline.metrics
     return [
-        replace(o, bound=math.nextafter(known[o.metric], -o.sign * math.inf))
-        if o.bound is None and o.metric in known
+        replace(o, bound=math.nextafter(source[o.metric], -o.sign * math.inf))
+        if o.bound is None and o.metric in source
         else o
-        for o in run.objectives
+        for o in objectives
     ]
 
 

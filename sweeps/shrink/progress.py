@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from sweeps.run.driving import request_stop
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import TrialPlan, read_plan
 from sweeps.run.record import TrialRecord
+from sweeps.shrink.outcome import bounded_by_source
 from sweeps.shrink.reach import Reach
 
 _NAMES = {
@@ -202,24 +202,13 @@ class GoalProgress(Progress):
             self._measured(o.metric, metrics.get(o.metric)) for o in self.objectives
         ]
 
-    def _is_less(self, metrics: Mapping[str, Any]) -> bool:
-        """Whether what is to be as little as possible is less than the source has; as `pick` goes
-        by, which takes nothing else for a result.
-        """
-        free = [o for o in self.objectives if o.bound is None]
-        has = self._source
-        return all(
-            o.sign * (metrics[o.metric] - has.get(o.metric, math.inf * o.sign)) < 0
-            for o in free
-        )
-
     def _line(self, record: TrialRecord, is_best: bool) -> str:
         """Whether it meets the goal, what was tried, what it gave."""
         metrics = record.outcome.metrics
         mark = "[red]✗[/]"
         if record.status == "complete":
-            meets = is_feasible(metrics, self.objectives) and self._is_less(metrics)
-            mark = "[green]✓[/]" if meets else "[yellow]·[/]"
+            bounds = bounded_by_source(self.objectives, self._source)
+            mark = "[green]✓[/]" if is_feasible(metrics, bounds) else "[yellow]·[/]"
         name = _words(record.plan)
         parts = self._result(record)
         if record.outcome.seconds is not None:
