@@ -153,6 +153,11 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
+def points_said(share: float) -> str:
+    """A loss of a share, as a limit: '1 point', '0.25 points'."""
+    return f"{100 * share:g} point{'' if share == 0.01 else 's'}"
+
+
 def plural(count: int, word: str) -> str:
     """'1 trial', '12 trials'."""
     return f"{number(count)} {word}" + ("" if count == 1 else "s")

@@ -1,10 +1,11 @@
 """What a method is: a validated config with `run(model, ctx) -> model`."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,15 @@ from compress.metrics import Metric, Value
 from trainers import measuring
 from trainers.config import Config, TrainConfig
 from trainers.data.splits import Data, DataInfo, eval_batches
+from trainers.files import write_atomic
 from trainers.models.arch import Arch, ModelState
 from trainers.option_types import Strategy
 from trainers.seeding import derive_seed
+from trainers.training import distributed
 from trainers.training.fit import FitResult, Hook, Objective, fit
 
 Phase = Literal["init", "train", "prune", "quantize"]
+T = TypeVar("T")
 
 
 class Stage(Config, ABC):
@@ -167,6 +171,31 @@ class Context:
         for images, _ in self.batches(-(-n // batch_size), batch_size):
             yield images[:n]
             n -= len(images)
+
+    def write_once(self, name: str, write: Callable[[Path], None]) -> Path:
+        """A file of the work folder, which rank 0 writes where it is not there yet.
+
+        For what would come out otherwise each time, such as a measurement: all ranks, and a
+        killed trial's successor, read the same. All ranks must call it.
+
+        Args:
+            write: writes the file, whole or not at all.
+        """
+        file = self.workdir / name
+        if distributed.rank() == 0 and not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write(file)
+        distributed.barrier()
+        return file
+
+    def measure_once(self, name: str, measure: Callable[[], T]) -> T:
+        """What `measure` found when it was first called; kept as JSON, see `write_once`."""
+
+        def write(file: Path) -> None:
+            write_atomic(file, json.dumps(measure()).encode())
+
+        found: T = json.loads(self.write_once(name, write).read_text())
+        return found
 
     def report(self, **metrics: Value) -> None:
         """Put metrics of this stage into the trial's record; `Stage.metrics` describes each."""

@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis import summary
 from analysis.certainty import Change, changes, part_of
-from analysis.numbers import number, quantity, significant
+from analysis.numbers import number, points_said, quantity, significant
 from analysis.report.html import Html, element, join, trial_link
 from analysis.run import Run
 from analysis.tables.frames import as_float
@@ -40,11 +40,6 @@ def allowed_loss(run: Run) -> float:
             places = round(100 * loss / STEP) if math.isfinite(loss) else 0
             return places * STEP / 100 if 0 < places * STEP <= MOST_LOSS else LOSS
     return LOSS
-
-
-def points_said(loss: float) -> str:
-    """A loss as the slider says it: '1 point', '0.25 points'."""
-    return f"{100 * loss:g} point{'' if loss == 0.01 else 's'}"
 
 
 def verdict(run: Run) -> Html | None:

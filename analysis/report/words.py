@@ -19,6 +19,7 @@ from analysis.numbers import (
     percent,
     plain,
     plural,
+    points_said,
 )
 from analysis.report.delivery import get_model
 from analysis.report.html import Html, element, join, trial_link
@@ -38,7 +39,6 @@ from analysis.report.verdict import (
     allowed_loss,
     configuration_of,
     kept_changes,
-    points_said,
     verdict,
 )
 from analysis.report.versus import versus_section

@@ -12,7 +12,7 @@ import torch
 from compress.channels.blocks import residual_blocks
 from compress.channels.choice import Choice
 from compress.channels.cost import Cost, Floats, macs, values
-from compress.channels.latency import layers, measured_cost
+from compress.channels.latency import layers, measured_cost, table
 from compress.channels.layout import Keep, Layout
 from compress.channels.options import ChannelOptions
 from compress.channels.surgery import cut_arch, cut_state
@@ -20,9 +20,7 @@ from compress.measure.in_turns import model_times
 from compress.measure.model import PASS_ERRORS, forward_pass
 from compress.measure.multiples import liked_multiple
 from compress.stage import Context
-from trainers.files import read_json, write_atomic
 from trainers.models.arch import BUILD_ERRORS, Arch, ModelState, on_meta
-from trainers.training import distributed
 
 _log = logging.getLogger(__name__)
 TOLERANCE = 0.02
@@ -127,16 +125,13 @@ class Decider:
         """Channels that the runtime takes at a time; None where that does not matter."""
         if self.target.quantity != "latency" or options.multiple is not None:
             return None
-        file = self.ctx.workdir / "multiple.json"
-        if not file.exists() and distributed.rank() == 0:
+
+        def measure() -> int | None:
             found = layers(self.module, self.layout, self._images(1)[1:])
             shapes = [each.shape for each in found]
-            liked = liked_multiple(shapes, self.options, self.ctx.device.type)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(file, json.dumps({"multiple": liked}).encode())
-        distributed.barrier()
-        stored = read_json(file) or {}
-        return stored["multiple"]
+            return liked_multiple(shapes, self.options, self.ctx.device.type)
+
+        return self.ctx.measure_once("liked_multiple.json", measure)
 
     def _cost(self) -> Cost:
         match self.target.quantity:
@@ -148,22 +143,16 @@ class Decider:
             case "bytes":
                 sizes = {n: t.element_size() for n, t in self.model.weights.items()}
                 return values(self.layout, sizes)
-        file = self.ctx.workdir / "layers.json"
+        found = layers(self.module, self.layout, self._images(1)[1:])
 
-        def measure() -> Cost:
-            return measured_cost(
-                self.module,
-                self.layout,
-                self._images(1)[1:],
-                self.options,
-                self.ctx.device.type,
-                file,
-            )
+        def measure() -> dict[str, list[list[float]]]:
+            return {
+                each.path: table(each.shape, self.options, self.ctx.device.type)
+                for each in found
+            }
 
-        if distributed.rank() == 0:
-            measure()
-        distributed.barrier()
-        return measure()
+        tables = self.ctx.measure_once("layers.json", measure)
+        return measured_cost(self.layout, found, tables)
 
     def choose(
         self, scores: Floats, share: float, *, with_blocks: bool = False
@@ -196,23 +185,19 @@ class Decider:
         if self.target.quantity != "latency":
             share = self.target.limit(self.full) / self.full
             return self.choose(scores, share, with_blocks=with_blocks)
-        name = "share_with_blocks.json" if with_blocks else "share.json"
-        file = self.ctx.workdir / name
-        if not file.exists() and distributed.rank() == 0:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            found = self._share_by_measuring(scores, with_blocks)
-            write_atomic(file, json.dumps(found).encode())
-        distributed.barrier()
-        stored = read_json(file) or {}
-        decision = self.choose(scores, stored["share"], with_blocks=with_blocks)
-        return replace(
-            decision, latency_ratio=stored["ratio"], meets_target=stored["meets_target"]
+        name = "choice_with_blocks.json" if with_blocks else "choice.json"
+        share, ratio, is_met = self.ctx.measure_once(
+            name, lambda: self._share_by_measuring(scores, with_blocks)
         )
+        decision = self.choose(scores, share, with_blocks=with_blocks)
+        return replace(decision, latency_ratio=ratio, meets_target=is_met)
 
     def _share_by_measuring(
         self, scores: Floats, with_blocks: bool
-    ) -> dict[str, float | bool]:
-        """The estimated share at which the measured latency meets the target."""
+    ) -> tuple[float, float, bool]:
+        """The estimated share at which the measured latency meets the target, the latency
+        there as a share of the incoming model's, and whether it meets the target.
+        """
         (times,) = self._times([self.model])
         incoming = float(np.median(times))
         wanted = self.target.limit(incoming) / incoming
@@ -236,7 +221,7 @@ class Decider:
                 ratio,
                 wanted,
             )
-        return {"share": share, "ratio": ratio, "meets_target": is_met}
+        return share, ratio, is_met
 
     def _times(self, states: Sequence[ModelState]) -> Floats:
         return model_times(

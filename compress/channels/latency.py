@@ -13,10 +13,9 @@ their sum is not the model's latency. `compress.channels.decide` measures whole 
 target.
 """
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from compress.channels.layout import Layout, Rows
 from compress.measure.in_turns import layer_times
 from compress.measure.layer_shape import LayerShape
 from compress.measure.options import RuntimeOptions
-from trainers.files import read_json, write_atomic
 
 SHARES = (0.25, 0.5, 1.0)
 
@@ -92,16 +90,11 @@ def _shape_of(
     )
 
 
-_MEASURED: dict[str, list[list[float]]] = {}
-"""Tables of this process by layer and options: the trials of a process share them."""
-
-
 def table(shape: LayerShape, options: RuntimeOptions, device: str) -> list[list[float]]:
-    """T at `SHARES` of outputs and inputs, ms a batch; measured once in a process."""
-    key = json.dumps([asdict(shape), options.model_dump(mode="json"), device])
-    if key not in _MEASURED:
-        _MEASURED[key] = _measured(shape, options, device)
-    return _MEASURED[key]
+    """T at `SHARES` of outputs and inputs, ms a batch; measured once in a process, whose trials
+    share it.
+    """
+    return _measured(shape, options.model_dump_json(), device)
 
 
 def _grid(shape: LayerShape) -> list[tuple[int, int, int, int]]:
@@ -126,9 +119,9 @@ def _grid(shape: LayerShape) -> list[tuple[int, int, int, int]]:
     return found
 
 
-def _measured(
-    shape: LayerShape, options: RuntimeOptions, device: str
-) -> list[list[float]]:
+@lru_cache(maxsize=1024)
+def _measured(shape: LayerShape, options_json: str, device: str) -> list[list[float]]:
+    options = RuntimeOptions.model_validate_json(options_json)
     grid = _grid(shape)
     cuts = [
         (
@@ -206,28 +199,15 @@ class MeasuredCost:
 
 
 def measured_cost(
-    module: nn.Module,
-    layout: Layout,
-    image_shape: Sequence[int],
-    options: RuntimeOptions,
-    device: str,
-    file: Path,
+    layout: Layout, found: Sequence[Layer], measured: Mapping[str, list[list[float]]]
 ) -> MeasuredCost:
-    """The cost of a model's layers, measured here.
+    """The cost of a model by what its layers take.
 
     Args:
-        module: the whole model on the meta device.
-        image_shape: (C, H, W).
-        file: where the tables are kept, and read where it is there already.
+        found: the layers of the whole model.
+        measured: path → T of each of them, see `table`.
     """
-    found = layers(module, layout, image_shape)
-    stored = (read_json(file) if file.exists() else None) or {}
-    for layer in found:
-        if layer.path not in stored:
-            stored[layer.path] = table(layer.shape, options, device)
-    tables = np.array([stored[each.path] for each in found], float)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, json.dumps(stored).encode())
+    tables = np.array([measured[each.path] for each in found], float)
     weights = {f"{layer.path}.weight" for layer in found}
     macs_of = [
         each.times * float(np.prod([len(rows) for rows in each.rows]))

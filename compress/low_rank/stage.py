@@ -127,12 +127,16 @@ class LowRank(Stage):
         sizes = self._sizes(model.arch, size)
         found = self._directions(model, sizes, ctx)
         if self.target.quantity == "latency":
-            return self._to_latency(model, sizes, found, ctx)
+            ranks, reported = ctx.measure_once(
+                "ranks.json", lambda: self._to_latency(model, sizes, found, ctx)
+            )
+            ctx.report(**reported)
+            return _factored(model, ranks, found)
         total = self._counted(model.arch, size)
         options = self._options(sizes, found)
         chosen = self._within(options, total, self.target.limit(total))
-        self._report(options, chosen, total, ctx)
-        return _factored(model, chosen, found)
+        ctx.report(**_reported(options, chosen, total))
+        return _factored(model, _ranks(chosen), found)
 
     def _to_latency(
         self,
@@ -140,8 +144,10 @@ class LowRank(Stage):
         sizes: dict[str, LayerSize],
         found: dict[str, Directions],
         ctx: Context,
-    ) -> ModelState:
-        """Until the measured latency of the whole model meets the target."""
+    ) -> tuple[dict[str, int], dict[str, float]]:
+        """Ranks with which the measured latency of the whole model meets the target, and what
+        to report of them.
+        """
         size = ctx.data.info.image_size
         layers = layer_latencies(sizes, self.latency, ctx.device)
         options = self._options(sizes, found, layers, self._liked(sizes, ctx))
@@ -149,7 +155,7 @@ class LowRank(Stage):
         limit = estimated = self.target.limit(total)
         for _ in range(_MOST_TRIES):
             chosen = self._within(options, total, estimated)
-            small = _factored(model, chosen, found)
+            small = _factored(model, _ranks(chosen), found)
             now, before = model_latencies(
                 [small, model], size, self.latency, ctx.device
             )
@@ -164,9 +170,8 @@ class LowRank(Stage):
                 now / before,
                 self.target.describe(),
             )
-        self._report(options, chosen, total, ctx)
-        ctx.report(low_rank_latency_ratio=now / before)
-        return small
+        reported = _reported(options, chosen, total)
+        return _ranks(chosen), reported | {"low_rank_latency_ratio": now / before}
 
     def _liked(self, sizes: dict[str, LayerSize], ctx: Context) -> int | None:
         """Channels that the runtime takes at a time; None where the multiple is given."""
@@ -194,21 +199,6 @@ class LowRank(Stage):
                 f" it is {share:.3g} of the incoming model's; raise it"
             )
         return chosen
-
-    def _report(
-        self,
-        options: dict[str, list[Option]],
-        chosen: dict[str, Option],
-        total: float,
-        ctx: Context,
-    ) -> None:
-        saved = sum(each[-1].cost - chosen[n].cost for n, each in options.items())
-        losses = [option.loss for option in chosen.values() if option.rank is not None]
-        ctx.report(
-            low_rank_layers=len(losses),
-            low_rank_lost=sum(losses) / max(1, len(losses)),
-            low_rank_cost_ratio=1 - saved / total,
-        )
 
     def _sizes(self, arch: Arch, image_size: int) -> dict[str, LayerSize]:
         """Layers that can be factored.
@@ -285,6 +275,24 @@ class LowRank(Stage):
         }
 
 
+def _reported(
+    options: dict[str, list[Option]], chosen: dict[str, Option], total: float
+) -> dict[str, float]:
+    """The stage's metrics, of a model that cost `total`."""
+    saved = sum(each[-1].cost - chosen[n].cost for n, each in options.items())
+    losses = [option.loss for option in chosen.values() if option.rank is not None]
+    return {
+        "low_rank_layers": len(losses),
+        "low_rank_lost": sum(losses) / max(1, len(losses)),
+        "low_rank_cost_ratio": 1 - saved / total,
+    }
+
+
+def _ranks(chosen: dict[str, Option]) -> dict[str, int]:
+    """Path → rank of the layers that become products."""
+    return {path: o.rank for path, o in chosen.items() if o.rank is not None}
+
+
 def low_rank_arch(arch: Arch, ranks: dict[str, int]) -> Arch:
     """The architecture with factored layers."""
     dims = {"inner": arch.to_json(), "ranks": ranks}
@@ -292,10 +300,9 @@ def low_rank_arch(arch: Arch, ranks: dict[str, int]) -> Arch:
 
 
 def _factored(
-    model: ModelState, chosen: dict[str, Option], found: dict[str, Directions]
+    model: ModelState, ranks: dict[str, int], found: dict[str, Directions]
 ) -> ModelState:
     """The model with factors in place of weights."""
-    ranks = {path: o.rank for path, o in chosen.items() if o.rank is not None}
     arch = low_rank_arch(model.arch, ranks)
     new: dict[str, Tensor] = {
         f"{path}.{name}": value

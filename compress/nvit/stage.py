@@ -305,11 +305,8 @@ class Nvit(Stage, NvitOptions):
         }
 
     def _measured_table(self, arch: Arch, ctx: Context) -> LatencyTable:
-        """Measured once by rank 0, kept in the work folder: all ranks, and a killed trial's
-        successor, read the same.
-        """
-        path = ctx.workdir / "latency.parquet"
-        if distributed.rank() == 0 and not path.exists():
+
+        def write(path: Path) -> None:
             _table_here(
                 json.dumps(arch.to_json()),
                 ctx.device,
@@ -319,8 +316,8 @@ class Nvit(Stage, NvitOptions):
                 self.groups,
                 num_threads(ctx.device),
             ).write(path)
-        distributed.barrier()
-        return LatencyTable.read(path)
+
+        return LatencyTable.read(ctx.write_once("latency.parquet", write))
 
     def _measured(
         self, model: ModelState, small: ModelState, latency: LatencyModel, ctx: Context

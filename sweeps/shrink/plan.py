@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from analysis.numbers import duration, number, percent, plural, quantity
+from analysis.numbers import duration, number, percent, plural, points_said, quantity
 from compress.measure.options import RuntimeName, RuntimeOptions
 from sweeps.check import check_spec
 from sweeps.drive.metrics import units
@@ -202,7 +202,7 @@ def _said(objective: Tree, unit: str) -> str:
     if bound.get("relative"):
         lost = percent(loss)
     elif unit == "fraction":
-        lost = f"{100 * loss:g} point{'' if loss == 0.01 else 's'}"
+        lost = points_said(loss)
     else:
         lost = quantity(loss, unit)
     return f"{metric} at most {lost} {side} the source's"

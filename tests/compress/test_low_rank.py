@@ -213,17 +213,19 @@ def test_a_target_of_latency_is_met_where_it_is_measured(
     state = source(patch_size=8)
     for target in ({"latency": 0.8}, {"latency_ms": 0.8 * models([state])[0]}):
         stage = LowRank.model_validate({"target": target, "images": 40})
-        ctx = context(digits, tmp_path)
+        ctx = context(digits, tmp_path / "_".join(target))
         small = stage.run(state, ctx)
         ratio = models([small])[0] / models([state])[0]
         assert 0.7 < ratio <= 0.82
         assert ctx.reported["low_rank_latency_ratio"] == pytest.approx(ratio)
+    ctx = context(digits, tmp_path / "out of reach")
     with pytest.raises(
         ValueError, match=r"0\.01 of the incoming model.s latency is out of"
     ):
         LowRank.model_validate({"target": {"latency": 0.01}, "images": 0}).run(
             state, ctx
         )
+    assert not list(ctx.workdir.rglob("*.json"))
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,28 @@ def test_all_ranks_end_alike(two: list[dict[str, Any]]) -> None:
     assert two[0] == two[1]
 
 
+MEASURED = """
+import torch
+from compress.stage import Context
+
+context = Context(None, torch.device("cpu"), 0, folder / "work", lambda *_: None)
+calls = []
+
+def measure():
+    calls.append(rank)
+    return {"of rank": rank, "call": len(calls)}
+
+first = context.measure_once("found.json", measure)
+again = context.measure_once("found.json", measure)
+give([first, again, calls])
+"""
+
+
+def test_a_measurement_is_made_by_rank_0_once(ranks: Ranks) -> None:
+    found = {"of rank": 0, "call": 1}
+    assert ranks(MEASURED, 2) == [[found, found, [0]], [found, found, []]]
+
+
 STILL = """
 from tests.distributed import jobs
 
