@@ -98,6 +98,8 @@ def training_config(seen: Look, images: int) -> Tree:
         "warmup": "10%",
         "label_smoothing": 0.0,
     }
+    if seen.channels_last:
+        config["channels_last"] = True
     if images < seen.info.num_train:
         config["images_per_epoch"] = max(4 * batch, images)
     if not flips:

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch import Tensor, nn
 
 from sweeps.shrink import look as looking
+from sweeps.shrink.methods import training_config
 from sweeps.spec.yaml_text import SpecError
 from tests.trainers.data.pictures import class_folders
 from trainers.config import SourceConfig
+from trainers.models.arch import Arch
 from trainers.models.source import load_source
 
 
@@ -56,3 +59,30 @@ def test_a_run_folder_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "run.json").touch()
     with pytest.raises(SpecError, match=r"is a run folder; .* sweeps export .* TRIAL"):
         looking.source_section(str(tmp_path), None)
+
+
+class _Flat(nn.Module):
+    """As older models write it: a view of all that an image has, in the order of NCHW."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.view(len(images), -1)
+
+
+def test_a_model_of_convolutions_is_trained_channels_last(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it can: not a ViT, which has one of them, nor one that needs another layout."""
+    photos = class_folders(tmp_path / "photos", size=(128, 128))
+    seen = looked_at(model, photos)
+    assert training_config(seen, 100)["channels_last"] is True
+    section = looking.data_section(str(photos))
+    vit = looking.look({"model": "vit_tiny_patch16_224"}, section, ("torch",))
+    assert "channels_last" not in training_config(vit, 100)
+    for last, works in ((nn.Identity(), True), (_Flat(), False)):
+        layers = (nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), last)
+        monkeypatch.setattr(
+            Arch, "build", lambda _, layers=layers: nn.Sequential(*layers)
+        )
+        assert (
+            looking._runs_channels_last(Arch("timm", f"works_{works}", {}), 32) is works
+        )
