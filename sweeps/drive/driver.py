@@ -213,7 +213,7 @@ def _full(run: Path, error: str) -> str:
 def _drive(drive: _Drive) -> SweepResult:
     """Run all trials, in several attempts if need be; then write tables and report."""
     storage, interrupt = drive.storage, drive.interrupt
-    mark_interrupted(storage)
+    mark_interrupted(storage, left_over=True)
     ended = [r for r in trial_records(storage.run) if r.status in ENDED]
     drive.progress.know(Baseline(drive.sweep, storage.run).objectives())
     drive.progress.resume(ended)
@@ -299,6 +299,10 @@ def _search_on(drive: _Drive) -> None:
         for line in check_nodes(storage.run if storage.shared else None):
             progress.note(line)
     search = StudySearch(sweep, storage)
+    if search.num_trials > 0:
+        # what has no room at all is the user's mistake
+        room = trials_at_once(sweep.spec.resources)
+        search.run_at_once(min(room, concurrent_trials(sweep.spec, drive.most)))
     plan = search.plan_line()
     for line in [*search.notes, *([] if plan is None else [plan])]:
         progress.note(line)
@@ -324,8 +328,7 @@ def _measure_front(drive: _Drive) -> None:
 
 def _search(drive: _Drive, search: StudySearch) -> None:
     """Run what the search hands out, and fetch what was recorded."""
-    sweep, storage = drive.sweep, drive.storage
-    trials_at_once(sweep.spec.resources)  # what has no room is the user's mistake
+    storage = drive.storage
     drive.has_begun = True
     try:
         _run_trials(drive, search)
@@ -487,13 +490,22 @@ def _fit(
     )
 
 
-def mark_interrupted(storage: RunStorage) -> None:
-    """Records still `running` belong to no process now."""
+def mark_interrupted(storage: RunStorage, left_over: bool = False) -> None:
+    """Records still `running` belong to no process now.
+
+    Args:
+        left_over: they are of a driver that was killed, perhaps long ago, and ended with their last
+            sign.
+    """
     baseline = TrialRecord.read(trial_folder(storage.run, BASELINE))
     for record in chain(trial_records(storage.run), [baseline]):
         if record is None or record.status != "running":
             continue
         # a process that outlived its driver may end it itself meanwhile
         with contextlib.suppress(RecordTakenError):
-            record.finish("interrupted", error="the sweep ended before the trial did")
+            record.finish(
+                "interrupted",
+                error="the sweep ended before the trial did",
+                ended=record.last_sign() if left_over else None,
+            )
         storage.push_trial(record.trial_id)

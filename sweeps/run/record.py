@@ -235,6 +235,7 @@ class TrialRecord:
         attempts: how often it was begun, over all processes.
         token: of the attempt that owns the record.
         started, ended: UTC times, ISO 8601.
+        earlier: those of the attempts before.
         outcome: how it stands.
     """
 
@@ -245,6 +246,7 @@ class TrialRecord:
     token: str = ""
     started: str | None = None
     ended: str | None = None
+    earlier: tuple[tuple[str, str], ...] = ()
     outcome: Outcome = field(default_factory=Outcome)
 
     @classmethod
@@ -260,6 +262,7 @@ class TrialRecord:
             attempts=1 + (earlier.attempts if earlier is not None else 0),
             token=uuid.uuid4().hex,
             started=now(),
+            earlier=() if earlier is None else earlier.spans(),
         )
         folder.mkdir(parents=True, exist_ok=True)
         # before the record: who sees the new attempt must not see the old one's epochs
@@ -305,6 +308,22 @@ class TrialRecord:
         token, status = on_disk.get("token", ""), on_disk.get("status", "running")
         return bool(token == self.token and status == "running")
 
+    def spans(self) -> tuple[tuple[str, str], ...]:
+        """Beginning and end of every attempt; one that was killed ended with its last sign."""
+        if self.started is None:
+            return self.earlier
+        ended = self.last_sign() if self.ended is None else self.ended
+        return (*self.earlier, (self.started, ended))
+
+    def last_sign(self) -> str:
+        """UTC time at which the trial last wrote, ISO 8601."""
+        names = (RECORD_FILE, EPOCHS_FILE)
+        files = [p for name in names if (p := self.folder / name).exists()]
+        if not files:
+            return now()
+        moment = max(file.stat().st_mtime for file in files)
+        return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
+
     def _check_mine(self) -> None:
         if not self.is_mine:
             raise RecordTakenError(
@@ -329,6 +348,7 @@ class TrialRecord:
             "token": self.token,
             "started": self.started,
             "ended": self.ended,
+            "earlier": self.earlier,
             "machine": machine,
             "stages": stages,
             **outcome,
@@ -385,6 +405,7 @@ class TrialRecord:
         status: Status,
         *,
         error: BaseException | TrialError | str | None = None,
+        ended: str | None = None,
         **facts: Any,
     ) -> None:
         """End the trial; its epochs reach the disk first.
@@ -392,6 +413,7 @@ class TrialRecord:
         Args:
             status: any but running.
             error: why, where it did not complete.
+            ended: when, UTC, ISO 8601; default: now.
             facts: further fields of `Outcome`.
 
         Raises:
@@ -405,7 +427,7 @@ class TrialRecord:
         said = None if error is None else TrialError.of(error)
         update = {"status": status, "error": said, **facts}
         self.outcome = Outcome.model_validate(dict(self.outcome) | update)
-        self.ended = now()
+        self.ended = ended or now()
         self._write()
 
     def reopen(self, why: str) -> None:
@@ -430,6 +452,7 @@ def _parse(folder: Path, plan: TrialPlan, content: dict[str, Any]) -> TrialRecor
         token=facts.get("token", ""),
         started=facts.get("started"),
         ended=facts.get("ended"),
+        earlier=tuple((start, end) for start, end in facts.get("earlier", ())),
         outcome=Outcome.model_validate(facts | {"stage_runs": facts.get("stages", ())}),
     )
 

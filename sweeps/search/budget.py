@@ -46,8 +46,18 @@ class Budget:
         """The first trial of this driver is about to start."""
         self._meter.begin()
 
+    def end(self) -> None:
+        """The search is over; what follows it is not counted."""
+        self._meter.end()
+
+    def run_at_once(self, trials: int) -> None:
+        """Take how many trials the cluster has room for."""
+        self._meter.run_at_once(trials, self._search.replicates)
+
     def note(self, record: TrialRecord) -> None:
-        """A trial ended, now or under an earlier driver."""
+        """A trial ended, now or under an earlier driver. Those that refine are not counted."""
+        if record.plan.refines is not None:
+            return
         self._meter.note(record)
         if self._goal is not None:
             self._goal.note(record)
@@ -71,15 +81,14 @@ class Budget:
         Args:
             running: what those that run now are expected to cost.
         """
-        return self._left(self._of_search, running)
+        return self._left(self._of_search, running) / self._meter.rate
 
-    def left_to_race(self) -> float:
+    def left_to_race(self, running: float = 0.0) -> float:
         """What one more seed may cost when the search has ended."""
-        return self._left(1.0, 0.0)
+        return self._left(1.0, running) / self._meter.rate_alone
 
     def _left(self, share: float, running: float) -> float:
-        meter = self._meter
-        return max(0.0, meter.limit * share - meter.spent(running)) / meter.rate
+        return max(0.0, self._meter.limit * share - self._meter.spent(running))
 
     def share_left(self) -> float:
         """What is left of the budget, from 0 to 1; 1 without one."""

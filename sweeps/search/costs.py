@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -46,14 +47,27 @@ CostOf = Callable[[TrialRecord], dict[str, float]]
 """Stage → what it costs where nothing is cached, in seconds or images."""
 
 
+def held_seconds(record: TrialRecord) -> float:
+    """Seconds that a trial's last attempt took of the clock: its work, and its standing still while
+    others were measured.
+    """
+    worked = record.outcome.seconds or 0.0
+    if record.started is None or record.ended is None:
+        return worked
+    began, ended = map(datetime.fromisoformat, (record.started, record.ended))
+    return max(worked, (ended - began).total_seconds())
+
+
 def seconds_of(record: TrialRecord) -> dict[str, float]:
-    """Stage → seconds of a trial as if nothing had been cached; empty where it did not end."""
+    """Stage → seconds of a trial as if nothing had been cached, `REST` with what it stood still;
+    empty where it did not end.
+    """
     outcome = record.outcome
     if record.status != "complete" or outcome.seconds is None:
         return {}
     found = {run.name: run.seconds_full for run in outcome.stage_runs}
     stages = sum(run.seconds for run in outcome.stage_runs)
-    return found | {REST: max(0.0, outcome.seconds - stages)}
+    return found | {REST: max(0.0, held_seconds(record) - stages)}
 
 
 def images_of(record: TrialRecord, cached: bool = True) -> dict[str, float]:
@@ -77,25 +91,30 @@ def known_configuration(
     number: int,
     records: Sequence[TrialRecord],
     objectives: Sequence[Objective],
+    replicates: int,
     cost_of: CostOf = seconds_of,
 ) -> Known | None:
-    """What the replicates of a configuration tell together; None of a refined one, or of a draw
+    """What the trials of a configuration tell together; None of a refined one, or of a draw
     that was refused.
 
     Args:
+        replicates: trials whose seconds are wanted, which may be other than those that there are.
         cost_of: what a stage's seconds are taken to be.
     """
     plan = records[0].plan
     if plan.refines is not None or plan.refused is not None:
         return None
+    costs = [found for record in records if (found := cost_of(record))]
     seconds: dict[str, float] = {}
+    for found in costs:
+        for name, spent in found.items():
+            share = replicates / len(costs)
+            seconds[name] = seconds.get(name, 0.0) + share * spent
     values = []
     for record in records:
-        for name, spent in cost_of(record).items():
-            seconds[name] = seconds.get(name, 0.0) + spent
         if record.status == "complete":
-            found = finite_values(record.outcome.metrics, objectives)
-            values += [found] if found is not None else []
+            given = finite_values(record.outcome.metrics, objectives)
+            values += [given] if given is not None else []
     return Known(
         number,
         dict(plan.draw),

@@ -14,7 +14,7 @@ from datetime import datetime
 
 from analysis.numbers import duration
 from sweeps.run.record import TrialRecord
-from sweeps.search.costs import CostOf, images_of, seconds_of
+from sweeps.search.costs import CostOf, held_seconds, images_of, seconds_of
 from sweeps.spec.model import Spec
 
 
@@ -25,6 +25,7 @@ class Meter:
     Attributes:
         limit: the budget, in its unit: seconds, seconds of GPUs, or images.
         rate: of the budget that a configuration uses for each second or image that it costs.
+        rate_alone: the same of a single trial.
         cost_of: what a trial's stages cost where nothing is cached.
         taken_by: seconds or images that a trial took indeed.
         said: an amount in words.
@@ -37,14 +38,23 @@ class Meter:
     said: Callable[[float], str]
 
     def __post_init__(self) -> None:
+        self.rate_alone = self.rate
         self._by_trial: dict[str, float] = {}
         self._ended = 0.0  # the sum, asked for before every trial of thousands
 
     def begin(self) -> None:
         """The first trial of this driver is about to start."""
 
+    def end(self) -> None:
+        """The search is over; what follows is not counted."""
+
+    def run_at_once(self, trials: int, replicates: int) -> None:
+        """Take how many trials run at a time, of configurations with so many."""
+
     def note(self, record: TrialRecord) -> None:
-        """Take a trial that ended; of one that ran again the last attempt counts."""
+        """Take a trial that ended; one that ran again is counted once, with all its attempts where
+        time is counted.
+        """
         used = self.rate * self.taken_by(record)
         self._ended += used - self._by_trial.get(record.trial_id, 0.0)
         self._by_trial[record.trial_id] = used
@@ -62,8 +72,10 @@ class Clock(Meter):
     """Time passes by itself, whatever runs."""
 
     def __post_init__(self) -> None:
+        self.rate_alone = 1.0
         self._records: list[TrialRecord] = []
         self._begun: float | None = None
+        self._until: float | None = None
         self._earlier = 0.0
 
     def begin(self) -> None:
@@ -76,9 +88,18 @@ class Clock(Meter):
         if self._begun is None:
             self._records.append(record)
 
+    def end(self) -> None:
+        if self._until is None:
+            self._until = time.monotonic()
+
+    def run_at_once(self, trials: int, replicates: int) -> None:
+        self.rate = math.ceil(replicates / max(1, trials)) / replicates
+
     def spent(self, running: float) -> float:
-        now = 0.0 if self._begun is None else time.monotonic() - self._begun
-        return self._earlier + now
+        if self._begun is None:
+            return self._earlier
+        until = time.monotonic() if self._until is None else self._until
+        return self._earlier + max(0.0, until - self._begun)
 
 
 def meter_of(spec: Spec) -> Meter:
@@ -91,12 +112,9 @@ def meter_of(spec: Spec) -> Meter:
         limit = 3600 * search.gpu_hours
         return Meter(limit, gpus, seconds_of, _seconds_held, _gpu_time)
     limit = math.inf if search.hours is None else 3600 * search.hours
-    together = min(wanted.concurrent or 1, search.replicates)
-    return Clock(limit, 1 / together, seconds_of, _seconds_worked, duration)
-
-
-def _seconds_worked(record: TrialRecord) -> float:
-    return record.outcome.seconds or 0.0
+    clock = Clock(limit, 1.0, seconds_of, held_seconds, duration)
+    clock.run_at_once(wanted.concurrent or 1, search.replicates)
+    return clock
 
 
 def _seconds_held(record: TrialRecord) -> float:
@@ -116,11 +134,11 @@ def _images(count: float) -> str:
 
 
 def seconds_of_trials(records: Iterable[TrialRecord]) -> float:
-    """Length of the union of the times in which trials ran, in seconds."""
+    """Length of the union of the times in which trials ran, all attempts, in seconds."""
     spans = sorted(
-        (datetime.fromisoformat(r.started), datetime.fromisoformat(r.ended))
-        for r in records
-        if r.started is not None and r.ended is not None
+        (datetime.fromisoformat(started), datetime.fromisoformat(ended))
+        for record in records
+        for started, ended in record.spans()
     )
     total, until = 0.0, None
     for start, end in spans:

@@ -46,16 +46,28 @@ class NamedDraws:
                 write_request(run, name, request)
 
     def next(
-        self, number: int, tried: Collection[str], running: list[Draw]
+        self,
+        number: int,
+        tried: Collection[str],
+        running: list[Draw],
+        end_in_time: Callable[[Sequence[Draw]], list[bool]],
     ) -> Draw | None:
-        """The next draw, for this number; None where nothing is asked for."""
+        """The next draw, for this number; None where nothing is asked for that ends in time.
+
+        Args:
+            end_in_time: whether each of some draws does. What the user requests is not asked.
+        """
         asked = self._requested(number, tried)
-        if asked is not None or not self.first:
+        if asked is not None:
             return asked
-        index = 0 if self._elsewhere is None else self._elsewhere(self.first, running)
-        draw = self.first[index]
-        del self.first[index]
-        return draw
+        ends = end_in_time(self.first)
+        left = [index for index, is_in_time in enumerate(ends) if is_in_time]
+        if not left:
+            return None
+        draws = [self.first[index] for index in left]
+        chosen = 0 if self._elsewhere is None else self._elsewhere(draws, running)
+        del self.first[left[chosen]]
+        return draws[chosen]
 
     def _requested(self, number: int, tried: Collection[str]) -> Draw | None:
         folder = self.run / REQUESTS_FOLDER

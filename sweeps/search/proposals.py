@@ -205,7 +205,7 @@ class Proposals:
 
     def learn(self, known: Known | None) -> None:
         """Take a configuration that ended; what lies outside the space tells nothing."""
-        if known is not None and self._is_asked:
+        if known is not None:
             with contextlib.suppress(ValueError):
                 checked_draw(self._space, known.draw)
                 self._known.add(known)
@@ -222,13 +222,61 @@ class Proposals:
             if key and key not in self._finished
         ]
         went_on = any(key in self._finished for key in keys[:-1] if key)
-        self._spent[went_on] += sum(paid) + rest
+        took = sum(paid) + rest
+        if went_on:  # where images are counted, what does not train would cost nothing
+            took = max(took, _OVERHEAD * sum(known.seconds.values()))
+        self._spent[went_on] += took
         self._finished.update(keys)
 
     def seconds_of_one(self) -> float | None:
         """Median seconds of a configuration with an empty cache; None where nothing is known."""
         known = [sum(each.seconds.values()) for each in self._known.timed]
         return float(np.median(known)) if known else None
+
+    def usual_seconds(self) -> float:
+        """Median seconds of a configuration where what all share is cached, if it is; 0 where
+        nothing is known.
+        """
+        if not self._known.timed:
+            return 0.0
+        reused = self._reused()
+        found = []
+        for each in self._known.timed:
+            *stages, rest = self.prefixes.by_entry(each.seconds)
+            keys = self.prefixes.keys(each.draw)
+            own = [
+                seconds
+                for key, seconds in zip(keys, stages, strict=True)
+                if key or key not in reused
+            ]
+            found.append(sum(own) + rest)
+        return float(np.median(found))
+
+    def expected(self, draws: Sequence[Draw]) -> list[float]:
+        """Seconds that each is expected to take; 0 where nothing is known yet."""
+        usual = self.usual_seconds()
+        if len(self._known.timed) < FIRST:
+            return [usual] * len(draws)
+        found = [usual] * len(draws)
+        whole = [place for place, draw in enumerate(draws) if self._is_whole(draw)]
+        if whole:
+            known = self._known.timed[-_MOST_KNOWN:]
+            costs = CostModel(self.prefixes, self._encoder, known)
+            seconds = costs.expected([draws[p] for p in whole], self._reused())
+            for place, each in zip(whole, seconds, strict=True):
+                found[place] = float(each)
+        return found
+
+    def _is_whole(self, draw: Draw) -> bool:
+        try:
+            checked_draw(self._space, draw)
+        except ValueError:
+            return False
+        return True
+
+    def _reused(self) -> set[Key]:
+        """Prefixes whose stages are taken to cost nothing."""
+        return self._finished if self.spec.search.cost != "full" else set()
 
     def choose(
         self,
@@ -244,7 +292,7 @@ class Proposals:
             left: share of the budget that is left, the exponent of the seconds.
             tried: `Space.identity` of all that were asked for.
             running: configurations that were begun and have not ended. What they are the first to
-                compute is not waited for.
+                compute is waited for only where everything else is no choice.
             most_seconds: that it may take; where nothing that is offered takes so little, what is
                 returned takes more.
 
@@ -252,17 +300,19 @@ class Proposals:
             None where too little is known yet, or nothing new is offered.
         """
         useful = self._known.useful
-        if len(useful) < FIRST:
+        if not self._is_asked or len(useful) < FIRST:
             return None
-        is_cached = self.spec.search.cost == "cached"
-        finished = self._finished if is_cached else set()
+        search = self.spec.search
+        is_cached = search.cost == "cached"
+        finished = self._reused()
         goes_on = is_cached and self._spent[True] <= self._spent[False]
-        at_end = is_cached and math.isfinite(most_seconds)
+        # of images a suffix may take none: it would fit for ever
+        at_end = is_cached and math.isfinite(most_seconds) and search.images is None
         going_on = finished if goes_on or at_end else set()
         costs = CostModel(
             self.prefixes, self._encoder, self._known.timed[-_MOST_KNOWN:]
         )
-        fresh = self._fresh(number)
+        fresh = self._fresh(number, costs, most_seconds)
         candidates = [*fresh, *self._going_on(number, fresh, going_on, costs)]
         draws = [draw for draw, _ in candidates]
         seconds = np.maximum(costs.expected(draws, finished), _LEAST_SECONDS)
@@ -273,14 +323,14 @@ class Proposals:
         gains = self._gains(number, useful[-_MOST_KNOWN:], draws)
         with np.errstate(divide="ignore"):
             scores = np.log(gains) - left * np.log(seconds + floor)
-        blocked = self._unfinished(running, finished)
-        fits = seconds <= most_seconds
-        for index in np.lexsort((-scores, ~fits)):
+        blocked = self._unfinished(running, self._finished)
+        waits = np.array(
+            [not blocked.isdisjoint(self.prefixes.keys(draw)) for draw in draws]
+        )
+        for index in np.lexsort((-scores, waits, seconds > most_seconds)):
             draw, notes = candidates[index]
-            if scores[index] == -math.inf:
-                continue
-            shares = blocked and not blocked.isdisjoint(self.prefixes.keys(draw))
-            if not shares and self._space.identity(draw) not in tried:
+            is_new = self._space.identity(draw) not in tried
+            if is_new and scores[index] > -math.inf:
                 return Proposal(draw, notes, float(seconds[index]))
         return None
 
@@ -301,13 +351,19 @@ class Proposals:
         keys = {key for draw in running for key in self.prefixes.keys(draw)}
         return {key for key in keys if key and key not in finished}
 
-    def _fresh(self, number: int) -> list[tuple[Draw, Draw]]:
-        """Draws of the sampler with its notes, then draws at random."""
+    def _fresh(
+        self, number: int, costs: CostModel, most_seconds: float
+    ) -> list[tuple[Draw, Draw]]:
+        """Draws of the sampler with its notes, then draws at random for every second number, or
+        where the sampler offers nothing that takes so little.
+        """
         search, seed = self.spec.search, self.spec.seed
         samplers = [sampler_of(search, seed, number, i) for i in range(OFFERED)]
         rng = np.random.default_rng(derive_seed(seed, "fresh", number))
         drawn = self._offers.drawn(samplers)
-        count = AT_RANDOM if number % 2 else 0
+        draws = [draw for draw, _ in drawn]
+        is_short = (costs.expected(draws, self._reused()) > most_seconds).all()
+        count = AT_RANDOM if number % 2 or is_short else 0
         return [*drawn, *((self._at_random(rng), Draw()) for _ in range(count))]
 
     def _going_on(

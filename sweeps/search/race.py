@@ -75,6 +75,10 @@ class Runners:
             values = finite_values(record.outcome.metrics, self.objectives)
             self._values[plan.number] += [values] if values is not None else []
 
+    def expected(self, number: int) -> float:
+        """What a seed of this configuration costs, as its others did."""
+        return self._seconds[number]
+
     def left(self, configurations: int) -> int:
         """Trials that may still be handed out, where the search has so many configurations."""
         extra = sum(
@@ -137,7 +141,8 @@ def undecided(
     ranks = moocore.pareto_rank(pareto.to_costs(means, objectives))
     order = np.argsort(ranks, kind="stable")
     if sum(len(values[number]) - 1 for number in numbers) < _LEAST_FREEDOM:
-        return [numbers[i] for i in order if used[numbers[i]] == 1]
+        fewest = min(used[number] for number in numbers)
+        return [numbers[i] for i in order if used[numbers[i]] == fewest]
     near = np.sort(order[:_MOST_COMPARED])
     numbers, means = [numbers[i] for i in near], means[near]
     rows = _as_rows([values[number] for number in numbers], means, objectives)

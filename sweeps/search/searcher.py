@@ -7,6 +7,7 @@ written before it is handed out, so that a trial has its row from there on, whoe
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -112,7 +113,8 @@ class StudySearch:
         )
         for number, records in enumerate_earlier(earlier):
             cost_of = self._budget.cost_of
-            found = known_configuration(number, records, objectives, cost_of)
+            seeds = self.spec.search.replicates
+            found = known_configuration(number, records, objectives, seeds, cost_of)
             self._proposals.learn(found)
 
     def _continue_study(self) -> None:
@@ -123,7 +125,7 @@ class StudySearch:
         earlier = read_earlier(records, abandoned, replicates)
         self._note_ended(records)
         whole = {n for n in earlier.begun if not earlier.missing(n, replicates)}
-        for number in sorted(whole):
+        for number in sorted(whole - self._abandoned.keys()):
             self._learn(number, earlier.of(number))
         self.next_number = earlier.next_number
         self._tried = {self._key(earlier.draws[number]) for number in earlier.begun}
@@ -289,7 +291,12 @@ class StudySearch:
             if self._reopened:
                 number, known = self._reopened.popleft()
             else:
-                known = self._named.next(number, self._tried, self._run_now())
+                known = self._named.next(
+                    number, self._tried, self._run_now(), self._end_in_time
+                )
+                if known is None and self._is_exhaustive and self._named.first:
+                    self._is_over = True  # what is left of the grid would end too late
+                    continue
                 self.next_number += 1
                 self.remaining -= 1
             if self._take(number, known):
@@ -332,6 +339,8 @@ class StudySearch:
         running = self._run_now()
         found = self._proposals.choose(number, share, self._tried, running, most)
         if found is None:
+            # nothing can be compared: what a configuration usually takes decides
+            self._is_over = self._proposals.usual_seconds() > most
             return None
         self._is_over = found.seconds > most
         if self._is_over:
@@ -339,6 +348,17 @@ class StudySearch:
         configuration = self._enqueue(number, found.draw, found.notes)
         configuration.expected = found.seconds
         return configuration
+
+    def _end_in_time(self, draws: Sequence[Draw]) -> list[bool]:
+        """Whether each is expected to end within the budget."""
+        most = self._budget.left(self._expected_now())
+        if math.isinf(most):
+            return [True] * len(draws)
+        return [seconds <= most for seconds in self._proposals.expected(draws)]
+
+    def run_at_once(self, trials: int) -> None:
+        """Take how many trials the cluster has room for."""
+        self._budget.run_at_once(trials)
 
     def plan_line(self) -> str | None:
         """What a budget of time is expected to give; None without one."""
@@ -354,16 +374,22 @@ class StudySearch:
         return [*running.values()]
 
     def _expected_now(self) -> float:
-        """What the configurations that run now are expected to take together."""
-        running = {c.number: c for c in self._running.values() if c is not None}
-        usual = self._proposals.seconds_of_one() or 0.0
-        return sum(
-            usual if c.expected is None else c.expected for c in running.values()
-        )
+        """What the trials that run now are expected to take together."""
+        usual = self._proposals.usual_seconds()
+        total = 0.0
+        for trial_id, configuration in self._running.items():
+            if configuration is not None:
+                whole = configuration.expected
+                share = usual if whole is None else whole
+                total += share / configuration.replicates
+            elif self._race is not None and trial_id in self._seeds_now:
+                total += self._race.expected(self._seeds_now[trial_id][0])
+        return total
 
     def _learn(self, number: int, records: Sequence[TrialRecord]) -> None:
         objectives, cost_of = self.spec.objectives, self._budget.cost_of
-        known = known_configuration(number, records, objectives, cost_of)
+        seeds = self.spec.search.replicates
+        known = known_configuration(number, records, objectives, seeds, cost_of)
         self._proposals.learn(known)
         if known is not None and known.values is not None:
             self._budget.found(known.values)
@@ -435,7 +461,8 @@ class StudySearch:
         if self._race is None or self._baseline.is_awaited:
             return False
         found = self._race.next(
-            [*self._seeds_now.values()], self._budget.left_to_race()
+            [*self._seeds_now.values()],
+            self._budget.left_to_race(self._expected_now()),
         )
         if found is None:
             return False
@@ -454,6 +481,7 @@ class StudySearch:
         if self._is_refined or refine is None:
             return
         self._is_refined = True
+        self._budget.end()
         records = list(trial_records(self.run))
         ended = {r.trial_id for r in records if r.status in ENDED}
         for plan in refining_plans(records, spec, refine, self.next_number):

@@ -1,5 +1,6 @@
 """Searches that end by the clock, or because their front stands still."""
 
+import os
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -9,13 +10,16 @@ import pytest
 
 from analysis.contract import Objective
 from sweeps.check import check_spec
+from sweeps.drive.driver import mark_interrupted
 from sweeps.run.folder import trial_folder
-from sweeps.run.record import TrialRecord
+from sweeps.run.record import Outcome, StageRow, TrialRecord
 from sweeps.run.storage import RunStorage
 from sweeps.search import meters
-from sweeps.search.budget import stands_still
+from sweeps.search.budget import Budget, stands_still
+from sweeps.search.costs import known_configuration, seconds_of
 from sweeps.search.goal import Goal
 from sweeps.search.meters import meter_of, seconds_of_trials
+from sweeps.search.prefixes import REST
 from sweeps.search.searcher import StudySearch
 from sweeps.spec.load import spec_from
 from sweeps.spec.model import MOST_TRIALS, StopWhen
@@ -216,3 +220,135 @@ def test_a_search_ends_where_its_front_stands_still(
         count += 1
     assert 6 < count < 100
     assert search.ask() is None
+
+
+def test_time_until_a_killed_driver_is_resumed_is_not_used(tmp_path: Path) -> None:
+    """Its trial ended with its last sign, and its next attempt forgets nothing."""
+    killed = TrialRecord.begin(trial_folder(tmp_path, "00000"), plan())
+    killed.add_epoch({"stage": "train", "epoch": 0})
+    began = datetime.fromisoformat(str(killed.started)) - timedelta(hours=12)
+    killed.started = began.isoformat()
+    killed._write()
+    for file in killed.folder.iterdir():
+        last = (began + timedelta(hours=2)).timestamp()
+        os.utime(file, (last, last))
+    mark_interrupted(RunStorage(tmp_path), left_over=True)
+    found = TrialRecord.read(killed.folder)
+    assert found is not None
+    assert found.status == "interrupted"
+    assert seconds_of_trials([found]) == pytest.approx(2 * 3600)
+    again = TrialRecord.begin(killed.folder, plan())
+    again.finish("complete")
+    read = TrialRecord.read(killed.folder)
+    assert read is not None
+    assert seconds_of_trials([read]) == pytest.approx(2 * 3600, abs=5)
+    assert len(read.spans()) == 2
+
+
+def test_what_a_trial_stands_still_is_expected_of_the_next(tmp_path: Path) -> None:
+    """As it is time that passes: others are measured meanwhile."""
+    begins = datetime.fromisoformat("2026-03-04T09:00:00+00:00")
+    train = StageRow(
+        index=0,
+        name="train",
+        stage="finetune",
+        phase="train",
+        key="a",
+        cached=True,
+        seconds=1.0,
+        seconds_full=30.0,
+        metrics={},
+    )
+    record = TrialRecord(
+        tmp_path,
+        plan(),
+        started=begins.isoformat(),
+        ended=(begins + timedelta(seconds=20)).isoformat(),
+        outcome=Outcome(status="complete", seconds=5.0, stage_runs=(train,)),
+    )
+    assert seconds_of(record) == {"train": 30.0, REST: 19.0}
+
+
+@pytest.mark.parametrize(
+    ("at_once", "left"), [(1, 600.0), (2, 900.0), (3, 1800.0), (8, 1800.0)], ids=str
+)
+def test_replicates_that_run_side_by_side_take_the_time_of_one(
+    at_once: int, left: float, raw: dict[str, Any]
+) -> None:
+    """Of three seeds, where so many trials run at once; a race's seed runs alone."""
+    raw["search"] |= {"hours": 600 / 3600, "replicates": 3}
+    budget = Budget(spec_from(raw))
+    budget.run_at_once(at_once)
+    assert budget.left() == pytest.approx(left)
+    assert budget.left_to_race() == pytest.approx(600)
+
+
+def test_seconds_of_a_run_with_other_seeds(tmp_path: Path) -> None:
+    """A configuration's expected seconds are those of this search's number of seeds."""
+    start = TrialRecord(tmp_path, plan()).plan
+    outcomes = [Outcome(status="complete", seconds=s) for s in (10.0, 20.0)]
+    outcomes.append(Outcome(status="failed"))
+    found = [TrialRecord(tmp_path, start, outcome=each) for each in outcomes]
+    known = known_configuration(-1, found, [], replicates=3)
+    assert known is not None
+    assert known.seconds == {REST: 45.0}
+
+
+@pytest.mark.parametrize("cost", ["none", "cached"])
+@pytest.mark.parametrize("sampler", ["grid", "random"])
+def test_what_is_listed_or_drawn_ends_in_time_too(
+    cost: str, sampler: str, raw: dict[str, Any], tmp_path: Path, clock: list[float]
+) -> None:
+    """Eight configurations of 60 s each would take 480."""
+    rates = [0.001 * n for n in range(1, 9)]
+    raw["search"] |= {
+        "sampler": sampler,
+        "cost": cost,
+        "hours": 250 / 3600,
+        "space": {"stages.finetune.lr": rates},
+        "points": [{"stages.finetune.lr": rate} for rate in rates[:6]],
+    }
+    raw["search"].pop("trials", None)
+    search = StudySearch(check_spec(spec_from(raw)), RunStorage(tmp_path))
+    count = 0
+    while search.num_trials and (wanted := search.ask()) is not None:
+        record = TrialRecord.begin(trial_folder(search.run, wanted.trial_id), wanted)
+        clock[0] += 60
+        record.finish("complete", metrics={"accuracy": 0.5, "gmacs": 1}, seconds=60.0)
+        search.tell(record)
+        count += 1
+    assert count == 4
+
+
+def test_refining_is_not_of_the_budget(raw: dict[str, Any], clock: list[float]) -> None:
+    raw["search"] |= {"hours": 0.1}
+    budget = Budget(spec_from(raw))
+    budget.begin()
+    clock[0] += 90
+    budget.end()
+    clock[0] += 900
+    assert budget.share_left() == pytest.approx(0.75)
+
+
+def test_what_trains_nothing_does_not_go_on_for_ever(
+    chain: dict[str, Any], tmp_path: Path
+) -> None:
+    """A budget of images of which a rest is left that no training fits into."""
+    chain["search"] = {k: v for k, v in chain["search"].items() if k != "trials"}
+    chain["search"] |= {"images": 95_000}
+    search = StudySearch(check_spec(spec_from(chain)), RunStorage(tmp_path))
+    used: set[float] = set()
+    count = 0
+    while search.num_trials and (wanted := search.ask()) is not None:
+        record = TrialRecord.begin(trial_folder(search.run, wanted.trial_id), wanted)
+        rate = wanted.draw["stages.train.lr"]
+        for stage, number in (("teacher", 40_000), ("train", 10_000)):
+            cached = bool(used) if stage == "teacher" else rate in used
+            each = {"epoch": 0, "images_per_second": number, "seconds": 1.0}
+            record.add_epoch({"stage": stage, "cached": cached} | each)
+        used.add(rate)
+        record.finish("complete", metrics=values(wanted.draw), seconds=3.0)
+        search.tell(record)
+        count += 1
+        assert count < 100
+    assert len(used) == 5

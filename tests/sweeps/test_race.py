@@ -33,6 +33,9 @@ def test_only_places_near_the_front_are_undecided() -> None:
     once = dict.fromkeys(first, 1)
     assert undecided(first, once, GOALS, 0.9) == [1, 2, 4, 0, 3]
     assert undecided(first, once | {1: 2}, GOALS, 0.9) == [2, 4, 0, 3]
+    # few, with a second seed each that tells too little: those with the fewest go on
+    few = {n: [[0.90 + 0.01 * n, 2.0 + n]] * 2 for n in range(3)}
+    assert undecided(few, dict.fromkeys(few, 2), GOALS, 0.9) == [0, 1, 2]
     assert undecided({}, {}, GOALS, 0.9) == []
 
 
