@@ -223,7 +223,8 @@ class Proposals:
         ]
         went_on = any(key in self._finished for key in keys[:-1] if key)
         took = sum(paid) + rest
-        if went_on:  # where images are counted, what does not train would cost nothing
+        if went_on and self.spec.search.images is not None:
+            # what does not train would cost nothing, and go on for ever
             took = max(took, _OVERHEAD * sum(known.seconds.values()))
         self._spent[went_on] += took
         self._finished.update(keys)

@@ -52,19 +52,22 @@ class Methods:
         return alternative in self.slots[slot]
 
 
-def methods_for(seen: Look, runtime: str, quantity: str, tuning_images: int) -> Methods:
+def methods_for(
+    seen: Look, runtime: str, quantity: str, tuning_images: int, *, is_timed: bool
+) -> Methods:
     """The methods that this model takes.
 
     Args:
         runtime: of deployment.
         quantity: what the cut is counted in: a key of `compress.budget.Target`.
         tuning_images: images of a short tuning that the time affords.
+        is_timed: whether a time is the goal.
     """
     found = Methods()
     training = training_config(seen, tuning_images)
     students = smaller(seen)
     found.slots = {
-        "cut": {"none": None, **_cuts(seen, quantity, training, students)},
+        "cut": {"none": None, **_cuts(seen, quantity, training, students, is_timed)},
         "tune": {"none": None, "tuned": _tune(training)},
         "store": {"float": None, **_stores(training, runtime)},
     }
@@ -112,7 +115,11 @@ def training_config(seen: Look, images: int) -> Tree:
 
 
 def _cuts(
-    seen: Look, quantity: str, training: Tree, students: Mapping[str, Tree]
+    seen: Look,
+    quantity: str,
+    training: Tree,
+    students: Mapping[str, Tree],
+    is_timed: bool,
 ) -> dict[str, Tree | None]:
     """What may be cut, from what needs no training to what does; plain ViTs alone take all."""
 
@@ -120,7 +127,7 @@ def _cuts(
         return {"target": {quantity: LADDER[0]}}
 
     channels: Tree = {"stage": "prune_channels", "epochs": 0}
-    if quantity == "latency":  # a block takes its calls with it, channels do not
+    if is_timed:  # a block takes its calls with it, channels do not
         channels["blocks"] = True
     found: dict[str, Tree | None] = {
         "channels": channels | target(),

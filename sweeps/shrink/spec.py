@@ -75,6 +75,11 @@ class Wish:
         """What cutting stages count."""
         return "params" if self.goals[0].quantity == "bytes" else "macs"
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether a time is to become short."""
+        return self.goals[0].quantity in ("latency", "throughput")
+
 
 def spec_for(
     wish: Wish, seen: Look, speed: Speed, folder: Path
@@ -82,7 +87,9 @@ def spec_for(
     """The spec as plain values, and the methods that it searches."""
     seconds = 3600 * wish.hours * _SHORT_TUNING
     images = int(seconds / max(speed.train_seconds, 1e-9))
-    methods = methods_for(seen, wish.runtime, wish.cut_quantity, images)
+    methods = methods_for(
+        seen, wish.runtime, wish.cut_quantity, images, is_timed=wish.is_timed
+    )
     search: Tree = {"hours": wish.hours}
     if not wish.is_open:
         search["stop_when"] = "goal"

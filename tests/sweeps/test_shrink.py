@@ -28,7 +28,7 @@ from sweeps.shrink.plan import plan
 from sweeps.shrink.progress import GoalProgress, hardly_knows, said
 from sweeps.shrink.reach import Reach
 from sweeps.shrink.request import Goal, Request, goal, max_loss, metric_of_loss
-from sweeps.shrink.spec import Wish, is_trained, points
+from sweeps.shrink.spec import Wish, is_trained, points, spec_for
 from sweeps.spec.yaml_text import SpecError
 from tests.sweeps.helpers import finish, searcher
 from trainers.config import SourceConfig
@@ -273,13 +273,18 @@ def test_cheap_things_come_first_and_the_goal_says_how_much_is_cut(
     model: Path,
 ) -> None:
     seen = looking.look({"checkpoint": str(model)}, {"dataset": "digits"}, ("torch",))
-    methods = methods_for(seen, "torch", "macs", tuning_images=3000)
+    methods = methods_for(seen, "torch", "macs", 3000, is_timed=True)
     wish = Wish((Goal("latency", bound=4.0),), {}, "torch", 1, 1, 1.0)
     found = points(methods, wish, SPEED)
     trained = [is_trained(point) for point in found]
     assert trained == sorted(trained)
     shares = [p[k] for p in found for k in p if k.startswith("stages.cut.channels.")]
     assert shares[0] == 0.4  # 4 of 10 ms
+    raw, _ = spec_for(wish, seen, SPEED, Path("shrunk"))
+    assert raw["stages"]["cut"]["one_of"]["channels"]["blocks"] is True
+    fewer = replace(wish, goals=(Goal("macs", times=0.5),))
+    raw, _ = spec_for(fewer, seen, SPEED, Path("shrunk"))
+    assert "blocks" not in raw["stages"]["cut"]["one_of"]["channels"]
 
 
 HALF = {"metric": "gmacs", "mode": "min", "bound": {"times": 0.5}}

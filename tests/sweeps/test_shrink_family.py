@@ -56,13 +56,13 @@ def test_of_others_the_family_has_the_sizes(tmp_path: Path) -> None:
     found = smaller(narrow)
     assert list(found) == ["resnet32_cifar", "resnet20_cifar"]
     assert found["resnet20_cifar"] == {"model": "resnet20_cifar", "args": {"width": 4}}
-    methods = methods_for(narrow, "torch", "macs", tuning_images=3000)
+    methods = methods_for(narrow, "torch", "macs", 3000, is_timed=True)
     assert methods.space["stages.cut.smaller.model"] == list(found)
     assert not methods.has("cut", "nvit")
 
 
 def test_they_are_choices_of_the_plan_after_what_is_cheap(vit: Look) -> None:
-    methods = methods_for(vit, "torch", "macs", tuning_images=3000)
+    methods = methods_for(vit, "torch", "macs", 3000, is_timed=True)
     assert methods.has("cut", "nvit")
     assert methods.space["stages.cut.nvit.target.macs"][0] == 0.85
     assert list(methods.space["stages.cut.smaller.args"]["choices"]) == [*smaller(vit)]
