@@ -14,6 +14,9 @@ from sweeps.space.dimension import Draw
 from sweeps.space.space import Space
 from sweeps.spec.yaml_text import SpecError
 
+LOOKED_AT = 500
+"""Draws whose seconds are looked up at a time: a grid may have thousands."""
+
 
 class NamedDraws:
     """Hands out what was asked for by name, requests of the run folder first.
@@ -60,14 +63,17 @@ class NamedDraws:
         asked = self._requested(number, tried)
         if asked is not None:
             return asked
-        ends = end_in_time(self.first)
-        left = [index for index, is_in_time in enumerate(ends) if is_in_time]
-        if not left:
-            return None
-        draws = [self.first[index] for index in left]
-        chosen = 0 if self._elsewhere is None else self._elsewhere(draws, running)
-        del self.first[left[chosen]]
-        return draws[chosen]
+        draws = list(self.first)
+        for begin in range(0, len(draws), LOOKED_AT):
+            some = draws[begin : begin + LOOKED_AT]
+            ends = end_in_time(some)
+            left = [i for i, is_in_time in enumerate(ends) if is_in_time]
+            if left:
+                found = [some[i] for i in left]
+                place = self._elsewhere(found, running) if self._elsewhere else 0
+                del self.first[begin + left[place]]
+                return found[place]
+        return None
 
     def _requested(self, number: int, tried: Collection[str]) -> Draw | None:
         folder = self.run / REQUESTS_FOLDER
