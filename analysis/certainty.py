@@ -14,8 +14,8 @@ an accuracy's s2_0 is mostly the binomial variance p (1 - p) / N of the N images
 evaluated, which also is what a run without any replicates goes by. Of a metric that counts each
 class for itself N are the images of the rarest class: for two classes no area under a ROC curve
 varies more (Birnbaum and Klose, Bounds for the variance of the Mann-Whitney statistic, 1957), nor
-does a balanced accuracy. A latency varies by its measured quartiles at least. What is left is
-exact.
+does a balanced accuracy. A latency varies by its measured quartiles at least, a throughput as
+much in proportion, and a ratio of latencies by its measured interval. What is left is exact.
 
 A plausible true mean is a draw of Student's t about m_c, after m_c was drawn in towards the
 common mean as far as t2 and s2_c / n_c say (James and Stein): of many that are measured with an
@@ -34,9 +34,9 @@ import numpy as np
 import pandas as pd
 
 from analysis import pareto
-from analysis.configurations import objective_values
+from analysis.configurations import is_numeric, objective_values
 from analysis.contract import Objective
-from analysis.fronts import noise_of
+from analysis.fronts import noise_columns
 from analysis.pareto import Floats
 
 DRAWS = 1000
@@ -55,6 +55,8 @@ _AS_GOOD_AS_NORMAL = 1e6
 """Degrees of freedom with which Student's t cannot be told from a normal distribution."""
 _QUARTILES = 1.349
 """Between the quartiles of a normal distribution, in standard deviations."""
+_INTERVAL = 2 * 1.96
+"""Between the ends of an interval of 95 %."""
 _IMAGES = {
     "accuracy": "images",
     "runtime_accuracy": "images",
@@ -123,7 +125,6 @@ def error_variances(
     n = rows["replicates"].to_numpy(dtype=np.float64)
     variances = np.zeros((len(rows), len(objectives)))
     freedom = np.full_like(variances, np.inf)
-    quartiles = noise_of(rows, objectives)
     for column, objective in enumerate(objectives):
         sd = rows[f"sd/{objective.metric}"].to_numpy(dtype=np.float64, na_value=np.nan)
         squares = np.where(n > 1, np.nan_to_num(sd) ** 2 * (n - 1), 0.0)
@@ -131,11 +132,27 @@ def error_variances(
         single, own_freedom = _shrunk(squares, n - 1, expected)
         variances[:, column] = single / n
         freedom[:, column] = own_freedom
-        if quartiles is not None and quartiles[0] == column:
-            _, low, high = quartiles
-            measured = np.nan_to_num((high - low) / _QUARTILES) ** 2
-            variances[:, column] = np.maximum(variances[:, column], measured)
+        timed = _timed(rows, objective)
+        variances[:, column] = np.maximum(variances[:, column], timed)
     return variances, freedom
+
+
+def _timed(rows: pd.DataFrame, objective: Objective) -> Floats:
+    """(n,) variance of a time, of what is made of it, by the passes measured; 0 of what is none."""
+    columns = [f"metric/{name}" for name in noise_columns(objective)]
+    if not columns or not all(c in rows and is_numeric(rows[c]) for c in columns):
+        return np.zeros(len(rows))
+    low, high, *latency = (
+        rows[c].to_numpy(dtype=np.float64, na_value=np.nan) for c in columns
+    )
+    if objective.metric.endswith("_ratio"):
+        return np.asarray(np.nan_to_num((high - low) / _INTERVAL) ** 2)
+    deviation = (high - low) / _QUARTILES
+    if latency:  # of a throughput: as many parts of it as of the latency
+        values = rows[f"metric/{objective.metric}"]
+        whole = values.to_numpy(dtype=np.float64, na_value=np.nan)
+        deviation = deviation / latency[0] * whole
+    return np.asarray(np.nan_to_num(deviation) ** 2)
 
 
 def _shrunk(
@@ -180,6 +197,8 @@ def _binomial(
         return None
     images = classes.groupby("trial_id")[column]
     by_class = objective.metric in _BY_CLASS
+    if by_class:  # a class without an image says nothing, whatever the others say
+        images = classes[classes[column] > 0].groupby("trial_id")[column]
     count = float((images.min() if by_class else images.sum()).median())
     if not count > 0:
         return None

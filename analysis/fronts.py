@@ -28,6 +28,19 @@ def interval_columns(objective: Objective) -> tuple[str, str] | None:
     return (f"{stem}_p25_{unit}", f"{stem}_p75_{unit}") if stem else None
 
 
+def noise_columns(objective: Objective) -> tuple[str, ...]:
+    """Metrics that tell how far a time may be off, whether or not they were measured: a latency's
+    quartiles, the 95 % interval of a ratio, and of a throughput the latency and its quartiles.
+    """
+    name = objective.metric
+    if name.endswith("throughput"):
+        prefix = name.removesuffix("throughput")
+        return tuple(f"{prefix}latency{part}_ms" for part in ("_p25", "_p75", ""))
+    if name.endswith("_ratio"):
+        return f"{name}_low", f"{name}_high"
+    return interval_columns(objective) or ()
+
+
 def best_name(objective: Objective) -> str:
     """Name of the pick that is best in one objective."""
     return f"best {objective.metric}"

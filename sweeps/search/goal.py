@@ -13,8 +13,8 @@ import pandas as pd
 
 from analysis.certainty import CERTAIN, bounds_probability
 from analysis.configurations import configurations_of
-from analysis.contract import BASELINE, CLASSES_FILE, Objective
-from analysis.fronts import interval_columns
+from analysis.contract import BASELINE, CLASSES_FILE, LATENCY_FILE, Objective
+from analysis.fronts import noise_columns
 from sweeps.run.record import TrialRecord
 from trainers.files import read_json
 
@@ -36,7 +36,9 @@ class Goal:
         if record.status != "complete" or record.trial_id == BASELINE:
             return
         name = record.trial_id
-        metrics = {f"metric/{k}": v for k, v in record.outcome.metrics.items()}
+        again = (read_json(record.folder / LATENCY_FILE) or {}).get("metrics", {})
+        given = record.outcome.metrics | again  # latencies measured after the search
+        metrics = {f"metric/{k}": v for k, v in given.items()}
         self._trials[name] = metrics | {
             "trial_id": name,
             "number": record.plan.number,
@@ -53,8 +55,9 @@ class Goal:
         trials = pd.DataFrame([*self._trials.values()])
         wanted = [o.metric for o in objectives]
         for objective in objectives:
-            wanted += interval_columns(objective) or ()
-        columns = [f"metric/{name}" for name in wanted if f"metric/{name}" in trials]
+            wanted += noise_columns(objective)
+        named = dict.fromkeys(f"metric/{name}" for name in wanted)
+        columns = [name for name in named if name in trials]
         rows = configurations_of(
             trials[["trial_id", "number", "ended", *columns]], objectives
         )

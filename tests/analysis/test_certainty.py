@@ -95,6 +95,42 @@ def test_a_latency_is_as_sure_as_its_quartiles() -> None:
     assert variances[0, 0] == pytest.approx(4.0)  # quartiles are 1.349 sd apart
 
 
+def test_a_ratio_and_a_throughput_are_as_sure_as_their_passes() -> None:
+    rows = pd.DataFrame(
+        {
+            "replicates": [1],
+            "metric/openvino.latency_ms": [5.0],
+            "metric/openvino.latency_p25_ms": [4.0],
+            "metric/openvino.latency_p75_ms": [6.698],  # 2 ms a standard deviation
+            "metric/openvino.throughput": [200.0],
+            "metric/latency_ratio": [0.5],
+            "metric/latency_ratio_low": [0.48],
+            "metric/latency_ratio_high": [0.52],
+            "metric/channels_latency_ratio": [0.5],
+        }
+    )
+    names = ["openvino.throughput", "latency_ratio", "channels_latency_ratio"]
+    goals = [Objective(name, "min", 0.5) for name in names]
+    rows = rows.assign(**{f"sd/{name}": np.nan for name in names})
+    variances, _ = certainty.error_variances(rows, goals, NO_CLASSES)
+    assert np.sqrt(variances[0]) == pytest.approx([80.0, 0.02 / 1.96, 0.0])
+    # on its bound a ratio is as likely above it as below
+    chances = certainty.bounds_probability(rows, goals[1:2], NO_CLASSES)
+    assert chances == pytest.approx([0.5])
+
+
+def test_a_class_without_images_does_not_make_a_share_exact() -> None:
+    """By hand: 10 images of the rarest class that has any."""
+    rows = pd.DataFrame(
+        {"replicates": [1], "metric/auroc": [0.8], "sd/auroc": [np.nan]}
+    )
+    classes = pd.DataFrame({"trial_id": ["a"] * 3, "images": [10, 0, 90]})
+    goals = [Objective("auroc", "max")]
+    variances, _ = certainty.error_variances(rows, goals, classes)
+    p = 9 / 12
+    assert variances[0, 0] == pytest.approx(p * (1 - p) / 10)
+
+
 def test_the_worst_case_prefers_what_is_sure(make_run) -> None:
     """Of two equal compromises the one whose seeds agree is picked."""
     means = {0: (0.95, 3.0), 1: (0.90, 2.0), 2: (0.899, 1.99), 3: (0.80, 1.0)}

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from analysis.contract import Objective
+from analysis.contract import LATENCY_FILE, Objective
 from sweeps.check import check_spec
 from sweeps.drive.driver import mark_interrupted
 from sweeps.run.folder import trial_folder
-from sweeps.run.record import Outcome, StageRow, TrialRecord
+from sweeps.run.record import Outcome, StageRow, TrialRecord, to_json
 from sweeps.run.storage import RunStorage
 from sweeps.search import meters
 from sweeps.search.budget import Budget, stands_still
@@ -26,6 +26,7 @@ from sweeps.spec.model import MOST_TRIALS, StopWhen
 from sweeps.spec.yaml_text import SpecError
 from tests.sweeps.helpers import begin, finish, plan, searcher
 from tests.sweeps.test_proposals import chain, ended, seconds, values
+from trainers.files import write_atomic
 
 __all__ = ["chain"]
 
@@ -133,6 +134,24 @@ def test_a_search_ends_when_its_goal_is_met_with_certainty(
     search.tell(record)
     assert search.ask() is None
     assert looked == [False, True]
+
+
+def test_the_goal_goes_by_the_latency_that_was_measured_last(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    """A trial that met it as recorded, and not as measured again with its rivals."""
+    goals = [Objective("latency_ratio", "min", 0.5)]
+    search = searcher(raw, tmp_path / "run", trials=2)
+    times = {"latency_ratio_low": 0.488, "latency_ratio_high": 0.492}
+    record = finish(search, accuracy=0.9, gmacs=1.0, latency_ratio=0.49, **times)
+    goal = Goal()
+    goal.note(record)
+    assert goal.is_met(goals)
+    again = {"latency_ratio": 0.51, "latency_ratio_low": 0.5}
+    content = {"metrics": again | {"latency_ratio_high": 0.52}}
+    write_atomic(record.folder / LATENCY_FILE, to_json(content))
+    goal.note(record)
+    assert not goal.is_met(goals)
 
 
 def test_images_are_a_budget_too(chain: dict[str, Any], tmp_path: Path) -> None:
