@@ -240,8 +240,9 @@ def _complete(data: Tree, source: SourceConfig) -> Tree:
         if source.pretrained:
             found.setdefault("crop_fraction", float(known.crop_pct))
             found.setdefault("image_size", int(known.input_size[-1]))
-    size = found.get("image_size", info.image_size)
-    if images * 3 * size**2 < _MOST_BYTES_IN_MEMORY and "in_memory" not in found:
+    decoded = info.decoded_bytes
+    fits = decoded is not None and decoded < _MOST_BYTES_IN_MEMORY
+    if fits and "in_memory" not in found:
         kept = found | {"in_memory": "yes"}
         if _opens(kept):
             return kept

@@ -1,6 +1,7 @@
 """What `sweeps shrink` sees of a user's photos and model, and how it says what is missing."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -40,6 +41,18 @@ def test_photos_are_kept_in_memory_where_they_are_squares_of_one_size(
     said = looking.preprocessing(seen)
     assert said.startswith("224 px, mean 0.485, 0.456, 0.406")
     assert f"{{dataset: folder, root: {tmp_path / 'photos'}, image_size: PX" in said
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(8, None), (9, "yes")])
+def test_photos_in_memory_count_with_their_own_size_and_those_of_the_test_part(
+    limit: int, kept: str | None, model: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Of 512 px where the model sees 224: 12 to train on and 4 to test are 12.6 MB."""
+    most = int(limit / 8 * 16 * 3 * 512**2)
+    monkeypatch.setattr(looking, "_MOST_BYTES_IN_MEMORY", most)
+    seen = looked_at(model, class_folders(tmp_path / "photos", size=(512, 512)))
+    assert seen.info.image_size == 224
+    assert seen.data.get("in_memory") == kept
 
 
 def test_how_an_option_of_the_data_is_given(model: Path, tmp_path: Path) -> None:

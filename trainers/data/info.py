@@ -28,6 +28,8 @@ class DataInfo:
         remarks: what a user must know: whole sentences in plain English, one a fact, about
             what was left out, remapped or assumed.
         in_memory: whether images are decoded once and augmented as batches; else they stream.
+        decoded_bytes: of all images of both parts at their own size, as a cache of decoded
+            images holds them; None where they are not squares of one size.
     """
 
     num_classes: int
@@ -40,6 +42,7 @@ class DataInfo:
     place: str = ""
     remarks: tuple[str, ...] = ()
     in_memory: bool = True
+    decoded_bytes: int | None = None
 
     def describe(self) -> str:
         """The facts on one line: "2 classes (dark, light), 34 train, 12 val, 14 test, 32 px, from

@@ -369,7 +369,17 @@ def _info(config: DataConfig, dataset: Dataset, found: Inspected) -> DataInfo:
         place=dataset.place or str(config.root or config.dataset),
         remarks=(*dataset.remarks, *found.remarks, *remarks),
         in_memory=_in_memory(config, found),
+        decoded_bytes=_decoded_bytes(dataset, found),
     )
+
+
+def _decoded_bytes(dataset: Dataset, found: Inspected) -> int | None:
+    """Of all images as they are stored: `limit` chooses among them later."""
+    if len(found.sizes) != 1:
+        return None
+    [(width, height)] = found.sizes
+    images = sum(len(part.labels) for part in dataset.parts().values())
+    return 3 * width * height * images if width == height else None
 
 
 def _in_memory(config: DataConfig, found: Inspected) -> bool:
