@@ -41,6 +41,8 @@ _FEW_IMAGES = 5000
 _MOST_BYTES_IN_MEMORY = 1_500_000_000
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
 _TIMED_IMAGES = 8
+_CHANNELS = 3
+"""Of an image as every reader of data gives it; grey ones have the same values in each."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,13 @@ def look(source: Tree, data: Tree, runtimes: Sequence[RuntimeName] = ()) -> Look
         facts = source_facts(config, info.num_classes, info.image_size, trained=False)
     except (ValueError, RuntimeError, TypeError, AssertionError) as error:
         raise SpecError(f"MODEL: {one_line(error)}") from error
+    channels = facts.arch.args.get("in_chans", _CHANNELS)
+    if channels != _CHANNELS:
+        raise SpecError(
+            f"MODEL: a model's images must have {_CHANNELS} channels, as those of every data"
+            f" set here; {facts.arch.name} takes {channels} (in_chans); give a model with"
+            f" in_chans {_CHANNELS}"
+        )
     return Look(source, data, facts, info, installed(runtimes), usable_cores())
 
 

@@ -68,6 +68,16 @@ def test_how_an_option_of_the_data_is_given(model: Path, tmp_path: Path) -> None
     assert looked_at(model, photos).info.num_classes == 2
 
 
+def test_a_model_of_grey_images_is_refused(tmp_path: Path) -> None:
+    grey = SourceConfig(model="resnet18", args={"in_chans": 1})
+    load_source(grey, num_classes=10, image_size=32, seed=0).save(tmp_path / "grey")
+    source = looking.source_section(str(tmp_path / "grey"), None)
+    with pytest.raises(
+        SpecError, match=r"^MODEL: .* resnet18 takes 1 \(in_chans\); give"
+    ):
+        looking.look(source, {"dataset": "digits"}, ("torch",))
+
+
 def test_a_run_folder_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "run.json").touch()
     with pytest.raises(SpecError, match=r"is a run folder; .* sweeps export .* TRIAL"):
