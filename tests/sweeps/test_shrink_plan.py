@@ -1,0 +1,52 @@
+"""What `sweeps shrink` refuses before anything runs, and what it takes up again."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sweeps.shrink import look as looking
+from sweeps.shrink.plan import plan
+from sweeps.spec.yaml_text import SpecError
+from tests.sweeps.test_shrink import SPEED, request
+from trainers.config import SourceConfig
+from trainers.models.source import load_source
+
+
+def saved(folder: Path, seed: int) -> Path:
+    """A folder with a ViT for the digits."""
+    args = {"patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    config = SourceConfig(model="vit_tiny_patch16_224", args=args)
+    load_source(config, num_classes=10, image_size=32, seed=seed).save(folder)
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return saved(tmp_path / "model", seed=0)
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source's speed, without measuring it."""
+    monkeypatch.setattr(looking, "speed", lambda seen, options: SPEED)
+
+
+@pytest.mark.parametrize("metric", ["auroc", "balanced_accuracy", "f1_macro"])
+def test_a_metric_of_classes_that_are_not_validated_is_refused(
+    metric: str, model: Path, tmp_path: Path, timed: None
+) -> None:
+    """Of ten classes five images show half at most; those of 30 each."""
+    data = tmp_path / "data.yaml"
+    data.write_text("{dataset: digits, limit: 50, val_fraction: 0.1}")
+    asked = request(model, tmp_path / "out", data=str(data))
+    with pytest.raises(SpecError) as refused:
+        plan(replace(asked, metric=metric))
+    said = str(refused.value)
+    assert said.startswith(f"--metric: {metric} needs an image of every class in the")
+    assert re.search(r"whose 5 images show none of \d, \d, \d, \d, \d( and|;)", said)
+    assert "val_fraction: SHARE" in said
+    assert plan(asked).sweep.spec.objectives[0].metric == "accuracy"
+    data.write_text("{dataset: digits, limit: 50, val_fraction: 0.6}")
+    assert plan(replace(asked, metric=metric)).hours == asked.hours
