@@ -39,7 +39,8 @@ LARGE_PX = 96
 """Images beyond it are photos, as a pretrained model's preprocessing expects them."""
 _FEW_IMAGES = 5000
 _MOST_BYTES_IN_MEMORY = 1_500_000_000
-_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
+"""Suffixes of files of weights."""
 _TIMED_IMAGES = 8
 _CHANNELS = 3
 """Of an image as every reader of data gives it; grey ones have the same values in each."""
@@ -132,7 +133,7 @@ def source_section(model: str, name: str | None) -> Tree:
                 " give it with --model, as timm calls it (--model resnet18)"
             )
         return {"model": name, "checkpoint": str(path.absolute())}
-    is_name = ":" in model or not ("/" in model or model.endswith(_WEIGHTS))
+    is_name = ":" in model or not ("/" in model or model.endswith(WEIGHTS))
     if not is_name:
         raise SpecError(f"MODEL: there is no file or folder {model}")
     if name is not None and name != model:

@@ -13,6 +13,7 @@ from sweeps.check import check_spec
 from sweeps.drive.metrics import units
 from sweeps.shrink import look as looking
 from sweeps.shrink.deliver import SPEC
+from sweeps.shrink.identity import notes, refuse_changed
 from sweeps.shrink.look import Look, Speed
 from sweeps.shrink.memory import Room, room
 from sweeps.shrink.methods import Methods, training_config
@@ -122,7 +123,7 @@ def _refuse_unvalidated(metric: str, seen: Look) -> None:
 
 
 def _text(raw: Tree, request: Request, methods: Methods) -> str:
-    said = [f"It answers: {request.identity}", *methods.left_out]
+    said = [f"It answers: {request.identity}", *notes(request), *methods.left_out]
     return text_of(raw, request.command, said)
 
 
@@ -156,6 +157,7 @@ def _taken_up(request: Request, path: Path) -> Plan:
             f"-o: {request.folder} is the result of another command (see {path}); choose"
             f" another folder, or go on with: sweeps run {path}"
         )
+    refuse_changed(request, written, path)
     raw["search"]["hours"] = request.hours
     sweep = check_spec(spec_from(raw), local=request.local)
     runtime = sweep.spec.measure.runtime

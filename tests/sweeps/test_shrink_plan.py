@@ -37,7 +37,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_metric_of_classes_that_are_not_validated_is_refused(
     metric: str, model: Path, tmp_path: Path, timed: None
 ) -> None:
-    """Of ten classes five images show half at most; those of 30 each."""
+    """Of ten classes five images show five at most, and thirty show each."""
     data = tmp_path / "data.yaml"
     data.write_text("{dataset: digits, limit: 50, val_fraction: 0.1}")
     asked = request(model, tmp_path / "out", data=str(data))
@@ -50,3 +50,31 @@ def test_a_metric_of_classes_that_are_not_validated_is_refused(
     assert plan(asked).sweep.spec.objectives[0].metric == "accuracy"
     data.write_text("{dataset: digits, limit: 50, val_fraction: 0.6}")
     assert plan(replace(asked, metric=metric)).hours == asked.hours
+
+
+def test_a_changed_model_or_other_data_under_the_same_name_are_not_gone_on_with(
+    model: Path, tmp_path: Path, timed: None
+) -> None:
+    data, folder = tmp_path / "data.yaml", tmp_path / "out"
+    data.write_text("{dataset: digits, limit: 500}")
+    asked = request(model, folder, data=str(data))
+    text = plan(asked).text
+    folder.mkdir()
+    written = folder / "shrink.yaml"
+    written.write_text(text)
+    going_on = (f"going on with {written}",)
+    data.write_text("# the same\nlimit: 500\ndataset: digits")
+    assert plan(asked).lines == going_on
+
+    data.write_text("{dataset: digits, limit: 600}")
+    with pytest.raises(SpecError, match=r'--data: .* changed .*"limit": 600} now'):
+        plan(asked)
+    data.write_text("{dataset: digits, limit: 500}")
+    saved(model, seed=1)
+    with pytest.raises(SpecError, match=r"MODEL: the weights of .* have changed since"):
+        plan(asked)
+
+    # one written before the notes were
+    head, _, rest = text.partition("# The model's files")
+    written.write_text(head + rest[rest.index("\nname:") :])
+    assert plan(asked).lines == going_on
