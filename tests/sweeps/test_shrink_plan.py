@@ -3,11 +3,14 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sweeps.shrink import look as looking
 from sweeps.shrink.plan import plan
+from sweeps.shrink.request import Goal
+from sweeps.shrink.spec import Wish, spec_for
 from sweeps.spec.yaml_text import SpecError
 from tests.sweeps.test_shrink import SPEED, request
 from trainers.config import SourceConfig
@@ -78,3 +81,22 @@ def test_a_changed_model_or_other_data_under_the_same_name_are_not_gone_on_with(
     head, _, rest = text.partition("# The model's files")
     written.write_text(head + rest[rest.index("\nname:") :])
     assert plan(asked).lines == going_on
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("runtime", "counted", "first"),
+    # integers alone have 0.27 of the bytes, and nothing of the operations
+    [("torch", "params", 0.4), ("onnxruntime", "macs", 0.55)],
+)
+def test_of_several_goals_the_one_that_asks_for_most_says_how_much_is_cut(
+    turned: bool, runtime: Any, counted: str, first: float, model: Path
+) -> None:
+    seen = looking.look({"checkpoint": str(model)}, {"dataset": "digits"}, ("torch",))
+    goals = (Goal("bytes", times=0.4), Goal("latency", times=0.6))
+    wish = Wish(goals[::-1] if turned else goals, {}, runtime, 1, 1, 1.0)
+    raw, methods = spec_for(wish, seen, SPEED, Path("shrunk"))
+    assert methods.has("store", "int8") is (runtime == "onnxruntime")
+    name = f"stages.cut.channels.target.{counted}"
+    assert next(p[name] for p in raw["search"]["points"] if name in p) == first
+    assert raw["stages"]["cut"]["one_of"]["channels"]["blocks"] is True
