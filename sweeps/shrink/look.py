@@ -39,8 +39,11 @@ LARGE_PX = 96
 """Images beyond it are photos, as a pretrained model's preprocessing expects them."""
 _FEW_IMAGES = 5000
 _MOST_BYTES_IN_MEMORY = 1_500_000_000
-_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
+"""Suffixes of files of weights."""
 _TIMED_IMAGES = 8
+_CHANNELS = 3
+"""Of an image as every reader of data gives it; grey ones have the same values in each."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def source_section(model: str, name: str | None) -> Tree:
                 " give it with --model, as timm calls it (--model resnet18)"
             )
         return {"model": name, "checkpoint": str(path.absolute())}
-    is_name = ":" in model or not ("/" in model or model.endswith(_WEIGHTS))
+    is_name = ":" in model or not ("/" in model or model.endswith(WEIGHTS))
     if not is_name:
         raise SpecError(f"MODEL: there is no file or folder {model}")
     if name is not None and name != model:
@@ -197,6 +200,13 @@ def look(source: Tree, data: Tree, runtimes: Sequence[RuntimeName] = ()) -> Look
         facts = source_facts(config, info.num_classes, info.image_size, trained=False)
     except (ValueError, RuntimeError, TypeError, AssertionError) as error:
         raise SpecError(f"MODEL: {one_line(error)}") from error
+    channels = facts.arch.args.get("in_chans", _CHANNELS)
+    if channels != _CHANNELS:
+        raise SpecError(
+            f"MODEL: a model's images must have {_CHANNELS} channels, as those of every data"
+            f" set here; {facts.arch.name} takes {channels} (in_chans); give a model with"
+            f" in_chans {_CHANNELS}"
+        )
     return Look(source, data, facts, info, installed(runtimes), usable_cores())
 
 
@@ -240,8 +250,9 @@ def _complete(data: Tree, source: SourceConfig) -> Tree:
         if source.pretrained:
             found.setdefault("crop_fraction", float(known.crop_pct))
             found.setdefault("image_size", int(known.input_size[-1]))
-    size = found.get("image_size", info.image_size)
-    if images * 3 * size**2 < _MOST_BYTES_IN_MEMORY and "in_memory" not in found:
+    decoded = info.decoded_bytes
+    fits = decoded is not None and decoded < _MOST_BYTES_IN_MEMORY
+    if fits and "in_memory" not in found:
         kept = found | {"in_memory": "yes"}
         if _opens(kept):
             return kept

@@ -30,7 +30,7 @@ _PRUNINGS = 40
 """Intervals of NViT in which a model comes to the least share."""
 _HEAD_GROUPS = 4
 """Groups of query, key or value dimensions in a block, about."""
-_INTEGER_RUNTIMES = ("openvino", "onnxruntime")
+INTEGER_RUNTIMES = ("openvino", "onnxruntime")
 
 
 @dataclass
@@ -177,7 +177,7 @@ def _tune(training: Tree) -> Tree:
 
 
 def _stores(training: Tree, runtime: str) -> dict[str, Tree | None]:
-    if runtime not in _INTEGER_RUNTIMES:
+    if runtime not in INTEGER_RUNTIMES:
         return {}
     half = max(1, training["epochs"] // 2)
     trained = training | {"epochs": half, "lr": 1e-4}

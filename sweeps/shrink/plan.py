@@ -13,6 +13,7 @@ from sweeps.check import check_spec
 from sweeps.drive.metrics import units
 from sweeps.shrink import look as looking
 from sweeps.shrink.deliver import SPEC
+from sweeps.shrink.identity import notes, refuse_changed
 from sweeps.shrink.look import Look, Speed
 from sweeps.shrink.memory import Room, room
 from sweeps.shrink.methods import Methods, training_config
@@ -22,6 +23,7 @@ from sweeps.shrink.spec import Wish, is_trained, spec_for, text_of
 from sweeps.space.sweep import Sweep
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError, Tree, did_you_mean, parse_yaml, read_text
+from trainers.words import listed
 
 _CALIBRATION_IMAGES = 600
 """Images that an untrained candidate looks at besides those it is evaluated on, about."""
@@ -29,6 +31,8 @@ _EVALUATIONS = 2.0
 """Passes over validation and test part of a candidate: in torch and in the runtime."""
 _OVERHEAD_SECONDS = 10.0
 """Of a candidate: to write the file, to load it, to time it."""
+_OF_EVERY_CLASS = ("auroc", "balanced_accuracy", "f1_macro")
+"""Metrics that are a mean over the classes: without images of one they say something else."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def plan(request: Request) -> Plan:
     metric, mode, unit = metric_of_loss(request.metric)
     bound = max_loss(request.max_loss, unit)
     seen = looking.look(source, section, wished)
+    _refuse_unvalidated(metric, seen)
     runtime = seen.runtimes[0]
     if metric == "accuracy" and runtime != "torch":
         metric = "runtime_accuracy"
@@ -100,8 +105,25 @@ def plan(request: Request) -> Plan:
     return Plan(sweep, _text(raw, request, methods), tuple(lines), runtime)
 
 
+def _refuse_unvalidated(metric: str, seen: Look) -> None:
+    """Refuse a metric of all classes alike where the validation part lacks some.
+
+    Raises:
+        SpecError: names the classes.
+    """
+    lost = seen.info.unvalidated
+    if metric not in _OF_EVERY_CLASS or not lost:
+        return
+    larger = looking.in_a_file(seen.data, "val_fraction: SHARE")
+    raise SpecError(
+        f"--metric: {metric} needs an image of every class in the validation part, whose"
+        f" {plural(seen.info.num_val, 'image')} show none of {listed(lost)}; take a larger"
+        f" part ({larger}), add images of these classes, or give --metric accuracy"
+    )
+
+
 def _text(raw: Tree, request: Request, methods: Methods) -> str:
-    said = [f"It answers: {request.identity}", *methods.left_out]
+    said = [f"It answers: {request.identity}", *notes(request), *methods.left_out]
     return text_of(raw, request.command, said)
 
 
@@ -135,6 +157,7 @@ def _taken_up(request: Request, path: Path) -> Plan:
             f"-o: {request.folder} is the result of another command (see {path}); choose"
             f" another folder, or go on with: sweeps run {path}"
         )
+    refuse_changed(request, written, path)
     raw["search"]["hours"] = request.hours
     sweep = check_spec(spec_from(raw), local=request.local)
     runtime = sweep.spec.measure.runtime

@@ -12,7 +12,7 @@ import yaml
 
 from compress.measure.options import RuntimeName
 from sweeps.shrink.look import Look, Speed
-from sweeps.shrink.methods import LADDER, Methods, methods_for
+from sweeps.shrink.methods import INTEGER_RUNTIMES, LADDER, Methods, methods_for
 from sweeps.shrink.reach import extremes, values_of, wanted_share
 from sweeps.shrink.request import Goal
 from sweeps.spec.yaml_text import Tree
@@ -71,14 +71,26 @@ class Wish:
         return [self.metric, *(goal.objective for goal in self.goals)]
 
     @property
-    def cut_quantity(self) -> str:
-        """What cutting stages count."""
-        return "params" if self.goals[0].quantity == "bytes" else "macs"
-
-    @property
     def is_timed(self) -> bool:
         """Whether a time is to become short."""
-        return self.goals[0].quantity in ("latency", "throughput")
+        return any(goal.quantity in ("latency", "throughput") for goal in self.goals)
+
+    def hardest(self, speed: Speed) -> Goal:
+        """The goal that asks for the deepest cut, once integers have taken their part."""
+
+        def left(goal: Goal) -> float:
+            share = wanted_share(goal, speed, self.batch_size)
+            if share is None:
+                return 0.0
+            is_integer = self.runtime in INTEGER_RUNTIMES
+            return share / (_INTEGER_FACTOR[_counted(goal)] if is_integer else 1)
+
+        return min(self.goals, key=left)
+
+
+def _counted(goal: Goal) -> str:
+    """What cutting stages count for a goal."""
+    return "params" if goal.quantity == "bytes" else "macs"
 
 
 def spec_for(
@@ -87,9 +99,8 @@ def spec_for(
     """The spec as plain values, and the methods that it searches."""
     seconds = 3600 * wish.hours * _SHORT_TUNING
     images = int(seconds / max(speed.train_seconds, 1e-9))
-    methods = methods_for(
-        seen, wish.runtime, wish.cut_quantity, images, is_timed=wish.is_timed
-    )
+    quantity = _counted(wish.hardest(speed))
+    methods = methods_for(seen, wish.runtime, quantity, images, is_timed=wish.is_timed)
     search: Tree = {"hours": wish.hours}
     if not wish.is_open:
         search["stop_when"] = "goal"
@@ -111,11 +122,12 @@ def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
     """What is tried first: from what takes seconds to what is trained."""
     store = "int8" if methods.has("store", "int8") else "float"
     first = _first_rung(wish, speed, store)
+    quantity = _counted(wish.hardest(speed))
     found: list[Tree] = []
 
     def add(cut: str, nth: int, tune: str, stored: str) -> None:
         """A candidate whose cut leaves the nth share of the ladder, or of its own values."""
-        chosen = _chosen(methods, wish.cut_quantity, cut, nth)
+        chosen = _chosen(methods, quantity, cut, nth)
         has_all = (
             methods.has("cut", cut)
             and methods.has("tune", tune)
@@ -168,11 +180,12 @@ def is_trained(point: Tree) -> bool:
 
 def _first_rung(wish: Wish, speed: Speed, store: str) -> int:
     """Index of the first share on the ladder that may reach the goal."""
-    wanted = wanted_share(wish.goals[0], speed, wish.batch_size)
+    hardest = wish.hardest(speed)
+    wanted = wanted_share(hardest, speed, wish.batch_size)
     if wanted is None:
         return 1
     if store != "float":
-        wanted /= _INTEGER_FACTOR[wish.cut_quantity]
+        wanted /= _INTEGER_FACTOR[_counted(hardest)]
     rungs = [i for i, share in enumerate(LADDER) if share <= wanted]
     return min(rungs[0] if rungs else len(LADDER) - 2, len(LADDER) - 2)
 

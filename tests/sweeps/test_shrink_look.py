@@ -1,6 +1,7 @@
 """What `sweeps shrink` sees of a user's photos and model, and how it says what is missing."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -42,6 +43,18 @@ def test_photos_are_kept_in_memory_where_they_are_squares_of_one_size(
     assert f"{{dataset: folder, root: {tmp_path / 'photos'}, image_size: PX" in said
 
 
+@pytest.mark.parametrize(("limit", "kept"), [(8, None), (9, "yes")])
+def test_photos_in_memory_count_with_their_own_size_and_those_of_the_test_part(
+    limit: int, kept: str | None, model: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Of 512 px where the model sees 224: 12 to train on and 4 to test are 12.6 MB."""
+    most = int(limit / 8 * 16 * 3 * 512**2)
+    monkeypatch.setattr(looking, "_MOST_BYTES_IN_MEMORY", most)
+    seen = looked_at(model, class_folders(tmp_path / "photos", size=(512, 512)))
+    assert seen.info.image_size == 224
+    assert seen.data.get("in_memory") == kept
+
+
 def test_how_an_option_of_the_data_is_given(model: Path, tmp_path: Path) -> None:
     photos = class_folders(tmp_path / "photos", size=(128, 128))
     broken = photos / "train" / "dark" / "0.png"
@@ -53,6 +66,16 @@ def test_how_an_option_of_the_data_is_given(model: Path, tmp_path: Path) -> None
         looked_at(model, photos)
     Image.new("RGB", (128, 128)).save(broken)
     assert looked_at(model, photos).info.num_classes == 2
+
+
+def test_a_model_of_grey_images_is_refused(tmp_path: Path) -> None:
+    grey = SourceConfig(model="resnet18", args={"in_chans": 1})
+    load_source(grey, num_classes=10, image_size=32, seed=0).save(tmp_path / "grey")
+    source = looking.source_section(str(tmp_path / "grey"), None)
+    with pytest.raises(
+        SpecError, match=r"^MODEL: .* resnet18 takes 1 \(in_chans\); give"
+    ):
+        looking.look(source, {"dataset": "digits"}, ("torch",))
 
 
 def test_a_run_folder_is_no_model(tmp_path: Path) -> None:

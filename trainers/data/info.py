@@ -28,6 +28,10 @@ class DataInfo:
         remarks: what a user must know: whole sentences in plain English, one a fact, about
             what was left out, remapped or assumed.
         in_memory: whether images are decoded once and augmented as batches; else they stream.
+        decoded_bytes: of all images of both parts at their own size, as a cache of decoded
+            images holds them; None where they are not squares of one size.
+        unvalidated: classes of which the validation part has no image; none where there is no
+            such part.
     """
 
     num_classes: int
@@ -40,6 +44,8 @@ class DataInfo:
     place: str = ""
     remarks: tuple[str, ...] = ()
     in_memory: bool = True
+    decoded_bytes: int | None = None
+    unvalidated: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """The facts on one line: "2 classes (dark, light), 34 train, 12 val, 14 test, 32 px, from

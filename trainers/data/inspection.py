@@ -154,6 +154,15 @@ def image_size(config: DataConfig, found: Inspected) -> tuple[int, str, list[str
     )
 
 
+def decoded_bytes(dataset: Dataset, found: Inspected) -> int | None:
+    """Of all images as they are stored: `limit` chooses among them later."""
+    if len(found.sizes) != 1:
+        return None
+    [(width, height)] = found.sizes
+    images = sum(len(part.labels) for part in dataset.parts().values())
+    return 3 * width * height * images if width == height else None
+
+
 def check_decodes(dataset: Dataset, found: Inspected, max_unreadable: int) -> list[str]:
     """Decode an image of each kind, and as many more as are quickly decoded.
 

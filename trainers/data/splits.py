@@ -23,12 +23,18 @@ from trainers.data.augment import BatchAugment, EvalTransform, Finish
 from trainers.data.cache import UnequalImagesError, open_images, open_pixels
 from trainers.data.decoding import Decoding
 from trainers.data.info import DataInfo
-from trainers.data.inspection import Inspected, check_decodes, image_size, inspect
+from trainers.data.inspection import (
+    Inspected,
+    check_decodes,
+    decoded_bytes,
+    image_size,
+    inspect,
+)
 from trainers.data.mixing import mix, one_hot
 from trainers.data.open import open_dataset
 from trainers.data.parts import Dataset, Labels
 from trainers.data.remarks import balance_remarks, duplicate_remarks
-from trainers.data.stratify import stratified_order
+from trainers.data.stratify import split_rows, stratified_order, validation_size
 from trainers.data.streaming import ImageReader, Streams
 from trainers.data.transfer import put
 from trainers.data.views import Transformed, train_view
@@ -120,7 +126,8 @@ def data_info(config: DataConfig) -> DataInfo:
         *_unlearnt(dataset, config),
         *duplicate_remarks(dataset),
     ]
-    return dataclasses.replace(info, remarks=tuple(remarks))
+    lost = _unvalidated(dataset, config)
+    return dataclasses.replace(info, remarks=tuple(remarks), unvalidated=lost)
 
 
 @functools.lru_cache(maxsize=4)
@@ -139,7 +146,7 @@ def load_data(config: DataConfig, cache_dir: Path) -> Data:
     info = _info(config, dataset, found)
     content = dataset.content_hash(cache_dir)
     stores, labels = _stores(config, dataset, found, cache_dir / content)
-    train_rows, val_rows = _split(labels["train"], config)
+    train_rows, val_rows = split_rows(labels["train"], config)
     test_rows = stratified_order(labels["test"], config.split_seed)[: config.limit_test]
 
     def images(part: str, rows: Labels) -> Images:
@@ -356,7 +363,7 @@ def _info(config: DataConfig, dataset: Dataset, found: Inspected) -> DataInfo:
     side, size_from, remarks = image_size(config, found)
     total = len(dataset.train.labels)
     total = min(total, config.limit or total)
-    num_val = _num_val(total, config)
+    num_val = validation_size(total, config)
     num_test = len(dataset.test.labels)
     return DataInfo(
         num_classes=len(dataset.class_names),
@@ -369,6 +376,7 @@ def _info(config: DataConfig, dataset: Dataset, found: Inspected) -> DataInfo:
         place=dataset.place or str(config.root or config.dataset),
         remarks=(*dataset.remarks, *found.remarks, *remarks),
         in_memory=_in_memory(config, found),
+        decoded_bytes=decoded_bytes(dataset, found),
     )
 
 
@@ -378,10 +386,17 @@ def _in_memory(config: DataConfig, found: Inspected) -> bool:
     return config.in_memory == "yes" or (config.in_memory == "auto" and small)
 
 
+def _unvalidated(dataset: Dataset, config: DataConfig) -> tuple[str, ...]:
+    labels = dataset.train.labels
+    _, val_rows = split_rows(labels, config)
+    held = set(labels[val_rows].tolist())
+    return tuple(n for k, n in enumerate(dataset.class_names) if held and k not in held)
+
+
 def _unlearnt(dataset: Dataset, config: DataConfig) -> list[str]:
     """A remark about classes of which the split leaves nothing to train on."""
     labels = dataset.train.labels
-    train_rows, _ = _split(labels, config)
+    train_rows, _ = split_rows(labels, config)
     lost = sorted(set(labels.tolist()) - set(labels[train_rows].tolist()))
     if not lost:
         return []
@@ -390,23 +405,6 @@ def _unlearnt(dataset: Dataset, config: DataConfig) -> list[str]:
         f"No image to train on is left of {names}, after data.limit and the validation part"
         " are taken."
     ]
-
-
-def _num_val(total: int, config: DataConfig) -> int:
-    """Images of the validation part.
-
-    Raises:
-        ValueError: none would be left to train on.
-    """
-    num_val = (
-        max(1, round(total * config.val_fraction)) if config.val_fraction > 0 else 0
-    )
-    if num_val >= total:
-        raise ValueError(
-            f"{total} training images with val_fraction {config.val_fraction} leave"
-            " none to train on; raise data.limit or lower data.val_fraction"
-        )
-    return num_val
 
 
 def _stores(
@@ -440,15 +438,6 @@ def _stores(
         },
         {name: part.labels for name, part in readers.items()},
     )
-
-
-def _split(labels: Labels, config: DataConfig) -> tuple[Labels, Labels]:
-    """(train rows, val rows) of the training part after `limit`: seeded,
-    stratified, disjoint.
-    """
-    order = stratified_order(labels, config.split_seed)[: config.limit]
-    num_val = _num_val(len(order), config)
-    return order[num_val:], order[:num_val]
 
 
 def _tag(decoding: Decoding) -> str:

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from trainers.config import DataConfig
 from trainers.data.parts import Labels
 
 TEST_FRACTION = 0.2  # of the sets that come without a test part (digits, eurosat)
@@ -33,3 +34,29 @@ def stratified_test(labels: Labels) -> tuple[NDArray[np.int64], NDArray[np.int64
     order = stratified_order(labels, TEST_SEED)
     cut = round(len(labels) * TEST_FRACTION)
     return np.sort(order[cut:]), np.sort(order[:cut])
+
+
+def validation_size(total: int, config: DataConfig) -> int:
+    """Images of the validation part.
+
+    Raises:
+        ValueError: none would be left to train on.
+    """
+    num_val = (
+        max(1, round(total * config.val_fraction)) if config.val_fraction > 0 else 0
+    )
+    if num_val >= total:
+        raise ValueError(
+            f"{total} training images with val_fraction {config.val_fraction} leave"
+            " none to train on; raise data.limit or lower data.val_fraction"
+        )
+    return num_val
+
+
+def split_rows(labels: Labels, config: DataConfig) -> tuple[Labels, Labels]:
+    """(train rows, val rows) of the training part after `limit`: seeded,
+    stratified, disjoint.
+    """
+    order = stratified_order(labels, config.split_seed)[: config.limit]
+    num_val = validation_size(len(order), config)
+    return order[num_val:], order[:num_val]
