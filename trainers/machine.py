@@ -21,10 +21,17 @@ def usable_cores() -> int:
 
 
 _CONTAINER_MEMORY = (
-    ("memory.max", "memory.current"),  # cgroup v2
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),  # cgroup v1
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),  # cgroup v2
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),  # cgroup v1
 )
-"""Files of a container's limit and of what it uses, below /sys/fs/cgroup."""
+"""Files of a container's limit and of what it uses, below /sys/fs/cgroup; file and key of the
+part of the latter that is a cache of files, which the kernel gives back.
+"""
 
 
 def free_memory_bytes(root: Path = Path("/")) -> int | None:
@@ -39,14 +46,24 @@ def free_memory_bytes(root: Path = Path("/")) -> int | None:
     if "MemAvailable" not in found:
         return None
     free = 1024 * int(found["MemAvailable"].split()[0])
-    for limit, used in _CONTAINER_MEMORY:
+    for limit, used, statistics, key in _CONTAINER_MEMORY:
         try:
             most = int((root / "sys/fs/cgroup" / limit).read_text())
             now = int((root / "sys/fs/cgroup" / used).read_text())
         except (OSError, ValueError):  # no such file, or "max": no limit
             continue
-        free = min(free, max(0, most - now))
+        cached = _statistic(root / "sys/fs/cgroup" / statistics, key)
+        free = min(free, max(0, most - now + cached))
     return free
+
+
+def _statistic(file: Path, key: str) -> int:
+    """A number of a file with lines "KEY NUMBER"; 0 where there is none."""
+    try:
+        found = dict(line.split(maxsplit=1) for line in file.read_text().splitlines())
+        return int(found.get(key, 0))
+    except (OSError, ValueError):
+        return 0
 
 
 @lru_cache(maxsize=1)

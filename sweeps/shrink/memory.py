@@ -43,7 +43,7 @@ class Room:
             return self.trial_gb
         if self.free_gb is None:
             return None
-        return round(min(self.trial_gb, _USED * self.free_gb), 1)
+        return max(0.1, round(min(self.trial_gb, _USED * self.free_gb), 1))
 
     def said(self) -> str:
         """A line of the plan."""

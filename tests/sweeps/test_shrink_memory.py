@@ -36,6 +36,7 @@ def test_large_images_and_batches_take_more() -> None:
         (20.0, 4.0, "2 trials, about 4.0 GB each; 20.0 GB are free"),
         (10.0, 4.0, "1 trial, about 4.0 GB each"),
         (5.0, 3.0, "1 trial, about 4.0 GB each; 5.0 GB are free: it may be killed"),
+        (0.05, 0.1, "1 trial, about 4.0 GB each; 0.1 GB are free: it may be"),
         (None, None, "2 trials, .* not known"),
     ],
 )

@@ -47,3 +47,18 @@ def test_free_memory_without_containers_and_where_nothing_is_said(
 ) -> None:
     assert free_memory_bytes(machine(tmp_path / "linux", {})) == AVAILABLE
     assert free_memory_bytes(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("names", "file", "key"),
+    [
+        (V2, "memory.stat", "inactive_file"),
+        (V1, "memory/memory.stat", "total_inactive_file"),
+    ],
+)
+def test_a_container_s_cache_of_files_is_free(
+    tmp_path: Path, names: tuple[str, str], file: str, key: str
+) -> None:
+    files = dict(zip(names, ("3000000000", "2900000000"), strict=True))
+    files[file] = f"anon 500000000\n{key} 1500000000\nactive_file 900000000"
+    assert free_memory_bytes(machine(tmp_path, files)) == 1_600_000_000
