@@ -9,7 +9,6 @@ import os
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +17,12 @@ import yaml
 from ray.tune import TuneError
 
 import analysis
-from analysis.contract import BASELINE, ENDED, RECORD_SCHEMA, RUN_FILE, SPEC_FILE
+from analysis.contract import ENDED, RECORD_SCHEMA, RUN_FILE, SPEC_FILE
 from analysis.numbers import plural
 from sweeps.drive.cluster import LOCAL, RayLostError, connected, is_private
 from sweeps.drive.final_measurement import measure_front
 from sweeps.drive.interrupt import Interrupt, quiet
+from sweeps.drive.interrupted import mark_interrupted
 from sweeps.drive.metrics import described_metrics, units
 from sweeps.drive.node_checks import check_nodes
 from sweeps.drive.progress import Progress
@@ -55,13 +55,10 @@ from sweeps.run.folder import (
     TUNE_FOLDER,
     WORKERS_FOLDER,
     refuse_links,
-    trial_folder,
 )
 from sweeps.run.plan import Site
 from sweeps.run.record import (
-    RecordTakenError,
     StorageFaultError,
-    TrialRecord,
     innermost,
     is_storage_fault,
     now,
@@ -302,7 +299,7 @@ def _search_on(drive: _Drive) -> None:
     if search.num_trials > 0:
         # what has no room at all is the user's mistake
         room = trials_at_once(sweep.spec.resources)
-        search.run_at_once(min(room, concurrent_trials(sweep.spec, drive.most)))
+        search.budget.run_at_once(min(room, concurrent_trials(sweep.spec, drive.most)))
     plan = search.plan_line()
     for line in [*search.notes, *([] if plan is None else [plan])]:
         progress.note(line)
@@ -488,24 +485,3 @@ def _fit(
         trial_dirname_creator=lambda trial: trial.trial_id,
         verbose=0,
     )
-
-
-def mark_interrupted(storage: RunStorage, left_over: bool = False) -> None:
-    """Records still `running` belong to no process now.
-
-    Args:
-        left_over: they are of a driver that was killed, perhaps long ago, and ended with their last
-            sign.
-    """
-    baseline = TrialRecord.read(trial_folder(storage.run, BASELINE))
-    for record in chain(trial_records(storage.run), [baseline]):
-        if record is None or record.status != "running":
-            continue
-        # a process that outlived its driver may end it itself meanwhile
-        with contextlib.suppress(RecordTakenError):
-            record.finish(
-                "interrupted",
-                error="the sweep ended before the trial did",
-                ended=record.last_sign() if left_over else None,
-            )
-        storage.push_trial(record.trial_id)

@@ -50,6 +50,15 @@ class Asked:
     records: list[TrialRecord] = field(default_factory=list)
     expected: float | None = None
 
+    def expected_of_trial(self, usual: float) -> float:
+        """What one of its trials is expected to take.
+
+        Args:
+            usual: of a configuration of which nothing was expected.
+        """
+        whole = usual if self.expected is None else self.expected
+        return whole / self.replicates
+
     def note_epoch(self, report: EpochReport) -> None:
         """Take an epoch; the study hears of it when every replicate has come so far."""
         values = self.curves[report.epoch]

@@ -5,13 +5,18 @@ while the sweep runs.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+
+import optuna
 
 from analysis.contract import REQUESTS_FOLDER
 from sweeps.run.requests import Request, read_requests, write_request
+from sweeps.search.portfolio import first_draws, split_earlier
+from sweeps.search.study import asked_for, canonical
 from sweeps.space.dimension import Draw
 from sweeps.space.space import Space
+from sweeps.space.sweep import Sweep
 from sweeps.spec.yaml_text import SpecError
 
 LOOKED_AT = 500
@@ -53,12 +58,13 @@ class NamedDraws:
         number: int,
         tried: Collection[str],
         running: list[Draw],
-        end_in_time: Callable[[Sequence[Draw]], list[bool]],
+        end_in_time: Callable[[Sequence[Draw]], Sequence[bool]] | None = None,
     ) -> Draw | None:
         """The next draw, for this number; None where nothing is asked for that ends in time.
 
         Args:
-            end_in_time: whether each of some draws does. What the user requests is not asked.
+            end_in_time: whether each of some draws does; None: all do, as what the user requests
+                does.
         """
         asked = self._requested(number, tried)
         if asked is not None:
@@ -66,7 +72,7 @@ class NamedDraws:
         draws = list(self.first)
         for begin in range(0, len(draws), LOOKED_AT):
             some = draws[begin : begin + LOOKED_AT]
-            ends = end_in_time(some)
+            ends = [True] * len(some) if end_in_time is None else end_in_time(some)
             left = [i for i, is_in_time in enumerate(ends) if is_in_time]
             if left:
                 found = [some[i] for i in left]
@@ -105,3 +111,29 @@ class NamedDraws:
             request.refused = "this configuration was tried already"
             return None
         return draw
+
+
+def named_draws(
+    sweep: Sweep, known: Mapping[int, Draw], study: optuna.Study, is_exhaustive: bool
+) -> tuple[list[Draw], list[str]]:
+    """The spec's points, and for a grid all others, less those that have been tried; lines for the
+    user.
+
+    Args:
+        known: number → draw of what was begun.
+        is_exhaustive: whether every configuration is to be tried.
+    """
+    named, notes = list(sweep.points), []
+    for path in [] if is_exhaustive else split_earlier(sweep.spec)[1]:
+        found, said = first_draws(path, sweep.space, sweep.spec.objectives)
+        named += [draw for draw in found if draw not in named]
+        notes.append(said)
+    if is_exhaustive:
+        grid = sweep.space.grid() or []
+        first: list[Draw] = []
+        for given in named:
+            match = next(p for p in grid if given.items() <= p.items())
+            first += [match] if match not in first else []
+        named = first + [p for p in grid if p not in first]
+    tried = {canonical(d) for d in known.values()} | set(asked_for(study))
+    return [d for d in named if canonical(d) not in tried], notes

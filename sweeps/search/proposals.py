@@ -253,6 +253,12 @@ class Proposals:
             found.append(sum(own) + rest)
         return float(np.median(found))
 
+    def end_in_time(self, draws: Sequence[Draw], most_seconds: float) -> list[bool]:
+        """Whether each is expected to take no more."""
+        if math.isinf(most_seconds):
+            return [True] * len(draws)
+        return [seconds <= most_seconds for seconds in self.expected(draws)]
+
     def expected(self, draws: Sequence[Draw]) -> list[float]:
         """Seconds that each is expected to take; 0 where nothing is known yet."""
         usual = self.usual_seconds()

@@ -7,7 +7,6 @@ written before it is handed out, so that a trial has its row from there on, whoe
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -24,10 +23,10 @@ from sweeps.search.baseline import Baseline
 from sweeps.search.budget import Budget
 from sweeps.search.costs import known_configuration
 from sweeps.search.earlier import read_earlier
-from sweeps.search.named import NamedDraws
+from sweeps.search.named import NamedDraws, named_draws
 from sweeps.search.optuna_internals import enqueue_again
 from sweeps.search.plans import new_plan
-from sweeps.search.portfolio import first_draws, split_earlier
+from sweeps.search.portfolio import split_earlier
 from sweeps.search.proposals import Proposals
 from sweeps.search.race import Runners
 from sweeps.search.refine import refining_plans
@@ -35,8 +34,6 @@ from sweeps.search.study import (
     DRAWS,
     Draw,
     UndrawnError,
-    asked_for,
-    canonical,
     checked_draw,
     draw,
     notes_by_number,
@@ -61,6 +58,7 @@ class StudySearch:
     comes the baseline, of which the study hears nothing.
 
     Attributes:
+        budget: of time or images.
         notes: lines for the user about how the study begins.
         halted: whether no more trials are handed out, whatever is left.
         asks_baseline: whether the baseline is handed out, before all trials and beside their
@@ -94,8 +92,8 @@ class StudySearch:
         self._is_refined = search.refine is None
         self._is_over = False
         race, seeds = search.race, search.replicates
-        self._budget = Budget(self.spec)
-        cost_of = self._budget.cost_of
+        self.budget = Budget(self.spec)
+        cost_of = self.budget.cost_of
         self._race = None if race is None else Runners(race, objectives, seeds, cost_of)
         self._proposals = Proposals(self.spec, sweep.space, self.study)
         self._awaits_bounds = self._baseline.is_awaited
@@ -112,10 +110,7 @@ class StudySearch:
             self.study, earlier, self.sweep.space, objectives
         )
         for number, records in enumerate_earlier(earlier):
-            cost_of = self._budget.cost_of
-            seeds = self.spec.search.replicates
-            found = known_configuration(number, records, objectives, seeds, cost_of)
-            self._proposals.learn(found)
+            self._learn(number, records)
 
     def _continue_study(self) -> None:
         """Find what is done, what is to run again, and what nobody tried yet."""
@@ -135,7 +130,10 @@ class StudySearch:
                 self._reopen(number, known, number in earlier.begun, number in whole)
         self._unrun = sum(earlier.missing(n, replicates) for n, _ in self._reopened)
         elsewhere = self._proposals.elsewhere if self._is_exhaustive else None
-        named = self._named_draws(earlier.draws)
+        named, said = named_draws(
+            self.sweep, earlier.draws, self.study, self._is_exhaustive
+        )
+        self.notes += said
         self._named = NamedDraws(
             self.run, self.sweep.space, named, self.next_number, elsewhere
         )
@@ -145,7 +143,7 @@ class StudySearch:
         """Tell the budget and the race of all that ran, the baseline too."""
         baseline = self._baseline.record()
         for record in [*records, *([] if baseline is None else [baseline])]:
-            self._budget.note(record)
+            self.budget.note(record)
             if self._race is not None:
                 self._race.note(record)
 
@@ -174,23 +172,6 @@ class StudySearch:
             self._take(number, whole)  # its driver died before the study heard of it
         else:
             self._reopened.append((number, whole))
-
-    def _named_draws(self, known: dict[int, Draw]) -> list[Draw]:
-        """The spec's points, and for a grid all others, less those that have been tried."""
-        named = list(self.sweep.points)
-        for path in [] if self._is_exhaustive else split_earlier(self.spec)[1]:
-            found, said = first_draws(path, self.sweep.space, self.spec.objectives)
-            named += [draw for draw in found if draw not in named]
-            self.notes.append(said)
-        if self._is_exhaustive:
-            grid = self.sweep.space.grid() or []
-            first: list[Draw] = []
-            for given in named:
-                match = next(p for p in grid if given.items() <= p.items())
-                first += [match] if match not in first else []
-            named = first + [p for p in grid if p not in first]
-        tried = {canonical(d) for d in known.values()} | set(asked_for(self.study))
-        return [d for d in named if canonical(d) not in tried]
 
     @property
     def _is_exhaustive(self) -> bool:
@@ -236,7 +217,7 @@ class StudySearch:
             return
         self.sweep = self._baseline.sweep()
         self.spec = self._proposals.spec = self.sweep.spec
-        self._budget.objectives = self.spec.objectives
+        self.budget.objectives = self.spec.objectives
         if self._race is not None:
             self._race.objectives = self.spec.objectives
         self.notes += self._baseline.lines()
@@ -264,7 +245,7 @@ class StudySearch:
             # the wish can be withdrawn as long as trials run
             self.halted = self.halted or not self._running
             return None
-        self._budget.begin()
+        self.budget.begin()
         is_free = not self._pending and not self._awaits_bounds
         is_searched = is_free and not self._ask_study() and not self._ask_race()
         if is_searched and not self.is_waiting:
@@ -325,7 +306,7 @@ class StudySearch:
 
     def _has_enough(self) -> bool:
         """Whether nothing more is drawn, since time or `search.stop_when` end the search."""
-        if self._is_over or self._budget.is_enough():
+        if self._is_over or self.budget.is_enough():
             self.remaining = 0
         return not self.remaining
 
@@ -334,8 +315,8 @@ class StudySearch:
         time, so that the search is over.
         """
         share = (1 + self.remaining) / self.spec.search.trials
-        share = min(share, self._budget.share_left())
-        most = self._budget.left(self._expected_now())
+        share = min(share, self.budget.share_left())
+        most = self.budget.left(self._expected_now())
         running = self._run_now()
         found = self._proposals.choose(number, share, self._tried, running, most)
         if found is None:
@@ -351,22 +332,16 @@ class StudySearch:
 
     def _end_in_time(self, draws: Sequence[Draw]) -> list[bool]:
         """Whether each is expected to end within the budget."""
-        most = self._budget.left(self._expected_now())
-        if math.isinf(most):
-            return [True] * len(draws)
-        return [seconds <= most for seconds in self._proposals.expected(draws)]
-
-    def run_at_once(self, trials: int) -> None:
-        """Take how many trials the cluster has room for."""
-        self._budget.run_at_once(trials)
+        most = self.budget.left(self._expected_now())
+        return self._proposals.end_in_time(draws, most)
 
     def plan_line(self) -> str | None:
         """What a budget of time is expected to give; None without one."""
-        return self._budget.plan_line(self._proposals.seconds_of_one())
+        return self.budget.plan_line(self._proposals.seconds_of_one())
 
     def outcome_line(self) -> str | None:
         """What the search took, beside what was expected; None where nothing was."""
-        return self._budget.outcome_line(len(self._tried))
+        return self.budget.outcome_line(len(self._tried))
 
     def _run_now(self) -> list[Draw]:
         """Draws of the configurations that run now."""
@@ -377,22 +352,20 @@ class StudySearch:
         """What the trials that run now are expected to take together."""
         usual = self._proposals.usual_seconds()
         total = 0.0
-        for trial_id, configuration in self._running.items():
+        for name, configuration in self._running.items():
             if configuration is not None:
-                whole = configuration.expected
-                share = usual if whole is None else whole
-                total += share / configuration.replicates
-            elif self._race is not None and trial_id in self._seeds_now:
-                total += self._race.expected(self._seeds_now[trial_id][0])
+                total += configuration.expected_of_trial(usual)
+            elif self._race is not None and name in self._seeds_now:
+                total += self._race.expected(self._seeds_now[name][0])
         return total
 
     def _learn(self, number: int, records: Sequence[TrialRecord]) -> None:
-        objectives, cost_of = self.spec.objectives, self._budget.cost_of
+        objectives, cost_of = self.spec.objectives, self.budget.cost_of
         seeds = self.spec.search.replicates
         known = known_configuration(number, records, objectives, seeds, cost_of)
         self._proposals.learn(known)
-        if known is not None and known.values is not None:
-            self._budget.found(known.values)
+        if known is not None and known.values is not None and number >= 0:
+            self.budget.found(known.values)
 
     def _enqueue(self, number: int, known: Draw, notes: Draw | None = None) -> Asked:
         """This configuration; the sampler draws what it lacks."""
@@ -462,7 +435,7 @@ class StudySearch:
             return False
         found = self._race.next(
             [*self._seeds_now.values()],
-            self._budget.left_to_race(self._expected_now()),
+            self.budget.left_to_race(self._expected_now()),
         )
         if found is None:
             return False
@@ -481,7 +454,7 @@ class StudySearch:
         if self._is_refined or refine is None:
             return
         self._is_refined = True
-        self._budget.end()
+        self.budget.end()
         records = list(trial_records(self.run))
         ended = {r.trial_id for r in records if r.status in ENDED}
         for plan in refining_plans(records, spec, refine, self.next_number):
@@ -504,7 +477,7 @@ class StudySearch:
         """
         configuration = self._running.pop(record.trial_id)
         self._seeds_now.pop(record.trial_id, None)
-        self._budget.note(record)
+        self.budget.note(record)
         if self._race is not None:
             self._race.note(record)
         if configuration is None:
@@ -523,5 +496,5 @@ class StudySearch:
         """Learn from a configuration, and tell the study."""
         self._learn(configuration.number, configuration.records)
         if configuration.expected is not None:
-            self._budget.foretold(configuration.expected, configuration.records)
+            self.budget.foretold(configuration.expected, configuration.records)
         configuration.tell(self.study)

@@ -9,7 +9,7 @@ import pytest
 import analysis
 from analysis.contract import BASELINE, Objective, RelativeBound, resolved
 from sweeps.check import check_spec
-from sweeps.drive.driver import mark_interrupted
+from sweeps.drive.interrupted import mark_interrupted
 from sweeps.resume import reopen
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import TrialPlan

@@ -10,7 +10,7 @@ import pytest
 
 from analysis.contract import LATENCY_FILE, Objective
 from sweeps.check import check_spec
-from sweeps.drive.driver import mark_interrupted
+from sweeps.drive.interrupted import mark_interrupted
 from sweeps.run.folder import trial_folder
 from sweeps.run.record import Outcome, StageRow, TrialRecord, to_json
 from sweeps.run.storage import RunStorage
