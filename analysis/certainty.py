@@ -34,9 +34,9 @@ import numpy as np
 import pandas as pd
 
 from analysis import pareto
-from analysis.configurations import is_numeric, objective_values
+from analysis.configurations import objective_values
 from analysis.contract import Objective
-from analysis.fronts import noise_columns
+from analysis.fronts import measured_values, noise_columns
 from analysis.pareto import Floats
 
 DRAWS = 1000
@@ -139,18 +139,15 @@ def error_variances(
 
 def _timed(rows: pd.DataFrame, objective: Objective) -> Floats:
     """(n,) variance of a time, of what is made of it, by the passes measured; 0 of what is none."""
-    columns = [f"metric/{name}" for name in noise_columns(objective)]
-    if not columns or not all(c in rows and is_numeric(rows[c]) for c in columns):
+    found = measured_values(rows, noise_columns(objective))
+    if not found:
         return np.zeros(len(rows))
-    low, high, *latency = (
-        rows[c].to_numpy(dtype=np.float64, na_value=np.nan) for c in columns
-    )
+    low, high, *latency = found
     if objective.metric.endswith("_ratio"):
         return np.asarray(np.nan_to_num((high - low) / _INTERVAL) ** 2)
     deviation = (high - low) / _QUARTILES
     if latency:  # of a throughput: as many parts of it as of the latency
-        values = rows[f"metric/{objective.metric}"]
-        whole = values.to_numpy(dtype=np.float64, na_value=np.nan)
+        whole = objective_values(rows, [objective])[:, 0]
         deviation = deviation / latency[0] * whole
     return np.asarray(np.nan_to_num(deviation) ** 2)
 

@@ -55,13 +55,19 @@ def noise_of(
     The quartiles of `<name>_<unit>` are the metrics `<name>_p25_<unit>` and `<name>_p75_<unit>`.
     """
     for index, objective in enumerate(objectives):
-        columns = [f"metric/{name}" for name in interval_columns(objective) or ()]
-        if columns and all(c in rows and is_numeric(rows[c]) for c in columns):
-            low, high = (
-                rows[c].to_numpy(dtype=np.float64, na_value=np.nan) for c in columns
-            )
+        found = measured_values(rows, interval_columns(objective) or ())
+        if found:
+            low, high = found
             return index, low, high
     return None
+
+
+def measured_values(rows: pd.DataFrame, metrics: Sequence[str]) -> list[Floats]:
+    """(n,) values of each metric; empty where not all of them are there as numbers."""
+    columns = [f"metric/{name}" for name in metrics]
+    if not all(c in rows and is_numeric(rows[c]) for c in columns):
+        return []
+    return [rows[c].to_numpy(dtype=np.float64, na_value=np.nan) for c in columns]
 
 
 def front_of(

@@ -242,7 +242,7 @@ class Proposals:
             return 0.0
         reused = self._reused()
         found = []
-        for each in self._known.timed:
+        for each in self._known.timed[-_MOST_KNOWN:]:
             *stages, rest = self.prefixes.by_entry(each.seconds)
             keys = self.prefixes.keys(each.draw)
             own = [
