@@ -37,6 +37,7 @@ from analysis import pareto
 from analysis.configurations import objective_values
 from analysis.contract import Objective
 from analysis.fronts import measured_values, noise_columns
+from analysis.metrics import TEST_PREFIX
 from analysis.pareto import Floats
 
 DRAWS = 1000
@@ -57,14 +58,10 @@ _QUARTILES = 1.349
 """Between the quartiles of a normal distribution, in standard deviations."""
 _INTERVAL = 2 * 1.96
 """Between the ends of an interval of 95 %."""
-_IMAGES = {
-    "accuracy": "images",
-    "runtime_accuracy": "images",
-    "test_accuracy": "test_images",
-}
-"""Share of images → the column of `classes` that counts them."""
+_OF_IMAGES = {"accuracy", "runtime_accuracy", "top5_accuracy"}
+"""Shares of the images."""
 _BY_CLASS = {"auroc", "balanced_accuracy", "f1_macro"}
-"""Shares that count each class for itself, of the images of validation."""
+"""Shares that count each class for itself."""
 CERTAIN = 0.95
 """Probability from which something is called certain."""
 
@@ -181,8 +178,10 @@ def _counting_column(metric: str, classes: pd.DataFrame) -> str | None:
     """The column of `classes` that counts the images of a share; None of another metric, or where
     nothing was counted.
     """
-    column = "images" if metric in _BY_CLASS else _IMAGES.get(metric)
-    return None if classes.empty or column not in classes else column
+    name = metric.removeprefix(TEST_PREFIX)
+    column = "images" if name == metric else "test_images"
+    is_share = name in _OF_IMAGES or name in _BY_CLASS
+    return column if is_share and column in classes and len(classes) else None
 
 
 def _binomial(
@@ -193,7 +192,7 @@ def _binomial(
     if column is None:
         return None
     images = classes.groupby("trial_id")[column]
-    by_class = objective.metric in _BY_CLASS
+    by_class = objective.metric.removeprefix(TEST_PREFIX) in _BY_CLASS
     if by_class:  # a class without an image says nothing, whatever the others say
         images = classes[classes[column] > 0].groupby("trial_id")[column]
     count = float((images.min() if by_class else images.sum()).median())

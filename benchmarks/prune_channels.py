@@ -222,7 +222,7 @@ def torch_pruning(kind: str) -> Callable[[Bench], Make]:
         }
 
         if kind != "magnitude":
-            for images, labels in bench.context(0, bench.folder).batches(4):
+            for images, labels in bench.context(0, bench.folder).batches(4, 128):
                 TaskObjective(0.0)(whole, images, labels).backward()
 
         def make(share: float, compensate: bool = False) -> ModelState:

@@ -214,7 +214,7 @@ def pruned(task: Task, folder: Path) -> nn.Module:
     import torch_pruning
 
     module, example = task.state.build(), torch.zeros(1, 3, task.size, task.size)
-    for images, labels in task.context(folder / "grads").batches(4):
+    for images, labels in task.context(folder / "grads").batches(4, 128):
         nn.functional.cross_entropy(module(images), labels).backward()
     classes = task.data.info.num_classes
     heads = [

@@ -19,6 +19,7 @@ from trainers.models.arch import Arch, ModelState
 from trainers.option_types import Strategy
 from trainers.seeding import derive_seed
 from trainers.training import distributed
+from trainers.training.evaluate import calibration_batch
 from trainers.training.fit import FitResult, Hook, Objective, fit
 
 Phase = Literal["init", "train", "prune", "quantize"]
@@ -152,7 +153,12 @@ class Context:
             )
         return state.build().to(self.device).requires_grad_(False)
 
-    def batches(self, n: int, batch_size: int = 128) -> Iterator[tuple[Tensor, Tensor]]:
+    @property
+    def calibration_batch(self) -> int:
+        """Images of a batch by which a stage looks at a model."""
+        return calibration_batch(self.data.info.image_size, self.device)
+
+    def batches(self, n: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The first `n` batches of the training part, in order, as at evaluation (no
         augmentation).
         """
@@ -164,10 +170,11 @@ class Context:
             yield batch
             measuring.pause_point()
 
-    def images(self, n: int, batch_size: int = 128) -> Iterator[Tensor]:
+    def images(self, n: int) -> Iterator[Tensor]:
         """The first `n` images of the training part, without labels, in batches as at
         evaluation.
         """
+        batch_size = self.calibration_batch
         for images, _ in self.batches(-(-n // batch_size), batch_size):
             yield images[:n]
             n -= len(images)

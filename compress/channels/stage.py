@@ -53,7 +53,7 @@ class PruneChannels(Stage, ChannelOptions):
     """
 
     phase: ClassVar[Phase] = "prune"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     finds_dims: ClassVar[bool] = True
     continues: ClassVar[bool] = True
     paper: ClassVar[str] = (
@@ -137,7 +137,7 @@ class PruneChannels(Stage, ChannelOptions):
                 return activation(module, layout, ctx.images(self.importance_images))
         meter = GradientMeter(module, layout, self.importance)
         objective = TaskObjective(self.label_smoothing)
-        size = min(self.batch_size, self.importance_images)
+        size = min(self.batch_size, self.importance_images, ctx.calibration_batch)
         for images, labels in ctx.batches(-(-self.importance_images // size), size):
             # LeViT, EfficientFormer and TinyViT keep biases between passes in eval mode, and with
             # them the graph of the pass before; in train mode they forget them

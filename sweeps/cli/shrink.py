@@ -134,6 +134,7 @@ def _search(planned: "Plan", folder: Path, cluster: str) -> int:
     say(f"spec     {folder / SPEC}\n")
     # Ray: only when the sweep is known to hold
     from sweeps.drive.driver import run_sweep
+    from sweeps.drive.interrupt import Interrupt
 
     with lasting_output():
         progress = GoalProgress(
@@ -150,7 +151,8 @@ def _search(planned: "Plan", folder: Path, cluster: str) -> int:
             address=cluster,
             progress=progress,
         )
-        return _told(planned, done, folder, progress.verdict)
+        with Interrupt("the model is being written; that ends in a moment"):
+            return _told(planned, done, folder, progress.verdict)
 
 
 def _told(

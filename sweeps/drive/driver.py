@@ -318,7 +318,14 @@ def _measure_front(drive: _Drive) -> None:
     site = site_of(drive.sweep, drive.storage.run)
     runtimes = list(spec.measure.runtimes)
     note = drive.progress.note
-    said = measure_front(drive.storage, site, spec.objectives, runtimes, note)
+    said = measure_front(
+        drive.storage,
+        site,
+        spec.objectives,
+        runtimes,
+        note,
+        is_unwanted=lambda: drive.interrupt.seen,
+    )
     if said is not None:
         drive.progress.note(said)
 
@@ -441,7 +448,11 @@ def _run_trials(drive: _Drive, search: StudySearch) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # records say it
     try:
         with (
-            progress.drawn(search.num_trials, run if storage.shared else None),
+            progress.drawn(
+                search.num_trials,
+                run if storage.shared else None,
+                search.budget.share_left,
+            ),
             quiet(),
             deaths_of_processes(events.process_failed),
             kept_processes(),

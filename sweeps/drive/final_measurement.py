@@ -12,6 +12,7 @@ median of all its measurements in the run: latency_ms = latency_ratio × that ti
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -38,6 +39,7 @@ LATENCIES = ("latency_ms", "latency_ratio", "p95_latency_ms", "throughput")
 MOST_TRIALS = 40
 START_SECONDS = 120.0
 """For the process to start and to read the models."""
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def measure_front(
@@ -46,12 +48,14 @@ def measure_front(
     objectives: Sequence[Objective],
     prefixes: Sequence[str] = ("",),
     note: Callable[[str], None] = lambda line: None,
+    is_unwanted: Callable[[], bool] = lambda: False,
 ) -> str | None:
     """Measure the front, its rivals and the baseline again, unless that has been done.
 
     Args:
         prefixes: what the metrics of each runtime begin with (`MeasureConfig.runtimes`).
         note: says that it is done, which takes a minute in which nothing else is seen.
+        is_unwanted: asked meanwhile whether the user has interrupted; then nothing is written.
 
     Returns:
         A line about trials that could not be measured; None where there is nothing to say.
@@ -80,7 +84,7 @@ def measure_front(
     host = Counter(hosts[name] for name in chosen if name in hosts).most_common(1)[0][0]
     runtimes = list(dict.fromkeys(wanted.values()))
     note(f"timing {plural(len(chosen), 'model')} of the front once more, in turns")
-    found = _measured_on(host, chosen, site, runtimes)
+    found = _measured_on(host, chosen, site, runtimes, is_unwanted)
     if isinstance(found, str):
         return found
     facts = {key: found[key] for key in ("host", "alone", "rounds")}
@@ -96,7 +100,11 @@ def measure_front(
 
 
 def _measured_on(
-    host: str, chosen: list[str], site: Site, runtimes: list[str]
+    host: str,
+    chosen: list[str],
+    site: Site,
+    runtimes: list[str],
+    is_unwanted: Callable[[], bool],
 ) -> dict[str, Any] | str:
     """What `measure_in_turns` gives on this node; a line about it where it failed."""
     task = ray.remote(
@@ -107,16 +115,18 @@ def _measured_on(
         where = NodeAffinitySchedulingStrategy(node, soft=True)
         task = task.options(scheduling_strategy=where)
     running = task.remote(chosen, site.model_dump(mode="json"), runtimes)
-    patience = START_SECONDS + 3 * MAX_SECONDS * len(runtimes)
+    until = time.monotonic() + START_SECONDS + 3 * MAX_SECONDS * len(runtimes)
+    while not ray.wait([running], timeout=_SECONDS_BETWEEN_LOOKS)[0]:
+        if is_unwanted() or time.monotonic() > until:
+            ray.cancel(running, force=True)
+            why = "interrupted" if is_unwanted() else "not done in time"
+            return (
+                f"the front's latencies were not measured again ({why}); they are those that"
+                " the trials recorded, and the same command tries again"
+            )
     try:
-        found: dict[str, Any] = ray.get(running, timeout=patience)
+        found: dict[str, Any] = ray.get(running)
         return found
-    except ray.exceptions.GetTimeoutError:
-        ray.cancel(running, force=True)
-        return (
-            "the front's latencies could not be measured again in time; they are those that"
-            " the trials recorded, and `sweeps resume` tries again"
-        )
     except ray.exceptions.RayError as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         return (

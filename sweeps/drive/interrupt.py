@@ -25,12 +25,16 @@ class Interrupt:
     SIGTERM and SIGHUP may be repeated: `timeout` sends each twice, systemd sends both. Outside
     the main thread, where signals cannot be taken, it does nothing.
 
+    Args:
+        doing: what is done once it was asked, said to the user then.
+
     Attributes:
         seen: whether it was asked.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, doing: str = "stopping the running trials") -> None:
         self.seen = False
+        self._doing = doing
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -63,7 +67,7 @@ class Interrupt:
             return
         self.seen = True
         again = " (again: at once)" if number == signal.SIGINT else ""
-        said = f"\nstopping the running trials{again}"
+        said = f"\n{self._doing}{again}"
         # the terminal may be gone, or the signal have come amid another print
         with contextlib.suppress(OSError, RuntimeError):
             print(said, file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ import contextlib
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,12 +170,18 @@ class Progress:
             self._count(record)
 
     @contextlib.contextmanager
-    def drawn(self, total: int, run: Path | None = None) -> Iterator[None]:
+    def drawn(
+        self,
+        total: int,
+        run: Path | None = None,
+        share_left: Callable[[], float] = lambda: 1.0,
+    ) -> Iterator[None]:
         """The bar, while the sweep runs.
 
         Args:
             total: trials that will run.
             run: where they record what they do, if that can be seen from here.
+            share_left: how much of the search's budget is left, from 0 to 1.
         """
         self.running = None if run is None else RunningTrials(run)
         self._ended = 0

@@ -51,8 +51,7 @@ def deliver(
     fresh = folder / f".{MODEL}-new"
     shutil.rmtree(fresh, ignore_errors=True)
     done = export(run.path, pick.trial_id, form, fresh)
-    shutil.rmtree(target, ignore_errors=True)
-    fresh.rename(target)
+    _put(fresh, target)
     if (run.path / REPORT_FILE).is_file():
         shutil.copyfile(run.path / REPORT_FILE, folder / REPORT_FILE)
     table = found_front(run).to_csv(index=False, lineterminator="\n")
@@ -62,6 +61,16 @@ def deliver(
         results += [f"- {BY_LOSS}", *(f"  - {line}" for line in costs)]
     write_atomic(folder / README, _readme(run, pick, form, folder, results).encode())
     return [target / path.name for path in done.files]
+
+
+def _put(fresh: Path, target: Path) -> None:
+    """Let the folder `fresh` be `target`; what was there is gone only when that is done."""
+    earlier = target.with_name(f".{target.name}-earlier")
+    shutil.rmtree(earlier, ignore_errors=True)
+    if target.exists():
+        target.rename(earlier)
+    fresh.rename(target)
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def commands(run: Run, folder: Path, form: str) -> list[str]:

@@ -67,14 +67,16 @@ def room(seen: Look, speed: Speed, batch: int, *, local: bool) -> Room:
     """
     import torch
 
-    from trainers.training.evaluate import evaluation_batch
+    from trainers.training.evaluate import calibration_batch, evaluation_batch
 
-    most = evaluation_batch(seen.info.image_size, torch.device("cpu"))
+    size, cpu = seen.info.image_size, torch.device("cpu")
+    most = evaluation_batch(size, cpu)
     images = min(most, max(seen.info.num_val, seen.info.num_test))
-    pixels = 3 * 4 * seen.info.image_size**2 / 1e6
+    pixels = 3 * 4 * size**2 / 1e6
     evaluated = images * (speed.pass_mb + pixels)
     trained = batch * (_ROUNDED * speed.train_mb + speed.pass_mb + pixels)
-    alive = _MODELS * speed.weight_mb + max(evaluated, trained)
+    looked_at = calibration_batch(size, cpu) * (speed.train_mb + pixels)
+    alive = _MODELS * speed.weight_mb + max(evaluated, trained, looked_at)
     trial_gb = round((_PROCESS_MB + _MARGIN * alive) / 1e3, 1)
     free = free_memory_bytes()
     return Room(trial_gb, local, None if free is None else free / 1e9, seen.cores)

@@ -12,7 +12,8 @@ import pandas as pd
 
 from analysis.certainty import CERTAIN, bounds_probability
 from analysis.configurations import objective_values
-from analysis.contract import Objective
+from analysis.contract import Objective, RelativeBound
+from analysis.metrics import on_test_set
 from analysis.numbers import fixed, number, percent, quantity
 from analysis.pareto import Floats, eligible, front_mask
 from analysis.run import Run
@@ -100,17 +101,17 @@ def verdict(run: Run, chosen: Pick) -> str:
     """Whether the goal is met, and by which trial; of a goal without a bound, what was found."""
     trial, free = f"trial {chosen.trial_id}", open_objective(run)
     more, most = ("faster", "fastest") if _is_time(free) else ("smaller", "smallest")
-    sure = f"a probability of {percent(chosen.probability, 0)}"
+    sure = _with(chosen.probability)
     if free is None:
         if not chosen.is_within:
             return f"the goal is not met; the nearest is {trial}"
         met = f"the goal is met by {trial}"
-        return met if chosen.is_certain else f"{met}, with {sure}"
+        return met if chosen.is_certain else f"{met}, {sure}"
     if not chosen.is_within:
         lost = "no candidate that loses no more than allowed is"
         return f"{lost} {more} than the source; the nearest is {trial}"
     found = f"the {most} that was found is {trial}"
-    allowed = f"which loses no more than allowed with {sure}"
+    allowed = f"which loses no more than allowed {sure}"
     return found if chosen.is_certain else f"{found}, {allowed}"
 
 
@@ -156,9 +157,12 @@ def figures(run: Run, pick: Pick) -> list[str]:
 
 
 def on_test(run: Run, pick: Pick) -> str | None:
-    """The pick and the source on the test part, in a line; None where that was not measured."""
-    metric = run.objectives[0].metric
-    name = "test_accuracy" if metric == _RUNTIME else f"test_{metric}"
+    """The pick and the source on the test part, and whether what may be lost is kept there, in a
+    line; None where that was not measured.
+    """
+    objective = run.objectives[0]
+    metric = objective.metric
+    name = on_test_set("accuracy" if metric == _RUNTIME else metric)
     value, baseline = _value(run, pick, name), run.baseline
     if not math.isfinite(value) or baseline is None:
         return None
@@ -167,9 +171,41 @@ def on_test(run: Run, pick: Pick) -> str | None:
         return None
     said = f"test part: {quantity(before, unit)} -> {quantity(value, unit)}"
     images = _images(run, pick)
-    return (
-        said if images is None else f"{said} ({number(images)} images, looked at once)"
-    )
+    if images is not None:
+        said += f" ({number(images)} images, looked at once)"
+    if objective.bound is None:
+        return said
+    tested = replace(objective, metric=name, bound=_limit_beside(run, before))
+    row = run.configurations().loc[[pick.row]]
+    chance = float(bounds_probability(row, [tested], run.classes)[0])
+    word = "at most" if objective.mode == "min" else "at least"
+    goal = f"goal {word} {quantity(tested.limit, unit)}"
+    return f"{said}, {goal}: {_confirmation(tested.excess(value) <= 0, chance)}"
+
+
+def _limit_beside(run: Run, before: float) -> float:
+    """The first objective's bound where the source has `before`."""
+    bound, mode = run.spec["objectives"][0]["bound"], run.objectives[0].mode
+    if isinstance(bound, int | float):
+        return float(bound)
+    return RelativeBound(**bound).limit(mode, before)
+
+
+def _confirmation(is_kept: bool, chance: float) -> str:
+    """Whether the test part confirms that no more is lost than allowed.
+
+    Args:
+        is_kept: as measured there.
+        chance: the probability that the true value keeps the bound.
+    """
+    if is_kept:
+        sure = "confirmed"
+        return sure if chance >= CERTAIN else f"kept, {_with(chance)}"
+    return "refuted" if chance <= 1 - CERTAIN else f"missed; kept {_with(chance)}"
+
+
+def _with(chance: float) -> str:
+    return f"with a probability of {percent(chance, 0)}"
 
 
 def _value(run: Run, pick: Pick, metric: str) -> float:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,20 +105,24 @@ class GoalProgress(Progress):
         self._reach = reach
         self._classes = classes
         self._seconds = 3600 * hours
-        self._ends = time.monotonic() + self._seconds
+        self._share_left: Callable[[], float] = lambda: 1.0
         self._run: Path | None = None
         self._tried: dict[str, str] = {}
         self._source: Mapping[str, Any] = {}
 
     @contextlib.contextmanager
-    def drawn(self, total: int, run: Path | None = None) -> Iterator[None]:
-        """See `Progress`; the clock of the search begins, and the bar is its time."""
-        self._run = run
+    def drawn(
+        self,
+        total: int,
+        run: Path | None = None,
+        share_left: Callable[[], float] = lambda: 1.0,
+    ) -> Iterator[None]:
+        """See `Progress`; the bar is the time of the search, of all its drivers."""
+        self._run, self._share_left = run, share_left
         source = None if run is None else TrialRecord.read(trial_folder(run, BASELINE))
         if source is not None:  # of a search that goes on
             self._source = source.outcome.metrics
-        self._ends = time.monotonic() + self._seconds
-        with super().drawn(round(self._seconds), run):
+        with super().drawn(round(self._seconds), run, share_left):
             self._judge()
             yield
 
@@ -163,7 +166,7 @@ class GoalProgress(Progress):
 
     def _done(self) -> float:
         """How far the bar is: seconds that are gone."""
-        return min(self._seconds, self._seconds - (self._ends - time.monotonic()))
+        return self._seconds * (1 - self._share_left())
 
     def started(self, trial_id: str) -> None:
         """One more trial runs."""
@@ -184,9 +187,8 @@ class GoalProgress(Progress):
             f"best {self._measured(name, value)}"
             for name, value in self.standing.best().items()
         )
-        left = max(0.0, self._ends - time.monotonic())
         found = best or "nothing meets the goal yet"
-        return f"{found} · {duration(left)} left"
+        return f"{found} · {duration(self._seconds * self._share_left())} left"
 
     def _measured(self, name: str, value: float | None) -> str:
         """A metric's name and value."""
