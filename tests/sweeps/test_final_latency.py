@@ -81,8 +81,9 @@ class _Ray:
 
     exceptions = final_measurement.ray.exceptions
 
-    def __init__(self) -> None:
-        self.calls = 0
+    def __init__(self, ends: bool = True) -> None:
+        self.ends = ends
+        self.calls = self.cancelled = 0
 
     def remote(self, **options: Any) -> Any:
         return lambda call: SimpleNamespace(remote=self._counted(call))
@@ -94,7 +95,13 @@ class _Ray:
 
         return counted
 
-    def get(self, value: Any, timeout: float) -> Any:
+    def wait(self, tasks: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return (tasks, []) if self.ends else ([], tasks)
+
+    def cancel(self, task: Any, force: bool) -> None:
+        self.cancelled += 1
+
+    def get(self, value: Any) -> Any:
         return value
 
     def nodes(self) -> list[Mapping[str, Any]]:
@@ -127,6 +134,22 @@ def test_what_is_measured_again_counts_and_both_are_kept(
     assert not (run / "trials" / "00003" / LATENCY_FILE).exists()
     assert measure_front(RunStorage(run), site(run), OBJECTIVES[:1]) is None
     assert ray.calls == 1
+
+
+def test_ctrl_c_ends_the_measurement_and_changes_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray, looks = _Ray(ends=False), iter([False, True, True])
+    monkeypatch.setattr(final_measurement, "ray", ray)
+    monkeypatch.setattr(final_measurement, "measure_in_turns", lambda *given: {})
+    storage = RunStorage(run)
+    said = measure_front(
+        storage, site(run), OBJECTIVES, is_unwanted=lambda: next(looks)
+    )
+    assert said is not None
+    assert "were not measured again (interrupted)" in said
+    assert ray.cancelled == 1
+    assert not list(run.rglob(LATENCY_FILE))
 
 
 def test_the_baseline_is_measured_beside_the_front(

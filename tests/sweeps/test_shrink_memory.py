@@ -22,12 +22,15 @@ def test_large_images_and_batches_take_more() -> None:
     photos = replace(SPEED, pass_mb=10.0, train_mb=5.0)
     many, few = (room(seen(224, 1000), photos, n, local=True) for n in (64, 8))
     small = room(
-        seen(32, 1000), replace(SPEED, pass_mb=0.1, train_mb=1), 32, local=True
+        seen(32, 1000), replace(SPEED, pass_mb=0.1, train_mb=0.3), 32, local=True
     )
     assert many.trial_gb > few.trial_gb > small.trial_gb
     # a step of 64 images, each 10.6 MB of a pass and 1.5 times 5 kept for the gradient, a margin
     alive = 6 * SPEED.weight_mb + 64 * (10.6 + 7.5)
     assert many.trial_gb == pytest.approx(0.9 + 1.3 * alive / 1e3, abs=0.06)
+    # of 32 images at a time, with gradients, a stage asks what matters, whatever the batch
+    alive = 6 * SPEED.weight_mb + 32 * (5 + 0.6)
+    assert few.trial_gb == pytest.approx(0.9 + 1.3 * alive / 1e3, abs=0.06)
 
 
 @pytest.mark.parametrize(

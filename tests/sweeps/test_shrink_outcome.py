@@ -1,0 +1,108 @@
+"""What shrink says when it ends: what the test part confirms; and the model, put in its place."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import analysis
+from analysis.numbers import number, percent
+from sweeps.drive.driver import run_header
+from sweeps.run.record import to_json
+from sweeps.shrink.deliver import MODEL, deliver
+from sweeps.shrink.outcome import on_test, pick
+from sweeps.shrink.progress import GoalProgress
+from sweeps.shrink.reach import Reach
+from tests.sweeps.helpers import finish, searcher
+from tests.sweeps.test_shrink import of_run
+from trainers.files import write_atomic
+
+
+def run_tested(
+    raw: dict[str, Any], run: Path, test_accuracy: float, images: int
+) -> analysis.Run:
+    """A run that may lose a point of accuracy, of whose source and only candidate 90 % and
+    `test_accuracy` of so many test images are right.
+    """
+    raw["objectives"] = [
+        {"metric": "accuracy", "mode": "max", "bound": {"loss": 0.01}},
+        {"metric": "gmacs", "mode": "min", "bound": {"times": 0.5}},
+    ]
+    search = searcher(raw, run, trials=1, baseline=True)
+    write_atomic(run / "run.json", to_json(run_header(search.sweep, [])))
+    finish(search, accuracy=0.8, gmacs=4.0, test_accuracy=0.9)
+    finish(search, accuracy=0.8, gmacs=1.0, test_accuracy=test_accuracy)
+    counts = {"trial_id": ["00000"] * 2, "test_images": [images - 10, 10]}
+    return replace(analysis.load(run), classes=pd.DataFrame(counts))
+
+
+@pytest.mark.parametrize(
+    ("test_accuracy", "images", "said"),
+    [
+        # the bound is 89 %; standard errors by the binomial formula: 0.096, 4.1, 3.0, 0.10 points
+        (0.90, 100_000, "confirmed"),
+        (0.90, 52, "kept, with a probability of 5"),
+        (0.88, 110, "missed; kept with a probability of 3"),
+        (0.88, 100_000, "refuted"),
+    ],
+)
+def test_the_test_part_confirms_or_refutes(
+    test_accuracy: float, images: int, said: str, raw: dict[str, Any], tmp_path: Path
+) -> None:
+    run = run_tested(raw, tmp_path / "r", test_accuracy, images)
+    found = pick(run)
+    assert found is not None
+    line = on_test(run, found)
+    assert line is not None
+    assert f"({number(images)} images, looked at once)" in line
+    assert f"goal at least {percent(0.89, 2)}: {said}" in line
+
+
+def test_without_a_test_part_nothing_is_said(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    run = of_run(raw, tmp_path / "r", [(0.895, 1.0)])
+    found = pick(run)
+    assert found is not None
+    assert on_test(run, found) is None
+
+
+def test_a_model_that_cannot_be_written_leaves_the_one_before(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first export is whole, the second ends in the middle, the third is whole again."""
+    exports = iter(["first", KeyboardInterrupt(), "third"])
+
+    def export(run: Path, trial: str, form: str, target: Path) -> SimpleNamespace:
+        target.mkdir(parents=True)
+        (target / "model.bin").write_text("half")
+        content = next(exports)
+        if isinstance(content, BaseException):
+            raise content
+        (target / "model.bin").write_text(content)
+        return SimpleNamespace(files=[target / "model.bin"])
+
+    monkeypatch.setattr("sweeps.shrink.deliver.export", export)
+    run, out = of_run(raw, tmp_path / "r", [(0.90, 1.0)]), tmp_path / "out"
+    found = pick(run)
+    assert found is not None
+    deliver(run, found, "torch", out, [])
+    with pytest.raises(KeyboardInterrupt):
+        deliver(run, found, "torch", out, [])
+    assert (out / MODEL / "model.bin").read_text() == "first"
+    files = deliver(run, found, "torch", out, [])
+    assert [file.read_text() for file in files] == ["third"]
+    assert sorted(path.name for path in out.glob(f"*{MODEL}*")) == [MODEL]
+
+
+def test_the_time_left_is_that_of_all_drivers(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    run = of_run(raw, tmp_path / "r", [(0.90, 3.0)])
+    reach = Reach({"stages": {}, "search": {}})
+    progress = GoalProgress(run.objectives, {}, hours=1, reach=reach, classes=10)
+    with progress.drawn(0, run.path, lambda: 0.25):
+        assert progress.summary().endswith("15 min left")
