@@ -29,6 +29,7 @@ class Row:
         limit_seconds: that it was given, where it uses all of them; else None.
         met: whether cost and validation accuracy keep the goal.
         ms: of one image on one thread; source_ms was measured in turns with it.
+        runtime: that executed the file; the source's is OpenVINO.
     """
 
     pair: str
@@ -46,6 +47,7 @@ class Row:
     source_val_accuracy: float
     test_accuracy: float
     source_test_accuracy: float
+    runtime: str = "openvino"
 
     @property
     def place(self) -> Place:

@@ -375,6 +375,8 @@ class _Calibration:
         options = self.options
         if not options.four_bit_fraction:
             return self._named_four_bits(layers)
+        if options.four_bit_fraction == 1:
+            return list(layers)
         wanted = options.four_bit_fraction * sum(self._size(layer) for layer in layers)
         harm = {
             layer: self.errors(self.result(self._plan(layers, [layer])), few=True)[1]

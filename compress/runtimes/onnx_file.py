@@ -88,12 +88,29 @@ def write_onnx(
             )
             assert program is not None, "with dynamo=True there is always one"
             rewrite(program.model)
+            _forget_origins(program.model)
             program.model.metadata_props.update(notes)
             program.save(file, external_data=size > MAX_ONNX_BYTES)
     except EXPORT_ERRORS as error:
         raise ValueError(
             f"the model cannot be written as ONNX: {first_line(error)}"
         ) from error
+
+
+def _forget_origins(model: Any) -> None:
+    """Take out what the exporter notes at each node and value: source files of the machine, lines,
+    modules. Of an int8 ResNet-56 that is a third of the file.
+
+    Args:
+        model: an `onnx_ir.Model`; changed in place.
+    """
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    ClearMetadataAndDocStringPass()(model)
+    for graph in model.graphs():
+        inside = (value for node in graph for value in node.outputs)
+        for value in (*graph.inputs, *graph.initializers.values(), *inside):
+            value.metadata_props.clear()
 
 
 class _InPrecision(nn.Module):

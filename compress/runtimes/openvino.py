@@ -22,6 +22,7 @@ from compress.runtimes.interface import (
     num_threads,
     type_of,
 )
+from trainers.files import write_atomic
 
 _TYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _NAMES = {v: k for k, v in _TYPES.items()} | {"i8": INTEGERS, "u8": INTEGERS}
@@ -50,15 +51,20 @@ class OpenVino(OnnxBased):
 
         # `openvino.convert_model` does the same, and sends a report of its use
         model = _core().read_model(str(onnx_file))
+        _simplify(model)
+        _pack_four_bits(model)
         _number_in_order(model)
         for key, value in notes.items():
             model.set_rt_info(value, ["model_info", key])
+        file = folder / self.file
         openvino.save_model(
             model,
-            str(folder / self.file),
+            str(file),
             compress_to_fp16=options.precision == "float16",
         )
-        return folder / self.file
+        text = file.read_text(encoding="utf-8")
+        write_atomic(file, re.sub(r">\s+<", "><", text).encode())
+        return file
 
     def rewrite(self, model: Any) -> None:
         from compress.runtimes.integer_nodes import for_openvino
@@ -87,6 +93,73 @@ def _core() -> Any:
     import openvino
 
     return openvino.Core()
+
+
+def _simplify(model: Any) -> None:
+    """Do once what OpenVINO else does each time that it compiles the model: fold constants, and let
+    a quantiser be one node. The file is smaller: of an int8 ResNet-56 the .xml by more than half.
+    """
+    from openvino._offline_transformations import apply_moc_transformations
+
+    apply_moc_transformations(model, cf=False)
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "FakeQuantize":
+            _share_limits(node)
+        if node.get_type_name() not in ("Parameter", "Result"):
+            _forget_names(node)
+
+
+def _forget_names(node: Any) -> None:
+    """Forget what ONNX called the outputs of a node, but those of the model."""
+    for output in node.outputs():
+        readers = {
+            each.get_node().get_type_name() for each in output.get_target_inputs()
+        }
+        if "Result" not in readers:
+            output.set_names(set())
+
+
+def _share_limits(node: Any) -> None:
+    """Let the limits of a quantiser's outputs be those of its inputs where they are the same."""
+    for taken, given in ((1, 3), (2, 4)):
+        first, second = (node.input_value(i).get_node() for i in (taken, given))
+        if _same_constants(first, second):
+            node.input(given).replace_source_output(node.input_value(taken))
+
+
+def _same_constants(first: Any, second: Any) -> bool:
+    kinds = {each.get_type_name() for each in (first, second)}
+    return kinds == {"Constant"} and np.array_equal(first.data, second.data)
+
+
+def _pack_four_bits(model: Any) -> None:
+    """Store weights whose integers need 4 bits in 4 bits. They become integers of 8 bits when the
+    model is loaded, and kernels for these multiply them: read as real numbers at once, they would
+    be multiplied as such.
+    """
+    from openvino import Tensor, Type, opset13
+
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Convert":
+            continue
+        weight = node.input_value(0).get_node()
+        if weight.get_type_name() != "Constant" or weight.get_element_type() != Type.i8:
+            continue
+        values = weight.data
+        if values.size == 0 or values.min() < -8 or values.max() > 7:
+            continue
+        packed = _packed(values)
+        tensor = Tensor(packed, weight.shape, Type.i4)
+        small = opset13.constant(tensor, shared_memory=False)
+        small.set_friendly_name(weight.get_friendly_name())
+        node.input(0).replace_source_output(opset13.convert(small, "i8").output(0))
+
+
+def _packed(values: Any) -> Any:
+    """Integers from -8 to 7, two in a byte, the first in its lower half; uint8 ((n + 1) // 2)."""
+    halves = values.astype(np.uint8).reshape(-1) & 0xF
+    halves = np.append(halves, np.zeros(len(halves) % 2, np.uint8))
+    return halves[0::2] | halves[1::2] << 4
 
 
 def _number_in_order(model: Any) -> None:

@@ -31,6 +31,12 @@ _PRUNINGS = 40
 _HEAD_GROUPS = 4
 """Groups of query, key or value dimensions in a block, about."""
 INTEGER_RUNTIMES = ("openvino", "onnxruntime")
+_FOUR_BIT_RUNTIMES = ("openvino",)
+"""Whose files hold weights of 4 bits as such."""
+_FOUR_BIT_SHARES = [0.5, 0.75, 1.0]
+"""Of the weights, those that have 4 bits: in the layers that bear it best."""
+TRAINED = "_trained"
+"""Ends the name of a way to store whose rounding is trained."""
 
 
 @dataclass
@@ -69,9 +75,12 @@ def methods_for(
     found.slots = {
         "cut": {"none": None, **_cuts(seen, quantity, training, students, is_timed)},
         "tune": {"none": None, "tuned": _tune(training)},
-        "store": {"float": None, **_stores(training, runtime)},
+        "store": {"float": None, **_stores(training, runtime, quantity)},
     }
     _leave_out(found, seen)
+    for name in ("int4", f"int4{TRAINED}"):
+        if found.has("store", name):
+            found.space[f"stages.store.{name}.four_bit_fraction"] = _FOUR_BIT_SHARES
     for name, config in list(found.slots["cut"].items()):
         if config is not None and "target" in config:
             _with_rungs(found, seen, name, config, quantity)
@@ -176,15 +185,18 @@ def _tune(training: Tree) -> Tree:
     return {"stage": "finetune", "distill": distill} | training
 
 
-def _stores(training: Tree, runtime: str) -> dict[str, Tree | None]:
+def _stores(training: Tree, runtime: str, quantity: str) -> dict[str, Tree | None]:
+    """Integers, of 4 bits too where the size of the file is what counts."""
     if runtime not in INTEGER_RUNTIMES:
         return {}
     half = max(1, training["epochs"] // 2)
     trained = training | {"epochs": half, "lr": 1e-4}
-    return {
-        "int8": {"stage": "int8", "images": 128},
-        "int8_trained": {"stage": "int8", "images": 128} | trained,
-    }
+    plain: Tree = {"stage": "int8", "images": 128}
+    found: dict[str, Tree | None] = {"int8": plain, f"int8{TRAINED}": plain | trained}
+    if quantity == "params" and runtime in _FOUR_BIT_RUNTIMES:
+        small = plain | {"four_bit_fraction": _FOUR_BIT_SHARES[-1]}
+        found |= {"int4": small, f"int4{TRAINED}": small | trained}
+    return found
 
 
 def _merged(seen: Look) -> list[int]:

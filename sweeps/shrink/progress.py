@@ -32,6 +32,8 @@ _NAMES = {
     "tuned": "tuned",
     "int8": "int8",
     "int8_trained": "int8 trained",
+    "int4": "int4",
+    "int4_trained": "int4 trained",
 }
 """Alternative of a slot → what it is called."""
 _HARDLY = 0.1
@@ -47,7 +49,8 @@ def said(configuration: Mapping[str, Any]) -> str:
             continue
         inner = f"stages.{slot}.{chosen}."
         told = [
-            f"{inner}{name}" for name in ("target.", "epochs", "r", "model", "args")
+            f"{inner}{name}"
+            for name in ("target.", "epochs", "r", "model", "args", "four_bit_fraction")
         ]
         values = [
             plain(value)

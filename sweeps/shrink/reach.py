@@ -25,6 +25,7 @@ from compress.runtimes.onnx_file import example_images
 from compress.runtimes.registry import session
 from sweeps.run.record import TrialRecord
 from sweeps.shrink.look import Look, Speed
+from sweeps.shrink.methods import TRAINED
 from sweeps.shrink.request import Goal, Quantity
 from sweeps.space.slots import is_slot
 from sweeps.spec.yaml_text import SpecError, Tree
@@ -173,19 +174,21 @@ def extremes(slots: Mapping[str, Tree], space: Mapping[str, Any]) -> list[Tree]:
         slots: name → alternative → config.
         space: parameter → values.
     """
-    stores = [name for name in slots["store"] if name != "int8_trained"]
+    stores = [name for name in slots["store"] if not name.endswith(TRAINED)]
     cuts = {name: config for name, config in slots["cut"].items() if config is not None}
     found = []
     for cut, config in cuts.items():
         if config.get("epochs") and "channels" in cuts:
             continue
-        most = {
-            parameter: values_of(values)[-1]
-            for parameter, values in space.items()
-            if parameter.startswith(f"stages.cut.{cut}.")
-        }
         for store in reversed(stores):  # integers first
             chosen = {"cut": cut, "tune": "none", "store": store}
+            most = {
+                parameter: values_of(values)[-1]
+                for parameter, values in space.items()
+                if parameter.startswith(
+                    (f"stages.cut.{cut}.", f"stages.store.{store}.")
+                )
+            }
             found.append({f"stages.{k}": v for k, v in chosen.items()} | most)
     return found or [
         {"stages.cut": "none", "stages.tune": "none", "stages.store": store}
@@ -271,8 +274,11 @@ class Reach:
 
 def _stands_for(configuration: Mapping[str, Any], extreme: Tree) -> bool:
     """Whether a trial costs what this candidate costs; training changes nothing of that."""
-    chosen = dict(configuration)
-    if chosen.get("stages.store") == "int8_trained":
-        chosen["stages.store"] = "int8"
+    stored = str(configuration.get("stages.store"))
+    chosen = {
+        name.replace(f".{stored}.", f".{stored.removesuffix(TRAINED)}."): value
+        for name, value in configuration.items()
+    }
+    chosen["stages.store"] = stored.removesuffix(TRAINED)
     costs = {name: v for name, v in extreme.items() if name != "stages.tune"}
     return all(chosen.get(name) == value for name, value in costs.items())

@@ -12,7 +12,13 @@ import yaml
 
 from compress.measure.options import RuntimeName
 from sweeps.shrink.look import Look, Speed
-from sweeps.shrink.methods import INTEGER_RUNTIMES, LADDER, Methods, methods_for
+from sweeps.shrink.methods import (
+    INTEGER_RUNTIMES,
+    LADDER,
+    TRAINED,
+    Methods,
+    methods_for,
+)
 from sweeps.shrink.reach import extremes, values_of, wanted_share
 from sweeps.shrink.request import Goal
 from sweeps.spec.yaml_text import Tree
@@ -21,7 +27,10 @@ RUN = "run"
 """Name of the run in the folder that a user gets."""
 _SHORT_TUNING = 0.05
 """Share of the time that a short tuning takes."""
-_INTEGER_FACTOR = {"bytes": 0.27, "params": 0.27, "macs": 1.0}
+_INTEGER_FACTOR = {
+    "int8": {"params": 0.27, "macs": 1.0},
+    "int4": {"params": 0.15, "macs": 1.0},
+}
 """What integers leave of a cost, about; latency is counted as operations."""
 _COMMENTS = {
     "source": "The model as it is. What it may lose is relative to it.",
@@ -83,7 +92,8 @@ class Wish:
             if share is None:
                 return 0.0
             is_integer = self.runtime in INTEGER_RUNTIMES
-            return share / (_INTEGER_FACTOR[_counted(goal)] if is_integer else 1)
+            factor = _INTEGER_FACTOR["int8"][_counted(goal)] if is_integer else 1.0
+            return share / factor
 
         return min(self.goals, key=left)
 
@@ -125,9 +135,14 @@ def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
     quantity = _counted(wish.hardest(speed))
     found: list[Tree] = []
 
-    def add(cut: str, nth: int, tune: str, stored: str) -> None:
-        """A candidate whose cut leaves the nth share of the ladder, or of its own values."""
+    def add(cut: str, nth: int, tune: str, stored: str, share: int = -1) -> None:
+        """A candidate whose cut leaves the nth share of the ladder, or of its own values; of 4 bits
+        the weights' share of this index.
+        """
         chosen = _chosen(methods, quantity, cut, nth)
+        four = f"stages.store.{stored}.four_bit_fraction"
+        if chosen is not None and four in methods.space:
+            chosen = chosen | {four: methods.space[four][share]}
         has_all = (
             methods.has("cut", cut)
             and methods.has("tune", tune)
@@ -139,6 +154,8 @@ def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
             found.append({f"stages.{k}": v for k, v in slots.items()} | chosen)
 
     add("none", 0, "none", store)
+    for share in (-1, 0):
+        add("none", 0, "none", "int4", share)
     for nth in (first, first + 1):
         add("channels", nth, "none", store)
     add("low_rank", first, "none", store)
@@ -148,7 +165,12 @@ def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
         found += extremes(methods.slots, methods.space)
     for nth in range(first, min(first + 3, len(LADDER))):
         add("channels", nth, "tuned", store)
-    add("none", 0, "none", "int8_trained")
+    for stored in ("int8", "int4"):
+        add("none", 0, "none", stored + TRAINED)
+    if methods.has("store", "int4"):
+        small = _first_rung(wish, speed, "int4")
+        for nth in range(small, min(small + 2, len(LADDER))):
+            add("channels", nth, "tuned", "int4")
     add("low_rank", first + 1, "tuned", store)
     add("nvit", first, "none", store)
     for nth in range(len(LADDER)):
@@ -173,7 +195,7 @@ def is_trained(point: Tree) -> bool:
     """Whether a candidate is trained."""
     return (
         point["stages.tune"] != "none"
-        or point["stages.store"] == "int8_trained"
+        or point["stages.store"].endswith(TRAINED)
         or point["stages.cut"] == "nvit"
     )
 
@@ -185,7 +207,7 @@ def _first_rung(wish: Wish, speed: Speed, store: str) -> int:
     if wanted is None:
         return 1
     if store != "float":
-        wanted /= _INTEGER_FACTOR[_counted(hardest)]
+        wanted /= _INTEGER_FACTOR[store][_counted(hardest)]
     rungs = [i for i, share in enumerate(LADDER) if share <= wanted]
     return min(rungs[0] if rungs else len(LADDER) - 2, len(LADDER) - 2)
 

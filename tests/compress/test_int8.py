@@ -1,5 +1,6 @@
 """Models in integers: where quantisers act, what they compute, what runtimes execute."""
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,38 @@ def test_runtimes_execute_integers(data: Data, tmp_path: Path) -> None:
     assert (
         kernels["timm"]["MatMulIntegerToFloat"] == 8
     )  # four layers in each of two blocks
+
+
+def test_openvino_keeps_weights_of_four_bits_in_four_bits(
+    data: Data, tmp_path: Path
+) -> None:
+    """Half a byte for each; and the kernels are those of integers all the same."""
+    openvino = pytest.importorskip("openvino")
+    _, resnet = tiny_models(data)
+    options = RuntimeOptions(runtime="openvino", batch_size=4, threads=1)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    sizes, kernels = {}, {}
+    for share in (0.0, 1.0):
+        state, _ = quantised(data, tmp_path, resnet, four_bit_fraction=share)
+        folder = tmp_path / f"{share}"
+        deployed = session(state, 32, options, folder)
+        kernels[share] = deployed.kernels()
+        sizes[share] = (folder / "model.bin").stat().st_size
+        wanted = state.build()(images).detach().numpy()
+        found = deployed.run(images.numpy())
+        assert np.abs(found - wanted).max() < 0.1 * np.abs(wanted).max()
+    weights = sum(
+        module.weight.numel()
+        for module in resnet.build().modules()
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear))
+    )
+    assert sizes[0.0] - sizes[1.0] == pytest.approx(weights / 2, abs=50)
+    assert kernels[0.0] == kernels[1.0]
+    model = openvino.Core().read_model(str(tmp_path / "1.0" / "model.xml"))
+    kinds = Counter(node.get_type_name() for node in model.get_ordered_ops())
+    assert kinds["ShapeOf"] == 0
+    # of each quantiser two limits, which its outputs share
+    assert kinds["Constant"] <= 2 * kinds["FakeQuantize"] + 4 * 20 + 10
 
 
 def test_a_layer_in_float_is_not_rounded_by_anyone(data: Data, tmp_path: Path) -> None:

@@ -70,6 +70,22 @@ def test_a_models_file_is_the_same_every_time(
     assert written[0] == written[1]
 
 
+def test_an_onnx_file_says_nothing_of_the_machine_that_wrote_it(
+    state: ModelState, tmp_path: Path
+) -> None:
+    """The exporter notes source files and lines at each node; it must be there to be taken out."""
+    onnx = pytest.importorskip("onnx")
+    options = RuntimeOptions(runtime="onnxruntime", batch_size=2)
+    file = runtime("onnxruntime").write(state, tmp_path, 32, options)
+    content = file.read_bytes()
+    for trace in (b"stack_trace", b".py", b"site-packages"):
+        assert trace not in content
+    graph = onnx.load(str(file)).graph
+    values = [*graph.node, *graph.value_info, *graph.input, *graph.initializer]
+    assert len(values) > 10
+    assert not any(len(value.metadata_props) for value in values)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_sessions_leave_a_stack_for_signals(state: ModelState) -> None:
     """Python's handlers run on it: without, a Ctrl-C after two sessions was the process' end."""

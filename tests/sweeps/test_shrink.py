@@ -287,6 +287,24 @@ def test_cheap_things_come_first_and_the_goal_says_how_much_is_cut(
     assert "blocks" not in raw["stages"]["cut"]["one_of"]["channels"]
 
 
+def test_where_bytes_count_weights_may_have_four_bits(model: Path) -> None:
+    pytest.importorskip("openvino")
+    seen = looking.look(
+        {"checkpoint": str(model)}, {"dataset": "digits"}, ("openvino",)
+    )
+    small = Wish((Goal("bytes", times=0.2),), {}, "openvino", 1, 1, 1.0)
+    raw, methods = spec_for(small, seen, SPEED, Path("shrunk"))
+    assert {"int4", "int4_trained"} <= set(raw["stages"]["store"]["one_of"])
+    first = raw["search"]["points"]
+    untrained = [point for point in first if not is_trained(point)]
+    shares = [p.get("stages.store.int4.four_bit_fraction") for p in untrained]
+    assert {0.5, 1.0} <= set(shares)
+    assert said(untrained[1]) == "int4 1"
+    fast = replace(small, goals=(Goal("latency", times=0.5),))
+    raw, methods = spec_for(fast, seen, SPEED, Path("shrunk"))
+    assert not methods.has("store", "int4")
+
+
 HALF = {"metric": "gmacs", "mode": "min", "bound": {"times": 0.5}}
 
 
