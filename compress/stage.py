@@ -19,7 +19,7 @@ from trainers.models.arch import Arch, ModelState
 from trainers.option_types import Strategy
 from trainers.seeding import derive_seed
 from trainers.training import distributed
-from trainers.training.evaluate import calibration_batch
+from trainers.training.evaluate import calibration_batch, laid_out
 from trainers.training.fit import FitResult, Hook, Objective, fit
 
 Phase = Literal["init", "train", "prune", "quantize"]
@@ -167,7 +167,8 @@ class Context:
         ):
             if i >= n:
                 return
-            yield batch
+            images, labels = batch
+            yield laid_out(images), labels
             measuring.pause_point()
 
     def images(self, n: int) -> Iterator[Tensor]:

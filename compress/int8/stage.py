@@ -264,7 +264,8 @@ class Int8(Stage, TrainConfig):
 def _images(ctx: Context, count: int) -> list[Tensor]:
     """The first `count` training images, in batches on the CPU."""
     size = min(count, _CALIBRATION_BATCH)
-    found = [images.cpu() for images, _ in ctx.batches(-(-count // size), size)]
+    batches = ctx.batches(-(-count // size), size)
+    found = [images.cpu().contiguous() for images, _ in batches]
     last = count - size * (len(found) - 1)
     return [*found[:-1], found[-1][:last]]
 

@@ -40,7 +40,7 @@ class LowRank(Stage):
     """
 
     phase: ClassVar[Phase] = "prune"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     finds_dims: ClassVar[bool] = True
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("low_rank_layers", "layers that became products of two", "1"),

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from compress.pipeline import NamedStage, check_pipeline
 from sweeps.shrink.family import STAGE as STUDENT
 from sweeps.shrink.family import smaller
@@ -35,6 +37,8 @@ _FOUR_BIT_RUNTIMES = ("openvino",)
 """Whose files hold weights of 4 bits as such."""
 _FOUR_BIT_SHARES = [0.5, 0.75, 1.0]
 """Of the weights, those that have 4 bits: in the layers that bear it best."""
+_LOOKED_AT = (128, 512)
+"""Fewest and most training images by which a cut is decided."""
 TRAINED = "_trained"
 """Ends the name of a way to store whose rounding is trained."""
 
@@ -72,8 +76,11 @@ def methods_for(
     found = Methods()
     training = training_config(seen, tuning_images)
     students = smaller(seen)
+    # a cut asks for gradients of these images, and passes them about ten times
+    looked_at = int(np.clip(tuning_images // 2, *_LOOKED_AT))
+    cuts = _cuts(seen, quantity, training, students, is_timed, looked_at)
     found.slots = {
-        "cut": {"none": None, **_cuts(seen, quantity, training, students, is_timed)},
+        "cut": {"none": None, **cuts},
         "tune": {"none": None, "tuned": _tune(training)},
         "store": {"float": None, **_stores(training, runtime, quantity)},
     }
@@ -129,18 +136,28 @@ def _cuts(
     training: Tree,
     students: Mapping[str, Tree],
     is_timed: bool,
+    looked_at: int,
 ) -> dict[str, Tree | None]:
-    """What may be cut, from what needs no training to what does; plain ViTs alone take all."""
+    """What may be cut, from what needs no training to what does; plain ViTs alone take all.
+
+    Args:
+        looked_at: images by which a cut is decided and mended.
+    """
 
     def target() -> Tree:
         return {"target": {quantity: LADDER[0]}}
 
-    channels: Tree = {"stage": "prune_channels", "epochs": 0}
+    channels: Tree = {
+        "stage": "prune_channels",
+        "epochs": 0,
+        "importance_images": looked_at,
+        "compensate_images": looked_at,
+    }
     if is_timed:  # a block takes its calls with it, channels do not
         channels["blocks"] = True
     found: dict[str, Tree | None] = {
         "channels": channels | target(),
-        "low_rank": {"stage": "low_rank"} | target(),
+        "low_rank": {"stage": "low_rank", "images": looked_at} | target(),
     }
     if "img_size" in seen.arch.args:
         found["tokens"] = {"stage": "token_merging", "r": _merged(seen)[0]}
