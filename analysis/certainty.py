@@ -14,8 +14,10 @@ an accuracy's s2_0 is mostly the binomial variance p (1 - p) / N of the N images
 evaluated, which also is what a run without any replicates goes by. Of a metric that counts each
 class for itself N are the images of the rarest class: for two classes no area under a ROC curve
 varies more (Birnbaum and Klose, Bounds for the variance of the Mann-Whitney statistic, 1957), nor
-does a balanced accuracy. A latency varies by its measured quartiles at least, a throughput as
-much in proportion, and a ratio of latencies by its measured interval. What is left is exact.
+does a balanced accuracy. Where an accuracy is compared with the source's, the images that only one
+of the two recognises count instead (`analysis.paired`). A latency varies by its measured quartiles
+at least, a throughput as much in proportion, and a ratio of latencies by its measured interval.
+What is left is exact.
 
 A plausible true mean is a draw of Student's t about m_c, after m_c was drawn in towards the
 common mean as far as t2 and s2_c / n_c say (James and Stein): of many that are measured with an
@@ -27,7 +29,7 @@ of this.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,16 +118,26 @@ def drawn(values: Floats, variances: Floats, freedom: Floats, draws: int) -> Flo
 
 
 def error_variances(
-    rows: pd.DataFrame, objectives: Sequence[Objective], classes: pd.DataFrame
+    rows: pd.DataFrame,
+    objectives: Sequence[Objective],
+    classes: pd.DataFrame,
+    paired: Mapping[str, Floats] | None = None,
 ) -> tuple[Floats, Floats]:
-    """(n, k) variances of the errors of configurations' means, and their degrees of freedom."""
+    """(n, k) variances of the errors of configurations' means, and their degrees of freedom.
+
+    Args:
+        paired: metric → (n,) variance of a single trial's difference to the source, for those that
+            are compared with it (`analysis.paired`).
+    """
     n = rows["replicates"].to_numpy(dtype=np.float64)
     variances = np.zeros((len(rows), len(objectives)))
     freedom = np.full_like(variances, np.inf)
     for column, objective in enumerate(objectives):
         sd = rows[f"sd/{objective.metric}"].to_numpy(dtype=np.float64, na_value=np.nan)
         squares = np.where(n > 1, np.nan_to_num(sd) ** 2 * (n - 1), 0.0)
-        expected = _binomial(rows, objective, classes)
+        expected = (paired or {}).get(objective.metric)
+        if expected is None:
+            expected = _binomial(rows, objective, classes)
         single, own_freedom = _shrunk(squares, n - 1, expected)
         variances[:, column] = single / n
         freedom[:, column] = own_freedom
@@ -212,7 +224,10 @@ def front_probability(values: Floats, objectives: Sequence[Objective]) -> Floats
 
 
 def bounds_probability(
-    rows: pd.DataFrame, objectives: Sequence[Objective], classes: pd.DataFrame
+    rows: pd.DataFrame,
+    objectives: Sequence[Objective],
+    classes: pd.DataFrame,
+    paired: Mapping[str, Floats] | None = None,
 ) -> Floats:
     """(n,) probability that a configuration's true objectives keep all bounds.
 
@@ -221,9 +236,10 @@ def bounds_probability(
 
     Args:
         rows, classes: as in `plausible_values`.
+        paired: as in `error_variances`, of metrics whose bounds are relative to the source.
     """
     values = objective_values(rows, objectives)
-    variances, freedom = error_variances(rows, objectives, classes)
+    variances, freedom = error_variances(rows, objectives, classes, paired)
     chances = np.ones(len(rows))
     for column, objective in enumerate(objectives):
         limit = objective.limit
@@ -289,14 +305,18 @@ class Change(NamedTuple):
 
 
 def changes(
-    rows: pd.DataFrame, objective: Objective, classes: pd.DataFrame, before: float
+    rows: pd.DataFrame,
+    objective: Objective,
+    classes: pd.DataFrame,
+    before: float,
+    paired: Mapping[str, Floats] | None = None,
 ) -> dict[Any, Change]:
     """Of each configuration, by its index, how its objective differs from `before`, each judged by
     its own measurements as in `bounds_probability`.
     """
     from scipy.stats import t
 
-    variances, freedom = error_variances(rows, [objective], classes)
+    variances, freedom = error_variances(rows, [objective], classes, paired)
     mean = objective_values(rows, [objective])[:, 0] - before
     known = np.minimum(freedom[:, 0], _AS_GOOD_AS_NORMAL)
     half = t.ppf(0.975, known) * np.sqrt(variances[:, 0])

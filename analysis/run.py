@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from analysis.certainty import (
     worst_values,
 )
 from analysis.configurations import configurations_of, objective_values
-from analysis.contract import STATUSES, Objective
+from analysis.contract import BASELINE, STATUSES, TRIALS_FOLDER, Objective
 from analysis.fronts import front_of, fronts_table, noise_of, picks_of
 from analysis.metrics import Metrics
 from analysis.notes import Note
+from analysis.paired import hits_in, variances
 from analysis.pareto import Floats
 from analysis.where import where_mask
 
@@ -141,6 +142,22 @@ class Run:
         """Whether an objective's error is known, so that the front is uncertain."""
         rows = self.configurations()
         return bool(error_variances(rows, self.objectives, self.classes)[0].any())
+
+    def paired_variances(
+        self, rows: pd.DataFrame, metrics: Iterable[str]
+    ) -> dict[str, Floats]:
+        """Metric → (n,) variance of a trial's difference to the baseline, of those metrics whose
+        images can be compared one by one (`analysis.paired`).
+
+        Args:
+            rows: (n) configurations.
+        """
+        if self.baseline is None or self.members:
+            return {}
+        source = hits_in(self.path / BASELINE)
+        hits = cache(lambda name: hits_in(self.path / TRIALS_FOLDER / name))
+        found = {m: variances(m, [*rows["trial_ids"]], hits, source) for m in metrics}
+        return {metric: each for metric, each in found.items() if each is not None}
 
     def chances(self) -> pd.Series:
         """Probability that each configuration is on the front, given how sure its objectives are;

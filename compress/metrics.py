@@ -9,12 +9,11 @@ reports about its own work in that stage (`Stage.metrics`).
 Nothing heavy is imported before something is measured.
 """
 
-import base64
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from compress.measure import through_runtime
 from compress.measure.metric import TEXT as TEXT
@@ -63,10 +62,6 @@ NEEDS: Mapping[str, str] = {
 """Field of `Conditions` → what to tell a user in whose sweep it does not hold."""
 
 
-MOST_PAIRS = 2_000
-"""Pairs of class and predicted class that a trial keeps."""
-
-
 @dataclass
 class FinalModel:
     """The model that a trial ended with, and what measuring it may use.
@@ -78,7 +73,7 @@ class FinalModel:
         options: batch size, precision and repetitions of timed passes.
         metrics: what is known so far: the stages' reports and earlier measurements.
         source: the model that the pipeline began with, the reference of latency; None: without.
-        evaluations: what evaluation gave, by split; see `class_rows`.
+        evaluations: what evaluation gave, by split; see `compress.evaluated`.
         deployed: the model as each measured runtime has it, by what its metrics begin with.
     """
 
@@ -114,53 +109,6 @@ class Measurement:
     measure: Callable[[FinalModel], Mapping[str, Value]]
     needs: str | None = None
     on_every_rank: bool = False
-
-
-def class_rows(final: FinalModel) -> list[dict[str, Any]]:
-    """How well each class is recognised: the rows of a run's `classes` table, in class order.
-
-    They come from the evaluations that `measure` made, which must be called before. Accuracies
-    are fractions; what was not evaluated, and the accuracy of a class without images, is None.
-    """
-    rows: list[dict[str, Any]] = [
-        {"index": index, "class": name}
-        for index, name in enumerate(final.data.class_names)
-    ]
-    nothing = [None] * len(rows)
-    splits: dict[Split, str] = {"val": "", "test": "test_"}
-    for split, prefix in splits.items():
-        found = final.evaluations.get(split)
-        images = nothing if found is None else found.class_images
-        shares = nothing if found is None else found.class_accuracy
-        for row, count, share in zip(rows, images, shares, strict=True):
-            row |= {f"{prefix}images": count, f"{prefix}accuracy": share}
-    return rows
-
-
-def shown_predictions(final: FinalModel) -> dict[str, Any] | None:
-    """What a trial's page shows of the predictions on the validation part (without one, on the test
-    set): what `predictions.json` holds. None where nothing shall be kept.
-
-    Returns:
-        part: "validation" or "test"; confusion: [class, predicted class, images], at most
-        `MOST_PAIRS`; calibration: [images, accuracy, confidence] of each bin; samples: [class,
-        predicted class, confidence, PNG in base64]. Classes are numbers.
-    """
-    parts: dict[Split, str] = {"val": "validation", "test": "test"}
-    for split, part in parts.items():
-        found = final.evaluations.get(split)
-        if found is not None and found.predictions is not None:
-            shown = found.predictions
-            return {
-                "part": part,
-                "confusion": shown.confusion[:MOST_PAIRS],
-                "calibration": shown.bins,
-                "samples": [
-                    [*sample[:3], base64.b64encode(sample.thumbnail).decode("ascii")]
-                    for sample in shown.samples
-                ],
-            }
-    return None
 
 
 def _evaluate(final: FinalModel, split: "Split") -> dict[str, float]:

@@ -82,7 +82,9 @@ def kept_changes(run: Run) -> dict[Any, Change]:
     if wanted is None or run.baseline is None:
         return {}
     before = run.baseline.metrics[wanted[0].metric]
-    return changes(run.configurations(), wanted[0], run.classes, before)
+    rows, metric = run.configurations(), wanted[0].metric
+    paired = run.paired_variances(rows, [metric])
+    return changes(rows, wanted[0], run.classes, before, paired)
 
 
 _FEW_IMAGES = 10

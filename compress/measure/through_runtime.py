@@ -15,11 +15,12 @@ from compress.runtimes.interface import Floats, Session
 from compress.runtimes.registry import runtime
 
 if TYPE_CHECKING:
+    from trainers.data.recognised import Recognised
     from trainers.data.splits import Data
     from trainers.models.arch import ModelState
 
 
-@dataclass(frozen=True)
+@dataclass
 class Deployed:
     """A model as a runtime has it.
 
@@ -31,6 +32,8 @@ class Deployed:
         file: what was loaded.
         session: ready to run.
         reference: the source model in the same runtime, beside which passes are timed.
+        recognised: which validation images are, once `accuracy` was measured; None where these are
+            the eager module's.
     """
 
     state: ModelState
@@ -40,6 +43,7 @@ class Deployed:
     file: Path
     session: Session
     reference: Session | None = None
+    recognised: Recognised | None = None
 
 
 Measured = Callable[
@@ -165,21 +169,24 @@ def accuracy(
     options = model.options
     if (options.runtime, options.precision) == ("torch", "float32"):
         return {"runtime_accuracy": known["accuracy"]}
-    return {"runtime_accuracy": accuracy_of(model.session, data)}
+    model.recognised = recognised_by(model.session, data)
+    return {"runtime_accuracy": model.recognised.share}
 
 
-def accuracy_of(session: Session, data: Data) -> float:
-    """The share of the validation images that a session recognises."""
+def recognised_by(session: Session, data: Data) -> Recognised:
+    """Which validation images a session recognises."""
+    import numpy as np
     import torch
 
+    from trainers.data.recognised import recognised
     from trainers.data.splits import eval_batches
 
-    right = images = 0
+    predicted, true = [], []
     for batch, labels in eval_batches(data, "val", 256, torch.device("cpu")):
         pixels: Floats = batch.numpy()
-        right += int((session.run(pixels).argmax(1) == labels.numpy()).sum())
-        images += len(labels)
-    return right / images
+        predicted.append(session.run(pixels).argmax(1))
+        true.append(labels.numpy())
+    return recognised(np.concatenate(predicted), np.concatenate(true))
 
 
 def peak_memory(

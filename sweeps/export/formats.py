@@ -21,7 +21,7 @@ from compress.measure.options import (
     MeasureConfig,
     RuntimeOptions,
 )
-from compress.measure.through_runtime import accuracy_of
+from compress.measure.through_runtime import recognised_by
 from compress.runtimes.errors import check_installed, first_line
 from compress.runtimes.onnx_file import quiet
 from compress.runtimes.registry import runtime
@@ -136,7 +136,7 @@ def export(
         accuracy = None
         if data is not None and options is not None:
             session = runtime(options.runtime).load(folder / form.file, options)
-            accuracy = accuracy_of(session, data)
+            accuracy = recognised_by(session, data).share
         about = About(format_name, form.library, form.usage, options, licence)
         shape = ("batch", state.arch.args.get("in_chans", 3), size, size)
         write_card(folder, run, trial_id, state, about, shape, difference, accuracy)

@@ -15,7 +15,7 @@ import os
 import re
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ from analysis.contract import (
     LAYERS_FILE,
     PLAN_FILE,
     PREDICTIONS_FILE,
+    RECOGNISED,
     RECORD_FILE,
     RECORD_SCHEMA,
     Status,
@@ -381,17 +382,21 @@ class TrialRecord:
         content = {"schema": RECORD_SCHEMA, "layers": rows}
         write_atomic(self.folder / LAYERS_FILE, to_json(content))
 
-    def set_classes(self, rows: list[Row]) -> None:
-        """Write how well its model recognises each class (`compress.metrics.class_rows`).
+    def set_classes(
+        self, rows: list[Row], recognised: Mapping[str, Row] | None = None
+    ) -> None:
+        """Write what `compress.evaluated` says of each class, and of single images.
 
         Raises RecordTakenError.
         """
         self._check_mine()
-        content = {"schema": RECORD_SCHEMA, "classes": rows}
+        content: Row = {"schema": RECORD_SCHEMA, "classes": rows}
+        if recognised:
+            content[RECOGNISED] = dict(recognised)
         write_atomic(self.folder / CLASSES_FILE, to_json(content))
 
     def set_predictions(self, shown: dict[str, Any] | None) -> None:
-        """Write what its predictions show (`compress.metrics.shown_predictions`), if anything.
+        """Write what its predictions show (`compress.evaluated.shown_predictions`), if anything.
 
         Raises RecordTakenError.
         """

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis import pareto
-from analysis.contract import Objective
+from analysis.contract import Objective, RelativeBound
 from analysis.numbers import percent, plural
 from sweeps.run.record import TrialRecord
 from sweeps.search.goal import Goal
@@ -39,7 +39,10 @@ class Budget:
         self._of_search = 1.0 if race is None else 1.0 - race.share
         self._values: list[Sequence[float]] = []
         self._errors: list[float] = []
-        self._goal = Goal() if spec.search.stop_when == "goal" else None
+        relative = [
+            o.metric for o in spec.objectives if isinstance(o.bound, RelativeBound)
+        ]
+        self._goal = Goal(relative) if spec.search.stop_when == "goal" else None
         self._may_be_met = False
 
     def begin(self) -> None:

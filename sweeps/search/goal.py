@@ -15,6 +15,7 @@ from analysis.certainty import CERTAIN, bounds_probability
 from analysis.configurations import configurations_of
 from analysis.contract import BASELINE, CLASSES_FILE, LATENCY_FILE, Objective
 from analysis.fronts import noise_columns
+from analysis.paired import Hits, hits_in, hits_of, variances
 from sweeps.run.record import TrialRecord
 from trainers.files import read_json
 
@@ -25,9 +26,15 @@ class Goal:
     """What the complete trials of a run gave, as far as it decides about the bounds.
 
     It is what `analysis.load` would read of them, kept so that each file is read once.
+
+    Args:
+        relative: metrics whose bounds are relative to the source.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, relative: Sequence[str] = ()) -> None:
+        self._relative = relative
+        self._source: dict[str, Hits] = {}
+        self._hits: dict[str, dict[str, Hits]] = {}
         self._trials: dict[str, dict[str, Any]] = {}
         self._classes: dict[str, pd.DataFrame] = {}
 
@@ -44,7 +51,11 @@ class Goal:
             "number": record.plan.number,
             "ended": record.ended,
         }
-        rows = (read_json(record.folder / CLASSES_FILE) or {}).get("classes", [])
+        content = read_json(record.folder / CLASSES_FILE) or {}
+        if self._relative:
+            self._hits[name] = hits_of(content)
+            self._source = self._source or hits_in(record.folder.parents[1] / BASELINE)
+        rows = content.get("classes", [])
         counts = [{count: row.get(count) for count in _COUNTS} for row in rows]
         self._classes[name] = pd.DataFrame(counts).assign(trial_id=name)
 
@@ -64,5 +75,11 @@ class Goal:
         if rows.empty:
             return False
         classes = pd.concat([*self._classes.values()])
-        chances = bounds_probability(rows, objectives, classes)
+        names = [*rows["trial_ids"]]
+        found = {
+            metric: variances(metric, names, self._hits.__getitem__, self._source)
+            for metric in self._relative
+        }
+        paired = {metric: each for metric, each in found.items() if each is not None}
+        chances = bounds_probability(rows, objectives, classes, paired)
         return bool(chances.max() >= CERTAIN)

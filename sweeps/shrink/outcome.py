@@ -59,7 +59,8 @@ def pick(run: Run) -> Pick | None:
     if rows.empty:
         return None
     values = objective_values(rows, objectives)
-    chances = bounds_probability(rows, run.objectives, run.classes)
+    paired = run.paired_variances(rows, relative_metrics(run.spec))
+    chances = bounds_probability(rows, run.objectives, run.classes, paired)
     within = eligible(values, objectives)
     if within.any():
         sure = within & (chances >= CERTAIN)
@@ -177,10 +178,19 @@ def on_test(run: Run, pick: Pick) -> str | None:
         return said
     tested = replace(objective, metric=name, bound=_limit_beside(run, before))
     row = run.configurations().loc[[pick.row]]
-    chance = float(bounds_probability(row, [tested], run.classes)[0])
+    paired = {}
+    if metric in relative_metrics(run.spec):
+        paired = run.paired_variances(row, [name])
+    chance = float(bounds_probability(row, [tested], run.classes, paired)[0])
     word = "at most" if objective.mode == "min" else "at least"
     goal = f"goal {word} {quantity(tested.limit, unit)}"
     return f"{said}, {goal}: {_confirmation(tested.excess(value) <= 0, chance)}"
+
+
+def relative_metrics(spec: Mapping[str, Any]) -> list[str]:
+    """Metrics whose bounds in a spec are relative to the source."""
+    objectives = spec.get("objectives", [])
+    return [o["metric"] for o in objectives if isinstance(o.get("bound"), Mapping)]
 
 
 def _limit_beside(run: Run, before: float) -> float:

@@ -113,7 +113,7 @@ def _attempt(
         record.finish("failed", error=diverged, seconds=done.seconds)
         return True
     record.set_layers(done.layers)
-    record.set_classes(done.classes)
+    record.set_classes(done.classes, done.recognised)
     record.set_predictions(done.predictions)
     record.finish(
         "complete",

@@ -13,14 +13,13 @@ from typing import Any
 import torch
 
 from compress.cache import StageCache
+from compress.evaluated import class_rows, recognised_images, shown_predictions
 from compress.measure.layers import measure_layers
 from compress.measure.model import static_cost
 from compress.metrics import (
     FinalModel,
-    class_rows,
     measure,
     needs_quantized,
-    shown_predictions,
 )
 from compress.pipeline import (
     NamedStage,
@@ -53,8 +52,9 @@ class Execution:
         seconds: spent, without those in which it stood still while others measured.
         seconds_full: what it would have taken without the stage cache.
         inputs: hashes of the source's weights and of the data.
-        classes: rows of `compress.metrics.class_rows`.
-        predictions: what `compress.metrics.shown_predictions` gives.
+        classes: rows of `compress.evaluated.class_rows`.
+        recognised: what `compress.evaluated.recognised_images` gives.
+        predictions: what `compress.evaluated.shown_predictions` gives.
     """
 
     metrics: dict[str, Any]
@@ -63,6 +63,7 @@ class Execution:
     seconds_full: float
     inputs: dict[str, str]
     classes: list[Row] = field(default_factory=list)
+    recognised: dict[str, Row] = field(default_factory=dict)
     predictions: Row | None = None
 
 
@@ -134,6 +135,7 @@ def _execute(
         seconds + max(0.0, saved),
         result.inputs,
         class_rows(final),
+        recognised_images(final),
         shown_predictions(final),
     )
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from compress import metrics as metrics_module
+from compress.evaluated import class_rows, recognised_images, shown_predictions
 from compress.measure.options import MeasureConfig
 from compress.metrics import (
     MEASUREMENTS,
@@ -20,12 +21,10 @@ from compress.metrics import (
     Measurement,
     Metric,
     Value,
-    class_rows,
     existing_metrics,
     measure,
     missing_because,
     needs_quantized,
-    shown_predictions,
 )
 from compress.pipeline import STAGES
 from trainers.data.splits import Data, Split
@@ -103,6 +102,11 @@ def test_the_accuracies_of_the_classes_make_the_accuracy(final: FinalModel) -> N
         assert [share is None for share in shares] == [n == 0 for n in images]
         right = sum(n * (share or 0) for n, share in zip(images, shares, strict=True))
         assert right / size == pytest.approx(found[f"{prefix}accuracy"])
+    hits = recognised_images(final)
+    assert {"accuracy", "test_accuracy"} <= set(hits)
+    for metric, each in hits.items():
+        ones = bin(int(each["bits"], 16)).count("1")
+        assert ones / each["images"] == pytest.approx(found[metric])
 
 
 def test_each_split_is_evaluated_once(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers import measuring
+from trainers.data.recognised import Recognised, recognised
 from trainers.data.splits import Data, Split, eval_batches
 from trainers.training import distributed
 from trainers.training.epoch_metrics import epoch_metrics, per_class_accuracy
@@ -35,12 +36,14 @@ class Evaluation(NamedTuple):
         class_images: images of each class.
         predictions: what they show; None where no samples were asked for, or a logit is not
             finite.
+        recognised: which images are, by their first choice.
     """
 
     metrics: dict[str, float]
     class_accuracy: list[float | None]
     class_images: list[int]
     predictions: Predictions | None = None
+    recognised: Recognised | None = None
 
 
 def evaluation_batch(image_size: int, device: torch.device) -> int:
@@ -193,6 +196,7 @@ def _evaluated(
         [None if math.isnan(value) else value for value in by_class],
         labels.bincount(minlength=data.info.num_classes).tolist(),
         shown,
+        recognised(logits.argmax(1).cpu(), labels.cpu()),
     )
 
 
