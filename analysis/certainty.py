@@ -60,8 +60,10 @@ _QUARTILES = 1.349
 """Between the quartiles of a normal distribution, in standard deviations."""
 _INTERVAL = 2 * 1.96
 """Between the ends of an interval of 95 %."""
-_OF_IMAGES = {"accuracy", "runtime_accuracy", "top5_accuracy"}
+_OF_IMAGES = ("accuracy", "top5_accuracy")
 """Shares of the images."""
+_OF_RUNTIME = "runtime_accuracy"
+"""Ends the name of such a share in a runtime; several runtimes have a prefix each."""
 _BY_CLASS = {"auroc", "balanced_accuracy", "f1_macro"}
 """Shares that count each class for itself."""
 CERTAIN = 0.95
@@ -192,7 +194,7 @@ def _counting_column(metric: str, classes: pd.DataFrame) -> str | None:
     """
     name = metric.removeprefix(TEST_PREFIX)
     column = "images" if name == metric else "test_images"
-    is_share = name in _OF_IMAGES or name in _BY_CLASS
+    is_share = name in (*_OF_IMAGES, *_BY_CLASS) or name.endswith(_OF_RUNTIME)
     return column if is_share and column in classes and len(classes) else None
 
 

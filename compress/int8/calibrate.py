@@ -25,6 +25,7 @@ from trainers.models.quantised import (
     quantise,
     round_to_steps,
 )
+from trainers.training.evaluate import laid_out
 
 RangeRule = Literal["minmax", "percentile", "mse"]
 RANGE_RULES: tuple[RangeRule, ...] = ("minmax", "percentile", "mse")
@@ -74,7 +75,7 @@ def observe(model: QuantisedModel, batches: Sequence[Tensor]) -> list[Values]:
 @torch.no_grad()
 def logits_of(module: nn.Module, batches: Sequence[Tensor]) -> Tensor:
     """(N, classes) of all batches."""
-    return torch.cat([module(images) for images in batches])
+    return torch.cat([module(laid_out(images)) for images in batches])
 
 
 def activation_step(

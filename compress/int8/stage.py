@@ -6,6 +6,7 @@ result is rebuilt and exported without NNCF.
 """
 
 import logging
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -68,7 +69,7 @@ class Int8(Stage, TrainConfig):
     """
 
     phase: ClassVar[Phase] = "quantize"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     paper: ClassVar[str] = (
         "Nagel et al., A White Paper on Neural Network Quantization, 2021; SmoothQuant: Xiao"
         " et al., ICML 2023; steps in training: Esser et al., Learned Step Size Quantization,"
@@ -396,13 +397,25 @@ class _Calibration:
         return self.float_weights[f"{layer}.weight"].numel()
 
     def _until_close(self, layers: list[str], four: Sequence[str]) -> QuantiserPlan:
-        """Leave layers in float until few first choices change."""
+        """Leave layers in float until few first choices change: twice as many each time, then by
+        halves as few as suffice.
+        """
         limit = self.options.max_changed
         assert limit is not None
-        best = self._plan(layers, four)
-        fewest = self.errors(self.result(best))[0]
-        if fewest <= limit:
-            return best
+        order: list[str] = []
+        tried: dict[int, float] = {}
+
+        def plan(count: int) -> QuantiserPlan:
+            left = [layer for layer in layers if layer not in order[:count]]
+            return self._plan(left, four)
+
+        def is_close(count: int) -> bool:
+            """Whether it is with the first so many of `order` in float."""
+            tried[count] = self.errors(self.result(plan(count)))[0]
+            return tried[count] <= limit
+
+        if is_close(0):
+            return plan(0)
         without = {
             layer: self.errors(
                 self.result(self._plan([x for x in layers if x != layer], four)),
@@ -410,25 +423,24 @@ class _Calibration:
             )[1]
             for layer in layers
         }
-        left = list(layers)
-        for layer in sorted(layers, key=lambda layer: (without[layer], layer))[:-1]:
-            left.remove(layer)
-            plan = self._plan(left, four)
-            changed = self.errors(self.result(plan))[0]
-            if changed < fewest:
-                best, fewest = plan, changed
-            if changed <= limit:
-                return plan
+        order += sorted(layers, key=lambda layer: (without[layer], layer))[:-1]
+        most = len(order)
+        doubled = sorted({min(2**n, most) for n in range(most.bit_length() + 1)} - {0})
+        enough = next(filter(is_close, doubled), None)
+        if enough is not None:
+            fewer = range(enough // 2 + 1, enough)
+            return plan(enough // 2 + 1 + bisect_left(fewer, True, key=is_close))
+        best = min(tried, key=lambda count: (tried[count], count))
         _log.warning(
             "int8: max_changed %g is not reached, however many of the %d layers stay in float;"
             " the best choice changes %.2g %% of the calibration images' first choices with"
             " %d layers in integers. Give more images, another ranges, or epochs of training",
             limit,
             len(layers),
-            100 * fewest,
-            len(best.weights),
+            100 * tried[best],
+            len(layers) - best,
         )
-        return best
+        return plan(best)
 
     def result(
         self,

@@ -63,7 +63,13 @@ class Methods:
 
 
 def methods_for(
-    seen: Look, runtime: str, quantity: str, tuning_images: int, *, is_timed: bool
+    seen: Look,
+    runtime: str,
+    quantity: str,
+    tuning_images: int,
+    *,
+    is_timed: bool,
+    loss: float = 0.01,
 ) -> Methods:
     """The methods that this model takes.
 
@@ -72,6 +78,7 @@ def methods_for(
         quantity: what the cut is counted in: a key of `compress.budget.Target`.
         tuning_images: images of a short tuning that the time affords.
         is_timed: whether a time is the goal.
+        loss: that is allowed, as a share.
     """
     found = Methods()
     training = training_config(seen, tuning_images)
@@ -82,7 +89,7 @@ def methods_for(
     found.slots = {
         "cut": {"none": None, **cuts},
         "tune": {"none": None, "tuned": _tune(training)},
-        "store": {"float": None, **_stores(training, runtime, quantity)},
+        "store": {"float": None, **_stores(training, runtime, quantity, loss)},
     }
     _leave_out(found, seen)
     for name in ("int4", f"int4{TRAINED}"):
@@ -202,14 +209,22 @@ def _tune(training: Tree) -> Tree:
     return {"stage": "finetune", "distill": distill} | training
 
 
-def _stores(training: Tree, runtime: str, quantity: str) -> dict[str, Tree | None]:
-    """Integers, of 4 bits too where the size of the file is what counts."""
+def _stores(
+    training: Tree, runtime: str, quantity: str, loss: float
+) -> dict[str, Tree | None]:
+    """Integers: everywhere, or but for the layers that bear them worst, as many as what is said
+    changes by more than may be lost; of 4 bits too where the size of the file is what counts.
+    """
     if runtime not in INTEGER_RUNTIMES:
         return {}
     half = max(1, training["epochs"] // 2)
     trained = training | {"epochs": half, "lr": 1e-4}
     plain: Tree = {"stage": "int8", "images": 128}
-    found: dict[str, Tree | None] = {"int8": plain, f"int8{TRAINED}": plain | trained}
+    found: dict[str, Tree | None] = {
+        "int8": plain,
+        "int8_mixed": plain | {"max_changed": loss},
+        f"int8{TRAINED}": plain | trained,
+    }
     if quantity == "params" and runtime in _FOUR_BIT_RUNTIMES:
         small = plain | {"four_bit_fraction": _FOUR_BIT_SHARES[-1]}
         found |= {"int4": small, f"int4{TRAINED}": small | trained}

@@ -31,6 +31,7 @@ _NAMES = {
     "nvit": "NViT",
     "tuned": "tuned",
     "int8": "int8",
+    "int8_mixed": "int8, some float",
     "int8_trained": "int8 trained",
     "int4": "int4",
     "int4_trained": "int4 trained",

@@ -174,7 +174,8 @@ def extremes(slots: Mapping[str, Tree], space: Mapping[str, Any]) -> list[Tree]:
         slots: name → alternative → config.
         space: parameter → values.
     """
-    stores = [name for name in slots["store"] if not name.endswith(TRAINED)]
+    # layers that stay in float save nothing
+    stores = [n for n in slots["store"] if not n.endswith((TRAINED, "_mixed"))]
     cuts = {name: config for name, config in slots["cut"].items() if config is not None}
     found = []
     for cut, config in cuts.items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from compress.measure.options import RuntimeName
@@ -110,7 +111,14 @@ def spec_for(
     seconds = 3600 * wish.hours * _SHORT_TUNING
     images = int(seconds / max(speed.train_seconds, 1e-9))
     quantity = _counted(wish.hardest(speed))
-    methods = methods_for(seen, wish.runtime, quantity, images, is_timed=wish.is_timed)
+    methods = methods_for(
+        seen,
+        wish.runtime,
+        quantity,
+        images,
+        is_timed=wish.is_timed,
+        loss=_share_lost(wish.metric),
+    )
     search: Tree = {"hours": wish.hours}
     if not wish.is_open:
         search["stop_when"] = "goal"
@@ -126,6 +134,16 @@ def spec_for(
         "search": search,
     }
     return raw, methods
+
+
+def _share_lost(metric: Tree) -> float:
+    """Of the images, those about which a model may change its mind: as many as points may be lost
+    of a share, and one in a hundred where another metric counts.
+    """
+    bound = metric.get("bound")
+    if not isinstance(bound, dict) or bound.get("relative"):
+        return 0.01
+    return float(np.clip(bound["loss"], 0.0, 1.0))
 
 
 def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
@@ -154,6 +172,7 @@ def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
             found.append({f"stages.{k}": v for k, v in slots.items()} | chosen)
 
     add("none", 0, "none", store)
+    add("none", 0, "none", "int8_mixed")
     for share in (-1, 0):
         add("none", 0, "none", "int4", share)
     for nth in (first, first + 1):

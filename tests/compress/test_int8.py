@@ -325,6 +325,25 @@ def test_a_limit_that_is_not_met_is_told(
     assert "max_changed 0.01 is not reached" in caplog.text
 
 
+@pytest.mark.parametrize("wanted", [0, 1, 2, 3, 5, 7, 9])
+def test_as_few_layers_as_suffice_stay_in_float(
+    wanted: int, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+
+    def changed(self: Any, state: Any, *, few: bool = False) -> Any:
+        in_float = 10 - len(state.arch.dims["weights"])
+        looks.append(in_float)
+        return 0.0 if in_float >= wanted else 0.5, 0.1
+
+    monkeypatch.setattr(_Calibration, "errors", changed)
+    _, reported = quantised(data, tmp_path, tiny_models(data)[0], max_changed=0.01)
+    assert reported["int8_float_layers"] == wanted
+    assert reported["int8_max_changed_met"] == 1
+    # three ranges, none in float, each of ten layers once, and the steps of the search
+    assert len(looks) <= 3 + 1 + 10 + 8
+
+
 def test_options(data: Data, tmp_path: Path) -> None:
     vit = tiny_models(data)[0]
     state, reported = quantised(
