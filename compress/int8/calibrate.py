@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from compress.stage import Context
 from trainers.models.quantised import (
     Operators,
     QuantisedModel,
@@ -28,6 +29,18 @@ from trainers.models.quantised import (
 from trainers.training.evaluate import laid_out
 
 RangeRule = Literal["minmax", "percentile", "mse"]
+CALIBRATION_BATCH = 32
+
+
+def images_of(ctx: Context, count: int) -> list[Tensor]:
+    """The first `count` training images, in batches on the CPU."""
+    size = min(count, CALIBRATION_BATCH)
+    batches = ctx.batches(-(-count // size), size)
+    found = [images.cpu().contiguous() for images, _ in batches]
+    last = count - size * (len(found) - 1)
+    return [*found[:-1], found[-1][:last]]
+
+
 RANGE_RULES: tuple[RangeRule, ...] = ("minmax", "percentile", "mse")
 _MOST_VALUES = 1 << 15
 """Values of a batch that a quantiser remembers for percentiles and errors."""

@@ -6,7 +6,6 @@ result is rebuilt and exported without NNCF.
 """
 
 import logging
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -24,10 +23,12 @@ from compress.int8.architectures import (
     quantisable_layers,
 )
 from compress.int8.calibrate import (
+    CALIBRATION_BATCH,
     RANGE_RULES,
     RangeRule,
     Values,
     activation_step,
+    images_of,
     logits_of,
     mean_inputs,
     moved_output,
@@ -51,7 +52,6 @@ from trainers.models.quantised import (
 from trainers.training.losses import DistillObjective
 
 _log = logging.getLogger(__name__)
-_CALIBRATION_BATCH = 32
 _PLACING_BATCHES = 2
 _AUXILIARY = {
     "sws_vit": "sws_expand",
@@ -149,6 +149,11 @@ class Int8(Stage, TrainConfig):
             " never reached, the choice with the fewest changes stays and a warning says so"
         ),
     )
+    float_layer_count: int = Field(
+        0,
+        ge=0,
+        description="so many layers are left in float, those that help most; one always rounds",
+    )
     four_bit_layers: tuple[str, ...] = Field(
         (), description="layers whose weights have 4 bits, as patterns"
     )
@@ -182,11 +187,10 @@ class Int8(Stage, TrainConfig):
             raise ValueError(
                 "drop, drop_path: training with rounding takes none; leave them out"
             )
+        if self.float_layer_count and self.max_changed is not None:
+            raise ValueError("give one of float_layer_count and max_changed")
         if self.four_bit_layers and self.four_bit_fraction:
-            raise ValueError(
-                "four_bit_layers and four_bit_fraction both say which layers have 4 bits; give"
-                " one of them"
-            )
+            raise ValueError("give one of four_bit_layers and four_bit_fraction")
         return self
 
     def check(self, arch: Arch, data: DataInfo) -> Arch:
@@ -216,7 +220,7 @@ class Int8(Stage, TrainConfig):
         return int8_arch(arch, QuantiserPlan())
 
     def run(self, model: ModelState, ctx: Context) -> ModelState:
-        batches = _images(ctx, self.images)
+        batches = images_of(ctx, self.images)
         with torch.random.fork_rng(devices=[]):
             work = _Calibration(self, model, batches)
             plan, four = work.decide()
@@ -262,15 +266,6 @@ class Int8(Stage, TrainConfig):
         return ModelState(start.arch, state, start.meta)
 
 
-def _images(ctx: Context, count: int) -> list[Tensor]:
-    """The first `count` training images, in batches on the CPU."""
-    size = min(count, _CALIBRATION_BATCH)
-    batches = ctx.batches(-(-count // size), size)
-    found = [images.cpu().contiguous() for images, _ in batches]
-    last = count - size * (len(found) - 1)
-    return [*found[:-1], found[-1][:last]]
-
-
 class _Calibration:
     """Everything between a float model and its integers, before training.
 
@@ -287,7 +282,7 @@ class _Calibration:
         self.folded = model.build()
         keep_products_apart(self.folded)
         self.norms = tuple(fold_norms(self.folded, batches[0][:2]))
-        few = [batch[:_CALIBRATION_BATCH] for batch in batches[:_PLACING_BATCHES]]
+        few = [batch[:CALIBRATION_BATCH] for batch in batches[:_PLACING_BATCHES]]
         self.choice = choose(self.folded, few, options.smooth_quant)
         self.readers = readers_of(self.folded, batches[0][:2])
         self.float_weights = dict(self.choice.state)
@@ -363,6 +358,10 @@ class _Calibration:
         layers = self._wanted()
         four = self._four_bits(layers)
         plan = self._plan(layers, four)
+        if self.options.float_layer_count:
+            helpful = self._by_help(layers, four)[:-1]
+            in_float = helpful[: self.options.float_layer_count]
+            plan = self._plan([x for x in layers if x not in in_float], four)
         if self.options.max_changed is not None:
             plan = self._until_close(layers, four)
         sizes = {n: self.float_weights[n].numel() for n in plan.weights}
@@ -380,10 +379,7 @@ class _Calibration:
         if options.four_bit_fraction == 1:
             return list(layers)
         wanted = options.four_bit_fraction * sum(self._size(layer) for layer in layers)
-        harm = {
-            layer: self.errors(self.result(self._plan(layers, [layer])), few=True)[1]
-            for layer in layers
-        }
+        harm = {layer: self._error(self._plan(layers, [layer])) for layer in layers}
         chosen: list[str] = []
         for layer in sorted(
             layers, key=lambda layer: (harm[layer] / self._size(layer), layer)
@@ -397,50 +393,44 @@ class _Calibration:
         return self.float_weights[f"{layer}.weight"].numel()
 
     def _until_close(self, layers: list[str], four: Sequence[str]) -> QuantiserPlan:
-        """Leave layers in float until few first choices change: twice as many each time, then by
-        halves as few as suffice.
-        """
+        """Leave layers in float until few first choices change."""
         limit = self.options.max_changed
         assert limit is not None
-        order: list[str] = []
-        tried: dict[int, float] = {}
-
-        def plan(count: int) -> QuantiserPlan:
-            left = [layer for layer in layers if layer not in order[:count]]
-            return self._plan(left, four)
-
-        def is_close(count: int) -> bool:
-            """Whether it is with the first so many of `order` in float."""
-            tried[count] = self.errors(self.result(plan(count)))[0]
-            return tried[count] <= limit
-
-        if is_close(0):
-            return plan(0)
-        without = {
-            layer: self.errors(
-                self.result(self._plan([x for x in layers if x != layer], four)),
-                few=True,
-            )[1]
-            for layer in layers
-        }
-        order += sorted(layers, key=lambda layer: (without[layer], layer))[:-1]
-        most = len(order)
-        doubled = sorted({min(2**n, most) for n in range(most.bit_length() + 1)} - {0})
-        enough = next(filter(is_close, doubled), None)
-        if enough is not None:
-            fewer = range(enough // 2 + 1, enough)
-            return plan(enough // 2 + 1 + bisect_left(fewer, True, key=is_close))
-        best = min(tried, key=lambda count: (tried[count], count))
+        best = self._plan(layers, four)
+        fewest = self.errors(self.result(best))[0]
+        if fewest <= limit:
+            return best
+        left = list(layers)
+        for layer in self._by_help(layers, four)[:-1]:
+            left.remove(layer)
+            plan = self._plan(left, four)
+            changed = self.errors(self.result(plan))[0]
+            if changed < fewest:
+                best, fewest = plan, changed
+            if changed <= limit:
+                return plan
         _log.warning(
             "int8: max_changed %g is not reached, however many of the %d layers stay in float;"
             " the best choice changes %.2g %% of the calibration images' first choices with"
             " %d layers in integers. Give more images, another ranges, or epochs of training",
             limit,
             len(layers),
-            100 * tried[best],
-            len(layers) - best,
+            100 * fewest,
+            len(best.weights),
         )
-        return plan(best)
+        return best
+
+    def _by_help(self, layers: Sequence[str], four: Sequence[str]) -> list[str]:
+        """The layers, that one first which in float leaves the least error of the logits."""
+        without = {
+            layer: self._error(self._plan([x for x in layers if x != layer], four))
+            for layer in layers
+        }
+        return sorted(layers, key=lambda layer: (without[layer], layer))
+
+    def _error(self, plan: QuantiserPlan) -> float:
+        """Of the logits, of the first batch."""
+        return self.errors(self.result(plan), few=True)[1]
 
     def result(
         self,

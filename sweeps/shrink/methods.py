@@ -39,6 +39,9 @@ _FOUR_BIT_SHARES = [0.5, 0.75, 1.0]
 """Of the weights, those that have 4 bits: in the layers that bear it best."""
 _LOOKED_AT = (128, 512)
 """Fewest and most training images by which a cut is decided."""
+_FLOAT_LAYERS = [2, 5, 10]
+"""Layers that may be left in float."""
+MIXED = "int8_mixed"
 TRAINED = "_trained"
 """Ends the name of a way to store whose rounding is trained."""
 
@@ -69,7 +72,6 @@ def methods_for(
     tuning_images: int,
     *,
     is_timed: bool,
-    loss: float = 0.01,
 ) -> Methods:
     """The methods that this model takes.
 
@@ -78,7 +80,6 @@ def methods_for(
         quantity: what the cut is counted in: a key of `compress.budget.Target`.
         tuning_images: images of a short tuning that the time affords.
         is_timed: whether a time is the goal.
-        loss: that is allowed, as a share.
     """
     found = Methods()
     training = training_config(seen, tuning_images)
@@ -89,9 +90,11 @@ def methods_for(
     found.slots = {
         "cut": {"none": None, **cuts},
         "tune": {"none": None, "tuned": _tune(training)},
-        "store": {"float": None, **_stores(training, runtime, quantity, loss)},
+        "store": {"float": None, **_stores(training, runtime, quantity)},
     }
     _leave_out(found, seen)
+    if found.has("store", MIXED):
+        found.space[f"stages.store.{MIXED}.float_layer_count"] = _FLOAT_LAYERS
     for name in ("int4", f"int4{TRAINED}"):
         if found.has("store", name):
             found.space[f"stages.store.{name}.four_bit_fraction"] = _FOUR_BIT_SHARES
@@ -209,11 +212,9 @@ def _tune(training: Tree) -> Tree:
     return {"stage": "finetune", "distill": distill} | training
 
 
-def _stores(
-    training: Tree, runtime: str, quantity: str, loss: float
-) -> dict[str, Tree | None]:
-    """Integers: everywhere, or but for the layers that bear them worst, as many as what is said
-    changes by more than may be lost; of 4 bits too where the size of the file is what counts.
+def _stores(training: Tree, runtime: str, quantity: str) -> dict[str, Tree | None]:
+    """Integers: everywhere, or but for the layers that bear them worst; of 4 bits too where the
+    size of the file is what counts.
     """
     if runtime not in INTEGER_RUNTIMES:
         return {}
@@ -222,7 +223,7 @@ def _stores(
     plain: Tree = {"stage": "int8", "images": 128}
     found: dict[str, Tree | None] = {
         "int8": plain,
-        "int8_mixed": plain | {"max_changed": loss},
+        MIXED: plain | {"float_layer_count": _FLOAT_LAYERS[0]},
         f"int8{TRAINED}": plain | trained,
     }
     if quantity == "params" and runtime in _FOUR_BIT_RUNTIMES:

@@ -31,12 +31,22 @@ _NAMES = {
     "nvit": "NViT",
     "tuned": "tuned",
     "int8": "int8",
-    "int8_mixed": "int8, some float",
+    "int8_mixed": "int8 but layers:",
     "int8_trained": "int8 trained",
     "int4": "int4",
     "int4_trained": "int4 trained",
 }
 """Alternative of a slot → what it is called."""
+_TOLD = (
+    "target.",
+    "epochs",
+    "r",
+    "model",
+    "args",
+    "four_bit_fraction",
+    "float_layer_count",
+)
+"""Parameters of an alternative whose values stand behind its name."""
 _HARDLY = 0.1
 """Of the way from chance to knowing all classes: a model that was trained for them is beyond it."""
 
@@ -49,10 +59,7 @@ def said(configuration: Mapping[str, Any]) -> str:
         if not isinstance(chosen, str) or chosen in ("none", "float"):
             continue
         inner = f"stages.{slot}.{chosen}."
-        told = [
-            f"{inner}{name}"
-            for name in ("target.", "epochs", "r", "model", "args", "four_bit_fraction")
-        ]
+        told = [f"{inner}{name}" for name in _TOLD]
         values = [
             plain(value)
             for key, value in configuration.items()

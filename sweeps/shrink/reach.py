@@ -25,7 +25,7 @@ from compress.runtimes.onnx_file import example_images
 from compress.runtimes.registry import session
 from sweeps.run.record import TrialRecord
 from sweeps.shrink.look import Look, Speed
-from sweeps.shrink.methods import TRAINED
+from sweeps.shrink.methods import MIXED, TRAINED
 from sweeps.shrink.request import Goal, Quantity
 from sweeps.space.slots import is_slot
 from sweeps.spec.yaml_text import SpecError, Tree
@@ -175,7 +175,7 @@ def extremes(slots: Mapping[str, Tree], space: Mapping[str, Any]) -> list[Tree]:
         space: parameter → values.
     """
     # layers that stay in float save nothing
-    stores = [n for n in slots["store"] if not n.endswith((TRAINED, "_mixed"))]
+    stores = [n for n in slots["store"] if not n.endswith((TRAINED, MIXED))]
     cuts = {name: config for name, config in slots["cut"].items() if config is not None}
     found = []
     for cut, config in cuts.items():

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from compress.measure.options import RuntimeName
@@ -16,6 +15,7 @@ from sweeps.shrink.look import Look, Speed
 from sweeps.shrink.methods import (
     INTEGER_RUNTIMES,
     LADDER,
+    MIXED,
     TRAINED,
     Methods,
     methods_for,
@@ -117,7 +117,6 @@ def spec_for(
         quantity,
         images,
         is_timed=wish.is_timed,
-        loss=_share_lost(wish.metric),
     )
     search: Tree = {"hours": wish.hours}
     if not wish.is_open:
@@ -136,16 +135,6 @@ def spec_for(
     return raw, methods
 
 
-def _share_lost(metric: Tree) -> float:
-    """Of the images, those about which a model may change its mind: as many as points may be lost
-    of a share, and one in a hundred where another metric counts.
-    """
-    bound = metric.get("bound")
-    if not isinstance(bound, dict) or bound.get("relative"):
-        return 0.01
-    return float(np.clip(bound["loss"], 0.0, 1.0))
-
-
 def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
     """What is tried first: from what takes seconds to what is trained."""
     store = "int8" if methods.has("store", "int8") else "float"
@@ -153,14 +142,14 @@ def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
     quantity = _counted(wish.hardest(speed))
     found: list[Tree] = []
 
-    def add(cut: str, nth: int, tune: str, stored: str, share: int = -1) -> None:
-        """A candidate whose cut leaves the nth share of the ladder, or of its own values; of 4 bits
-        the weights' share of this index.
+    def add(cut: str, nth: int, tune: str, stored: str, which: int = -1) -> None:
+        """A candidate whose cut leaves the nth share of the ladder, or of its own values; of what
+        is searched in the way to store the value of this index.
         """
         chosen = _chosen(methods, quantity, cut, nth)
-        four = f"stages.store.{stored}.four_bit_fraction"
-        if chosen is not None and four in methods.space:
-            chosen = chosen | {four: methods.space[four][share]}
+        for parameter, values in methods.space.items():
+            if chosen is not None and parameter.startswith(f"stages.store.{stored}."):
+                chosen = chosen | {parameter: values[which]}
         has_all = (
             methods.has("cut", cut)
             and methods.has("tune", tune)
@@ -172,9 +161,9 @@ def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
             found.append({f"stages.{k}": v for k, v in slots.items()} | chosen)
 
     add("none", 0, "none", store)
-    add("none", 0, "none", "int8_mixed")
-    for share in (-1, 0):
-        add("none", 0, "none", "int4", share)
+    add("none", 0, "none", MIXED, 1)
+    for which in (-1, 0):
+        add("none", 0, "none", "int4", which)
     for nth in (first, first + 1):
         add("channels", nth, "none", store)
     add("low_rank", first, "none", store)
