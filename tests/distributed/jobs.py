@@ -86,11 +86,11 @@ def evaluated() -> list[tuple[Any, ...]]:
     found = []
     for part in (data.test, first):
         on_part = replace(data, test=part)
-        *known, shown = evaluate_classes(
+        *known, shown, right = evaluate_classes(
             module, on_part, "test", CPU, batch_size=16, samples=5
         )
         images = [[*s[:2], s.thumbnail.hex()] for s in shown.samples]
-        found.append((*known, shown.confusion, images))
+        found.append((*known, shown.confusion, images, right.share))
     return found
 
 

@@ -106,7 +106,7 @@ def test_every_epoch_metric_is_that_of_one_process(
     source = SourceConfig(model="resnet20_cifar", args={"width": 4})
     module = load_source(source, num_classes=10, image_size=32, seed=5).build()
     first = replace(data.test, rows=data.test.rows[:1], labels=data.test.labels[:1])
-    for part, (metrics, by_class, images, confusion, worst) in zip(
+    for part, (metrics, by_class, images, confusion, worst, share) in zip(
         (data.test, first), two[0]["evaluated"], strict=True
     ):
         alone = evaluate_classes(
@@ -115,6 +115,7 @@ def test_every_epoch_metric_is_that_of_one_process(
         assert metrics == pytest.approx(alone.metrics, abs=1e-6)
         assert by_class == alone.class_accuracy
         assert images == alone.class_images
+        assert share == pytest.approx(metrics["accuracy"])
         shown = alone.predictions
         assert list(map(tuple, confusion)) == shown.confusion
         assert worst == [[*s[:2], s.thumbnail.hex()] for s in shown.samples]
