@@ -136,6 +136,7 @@ def _search(planned: "Plan", folder: Path, cluster: str) -> int:
     from sweeps.drive.driver import run_sweep
     from sweeps.drive.interrupt import Interrupt
 
+    info = known_info(sweep.spec.data.model_dump_json())
     with lasting_output():
         progress = GoalProgress(
             sweep.spec.objectives,
@@ -143,7 +144,9 @@ def _search(planned: "Plan", folder: Path, cluster: str) -> int:
             console,
             hours=planned.hours,
             reach=Reach(sweep.spec.raw),
-            classes=known_info(sweep.spec.data.model_dump_json()).num_classes,
+            classes=info.num_classes,
+            val_images=info.num_val,
+            test_images=info.num_test,
         )
         done = run_sweep(
             sweep,

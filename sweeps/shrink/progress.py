@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,10 @@ _TOLD = (
 """Parameters of an alternative whose values stand behind its name."""
 _HARDLY = 0.1
 """Of the way from chance to knowing all classes: a model that was trained for them is beyond it."""
+_BY_FAR = 4.0
+"""Standard errors that chance does not explain."""
+_NOTICEABLE = 0.02
+"""Between validation and test part, in accuracy."""
 
 
 def said(configuration: Mapping[str, Any]) -> str:
@@ -87,6 +92,33 @@ def hardly_knows(metrics: Mapping[str, Any], classes: int) -> str | None:
     )
 
 
+def knows_by_heart(
+    metrics: Mapping[str, Any], val_images: int, test_images: int
+) -> str | None:
+    """That the source was trained with the validation images, in a sentence, where it recognises
+    more of them than of the test images, by far more than chance explains; None where it does not.
+
+    Args:
+        metrics: that were measured of the source.
+        val_images, test_images: of the two parts.
+    """
+    here, there = metrics.get("accuracy"), metrics.get("test_accuracy")
+    if here is None or there is None or not val_images or not test_images:
+        return None
+    # one success and one failure more in each part, as all right is no certainty
+    images = val_images + test_images + 4
+    share = (here * val_images + there * test_images + 2) / images
+    parts = 1 / (val_images + 2) + 1 / (test_images + 2)
+    error = math.sqrt(share * (1 - share) * parts)
+    if here - there < max(_BY_FAR * error, _NOTICEABLE):
+        return None
+    return (
+        f"the source recognises {percent(here)} of the validation part and {percent(there)} of"
+        " the test part: most likely it was trained with these validation images, so what a"
+        " candidate loses there says little of new ones; give data that it has not seen"
+    )
+
+
 class GoalProgress(Progress):
     """Says of each trial what it tried and whether it meets the goal; of the whole, the best so far
     and the time left. Where a goal turns out to be out of reach it says so, and asks the driver to
@@ -96,6 +128,7 @@ class GoalProgress(Progress):
         hours: for the search.
         reach: judges whether the goal can be reached.
         classes: of the data, their number.
+        val_images, test_images: of the two parts.
 
     Attributes:
         verdict: that the goal is out of reach, in a sentence; None while it may be met.
@@ -110,11 +143,14 @@ class GoalProgress(Progress):
         hours: float,
         reach: Reach,
         classes: int,
+        val_images: int = 0,
+        test_images: int = 0,
     ) -> None:
         super().__init__(objectives, units, console)
         self.verdict: str | None = None
         self._reach = reach
         self._classes = classes
+        self._images = val_images, test_images
         self._seconds = 3600 * hours
         self._share_left: Callable[[], float] = lambda: 1.0
         self._run: Path | None = None
@@ -150,8 +186,12 @@ class GoalProgress(Progress):
             self._source = record.outcome.metrics
         super().ended(record)
         if record.trial_id == BASELINE and record.status == "complete":
-            doubt = hardly_knows(record.outcome.metrics, self._classes)
-            if doubt is not None:
+            found = record.outcome.metrics
+            doubts = (
+                hardly_knows(found, self._classes),
+                knows_by_heart(found, *self._images),
+            )
+            for doubt in filter(None, doubts):
                 self.note(doubt)
         self._reach.note(record)
         self._judge()

@@ -16,7 +16,7 @@ from sweeps.run.record import to_json
 from sweeps.search.goal import Goal
 from sweeps.shrink.deliver import MODEL, deliver
 from sweeps.shrink.outcome import on_test, pick
-from sweeps.shrink.progress import GoalProgress
+from sweeps.shrink.progress import GoalProgress, knows_by_heart
 from sweeps.shrink.reach import Reach
 from tests.sweeps.helpers import begin, finish, searcher
 from tests.sweeps.test_shrink import of_run
@@ -133,6 +133,33 @@ def test_a_model_that_cannot_be_written_leaves_the_one_before(
     files = deliver(run, found, "torch", out, [])
     assert [file.read_text() for file in files] == ["third"]
     assert sorted(path.name for path in out.glob(f"*{MODEL}*")) == [MODEL]
+
+
+@pytest.mark.parametrize(
+    ("validation", "test", "images", "is_told"),
+    [
+        (1.0, 0.944, (5000, 10_000), True),  # as a published checkpoint of CIFAR-10
+        (0.9215, 0.9455, (2000, 2000), False),
+        (0.9, 0.85, (60, 100), False),  # six images of a hundred
+        (
+            0.951,
+            0.936,
+            (50_000, 50_000),
+            False,
+        ),  # a point and a half, though it is certain
+        (1.0, None, (5000, 0), False),
+    ],
+)
+def test_a_source_that_was_trained_with_the_validation_part_is_told(
+    validation: float, test: float | None, images: tuple[int, int], is_told: bool
+) -> None:
+    metrics = {"accuracy": validation}
+    if test is not None:
+        metrics["test_accuracy"] = test
+    said = knows_by_heart(metrics, *images)
+    assert (said is not None) == is_told
+    if said is not None:
+        assert f"{percent(1.0)} of the validation part and {percent(0.944)}" in said
 
 
 def test_the_time_left_is_that_of_all_drivers(
