@@ -16,7 +16,7 @@ which they differ the error would be 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,30 +82,29 @@ def variance(candidate: Hits, source: Hits) -> float | None:
     return ((alone + lost) - (alone - lost) ** 2 / images) / images**2
 
 
-def variances(
-    metric: str,
+def differences(
+    candidate: Mapping[str, Hits], source: Mapping[str, Hits]
+) -> dict[str, float]:
+    """Metric → Var D, of those metrics by which the two can be compared."""
+    each = {m: variance(candidate[m], source[m]) for m in source if m in candidate}
+    return {metric: value for metric, value in each.items() if value is not None}
+
+
+def paired_variances(
+    metrics: Iterable[str],
     replicates: Sequence[Sequence[str]],
-    hits: Callable[[str], Mapping[str, Hits]],
-    source: Mapping[str, Hits],
-) -> Floats | None:
-    """(n,) variance of a single trial's difference to the source, of each configuration; None where
-    one of them cannot be compared.
+    of: Callable[[str], Mapping[str, float]],
+) -> dict[str, Floats]:
+    """Metric → (n,) variance of a single trial's difference to the source, of each configuration;
+    without metrics by which one of them cannot be compared.
 
     Args:
-        metric: a share of images.
         replicates: for each configuration the ids of its trials.
-        hits: trial id → metric → hits.
-        source: the source's hits by metric.
+        of: trial id → what `differences` gives.
     """
-    before = source.get(metric)
-    if before is None:
-        return None
-    found = np.zeros(len(replicates))
-    for row, names in enumerate(replicates):
-        own = [hits(name).get(metric) for name in names]
-        each = [None if now is None else variance(now, before) for now in own]
-        known = [value for value in each if value is not None]
-        if not known or len(known) < len(each):
-            return None
-        found[row] = sum(known) / len(known)
+    found = {}
+    for metric in metrics:
+        each = [[of(name).get(metric) for name in names] for names in replicates]
+        if all(value is not None for values in each for value in values):
+            found[metric] = np.array([np.mean(np.array(v, float)) for v in each])
     return found

@@ -24,7 +24,7 @@ from analysis.contract import BASELINE, STATUSES, TRIALS_FOLDER, Objective
 from analysis.fronts import front_of, fronts_table, noise_of, picks_of
 from analysis.metrics import Metrics
 from analysis.notes import Note
-from analysis.paired import hits_in, variances
+from analysis.paired import differences, hits_in, paired_variances
 from analysis.pareto import Floats
 from analysis.where import where_mask
 
@@ -155,9 +155,12 @@ class Run:
         if self.baseline is None or self.members:
             return {}
         source = hits_in(self.path / BASELINE)
-        hits = cache(lambda name: hits_in(self.path / TRIALS_FOLDER / name))
-        found = {m: variances(m, [*rows["trial_ids"]], hits, source) for m in metrics}
-        return {metric: each for metric, each in found.items() if each is not None}
+
+        @cache
+        def of(name: str) -> dict[str, float]:
+            return differences(hits_in(self.path / TRIALS_FOLDER / name), source)
+
+        return paired_variances(metrics, [*rows["trial_ids"]], of)
 
     def chances(self) -> pd.Series:
         """Probability that each configuration is on the front, given how sure its objectives are;

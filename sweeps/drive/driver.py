@@ -303,6 +303,7 @@ def _search_on(drive: _Drive) -> None:
     plan = search.plan_line()
     for line in [*search.notes, *([] if plan is None else [plan])]:
         progress.note(line)
+    progress.share_left = search.budget.share_left
     progress.restarted()
     if search.num_trials > 0:
         _search(drive, search)
@@ -448,11 +449,7 @@ def _run_trials(drive: _Drive, search: StudySearch) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # records say it
     try:
         with (
-            progress.drawn(
-                search.num_trials,
-                run if storage.shared else None,
-                search.budget.share_left,
-            ),
+            progress.drawn(search.num_trials, run if storage.shared else None),
             quiet(),
             deaths_of_processes(events.process_failed),
             kept_processes(),

@@ -140,6 +140,9 @@ class Progress:
         objectives: of the sweep.
         units: metric → its unit (`sweeps.drive.metrics.units`).
         console: where it is drawn.
+
+    Attributes:
+        share_left: how much of the search's budget is left, from 0 to 1; set by the driver.
     """
 
     def __init__(
@@ -154,6 +157,7 @@ class Progress:
         self.counts: Counter[Status] = Counter()
         self.standing = Standing(objectives)
         self.running: RunningTrials | None = None
+        self.share_left: Callable[[], float] = lambda: 1.0
         self._bar: Bar | None = None
         self._text = Text()
         self._next_line = 0.0
@@ -170,18 +174,12 @@ class Progress:
             self._count(record)
 
     @contextlib.contextmanager
-    def drawn(
-        self,
-        total: int,
-        run: Path | None = None,
-        share_left: Callable[[], float] = lambda: 1.0,
-    ) -> Iterator[None]:
+    def drawn(self, total: int, run: Path | None = None) -> Iterator[None]:
         """The bar, while the sweep runs.
 
         Args:
             total: trials that will run.
             run: where they record what they do, if that can be seen from here.
-            share_left: how much of the search's budget is left, from 0 to 1.
         """
         self.running = None if run is None else RunningTrials(run)
         self._ended = 0

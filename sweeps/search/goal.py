@@ -15,7 +15,7 @@ from analysis.certainty import CERTAIN, bounds_probability
 from analysis.configurations import configurations_of
 from analysis.contract import BASELINE, CLASSES_FILE, LATENCY_FILE, Objective
 from analysis.fronts import noise_columns
-from analysis.paired import Hits, hits_in, hits_of, variances
+from analysis.paired import Hits, differences, hits_in, hits_of, paired_variances
 from sweeps.run.record import TrialRecord
 from trainers.files import read_json
 
@@ -34,7 +34,7 @@ class Goal:
     def __init__(self, relative: Sequence[str] = ()) -> None:
         self._relative = relative
         self._source: dict[str, Hits] = {}
-        self._hits: dict[str, dict[str, Hits]] = {}
+        self._differences: dict[str, dict[str, float]] = {}
         self._trials: dict[str, dict[str, Any]] = {}
         self._classes: dict[str, pd.DataFrame] = {}
 
@@ -53,8 +53,8 @@ class Goal:
         }
         content = read_json(record.folder / CLASSES_FILE) or {}
         if self._relative:
-            self._hits[name] = hits_of(content)
             self._source = self._source or hits_in(record.folder.parents[1] / BASELINE)
+            self._differences[name] = differences(hits_of(content), self._source)
         rows = content.get("classes", [])
         counts = [{count: row.get(count) for count in _COUNTS} for row in rows]
         self._classes[name] = pd.DataFrame(counts).assign(trial_id=name)
@@ -75,11 +75,7 @@ class Goal:
         if rows.empty:
             return False
         classes = pd.concat([*self._classes.values()])
-        names = [*rows["trial_ids"]]
-        found = {
-            metric: variances(metric, names, self._hits.__getitem__, self._source)
-            for metric in self._relative
-        }
-        paired = {metric: each for metric, each in found.items() if each is not None}
+        of = self._differences.__getitem__
+        paired = paired_variances(self._relative, [*rows["trial_ids"]], of)
         chances = bounds_probability(rows, objectives, classes, paired)
         return bool(chances.max() >= CERTAIN)

@@ -66,12 +66,7 @@ class Methods:
 
 
 def methods_for(
-    seen: Look,
-    runtime: str,
-    quantity: str,
-    tuning_images: int,
-    *,
-    is_timed: bool,
+    seen: Look, runtime: str, quantity: str, tuning_images: int, *, is_timed: bool
 ) -> Methods:
     """The methods that this model takes.
 

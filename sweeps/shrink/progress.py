@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,24 +152,18 @@ class GoalProgress(Progress):
         self._classes = classes
         self._images = val_images, test_images
         self._seconds = 3600 * hours
-        self._share_left: Callable[[], float] = lambda: 1.0
         self._run: Path | None = None
         self._tried: dict[str, str] = {}
         self._source: Mapping[str, Any] = {}
 
     @contextlib.contextmanager
-    def drawn(
-        self,
-        total: int,
-        run: Path | None = None,
-        share_left: Callable[[], float] = lambda: 1.0,
-    ) -> Iterator[None]:
+    def drawn(self, total: int, run: Path | None = None) -> Iterator[None]:
         """See `Progress`; the bar is the time of the search, of all its drivers."""
-        self._run, self._share_left = run, share_left
+        self._run = run
         source = None if run is None else TrialRecord.read(trial_folder(run, BASELINE))
         if source is not None:  # of a search that goes on
             self._source = source.outcome.metrics
-        with super().drawn(round(self._seconds), run, share_left):
+        with super().drawn(round(self._seconds), run):
             self._judge()
             yield
 
@@ -217,7 +211,7 @@ class GoalProgress(Progress):
 
     def _done(self) -> float:
         """How far the bar is: seconds that are gone."""
-        return self._seconds * (1 - self._share_left())
+        return self._seconds * (1 - self.share_left())
 
     def started(self, trial_id: str) -> None:
         """One more trial runs."""
@@ -239,7 +233,7 @@ class GoalProgress(Progress):
             for name, value in self.standing.best().items()
         )
         found = best or "nothing meets the goal yet"
-        return f"{found} · {duration(self._seconds * self._share_left())} left"
+        return f"{found} · {duration(self._seconds * self.share_left())} left"
 
     def _measured(self, name: str, value: float | None) -> str:
         """A metric's name and value."""

@@ -111,13 +111,7 @@ def spec_for(
     seconds = 3600 * wish.hours * _SHORT_TUNING
     images = int(seconds / max(speed.train_seconds, 1e-9))
     quantity = _counted(wish.hardest(speed))
-    methods = methods_for(
-        seen,
-        wish.runtime,
-        quantity,
-        images,
-        is_timed=wish.is_timed,
-    )
+    methods = methods_for(seen, wish.runtime, quantity, images, is_timed=wish.is_timed)
     search: Tree = {"hours": wish.hours}
     if not wish.is_open:
         search["stop_when"] = "goal"

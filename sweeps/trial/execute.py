@@ -16,11 +16,7 @@ from compress.cache import StageCache
 from compress.evaluated import class_rows, recognised_images, shown_predictions
 from compress.measure.layers import measure_layers
 from compress.measure.model import static_cost
-from compress.metrics import (
-    FinalModel,
-    measure,
-    needs_quantized,
-)
+from compress.metrics import FinalModel, measure, needs_quantized
 from compress.pipeline import (
     NamedStage,
     Pipeline,

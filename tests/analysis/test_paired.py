@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from analysis.contract import CLASSES_FILE
-from analysis.paired import Hits, hits_in, hits_of, variance, variances
+from analysis.paired import (
+    Hits,
+    differences,
+    hits_in,
+    hits_of,
+    paired_variances,
+    variance,
+)
 from trainers.data.recognised import recognised
 
 
@@ -86,10 +93,14 @@ def test_what_saw_other_images_is_not_compared() -> None:
     one, other = hits([1, 0, 1]), Hits("other", np.ones(3, bool))
     assert variance(one, other) is None
     assert variance(one, hits([1, 0])) is None
-    known = {"a": {"accuracy": one}, "b": {"accuracy": one}, "c": {}}
-    source = {"accuracy": hits([1, 1, 1])}
-    found = variances("accuracy", [["a"], ["a", "b"]], known.__getitem__, source)
-    assert found is not None
-    assert found == pytest.approx([(0.5 + 1.5 - 1 / 5) / 25] * 2)
-    assert variances("accuracy", [["a"], ["c"]], known.__getitem__, source) is None
-    assert variances("loss", [["a"]], known.__getitem__, source) is None
+    source = {"accuracy": hits([1, 1, 1]), "test_accuracy": other}
+    known = {
+        name: differences(own, source)
+        for name, own in (("a", {"accuracy": one}), ("b", {"accuracy": one}), ("c", {}))
+    }
+    of = known.__getitem__
+    found = paired_variances(["accuracy"], [["a"], ["a", "b"]], of)
+    assert found["accuracy"] == pytest.approx([(0.5 + 1.5 - 1 / 5) / 25] * 2)
+    assert paired_variances(["accuracy"], [["a"], ["c"]], of) == {}
+    assert paired_variances(["loss"], [["a"]], of) == {}
+    assert differences({"accuracy": other}, source) == {}

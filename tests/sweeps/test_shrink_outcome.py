@@ -168,5 +168,6 @@ def test_the_time_left_is_that_of_all_drivers(
     run = of_run(raw, tmp_path / "r", [(0.90, 3.0)])
     reach = Reach({"stages": {}, "search": {}})
     progress = GoalProgress(run.objectives, {}, hours=1, reach=reach, classes=10)
-    with progress.drawn(0, run.path, lambda: 0.25):
+    progress.share_left = lambda: 0.25
+    with progress.drawn(0, run.path):
         assert progress.summary().endswith("15 min left")
