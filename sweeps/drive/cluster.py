@@ -75,6 +75,32 @@ _STARTED: set[str] = set()
 _ANSWER_SECONDS = 60.0
 
 
+_ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+}
+"""For glibc, in the processes of trials: memory that was freed is kept and used again. By default
+each tensor above 32 MB is taken from the system anew, which fills it with zeros page by page; on a
+CPU that is up to half of the time of a step (benchmarks/kept_memory.py). A single arena, since only
+the first one can hold such tensors, and Tune runs a trial in a thread.
+"""
+
+
+@contextlib.contextmanager
+def keeping_freed_memory() -> Iterator[None]:
+    """Processes that start inside, and those that these start, keep memory (see `_ALLOCATOR`);
+    what the user has set stays.
+    """
+    added = {k: v for k, v in _ALLOCATOR.items() if k not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
 def set_environment() -> None:
     """Ray and Tune as we use them; what the user has set stays."""
     for key, value in _ENVIRONMENT.items():
@@ -105,6 +131,7 @@ def start_ray(cpus: int | None = None, threads: int | None = None) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     try:
         with (
+            keeping_freed_memory(),
             in_own_process_groups(),
             without_idle_processes(),
             contextlib.nullcontext()
@@ -191,7 +218,7 @@ def join(address: str, *, ship: bool, quiet: bool = True) -> None:
         SpecError: it does not take us.
     """
     set_environment()
-    environment: dict[str, Any] = {}
+    environment: dict[str, Any] = {"env_vars": dict(_ALLOCATOR)}
     if ship:
         environment["py_modules"] = package_folders()
         environment["excludes"] = ["**/__pycache__/"]

@@ -158,6 +158,27 @@ def test_processes_can_import_while_they_wait(
     assert f"--worker-preload-modules={','.join(cluster.OF_TRIALS)}" in arguments
 
 
+def test_trials_keep_the_memory_that_they_free(ray_session: None) -> None:
+    def environment() -> dict[str, str]:
+        return dict(os.environ)
+
+    found = ray.get(ray.remote(num_cpus=0)(environment).remote())
+    assert found["MALLOC_ARENA_MAX"] == "1"
+    assert found["MALLOC_MMAP_MAX_"] == "0"
+    assert int(found["MALLOC_TRIM_THRESHOLD_"]) > 10**9
+    assert "MALLOC_MMAP_MAX_" not in os.environ
+
+
+def test_memory_is_kept_as_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    with cluster.keeping_freed_memory():
+        assert os.environ["MALLOC_MMAP_MAX_"] == "65536"
+        assert os.environ["MALLOC_ARENA_MAX"] == "1"
+    assert os.environ["MALLOC_MMAP_MAX_"] == "65536"
+    assert "MALLOC_ARENA_MAX" not in os.environ
+
+
 def test_ray_prints_and_starts_through_doors_that_can_be_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
