@@ -39,7 +39,7 @@ _FOUR_BIT_SHARES = [0.5, 0.75, 1.0]
 """Of the weights, those that have 4 bits: in the layers that bear it best."""
 _LOOKED_AT = (128, 512)
 """Fewest and most training images by which a cut is decided."""
-_FLOAT_LAYERS = [2, 5, 10]
+_FLOAT_LAYERS = [1, 2, 4, 8]
 """Layers that may be left in float."""
 MIXED = "int8_mixed"
 TRAINED = "_trained"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from analysis.contract import BASELINE, Objective, is_feasible
-from analysis.numbers import duration, percent, plain, quantity
+from analysis.numbers import duration, percent, plain, plural, quantity
 from sweeps.drive.progress import Progress
 from sweeps.drive.running import RunningTrial
 from sweeps.run.driving import request_stop
@@ -32,22 +32,22 @@ _NAMES = {
     "nvit": "NViT",
     "tuned": "tuned",
     "int8": "int8",
-    "int8_mixed": "int8 but layers:",
+    "int8_mixed": "int8",
     "int8_trained": "int8 trained",
     "int4": "int4",
     "int4_trained": "int4 trained",
 }
 """Alternative of a slot → what it is called."""
-_TOLD = (
-    "target.",
-    "epochs",
-    "r",
-    "model",
-    "args",
-    "four_bit_fraction",
-    "float_layer_count",
-)
-"""Parameters of an alternative whose values stand behind its name."""
+_TOLD: Mapping[str, Callable[[Any], str]] = {
+    "target.": plain,
+    "epochs": plain,
+    "r": plain,
+    "model": plain,
+    "args": plain,
+    "four_bit_fraction": lambda share: f"in {percent(share, 0)} of the weights",
+    "float_layer_count": lambda count: f"but for {plural(count, 'layer')}",
+}
+"""Parameters of an alternative → how their values are said behind its name."""
 _HARDLY = 0.1
 """Of the way from chance to knowing all classes: a model that was trained for them is beyond it."""
 _BY_FAR = 4.0
@@ -64,11 +64,11 @@ def said(configuration: Mapping[str, Any]) -> str:
         if not isinstance(chosen, str) or chosen in ("none", "float"):
             continue
         inner = f"stages.{slot}.{chosen}."
-        told = [f"{inner}{name}" for name in _TOLD]
         values = [
-            plain(value)
+            say(value)
             for key, value in configuration.items()
-            if key.startswith(tuple(told)) and value is not None
+            for name, say in _TOLD.items()
+            if key.startswith(f"{inner}{name}") and value is not None
         ]
         parts.append(" ".join([_NAMES.get(chosen, chosen), *values]))
     return ", ".join(parts) or "as it is"

@@ -155,7 +155,8 @@ def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
             found.append({f"stages.{k}": v for k, v in slots.items()} | chosen)
 
     add("none", 0, "none", store)
-    add("none", 0, "none", MIXED, 1)
+    if quantity == "macs":
+        add("none", 0, "none", MIXED, 1)
     for which in (-1, 0):
         add("none", 0, "none", "int4", which)
     for nth in (first, first + 1):

@@ -299,10 +299,14 @@ def test_where_bytes_count_weights_may_have_four_bits(model: Path) -> None:
     untrained = [point for point in first if not is_trained(point)]
     shares = [p.get("stages.store.int4.four_bit_fraction") for p in untrained]
     assert {0.5, 1.0} <= set(shares)
-    assert [said(p) for p in untrained[:3]] == ["int8", "int8 but layers: 5", "int4 1"]
+    assert [said(p) for p in untrained[:2]] == [
+        "int8",
+        "int4 in 100 % of the weights",
+    ]
     fast = replace(small, goals=(Goal("latency", times=0.5),))
     raw, methods = spec_for(fast, seen, SPEED, Path("shrunk"))
     assert not methods.has("store", "int4")
+    assert said(raw["search"]["points"][1]) == "int8 but for 2 layers"
 
 
 HALF = {"metric": "gmacs", "mode": "min", "bound": {"times": 0.5}}
