@@ -67,7 +67,11 @@ def check_pipelines(spec: Spec, space: Space, points: Sequence[Draw]) -> Opened:
     remarks: dict[str, None] = {}
     guided = guided_by(spec, space)
     data: str | None = None
-    for draw, trial in _trials(space, points):
+    # all that is written wrong is found before weights and data are looked for
+    trials = list(_trials(space, points))
+    for _, trial in trials:
+        check_objectives(spec, trial.stages, trial.data, guided)
+    for draw, trial in trials:
         try:
             info = _info(trial.data)
             facts = _source(trial, info)
@@ -81,7 +85,6 @@ def check_pipelines(spec: Spec, space: Space, points: Sequence[Draw]) -> Opened:
             _check_refined(spec, facts.arch, trial, info)
         except (ValueError, TypeError) as error:
             raise SpecError(_with_choice(str(error), space, draw)) from error
-        check_objectives(spec, trial.stages, trial.data, guided)
         training = _unsaid_training(trial.stages, info)
         pixels = other_normalisation(facts.arch, trial.source, trial.data)
         remarks |= dict.fromkeys((*facts.remarks, *pixels, *info.remarks, *training))

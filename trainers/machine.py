@@ -1,5 +1,6 @@
 """What this machine is, asked in ways that Linux, macOS and Windows know."""
 
+import ctypes
 import os
 import platform
 import re
@@ -66,6 +67,13 @@ def _statistic(file: Path, key: str) -> int:
         return 0
 
 
+def give_back_memory() -> None:
+    """Give memory that this process has freed back to the system, where its C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name != "nt" else None
+    if trim is not None:
+        trim(0)
+
+
 @lru_cache(maxsize=1)
 def processor_name() -> str:
     """The processor as its maker calls it: "AMD EPYC 7B13", "Apple M2"."""
@@ -81,8 +89,6 @@ def processor_name() -> str:
 
 def _macos_processor() -> str:
     """The brand that the kernel reports; empty where it reports none."""
-    import ctypes
-
     libc = ctypes.CDLL(None)
     size = ctypes.c_size_t(256)
     text = ctypes.create_string_buffer(size.value)

@@ -13,6 +13,7 @@ from sweeps.run.record import Outcome, StorageFaultError
 from sweeps.run.storage import RunStorage, storage_of
 from sweeps.trial.epoch_curve import EpochReport
 from trainers import plugins
+from trainers.machine import give_back_memory
 
 
 def run_in_tune(
@@ -48,6 +49,7 @@ def run_in_tune(
         report = {"status": "interrupted", "fault": str(error)}
     finally:
         storage.push_trial(trial_id)
+        give_back_memory()  # the process may wait for its next trial beside others
     tune.report(report)
 
 

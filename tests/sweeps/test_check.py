@@ -266,3 +266,20 @@ def test_facts_and_remarks_are_told(
         f"data       {info.describe()}",
         "note: 2 images [bold]cannot be read[/].",
     ]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("stages.smaller={one_of: {none: null, cut: {stage: prune_chanels}}}", "stage"),
+        ("objectives=[{metric: acuracy, mode: max}]", "acuracy"),
+    ],
+)
+def test_what_is_written_wrong_is_told_before_anything_is_looked_for(
+    plain: dict[str, Any], override: str, said: str
+) -> None:
+    missing = ("data={dataset: folder, root: /nowhere}", "source.model=no_such_model")
+    with pytest.raises(SpecError, match=said):
+        check(plain, override, *missing)
+    with pytest.raises(SpecError, match="nowhere|no_such_model"):
+        check(plain, *missing)

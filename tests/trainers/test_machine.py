@@ -1,10 +1,13 @@
 """What this machine is, on files as Linux writes them."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from trainers.machine import free_memory_bytes
+from trainers.machine import free_memory_bytes, give_back_memory
 
 AVAILABLE = 1024 * 7_000_000
 V2 = "memory.max", "memory.current"
@@ -62,3 +65,36 @@ def test_a_container_s_cache_of_files_is_free(
     files = dict(zip(names, ("3000000000", "2900000000"), strict=True))
     files[file] = f"anon 500000000\n{key} 1500000000\nactive_file 900000000"
     assert free_memory_bytes(machine(tmp_path, files)) == 1_600_000_000
+
+
+_FREES = """
+import sys
+from trainers.machine import give_back_memory
+
+def megabytes():
+    pages = int(open("/proc/self/statm").read().split()[1])
+    return pages * 4096 / 1e6
+
+before = megabytes()
+block = [b"x" * 1_000_000 for _ in range(300)]
+kept = b"x" * 1_000  # above the block: the heap cannot shrink from its end
+del block
+freed = megabytes()
+give_back_memory()
+print(freed - before, megabytes() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux and glibc")
+def test_kept_memory_can_be_given_back() -> None:
+    keeping = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+    done = subprocess.run(
+        [sys.executable, "-c", _FREES],
+        env=os.environ | keeping,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    freed, given_back = map(float, done.stdout.split())
+    assert freed > 250
+    assert given_back < 50
