@@ -218,7 +218,8 @@ def join(address: str, *, ship: bool, quiet: bool = True) -> None:
         SpecError: it does not take us.
     """
     set_environment()
-    environment: dict[str, Any] = {"env_vars": dict(_ALLOCATOR)}
+    kept = {name: os.environ.get(name, value) for name, value in _ALLOCATOR.items()}
+    environment: dict[str, Any] = {"env_vars": kept}
     if ship:
         environment["py_modules"] = package_folders()
         environment["excludes"] = ["**/__pycache__/"]
