@@ -87,6 +87,8 @@ def _nncf() -> Iterator[None]:
     """What NNCF raises becomes a ValueError that says what to do."""
     # read at import: no report of its use is sent
     os.environ.setdefault("NNCF_CI", "1")
+    # it imports what builds extensions, which warns where a compiler for GPUs is and no GPU
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         yield
     except (ValueError, RuntimeError, LookupError) as error:
