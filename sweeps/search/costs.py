@@ -123,6 +123,21 @@ def known_configuration(
     )
 
 
+@dataclass(frozen=True)
+class _EntryModel:
+    """What an entry of the pipeline takes.
+
+    Attributes:
+        model: of the logarithm of its seconds, by the configurations in which it did something:
+            those in which it did nothing say nothing of the seconds of others. None where there
+            are none.
+        idle: alternatives of a slot that have never taken any time.
+    """
+
+    model: Surrogate | None
+    idle: set[str | None]
+
+
 class CostModel:
     """Expected seconds of each entry of the pipeline."""
 
@@ -136,24 +151,34 @@ class CostModel:
         self._prefixes, self._encoder = prefixes, encoder
         timed = [each for each in known if each.seconds][-_MOST_KNOWN:]
         observed = np.array([prefixes.by_entry(each.seconds) for each in timed])
-        logs = np.log(np.maximum(observed, _LEAST_SECONDS))
         x = encoder.encoded([each.draw for each in timed])
-        self._models = []
+        self._entries = []
         for place in range(observed.shape[1]):
             deciding = [
                 column
                 for column, name in enumerate(encoder.distributions)
                 if prefixes.place_of(name) <= place
             ]
-            own = logs[:, place : place + 1]
-            self._models.append(Surrogate(encoder, x, own, deciding))
+            labels = [prefixes.chosen(each.draw, place) for each in timed]
+            works = observed[:, place] > _LEAST_SECONDS
+            model = None
+            if works.any():
+                logs = np.log(observed[works, place : place + 1])
+                model = Surrogate(encoder, x[works], logs, deciding)
+            working = {label for label, does in zip(labels, works, strict=True) if does}
+            self._entries.append(_EntryModel(model, set(labels) - working))
 
     def by_entry(self, draws: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """(m, entries + 1) expected seconds with an empty cache; the last column is `REST`'s."""
         x = self._encoder.encoded(draws)
-        columns = [model.predicted(x)[0][:, 0] for model in self._models]
-        seconds = np.exp(np.stack(columns, axis=1))
-        return np.where(seconds > 2 * _LEAST_SECONDS, seconds, 0.0)
+        seconds = np.zeros((len(draws), len(self._entries)))
+        for place, entry in enumerate(self._entries):
+            if entry.model is None:
+                continue
+            expected = np.exp(entry.model.predicted(x)[0][:, 0])
+            idle = [self._prefixes.chosen(d, place) in entry.idle for d in draws]
+            seconds[:, place] = np.where(idle, 0.0, expected)
+        return seconds
 
     def expected(
         self, draws: Sequence[Mapping[str, Any]], finished: Collection[Key]

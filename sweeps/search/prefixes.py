@@ -45,6 +45,13 @@ class Prefixes:
         # the parameters of a layer map are named PATH[...]
         return self._place[parameter.partition("[")[0]]
 
+    def chosen(self, draw: Mapping[str, Any], place: int) -> str | None:
+        """The alternative that a draw takes of the slot at `place`; None where no slot is."""
+        if place == len(self.entries):
+            return None
+        found = draw.get(f"stages.{self.entries[place]}")
+        return None if found is None else str(found)
+
     def keys(self, draw: Mapping[str, Any]) -> list[Key]:
         """For each entry what draws have in common that share everything up to it."""
         parts: list[list[tuple[str, Any]]] = [[] for _ in self.entries]

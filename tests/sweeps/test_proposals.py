@@ -113,6 +113,38 @@ def test_a_cached_stage_costs_nothing(chain: dict[str, Any]) -> None:
     assert model.expected([draw], finished)[0] == pytest.approx(0.7, rel=0.1)
 
 
+def test_what_a_stage_takes_is_told_by_configurations_that_have_it(
+    chain: dict[str, Any],
+) -> None:
+    """Many configurations without a stage do not make those with it cheap."""
+    space = Space(spec_from(chain))
+    prefixes = Prefixes(space)
+    seen = [
+        Known(number, draw, (0.9, 1.0), {"train": 10.0, "store": seconds, REST: 0.2})
+        for number, draw, seconds in [
+            *(
+                (
+                    n,
+                    {"stages.store": "none", "stages.train.lr": 10 ** -(2 + n / 5)},
+                    0.0,
+                )
+                for n in range(9)
+            ),
+            (9, {"stages.store": "grid", "stages.train.lr": 1e-2} | bits(3), 50.0),
+        ]
+    ]
+    model = CostModel(prefixes, Encoder(distributions_of(space)), seen)
+    other = {"stages.store": "grid", "stages.train.lr": 2e-4} | bits(8)
+    without = {"stages.store": "none", "stages.train.lr": 9e-3}
+    found = model.by_entry([other, without])
+    assert found[0] == pytest.approx([0, 10, 50, 0.2], rel=0.1)
+    assert found[1] == pytest.approx([0, 10, 0, 0.2], rel=0.1)
+
+
+def bits(count: int) -> dict[str, int]:
+    return {"stages.store.grid.bits": count}
+
+
 def test_the_surrogate_is_gaussian_process_regression(chain: dict[str, Any]) -> None:
     """Against the textbook's solve, with the noise that it chose by leaving one out."""
     space = Space(spec_from(chain))
