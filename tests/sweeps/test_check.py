@@ -279,7 +279,7 @@ def test_what_is_written_wrong_is_told_before_anything_is_looked_for(
     plain: dict[str, Any], override: str, said: str
 ) -> None:
     missing = ("data={dataset: folder, root: /nowhere}", "source.model=no_such_model")
-    with pytest.raises(SpecError, match="nowhere|no_such_model"):
+    with pytest.raises(SpecError, match=r"nowhere|no_such_model"):
         check(copy.deepcopy(plain), *missing)
     with pytest.raises(SpecError, match=said):
         check(plain, override, *missing)

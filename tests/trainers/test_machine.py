@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.machine import free_memory_bytes, give_back_memory
+from trainers.machine import free_memory_bytes
 
 AVAILABLE = 1024 * 7_000_000
 V2 = "memory.max", "memory.current"
