@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,56 +129,87 @@ def spec_for(
     return raw, methods
 
 
-def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
-    """What is tried first: from what takes seconds to what is trained."""
-    store = "int8" if methods.has("store", "int8") else "float"
-    first = _first_rung(wish, speed, store)
-    quantity = _counted(wish.hardest(speed))
-    found: list[Tree] = []
+class _Points:
+    """Candidates to try first, those that the model can take, each once."""
 
-    def add(cut: str, nth: int, tune: str, stored: str, which: int = -1) -> None:
-        """A candidate whose cut leaves the nth share of the ladder, or of its own values; of what
-        is searched in the way to store the value of this index.
+    def __init__(self, methods: Methods, quantity: str) -> None:
+        self._methods, self._quantity = methods, quantity
+        self._found: list[Tree] = []
+
+    def add(
+        self, cut: str, nth: int, tune: str, stored: str, which_store: int = -1
+    ) -> None:
+        """A candidate.
+
+        Args:
+            nth: the share of the ladder that the cut leaves, or the method's own value.
+            which_store: the value of what is searched in the way to store.
         """
-        chosen = _chosen(methods, quantity, cut, nth)
-        for parameter, values in methods.space.items():
-            if chosen is not None and parameter.startswith(f"stages.store.{stored}."):
-                chosen = chosen | {parameter: values[which]}
+        methods = self._methods
+        chosen = _chosen(methods, self._quantity, cut, nth)
         has_all = (
             methods.has("cut", cut)
             and methods.has("tune", tune)
             and methods.has("store", stored)
         )
         is_source = (cut, tune, stored) == ("none", "none", "float")
-        if chosen is not None and has_all and not is_source:
-            slots = {"cut": cut, "tune": tune, "store": stored}
-            found.append({f"stages.{k}": v for k, v in slots.items()} | chosen)
+        if chosen is None or not has_all or is_source:
+            return
+        slots = {"cut": cut, "tune": tune, "store": stored}
+        found = {f"stages.{slot}": name for slot, name in slots.items()} | chosen
+        for parameter, values in methods.space.items():
+            if parameter.startswith(f"stages.store.{stored}."):
+                found[parameter] = values[which_store]
+        self.extend([found])
 
-    add("none", 0, "none", store)
-    if quantity == "macs":
-        add("none", 0, "none", MIXED, 1)
-    for which in (-1, 0):
-        add("none", 0, "none", "int4", which)
-    for nth in (first, first + 1):
-        add("channels", nth, "none", store)
-    add("low_rank", first, "none", store)
-    add("tokens", 0, "none", store)
+    def extend(self, candidates: Iterable[Tree]) -> None:
+        """Take candidates as they are."""
+        self._found += [each for each in candidates if each not in self._found]
+
+    def in_order(self) -> list[Tree]:
+        return list(self._found)
+
+
+def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
+    """What is tried first: from what takes seconds to what is trained."""
+    quantity = _counted(wish.hardest(speed))
+    store = "int8" if methods.has("store", "int8") else "float"
+    first = _first_rung(wish, speed, store)
+    found = _Points(methods, quantity)
+    _add_untrained(found, store, first, is_timed=wish.is_timed)
     if first == len(LADDER) - 2:
         # the goal asks for what the plan may not have: the least of each kind says so
-        found += extremes(methods.slots, methods.space)
+        found.extend(extremes(methods.slots, methods.space))
+    if wish.is_timed or quantity == "params":  # integers have as many operations
+        smallest = "int4" if methods.has("store", "int4") else "int8"
+        found.add("none", 0, "tuned", smallest)
+    _add_trained(found, store, first, _first_rung(wish, speed, "int4"))
+    return found.in_order()
+
+
+def _add_untrained(found: _Points, store: str, first: int, *, is_timed: bool) -> None:
+    found.add("none", 0, "none", store)
+    if is_timed:
+        found.add("none", 0, "none", MIXED, which_store=1)
+    for which_store in (-1, 0):
+        found.add("none", 0, "none", "int4", which_store)
+    for nth in (first, first + 1):
+        found.add("channels", nth, "none", store)
+    found.add("low_rank", first, "none", store)
+    found.add("tokens", 0, "none", store)
+
+
+def _add_trained(found: _Points, store: str, first: int, first_in_int4: int) -> None:
     for nth in range(first, min(first + 3, len(LADDER))):
-        add("channels", nth, "tuned", store)
+        found.add("channels", nth, "tuned", store)
     for stored in ("int8", "int4"):
-        add("none", 0, "none", stored + TRAINED)
-    if methods.has("store", "int4"):
-        small = _first_rung(wish, speed, "int4")
-        for nth in range(small, min(small + 2, len(LADDER))):
-            add("channels", nth, "tuned", "int4")
-    add("low_rank", first + 1, "tuned", store)
-    add("nvit", first, "none", store)
+        found.add("none", 0, "none", stored + TRAINED)
+    for nth in range(first_in_int4, min(first_in_int4 + 2, len(LADDER))):
+        found.add("channels", nth, "tuned", "int4")
+    found.add("low_rank", first + 1, "tuned", store)
+    found.add("nvit", first, "none", store)
     for nth in range(len(LADDER)):
-        add("smaller", nth, "tuned", store)
-    return list({str(point): point for point in found}.values())
+        found.add("smaller", nth, "tuned", store)
 
 
 def _chosen(methods: Methods, quantity: str, cut: str, nth: int) -> Tree | None:

@@ -303,10 +303,15 @@ def test_where_bytes_count_weights_may_have_four_bits(model: Path) -> None:
         "int8",
         "int4 in 100 % of the weights",
     ]
+    trained = [said(point) for point in first if is_trained(point)]
+    assert trained[0].startswith("tuned, int4 in 100 %")
     fast = replace(small, goals=(Goal("latency", times=0.5),))
     raw, methods = spec_for(fast, seen, SPEED, Path("shrunk"))
     assert not methods.has("store", "int4")
-    assert said(raw["search"]["points"][1]) == "int8 but for 2 layers"
+    first = raw["search"]["points"]
+    assert said(first[1]) == "int8 but for 2 layers"
+    trained = [said(point) for point in first if is_trained(point)]
+    assert trained[0] == "tuned, int8"
 
 
 HALF = {"metric": "gmacs", "mode": "min", "bound": {"times": 0.5}}
