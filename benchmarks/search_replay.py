@@ -230,6 +230,8 @@ def summary(rows: pd.DataFrame) -> None:
     print(found.round(3).to_string())
     for name, of_table in rows.groupby("table", sort=False):
         plain = of_table[of_table["cost"] == "none"]
+        if plain.empty:
+            continue
         best = plain.groupby("sampler")["seconds"].mean().idxmin()
         base = plain.loc[plain["sampler"] == best, "seconds"].to_numpy()
         for (sampler, cost), group in of_table.groupby(["sampler", "cost"], sort=False):

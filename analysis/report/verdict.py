@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import summary
+from analysis import goal, summary
 from analysis.certainty import Change, changes, part_of
 from analysis.numbers import number, points_said, quantity, significant
 from analysis.report.html import Html, element, join, trial_link
@@ -43,12 +43,16 @@ def allowed_loss(run: Run) -> float:
 
 
 def verdict(run: Run) -> Html | None:
-    """Which trial to ship: the cheapest that loses little beside the baseline, else the best
-    compromise; and what the best compromise gives where that is another one.
+    """Which trial to ship: where every objective has a bound the one that loses least within all,
+    else the cheapest that loses little beside the baseline, else the best compromise; and what
+    another of these gives.
     """
     advised = summary.advice(run)
     if not advised:
         return _without_front(run)
+    met = goal.pick(run) if goal.is_bounded(run) and run.baseline is not None else None
+    if met is not None and met.is_within:
+        return _of_goal(run, met)
     offered, wanted = summary.within_loss(run), summary.kept_and_cost(run)
     if not offered or wanted is None:
         return join(["Ship ", _named(run, advised[0].row), f": {advised[0].text}."])
@@ -71,6 +75,27 @@ def verdict(run: Run) -> Html | None:
     if advised[0].row != chosen.row:
         said += [" Where more may be lost, the best compromise is "]
         said += [_named(run, advised[0].row), f": {_gain(run, advised[0].row)}."]
+    return join(said)
+
+
+def _of_goal(run: Run, met: goal.Pick) -> Html:
+    """What keeps all bounds, and the cheapest that loses little where that is another one."""
+    first = run.objectives[0]
+    best = "highest" if first.mode == "max" else "lowest"
+    gain = summary.beside_baseline(run, configuration_of(run, met.row), True)
+    said = [
+        "Ship ",
+        _named(run, met.row),
+        f", the {best} {first.metric} within all bounds: {gain}.",
+        f" Chance that it keeps them: {summary.chance_text(met.probability)}.",
+    ]
+    wanted, allowed = summary.kept_and_cost(run), allowed_loss(run)
+    cheapest = summary.cheapest_within(summary.within_loss(run), allowed)
+    if wanted is not None and cheapest is not None and cheapest.row != met.row:
+        kept, cost = wanted
+        lost = f"{points_said(allowed)} of {kept.metric}"
+        said += [f" The lowest {cost.metric} within {lost} is "]
+        said += [_named(run, cheapest.row), f": {_gain(run, cheapest.row)}."]
     return join(said)
 
 

@@ -20,9 +20,9 @@ from sweeps.cli.terminal import (
 from sweeps.console import print_text
 
 if TYPE_CHECKING:
+    from analysis.goal import Pick
     from analysis.run import Run
     from sweeps.drive.driver import SweepResult
-    from sweeps.shrink.outcome import Pick
     from sweeps.shrink.plan import Plan
     from sweeps.shrink.request import Request
 
@@ -167,8 +167,9 @@ def _told(
         verdict: that the goal is out of reach, in a sentence.
     """
     import analysis
+    from analysis.goal import pick
     from sweeps.shrink.deliver import BY_LOSS, MODEL, SPEC, deliver
-    from sweeps.shrink.outcome import pick, prices
+    from sweeps.shrink.outcome import prices
 
     run = analysis.load(done.folder)
     chosen = pick(run)

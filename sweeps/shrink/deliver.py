@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.contract import REPORT_FILE
+from analysis.goal import Pick
 from analysis.run import Run
 from compress.measure.options import RuntimeName
 from sweeps.export.formats import export
-from sweeps.shrink.outcome import Pick, found_front
+from sweeps.shrink.outcome import found_front
 from trainers.files import write_atomic
 
 MODEL = "model"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,89 +12,15 @@ import pandas as pd
 from analysis.certainty import CERTAIN, bounds_probability
 from analysis.configurations import objective_values
 from analysis.contract import Objective, RelativeBound
+from analysis.goal import Pick, open_objective, relative_metrics
 from analysis.metrics import on_test_set
 from analysis.numbers import fixed, number, percent, quantity
-from analysis.pareto import Floats, eligible, front_mask
+from analysis.pareto import front_mask
 from analysis.run import Run
 
 STEPS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05)
 """Losses, as shares, whose price is told."""
-_WEIGHT_OF_LOSS = 10.0
-"""Of a goal that was missed: a percent of the metric weighs as much as ten of a cost."""
 _RUNTIME = "runtime_accuracy"
-
-
-@dataclass(frozen=True)
-class Pick:
-    """The configuration to deploy.
-
-    Attributes:
-        row: of the run's trials.
-        trial_id: the trial that stands for it.
-        probability: that it keeps all bounds.
-        is_within: whether its means keep them, and what is to be as little as possible is less than
-            the source's.
-    """
-
-    row: int
-    trial_id: str
-    probability: float
-    is_within: bool
-
-    @property
-    def is_certain(self) -> bool:
-        return self.is_within and self.probability >= CERTAIN
-
-
-def pick(run: Run) -> Pick | None:
-    """The best configuration for the goal; None where none is complete.
-
-    Of those that keep all bounds: the one that loses least where every cost has a bound, else the
-    one that costs least, if that is less than the source does. Where none does, the one that
-    misses by least.
-    """
-    source = {} if run.baseline is None else run.baseline.metrics
-    rows, objectives = run.configurations(), bounded_by_source(run.objectives, source)
-    if rows.empty:
-        return None
-    values = objective_values(rows, objectives)
-    paired = run.paired_variances(rows, relative_metrics(run.spec))
-    chances = bounds_probability(rows, run.objectives, run.classes, paired)
-    within = eligible(values, objectives)
-    if within.any():
-        sure = within & (chances >= CERTAIN)
-        is_open = open_objective(run) is not None
-        allowed = sure if sure.any() and not is_open else within
-        wanted = next((i for i, o in enumerate(run.objectives) if o.bound is None), 0)
-        costs = objectives[wanted].sign * values[:, wanted]
-        best = int(np.where(allowed, costs, np.inf).argmin())
-    else:
-        best = int(_missed_by(values, objectives).argmin())
-    index = int(rows.index[best])
-    name = str(rows["trial_id"].iloc[best])
-    return Pick(index, name, float(chances[best]), bool(within[best]))
-
-
-def open_objective(run: Run) -> Objective | None:
-    """What is to be as little as possible (--fastest, --smallest); None where all has bounds."""
-    return next((o for o in run.objectives if o.bound is None), None)
-
-
-def bounded_by_source(
-    objectives: Sequence[Objective], source: Mapping[str, Any]
-) -> list[Objective]:
-    """The objectives, of which one without a bound is bounded by what the source has: a file that
-    is slower than the source's is no result of --fastest.
-
-    Args:
-        source: its metrics; of one that is not known there is no bound.
-    """
-    return [
-        replace(o, bound=math.nextafter(source[o.metric], -o.sign * math.inf))
-        if o.bound is None and o.metric in source
-        else o
-        for o in objectives
-    ]
 
 
 def verdict(run: Run, chosen: Pick) -> str:
@@ -118,20 +43,6 @@ def verdict(run: Run, chosen: Pick) -> str:
 
 def _is_time(objective: Objective | None) -> bool:
     return objective is not None and objective.metric == "latency_ms"
-
-
-def _missed_by(values: Floats, objectives: Sequence[Objective]) -> Floats:
-    """(n,) by how much each configuration misses the bounds, the worst of them."""
-    worst = np.zeros(len(values))
-    for column, objective in enumerate(objectives):
-        limit = objective.limit
-        if limit is None:
-            continue
-        excess = np.maximum(objective.sign * (values[:, column] - limit), 0.0)
-        share = excess / max(abs(limit), 1e-9)
-        is_cost = column > 0  # the metric that may lose little comes first
-        worst = np.maximum(worst, share if is_cost else share * _WEIGHT_OF_LOSS)
-    return worst
 
 
 def figures(run: Run, pick: Pick) -> list[str]:
@@ -185,12 +96,6 @@ def on_test(run: Run, pick: Pick) -> str | None:
     word = "at most" if objective.mode == "min" else "at least"
     goal = f"goal {word} {quantity(tested.limit, unit)}"
     return f"{said}, {goal}: {_confirmation(tested.excess(value) <= 0, chance)}"
-
-
-def relative_metrics(spec: Mapping[str, Any]) -> list[str]:
-    """Metrics whose bounds in a spec are relative to the source."""
-    objectives = spec.get("objectives", [])
-    return [o["metric"] for o in objectives if isinstance(o.get("bound"), Mapping)]
 
 
 def _limit_beside(run: Run, before: float) -> float:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from analysis.contract import BASELINE, Objective, is_feasible
+from analysis.goal import bounded_by_source
 from analysis.numbers import duration, percent, plain, plural, quantity
 from sweeps.drive.progress import Progress
 from sweeps.drive.running import RunningTrial
@@ -21,7 +22,6 @@ from sweeps.run.driving import request_stop
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import TrialPlan, read_plan
 from sweeps.run.record import TrialRecord
-from sweeps.shrink.outcome import bounded_by_source
 from sweeps.shrink.reach import Reach
 
 _NAMES = {

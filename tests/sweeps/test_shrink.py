@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import analysis
 from analysis.contract import Objective
+from analysis.goal import Pick, pick
 from compress.measure.options import RuntimeOptions
 from sweeps.cli.main import app
 from sweeps.cli.shrink import _nothing as nothing
@@ -23,7 +24,7 @@ from sweeps.shrink import look as looking
 from sweeps.shrink.deliver import deliver
 from sweeps.shrink.look import Speed, data_section, source_section
 from sweeps.shrink.methods import methods_for
-from sweeps.shrink.outcome import Pick, figures, pick, prices, verdict
+from sweeps.shrink.outcome import figures, prices, verdict
 from sweeps.shrink.plan import plan
 from sweeps.shrink.progress import GoalProgress, hardly_knows, said
 from sweeps.shrink.reach import Reach

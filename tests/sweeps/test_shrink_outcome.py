@@ -1,5 +1,6 @@
 """What shrink says when it ends: what the test part confirms; and the model, put in its place."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +11,14 @@ import pandas as pd
 import pytest
 
 import analysis
+from analysis.goal import pick
 from analysis.numbers import number, percent
+from analysis.report.verdict import verdict
 from sweeps.drive.driver import run_header
 from sweeps.run.record import to_json
 from sweeps.search.goal import Goal
 from sweeps.shrink.deliver import MODEL, deliver
-from sweeps.shrink.outcome import on_test, pick
+from sweeps.shrink.outcome import on_test
 from sweeps.shrink.progress import GoalProgress, knows_by_heart
 from sweeps.shrink.reach import Reach
 from tests.sweeps.helpers import begin, finish, searcher
@@ -171,3 +174,17 @@ def test_the_time_left_is_that_of_all_drivers(
     progress.share_left = lambda: 0.25
     with progress.drawn(0, run.path):
         assert progress.summary().endswith("15 min left")
+
+
+def test_the_report_ships_what_shrink_picks(
+    raw: dict[str, Any], tmp_path: Path
+) -> None:
+    """Half of the operations are wanted: fewer are no reason to lose accuracy."""
+    run = of_run(raw, tmp_path / "r", [(0.905, 1.5), (0.895, 1.0)])
+    found = pick(run)
+    assert found is not None
+    assert found.trial_id == "00000"
+    said = re.sub("<[^>]*>", "", str(verdict(run)))
+    assert said.startswith("Ship trial 00000, the highest accuracy within all bounds: ")
+    assert "Chance that it keeps them: " in said
+    assert "The lowest gmacs within 1 point of accuracy is trial 00001: " in said
