@@ -54,6 +54,7 @@ from shrink_ways import WAYS, Task, written
 
 from compress.measure.latency import times_in_turns
 from compress.runtimes.interface import Session
+from sweeps.drive.cluster import keeping_freed_memory
 
 ROUNDS = 200
 
@@ -114,7 +115,8 @@ def arguments() -> argparse.Namespace:
 def in_own_process(index: int) -> bool:
     """Make one row by this command; whether it is there."""
     words = [sys.executable, *sys.argv, "--row", str(index)]
-    return subprocess.run(words, check=False).returncode == 0
+    with keeping_freed_memory():  # as shrink's trials do, so that all train as fast
+        return subprocess.run(words, check=False).returncode == 0
 
 
 def add_row(
