@@ -27,6 +27,7 @@ from sweeps.drive.ray_internals import (
     in_own_process_groups,
     tamed,
     waiting_with,
+    with_variables,
     without_idle_processes,
 )
 from sweeps.spec.yaml_text import SpecError
@@ -87,18 +88,14 @@ the first one can hold such tensors, and Tune runs a trial in a thread.
 """
 
 
-@contextlib.contextmanager
-def keeping_freed_memory() -> Iterator[None]:
-    """Processes that start inside, and those that these start, keep memory (see `_ALLOCATOR`);
-    what the user has set stays.
-    """
-    added = {k: v for k, v in _ALLOCATOR.items() if k not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
+def keeping_freed_memory() -> contextlib.AbstractContextManager[None]:
+    """Processes that start inside, and those that these start, keep memory (see `_ALLOCATOR`)."""
+    return with_variables(_allocator())
+
+
+def _allocator() -> dict[str, str]:
+    """`_ALLOCATOR`, but for what the user has set."""
+    return {name: os.environ.get(name, value) for name, value in _ALLOCATOR.items()}
 
 
 def set_environment() -> None:
@@ -218,8 +215,7 @@ def join(address: str, *, ship: bool, quiet: bool = True) -> None:
         SpecError: it does not take us.
     """
     set_environment()
-    kept = {name: os.environ.get(name, value) for name, value in _ALLOCATOR.items()}
-    environment: dict[str, Any] = {"env_vars": kept}
+    environment: dict[str, Any] = {"env_vars": _allocator()}
     if ship:
         environment["py_modules"] = package_folders()
         environment["excludes"] = ["**/__pycache__/"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,21 @@ def without_idle_processes() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def with_variables(given: Mapping[str, str]) -> Iterator[None]:
+    """The environment has these variables inside, for processes that start there."""
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
 def waiting_with(modules: Sequence[str], folder: Path, threads: int) -> Iterator[None]:
     """The processes that a Ray has waiting, if it starts inside, have imported these modules.
 
@@ -66,19 +81,14 @@ def waiting_with(modules: Sequence[str], folder: Path, threads: int) -> Iterator
     too late for this. For the same reason `threads` is said here: some libraries read it while they
     are imported. What the user's environment says stays. A module that is not found is no error.
     """
-    before = dict(os.environ)
-    os.environ.setdefault(_PRELOADED, ",".join(modules))
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    paths = [str(folder), before.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    try:
+    paths = [str(folder), os.environ.get("PYTHONPATH", "")]
+    variables = {
+        _PRELOADED: os.environ.get(_PRELOADED, ",".join(modules)),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
+    with with_variables(variables):
         yield
-    finally:
-        for name in (_PRELOADED, "OMP_NUM_THREADS", "PYTHONPATH"):
-            if name in before:
-                os.environ[name] = before[name]
-            else:
-                del os.environ[name]
 
 
 @contextlib.contextmanager

@@ -130,11 +130,15 @@ def spec_for(
 
 
 class _Points:
-    """Candidates to try first, those that the model can take, each once."""
+    """Candidates to try first, those that the model can take, each once.
+
+    Attributes:
+        in_order: the candidates.
+    """
 
     def __init__(self, methods: Methods, quantity: str) -> None:
         self._methods, self._quantity = methods, quantity
-        self._found: list[Tree] = []
+        self.in_order: list[Tree] = []
 
     def add(
         self, cut: str, nth: int, tune: str, stored: str, which_store: int = -1
@@ -164,10 +168,9 @@ class _Points:
 
     def extend(self, candidates: Iterable[Tree]) -> None:
         """Take candidates as they are."""
-        self._found += [each for each in candidates if each not in self._found]
-
-    def in_order(self) -> list[Tree]:
-        return list(self._found)
+        for each in candidates:
+            if each not in self.in_order:
+                self.in_order.append(each)
 
 
 def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
@@ -184,7 +187,7 @@ def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
         smallest = "int4" if methods.has("store", "int4") else "int8"
         found.add("none", 0, "tuned", smallest)
     _add_trained(found, store, first, _first_rung(wish, speed, "int4"))
-    return found.in_order()
+    return found.in_order
 
 
 def _add_untrained(found: _Points, store: str, first: int, *, is_timed: bool) -> None:
