@@ -12,8 +12,9 @@ of which 0.13.0 imports the last without declaring it, and give its Python as --
 `torch_pruning` (MetaPruner by group Taylor to the goal's share of operations, of parameters where
 bytes are the goal, then tuning, float; pip install torch-pruning). `shrink` has the pair's hours,
 and ends before them where the goal is met with certainty; `torch_pruning` has the seconds that
-`shrink` took for the same goal and seed, or the pair's hours where there is no such row. The others
-take what they need.
+`shrink` took for the same goal and seed, or the pair's hours where there is no such row. Both use
+all cores. The others take what they need and do not look at the goal, so their file is made and
+judged once for a pair and seed.
 
 All files are OpenVINO's but Olive's, an ONNX file, which OpenVINO executes as it is: written as
 OpenVINO's own it would be larger. One that OpenVINO refuses is executed by ONNX Runtime. Accuracy
@@ -33,6 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ import yaml
 from int8_compare import loaded
 from shrink_table import (
     OURS,
+    USE_ALL_TIME,
     Row,
     append,
     goals_said,
@@ -128,11 +131,8 @@ def add_row(
     way: str,
 ) -> None:
     """Make one row, unless the file has it."""
-    beside = [
-        row
-        for row in read(options.out)
-        if (row.pair, row.goals, row.seed) == (name, goals, seed)
-    ]
+    of_pair = [row for row in read(options.out) if (row.pair, row.seed) == (name, seed)]
+    beside = [row for row in of_pair if row.goals == goals]
     if any(row.way == way for row in beside):
         return
     hours = float(pair["hours"]) if options.hours is None else options.hours
@@ -149,6 +149,11 @@ def add_row(
         seconds=limit or 0.0,
         olive_python=options.olive_python,
     )
+    same_file = [row for row in of_pair if row.way == way and way not in USE_ALL_TIME]
+    if same_file:
+        met = keeps(task, asdict(same_file[0]))
+        append(options.out, replace(same_file[0], goals=goals, met=met))
+        return
     shutil.rmtree(folder, ignore_errors=True)  # of a row that was cut off
     folder.parent.mkdir(parents=True, exist_ok=True)
     if way != OURS:

@@ -10,7 +10,10 @@ from sweeps.shrink.request import Goal, goal
 
 OURS = "shrink"
 USE_ALL_TIME = (OURS, "torch_pruning")
-"""Ways that are given seconds; the others take what they need."""
+"""Ways that look at the goal and are given seconds.
+
+The others take what they need, and make one file for all goals.
+"""
 LEVEL = 0.02
 """Costs that differ by less, as a share of the greater one, count as level."""
 

@@ -204,8 +204,13 @@ def olive_config(floats: Path, images: Path, folder: Path) -> dict[str, Any]:
 def by_torch_pruning(task: Task, folder: Path) -> Path:
     """Pruned to the goal's share, then tuned for the rest of the time, in float."""
     begun = time.monotonic()
-    module = pruned(task, folder)
-    tune(module, task, task.seconds - (time.monotonic() - begun))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)  # `shrink` uses all cores, too
+    try:
+        module = pruned(task, folder)
+        tune(module, task, task.seconds - (time.monotonic() - begun))
+    finally:
+        torch.set_num_threads(threads)
     return written_module(module, task, folder)
 
 
