@@ -1,8 +1,8 @@
 """Seconds until a search has found 95 % of a front, replayed on recorded tables.
 
 OMP_NUM_THREADS=1 python benchmarks/search_replay.py [--tables search-prefix search-digits
-joint-cifar10 search-channels] [--samplers random tpe nsga2 gp] [--seeds 20] [--tools optuna ray]
-[-o results/search-replay.parquet]
+joint-cifar10 joint-digits search-channels] [--samplers random tpe nsga2 gp] [--seeds 20]
+[--tools optuna ray] [-o results/search-replay.parquet]
 
 Each search is replayed as `sweeps simulate` does: with the sampler alone (none: its repeats come
 from the stage cache), with costs that leave the cache out of account (full), and with the cache
@@ -12,13 +12,17 @@ one and has no cache (none_uncached). Rows that were written already are not rep
 With --tools: the sampler as a user of Optuna alone, or of Ray Tune's OptunaSearch, would set it up:
 one sampler object with a seed, no cache, what repeats is trained again (optuna, ray).
 
+With --costs cached_from: `cached`, started from the front of the other one of joint-cifar10 and
+joint-digits, whose spaces are nearly the same and whose data are not.
+
 Tables: search-prefix as benchmarks/search_table.py recorded it. search-channels likewise, after
 all was built and chosen: no option of the search was ever tried on it. search-digits was recorded
 without seconds: its stages count in multiply-accumulates, epochs × (teacher's or student's), scaled
-to the seconds of search-prefix's teacher. joint-cifar10 has 29 configurations, which answer for the
-whole space, each for those nearest to it; its seconds are known of whole trials, and are divided up
-by a non-negative regression on what each stage does: images × size of the model for training, the
-same for pruning and for fixing, and a constant for the rest.
+to the seconds of search-prefix's teacher. joint-cifar10 has 29 configurations, joint-digits 24,
+which answer for the whole space, each for those nearest to it; their seconds are known of whole
+trials, and are divided up by a non-negative regression on what each stage does: images × size of
+the model for training, the same for pruning and for fixing, and a constant for the rest, of which
+joint-digits' teacher took what its trials saved at least by the cache.
 """
 
 import argparse
@@ -26,6 +30,7 @@ import itertools
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +53,9 @@ SHARE = 0.95
 MOST_TRIALS = 100
 TEACHER_SECONDS = 36.5
 COSTS = ("none", "full", "cached")
+FROM = "cached_from"
+OTHERS = {"joint-cifar10": "joint-digits", "joint-digits": "joint-cifar10"}
+"""Table → what a search with `FROM` starts from."""
 TOOLS = ("optuna", "ray")
 
 
@@ -75,8 +83,23 @@ def digits() -> tuple[Sweep, pd.DataFrame]:
     return load_spec("search-digits"), table
 
 
-def joint() -> tuple[Sweep, pd.DataFrame]:
-    recorded = pd.read_parquet("results/joint-cifar10.parquet")
+def joint_cifar10() -> tuple[Sweep, pd.DataFrame]:
+    overrides = ["data.dataset=digits", "source.args.patch_size=16"]
+    return load_spec("joint-cifar10", overrides), joint_table("joint-cifar10")
+
+
+def joint_digits() -> tuple[Sweep, pd.DataFrame]:
+    table = joint_table("joint-digits")
+    recorded = pd.read_parquet("results/joint-digits.parquet")
+    saved = recorded["seconds_full"] - recorded["seconds"]
+    teacher = saved[recorded["number"] > 0].min()  # the first trial trained it
+    table["seconds/teacher"] = teacher
+    table["seconds/measure"] -= teacher
+    return load_spec("joint-digits"), table
+
+
+def joint_table(name: str) -> pd.DataFrame:
+    recorded = pd.read_parquet(f"results/{name}.parquet")
     size = (recorded["embed_dim"] / 96) ** 2 * recorded["depth"] / 4
     work = pd.DataFrame(
         {
@@ -93,7 +116,8 @@ def joint() -> tuple[Sweep, pd.DataFrame]:
     table["config/prune"], table["config/store"] = recorded["prune"], recorded["store"]
     table["config/prune.nvit.latency_target"] = recorded["latency_target"]
     table["config/store.wfn.distance_allowed"] = recorded["distance_allowed"]
-    table["config/store.wfn.lr"] = recorded["lr"]
+    if "lr" in recorded:
+        table["config/store.wfn.lr"] = recorded["lr"]
     table["metric/accuracy"] = recorded["val_accuracy"]
     table["metric/coded_bytes"] = recorded["coded_bytes"]
     for name, weight in zip(work, weights, strict=True):
@@ -101,29 +125,33 @@ def joint() -> tuple[Sweep, pd.DataFrame]:
     # the student is trained before it is pruned and tuned after that, half as long
     table["seconds/tune"] = table["seconds/train"] / 3
     table["seconds/train"] *= 2 / 3
-    spec = load_spec(
-        "joint-cifar10", ["data.dataset=digits", "source.args.patch_size=16"]
-    )
-    return spec, table
+    return table
 
 
 TABLES: dict[str, Callable[[], tuple[Sweep, pd.DataFrame]]] = {
     "search-prefix": prefix,
     "search-digits": digits,
-    "joint-cifar10": joint,
+    "joint-cifar10": joint_cifar10,
+    "joint-digits": joint_digits,
     "search-channels": channels,
 }
 
 
 def searched(
-    sweep: Sweep, table: RecordedTable, sampler: str, cost: str, seed: int
+    sweep: Sweep,
+    table: RecordedTable,
+    sampler: str,
+    cost: str,
+    seed: int,
+    start: list[str],
 ) -> dict[str, float]:
-    """One search, of at most `MOST_TRIALS` configurations."""
+    """One search, of at most `MOST_TRIALS` configurations; `start` is its `search.from`."""
     raw = sweep.spec.search.model_dump(by_alias=True)
     raw |= {"sampler": sampler, "cost": cost, "trials": MOST_TRIALS, "points": []}
+    raw |= {"from": start}
     search = Search.model_validate(raw)
     spec = sweep.spec.model_copy(update={"seed": seed, "search": search})
-    found = replay(spec, sweep.space, table, SHARE)
+    found = replay(replace(sweep, spec=spec, points=()), table, SHARE)
     known = np.isfinite(found.predicted)
     errors = np.abs(np.log(found.predicted[known] / found.spent[known]))
     return {
@@ -241,6 +269,16 @@ def summary(rows: pd.DataFrame) -> None:
                 print(f"{name}: {sampler} {cost} takes {said} of the seconds of {best}")
 
 
+def front_of(name: str, out: Path) -> Path:
+    """A table's configurations, as `search.from` takes them, in a file beside the rows."""
+    table = TABLES[name]()[1]
+    configs = [column for column in table if column.startswith("config/")]
+    path = out.with_name(f"{name}-configurations.parquet")
+    means = table.groupby(configs, dropna=False, sort=False).mean().reset_index()
+    means.to_parquet(path, index=False)
+    return path
+
+
 def replayed(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each replay; one that an earlier call has written down is not run again."""
     lines = options.out.with_suffix(".jsonl")
@@ -256,8 +294,14 @@ def replayed(options: argparse.Namespace) -> list[dict[str, Any]]:
             if (name, sampler, cost, seed) in known:
                 continue
             row = {"table": name, "sampler": sampler, "cost": cost, "seed": seed}
-            run = beside if cost in TOOLS else searched
-            done.append(row | run(sweep, table, sampler, cost, seed))
+            if cost in TOOLS:
+                found = beside(sweep, table, sampler, cost, seed)
+            elif cost == FROM:
+                start = [str(front_of(OTHERS[name], options.out))]
+                found = searched(sweep, table, sampler, "cached", seed, start)
+            else:
+                found = searched(sweep, table, sampler, cost, seed, [])
+            done.append(row | found)
             with open(lines, "a") as file:
                 file.write(json.dumps(done[-1]) + "\n")
     return done
@@ -271,7 +315,9 @@ def main() -> None:
     parser.add_argument(
         "--samplers", nargs="+", default=["random", "tpe", "nsga2", "gp"]
     )
-    parser.add_argument("--costs", nargs="+", default=list(COSTS))
+    parser.add_argument(
+        "--costs", nargs="+", choices=[*COSTS, FROM], default=list(COSTS)
+    )
     parser.add_argument("--tools", nargs="*", default=[], choices=TOOLS)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("-o", "--out", type=Path, default=Path("search-replay.parquet"))

@@ -1,5 +1,6 @@
 """The command that replays a search on recorded trials."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,7 +88,7 @@ def _replayed(
     search = sweep.spec.search.model_dump(by_alias=True)
     changed = Search.model_validate(search | {"sampler": sampler, "cost": cost})
     spec = sweep.spec.model_copy(update={"seed": seed, "search": changed})
-    return replay(spec, sweep.space, read, share)
+    return replay(replace(sweep, spec=spec), read, share)
 
 
 def _facts(found: "Replay", share: float) -> dict[str, float]:

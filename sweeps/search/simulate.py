@@ -19,6 +19,7 @@ import pandas as pd
 
 from analysis import pareto
 from sweeps.search.costs import Known
+from sweeps.search.named import named_draws
 from sweeps.search.optuna_internals import enqueue_again
 from sweeps.search.prefixes import REST, Key
 from sweeps.search.proposals import Proposals
@@ -33,6 +34,7 @@ from sweeps.search.study import (
 from sweeps.search.surrogate import Encoder
 from sweeps.search.warm_start import constraints_of
 from sweeps.space.space import Space
+from sweeps.space.sweep import Sweep
 from sweeps.spec.model import Spec
 from sweeps.spec.yaml_text import SpecError
 
@@ -140,24 +142,27 @@ class Replay:
 
 
 def replay(
-    spec: Spec,
-    space: Space,
+    sweep: Sweep,
     table: RecordedTable,
     enough: float = 1.0,
     reference: np.ndarray | None = None,
 ) -> Replay:
-    """Search the space of a spec on a recorded table, with its sampler, budget and seed.
+    """Search the space of a sweep on a recorded table, with its sampler, budget and seed.
+
+    What the spec names is tried first, as in truth: `search.points`, and of `search.from` what is
+    a table or a run whose values mean something else.
 
     Args:
         enough: share of the table's hypervolume at which the search ends.
         reference: (k,) point of the hypervolume; default: 10 % beyond the worst row.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    objectives = spec.objectives
+    spec, space, objectives = sweep.spec, sweep.space, sweep.spec.objectives
     study = optuna.create_study(
         directions=["minimize" if o.mode == "min" else "maximize" for o in objectives]
     )
     proposals = Proposals(spec, space, study)
+    named, _ = named_draws(sweep, {}, study, is_exhaustive=False)
     if reference is None:
         reference = pareto.reference_point(table.values, objectives)
     whole = pareto.hypervolume(table.values, objectives, reference)
@@ -167,7 +172,13 @@ def replay(
     rows: list[tuple[float, float, float, float, float]] = []
     clock, alone = 0.0, 0.0
     for number in range(spec.search.trials):
-        trial, point, expected = _next(spec, space, study, proposals, number, tried)
+        if named:
+            study.enqueue_trial(named.pop(0))
+            seed_sampler(study, spec, number)
+            trial, expected = study.ask(), float("nan")
+            point = space.suggest(trial)
+        else:
+            trial, point, expected = _next(spec, space, study, proposals, number, tried)
         tried.add(space.identity(point))
         row = table.row_of(point)
         values, seconds = table.values_of(row), table.seconds_of(row)

@@ -313,7 +313,7 @@ def test_a_replay_counts_the_cache_by_hand(chain: dict[str, Any]) -> None:
     plain = spec.model_copy(
         update={"search": spec.search.model_copy(update={"cost": "none"})}
     )
-    found = replay(plain, space, table)
+    found = replay(check_spec(plain), table)
     # the teacher once; every learning rate is new, and every configuration is measured
     assert found.spent[0] in (pytest.approx(40.2), pytest.approx(40.7))
     assert set(np.round(found.spent[1:], 3)) <= {10.2, 10.7}
@@ -322,11 +322,42 @@ def test_a_replay_counts_the_cache_by_hand(chain: dict[str, Any]) -> None:
     )
     assert np.isnan(found.predicted).all()
     assert (np.diff(found.shares) >= 0).all()
-    ours = replay(spec, space, table)
+    ours = replay(check_spec(spec), table)
     assert ours.until(0.95) < found.until(0.95)
     assert ours.spent.min() < 1
-    again = replay(spec, space, table)
+    again = replay(check_spec(spec), table)
     assert np.array_equal(again.seconds, ours.seconds)
+
+
+def test_a_replay_tries_first_what_the_spec_names(
+    chain: dict[str, Any], tmp_path: Path
+) -> None:
+    """Points, and the front of a table: of each two, the second one goes on from the first."""
+    elsewhere = pd.DataFrame(
+        {
+            "config/train.lr": [3e-3, 3e-3, 5e-3],
+            "config/store": ["none", "grid", "none"],
+            "config/store.grid.bits": [np.nan, 4, np.nan],
+            "metric/accuracy": [0.9, 0.8, 0.7],  # the last is beaten by both
+            "metric/gmacs": [1.0, 0.1, 2.0],
+        }
+    )
+    elsewhere.to_parquet(tmp_path / "elsewhere.parquet")
+    grid = {"stages.train.lr": 1e-3, "stages.store": "grid"}
+    chain["search"] |= {
+        "cost": "none",
+        "points": [
+            {"stages.train.lr": 1e-3, "stages.store": "none"},
+            grid | {"stages.store.grid.bits": 6},
+        ],
+        "from": [str(tmp_path / "elsewhere.parquet")],
+    }
+    sweep = check_spec(spec_from(chain))
+    table = RecordedTable(recorded(sweep.space), sweep.space, sweep.spec)
+    found = replay(sweep, table)
+    # along the front from the better first objective on: 3e-3 whole, then stored
+    assert found.spent[:4] == pytest.approx([40.2, 0.7, 10.2, 0.7])
+    assert found.spent[4:].min() > 10
 
 
 def test_suffixes_take_no_more_time_than_fresh_configurations(
@@ -335,7 +366,7 @@ def test_suffixes_take_no_more_time_than_fresh_configurations(
     """So the sampler's own search goes on, at half its pace at worst."""
     spec = spec_from(chain)
     space = Space(spec)
-    found = replay(spec, space, RecordedTable(recorded(space), space, spec))
+    found = replay(check_spec(spec), RecordedTable(recorded(space), space, spec))
     fresh = found.spent > 9
     searched = found.spent - 30 * (np.arange(len(found.spent)) == 0)
     assert searched[~fresh].sum() <= searched[fresh].sum() + searched[~fresh].max()
