@@ -90,6 +90,17 @@ class Budget:
         """What one more seed may cost when the search has ended."""
         return self._left(1.0, running) / self._meter.rate_alone
 
+    def give_back(self) -> bool:
+        """Share what is left anew between search and race; False where nothing is.
+
+        A race that has decided everything leaves time over.
+        """
+        race, left = self._search.race, self._left(1.0, 0.0)
+        if race is None or not 0.0 < left < math.inf:
+            return False
+        self._of_search = 1.0 - race.share * left / self._meter.limit
+        return True
+
     def _left(self, share: float, running: float) -> float:
         return max(0.0, self._meter.limit * share - self._meter.spent(running))
 

@@ -97,7 +97,7 @@ class Clock(Meter):
 
     def spent(self, running: float) -> float:
         if self._begun is None:
-            return self._earlier
+            return seconds_of_trials(self._records)
         until = time.monotonic() if self._until is None else self._until
         return self._earlier + max(0.0, until - self._begun)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from pydantic import JsonValue
 
-from sweeps.run.folder import trial_name
-from sweeps.run.plan import StageSpec, Stopping, TrialPlan
+from sweeps.run.folder import trial_folder, trial_name
+from sweeps.run.plan import StageSpec, Stopping, TrialPlan, read_plan, write_plan
 from sweeps.run.record import TrialRecord
 from sweeps.space.resolve import Resolved, resolved_trial
 from sweeps.space.sweep import Sweep
@@ -101,6 +102,24 @@ def _refused_plan(
         measure=spec.measure,
         refused=why,
     )
+
+
+def written_plan(run: Path, plan: TrialPlan, bounds: Mapping[str, float]) -> TrialPlan:
+    """Write a plan into its trial's folder.
+
+    A trial that is run again keeps its plan, but for the stopping rule, which may have changed and
+    decides nothing that the trial computes.
+
+    Args:
+        bounds: as `TrialPlan` has them.
+    """
+    folder = trial_folder(run, plan.trial_id)
+    earlier = read_plan(folder)
+    if earlier is not None:
+        plan = earlier.model_copy(update={"stopping": plan.stopping})
+    plan = plan.model_copy(update={"bounds": bounds})
+    write_plan(folder, plan)
+    return plan
 
 
 def refining_plan(

@@ -15,7 +15,7 @@ import optuna
 from analysis.contract import ENDED
 from sweeps.run.driving import stop_requested
 from sweeps.run.folder import trial_folder, trial_name
-from sweeps.run.plan import TrialPlan, read_plan, write_plan
+from sweeps.run.plan import TrialPlan
 from sweeps.run.record import TrialRecord, trial_records
 from sweeps.run.storage import RunStorage
 from sweeps.search.asked import Asked
@@ -25,11 +25,12 @@ from sweeps.search.costs import known_configuration
 from sweeps.search.earlier import read_earlier
 from sweeps.search.named import NamedDraws, named_draws
 from sweeps.search.optuna_internals import enqueue_again
-from sweeps.search.plans import new_plan
+from sweeps.search.plans import new_plan, written_plan
 from sweeps.search.portfolio import split_earlier
 from sweeps.search.proposals import Proposals
 from sweeps.search.race import Runners
 from sweeps.search.refine import refining_plans
+from sweeps.search.running import Running
 from sweeps.search.study import (
     DRAWS,
     Draw,
@@ -87,8 +88,7 @@ class StudySearch:
             (rule.metric, rule.direction)
         ]
         self._pending: deque[tuple[Asked | None, TrialPlan]] = deque()
-        self._running: dict[str, Asked | None] = {}
-        self._seeds_now: dict[str, tuple[int, int]] = {}
+        self._running = Running()
         self._is_refined = search.refine is None
         self._is_over = False
         race, seeds = search.race, search.replicates
@@ -138,6 +138,10 @@ class StudySearch:
             self.run, self.sweep.space, named, self.next_number, elsewhere
         )
         self.remaining = self._budgeted(len(earlier.draws))
+        if self._race is not None and not self.budget.left_to_race():
+            self.notes.append(
+                "search.race: nothing of the budget is left for more seeds"
+            )
 
     def _note_ended(self, records: Sequence[TrialRecord]) -> None:
         """Tell the budget and the race of all that ran, the baseline too."""
@@ -247,13 +251,15 @@ class StudySearch:
             return None
         self.budget.begin()
         is_free = not self._pending and not self._awaits_bounds
-        is_searched = is_free and not self._ask_study() and not self._ask_race()
-        if is_searched and not self.is_waiting:
+        is_over = is_free and not (
+            self._ask_study() or self._ask_race() or self._ask_again()
+        )
+        if is_over and not self.is_waiting:
             self._queue_refined()
         if not self._pending:
             return None
         configuration, plan = self._pending.popleft()
-        self._running[plan.trial_id] = configuration
+        self._running.begin(plan.trial_id, configuration)
         return plan
 
     @property
@@ -273,7 +279,7 @@ class StudySearch:
                 number, known = self._reopened.popleft()
             else:
                 known = self._named.next(
-                    number, self._tried, self._run_now(), self._end_in_time
+                    number, self._tried, self._running.draws(), self._end_in_time
                 )
                 if known is None and self._is_exhaustive and self._named.first:
                     self._is_over = True  # what is left of the grid would end too late
@@ -317,7 +323,7 @@ class StudySearch:
         share = (1 + self.remaining) / self.spec.search.trials
         share = min(share, self.budget.share_left())
         most = self.budget.left(self._expected_now())
-        running = self._run_now()
+        running = self._running.draws()
         found = self._proposals.choose(number, share, self._tried, running, most)
         if found is None:
             # nothing can be compared: what a configuration usually takes decides
@@ -343,21 +349,9 @@ class StudySearch:
         """What the search took, beside what was expected; None where nothing was."""
         return self.budget.outcome_line(len(self._tried))
 
-    def _run_now(self) -> list[Draw]:
-        """Draws of the configurations that run now."""
-        running = {c.number: c.draw for c in self._running.values() if c is not None}
-        return [*running.values()]
-
     def _expected_now(self) -> float:
         """What the trials that run now are expected to take together."""
-        usual = self._proposals.usual_seconds()
-        total = 0.0
-        for name, configuration in self._running.items():
-            if configuration is not None:
-                total += configuration.expected_of_trial(usual)
-            elif self._race is not None and name in self._seeds_now:
-                total += self._race.expected(self._seeds_now[name][0])
-        return total
+        return self._running.expected(self._proposals.usual_seconds(), self._race)
 
     def _learn(self, number: int, records: Sequence[TrialRecord]) -> None:
         objectives, cost_of = self.spec.objectives, self.budget.cost_of
@@ -411,21 +405,12 @@ class StudySearch:
             return
         plan = new_plan(self.sweep, number, replicate, configuration.draw)
         configuration.waiting.add(name)
-        self._seeds_now[name] = number, replicate
+        self._running.plan(name, number, replicate)
         self._write_and_queue(configuration, plan)
 
     def _write_and_queue(self, configuration: Asked | None, plan: TrialPlan) -> None:
-        """Write a plan and hand it out later.
-
-        A trial that is run again keeps its plan, but for the stopping rule, which may have changed
-        and decides nothing that the trial computes.
-        """
-        folder = trial_folder(self.run, plan.trial_id)
-        earlier = read_plan(folder)
-        if earlier is not None:
-            plan = earlier.model_copy(update={"stopping": plan.stopping})
-        plan = plan.model_copy(update={"bounds": self._baseline.bounds()})
-        write_plan(folder, plan)
+        """Write a plan and hand it out later."""
+        plan = written_plan(self.run, plan, self._baseline.bounds())
         self.storage.push_trial(plan.trial_id)
         self._pending.append((configuration, plan))
 
@@ -434,16 +419,28 @@ class StudySearch:
         if self._race is None or self._baseline.is_awaited:
             return False
         found = self._race.next(
-            [*self._seeds_now.values()],
+            self._running.seeds(),
             self.budget.left_to_race(self._expected_now()),
         )
         if found is None:
             return False
         number, replicate, draw = found
         plan = new_plan(self.sweep, number, replicate, draw)
-        self._seeds_now[plan.trial_id] = number, replicate
+        self._running.plan(plan.trial_id, number, replicate)
         self._write_and_queue(None, plan)
         return True
+
+    def _ask_again(self) -> bool:
+        """Queue one more configuration in the time that the race has left over, if it ends in
+        that; its place on the front is then raced for, too.
+        """
+        is_refined = self._is_refined and self.spec.search.refine is not None
+        if self._race is None or self._running or is_refined:
+            return False
+        if not self.budget.give_back():
+            return False
+        self._is_over, self.remaining = False, self._budgeted(len(self._tried))
+        return self._ask_study()
 
     def _queue_refined(self) -> None:
         """Queue the trials that refine the front, once.
@@ -466,7 +463,7 @@ class StudySearch:
 
     def report(self, trial_id: str, report: EpochReport) -> None:
         """Note an epoch; the study hears of it when every replicate has come so far."""
-        configuration = self._running[trial_id]
+        configuration = self._running.of(trial_id)
         if configuration is not None:
             configuration.note_epoch(report)
 
@@ -475,8 +472,7 @@ class StudySearch:
 
         A trial that was interrupted has not ended: a continued search runs it again.
         """
-        configuration = self._running.pop(record.trial_id)
-        self._seeds_now.pop(record.trial_id, None)
+        configuration = self._running.end(record.trial_id)
         self.budget.note(record)
         if self._race is not None:
             self._race.note(record)

@@ -43,7 +43,10 @@ def timed(search: StudySearch, clock: list[float]) -> TrialRecord | None:
     """Run one trial that takes as long as its stages say; what was trained before is cached."""
     if search.num_trials == 0:
         return None
-    record = ended(search)
+    try:
+        record = ended(search)
+    except AssertionError:  # nothing more was handed out
+        return None
     lr = record.plan.draw["stages.train.lr"]
     taken = seconds(record.plan.draw)
     cached = (30 if clock[1:] else 0) + (taken["train"] if lr in clock[1:] else 0)
@@ -64,11 +67,7 @@ def test_the_last_trials_end_in_time(
     search = StudySearch(check_spec(spec), RunStorage(tmp_path))
     assert search.plan_line() is not None
     count = 0
-    while search.remaining:
-        try:
-            timed(search, clock)
-        except AssertionError:  # nothing more was handed out
-            break
+    while timed(search, clock) is not None:
         count += 1
     taken = clock[0] - 1000
     assert 0.95 * 250 <= taken <= 1.02 * 250
@@ -78,6 +77,27 @@ def test_the_last_trials_end_in_time(
     assert "of its budget" in said
     assert "foretold within" in said
     assert search.ask() is None
+
+
+def test_the_search_goes_on_in_the_time_that_a_race_leaves(
+    chain: dict[str, Any], tmp_path: Path, clock: list[float]
+) -> None:
+    """A race that has decided everything ends early; what it had is searched and raced for."""
+    options = {k: v for k, v in chain["search"].items() if k != "trials"}
+    race = {"most": 2, "trials": 6}
+    chain["search"] = options | {"hours": 180 / 3600, "race": race}
+    search = StudySearch(check_spec(spec_from(chain)), RunStorage(tmp_path))
+    names = []
+    while (record := timed(search, clock)) is not None:
+        names.append(record.trial_id)
+        assert len(names) < 1000
+    seeds = [place for place, name in enumerate(names) if name.endswith("-r1")]
+    assert len(seeds) == 4  # which tell that seeds do not differ
+    assert seeds[-1] < len(names) - 1  # the search went on after the race
+    assert not search.notes
+    assert 0.95 * 180 <= clock[0] - 1000 <= 1.02 * 180
+    assert search.ask() is None
+    assert not search.is_waiting
 
 
 def test_time_of_earlier_drivers_counts_once(tmp_path: Path) -> None:

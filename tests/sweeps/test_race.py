@@ -1,5 +1,6 @@
 """Seeds by need: who gets one more, and a race that was cut."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,19 @@ def test_a_race_can_follow_a_search_that_has_ended(
     assert (
         refined.num_trials == 2 - len(found) + 1 * 3
     )  # what it refines may have 3 seeds
+
+
+def test_a_race_without_time_says_so(raw: dict[str, Any], tmp_path: Path) -> None:
+    search = searcher(raw, tmp_path, trials=1)
+    record = begin(search)
+    time.sleep(0.01)  # longer than the budget below
+    record.finish("complete", metrics={"accuracy": 0.9, "gmacs": 1.0}, seconds=0.01)
+    search.tell(record)
+    options = {"trials": 1, "race": {"most": 3}}
+    late = searcher(raw, tmp_path, hours=1e-9, **options)
+    assert any("nothing of the budget is left" in note for note in late.notes)
+    assert late.ask() is None
+    assert not searcher(raw, tmp_path, hours=1, **options).notes
 
 
 def test_a_further_seed_that_is_tried_again_goes_on(
