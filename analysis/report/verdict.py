@@ -50,8 +50,8 @@ def verdict(run: Run) -> Html | None:
     advised = summary.advice(run)
     if not advised:
         return _without_front(run)
-    met = goal.pick(run) if goal.is_bounded(run) and run.baseline is not None else None
-    if met is not None and met.is_within:
+    met = kept_goal(run)
+    if met is not None:
         return _of_goal(run, met)
     offered, wanted = summary.within_loss(run), summary.kept_and_cost(run)
     if not offered or wanted is None:
@@ -78,15 +78,28 @@ def verdict(run: Run) -> Html | None:
     return join(said)
 
 
-def _of_goal(run: Run, met: goal.Pick) -> Html:
-    """What keeps all bounds, and the cheapest that loses little where that is another one."""
+def kept_goal(run: Run) -> goal.Pick | None:
+    """What loses least within all bounds, where every objective has one and all are kept."""
+    if run.baseline is None or not goal.is_bounded(run):
+        return None
+    met = goal.pick(run)
+    return met if met is not None and met.is_within else None
+
+
+def goal_title(run: Run) -> str:
+    """What is best of all that keeps every bound: 'highest accuracy within all bounds'."""
     first = run.objectives[0]
     best = "highest" if first.mode == "max" else "lowest"
+    return f"{best} {first.metric} within all bounds"
+
+
+def _of_goal(run: Run, met: goal.Pick) -> Html:
+    """What keeps all bounds, and the cheapest that loses little where that is another one."""
     gain = summary.beside_baseline(run, configuration_of(run, met.row), True)
     said = [
         "Ship ",
         _named(run, met.row),
-        f", the {best} {first.metric} within all bounds: {gain}.",
+        f", the {goal_title(run)}: {gain}.",
         f" Chance that it keeps them: {summary.chance_text(met.probability)}.",
     ]
     wanted, allowed = summary.kept_and_cost(run), allowed_loss(run)

@@ -38,7 +38,9 @@ from analysis.report.verdict import (
     STEP,
     allowed_loss,
     configuration_of,
+    goal_title,
     kept_changes,
+    kept_goal,
     verdict,
 )
 from analysis.report.versus import versus_section
@@ -280,7 +282,8 @@ def _picks(run: Run) -> tuple[Html, Html]:
     advised = summary.advice(run)
     if not advised:
         return Html(""), Html("")
-    cards = _within_loss(run)
+    cards = _within_goal(run)
+    cards += _within_loss(run, first=not cards)
     cards += [
         _pick(run, advice, first=not cards and not i)
         for i, advice in enumerate(advised)
@@ -296,7 +299,17 @@ def _picks(run: Run) -> tuple[Html, Html]:
     return cards[0], join([others, note])
 
 
-def _within_loss(run: Run) -> list[Html]:
+def _within_goal(run: Run) -> list[Html]:
+    """What the summary says to ship, where that keeps all bounds."""
+    met = kept_goal(run)
+    if met is None:
+        return []
+    title = goal_title(run)
+    advice = summary.Advice(title[0].upper() + title[1:], met.row, "")
+    return [_pick(run, advice, first=True, change=kept_changes(run).get(met.row))]
+
+
+def _within_loss(run: Run, first: bool) -> list[Html]:
     """The cheapest member of the front for a loss that the reader sets; a card for each that there
     is, of which one is seen.
     """
@@ -317,7 +330,7 @@ def _within_loss(run: Run) -> list[Html]:
         cards.append(
             element(
                 "div",
-                _pick(run, advice, first=True, change=known.get(member.row)),
+                _pick(run, advice, first, change=known.get(member.row)),
                 class_="member",
                 hidden=None if member == chosen else "",
                 data_loss=f"{member.loss:.9g}",

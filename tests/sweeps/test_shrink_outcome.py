@@ -14,6 +14,7 @@ import analysis
 from analysis.goal import pick
 from analysis.numbers import number, percent
 from analysis.report.verdict import verdict
+from analysis.report.words import parts
 from sweeps.drive.driver import run_header
 from sweeps.run.record import to_json
 from sweeps.search.goal import Goal
@@ -188,3 +189,7 @@ def test_the_report_ships_what_shrink_picks(
     assert said.startswith("Ship trial 00000, the highest accuracy within all bounds: ")
     assert "Chance that it keeps them: " in said
     assert "The lowest gmacs within 1 point of accuracy is trial 00001: " in said
+    page = parts(run, None)
+    assert "Highest accuracy within all bounds" in page["pick"]
+    assert "trial 00000" in page["pick"]
+    assert "Lowest gmacs within 1 point" in page["picks"]
