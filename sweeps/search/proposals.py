@@ -40,7 +40,11 @@ from sweeps.spec.model import Spec
 from trainers.seeding import derive_seed
 
 FIRST = 4
-"""Configurations with values and seconds that are needed before a choice can be made."""
+"""Configurations with values and seconds that are needed before fresh ones are compared."""
+_CHEAP = 0.25
+"""Of a fresh configuration's seconds: what takes no more on a cached prefix is tried at once,
+before there are so many.
+"""
 OFFERED = 4
 """Draws of the sampler for one choice."""
 SUFFIXES = 12
@@ -306,15 +310,15 @@ class Proposals:
         Returns:
             None where too little is known yet, or nothing new is offered.
         """
-        useful = self._known.useful
-        if not self._is_asked or len(useful) < FIRST:
+        useful, search = self._known.useful, self.spec.search
+        is_cached, is_early = search.cost == "cached", len(useful) < FIRST
+        if not self._is_asked or not useful or (is_early and not is_cached):
             return None
-        search = self.spec.search
-        is_cached = search.cost == "cached"
         finished = self._reused()
         goes_on = is_cached and self._spent[True] <= self._spent[False]
         # of images a suffix may take none: it would fit for ever
         at_end = is_cached and math.isfinite(most_seconds) and search.images is None
+        at_end &= not is_early
         going_on = finished if goes_on or at_end else set()
         costs = CostModel(
             self.prefixes, self._encoder, self._known.timed[-_MOST_KNOWN:]
@@ -323,10 +327,14 @@ class Proposals:
         candidates = [*fresh, *self._going_on(number, fresh, going_on, costs)]
         draws = [draw for draw, _ in candidates]
         seconds = np.maximum(costs.expected(draws, finished), _LEAST_SECONDS)
-        count = len(fresh)
-        if not goes_on and (seconds[:count] <= most_seconds).any():
-            draws, seconds = draws[:count], seconds[:count]
-        floor = _OVERHEAD * np.median(seconds[:count])
+        is_fresh = np.arange(len(draws)) < len(fresh)
+        usual = np.median(seconds[is_fresh])
+        offered = np.full(len(draws), True)
+        if is_early:
+            offered = ~is_fresh & (seconds <= min(_CHEAP * usual, most_seconds))
+        elif not goes_on and (seconds[is_fresh] <= most_seconds).any():
+            offered = is_fresh
+        floor = _OVERHEAD * usual
         gains = self._gains(number, useful[-_MOST_KNOWN:], draws)
         with np.errstate(divide="ignore"):
             scores = np.log(gains) - left * np.log(seconds + floor)
@@ -337,7 +345,7 @@ class Proposals:
         for index in np.lexsort((-scores, waits, seconds > most_seconds)):
             draw, notes = candidates[index]
             is_new = self._space.identity(draw) not in tried
-            if is_new and scores[index] > -math.inf:
+            if offered[index] and is_new and scores[index] > -math.inf:
                 return Proposal(draw, notes, float(seconds[index]))
         return None
 

@@ -203,6 +203,16 @@ def test_what_is_trained_is_used(
     assert trained["cached"] <= 11
 
 
+def test_what_has_been_trained_gets_cheap_suffixes_at_once(
+    chain: dict[str, Any], tmp_path: Path
+) -> None:
+    """A training takes 10 s, a suffix on it less than one."""
+    search = StudySearch(check_spec(spec_from(chain)), RunStorage(tmp_path))
+    rates = [ended(search).plan.draw["stages.train.lr"] for _ in range(5)]
+    assert rates[1] == rates[0]
+    assert len(set(rates)) <= 2
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
 def test_a_cut_search_proposes_what_it_would_have_proposed(
     chain: dict[str, Any], tmp_path: Path, sampler: str
