@@ -73,6 +73,7 @@ def write_onnx(
             quiet(),
             sdpa_kernel(SDPBackend.MATH),
             SpelledAttention(),
+            _not_in_place(module),
             operators_read_once(),
             onnx_nodes() as table,
         ):
@@ -111,6 +112,27 @@ def _forget_origins(model: Any) -> None:
         inside = (value for node in graph for value in node.outputs)
         for value in (*graph.inputs, *graph.initializers.values(), *inside):
             value.metadata_props.clear()
+
+
+@contextmanager
+def _not_in_place(module: nn.Module) -> Iterator[None]:
+    """Let torch's activations leave their inputs as they are: one in place is taken apart into
+    other operators while it is traced for any batch size, a tenth of a second for each of ReLU6,
+    and put together again. The file is the same.
+    """
+    changed: list[Any] = [
+        each
+        for each in module.modules()
+        if type(each).__module__.startswith("torch.nn.")
+        and getattr(each, "inplace", False)
+    ]
+    for each in changed:
+        each.inplace = False
+    try:
+        yield
+    finally:
+        for each in changed:
+            each.inplace = True
 
 
 class _InPrecision(nn.Module):

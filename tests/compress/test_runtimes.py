@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from compress.measure.options import RuntimeOptions
-from compress.runtimes import interface
+from compress.runtimes import interface, onnx_file
 from compress.runtimes.interface import type_of
 from compress.runtimes.onnx_file import SpelledAttention
 from compress.runtimes.registry import RUNTIMES, runtime, session
@@ -211,3 +212,40 @@ def test_attention_over_windows_is_spelled_out() -> None:
         attention(query[:, 0], key[:, 0], value[:, 0])
     torch.testing.assert_close(found, attention(query, key, value, scale=0.5))
     assert seen.count(attention) == 1
+
+
+def test_no_activation_works_in_place_while_a_file_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And all do afterwards, a file or none; a module of others' is left alone."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+
+    class Others(nn.Module):
+        inplace = True
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mul(2.0)
+
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(inplace=True), Others()).eval()
+    seen: list[list[bool]] = []
+    export = torch.onnx.export
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append([module[1].inplace, module[2].inplace])
+        return export(*args, **kwargs)
+
+    monkeypatch.setattr(torch.onnx, "export", watched)
+    images, file = torch.randn(2, 3, 8, 8), tmp_path / "m.onnx"
+    onnx_file.write_onnx(module, images, file, {})
+    assert seen == [[False, True]]
+    assert module[1].inplace
+    assert [n.op_type for n in onnx.load(file).graph.node] == ["Conv", "Clip", "Mul"]
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    with pytest.raises(ValueError, match="no such operator"):
+        onnx_file.write_onnx(module, images, file, {})
+    assert module[1].inplace
