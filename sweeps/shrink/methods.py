@@ -22,7 +22,7 @@ from trainers.models.arch import shared_on_meta
 from trainers.words import one_line
 
 LADDER = (0.85, 0.7, 0.55, 0.4, 0.3, 0.2)
-"""Shares of the source's cost that are left by what is cut."""
+"""Shares of the source's cost that are left by what is cut, as long as no goal says more."""
 _FLIPLESS = ("digits", "svhn")
 """Data sets whose mirrored images are something else."""
 _TUNING_LR = (1e-4, 1e-3)
@@ -54,11 +54,13 @@ class Methods:
         slots: name → alternative → config; None is "leave it as it is".
         space: parameter → values; of what is cut from little to much.
         left_out: a sentence for each method that the model cannot take.
+        ladder: shares of the source's cost that are left by what is cut, falling.
     """
 
     slots: dict[str, dict[str, Tree | None]] = field(default_factory=dict)
     space: dict[str, Any] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    ladder: tuple[float, ...] = LADDER
 
     def has(self, slot: str, alternative: str) -> bool:
         """Whether the model can take this."""
@@ -66,7 +68,13 @@ class Methods:
 
 
 def methods_for(
-    seen: Look, runtime: str, quantity: str, tuning_images: int, *, is_timed: bool
+    seen: Look,
+    runtime: str,
+    quantity: str,
+    tuning_images: int,
+    *,
+    is_timed: bool,
+    ladder: tuple[float, ...] = LADDER,
 ) -> Methods:
     """The methods that this model takes.
 
@@ -75,8 +83,9 @@ def methods_for(
         quantity: what the cut is counted in: a key of `compress.budget.Target`.
         tuning_images: images of a short tuning that the time affords.
         is_timed: whether a time is the goal.
+        ladder: shares of the source's cost that may be left, falling.
     """
-    found = Methods()
+    found = Methods(ladder=ladder)
     training = training_config(seen, tuning_images)
     students = smaller(seen)
     # a cut asks for gradients of these images, and passes them about ten times
@@ -150,7 +159,7 @@ def _cuts(
     """
 
     def target() -> Tree:
-        return {"target": {quantity: LADDER[0]}}
+        return {"target": {quantity: LADDER[0]}}  # else by the search
 
     channels: Tree = {
         "stage": "prune_channels",
@@ -254,7 +263,7 @@ def _with_rungs(
     """Search the shares that this method can reach; without any it is left out."""
     reached = [
         share
-        for share in LADDER
+        for share in found.ladder
         if not _refused(
             {"store": {}}, "cut", config | {"target": {quantity: share}}, seen
         )
@@ -264,7 +273,9 @@ def _with_rungs(
         found.space[f"stages.cut.{name}.target.{quantity}"] = reached
     else:
         del found.slots["cut"][name]
-        found.left_out.append(f"{name} is left out: it cannot reach {LADDER[0]:g}")
+        found.left_out.append(
+            f"{name} is left out: it cannot reach {found.ladder[0]:g}"
+        )
 
 
 def _refused(

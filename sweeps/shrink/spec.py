@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,20 @@ from sweeps.shrink.methods import (
     methods_for,
 )
 from sweeps.shrink.reach import extremes, values_of, wanted_share
-from sweeps.shrink.request import Goal
+from sweeps.shrink.request import Goal, Quantity
 from sweeps.spec.yaml_text import Tree
 
 RUN = "run"
 """Name of the run in the folder that a user gets."""
 _SHORT_TUNING = 0.05
 """Share of the time that a short tuning takes."""
-_INTEGER_FACTOR = {
-    "int8": {"params": 0.27, "macs": 1.0},
-    "int4": {"params": 0.15, "macs": 1.0},
+_OF_INTEGERS: Mapping[str, Mapping[Quantity, float]] = {
+    "int8": {"bytes": 0.28, "latency": 0.5, "throughput": 0.5},
+    "int4": {"bytes": 0.15, "latency": 0.5, "throughput": 0.5},
 }
-"""What integers leave of a cost, about; latency is counted as operations."""
+"""What integers leave of a cost, where they save any, about: of times 0.33 to 0.65 were seen."""
+_WITHIN = 0.97
+"""Of the share that a file of so many bytes leaves, for what the estimate leaves out."""
 _COMMENTS = {
     "source": "The model as it is. What it may lose is relative to it.",
     "data": "Trials train on the training part and are compared on the validation part.",
@@ -92,11 +95,15 @@ class Wish:
             share = wanted_share(goal, speed, self.batch_size)
             if share is None:
                 return 0.0
-            is_integer = self.runtime in INTEGER_RUNTIMES
-            factor = _INTEGER_FACTOR["int8"][_counted(goal)] if is_integer else 1.0
-            return share / factor
+            store = "int8" if self.runtime in INTEGER_RUNTIMES else "float"
+            return share / _factor(goal, store)
 
         return min(self.goals, key=left)
+
+
+def _factor(goal: Goal, store: str) -> float:
+    """What is left of the goal's cost by a way to store."""
+    return _OF_INTEGERS.get(store, {}).get(goal.quantity, 1.0)
 
 
 def _counted(goal: Goal) -> str:
@@ -111,7 +118,14 @@ def spec_for(
     seconds = 3600 * wish.hours * _SHORT_TUNING
     images = int(seconds / max(speed.train_seconds, 1e-9))
     quantity = _counted(wish.hardest(speed))
-    methods = methods_for(seen, wish.runtime, quantity, images, is_timed=wish.is_timed)
+    methods = methods_for(
+        seen,
+        wish.runtime,
+        quantity,
+        images,
+        is_timed=wish.is_timed,
+        ladder=_ladder(wish, speed),
+    )
     search: Tree = {"hours": wish.hours}
     if not wish.is_open:
         search["stop_when"] = "goal"
@@ -177,16 +191,18 @@ def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
     """What is tried first: from what takes seconds to what is trained."""
     quantity = _counted(wish.hardest(speed))
     store = "int8" if methods.has("store", "int8") else "float"
-    first = _first_rung(wish, speed, store)
+    ladder = methods.ladder
+    first = _first_rung(wish, speed, store, ladder)
     found = _Points(methods, quantity)
     _add_untrained(found, store, first, is_timed=wish.is_timed)
-    if first == len(LADDER) - 2:
+    if first == len(ladder) - 2:
         # the goal asks for what the plan may not have: the least of each kind says so
         found.extend(extremes(methods.slots, methods.space))
     if wish.is_timed or quantity == "params":  # integers have as many operations
         smallest = "int4" if methods.has("store", "int4") else "int8"
         found.add("none", 0, "tuned", smallest)
-    _add_trained(found, store, first, _first_rung(wish, speed, "int4"))
+    in_int4 = _first_rung(wish, speed, "int4", ladder)
+    _add_trained(found, store, first, in_int4, len(ladder))
     return found.in_order
 
 
@@ -202,16 +218,18 @@ def _add_untrained(found: _Points, store: str, first: int, *, is_timed: bool) ->
     found.add("tokens", 0, "none", store)
 
 
-def _add_trained(found: _Points, store: str, first: int, first_in_int4: int) -> None:
-    for nth in range(first, min(first + 3, len(LADDER))):
+def _add_trained(
+    found: _Points, store: str, first: int, first_in_int4: int, rungs: int
+) -> None:
+    for nth in range(first, min(first + 3, rungs)):
         found.add("channels", nth, "tuned", store)
     for stored in ("int8", "int4"):
         found.add("none", 0, "none", stored + TRAINED)
-    for nth in range(first_in_int4, min(first_in_int4 + 2, len(LADDER))):
+    for nth in range(first_in_int4, min(first_in_int4 + 2, rungs)):
         found.add("channels", nth, "tuned", "int4")
     found.add("low_rank", first + 1, "tuned", store)
     found.add("nvit", first, "none", store)
-    for nth in range(len(LADDER)):
+    for nth in range(rungs):
         found.add("smaller", nth, "tuned", store)
 
 
@@ -219,7 +237,7 @@ def _chosen(methods: Methods, quantity: str, cut: str, nth: int) -> Tree | None:
     """The value of what is cut; None where the method has no such value."""
     shares = f"stages.cut.{cut}.target.{quantity}"
     if shares in methods.space:
-        share = LADDER[nth]
+        share = methods.ladder[nth]
         return {shares: share} if share in methods.space[shares] else None
     own = [p for p in methods.space if p.startswith(f"stages.cut.{cut}.")]
     if not own:
@@ -237,16 +255,38 @@ def is_trained(point: Tree) -> bool:
     )
 
 
-def _first_rung(wish: Wish, speed: Speed, store: str) -> int:
-    """Index of the first share on the ladder that may reach the goal."""
+def _left_by_cut(wish: Wish, speed: Speed, store: str) -> float | None:
+    """What the hardest goal leaves to what is cut, after this way to store; None where as little
+    as possible is wanted.
+    """
     hardest = wish.hardest(speed)
     wanted = wanted_share(hardest, speed, wish.batch_size)
+    return None if wanted is None else wanted / _factor(hardest, store)
+
+
+def _ladder(wish: Wish, speed: Speed) -> tuple[float, ...]:
+    """Shares that may be left by what is cut. Of bytes, with that which just keeps the goal: they
+    follow from the share as no time does.
+    """
+    shares = {*LADDER}
+    if wish.hardest(speed).quantity == "bytes":
+        stores = ["int8", "int4"] if wish.runtime in INTEGER_RUNTIMES else ["float"]
+        for store in stores:
+            share = math.floor(100 * _WITHIN * (_left_by_cut(wish, speed, store) or 0))
+            if LADDER[-1] < share / 100 < LADDER[0]:
+                shares.add(share / 100)
+    return tuple(sorted(shares, reverse=True))
+
+
+def _first_rung(wish: Wish, speed: Speed, store: str, ladder: tuple[float, ...]) -> int:
+    """Index of the first share on the ladder that may reach the goal."""
+    wanted = _left_by_cut(wish, speed, store)
     if wanted is None:
         return 1
-    if store != "float":
-        wanted /= _INTEGER_FACTOR[store][_counted(hardest)]
-    rungs = [i for i, share in enumerate(LADDER) if share <= wanted]
-    return min(rungs[0] if rungs else len(LADDER) - 2, len(LADDER) - 2)
+    if wish.hardest(speed).quantity == "bytes":
+        wanted *= _WITHIN
+    rungs = [i for i, share in enumerate(ladder) if share <= wanted]
+    return min(rungs[0] if rungs else len(ladder) - 2, len(ladder) - 2)
 
 
 def text_of(raw: Tree, command: str, remarks: Sequence[str]) -> str:

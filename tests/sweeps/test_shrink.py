@@ -304,6 +304,9 @@ def test_where_bytes_count_weights_may_have_four_bits(model: Path) -> None:
         "int8",
         "int4 in 100 % of the weights",
     ]
+    counted = "stages.cut.channels.target.params"
+    # integers leave 0.28, so 0.71 of the parameters would do, and 0.69 are sure to
+    assert [p[counted] for p in untrained if counted in p] == [0.69, 0.55]
     trained = [said(point) for point in first if is_trained(point)]
     assert trained[0].startswith("tuned, int4 in 100 %")
     fast = replace(small, goals=(Goal("latency", times=0.5),))
@@ -313,6 +316,9 @@ def test_where_bytes_count_weights_may_have_four_bits(model: Path) -> None:
     assert said(first[1]) == "int8 but for 2 layers"
     trained = [said(point) for point in first if is_trained(point)]
     assert trained[0] == "tuned, int8"
+    # integers leave about half of the time: all that half of it takes
+    counted = "stages.cut.channels.target.macs"
+    assert [p[counted] for p in first if counted in p][:2] == [0.85, 0.7]
 
 
 HALF = {"metric": "gmacs", "mode": "min", "bound": {"times": 0.5}}
