@@ -180,9 +180,12 @@ class _Names(TorchFunctionMode):
             for above, path in itertools.pairwise(stack)
             if path.rpartition(".")[0] == above
         )
-        call = self._counts[theirs, function]
-        self._counts[theirs, function] += 1
-        self.places[theirs, function, call] = self.calls.next(function)
+        named = function
+        if func is nn.functional.relu and (kwargs or {}).get("inplace"):
+            named = "relu_"  # NNCF sees what is called inside
+        call = self._counts[theirs, named]
+        self._counts[theirs, named] += 1
+        self.places[theirs, named, call] = self.calls.next(function)
         return func(*args, **(kwargs or {}))
 
 
@@ -237,7 +240,20 @@ def _read(
 
 
 def _ours(place: Place, calls: Mapping[Call, Call]) -> Place:
-    return Place(*calls.get(place[:3], place[:3]), place.port)
+    """A place by our name of the call.
+
+    Raises:
+        ValueError: NNCF names a call that was not seen; a quantiser there would never act.
+    """
+    if place[:3] == IMAGES:
+        return place
+    if place[:3] not in calls:
+        raise ValueError(
+            f"NNCF, which chooses where integers begin and end, names call {place.call} of"
+            f" {place.function} in {place.module or 'the model'}, which the model does not"
+            " make; leave int8 out, or store its weights by uniform_quant"
+        )
+    return Place(*calls[place[:3]], place.port)
 
 
 def _place(name: str) -> Place:

@@ -69,7 +69,7 @@ class Int8(Stage, TrainConfig):
     """
 
     phase: ClassVar[Phase] = "quantize"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     paper: ClassVar[str] = (
         "Nagel et al., A White Paper on Neural Network Quantization, 2021; SmoothQuant: Xiao"
         " et al., ICML 2023; steps in training: Esser et al., Learned Step Size Quantization,"

@@ -13,7 +13,12 @@ from torch import nn
 
 from compress.codec.file import decode, encode
 from compress.int8.fold import fold_norms
-from compress.int8.nncf_internals import Choice, choose, without_smoothed_classifier
+from compress.int8.nncf_internals import (
+    Choice,
+    _ours,
+    choose,
+    without_smoothed_classifier,
+)
 from compress.int8.readers import read_by_none_but, readers_of
 from compress.int8.stage import Int8, _Calibration
 from compress.measure.options import RuntimeOptions
@@ -174,6 +179,38 @@ def test_runtimes_execute_integers(data: Data, tmp_path: Path) -> None:
     assert (
         kernels["timm"]["MatMulIntegerToFloat"] == 8
     )  # four layers in each of two blocks
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_what_follows_an_activation_in_place_takes_integers(
+    runtime: Any, data: Data, tmp_path: Path
+) -> None:
+    """NNCF names it `relu_`, as it is called inside torch's `relu`."""
+    pytest.importorskip(runtime)
+    arch = make_arch("resnet10t", num_classes=4, image_size=32)
+    model = ModelState.initialised(arch, 0)
+    layers = model.build().modules()
+    assert any(isinstance(m, nn.ReLU) and m.inplace for m in layers)
+    convolutions = sum(isinstance(m, nn.Conv2d) for m in model.build().modules())
+    state, _ = quantised(data, tmp_path, model)
+    options = RuntimeOptions(runtime=runtime, batch_size=4, threads=1)
+    deployed = session(state, 32, options)
+    kernels = deployed.kernels()
+    if runtime == "onnxruntime":
+        assert kernels["QLinearConv"] == convolutions
+        assert "Conv" not in kernels
+    else:
+        of_convolutions = [k for k in kernels if k.startswith("Convolution")]
+        assert sum(kernels[k] for k in of_convolutions) == convolutions
+        assert all(kernel.endswith((" u8", " i8")) for kernel in of_convolutions)
+
+
+def test_a_quantiser_that_would_never_act_is_refused() -> None:
+    place = Place("act1", "relu_", 0, OUTPUT)
+    assert _ours(place, {place[:3]: ("act1", "relu", 0)}).function == "relu"
+    assert _ours(Place(*IMAGES, OUTPUT), {}) == Place(*IMAGES, OUTPUT)
+    with pytest.raises(ValueError, match="call 0 of relu_ in act1, which the model"):
+        _ours(place, {})
 
 
 def test_openvino_keeps_weights_of_four_bits_in_four_bits(
