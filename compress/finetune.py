@@ -39,6 +39,7 @@ class Finetune(Stage, TrainConfig):
 
     phase: ClassVar[Phase] = "train"
     version: ClassVar[int] = 2
+    keeps_costs: ClassVar[bool] = True
     trains_sharded: ClassVar[bool] = True
     continues: ClassVar[bool] = True
     paper: ClassVar[str] = (

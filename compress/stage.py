@@ -44,6 +44,12 @@ class Stage(Config, ABC):
     fsdp): nothing but the training loop reads or changes them, or what does heeds `Hook.on_begin`.
     """
 
+    keeps_costs: ClassVar[bool] = False
+    """Whether the result costs what the incoming model does, in time, bytes and operations,
+    whatever the options are: weights alone change. A search for a goal then need not train what is
+    known to cost too much.
+    """
+
     continues: ClassVar[bool] = False
     """Whether `run` with more `epochs` begins as with fewer: apart from the schedule of the loop
     nothing depends on their number, and all that is trained is trained by `ctx.fit`.

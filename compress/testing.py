@@ -157,6 +157,11 @@ def _check_on(stage: Stage, model: ModelState, data: Data, folder: Path) -> Mode
         "its result must not share memory with the incoming model; clone what is passed on",
     )
     _check_arch(stage, predicted, whole.model.arch)
+    _require(
+        not stage.keeps_costs or whole.model.arch == model.arch,
+        stage,
+        "it says `keeps_costs`, so the architecture of its result must be that of its input",
+    )
     _check_metrics(stage, whole.metrics)
     _check_saved(stage, whole.model, folder / "saved")
     seed_everything(2)  # the surroundings must not matter

@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis import pareto
 from analysis.contract import Objective, RelativeBound
-from analysis.numbers import percent, plural
+from analysis.numbers import number, percent, plural
 from sweeps.run.record import TrialRecord
 from sweeps.search.goal import Goal
 from sweeps.search.meters import meter_of
@@ -145,8 +145,12 @@ class Budget:
             " the stage cache helps"
         )
 
-    def outcome_line(self, configurations: int) -> str | None:
-        """What the search took, beside what was expected; None where nothing was."""
+    def outcome_line(self, configurations: int, left_out: int) -> str | None:
+        """What the search took, beside what was expected; None where nothing was.
+
+        Args:
+            left_out: configurations that were not tried, for what they would have cost.
+        """
         meter = self._meter
         has_limit = math.isfinite(meter.limit)
         if not has_limit and not self._errors:
@@ -156,6 +160,8 @@ class Budget:
         if has_limit:
             said += f", {percent(spent / meter.limit, 0)} of its budget"
         said += f", for {plural(configurations, 'configuration')}"
+        if left_out:
+            said += f" ({number(left_out)} more cannot meet the goal: their costs are known)"
         if self._errors:
             median = float(np.expm1(np.median(np.abs(self._errors))))
             said += (

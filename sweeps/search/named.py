@@ -58,13 +58,13 @@ class NamedDraws:
         number: int,
         tried: Collection[str],
         running: list[Draw],
-        end_in_time: Callable[[Sequence[Draw]], Sequence[bool]] | None = None,
+        worth_trying: Callable[[Sequence[Draw]], Sequence[bool]] | None = None,
     ) -> Draw | None:
-        """The next draw, for this number; None where nothing is asked for that ends in time.
+        """The next draw, for this number; None where nothing is asked for that is worth trying.
 
         Args:
-            end_in_time: whether each of some draws does; None: all do, as what the user requests
-                does.
+            worth_trying: whether each of some draws is; None: all are, as what the user requests
+                is.
         """
         asked = self._requested(number, tried)
         if asked is not None:
@@ -72,8 +72,8 @@ class NamedDraws:
         draws = list(self.first)
         for begin in range(0, len(draws), LOOKED_AT):
             some = draws[begin : begin + LOOKED_AT]
-            ends = [True] * len(some) if end_in_time is None else end_in_time(some)
-            left = [i for i, is_in_time in enumerate(ends) if is_in_time]
+            worth = [True] * len(some) if worth_trying is None else worth_trying(some)
+            left = [i for i, is_worth_it in enumerate(worth) if is_worth_it]
             if left:
                 found = [some[i] for i in left]
                 place = self._elsewhere(found, running) if self._elsewhere else 0

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import math
 from bisect import insort
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +85,11 @@ class Proposal:
     draw: Draw
     notes: Draw
     seconds: float
+
+
+def all_may(draws: Sequence[Draw]) -> list[bool]:
+    """Whether each of some draws may keep the bounds, where nothing is known of that."""
+    return [True] * len(draws)
 
 
 class Offers:
@@ -191,13 +196,20 @@ class Proposals:
 
     Args:
         study: whose complete trials the sampler knows.
+        may_meet: whether each of some draws may keep the bounds.
 
     Attributes:
         spec: the sweep's; set again when its bounds are known.
     """
 
-    def __init__(self, spec: Spec, space: Space, study: optuna.Study) -> None:
-        self.prefixes = Prefixes(space)
+    def __init__(
+        self,
+        spec: Spec,
+        space: Space,
+        study: optuna.Study,
+        may_meet: Callable[[Sequence[Draw]], Sequence[bool]] = all_may,
+    ) -> None:
+        self.prefixes, self._may_meet = Prefixes(space), may_meet
         self.spec, self._space = spec, space
         self._is_asked = spec.search.cost != "none" and bool(space.dimensions)
         self._offers = Offers(study, space)
@@ -345,7 +357,8 @@ class Proposals:
         for index in np.lexsort((-scores, waits, seconds > most_seconds)):
             draw, notes = candidates[index]
             is_new = self._space.identity(draw) not in tried
-            if offered[index] and is_new and scores[index] > -math.inf:
+            is_offered = offered[index] and is_new and scores[index] > -math.inf
+            if is_offered and self._may_meet([draw])[0]:
                 return Proposal(draw, notes, float(seconds[index]))
         return None
 

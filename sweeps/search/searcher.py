@@ -7,6 +7,7 @@ written before it is handed out, so that a trial has its row from there on, whoe
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ from sweeps.search.baseline import Baseline
 from sweeps.search.budget import Budget
 from sweeps.search.costs import known_configuration
 from sweeps.search.earlier import read_earlier
+from sweeps.search.known_costs import KnownCosts
 from sweeps.search.named import NamedDraws, named_draws
 from sweeps.search.optuna_internals import enqueue_again
 from sweeps.search.plans import new_plan, written_plan
@@ -68,6 +70,7 @@ class StudySearch:
 
     def __init__(self, sweep: Sweep, storage: RunStorage) -> None:
         self.storage, self.run = storage, storage.run
+        self._known_costs = KnownCosts(sweep)
         self._baseline = Baseline(sweep, self.run)
         self.sweep = self._baseline.sweep()
         self.spec = self.sweep.spec
@@ -95,7 +98,8 @@ class StudySearch:
         self.budget = Budget(self.spec)
         cost_of = self.budget.cost_of
         self._race = None if race is None else Runners(race, objectives, seeds, cost_of)
-        self._proposals = Proposals(self.spec, sweep.space, self.study)
+        may_meet = self._known_costs.may_meet
+        self._proposals = Proposals(self.spec, sweep.space, self.study, may_meet)
         self._awaits_bounds = self._baseline.is_awaited
         if not self._awaits_bounds:
             self._learn_earlier_runs()
@@ -118,7 +122,9 @@ class StudySearch:
         records = list(trial_records(self.run))
         abandoned = {n: found.draw for n, found in self._abandoned.items()}
         earlier = read_earlier(records, abandoned, replicates)
-        self._note_ended(records)
+        baseline = self._baseline.record()
+        for record in [*records, *([] if baseline is None else [baseline])]:
+            self._note(record)
         whole = {n for n in earlier.begun if not earlier.missing(n, replicates)}
         for number in sorted(whole - self._abandoned.keys()):
             self._learn(number, earlier.of(number))
@@ -143,13 +149,12 @@ class StudySearch:
                 "search.race: nothing of the budget is left for more seeds"
             )
 
-    def _note_ended(self, records: Sequence[TrialRecord]) -> None:
-        """Tell the budget and the race of all that ran, the baseline too."""
-        baseline = self._baseline.record()
-        for record in [*records, *([] if baseline is None else [baseline])]:
-            self.budget.note(record)
-            if self._race is not None:
-                self._race.note(record)
+    def _note(self, record: TrialRecord) -> None:
+        """A trial ended, now or under an earlier driver."""
+        self.budget.note(record)
+        self._known_costs.note(record)
+        if self._race is not None:
+            self._race.note(record)
 
     def _reopen(
         self, number: int, known: Draw, has_begun: bool, is_whole: bool
@@ -219,7 +224,7 @@ class StudySearch:
             self._reopened.clear()
             self.notes.append(self._baseline.why_unknown())
             return
-        self.sweep = self._baseline.sweep()
+        self.sweep = self._known_costs.sweep = self._baseline.sweep()
         self.spec = self._proposals.spec = self.sweep.spec
         self.budget.objectives = self.spec.objectives
         if self._race is not None:
@@ -279,7 +284,7 @@ class StudySearch:
                 number, known = self._reopened.popleft()
             else:
                 known = self._named.next(
-                    number, self._tried, self._running.draws(), self._end_in_time
+                    number, self._tried, self._running.draws(), self._worth_trying
                 )
                 if known is None and self._is_exhaustive and self._named.first:
                     self._is_over = True  # what is left of the grid would end too late
@@ -336,10 +341,12 @@ class StudySearch:
         configuration.expected = found.seconds
         return configuration
 
-    def _end_in_time(self, draws: Sequence[Draw]) -> list[bool]:
-        """Whether each is expected to end within the budget."""
+    def _worth_trying(self, draws: Sequence[Draw]) -> list[bool]:
+        """Whether each is expected to end within the budget, and may keep the bounds."""
         most = self.budget.left(self._expected_now())
-        return self._proposals.end_in_time(draws, most)
+        ends = self._proposals.end_in_time(draws, most)
+        may = self._known_costs.may_meet(draws, are_named=True)
+        return [*map(operator.and_, ends, may)]
 
     def plan_line(self) -> str | None:
         """What a budget of time is expected to give; None without one."""
@@ -347,7 +354,8 @@ class StudySearch:
 
     def outcome_line(self) -> str | None:
         """What the search took, beside what was expected; None where nothing was."""
-        return self.budget.outcome_line(len(self._tried))
+        left_out = len(self._known_costs.left_out)
+        return self.budget.outcome_line(len(self._tried), left_out)
 
     def _expected_now(self) -> float:
         """What the trials that run now are expected to take together."""
@@ -431,9 +439,7 @@ class StudySearch:
         return True
 
     def _ask_again(self) -> bool:
-        """Queue one more configuration in the time that the race has left over, if it ends in
-        that; its place on the front is then raced for, too.
-        """
+        """Search on in the time that the race has left over, and race for what is found, too."""
         is_refined = self._is_refined and self.spec.search.refine is not None
         if self._race is None or self._running or is_refined:
             return False
@@ -473,9 +479,7 @@ class StudySearch:
         A trial that was interrupted has not ended: a continued search runs it again.
         """
         configuration = self._running.end(record.trial_id)
-        self.budget.note(record)
-        if self._race is not None:
-            self._race.note(record)
+        self._note(record)
         if configuration is None:
             if self._awaits_bounds and self._baseline.record() is not None:
                 self._know_bounds()

@@ -1,5 +1,6 @@
 """What is tried next when seconds count: prefixes, costs, proposals, and a search that was cut."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sweeps.search.prefixes import REST, Prefixes
 from sweeps.search.proposals import Proposals, Seen
 from sweeps.search.searcher import StudySearch
 from sweeps.search.simulate import RecordedTable, replay
-from sweeps.search.study import distributions_of
+from sweeps.search.study import Draw, distributions_of
 from sweeps.search.surrogate import Encoder, Surrogate, expected_improvement
 from sweeps.space.space import Space
 from sweeps.spec.load import spec_from
@@ -255,6 +256,26 @@ def test_nobody_waits_for_a_stage_that_another_computes(chain: dict[str, Any]) -
     ]
     rates = {c.draw["stages.train.lr"] for c in choices if c is not None}
     assert 1.234e-3 not in rates
+
+
+def test_what_cannot_keep_the_bounds_is_not_proposed(chain: dict[str, Any]) -> None:
+    import optuna
+
+    spec = spec_from(chain)
+    space = Space(spec)
+    kinds = {}
+    for wanted in ("none", "grid"):
+
+        def may_meet(draws: Sequence[Draw], wanted: str = wanted) -> list[bool]:
+            return [draw["stages.store"] == wanted for draw in draws]
+
+        study = optuna.create_study(directions=["maximize", "minimize"])
+        proposals = Proposals(spec, space, study, may_meet)
+        for number in range(8):
+            proposals.learn(known(space, number))
+        found = [proposals.choose(8 + i, 0.5, set()) for i in range(6)]
+        kinds[wanted] = {c.draw["stages.store"] for c in found if c is not None}
+    assert kinds == {"none": {"none"}, "grid": {"grid"}}
 
 
 def test_a_grid_goes_on_elsewhere(chain: dict[str, Any], tmp_path: Path) -> None:

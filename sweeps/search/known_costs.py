@@ -1,0 +1,137 @@
+"""What a candidate will cost, where a trial of the same structure has been measured.
+
+Latency, bytes and operations follow from what a pipeline cuts and from how it stores the result,
+not from how long it trains. So an untrained trial tells what the same model will cost when it has
+been trained; where that misses a bound by far, training it cannot meet the goal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from compress.pipeline import stages
+from compress.stage import Stage
+from sweeps.run.plan import StageSpec
+from sweeps.run.record import TrialRecord
+from sweeps.search.study import Draw, canonical
+from sweeps.space.resolve import resolved_trial
+from sweeps.space.sweep import Sweep
+from sweeps.spec.yaml_text import SpecError
+from trainers.config import DataConfig, SourceConfig, TrainConfig
+
+_COSTS = (
+    "file_bytes",
+    "gmacs",
+    "latency_ms",
+    "latency_ratio",
+    "num_params",
+    "peak_memory_mb",
+    "throughput",
+)
+"""Metrics that follow from the structure; those of further runtimes end so."""
+_CERTAIN_MISS = 1.1
+"""Times the limit: times vary, and a cut that looks at other weights may cut elsewhere."""
+
+
+class KnownCosts:
+    """Which candidates of a search that ends with its goal cannot meet it.
+
+    Args:
+        sweep: none of another search is left out: what lies beyond a bound may be worth knowing.
+
+    Attributes:
+        sweep: the same; set again when its bounds are known.
+        left_out: canonical draws that were asked for by name and not tried.
+    """
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+        self.left_out: set[str] = set()
+        self._metrics: defaultdict[str, list[Mapping[str, object]]] = defaultdict(list)
+
+    def note(self, record: TrialRecord) -> None:
+        """Take a trial that ended, the baseline too."""
+        plan = record.plan
+        if record.status == "complete" and plan.refines is None:
+            structure = _structure(plan.source, plan.data, plan.stages)
+            self._metrics[structure].append(record.outcome.metrics)
+
+    def may_meet(self, draws: Sequence[Draw], are_named: bool = False) -> list[bool]:
+        """Whether each may keep the bounds, as far as what it will cost is known.
+
+        Args:
+            are_named: whether somebody asked for them, so that it counts where they are not tried.
+        """
+        if self.sweep.spec.search.stop_when != "goal":
+            return [True] * len(draws)
+        found = [not self._misses(draw) for draw in draws]
+        if are_named:
+            pairs = zip(draws, found, strict=True)
+            self.left_out |= {canonical(draw) for draw, may in pairs if not may}
+        return found
+
+    def _misses(self, draw: Draw) -> bool:
+        known = self._metrics.get(self._structure_of(draw) or "", [])
+        for objective in self.sweep.spec.objectives:
+            name, limit = objective.metric, objective.limit
+            values = [v for m in known if isinstance(v := m.get(name), int | float)]
+            if limit is None or not values or not name.endswith(_COSTS):
+                continue
+            if objective.mode == "min":
+                is_missed = min(values) > _CERTAIN_MISS * limit
+            else:
+                is_missed = max(values) * _CERTAIN_MISS < limit
+            if is_missed:
+                return True
+        return False
+
+    def _structure_of(self, draw: Draw) -> str | None:
+        """None where what the draw lacks, and a sampler adds, decides it too."""
+        found = set()
+        for place in (0.0, 0.99):  # the first and the last value of all that is lacking
+            whole = self._completed(draw, place)
+            try:
+                resolved = resolved_trial(self.sweep.space, whole)
+            except SpecError:
+                return None  # the trial says what is wrong
+            found.add(_structure(resolved.source, resolved.data, resolved.specs))
+        return found.pop() if len(found) == 1 else None
+
+    def _completed(self, draw: Draw, place: float) -> Draw:
+        whole: Draw = {}
+        for dimension in self.sweep.space.dimensions:
+            if dimension.active(whole):
+                added = dimension.at(lambda name: place)
+                whole |= {name: draw.get(name, value) for name, value in added.items()}
+        return whole
+
+
+def _structure(
+    source: SourceConfig, data: DataConfig, specs: Iterable[StageSpec]
+) -> str:
+    """What decides what a trial costs: trials with the same text cost the same, about."""
+    return json.dumps(
+        [
+            source.model_dump(mode="json"),
+            data.model_dump(mode="json"),
+            *filter(None, map(_of_stage, specs)),
+        ],
+        sort_keys=True,
+    )
+
+
+def _of_stage(spec: StageSpec) -> list[object] | None:
+    """What of a stage decides the cost; None where nothing does."""
+    kind: type[Stage] | None = stages().get(spec.kind)
+    if kind is None:
+        return [spec.kind, spec.config]
+    if kind.keeps_costs:
+        return None
+    options = dict(spec.config)
+    if kind.phase == "quantize":  # how it is trained changes values alone
+        options = {
+            k: v for k, v in options.items() if k not in TrainConfig.model_fields
+        }
+    return [spec.kind, options]

@@ -1,0 +1,71 @@
+"""Candidates that are not tried, since trials of the same structure cost too much."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.run.plan import TrialPlan
+from sweeps.search.searcher import StudySearch
+from tests.sweeps.helpers import begin, searcher
+
+NONE = {"stages.cut": "none"}
+HALF = {"stages.cut": "half"}
+TRAINED = {"stages.tune": "tuned"}
+LATER = {"stages.tune": "none"}
+
+
+@pytest.fixture
+def cutting(raw: dict[str, Any]) -> dict[str, Any]:
+    """Cut or not, then tuned or not; at most 0.01 gmacs are wanted, at an accuracy of 0.5."""
+    train = raw["stages"]["finetune"]
+    raw["stages"] = {
+        "cut": {"one_of": {"none": None, "half": {"stage": "low_rank"}}},
+        "tune": {"one_of": {"none": None, "tuned": train | {"stage": "finetune"}}},
+    }
+    raw["stages"]["cut"]["one_of"]["half"]["target"] = {"macs": 0.8}
+    raw["objectives"] = [
+        {"metric": "accuracy", "mode": "max", "bound": 0.5},
+        {"metric": "gmacs", "mode": "min", "bound": 0.01},
+    ]
+    points = [NONE | LATER, HALF | LATER, NONE | TRAINED, HALF | TRAINED]
+    space = {"stages.tune.tuned.lr": [1e-3, 2e-3]}
+    raw["search"] = {"sampler": "random", "space": space, "points": points}
+    raw["search"]["baseline"] = False
+    return raw
+
+
+def ended(search: StudySearch, accuracy: float, gmacs: float) -> TrialPlan:
+    record = begin(search)
+    record.finish("complete", metrics={"accuracy": accuracy, "gmacs": gmacs})
+    search.tell(record)
+    return record.plan
+
+
+@pytest.mark.parametrize(
+    ("rule", "whole_costs", "third"),
+    [
+        ("goal", 0.02, HALF | TRAINED),
+        ("goal", 0.0109, NONE | TRAINED),  # by less than a tenth: it may cost less
+        (None, 0.02, NONE | TRAINED),  # whoever wants the front may want to know
+    ],
+)
+def test_what_costs_too_much_untrained_is_not_trained(
+    rule: Any,
+    whole_costs: float,
+    third: dict[str, str],
+    cutting: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    for name in ("run", "cut"):
+        options = {"trials": 8, "stop_when": rule}
+        search = searcher(cutting, tmp_path / name, **options)
+        ended(search, 0.9, whole_costs)
+        if name == "cut":  # what an earlier driver left is known as well
+            search = searcher(cutting, tmp_path / name, **options)
+        ended(search, 0.3, 0.005)
+        plan = ended(search, 0.4, 0.005)
+        assert {k: plan.draw[k] for k in third} == third
+        said = search.outcome_line()
+        left_out = "1 more cannot meet the goal" in (said or "")
+        assert left_out == (third == HALF | TRAINED and said is not None)
