@@ -13,7 +13,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
@@ -223,8 +223,15 @@ def _read(
     storage = quantised.get_submodule("__nncf_hooks")
     for entry in config:
         names = entry["hook_names_in_model"]
-        places = [_ours(_place(name), calls) for name in names]
+        known = dict(module.named_modules())
+        found = [_ours(_place(name), calls, known) for name in names]
+        places = [place for place in found if place is not None]
         if entry["module_cls_name"] == "SQMultiply":
+            if len(places) < len(names):  # the weights have its other half already
+                raise ValueError(
+                    f"SmoothQuant's factors of {names[0]} cannot be followed; set"
+                    " smooth_quant: null"
+                )
             factor = storage.get_submodule(names[0]).scale.detach().reshape(-1)
             scaled += [(place, factor.cpu().clone()) for place in places]
         elif all(_is_weight(module, place) for place in places):
@@ -239,8 +246,11 @@ def _read(
     return Choice(groups, list(dict.fromkeys(weights)), scaled, state)
 
 
-def _ours(place: Place, calls: Mapping[Call, Call]) -> Place:
-    """A place by our name of the call.
+def _ours(
+    place: Place, calls: Mapping[Call, Call], modules: Collection[str]
+) -> Place | None:
+    """A place by our name of the call; None in a module that NNCF calls by another name, since
+    several modules hold it: what it does stays in float.
 
     Raises:
         ValueError: NNCF names a call that was not seen; a quantiser there would never act.
@@ -248,6 +258,8 @@ def _ours(place: Place, calls: Mapping[Call, Call]) -> Place:
     if place[:3] == IMAGES:
         return place
     if place[:3] not in calls:
+        if place.module not in modules:
+            return None
         raise ValueError(
             f"NNCF, which chooses where integers begin and end, names call {place.call} of"
             f" {place.function} in {place.module or 'the model'}, which the model does not"

@@ -207,10 +207,14 @@ def test_what_follows_an_activation_in_place_takes_integers(
 
 def test_a_quantiser_that_would_never_act_is_refused() -> None:
     place = Place("act1", "relu_", 0, OUTPUT)
-    assert _ours(place, {place[:3]: ("act1", "relu", 0)}).function == "relu"
-    assert _ours(Place(*IMAGES, OUTPUT), {}) == Place(*IMAGES, OUTPUT)
+    ours = {place[:3]: ("act1", "relu", 0)}
+    assert _ours(place, ours, {"act1"}) == Place("act1", "relu", 0, OUTPUT)
+    assert _ours(Place(*IMAGES, OUTPUT), {}, {}) == Place(*IMAGES, OUTPUT)
+    assert (
+        _ours(place, {}, {"block.act1"}) is None
+    )  # shared, and called otherwise by NNCF
     with pytest.raises(ValueError, match="call 0 of relu_ in act1, which the model"):
-        _ours(place, {})
+        _ours(place, {}, {"act1"})
 
 
 def test_openvino_keeps_weights_of_four_bits_in_four_bits(
