@@ -161,7 +161,9 @@ class Budget:
             said += f", {percent(spent / meter.limit, 0)} of its budget"
         said += f", for {plural(configurations, 'configuration')}"
         if left_out:
-            said += f" (left out: {number(left_out)} that would cost too much, as is known)"
+            said += (
+                f" (left out: {number(left_out)} that would cost too much, as is known)"
+            )
         if self._errors:
             median = float(np.expm1(np.median(np.abs(self._errors))))
             said += (

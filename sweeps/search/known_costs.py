@@ -7,6 +7,7 @@ been trained; where that misses a bound by far, training it cannot meet the goal
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,6 +50,7 @@ class KnownCosts:
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
         self.left_out: set[str] = set()
+        self._structures: dict[str, str | None] = {}
         self._metrics: defaultdict[str, list[Mapping[str, object]]] = defaultdict(list)
 
     def note(self, record: TrialRecord) -> None:
@@ -89,6 +91,14 @@ class KnownCosts:
 
     def _structure_of(self, draw: Draw) -> str | None:
         """None where what the draw lacks, and a sampler adds, decides it too."""
+        name = canonical(draw)
+        if (
+            name not in self._structures
+        ):  # a grid is asked for all of its draws each time
+            self._structures[name] = self._resolved_structure(draw)
+        return self._structures[name]
+
+    def _resolved_structure(self, draw: Draw) -> str | None:
         found = set()
         for place in (0.0, 0.99):  # the first and the last value of all that is lacking
             whole = self._completed(draw, place)
@@ -111,15 +121,13 @@ class KnownCosts:
 def _structure(
     source: SourceConfig, data: DataConfig, specs: Iterable[StageSpec]
 ) -> str:
-    """What decides what a trial costs: trials with the same text cost the same, about."""
-    return json.dumps(
-        [
-            source.model_dump(mode="json"),
-            data.model_dump(mode="json"),
-            *filter(None, map(_of_stage, specs)),
-        ],
-        sort_keys=True,
-    )
+    """A hash of what decides what a trial costs: trials of one cost the same, about."""
+    deciding = [
+        source.model_dump(mode="json"),
+        data.model_dump(mode="json"),
+        *filter(None, map(_of_stage, specs)),
+    ]
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
 def _of_stage(spec: StageSpec) -> list[object] | None:
