@@ -85,12 +85,13 @@ def digits() -> tuple[Sweep, pd.DataFrame]:
 
 def joint_cifar10() -> tuple[Sweep, pd.DataFrame]:
     overrides = ["data.dataset=digits", "source.args.patch_size=16"]
-    return load_spec("joint-cifar10", overrides), joint_table("joint-cifar10")
+    recorded = pd.read_parquet("results/joint-cifar10.parquet")
+    return load_spec("joint-cifar10", overrides), joint_table(recorded)
 
 
 def joint_digits() -> tuple[Sweep, pd.DataFrame]:
-    table = joint_table("joint-digits")
     recorded = pd.read_parquet("results/joint-digits.parquet")
+    table = joint_table(recorded)
     saved = recorded["seconds_full"] - recorded["seconds"]
     teacher = saved[recorded["number"] > 0].min()  # the first trial trained it
     table["seconds/teacher"] = teacher
@@ -98,8 +99,7 @@ def joint_digits() -> tuple[Sweep, pd.DataFrame]:
     return load_spec("joint-digits"), table
 
 
-def joint_table(name: str) -> pd.DataFrame:
-    recorded = pd.read_parquet(f"results/{name}.parquet")
+def joint_table(recorded: pd.DataFrame) -> pd.DataFrame:
     size = (recorded["embed_dim"] / 96) ** 2 * recorded["depth"] / 4
     work = pd.DataFrame(
         {
@@ -290,6 +290,9 @@ def replayed(options: argparse.Namespace) -> list[dict[str, Any]]:
     for name in options.tables:
         sweep, recorded = TABLES[name]()
         table = RecordedTable(recorded, sweep.space, sweep.spec)
+        start = []
+        if FROM in costs:
+            start = [str(front_of(OTHERS[name], options.out))]
         for sampler, cost, seed in itertools.product(options.samplers, costs, seeds):
             if (name, sampler, cost, seed) in known:
                 continue
@@ -297,7 +300,6 @@ def replayed(options: argparse.Namespace) -> list[dict[str, Any]]:
             if cost in TOOLS:
                 found = beside(sweep, table, sampler, cost, seed)
             elif cost == FROM:
-                start = [str(front_of(OTHERS[name], options.out))]
                 found = searched(sweep, table, sampler, "cached", seed, start)
             else:
                 found = searched(sweep, table, sampler, cost, seed, [])

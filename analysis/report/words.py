@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -282,8 +282,9 @@ def _picks(run: Run) -> tuple[Html, Html]:
     advised = summary.advice(run)
     if not advised:
         return Html(""), Html("")
-    cards = _within_goal(run)
-    cards += _within_loss(run, first=not cards)
+    known = kept_changes(run)
+    cards = _within_goal(run, known)
+    cards += _within_loss(run, known, first=not cards)
     cards += [
         _pick(run, advice, first=not cards and not i)
         for i, advice in enumerate(advised)
@@ -299,19 +300,23 @@ def _picks(run: Run) -> tuple[Html, Html]:
     return cards[0], join([others, note])
 
 
-def _within_goal(run: Run) -> list[Html]:
-    """What the summary says to ship, where that keeps all bounds."""
+def _within_goal(run: Run, known: Mapping[Any, Change]) -> list[Html]:
+    """What the summary says to ship, where that keeps all bounds; `known` as `kept_changes`."""
     met = kept_goal(run)
     if met is None:
         return []
     title = goal_title(run)
     advice = summary.Advice(title[0].upper() + title[1:], met.row, "")
-    return [_pick(run, advice, first=True, change=kept_changes(run).get(met.row))]
+    return [_pick(run, advice, first=True, change=known.get(met.row))]
 
 
-def _within_loss(run: Run, first: bool) -> list[Html]:
+def _within_loss(run: Run, known: Mapping[Any, Change], first: bool) -> list[Html]:
     """The cheapest member of the front for a loss that the reader sets; a card for each that there
     is, of which one is seen.
+
+    Args:
+        known: as `kept_changes`.
+        first: whether no card stands before.
     """
     offered, wanted = summary.within_loss(run), summary.kept_and_cost(run)
     if not offered or wanted is None:
@@ -319,7 +324,6 @@ def _within_loss(run: Run, first: bool) -> list[Html]:
     kept, cost = wanted
     allowed = allowed_loss(run)
     chosen = summary.cheapest_within(offered, allowed) or offered[0]
-    known = kept_changes(run)
     points = points_said(allowed)
     cards = []
     for member in offered:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from analysis.contract import Objective
 from compress.pipeline import stages
 from compress.stage import Stage
 from sweeps.run.plan import StageSpec
@@ -33,7 +35,9 @@ _COSTS = (
 )
 """Metrics that follow from the structure; those of further runtimes end so."""
 _CERTAIN_MISS = 1.1
-"""Times the limit: times vary, and a cut that looks at other weights may cut elsewhere."""
+"""Times the limit: times vary, a cut that looks at other weights may cut elsewhere, and costs are
+not quite in the order of the shares that are cut.
+"""
 
 
 class KnownCosts:
@@ -77,31 +81,25 @@ class KnownCosts:
     def _misses(self, draw: Draw) -> bool:
         known = self._metrics.get(self._structure_of(draw) or "", [])
         for objective in self.sweep.spec.objectives:
-            name, limit = objective.metric, objective.limit
+            name = objective.metric
             values = [v for m in known if isinstance(v := m.get(name), int | float)]
-            if limit is None or not values or not name.endswith(_COSTS):
-                continue
-            if objective.mode == "min":
-                is_missed = min(values) > _CERTAIN_MISS * limit
-            else:
-                is_missed = max(values) * _CERTAIN_MISS < limit
-            if is_missed:
+            if name.endswith(_COSTS) and misses_by_far(objective, values):
                 return True
         return False
 
     def _structure_of(self, draw: Draw) -> str | None:
         """None where what the draw lacks, and a sampler adds, decides it too."""
         name = canonical(draw)
-        if (
-            name not in self._structures
-        ):  # a grid is asked for all of its draws each time
+        # a grid is asked for all of its draws each time
+        if name not in self._structures:
             self._structures[name] = self._resolved_structure(draw)
         return self._structures[name]
 
     def _resolved_structure(self, draw: Draw) -> str | None:
+        # with the first and with the last value of all that is lacking
+        first, last = (self._completed(draw, place) for place in (0.0, 0.99))
         found = set()
-        for place in (0.0, 0.99):  # the first and the last value of all that is lacking
-            whole = self._completed(draw, place)
+        for whole in [first] if first == last else [first, last]:
             try:
                 resolved = resolved_trial(self.sweep.space, whole)
             except SpecError:
@@ -116,6 +114,18 @@ class KnownCosts:
                 added = dimension.at(lambda name: place)
                 whole |= {name: draw.get(name, value) for name, value in added.items()}
         return whole
+
+
+def misses_by_far(objective: Objective, values: Sequence[float]) -> bool:
+    """Whether the best of some values lies beyond the bound by more than a tenth; False without a
+    bound that is known, or without values.
+    """
+    limit = objective.limit
+    if limit is None or not math.isfinite(limit) or not values:
+        return False
+    if objective.mode == "min":
+        return min(values) > _CERTAIN_MISS * limit
+    return max(values) * _CERTAIN_MISS < limit
 
 
 def _structure(

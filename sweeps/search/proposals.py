@@ -341,19 +341,17 @@ class Proposals:
         seconds = np.maximum(costs.expected(draws, finished), _LEAST_SECONDS)
         is_fresh = np.arange(len(draws)) < len(fresh)
         usual = np.median(seconds[is_fresh])
-        offered = np.full(len(draws), True)
         if is_early:
             offered = ~is_fresh & (seconds <= min(_CHEAP * usual, most_seconds))
         elif not goes_on and (seconds[is_fresh] <= most_seconds).any():
             offered = is_fresh
+        else:
+            offered = np.full(len(draws), True)
         floor = _OVERHEAD * usual
         gains = self._gains(number, useful[-_MOST_KNOWN:], draws)
         with np.errstate(divide="ignore"):
             scores = np.log(gains) - left * np.log(seconds + floor)
-        blocked = self._unfinished(running, self._finished)
-        waits = np.array(
-            [not blocked.isdisjoint(self.prefixes.keys(draw)) for draw in draws]
-        )
+        waits = self._waits(draws, running)
         for index in np.lexsort((-scores, waits, seconds > most_seconds)):
             draw, notes = candidates[index]
             is_new = self._space.identity(draw) not in tried
@@ -364,20 +362,16 @@ class Proposals:
 
     def elsewhere(self, draws: Sequence[Draw], running: Sequence[Draw]) -> int:
         """Index of the first draw that waits for no stage that a trial computes now; else 0."""
-        blocked = self._unfinished(running, self._finished)
-        free = (
-            index
-            for index, draw in enumerate(draws)
-            if blocked.isdisjoint(self.prefixes.keys(draw))
-        )
-        return next(free, 0)
+        waits = self._waits(draws, running)
+        return waits.index(False) if False in waits else 0
 
-    def _unfinished(
-        self, running: Sequence[Draw], finished: Collection[Key]
-    ) -> set[Key]:
-        """What trials that run compute; a prefix without parameters is everybody's."""
-        keys = {key for draw in running for key in self.prefixes.keys(draw)}
-        return {key for key in keys if key and key not in finished}
+    def _waits(self, draws: Sequence[Draw], running: Sequence[Draw]) -> list[bool]:
+        """Whether each draw waits for a stage that a trial computes now; a prefix without
+        parameters is everybody's.
+        """
+        keys = {key for draw in running for key in self.prefixes.keys(draw) if key}
+        blocked = keys - self._finished
+        return [not blocked.isdisjoint(self.prefixes.keys(draw)) for draw in draws]
 
     def _fresh(
         self, number: int, costs: CostModel, most_seconds: float

@@ -172,13 +172,7 @@ def replay(
     rows: list[tuple[float, float, float, float, float]] = []
     clock, alone = 0.0, 0.0
     for number in range(spec.search.trials):
-        if named:
-            study.enqueue_trial(named.pop(0))
-            seed_sampler(study, spec, number)
-            trial, expected = study.ask(), float("nan")
-            point = space.suggest(trial)
-        else:
-            trial, point, expected = _next(spec, space, study, proposals, number, tried)
+        trial, point, expected = _next(sweep, study, proposals, named, number, tried)
         tried.add(space.identity(point))
         row = table.row_of(point)
         values, seconds = table.values_of(row), table.seconds_of(row)
@@ -202,14 +196,24 @@ def replay(
 
 
 def _next(
-    spec: Spec,
-    space: Space,
+    sweep: Sweep,
     study: optuna.Study,
     proposals: Proposals,
+    named: list[Draw],
     number: int,
     tried: set[str],
 ) -> tuple[optuna.Trial, Draw, float]:
-    """The trial of a study for a number, its draw, and the seconds expected of it."""
+    """The trial of a study for a number, its draw, and the seconds expected of it.
+
+    Args:
+        named: what the spec names and is left; the first of it is taken away.
+    """
+    spec, space = sweep.spec, sweep.space
+    if named:
+        study.enqueue_trial(named.pop(0))
+        seed_sampler(study, spec, number)
+        trial = study.ask()
+        return trial, space.suggest(trial), float("nan")
     left = 1 - number / spec.search.trials
     proposal = proposals.choose(number, left, tried)
     if proposal is not None:

@@ -8,7 +8,6 @@ within seconds what the whole plan can do (`extremes`, `Reach`).
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from compress.measure.options import RuntimeOptions
 from compress.runtimes.onnx_file import example_images
 from compress.runtimes.registry import session
 from sweeps.run.record import TrialRecord
+from sweeps.search.known_costs import misses_by_far
 from sweeps.shrink.look import Look, Speed
 from sweeps.shrink.methods import MIXED, TRAINED
 from sweeps.shrink.request import Goal, Quantity
@@ -34,10 +34,6 @@ from trainers.models.make import make_arch
 
 _IN_DOUBT = 0.2
 """Of the source's cost: a goal that leaves more is within what a model can be."""
-_CERTAIN_MISS = 1.1
-"""Times the limit: by so much the best must miss, since costs are not quite in the order of the
-shares, and times are measured.
-"""
 _PATCHES = (32, 16, 14, 8, 7, 4, 2, 1)
 _SAID: Mapping[Quantity, tuple[float, str]] = {
     "latency": (1, "ms"),
@@ -255,16 +251,10 @@ class Reach:
     def _missed(self, objective: Objective, unit: str) -> str | None:
         limit, metric = objective.limit, objective.metric
         values = [m[metric] for _, m in self._trials if metric in m]
-        if limit is None or not math.isfinite(limit) or not values:
+        if limit is None or not misses_by_far(objective, values):
             return None
         least = objective.mode == "min"
         best = min(values) if least else max(values)
-        if (
-            (best <= _CERTAIN_MISS * limit)
-            if least
-            else (best * _CERTAIN_MISS >= limit)
-        ):
-            return None
         word = "at most" if least else "at least"
         return (
             f"the goal is out of reach, as far as this plan goes: {metric} is to be {word}"

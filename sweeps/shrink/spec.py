@@ -261,7 +261,10 @@ def _left_by_cut(wish: Wish, speed: Speed, store: str) -> float | None:
     """
     hardest = wish.hardest(speed)
     wanted = wanted_share(hardest, speed, wish.batch_size)
-    return None if wanted is None else wanted / _factor(hardest, store)
+    if wanted is None:
+        return None
+    margin = _WITHIN if hardest.quantity == "bytes" else 1.0
+    return margin * wanted / _factor(hardest, store)
 
 
 def _ladder(wish: Wish, speed: Speed) -> tuple[float, ...]:
@@ -272,7 +275,7 @@ def _ladder(wish: Wish, speed: Speed) -> tuple[float, ...]:
     if wish.hardest(speed).quantity == "bytes":
         stores = ["int8", "int4"] if wish.runtime in INTEGER_RUNTIMES else ["float"]
         for store in stores:
-            share = math.floor(100 * _WITHIN * (_left_by_cut(wish, speed, store) or 0))
+            share = math.floor(100 * (_left_by_cut(wish, speed, store) or 0))
             if LADDER[-1] < share / 100 < LADDER[0]:
                 shares.add(share / 100)
     return tuple(sorted(shares, reverse=True))
@@ -283,8 +286,6 @@ def _first_rung(wish: Wish, speed: Speed, store: str, ladder: tuple[float, ...])
     wanted = _left_by_cut(wish, speed, store)
     if wanted is None:
         return 1
-    if wish.hardest(speed).quantity == "bytes":
-        wanted *= _WITHIN
     rungs = [i for i, share in enumerate(ladder) if share <= wanted]
     return min(rungs[0] if rungs else len(ladder) - 2, len(ladder) - 2)
 
