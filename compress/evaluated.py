@@ -39,17 +39,7 @@ def recognised_images(final: FinalModel) -> dict[str, dict[str, Any]]:
     """Metric → which images of its part are recognised (`trainers.data.recognised`); of the
     evaluations and the runtimes that `measure` used, which must be called before.
     """
-    found = {}
-    parts: dict[Split, str] = {"val": "accuracy", "test": "test_accuracy"}
-    for split, metric in parts.items():
-        evaluation = final.evaluations.get(split)
-        if evaluation is not None and evaluation.recognised is not None:
-            found[metric] = evaluation.recognised
-    for prefix, deployed in final.deployed.items():
-        own = deployed.recognised or found.get("accuracy")
-        if own is not None:
-            found[f"{prefix}runtime_accuracy"] = own
-    return {metric: each._asdict() for metric, each in found.items()}
+    return {metric: each._asdict() for metric, each in final.recognised.items()}
 
 
 def shown_predictions(final: FinalModel) -> dict[str, Any] | None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from trainers.data.recognised import Recognised
     from trainers.data.splits import Data, Split
     from trainers.models.arch import ModelState
     from trainers.training.evaluate import Evaluation
@@ -74,6 +75,7 @@ class FinalModel:
         metrics: what is known so far: the stages' reports and earlier measurements.
         source: the model that the pipeline began with, the reference of latency; None: without.
         evaluations: what evaluation gave, by split; see `compress.evaluated`.
+        recognised: metric that counts them → which images are recognised.
         deployed: the model as each measured runtime has it, by what its metrics begin with.
     """
 
@@ -84,12 +86,25 @@ class FinalModel:
     metrics: dict[str, Value] = field(default_factory=dict)
     source: "ModelState | None" = None
     evaluations: "dict[Split, Evaluation]" = field(default_factory=dict)
+    recognised: "dict[str, Recognised]" = field(default_factory=dict)
     deployed: "dict[str, through_runtime.Deployed]" = field(default_factory=dict)
 
     @cached_property
     def module(self) -> "nn.Module":
         """The module with the final weights, in eval mode, on the trial's device."""
         return self.state.build().to(self.device)
+
+    def in_runtime(self, prefix: str) -> "through_runtime.Deployed":
+        """The model as a runtime has it, by what its metrics begin with; it is loaded once."""
+        if prefix not in self.deployed:
+            self.deployed[prefix] = through_runtime.deploy(
+                self.state,
+                self.data.info.image_size,
+                self.options.runtimes[prefix],
+                self.device.type,
+                reference=self.source if self.options.latency else None,
+            )
+        return self.deployed[prefix]
 
 
 @dataclass(frozen=True)
@@ -115,14 +130,22 @@ def _evaluate(final: FinalModel, split: "Split") -> dict[str, float]:
     from trainers.training.evaluate import evaluate_classes
 
     shown = "val" if final.data.size("val") else "test"
+    module = final.module
+    if final.options.evaluate_in == "runtime":
+        module = through_runtime.in_place_of(module, final.in_runtime(""))
     found = evaluate_classes(
-        final.module,
+        module,
         final.data,
         split,
         final.device,
         samples=final.options.samples if split == shown else 0,
     )
     final.evaluations[split] = found
+    if found.recognised is not None:
+        accuracy = "accuracy" if split == "val" else "test_accuracy"
+        final.recognised[accuracy] = found.recognised
+        if final.options.evaluate_in == "runtime" and split == "val":
+            final.in_runtime("").recognised = found.recognised
     return found.metrics
 
 
@@ -265,15 +288,12 @@ def _of_runtimes(prefixes: Iterable[str]) -> dict[str, Measurement]:
 def _in_runtime(
     prefix: str, measured: through_runtime.Measured, final: FinalModel
 ) -> Mapping[str, Value]:
-    if prefix not in final.deployed:
-        final.deployed[prefix] = through_runtime.deploy(
-            final.state,
-            final.data.info.image_size,
-            final.options.runtimes[prefix],
-            final.device.type,
-            reference=final.source if final.options.latency else None,
-        )
-    values = measured(final.deployed[prefix], final.data, final.options, final.metrics)
+    deployed = final.in_runtime(prefix)
+    values = measured(deployed, final.data, final.options, final.metrics)
+    if "runtime_accuracy" in values:
+        own = deployed.recognised or final.recognised.get("accuracy")
+        if own is not None:
+            final.recognised[f"{prefix}runtime_accuracy"] = own
     return {prefix + name: value for name, value in values.items()}
 
 

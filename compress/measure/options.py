@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, field_validator
 
 from trainers.config import Config
+from trainers.hashing import LATER
 
 Precision = Literal["float32", "bfloat16", "float16"]
 """Floating-point types in which a model is measured; each is the name of a torch dtype."""
@@ -51,6 +52,14 @@ class MeasureConfig(RuntimeOptions):
         ),
     )
 
+    evaluate_in: Annotated[Literal["torch", "runtime"], LATER] = Field(
+        "torch",
+        description=(
+            "what predicts the images of the validation part and the test set. torch: the"
+            " module, which simulates the integers of a quantised model; runtime: the deployed"
+            " file, on the CPU in far less time where it executes integers"
+        ),
+    )
     latency: bool = Field(True, description="measure latency and memory at all")
     alone: bool = Field(
         True,

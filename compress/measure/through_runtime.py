@@ -15,6 +15,8 @@ from compress.runtimes.interface import Floats, Session
 from compress.runtimes.registry import runtime
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from trainers.data.recognised import Recognised
     from trainers.data.splits import Data
     from trainers.models.arch import ModelState
@@ -32,7 +34,7 @@ class Deployed:
         file: what was loaded.
         session: ready to run.
         reference: the source model in the same runtime, beside which passes are timed.
-        recognised: which validation images are, once `accuracy` was measured; None where these are
+        recognised: which validation images are, once they were evaluated; None where these are
             the eager module's.
     """
 
@@ -164,13 +166,28 @@ def accuracy(
     known: Mapping[str, Value],
 ) -> dict[str, Value]:
     """Every image of the validation part through the runtime. The eager float32 module has
-    been evaluated already.
+    been evaluated already, and so has the file with `evaluate_in: runtime`.
     """
     options = model.options
-    if (options.runtime, options.precision) == ("torch", "float32"):
+    if _is_eager(options):
         return {"runtime_accuracy": known["accuracy"]}
-    model.recognised = recognised_by(model.session, data)
+    if model.recognised is None:
+        model.recognised = recognised_by(model.session, data)
     return {"runtime_accuracy": model.recognised.share}
+
+
+def _is_eager(options: RuntimeOptions) -> bool:
+    """Whether the runtime executes the module as it is evaluated."""
+    return (options.runtime, options.precision) == ("torch", "float32")
+
+
+def in_place_of(module: nn.Module, model: Deployed) -> nn.Module:
+    """What gives the logits that the runtime computes, for images as `module` takes them."""
+    if _is_eager(model.options):
+        return module
+    from compress.runtimes.torch import SessionModule
+
+    return SessionModule(model.session)
 
 
 def recognised_by(session: Session, data: Data) -> Recognised:

@@ -19,6 +19,20 @@ from compress.runtimes.passes import timed_pass
 from trainers.models.arch import ModelState
 
 
+class SessionModule(nn.Module):
+    """A model that a runtime has loaded, as a module: images (B, C, S, S) on any device → the
+    runtime's logits float32 (B, classes) there. It has no weights and no gradients.
+    """
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self._session = session
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self._session.run(images.float().cpu().numpy())
+        return torch.from_numpy(logits).to(images.device)
+
+
 class Eager(Runtime):
     """The module, operator by operator."""
 

@@ -41,7 +41,7 @@ _COMMENTS = {
     "data": "Trials train on the training part and are compared on the validation part.",
     "stages": "Cut (nvit while it trains), tune with the original as the teacher, store.",
     "objectives": "The goal. A trial beyond a bound never counts as a result.",
-    "measure": "How the deployed file is executed.",
+    "measure": "How the deployed file is executed; accuracies are those of the file.",
     "resources": "What a trial takes of memory, so that as many run at a time as fit.",
     "search": "What is tried first, cheap things before dear ones, and what may vary.",
 }
@@ -137,7 +137,7 @@ def spec_for(
         "data": seen.data,
         "stages": {name: {"one_of": slot} for name, slot in methods.slots.items()},
         "objectives": wish.objectives,
-        "measure": wish.measure,
+        "measure": wish.measure | {"evaluate_in": "runtime"},
         "search": search,
     }
     return raw, methods

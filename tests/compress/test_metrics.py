@@ -27,7 +27,9 @@ from compress.metrics import (
     needs_quantized,
 )
 from compress.pipeline import STAGES
-from trainers.data.splits import Data, Split
+from compress.runtimes import onnxruntime
+from compress.runtimes.interface import Floats
+from trainers.data.splits import Data, Split, eval_batches
 from trainers.models.arch import ModelState
 from trainers.models.make import make_arch
 from trainers.training import evaluate
@@ -103,7 +105,7 @@ def test_the_accuracies_of_the_classes_make_the_accuracy(final: FinalModel) -> N
         right = sum(n * (share or 0) for n, share in zip(images, shares, strict=True))
         assert right / size == pytest.approx(found[f"{prefix}accuracy"])
     hits = recognised_images(final)
-    assert {"accuracy", "test_accuracy"} <= set(hits)
+    assert set(hits) == {"accuracy", "runtime_accuracy", "test_accuracy"}
     for metric, each in hits.items():
         ones = bin(int(each["bits"], 16)).count("1")
         assert ones / each["images"] == pytest.approx(found[metric])
@@ -214,3 +216,45 @@ def test_what_a_quantized_model_has_is_measured_where_it_is_compared(
     final.options = final.options.model_copy(update={"latency": False})
     found = measure(final, quantized=True)
     assert 0.5 < float(found["coded_ratio"]) < 2
+
+
+@pytest.fixture
+def in_onnxruntime(final: FinalModel) -> FinalModel:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    options = {**QUICK.model_dump(), "runtime": "onnxruntime", "threads": 1}
+    final.options = MeasureConfig.model_validate(options)
+    return final
+
+
+def test_which_images_a_file_recognises_is_kept(in_onnxruntime: FinalModel) -> None:
+    final = in_onnxruntime
+    found = measure(final, quantized=False)
+    hits = recognised_images(final)
+    assert set(hits) == {"accuracy", "runtime_accuracy", "test_accuracy"}
+    assert final.recognised["runtime_accuracy"].share == found["runtime_accuracy"]
+    assert hits["runtime_accuracy"]["labels"] == hits["accuracy"]["labels"]
+
+
+def test_the_file_can_be_evaluated_in_place_of_the_module(
+    in_onnxruntime: FinalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that depends on predictions is the file's then: here of one that says the opposite."""
+
+    class Opposite(onnxruntime.OnnxRuntimeSession):
+        def infer(self, batch: Floats) -> Floats:
+            return -super().infer(batch)
+
+    final = in_onnxruntime
+    final.options = final.options.model_copy(update={"evaluate_in": "runtime"})
+    monkeypatch.setattr(onnxruntime, "OnnxRuntimeSession", Opposite)
+    measure(final, quantized=False)
+    with torch.no_grad():
+        for split, prefix in (("val", ""), ("test", "test_")):
+            images, labels = map(
+                torch.cat,
+                zip(*eval_batches(final.data, split, 64, final.device), strict=True),
+            )
+            wanted = (final.module(images).argmin(1) == labels).float().mean()
+            assert final.metrics[f"{prefix}accuracy"] == pytest.approx(wanted.item())
+    assert final.metrics["runtime_accuracy"] == final.metrics["accuracy"]
