@@ -1,6 +1,7 @@
 """Architectures before and after they are in integers."""
 
 import json
+from collections import Counter
 from functools import lru_cache
 
 from torch import nn
@@ -26,7 +27,19 @@ def _check(arch_json: str, image_size: int) -> None:
 
 def quantisable_layers(arch: Arch) -> list[str]:
     """Paths of the layers whose weights may become integers."""
-    module = shared_on_meta(arch)
+    return _layers_of(shared_on_meta(arch))
+
+
+def layers_of_one_name(module: nn.Module) -> list[str]:
+    """Those of its layers that the model holds once: integers in one that has two names would
+    have to be loaded under both.
+    """
+    every = module.named_modules(remove_duplicate=False)
+    names = Counter(id(each) for _, each in every)
+    return [x for x in _layers_of(module) if names[id(module.get_submodule(x))] == 1]
+
+
+def _layers_of(module: nn.Module) -> list[str]:
     return [
         path
         for path, layer in module.named_modules()

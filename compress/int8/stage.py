@@ -20,6 +20,7 @@ from compress.finetune import check_fit
 from compress.int8.architectures import (
     check_architecture,
     int8_arch,
+    layers_of_one_name,
     quantisable_layers,
 )
 from compress.int8.calibrate import (
@@ -69,7 +70,7 @@ class Int8(Stage, TrainConfig):
     """
 
     phase: ClassVar[Phase] = "quantize"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     paper: ClassVar[str] = (
         "Nagel et al., A White Paper on Neural Network Quantization, 2021; SmoothQuant: Xiao"
         " et al., ICML 2023; steps in training: Esser et al., Learned Step Size Quantization,"
@@ -79,7 +80,11 @@ class Int8(Stage, TrainConfig):
     continues: ClassVar[bool] = True
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("int8_layers", "layers whose weights are integers", "1"),
-        Metric("int8_float_layers", "layers left in float", "1"),
+        Metric(
+            "int8_float_layers",
+            "layers that are computed in float, some of them with integers as weights",
+            "1",
+        ),
         Metric(
             "int8_four_bit_fraction",
             "share of integer weights that have 4 bits",
@@ -230,7 +235,8 @@ class Int8(Stage, TrainConfig):
             ctx.report(int8_max_changed_met=int(changed <= self.max_changed))
         ctx.report(
             int8_layers=len(plan.weights),
-            int8_float_layers=len(quantisable_layers(model.arch)) - len(plan.weights),
+            int8_float_layers=len(quantisable_layers(model.arch))
+            - len(work.computed_in_integers(plan)),
             int8_four_bit_fraction=four,
             int8_changed_fraction=changed,
             int8_logit_error=error,
@@ -271,6 +277,8 @@ class _Calibration:
 
     Attributes:
         float_weights: inner parameter → real values, norms folded and scales moved in.
+        stored_only: layers that are computed in float, as squeeze-and-excitation is, since their
+            inputs bear no integers: their weights are stored as such all the same.
     """
 
     def __init__(
@@ -285,14 +293,20 @@ class _Calibration:
         few = [batch[:CALIBRATION_BATCH] for batch in batches[:_PLACING_BATCHES]]
         self.choice = choose(self.folded, few, options.smooth_quant)
         self.readers = readers_of(self.folded, batches[0][:2])
+        self.stored_only = [
+            layer
+            for layer in layers_of_one_name(self.folded)
+            if layer not in self.choice.weights and not self._is_named_float(layer)
+        ]
         self.float_weights = dict(self.choice.state)
         with torch.no_grad():
             self.logits = logits_of(model.build(), batches)
         open_plan = self._plan(self._wanted())
         watched = self._model(replace(open_plan, weights={}))
         seen = observe(watched, batches)
-        self.means = mean_inputs(watched, self.choice.weights, batches[:4])
-        plan = self._plan(self._wanted(), self._named_four_bits(self._wanted()))
+        stored = [*self.choice.weights, *self.stored_only]
+        self.means = mean_inputs(watched, stored, batches[:4])
+        plan = self._plan(self._wanted(), self._named_four_bits(stored))
         rules = RANGE_RULES if options.ranges == "best" else (options.ranges,)
         least = float("inf")
         for rule in rules:
@@ -314,11 +328,15 @@ class _Calibration:
 
     def _wanted(self) -> list[str]:
         """Layers that become integers, by the patterns."""
-        patterns = self.options.float_layers
+        return [x for x in self.choice.weights if not self._is_named_float(x)]
+
+    def _is_named_float(self, layer: str) -> bool:
+        return any(fnmatch(layer, pattern) for pattern in self.options.float_layers)
+
+    def computed_in_integers(self, plan: QuantiserPlan) -> list[str]:
+        """The layers whose inputs are integers, too."""
         return [
-            layer
-            for layer in self.choice.weights
-            if not any(fnmatch(layer, pattern) for pattern in patterns)
+            layer for layer in self.choice.weights if f"{layer}.weight" in plan.weights
         ]
 
     def _plan(
@@ -339,7 +357,8 @@ class _Calibration:
             signed=(True,) * len(self.choice.groups),
             scaled=tuple((place, len(scale)) for place, scale in self.choice.scaled),
             weights={
-                f"{layer}.weight": 4 if layer in four_bits else 8 for layer in layers
+                f"{layer}.weight": 4 if layer in four_bits else 8
+                for layer in (*layers, *self.stored_only)
             },
         )
 
@@ -356,7 +375,7 @@ class _Calibration:
     def decide(self) -> tuple[QuantiserPlan, float]:
         """The final plan, and the share of its weights that have 4 bits."""
         layers = self._wanted()
-        four = self._four_bits(layers)
+        four = self._four_bits([*layers, *self.stored_only])
         plan = self._plan(layers, four)
         if self.options.float_layer_count:
             helpful = self._by_help(layers, four)[:-1]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from compress.codec.file import decode, encode
+from compress.int8.architectures import quantisable_layers
 from compress.int8.fold import fold_norms
 from compress.int8.nncf_internals import (
     Choice,
@@ -205,6 +206,40 @@ def test_what_follows_an_activation_in_place_takes_integers(
         assert all(kernel.endswith((" u8", " i8")) for kernel in of_convolutions)
 
 
+def test_what_is_computed_in_float_is_stored_in_integers(
+    data: Data, tmp_path: Path
+) -> None:
+    """NNCF leaves squeeze-and-excitation in float; its weights need no more than a byte each."""
+    for runtime in ("onnxruntime", "openvino"):
+        pytest.importorskip(runtime)
+    arch = make_arch("test_efficientnet", num_classes=4, image_size=32)
+    model = ModelState.initialised(arch, 0)
+    layers = {n: m for n, m in model.build().named_modules() if ".se.conv" in n}
+    assert len(layers) == 4
+    every = quantisable_layers(arch)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    sizes = Counter[str]()
+    for float_layers in ((), ("*.se.*",)):
+        state, reported = quantised(data, tmp_path, model, float_layers=float_layers)
+        assert reported["int8_layers"] == len(every) - 4 * len(float_layers)
+        assert reported["int8_float_layers"] == 4
+        kind = torch.float32 if float_layers else torch.int8
+        assert {state.weights[f"inner.{n}.weight"].dtype for n in layers} == {kind}
+        wanted = state.build()(images).detach().numpy()
+        for runtime in ("onnxruntime", "openvino"):
+            folder = tmp_path / f"{runtime}-{len(float_layers)}"
+            options = RuntimeOptions(runtime=runtime, batch_size=4, threads=1)
+            found = session(state, 32, options, folder).run(images.numpy())
+            assert np.abs(found - wanted).max() < 0.1 * np.abs(wanted).max()
+            files = [path for path in folder.iterdir() if path.suffix != ".xml"]
+            used = sum(path.stat().st_size for path in files)
+            sizes[runtime] += used if float_layers else -used
+    weights = sum(layer.weight.numel() for layer in layers.values())
+    assert (
+        min(sizes.values()) > 2 * weights
+    )  # of three bytes each, without what a step needs
+
+
 def test_a_quantiser_that_would_never_act_is_refused() -> None:
     place = Place("act1", "relu_", 0, OUTPUT)
     ours = {place[:3]: ("act1", "relu", 0)}
@@ -376,7 +411,7 @@ def test_the_layers_that_help_most_stay_in_float(data: Data, tmp_path: Path) -> 
         _, reported = quantised(data, tmp_path, resnet, float_layers=list(chosen))
         errors[chosen] = reported["int8_logit_error"]
     _, reported = quantised(data, tmp_path, resnet, float_layer_count=2)
-    assert reported["int8_float_layers"] == 2
+    assert reported["int8_float_layers"] == 4
     assert reported["int8_logit_error"] <= 2 * min(errors.values())
     layers = reported["int8_layers"] + 2
     _, reported = quantised(data, tmp_path, resnet, float_layer_count=100)
