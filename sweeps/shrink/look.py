@@ -29,6 +29,7 @@ from trainers.data.open import openers
 from trainers.data.splits import DataInfo
 from trainers.machine import usable_cores
 from trainers.models.arch import Arch, ModelState, shared_on_meta
+from trainers.models.parameters import linear_and_conv_parameters
 from trainers.models.source import SourceFacts, load_source, source_facts
 from trainers.timm_library import timm
 from trainers.words import one_line
@@ -53,6 +54,7 @@ class Speed:
     Attributes:
         latency_ms: of a pass in the runtime of deployment.
         file_bytes: of the file that it executes.
+        weights: of linear layers and convolutions, which integers store in less.
         gmacs: of a pass of one image.
         peak_memory_mb: of a pass in torch, of the images of a pass in the runtime.
         pass_seconds, train_seconds: of one image in torch, forward and with its training step.
@@ -62,6 +64,7 @@ class Speed:
 
     latency_ms: float
     file_bytes: int
+    weights: int
     gmacs: float
     peak_memory_mb: float
     pass_seconds: float
@@ -321,6 +324,7 @@ def speed(seen: Look, options: RuntimeOptions) -> Speed:
     return Speed(
         float(np.median(times)),
         total,
+        sum(state.weights[n].numel() for n in linear_and_conv_parameters(module)),
         count_gmacs(state.arch, size),
         memory / MEGABYTE,
         *seconds,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,23 @@ from sweeps.shrink.methods import (
     methods_for,
 )
 from sweeps.shrink.reach import extremes, values_of, wanted_share
-from sweeps.shrink.request import Goal, Quantity
+from sweeps.shrink.request import Goal
 from sweeps.spec.yaml_text import Tree
 
 RUN = "run"
 """Name of the run in the folder that a user gets."""
 _SHORT_TUNING = 0.05
 """Share of the time that a short tuning takes."""
-_OF_INTEGERS: Mapping[str, Mapping[Quantity, float]] = {
-    "int8": {"bytes": 0.28, "latency": 0.5, "throughput": 0.5},
-    "int4": {"bytes": 0.15, "latency": 0.5, "throughput": 0.5},
-}
-"""What integers leave of a cost, where they save any, about: of times 0.33 to 0.65 were seen."""
+_TIME_OF_INTEGERS = 0.5
+"""What integers leave of a time, about: 0.33 to 0.65 were seen."""
+_BITS = {"float": 32, "int8": 8, "int4": 4}
+"""Of a weight, by the way to store."""
+_GRAPH_OF_INTEGERS = 2.4
+"""What a file with integers holds beside the weights, over what a float file does: quantisers are
+layers, too. 2.0 to 2.5 were seen.
+"""
 _WITHIN = 0.97
-"""Of the share that a file of so many bytes leaves, for what the estimate leaves out."""
+"""Of the bytes that are allowed, for what the estimate leaves out."""
 _COMMENTS = {
     "source": "The model as it is. What it may lose is relative to it.",
     "data": "Trials train on the training part and are compared on the validation part.",
@@ -90,20 +93,31 @@ class Wish:
 
     def hardest(self, speed: Speed) -> Goal:
         """The goal that asks for the deepest cut, once integers have taken their part."""
+        store = "int8" if self.runtime in INTEGER_RUNTIMES else "float"
 
         def left(goal: Goal) -> float:
-            share = wanted_share(goal, speed, self.batch_size)
-            if share is None:
-                return 0.0
-            store = "int8" if self.runtime in INTEGER_RUNTIMES else "float"
-            return share / _factor(goal, store)
+            share = _left_to_cut(goal, speed, self.batch_size, store)
+            return 0.0 if share is None else share
 
         return min(self.goals, key=left)
 
 
-def _factor(goal: Goal, store: str) -> float:
-    """What is left of the goal's cost by a way to store."""
-    return _OF_INTEGERS.get(store, {}).get(goal.quantity, 1.0)
+def _left_to_cut(goal: Goal, speed: Speed, batch_size: int, store: str) -> float | None:
+    """The share of the source that a goal leaves to what is cut, after this way to store: 1 or more
+    where nothing must be cut, None where as little as possible is wanted.
+    """
+    share = wanted_share(goal, speed, batch_size)
+    if share is None:
+        return None
+    is_time = goal.quantity in ("latency", "throughput")
+    if goal.quantity != "bytes":
+        return share / _TIME_OF_INTEGERS if is_time and store != "float" else share
+    weights = min(4.0 * speed.weights, speed.file_bytes)
+    beside = speed.file_bytes - weights
+    if store != "float":
+        beside *= _GRAPH_OF_INTEGERS
+    allowed = _WITHIN * share * speed.file_bytes
+    return max(0.0, (allowed - beside) / (weights * _BITS[store] / 32))
 
 
 def _counted(goal: Goal) -> str:
@@ -194,14 +208,19 @@ def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
     ladder = methods.ladder
     first = _first_rung(wish, speed, store, ladder)
     found = _Points(methods, quantity)
+    in_int4 = _first_rung(wish, speed, "int4", ladder)
+    is_cut_in_int4 = (_left_by_cut(wish, speed, "int4") or 1.0) < 1.0
     _add_untrained(found, store, first, is_timed=wish.is_timed)
+    if is_cut_in_int4:
+        found.add("channels", in_int4, "none", "int4")
     if first == len(ladder) - 2:
         # the goal asks for what the plan may not have: the least of each kind says so
         found.extend(extremes(methods.slots, methods.space))
     if wish.is_timed or quantity == "params":  # integers have as many operations
         smallest = "int4" if methods.has("store", "int4") else "int8"
         found.add("none", 0, "tuned", smallest)
-    in_int4 = _first_rung(wish, speed, "int4", ladder)
+    if is_cut_in_int4:
+        found.add("channels", in_int4, "none", f"int4{TRAINED}")
     _add_trained(found, store, first, in_int4, len(ladder))
     return found.in_order
 
@@ -256,15 +275,8 @@ def is_trained(point: Tree) -> bool:
 
 
 def _left_by_cut(wish: Wish, speed: Speed, store: str) -> float | None:
-    """What the hardest goal leaves to what is cut, after this way to store; None where as little
-    as possible is wanted.
-    """
-    hardest = wish.hardest(speed)
-    wanted = wanted_share(hardest, speed, wish.batch_size)
-    if wanted is None:
-        return None
-    margin = _WITHIN if hardest.quantity == "bytes" else 1.0
-    return margin * wanted / _factor(hardest, store)
+    """What the hardest goal leaves to what is cut (`_left_to_cut`)."""
+    return _left_to_cut(wish.hardest(speed), speed, wish.batch_size, store)
 
 
 def _ladder(wish: Wish, speed: Speed) -> tuple[float, ...]:
@@ -276,7 +288,7 @@ def _ladder(wish: Wish, speed: Speed) -> tuple[float, ...]:
         stores = ["int8", "int4"] if wish.runtime in INTEGER_RUNTIMES else ["float"]
         for store in stores:
             share = math.floor(100 * (_left_by_cut(wish, speed, store) or 0))
-            if LADDER[-1] < share / 100 < LADDER[0]:
+            if LADDER[-1] < share / 100 < 1:
                 shares.add(share / 100)
     return tuple(sorted(shares, reverse=True))
 
