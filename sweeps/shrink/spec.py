@@ -39,6 +39,10 @@ layers, too. 2.0 to 2.5 were seen.
 """
 _WITHIN = 0.97
 """Of the bytes that are allowed, for what the estimate leaves out."""
+_TIMED_MS = 2000.0
+"""What the timed passes of the source take, about."""
+_REPEATS = (30, 500)
+"""Fewest and most timed passes."""
 _COMMENTS = {
     "source": "The model as it is. What it may lose is relative to it.",
     "data": "Trials train on the training part and are compared on the validation part.",
@@ -151,10 +155,17 @@ def spec_for(
         "data": seen.data,
         "stages": {name: {"one_of": slot} for name, slot in methods.slots.items()},
         "objectives": wish.objectives,
-        "measure": wish.measure | {"evaluate_in": "runtime"},
+        "measure": wish.measure
+        | {"evaluate_in": "runtime", "repeats": _repeats(speed)},
         "search": search,
     }
     return raw, methods
+
+
+def _repeats(speed: Speed) -> int:
+    """Passes that take about so long that their median is steady, of a fast model many."""
+    fewest, most = _REPEATS
+    return int(min(most, max(fewest, _TIMED_MS / speed.latency_ms)))
 
 
 class _Points:
