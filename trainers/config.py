@@ -86,6 +86,14 @@ class DataConfig(Config, ShardOptions):
             " train on all, and then there is nothing that could guide a search"
         ),
     )
+    val_from: Annotated[Literal["auto", "train"], LATER] = Field(
+        "auto",
+        description=(
+            "where the images that the search sees come from. auto: the data set's own"
+            " validation part, where it has one and a test part; train: the training part,"
+            " of which val_fraction is split off, as where there is no such part"
+        ),
+    )
     split_seed: int = Field(
         0, ge=0, description="seed of the validation split, the same for all trials"
     )

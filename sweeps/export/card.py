@@ -265,8 +265,8 @@ def _data(run: Path, record: TrialRecord) -> str:
         + (f" in {code(str(data.root))}" if data.root else "")
     ]
     lines += [
-        f"- validation part: {code(data.val_fraction)} of the training images;"
-        " it guided the search"
+        f"- validation part (data.val_from {code(data.val_from)}, data.val_fraction"
+        f" {code(data.val_fraction)}): it guided the search"
     ]
     lines += ["- the test set was looked at once, at the trial's end"]
     lines += [f"- fingerprint {code(hashes['data'])}"] if hashes.get("data") else []

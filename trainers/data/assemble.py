@@ -9,9 +9,15 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from trainers.config import DataConfig
-from trainers.data.classes import Labelled, class_names_of, classes_of, is_unlabelled
+from trainers.data.classes import (
+    Labelled,
+    class_names_of,
+    classes_of,
+    is_unlabelled,
+    joined,
+)
 from trainers.data.info import named
-from trainers.data.parts import Dataset, Labels, Part
+from trainers.data.parts import OWN_VALIDATION, Dataset, Labels, Part
 from trainers.data.stratify import stratified_test
 
 
@@ -43,8 +49,8 @@ def assemble(
 ) -> Dataset:
     """The data set.
 
-    Without `test`, or where it has no labels, `validation` is the test part; where there is
-    neither, a fifth of each class of `train` is.
+    Without `test`, or where it has no labels, `validation` is the test part, and else the
+    validation part; where there is neither, a fifth of each class of `train` is the test part.
 
     Args:
         place: what messages call it.
@@ -52,7 +58,7 @@ def assemble(
     Raises:
         ValueError: labels that cannot be read in one way only; class names that differ.
     """
-    second, remarks = _test_part(test, validation)
+    second, third, remarks = _held_out(test, validation)
     if second is None:
         second = Split(pa.array([], train.labels.type), None, (), train.part)
     names = class_names_of(config.class_names)
@@ -64,47 +70,77 @@ def assemble(
                 f" those of the training part, {named(train.names)}; data.class_names"
                 " gives them for both"
             )
-    classes = classes_of(train.labels, second.labels, names, place)
+    held = second.labels
+    if third is not None:
+        held = joined([(place, second.labels), (place, third.labels)])
+    classes = classes_of(train.labels, held, names, place)
     first, other = classes.train, classes.test
-    source = second
+    source, own = second, None
+    if third is not None:
+        is_of_test = other.rows < len(second.labels)
+        of_third = Labelled(other.rows[~is_of_test], other.labels[~is_of_test])
+        own = third.part(of_third.rows - len(second.labels), of_third.labels)
+        other = Labelled(other.rows[is_of_test], other.labels[is_of_test])
     if test is None and validation is None:
         source = train
         first, other = (
             Labelled(first.rows[rows], first.labels[rows])
             for rows in stratified_test(first.labels)
         )
-    said = (*train.remarks, *second.remarks, *remarks, *classes.remarks)
+    of_third_said = () if third is None else third.remarks
+    said = (
+        *train.remarks,
+        *second.remarks,
+        *of_third_said,
+        *remarks,
+        *classes.remarks,
+    )
     return Dataset(
         classes.names,
         train.part(first.rows, first.labels),
         source.part(other.rows, other.labels),
         place,
         tuple(dict.fromkeys(said)),
+        own,
     )
 
 
-def _test_part(
+def _held_out(
     test: ReadSplit | None, validation: ReadSplit | None
-) -> tuple[Split | None, list[str]]:
-    """The split that is the test part (None: held out of training), and remarks on the choice."""
+) -> tuple[Split | None, Split | None, list[str]]:
+    """The splits that are the test part (None: held out of training) and the validation part (None:
+    split off training), and remarks on the choice.
+    """
     if test is None and validation is None:
-        return None, [
-            "There is no test split; a fifth of the images of each class, always the"
-            " same, is the test part."
-        ]
+        return (
+            None,
+            None,
+            [
+                "There is no test split; a fifth of the images of each class, always the"
+                " same, is the test part."
+            ],
+        )
     if test is None:
         assert validation is not None
-        return validation(), [
-            "There is no test split; the validation split is the test part."
-        ]
+        return (
+            validation(),
+            None,
+            ["There is no test split; the validation split is the test part."],
+        )
     found = test()
     if validation is None:
-        return found, []
+        return found, None, []
     if len(found.labels) and is_unlabelled(found.labels):
-        return validation(), [
-            "The test split has no labels; the validation split is the test part."
-        ]
-    return found, [
-        "The validation split is not used; the part that the search sees is drawn from"
-        " the training images (data.val_fraction)."
-    ]
+        return (
+            validation(),
+            None,
+            ["The test split has no labels; the validation split is the test part."],
+        )
+    own = validation()
+    if is_unlabelled(own.labels):
+        return found, None, ["The validation split has no labels and is not read."]
+    return (
+        found,
+        own,
+        [f"The validation part is the validation split ({OWN_VALIDATION})."],
+    )

@@ -40,7 +40,6 @@ from trainers.machine import usable_cores
 
 log = logging.getLogger(__name__)
 
-PARTS = ("train", "test")
 CHUNK = 512  # images decoded between two writes
 
 
@@ -116,7 +115,7 @@ def open_pixels(
             np.load(folder / f"{part}.npy", mmap_mode="c"),
             np.load(folder / f"{part}_labels.npy"),
         )
-        for part in PARTS
+        for part in dataset.parts()
     }
 
 

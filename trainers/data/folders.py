@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from trainers.data.decoding import suffixes
-from trainers.data.parts import Dataset, FilePart
+from trainers.data.parts import OWN_VALIDATION, Dataset, FilePart
 from trainers.data.stratify import stratified_test
 from trainers.words import listed, printable
 
@@ -100,17 +100,16 @@ def read_folders(root: Path) -> Dataset:
         train = _read(parts["train"])
     _check_train(train)
     remarks += _class_remarks(train)
-    test = _test_of(train, parts, remarks)
-    for part in (train, test) if test is not None else (train,):
+    held_out = _held_out(train, parts, remarks)
+    for part in (train, *held_out):
         remarks += _left_remarks(part)
     names = tuple(train.by_name)
-    train_part = _part(train, {name: name for name in names}, names)
-    if test is not None:
-        of_train = {_plain(name): name for name in names}
-        matched = {name: of_train[_plain(name)] for name in test.by_name}
-        place = f"{train.folder} and {test.folder.name}"
+    train_part = _part(train, names)
+    if held_out:
+        test, *validation = (_part(part, names) for part in held_out)
+        place = f"{train.folder} and {' and '.join(p.folder.name for p in held_out)}"
         return Dataset(
-            names, train_part, _part(test, matched, names), place, tuple(remarks)
+            names, train_part, test, place, tuple(remarks), next(iter(validation), None)
         )
     remarks.append(
         "There is no test part: a fifth of the images of each class, always the same, is"
@@ -158,31 +157,32 @@ def _refuse_without_train(root: Path, parts: dict[str, Path | None]) -> None:
         )
 
 
-def _test_of(
+def _held_out(
     train: _Classes, parts: dict[str, Path | None], remarks: list[str]
-) -> _Classes | None:
-    """The labelled test part: test, else val; None where there is neither."""
+) -> list[_Classes]:
+    """The labelled test part, and the labelled validation part beside it: of test and val those
+    that are there and have labels, of which the first is the test part.
+    """
     candidates = [part for part in (parts["test"], parts["val"]) if part is not None]
-    unlabelled = []
+    labelled, unlabelled = [], []
     for folder in candidates:
         read = _read(folder)
         if not _is_labelled(read, train):
             unlabelled.append(folder)
             continue
         _check_classes(read, train)
-        if unlabelled:
-            remarks.append(
-                f"{unlabelled[0]} is not read, since its images are in no class folders;"
-                f" {folder.name} is the test part."
-            )
-        elif folder != candidates[-1]:
-            remarks.append(
-                f"{candidates[-1]} is not read: {folder.name} is the test part, and the"
-                " validation part is split from train (data.val_fraction)."
-            )
-        return read
-    if not unlabelled:
-        return None
+        labelled.append(read)
+    if labelled and unlabelled:
+        remarks.append(
+            f"{unlabelled[0]} is not read, since its images are in no class folders;"
+            f" {labelled[0].folder.name} is the test part."
+        )
+    if len(labelled) > 1:
+        remarks.append(
+            f"The validation part is {labelled[1].folder} ({OWN_VALIDATION})."
+        )
+    if labelled or not unlabelled:
+        return labelled
     raise ValueError(
         f"{' and '.join(map(str, unlabelled))}: no image is in a folder with the name of a class"
         f" ({listed(train.by_name)}), so that none has a label; sort the images of val or test"
@@ -273,11 +273,11 @@ def _hold_out(part: FilePart) -> tuple[FilePart, FilePart]:
     return train, test
 
 
-def _part(read: _Classes, matched: dict[str, str], names: tuple[str, ...]) -> FilePart:
-    """The images of `read`; `matched` gives the class of each folder."""
-    label_of = {name: label for label, name in enumerate(names)}
+def _part(read: _Classes, names: tuple[str, ...]) -> FilePart:
+    """The images of `read`, whose folders have the names of classes."""
+    label_of = {_plain(name): label for label, name in enumerate(names)}
     found = sorted(
-        (label_of[matched[name]], path)
+        (label_of[_plain(name)], path)
         for name, each in read.by_name.items()
         for path in each.images
     )

@@ -4,6 +4,7 @@ A reader is a function of the data configuration that returns a `Dataset`. A new
 file alone, or comes from a plugin that offers it under `DATASETS` (see docs/extending.md).
 """
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from importlib import import_module
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 Opener = Callable[[DataConfig], Dataset]
 
 DIGITS_PX = 32
+_CALLED = {"train": "training", "test": "test", "val": "validation"}
 
 
 def open_dataset(config: DataConfig) -> Dataset:
@@ -47,7 +49,9 @@ def open_dataset(config: DataConfig) -> Dataset:
             f"{_where(config)}: a classifier needs two classes; got"
             f" {', '.join(dataset.class_names) or 'none'}"
         )
-    for name, part in (("training", dataset.train), ("test", dataset.test)):
+    dataset = _with_validation_as_wanted(dataset, config)
+    for name, part in dataset.parts().items():
+        name = _CALLED[name]
         if not len(part.labels):
             raise ValueError(
                 f"{_where(config)}: the {name} part has no images; add some or change"
@@ -62,6 +66,23 @@ def open_dataset(config: DataConfig) -> Dataset:
                 " unlabelled?"
             )
     return dataset
+
+
+def _with_validation_as_wanted(dataset: Dataset, config: DataConfig) -> Dataset:
+    """The data set without a validation part of its own where none is to be used."""
+    if dataset.validation is None or (
+        config.val_from == "auto" and config.val_fraction > 0
+    ):
+        return dataset
+    left = "the validation part that the data set has is not read."
+    why = (
+        f"data.val_from is train: {left}"
+        if config.val_from == "train"
+        else f"data.val_fraction is 0: {left}"
+    )
+    return dataclasses.replace(
+        dataset, validation=None, remarks=(*dataset.remarks, why)
+    )
 
 
 def _check_options(config: DataConfig) -> None:

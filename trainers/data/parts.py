@@ -1,4 +1,5 @@
-"""The parts of a data set (training images, test images): what is known before one is decoded.
+"""The parts of a data set (training, test, perhaps validation images): what is known before one is
+decoded.
 
 A part knows its labels, and gives its images in order; they are read later, into a cache of
 decoded pixels or one by one. A data set of one's own format may bring a part of its own: any
@@ -24,6 +25,8 @@ from trainers.words import printable
 
 Pixels = NDArray[np.uint8]
 """uint8 (3, H, W), or (N, 3, H, W) of several images."""
+OWN_VALIDATION = "with data.val_from: train it would be split off the training part"
+"""What a remark says of a validation part that a data set has itself."""
 Labels = NDArray[np.int64]
 """int64 (N,)."""
 
@@ -148,11 +151,13 @@ class FilePart:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Class names and the two parts of a data set.
+    """Class names and the parts of a data set.
 
     Attributes:
         place: where the images lie, for messages; empty: `data.root`, or the set's name.
         remarks: what a reader left out, remapped or assumed: whole sentences.
+        validation: a part of its own for the search to see, beside the test part; None: it is split
+            off the training part.
     """
 
     class_names: tuple[str, ...]
@@ -160,15 +165,17 @@ class Dataset:
     test: Part
     place: str = ""
     remarks: tuple[str, ...] = ()
+    validation: Part | None = None
 
     def parts(self) -> dict[str, Part]:
         """The parts by name."""
-        return {"train": self.train, "test": self.test}
+        found = {"train": self.train, "test": self.test}
+        return found if self.validation is None else found | {"val": self.validation}
 
     def content_hash(self, cache_dir: Path) -> str:
         """Hex SHA-256 of class names, labels and each part's `content`, whatever the paths."""
         digest = hashlib.sha256(json.dumps(["v1", self.class_names]).encode())
-        for part in (self.train, self.test):
+        for part in self.parts().values():
             digest.update(np.ascontiguousarray(part.labels).tobytes())
             for piece in part.content(cache_dir):
                 digest.update(piece)

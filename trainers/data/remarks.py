@@ -2,8 +2,9 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,60 +51,80 @@ def balance_remarks(dataset: Dataset) -> list[str]:
 
 
 def duplicate_remarks(dataset: Dataset) -> list[str]:
-    """Sentences about files with the same bytes in both parts, or in two training classes.
+    """Sentences about files with the same bytes in training and another part, or in two training
+    classes.
 
     Nothing is looked for in large sets, and in those that are not files.
     """
-    train, test = dataset.train, dataset.test
-    if not isinstance(train, FilePart) or not isinstance(test, FilePart):
+    parts = dataset.parts()
+    files = {name: part for name, part in parts.items() if isinstance(part, FilePart)}
+    if len(files) < len(parts):
         return []
-    by_size: dict[int, list[tuple[FilePart, int]]] = defaultdict(list)
-    if len(train.paths) + len(test.paths) > MOST_FILES:
+    by_size: dict[int, list[_Row]] = defaultdict(list)
+    if sum(len(part.paths) for part in files.values()) > MOST_FILES:
         return []
-    for part in (train, test):
+    for name, part in files.items():
         for row, path in enumerate(part.paths):
             size = _size(part.root / path)
             if size > 0:
-                by_size[size].append((part, row))
+                by_size[size].append(_Row(name, row))
     candidates = {size: rows for size, rows in by_size.items() if len(rows) > 1}
     if sum(size * len(rows) for size, rows in candidates.items()) > MOST_BYTES:
         return []
-    by_content: dict[str, list[tuple[FilePart, int]]] = defaultdict(list)
+    by_content: dict[str, list[_Row]] = defaultdict(list)
     for rows in candidates.values():
-        for part, row in rows:
-            file = part.root / part.paths[row]
+        for name, row in rows:
+            file = files[name].root / files[name].paths[row]
             if os.access(file, os.R_OK):
-                by_content[sha256_file(file)].append((part, row))
-    return _repeated(train, test, by_content.values())
+                by_content[sha256_file(file)].append(_Row(name, row))
+    groups = [*by_content.values()]
+    held = [name for name in files if name != "train"]
+    shared = [_shared(files, name, groups) for name in held]
+    return [*(each for each in shared if each), *_torn(files["train"], groups)]
 
 
-def _repeated(
-    train: FilePart, test: FilePart, groups: Iterable[list[tuple[FilePart, int]]]
-) -> list[str]:
-    shared = 0
-    torn: list[int] = []
-    first = ""
+class _Row(NamedTuple):
+    """An image of a part."""
+
+    part: str
+    row: int
+
+
+def _shared(
+    files: Mapping[str, FilePart], held: str, groups: Sequence[list[_Row]]
+) -> str | None:
+    """A sentence about the images of a part that training has, too."""
+    shared, first = 0, ""
+    train, part = files["train"], files[held]
     for group in groups:
-        trained = [row for part, row in group if part is train]
-        tested = [row for part, row in group if part is test]
-        if trained and tested:
-            shared += len(tested)
-            first = first or f"{test.name(tested[0])} and {train.name(trained[0])}"
+        trained = [row for name, row in group if name == "train"]
+        again = [row for name, row in group if name == held]
+        if trained and again:
+            shared += len(again)
+            first = first or f"{part.name(again[0])} and {train.name(trained[0])}"
+    if not shared:
+        return None
+    word = "validation" if held == "val" else held
+    return (
+        f"Of {len(part.paths):,} {word} images {shared:,} have the bytes of a training image"
+        f" ({first}): on those the {word} metrics say nothing about new images."
+    )
+
+
+def _torn(train: FilePart, groups: Sequence[list[_Row]]) -> list[str]:
+    """A sentence about images that are in two training classes."""
+    torn: list[int] = []
+    for group in groups:
+        trained = [row for name, row in group if name == "train"]
         if len({int(train.labels[row]) for row in trained}) > 1:
             torn += trained
-    remarks = []
-    if shared:
-        remarks.append(
-            f"Of {len(test.paths):,} test images {shared:,} have the bytes of a training image"
-            f" ({first}): on those the test metrics say nothing about new images."
-        )
-    if torn:
-        names = Counter(train.name(row) for row in torn[:2])
-        remarks.append(
-            f"The same image is in two training classes ({' and '.join(names)}; files of this"
-            f" kind: {len(torn):,}): one of the labels is wrong."
-        )
-    return remarks
+    if not torn:
+        return []
+    names = Counter(train.name(row) for row in torn[:2])
+    return [
+        f"The same image is in two training classes ({' and '.join(names)}; files of this"
+        f" kind: {len(torn):,}): one of the labels is wrong."
+    ]
 
 
 def _size(file: Path) -> int:

@@ -34,7 +34,7 @@ from trainers.data.mixing import mix, one_hot
 from trainers.data.open import open_dataset
 from trainers.data.parts import Dataset, Labels
 from trainers.data.remarks import balance_remarks, duplicate_remarks
-from trainers.data.stratify import split_rows, stratified_order, validation_size
+from trainers.data.stratify import rows_of_parts, stratified_order, validation_size
 from trainers.data.streaming import ImageReader, Streams
 from trainers.data.transfer import put
 from trainers.data.views import Transformed, train_view
@@ -87,8 +87,8 @@ class Data:
         fingerprint: hex SHA-256 over the data set's contents and every option that changes
             the splits or what a model sees; where the files lie and how they are loaded
             does not enter.
-        train, val, test: the splits; `val` is a part of the training images,
-            disjoint from `train`.
+        train, val, test: the splits; `val` is a part of the training images, disjoint from
+            `train`, or the data set's own validation part.
     """
 
     config: DataConfig
@@ -146,7 +146,7 @@ def load_data(config: DataConfig, cache_dir: Path) -> Data:
     info = _info(config, dataset, found)
     content = dataset.content_hash(cache_dir)
     stores, labels = _stores(config, dataset, found, cache_dir / content)
-    train_rows, val_rows = split_rows(labels["train"], config)
+    rows = rows_of_parts(labels, config)
     test_rows = stratified_order(labels["test"], config.split_seed)[: config.limit_test]
 
     def images(part: str, rows: Labels) -> Images:
@@ -161,8 +161,8 @@ def load_data(config: DataConfig, cache_dir: Path) -> Data:
         class_names=dataset.class_names,
         fingerprint=_fingerprint(config, info, content, in_memory, found.decoding),
         # in stratified order: the first batches show every class
-        train=images("train", train_rows),
-        val=images("train", np.sort(val_rows)),
+        train=images("train", rows.train),
+        val=images(rows.val_is_of, np.sort(rows.val)),
         test=images("test", np.sort(test_rows)),
     )
 
@@ -363,14 +363,15 @@ def _info(config: DataConfig, dataset: Dataset, found: Inspected) -> DataInfo:
     side, size_from, remarks = image_size(config, found)
     total = len(dataset.train.labels)
     total = min(total, config.limit or total)
-    num_val = validation_size(total, config)
+    own = dataset.validation
+    split_off = validation_size(total, config) if own is None else 0
     num_test = len(dataset.test.labels)
     return DataInfo(
         num_classes=len(dataset.class_names),
         image_size=side,
-        num_train=total - num_val,
+        num_train=total - split_off,
         class_names=dataset.class_names,
-        num_val=num_val,
+        num_val=split_off if own is None else len(own.labels),
         num_test=min(num_test, config.limit_test or num_test),
         size_from=size_from,
         place=dataset.place or str(config.root or config.dataset),
@@ -387,17 +388,17 @@ def _in_memory(config: DataConfig, found: Inspected) -> bool:
 
 
 def _unvalidated(dataset: Dataset, config: DataConfig) -> tuple[str, ...]:
-    labels = dataset.train.labels
-    _, val_rows = split_rows(labels, config)
-    held = set(labels[val_rows].tolist())
+    labels = {name: part.labels for name, part in dataset.parts().items()}
+    rows = rows_of_parts(labels, config)
+    held = set(labels[rows.val_is_of][rows.val].tolist())
     return tuple(n for k, n in enumerate(dataset.class_names) if held and k not in held)
 
 
 def _unlearnt(dataset: Dataset, config: DataConfig) -> list[str]:
     """A remark about classes of which the split leaves nothing to train on."""
-    labels = dataset.train.labels
-    train_rows, _ = split_rows(labels, config)
-    lost = sorted(set(labels.tolist()) - set(labels[train_rows].tolist()))
+    labels = {name: part.labels for name, part in dataset.parts().items()}
+    every, left = labels["train"], rows_of_parts(labels, config).train
+    lost = sorted(set(every.tolist()) - set(every[left].tolist()))
     if not lost:
         return []
     names = listed(dataset.class_names[label] for label in lost)
@@ -472,6 +473,7 @@ def _fingerprint(
         "streaming",
         "train_split",
         "test_split",
+        "val_from",
         "label_column",
         "class_names",
     }

@@ -1,5 +1,8 @@
 """A seeded order of images in which every prefix has the classes in about their proportions."""
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -53,10 +56,25 @@ def validation_size(total: int, config: DataConfig) -> int:
     return num_val
 
 
-def split_rows(labels: Labels, config: DataConfig) -> tuple[Labels, Labels]:
-    """(train rows, val rows) of the training part after `limit`: seeded,
-    stratified, disjoint.
+class Rows(NamedTuple):
+    """Which images are trained on, and which the search sees.
+
+    Attributes:
+        train: rows of the training part after `limit`: seeded, stratified.
+        val: rows of the part `val_is_of`; of the training part they are none of `train`.
     """
-    order = stratified_order(labels, config.split_seed)[: config.limit]
+
+    train: Labels
+    val: Labels
+    val_is_of: str
+
+
+def rows_of_parts(labels: Mapping[str, Labels], config: DataConfig) -> Rows:
+    """The split of a data set with these labels by part: its own validation part ("val") as it is,
+    or a share of the training part.
+    """
+    order = stratified_order(labels["train"], config.split_seed)[: config.limit]
+    if "val" in labels:
+        return Rows(order, np.arange(len(labels["val"])), "val")
     num_val = validation_size(len(order), config)
-    return order[num_val:], order[:num_val]
+    return Rows(order[num_val:], order[:num_val], "train")

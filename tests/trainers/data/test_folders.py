@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.trainers.data.pictures import class_folders, grey
 from trainers.config import DataConfig
 from trainers.data.folders import read_folders
 from trainers.data.open import open_dataset
 from trainers.data.parts import Dataset, FilePart
+from trainers.data.remarks import duplicate_remarks
+from trainers.data.splits import data_info, eval_batches, load_data
 
 LINUX = pytest.mark.skipif(
     sys.platform != "linux",
@@ -78,13 +81,50 @@ def test_the_names_of_parts(train: str, test: str, tmp_path: Path) -> None:
     assert dataset.place.endswith(f"{train} and {test}")
 
 
-def test_val_beside_test_is_said_to_be_left(tmp_path: Path) -> None:
+def test_val_beside_test_is_the_validation_part(tmp_path: Path) -> None:
     root = class_folders(tmp_path)
     shutil.copytree(root / "val", root / "test")
     (root / "test" / "dark" / "7.png").unlink()
+    (root / "val" / "light" / "7.png").unlink()
+    shutil.copy(root / "train" / "dark" / "0.png", root / "val" / "dark" / "again.png")
     dataset = read_folders(root)
-    assert counts(dataset)[1] == [1, 2]
-    assert "val is not read: test is the test part" in remarks(dataset)
+    assert dataset.validation is not None
+    assert counts(dataset) == ([6, 6], [1, 2])
+    assert dataset.validation.labels.tolist() == [0, 0, 0, 1]
+    assert f"The validation part is {root / 'val'} " in remarks(dataset)
+    assert "Of 4 validation images 1 have the bytes" in "".join(
+        duplicate_remarks(dataset)
+    )
+
+
+def test_an_own_validation_part_is_seen_whole_and_never_trained_on(
+    tmp_path: Path,
+) -> None:
+    """With `val_from: train`, and without a validation part, it is as if there were none."""
+    root = class_folders(tmp_path / "photos")
+    shutil.copytree(root / "val", root / "test")
+    config = DataConfig(dataset="folder", root=root, image_size=32, limit=8, workers=0)
+    for in_memory in ("yes", "no"):
+        given = config.model_copy(update={"in_memory": in_memory})
+        data = load_data(given, tmp_path / "cache")
+        sizes = [data.size(split) for split in ("train", "val", "test")]
+        assert sizes == [8, 4, 4]
+        info = data_info(given)
+        assert (info.num_train, info.num_val, info.num_test) == (8, 4, 4)
+        pixels = next(eval_batches(data, "val", 4, torch.device("cpu")))[0]
+        tested = next(eval_batches(data, "test", 4, torch.device("cpu")))[0]
+        assert torch.equal(pixels, tested)
+        assert data.val.labels.tolist() == [0, 0, 1, 1]
+    split_off = config.model_copy(update={"val_from": "train", "val_fraction": 0.25})
+    data = load_data(split_off, tmp_path / "cache")
+    assert [data.size(split) for split in ("train", "val", "test")] == [6, 2, 4]
+    assert "data.val_from is train" in "".join(data_info(split_off).remarks)
+    shutil.rmtree(root / "val")
+    assert load_data.__wrapped__(split_off, tmp_path / "cache").fingerprint == (
+        load_data.__wrapped__(
+            split_off.model_copy(update={"val_from": "auto"}), tmp_path / "cache"
+        ).fingerprint
+    )
 
 
 def test_an_unlabelled_test_gives_way_to_val(tmp_path: Path) -> None:

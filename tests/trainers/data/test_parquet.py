@@ -107,8 +107,11 @@ def test_the_split_that_is_the_test_part(tmp_path: Path) -> None:
     shard(tmp_path / "validation-00000-of-00001.parquet", [0, 1, 1])
     assert "no test split" in info_of(tmp_path).remarks[0]
     shard(tmp_path / TEST, [0, 1])
-    assert info_of(tmp_path).num_test == 2
-    assert "validation split is not used" in info_of(tmp_path).remarks[0]
+    info = info_of(tmp_path)
+    assert (info.num_train, info.num_val, info.num_test) == (12, 3, 2)
+    assert "The validation part is the validation split" in info.remarks[0]
+    split_off = info_of(tmp_path, val_from="train")
+    assert (split_off.num_train + split_off.num_val, split_off.num_test) == (12, 2)
     for unlabelled in ([-1, -1], pa.nulls(2, pa.int64())):
         shard(tmp_path / TEST, unlabelled)
         info = info_of(tmp_path)
