@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from compress.measure import through_runtime
@@ -74,6 +75,8 @@ class FinalModel:
         options: batch size, precision and repetitions of timed passes.
         metrics: what is known so far: the stages' reports and earlier measurements.
         source: the model that the pipeline began with, the reference of latency; None: without.
+        source_files: a folder of this source's files in runtimes, which trials share; None: each
+            writes them.
         evaluations: what evaluation gave, by split; see `compress.evaluated`.
         recognised: metric that counts them → which images are recognised.
         deployed: the model as each measured runtime has it, by what its metrics begin with.
@@ -85,6 +88,7 @@ class FinalModel:
     options: MeasureConfig = field(default_factory=MeasureConfig)
     metrics: dict[str, Value] = field(default_factory=dict)
     source: "ModelState | None" = None
+    source_files: Path | None = None
     evaluations: "dict[Split, Evaluation]" = field(default_factory=dict)
     recognised: "dict[str, Recognised]" = field(default_factory=dict)
     deployed: "dict[str, through_runtime.Deployed]" = field(default_factory=dict)
@@ -103,6 +107,7 @@ class FinalModel:
                 self.options.runtimes[prefix],
                 self.device.type,
                 reference=self.source if self.options.latency else None,
+                reference_files=self.source_files,
             )
         return self.deployed[prefix]
 

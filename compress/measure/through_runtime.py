@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from compress.measure.metric import TEXT, Metric, Value
 from compress.measure.options import MeasureConfig, RuntimeOptions
-from compress.runtimes.interface import Floats, Session
+from compress.runtimes.interface import Floats, Runtime, Session
 from compress.runtimes.registry import runtime
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def deploy(
     device: str,
     *,
     reference: ModelState | None = None,
+    reference_files: Path | None = None,
 ) -> Deployed:
     """Write a model's file and load it.
 
@@ -83,6 +85,8 @@ def deploy(
         image_size: side of the square images, pixels.
         device: kind of the trial's; a runtime that does not run there takes the CPU.
         reference: the source model, which is then loaded in the same way.
+        reference_files: a folder of this source's files alone, in which trials find what an earlier
+            one wrote; None: it is written anew.
 
     Raises:
         ValueError: the runtime is not installed, or cannot hold such a model.
@@ -99,10 +103,57 @@ def deploy(
     session = chosen.load(file, options, device)
     beside = None
     if reference is not None:
-        with tempfile.TemporaryDirectory() as source_folder:
-            source = chosen.write(reference, Path(source_folder), image_size, options)
-            beside = chosen.load(source, options, device)
+        beside = _reference(
+            chosen, reference, image_size, options, device, reference_files
+        )
     return Deployed(state, options, device, folder, file, session, beside)
+
+
+def _reference(
+    chosen: Runtime,
+    state: ModelState,
+    image_size: int,
+    options: RuntimeOptions,
+    device: str,
+    kept: Path | None,
+) -> Session:
+    """The source model, of a file that is kept where there is a folder for it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        if kept is None:
+            file = chosen.write(state, Path(scratch), image_size, options)
+            return chosen.load(file, options, device)
+        facts = (options.runtime, options.precision, options.batch_size, image_size)
+        folder = kept / "-".join(map(str, facts))
+        if not folder.exists():
+            _write_whole(chosen, state, image_size, options, folder)
+        try:
+            return chosen.load(folder / chosen.file, options, device)
+        except ValueError:  # damaged
+            shutil.rmtree(folder, ignore_errors=True)
+    return _reference(chosen, state, image_size, options, device, None)
+
+
+def _write_whole(
+    chosen: Runtime,
+    state: ModelState,
+    image_size: int,
+    options: RuntimeOptions,
+    folder: Path,
+) -> None:
+    """Write a model's file into a folder that is seen when all of it is there."""
+    from trainers.files import flush_to_disk
+    from trainers.leftovers import remove_leftovers, tag
+
+    remove_leftovers(folder.parent)
+    beside = folder.with_name(f".{folder.name}.{tag()}.tmp")
+    beside.mkdir(parents=True)
+    chosen.write(state, beside, image_size, options)
+    for path in beside.iterdir():
+        flush_to_disk(path)
+    try:
+        beside.rename(folder)
+    except OSError:  # another trial was quicker
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def batch_of(state: ModelState, image_size: int, images: int) -> Floats:

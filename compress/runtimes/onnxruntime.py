@@ -90,7 +90,7 @@ class OnnxRuntimeSession(Session):
                 self._session = onnxruntime.InferenceSession(
                     str(file), settings, providers=["CPUExecutionProvider"]
                 )
-            except onnxruntime.capi.onnxruntime_pybind11_state.OrtException as error:
+            except _refusals() as error:
                 raise ValueError(f"runtime onnxruntime: {first_line(error)}") from error
             self._kernels, self._float = _read(optimised)
         self._input = self._session.get_inputs()[0].name
@@ -118,6 +118,14 @@ class OnnxRuntimeSession(Session):
 
     def kernels(self) -> dict[str, int]:
         return dict(self._kernels)
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises, which has no class of its own above it."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as raised
+
+    kinds = [kind for kind in vars(raised).values() if isinstance(kind, type)]
+    return tuple(kind for kind in kinds if issubclass(kind, Exception))
 
 
 def _read(file: Path) -> tuple[Counter[str], str]:

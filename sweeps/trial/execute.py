@@ -208,6 +208,7 @@ def _measured(
         plan.measure,
         dict(result.metrics),
         result.source,
+        site.cache / "sources" / result.inputs["source"],
     )
     # a baseline without a quantize stage is measured by what the search optimises, too
     quantized = any(stage.config.phase == "quantize" for stage in pipeline.stages)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -258,3 +259,29 @@ def test_the_file_can_be_evaluated_in_place_of_the_module(
             wanted = (final.module(images).argmin(1) == labels).float().mean()
             assert final.metrics[f"{prefix}accuracy"] == pytest.approx(wanted.item())
     assert final.metrics["runtime_accuracy"] == final.metrics["accuracy"]
+
+
+def test_trials_share_the_file_of_their_source(
+    in_onnxruntime: FinalModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each writes its own; the source's is written again only where it is damaged."""
+    written = []
+
+    class Counting(onnxruntime.OnnxRuntime):
+        def write(self, state: ModelState, *rest: Any, **given: Any) -> Path:
+            written.append(state)
+            return super().write(state, *rest, **given)
+
+    monkeypatch.setattr(onnxruntime, "OnnxRuntime", Counting)
+    first = in_onnxruntime
+    source = ModelState.initialised(first.state.arch, 1)
+    first = replace(first, source=source, source_files=tmp_path / "sources")
+    second = replace(first, metrics={}, deployed={})
+    for final in (first, second):
+        assert measure(final, quantized=False)["latency_ratio"] > 0
+    assert [state is source for state in written] == [False, True, False]
+    [file] = (tmp_path / "sources").rglob("*.onnx")
+    file.write_bytes(b"cut off")
+    third = replace(first, metrics={}, deployed={})
+    assert measure(third, quantized=False)["latency_ratio"] > 0
+    assert [state is source for state in written[3:]] == [False, True]

@@ -41,6 +41,19 @@ def state() -> ModelState:
     return ModelState.initialised(SMALL, 0)
 
 
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "executorch"])
+def test_a_damaged_file_is_refused(
+    name: str, state: ModelState, tmp_path: Path
+) -> None:
+    if runtime(name).missing():
+        pytest.skip(f"{name} is not installed")
+    options = RuntimeOptions(runtime=name, batch_size=2, threads=1)
+    file = runtime(name).write(state, tmp_path, 16, options)
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ValueError, match=f"^runtime {name}: "):
+        runtime(name).load(file, options)
+
+
 @pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
 def test_gives_the_modules_logits(name: str, state: ModelState, tmp_path: Path) -> None:
     """Five images pass in batches of two."""
