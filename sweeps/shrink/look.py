@@ -54,7 +54,8 @@ class Speed:
     Attributes:
         latency_ms: of a pass in the runtime of deployment.
         file_bytes: of the file that it executes.
-        weights: of linear layers and convolutions, which integers store in less.
+        weights, channels, layers: of linear layers and convolutions: what integers store in less,
+            and of which each then has a step and a quantiser.
         gmacs: of a pass of one image.
         peak_memory_mb: of a pass in torch, of the images of a pass in the runtime.
         pass_seconds, train_seconds: of one image in torch, forward and with its training step.
@@ -65,6 +66,8 @@ class Speed:
     latency_ms: float
     file_bytes: int
     weights: int
+    channels: int
+    layers: int
     gmacs: float
     peak_memory_mb: float
     pass_seconds: float
@@ -324,12 +327,20 @@ def speed(seen: Look, options: RuntimeOptions) -> Speed:
     return Speed(
         float(np.median(times)),
         total,
-        sum(state.weights[n].numel() for n in linear_and_conv_parameters(module)),
+        *_sizes_of_layers(module),
         count_gmacs(state.arch, size),
         memory / MEGABYTE,
         *seconds,
         *_torch_megabytes(module, size),
     )
+
+
+def _sizes_of_layers(module: nn.Module) -> tuple[int, int, int]:
+    """Weights, output channels and number of the linear layers and convolutions."""
+    found = [module.get_parameter(n) for n in linear_and_conv_parameters(module)]
+    weights = [each for each in found if each.ndim > 1]
+    channels = sum(len(each) for each in weights)
+    return sum(each.numel() for each in weights), channels, len(weights)
 
 
 def _torch_megabytes(module: nn.Module, size: int) -> tuple[float, float, float]:
