@@ -39,6 +39,7 @@ from compress.int8.calibrate import (
 from compress.int8.fold import fold_norms
 from compress.int8.nncf_internals import check_installed, choose
 from compress.int8.readers import read_by_none_but, readers_of
+from compress.int8.reported import METRICS
 from compress.metrics import Metric
 from compress.stage import Context, Phase, Stage
 from trainers.config import Augment, AugmentConfig, DistillConfig, TrainConfig
@@ -78,35 +79,7 @@ class Int8(Stage, TrainConfig):
     )
     finds_dims: ClassVar[bool] = True
     continues: ClassVar[bool] = True
-    metrics: ClassVar[tuple[Metric, ...]] = (
-        Metric("int8_layers", "layers whose weights are integers", "1"),
-        Metric(
-            "int8_float_layers",
-            "layers that are computed in float, some of them with integers as weights",
-            "1",
-        ),
-        Metric(
-            "int8_four_bit_fraction",
-            "share of integer weights that have 4 bits",
-            "fraction",
-        ),
-        Metric(
-            "int8_changed_fraction",
-            "calibration images whose first choice is not the float model's, before training",
-            "fraction",
-        ),
-        Metric(
-            "int8_logit_error",
-            "root mean square error of the logits over their own root mean square, on"
-            " calibration images, before training",
-            "1",
-        ),
-        Metric(
-            "int8_max_changed_met",
-            "1 where the layers left in float meet max_changed, 0 where no choice of them does",
-            "1",
-        ),
-    )
+    metrics: ClassVar[tuple[Metric, ...]] = METRICS
 
     images: int = Field(
         256, ge=1, description="calibration images, of the training part"
