@@ -50,6 +50,12 @@ class Stage(Config, ABC):
     known to cost too much.
     """
 
+    never_cheaper: ClassVar[tuple[str, ...]] = ()
+    """Options that, set to anything but their default, may make the result cost more and never
+    less, in time, bytes and operations. A search for a goal then leaves out what has been shown to
+    cost too much at the default.
+    """
+
     continues: ClassVar[bool] = False
     """Whether `run` with more `epochs` begins as with fewer: apart from the schedule of the loop
     nothing depends on their number, and all that is trained is trained by `ctx.fit`.

@@ -183,6 +183,8 @@ def _check_on(stage: Stage, model: ModelState, data: Data, folder: Path) -> Mode
 
 def _check_config(stage: Stage) -> None:
     kind = type(stage)
+    unknown = set(kind.never_cheaper) - set(kind.model_fields)
+    _require(not unknown, stage, f"`never_cheaper` names no option of it: {unknown}")
     by_dict = kind.model_validate(stage.model_dump(mode="json"))
     by_text = kind.model_validate_json(stage.model_dump_json())
     _require(

@@ -78,6 +78,11 @@ class Int8(Stage, TrainConfig):
         " ICLR 2020"
     )
     finds_dims: ClassVar[bool] = True
+    never_cheaper: ClassVar[tuple[str, ...]] = (
+        "float_layers",
+        "float_layer_count",
+        "max_changed",
+    )
     continues: ClassVar[bool] = True
     metrics: ClassVar[tuple[Metric, ...]] = METRICS
 

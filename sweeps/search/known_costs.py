@@ -2,7 +2,8 @@
 
 Latency, bytes and operations follow from what a pipeline cuts and from how it stores the result,
 not from how long it trains. So an untrained trial tells what the same model will cost when it has
-been trained; where that misses a bound by far, training it cannot meet the goal.
+been trained; where that misses a bound by far, training it cannot meet the goal. Nor can what costs
+at least as much, as the same model does with some of its layers left in float.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from analysis.contract import Objective
 from compress.pipeline import stages
@@ -54,15 +56,15 @@ class KnownCosts:
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
         self.left_out: set[str] = set()
-        self._structures: dict[str, str | None] = {}
+        self._structures: dict[str, tuple[str, ...]] = {}
         self._metrics: defaultdict[str, list[Mapping[str, object]]] = defaultdict(list)
 
     def note(self, record: TrialRecord) -> None:
         """Take a trial that ended, the baseline too."""
         plan = record.plan
         if record.status == "complete" and plan.refines is None:
-            structure = _structure(plan.source, plan.data, plan.stages)
-            self._metrics[structure].append(record.outcome.metrics)
+            own, _ = _structures(plan.source, plan.data, plan.stages)
+            self._metrics[own].append(record.outcome.metrics)
 
     def may_meet(self, draws: Sequence[Draw], are_named: bool = False) -> list[bool]:
         """Whether each may keep the bounds, as far as what it will cost is known.
@@ -79,33 +81,38 @@ class KnownCosts:
         return found
 
     def _misses(self, draw: Draw) -> bool:
-        known = self._metrics.get(self._structure_of(draw) or "", [])
-        for objective in self.sweep.spec.objectives:
-            name = objective.metric
-            values = [v for m in known if isinstance(v := m.get(name), int | float)]
-            if name.endswith(_COSTS) and misses_by_far(objective, values):
-                return True
+        for structure in self._structures_of(draw):
+            known = self._metrics.get(structure, [])
+            for objective in self.sweep.spec.objectives:
+                name = objective.metric
+                values = [v for m in known if isinstance(v := m.get(name), int | float)]
+                if name.endswith(_COSTS) and misses_by_far(objective, values):
+                    return True
         return False
 
-    def _structure_of(self, draw: Draw) -> str | None:
-        """None where what the draw lacks, and a sampler adds, decides it too."""
+    def _structures_of(self, draw: Draw) -> tuple[str, ...]:
+        """Its own and the one that costs no more; without those that are decided by what the draw
+        lacks, and a sampler adds.
+        """
         name = canonical(draw)
         # a grid is asked for all of its draws each time
         if name not in self._structures:
-            self._structures[name] = self._resolved_structure(draw)
+            self._structures[name] = self._resolved_structures(draw)
         return self._structures[name]
 
-    def _resolved_structure(self, draw: Draw) -> str | None:
+    def _resolved_structures(self, draw: Draw) -> tuple[str, ...]:
         # with the first and with the last value of all that is lacking
         first, last = (self._completed(draw, place) for place in (0.0, 0.99))
-        found = set()
+        found = []
         for whole in [first] if first == last else [first, last]:
             try:
                 resolved = resolved_trial(self.sweep.space, whole)
             except SpecError:
-                return None  # the trial says what is wrong
-            found.add(_structure(resolved.source, resolved.data, resolved.specs))
-        return found.pop() if len(found) == 1 else None
+                return ()  # the trial says what is wrong
+            found.append(_structures(resolved.source, resolved.data, resolved.specs))
+        return tuple(
+            one for one, *others in zip(*found, strict=True) if {one} >= {*others}
+        )
 
     def _completed(self, draw: Draw, place: float) -> Draw:
         whole: Draw = {}
@@ -128,20 +135,34 @@ def misses_by_far(objective: Objective, values: Sequence[float]) -> bool:
     return max(values) * _CERTAIN_MISS < limit
 
 
-def _structure(
+def _structures(
     source: SourceConfig, data: DataConfig, specs: Iterable[StageSpec]
-) -> str:
-    """A hash of what decides what a trial costs: trials of one cost the same, about."""
-    deciding = [
-        source.model_dump(mode="json"),
-        data.model_dump(mode="json"),
-        *filter(None, map(_of_stage, specs)),
-    ]
+) -> tuple[str, str]:
+    """Hashes of what decides what a trial costs, and of what costs no more than it: trials of one
+    hash cost the same, about.
+    """
+    specs = list(specs)
+    own, cheaper = (
+        [
+            source.model_dump(mode="json"),
+            data.model_dump(mode="json"),
+            *filter(None, (_of_stage(spec, is_cheaper=is_cheaper) for spec in specs)),
+        ]
+        for is_cheaper in (False, True)
+    )
+    return _hash(own), _hash(cheaper)
+
+
+def _hash(deciding: list[Any]) -> str:
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
-def _of_stage(spec: StageSpec) -> list[object] | None:
-    """What of a stage decides the cost; None where nothing does."""
+def _of_stage(spec: StageSpec, *, is_cheaper: bool) -> list[object] | None:
+    """What of a stage decides the cost; None where nothing does.
+
+    Args:
+        is_cheaper: with the default of all options that cost.
+    """
     kind: type[Stage] | None = stages().get(spec.kind)
     if kind is None:
         return [spec.kind, spec.config]
@@ -151,5 +172,12 @@ def _of_stage(spec: StageSpec) -> list[object] | None:
     if kind.phase == "quantize":  # how it is trained changes values alone
         options = {
             k: v for k, v in options.items() if k not in TrainConfig.model_fields
+        }
+    if is_cheaper:
+        fields = kind.model_fields
+        options |= {
+            name: fields[name].get_default(call_default_factory=True)
+            for name in kind.never_cheaper
+            if name in options
         }
     return [spec.kind, options]

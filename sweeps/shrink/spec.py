@@ -40,6 +40,8 @@ _QUANTISER_BYTES: Mapping[str, Mapping[str, int]] = {
 """What the quantisers of a layer add to a file, about: five models are foretold within 2 %."""
 _WITHIN = 0.98
 """Of the bytes that are allowed, for what the estimate leaves out."""
+_STRIDE = 2
+"""Rungs of the ladder between the shares that are tried first."""
 _TIMED_MS = 2000.0
 """What the timed passes of the source take, about."""
 _REPEATS = (30, 500)
@@ -240,12 +242,12 @@ def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
 
 def _add_untrained(found: _Points, store: str, first: int, *, is_timed: bool) -> None:
     found.add("none", 0, "none", store)
-    if is_timed:
-        found.add("none", 0, "none", MIXED, which_store=1)
     for which_store in (-1, 0):
         found.add("none", 0, "none", "int4", which_store)
-    for nth in (first, first + 1):
+    for nth in (first, first + _STRIDE):
         found.add("channels", nth, "none", store)
+    if is_timed:  # known to be too slow by now where all in integers is
+        found.add("none", 0, "none", MIXED, which_store=1)
     found.add("low_rank", first, "none", store)
     found.add("tokens", 0, "none", store)
 
@@ -253,13 +255,13 @@ def _add_untrained(found: _Points, store: str, first: int, *, is_timed: bool) ->
 def _add_trained(
     found: _Points, store: str, first: int, first_in_int4: int, rungs: int
 ) -> None:
-    for nth in range(first, min(first + 3, rungs)):
+    for nth in range(first, rungs, _STRIDE)[:3]:
         found.add("channels", nth, "tuned", store)
     for stored in ("int8", "int4"):
         found.add("none", 0, "none", stored + TRAINED)
-    for nth in range(first_in_int4, min(first_in_int4 + 2, rungs)):
+    for nth in range(first_in_int4, rungs, _STRIDE)[:2]:
         found.add("channels", nth, "tuned", "int4")
-    found.add("low_rank", first + 1, "tuned", store)
+    found.add("low_rank", first + _STRIDE, "tuned", store)
     found.add("nvit", first, "none", store)
     for nth in range(rungs):
         found.add("smaller", nth, "tuned", store)
@@ -269,7 +271,7 @@ def _chosen(methods: Methods, quantity: str, cut: str, nth: int) -> Tree | None:
     """The value of what is cut; None where the method has no such value."""
     shares = f"stages.cut.{cut}.target.{quantity}"
     if shares in methods.space:
-        share = methods.ladder[nth]
+        share = methods.ladder[min(nth, len(methods.ladder) - 1)]
         return {shares: share} if share in methods.space[shares] else None
     own = [p for p in methods.space if p.startswith(f"stages.cut.{cut}.")]
     if not own:

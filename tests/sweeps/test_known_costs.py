@@ -70,3 +70,25 @@ def test_what_costs_too_much_untrained_is_not_trained(
         assert said is not None
         is_told = "left out: 1 that would cost too much" in said
         assert is_told == (third == HALF | TRAINED)
+
+
+@pytest.mark.parametrize(("first", "second"), [("plain", "mixed"), ("mixed", "plain")])
+def test_layers_left_in_float_are_not_tried_where_all_in_integers_cost_too_much(
+    first: str, second: str, cutting: dict[str, Any], tmp_path: Path
+) -> None:
+    plain = {"stage": "int8", "images": 8}
+    mixed = plain | {"float_layer_count": 1}
+    cutting["stages"] = {
+        "store": {"one_of": {"plain": plain, "mixed": mixed, "none": None}}
+    }
+    cutting["search"] |= {
+        "space": {"stages.store.mixed.float_layer_count": [1, 2]},
+        "points": [{"stages.store": name} for name in (first, second, "none")],
+    }
+    options = {"trials": 4, "hours": 1, "stop_when": "goal"}
+    search = searcher(cutting, tmp_path, **options)
+    ended(search, 0.9, 0.02)
+    then = ended(search, 0.9, 0.02)
+    # what costs no less is left out; what may cost less is tried
+    expected = "none" if (first, second) == ("plain", "mixed") else "plain"
+    assert then.draw["stages.store"] == expected
