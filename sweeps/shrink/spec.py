@@ -27,8 +27,10 @@ from sweeps.spec.yaml_text import Tree
 
 RUN = "run"
 """Name of the run in the folder that a user gets."""
-_SHORT_TUNING = 0.05
+_SHORT_TUNING = 0.1
 """Share of the time that a short tuning takes."""
+_FIRST_LR = 1e-4
+"""Of the tunings that are tried first: the most that did no harm in five steps."""
 _TIME_OF_INTEGERS = 0.5
 """What integers leave of a time, about: 0.33 to 0.65 were seen."""
 _BITS = {"float": 32, "int8": 8, "int4": 4}
@@ -40,6 +42,7 @@ _QUANTISER_BYTES: Mapping[str, Mapping[str, int]] = {
 """What the quantisers of a layer add to a file, about: five models are foretold within 2 %."""
 _WITHIN = 0.98
 """Of the bytes that are allowed, for what the estimate leaves out."""
+_TUNED = "stages.tune.tuned"
 _STRIDE = 2
 """Rungs of the ladder between the shares that are tried first."""
 _TIMED_MS = 2000.0
@@ -207,6 +210,9 @@ class _Points:
         for parameter, values in methods.space.items():
             if parameter.startswith(f"stages.store.{stored}."):
                 found[parameter] = values[which_store]
+        if tune == "tuned":
+            found[f"{_TUNED}.epochs"] = methods.space[f"{_TUNED}.epochs"][0]
+            found[f"{_TUNED}.lr"] = _FIRST_LR
         self.extend([found])
 
     def extend(self, candidates: Iterable[Tree]) -> None:
