@@ -301,11 +301,11 @@ def _left_by_cut(wish: Wish, speed: Speed, store: str) -> float | None:
 
 
 def _ladder(wish: Wish, speed: Speed) -> tuple[float, ...]:
-    """Shares that may be left by what is cut. Of bytes, with that which just keeps the goal: they
-    follow from the share as no time does.
+    """Shares that may be left by what is cut. Of bytes and operations, with that which just keeps
+    the goal: they follow from the share as no time does.
     """
     shares = {*LADDER}
-    if wish.hardest(speed).quantity == "bytes":
+    if wish.hardest(speed).quantity in ("bytes", "macs"):
         stores = ["int8", "int4"] if wish.runtime in INTEGER_RUNTIMES else ["float"]
         for store in stores:
             share = math.floor(100 * (_left_by_cut(wish, speed, store) or 0))
