@@ -8,7 +8,6 @@ same work get the same result, and of two renames the second has no effect.
 import contextlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any
 
 from compress.keys import content_key
 from compress.metrics import Value
-from trainers.files import parse_json, write_atomic
+from trainers.files import parse_json, whole_folder, write_atomic
 from trainers.lease import Lease
 from trainers.leftovers import remove_leftovers, tag
 from trainers.models.arch import ModelState
@@ -125,26 +124,14 @@ class StageCache:
         """Copy an artifact that another node published; whether it is here now."""
         if self.remote is None or not self.remote.exists(f"{key}/{_LAST}"):
             return False
-        beside = self.root / f".new-{tag()}"
-        self.remote.download_missing(key, beside)
-        with contextlib.suppress(OSError):  # another process of this node was quicker
-            beside.rename(self.root / key)
-        shutil.rmtree(beside, ignore_errors=True)
-        return (self.root / key).exists()
+        with whole_folder(self.root / key) as beside:
+            self.remote.download_missing(key, beside)
+        return True
 
     def publish(self, key: str, artifact: Artifact) -> None:
         """Make the artifact visible at once and whole; keeps the one that is already there."""
-        beside = self.root / f".new-{tag()}"
-        artifact.save(beside)
-        for path in beside.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        try:
-            beside.rename(self.root / key)
-        except OSError:
-            if not (self.root / key).exists():
-                raise
-            shutil.rmtree(beside, ignore_errors=True)
+        with whole_folder(self.root / key) as beside:
+            artifact.save(beside)
         if self.remote is not None:
             self.remote.upload_folder(self.root / key, key, last=_LAST)
 

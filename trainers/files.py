@@ -49,6 +49,27 @@ def _beside(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write files to, which becomes `folder` when the block ends without an error; one
+    that another process made meanwhile stays.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = folder.with_name(f".{folder.name}.{tag()}.tmp")
+    beside.mkdir()
+    try:
+        yield beside
+        for path in beside.iterdir():
+            flush_to_disk(path)
+        try:
+            beside.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
 def _replace(source: Path, target: Path) -> None:
     """`os.replace`; on Windows it waits for a reader that has `target` open."""
     deadline = time.monotonic() + _WINDOWS_PATIENCE_SECONDS

@@ -118,6 +118,9 @@ def _reference(
     kept: Path | None,
 ) -> Session:
     """The source model, of a file that is kept where there is a folder for it."""
+    from trainers.files import whole_folder
+    from trainers.leftovers import remove_leftovers
+
     with tempfile.TemporaryDirectory() as scratch:
         if kept is None:
             file = chosen.write(state, Path(scratch), image_size, options)
@@ -125,35 +128,14 @@ def _reference(
         facts = (options.runtime, options.precision, options.batch_size, image_size)
         folder = kept / "-".join(map(str, facts))
         if not folder.exists():
-            _write_whole(chosen, state, image_size, options, folder)
+            remove_leftovers(folder.parent)
+            with whole_folder(folder) as beside:
+                chosen.write(state, beside, image_size, options)
         try:
             return chosen.load(folder / chosen.file, options, device)
         except ValueError:  # damaged
             shutil.rmtree(folder, ignore_errors=True)
     return _reference(chosen, state, image_size, options, device, None)
-
-
-def _write_whole(
-    chosen: Runtime,
-    state: ModelState,
-    image_size: int,
-    options: RuntimeOptions,
-    folder: Path,
-) -> None:
-    """Write a model's file into a folder that is seen when all of it is there."""
-    from trainers.files import flush_to_disk
-    from trainers.leftovers import remove_leftovers, tag
-
-    remove_leftovers(folder.parent)
-    beside = folder.with_name(f".{folder.name}.{tag()}.tmp")
-    beside.mkdir(parents=True)
-    chosen.write(state, beside, image_size, options)
-    for path in beside.iterdir():
-        flush_to_disk(path)
-    try:
-        beside.rename(folder)
-    except OSError:  # another trial was quicker
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def batch_of(state: ModelState, image_size: int, images: int) -> Floats:
