@@ -74,14 +74,14 @@ def _with_validation_as_wanted(dataset: Dataset, config: DataConfig) -> Dataset:
         config.val_from == "auto" and config.val_fraction > 0
     ):
         return dataset
-    left = "the validation part that the data set has is not read."
     why = (
-        f"data.val_from is train: {left}"
+        "data.val_from is train"
         if config.val_from == "train"
-        else f"data.val_fraction is 0: {left}"
+        else "data.val_fraction is 0"
     )
+    remark = f"{why}: the validation part that the data set has is not read."
     return dataclasses.replace(
-        dataset, validation=None, remarks=(*dataset.remarks, why)
+        dataset, validation=None, remarks=(*dataset.remarks, remark)
     )
 
 

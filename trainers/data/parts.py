@@ -25,10 +25,10 @@ from trainers.words import printable
 
 Pixels = NDArray[np.uint8]
 """uint8 (3, H, W), or (N, 3, H, W) of several images."""
-OWN_VALIDATION = "with data.val_from: train it would be split off the training part"
-"""What a remark says of a validation part that a data set has itself."""
 Labels = NDArray[np.int64]
 """int64 (N,)."""
+OWN_VALIDATION = "with data.val_from: train it would be split off the training part"
+"""What a remark says of a validation part that a data set has itself."""
 
 
 class Part(Protocol):
