@@ -29,6 +29,11 @@ _TUNING_LR = (3e-5, 1e-3)
 """What a short tuning gains depends on what the cut took: of a ViT that had lost 3 points, 3e-4 and
 more lost further ones in 60 steps; a ResNet-56 that had lost 17 gained most with 1e-3.
 """
+_FIRST_LR = {0: 1e-4, 100: 3e-4}
+"""Steps → learning rate of the tunings that are tried first, which so many steps do not harm."""
+_TUNED = "stages.tune.tuned"
+_LONGER = 3
+"""Times the epochs of a short tuning that a long one has."""
 _MOST_EPOCHS = 30
 _BATCH = 32
 _PRUNINGS = 40
@@ -42,7 +47,7 @@ _FOUR_BIT_SHARES = [0.5, 0.75, 1.0]
 """Of the weights, those that have 4 bits: in the layers that bear it best."""
 _LOOKED_AT = (128, 512)
 """Fewest and most training images by which a cut is decided."""
-_FLOAT_LAYERS = [1, 2, 4, 8]
+_FLOAT_LAYERS = [2, 8]
 """Layers that may be left in float."""
 MIXED = "int8_mixed"
 TRAINED = "_trained"
@@ -58,12 +63,14 @@ class Methods:
         space: parameter → values; of what is cut from little to much.
         left_out: a sentence for each method that the model cannot take.
         ladder: shares of the source's cost that are left by what is cut, falling.
+        first_tunings: epochs and learning rate of a short and of a long tuning, for a start.
     """
 
     slots: dict[str, dict[str, Tree | None]] = field(default_factory=dict)
     space: dict[str, Any] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     ladder: tuple[float, ...] = LADDER
+    first_tunings: tuple[Tree, ...] = ()
 
     def has(self, slot: str, alternative: str) -> bool:
         """Whether the model can take this."""
@@ -113,12 +120,21 @@ def methods_for(
     if found.has("cut", "smaller"):
         found.space |= _students(students)
     if found.has("tune", "tuned"):
-        epochs = training["epochs"]
-        found.space["stages.tune.tuned.epochs"] = sorted({epochs, 3 * epochs})
+        epochs = [training["epochs"], _LONGER * training["epochs"]]
+        found.space[f"{_TUNED}.epochs"] = epochs
         low, high = _TUNING_LR
         lr = {"low": low, "high": high, "log": True}
-        found.space["stages.tune.tuned.lr"] = lr
+        found.space[f"{_TUNED}.lr"] = lr
+        found.first_tunings = tuple(_first_tuning(seen, training, n) for n in epochs)
     return found
+
+
+def _first_tuning(seen: Look, training: Tree, epochs: int) -> Tree:
+    """What is tried first: the learning rate goes with the number of steps."""
+    images = training.get("images_per_epoch", seen.info.num_train)
+    steps = epochs * images // training["batch_size"]
+    lr = max(lr for fewest, lr in _FIRST_LR.items() if steps >= fewest)
+    return {f"{_TUNED}.epochs": epochs, f"{_TUNED}.lr": lr}
 
 
 def training_config(seen: Look, images: int) -> Tree:

@@ -29,8 +29,6 @@ RUN = "run"
 """Name of the run in the folder that a user gets."""
 _SHORT_TUNING = 0.1
 """Share of the time that a short tuning takes."""
-_FIRST_LR = 1e-4
-"""Of the tunings that are tried first: the most that did no harm in five steps."""
 _TIME_OF_INTEGERS = 0.5
 """What integers leave of a time, about: 0.33 to 0.65 were seen."""
 _BITS = {"float": 32, "int8": 8, "int4": 4}
@@ -42,7 +40,6 @@ _QUANTISER_BYTES: Mapping[str, Mapping[str, int]] = {
 """What the quantisers of a layer add to a file, about: five models are foretold within 2 %."""
 _WITHIN = 0.98
 """Of the bytes that are allowed, for what the estimate leaves out."""
-_TUNED = "stages.tune.tuned"
 _STRIDE = 2
 """Rungs of the ladder between the shares that are tried first."""
 _TIMED_MS = 2000.0
@@ -187,13 +184,21 @@ class _Points:
         self.in_order: list[Tree] = []
 
     def add(
-        self, cut: str, nth: int, tune: str, stored: str, which_store: int = -1
+        self,
+        cut: str,
+        nth: int,
+        tune: str,
+        stored: str,
+        which_store: int = -1,
+        *,
+        is_long: bool = False,
     ) -> None:
         """A candidate.
 
         Args:
             nth: the share of the ladder that the cut leaves, or the method's own value.
             which_store: the value of what is searched in the way to store.
+            is_long: whether it is tuned for long.
         """
         methods = self._methods
         chosen = _chosen(methods, self._quantity, cut, nth)
@@ -211,8 +216,7 @@ class _Points:
             if parameter.startswith(f"stages.store.{stored}."):
                 found[parameter] = values[which_store]
         if tune == "tuned":
-            found[f"{_TUNED}.epochs"] = methods.space[f"{_TUNED}.epochs"][0]
-            found[f"{_TUNED}.lr"] = _FIRST_LR
+            found |= methods.first_tunings[-1 if is_long else 0]
         self.extend([found])
 
     def extend(self, candidates: Iterable[Tree]) -> None:
@@ -253,7 +257,7 @@ def _add_untrained(found: _Points, store: str, first: int, *, is_timed: bool) ->
     for nth in (first, first + _STRIDE):
         found.add("channels", nth, "none", store)
     if is_timed:  # known to be too slow by now where all in integers is
-        found.add("none", 0, "none", MIXED, which_store=1)
+        found.add("none", 0, "none", MIXED, which_store=0)
     found.add("low_rank", first, "none", store)
     found.add("tokens", 0, "none", store)
 
@@ -262,7 +266,7 @@ def _add_trained(
     found: _Points, store: str, first: int, first_in_int4: int, rungs: int
 ) -> None:
     for nth in range(first, rungs, _STRIDE)[:3]:
-        found.add("channels", nth, "tuned", store)
+        found.add("channels", nth, "tuned", store, is_long=True)
     for stored in ("int8", "int4"):
         found.add("none", 0, "none", stored + TRAINED)
     for nth in range(first_in_int4, rungs, _STRIDE)[:2]:
