@@ -36,10 +36,10 @@ _COSTS = (
     "throughput",
 )
 """Metrics that follow from the structure; those of further runtimes end so."""
-_CERTAIN_MISS = 1.1
-"""Times the limit: times vary, a cut that looks at other weights may cut elsewhere, and costs are
-not quite in the order of the shares that are cut.
-"""
+_CERTAIN_MISS = 1.03
+"""Times the limit: of the same structure times vary so much."""
+_CERTAIN_MISS_OF_ALL = 1.1
+"""Of other structures: costs are not quite in the order of the shares that are cut."""
 
 
 class KnownCosts:
@@ -86,7 +86,7 @@ class KnownCosts:
             for objective in self.sweep.spec.objectives:
                 name = objective.metric
                 values = [v for m in known if isinstance(v := m.get(name), int | float)]
-                if name.endswith(_COSTS) and misses_by_far(objective, values):
+                if name.endswith(_COSTS) and _misses(objective, values, _CERTAIN_MISS):
                     return True
         return False
 
@@ -127,12 +127,16 @@ def misses_by_far(objective: Objective, values: Sequence[float]) -> bool:
     """Whether the best of some values lies beyond the bound by more than a tenth; False without a
     bound that is known, or without values.
     """
+    return _misses(objective, values, _CERTAIN_MISS_OF_ALL)
+
+
+def _misses(objective: Objective, values: Sequence[float], factor: float) -> bool:
     limit = objective.limit
     if limit is None or not math.isfinite(limit) or not values:
         return False
     if objective.mode == "min":
-        return min(values) > _CERTAIN_MISS * limit
-    return max(values) * _CERTAIN_MISS < limit
+        return min(values) > factor * limit
+    return max(values) * factor < limit
 
 
 def _structures(

@@ -256,7 +256,8 @@ def _add_untrained(found: _Points, store: str, first: int, *, is_timed: bool) ->
         found.add("none", 0, "none", "int4", which_store)
     for nth in (first, first + _STRIDE):
         found.add("channels", nth, "none", store)
-    if is_timed:  # known to be too slow by now where all in integers is
+    if is_timed:  # whether it is fast enough is known before it is trained
+        found.add("channels", first + 2 * _STRIDE, "none", store)
         found.add("none", 0, "none", MIXED, which_store=0)
     found.add("low_rank", first, "none", store)
     found.add("tokens", 0, "none", store)
