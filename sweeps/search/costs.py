@@ -1,8 +1,8 @@
 """What a configuration will take: seconds of each stage, from the records of others.
 
 A stage's seconds are predicted from the parameters of its entry and of those before it (a wide
-model makes every later stage slow), in logarithms, by a small regression; a stage whose result
-the cache holds takes none.
+model makes every later stage slow), in logarithms, by a small regression on what an epoch takes,
+where epochs are searched; a stage whose result the cache holds takes none.
 """
 
 from __future__ import annotations
@@ -164,9 +164,21 @@ class CostModel:
             model = None
             if works.any():
                 logs = np.log(observed[works, place : place + 1])
+                epochs = self._epochs([each.draw for each in timed], place)
+                logs -= np.log(epochs[works, None])
                 model = Surrogate(encoder, x[works], logs, deciding)
             working = {label for label, does in zip(labels, works, strict=True) if does}
             self._entries.append(_EntryModel(model, set(labels) - working))
+
+    def _epochs(self, draws: Sequence[Mapping[str, Any]], place: int) -> np.ndarray:
+        """(m,) epochs of an entry as far as these are searched, else 1."""
+        names = [
+            name
+            for name in self._encoder.distributions
+            if name.endswith(".epochs") and self._prefixes.place_of(name) == place
+        ]
+        counts = [[draw[name] for name in names if name in draw] for draw in draws]
+        return np.array([max(1.0, *of_draw, 1.0) for of_draw in counts])
 
     def by_entry(self, draws: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """(m, entries + 1) expected seconds with an empty cache; the last column is `REST`'s."""
@@ -176,6 +188,7 @@ class CostModel:
             if entry.model is None:
                 continue
             expected = np.exp(entry.model.predicted(x)[0][:, 0])
+            expected *= self._epochs(draws, place)
             idle = [self._prefixes.chosen(d, place) in entry.idle for d in draws]
             seconds[:, place] = np.where(idle, 0.0, expected)
         return seconds

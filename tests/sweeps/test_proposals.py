@@ -114,6 +114,21 @@ def test_a_cached_stage_costs_nothing(chain: dict[str, Any]) -> None:
     assert model.expected([draw], finished)[0] == pytest.approx(0.7, rel=0.1)
 
 
+def test_three_times_the_epochs_take_three_times_as_long(chain: dict[str, Any]) -> None:
+    chain["search"]["space"]["stages.train.epochs"] = [1, 3]
+    space = Space(spec_from(chain))
+    short = {"stages.train.epochs": 1, "stages.store": "none"}
+    seen = [
+        Known(
+            n, short | {"stages.train.lr": lr}, (0.9, 1.0), {"train": 10.0, REST: 1.0}
+        )
+        for n, lr in enumerate((1e-3, 2e-3, 5e-3))
+    ]
+    model = CostModel(Prefixes(space), Encoder(distributions_of(space)), seen)
+    long = short | {"stages.train.epochs": 3, "stages.train.lr": 3e-3}
+    assert model.by_entry([long])[0] == pytest.approx([0, 30, 0, 1], rel=0.05)
+
+
 def test_what_a_stage_takes_is_told_by_configurations_that_have_it(
     chain: dict[str, Any],
 ) -> None:
