@@ -26,9 +26,7 @@ LADDER = (0.85, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2)
 _FLIPLESS = ("digits", "svhn")
 """Data sets whose mirrored images are something else."""
 _TUNING_LR = (3e-5, 1e-3)
-"""What a short tuning gains depends on what the cut took: of a ViT that had lost 3 points, 3e-4 and
-more lost further ones in 60 steps; a ResNet-56 that had lost 17 gained most with 1e-3.
-"""
+"""Where a cut took much, a high rate gains most; where it took little, it takes more away."""
 _FIRST_LR = {0: 1e-4, 100: 3e-4}
 """Steps → learning rate of the tunings that are tried first, which so many steps do not harm."""
 _TUNED = "stages.tune.tuned"
