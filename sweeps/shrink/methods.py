@@ -21,7 +21,7 @@ from sweeps.spec.yaml_text import Tree
 from trainers.models.arch import shared_on_meta
 from trainers.words import one_line
 
-LADDER = (0.85, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2)
+LADDER = (0.85, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2)
 """Shares of the source's cost that are left by what is cut, as long as no goal says more."""
 _FLIPLESS = ("digits", "svhn")
 """Data sets whose mirrored images are something else."""

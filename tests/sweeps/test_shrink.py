@@ -314,17 +314,23 @@ def test_where_bytes_count_weights_may_have_four_bits(model: Path) -> None:
     assert [p[counted] for p in untrained if counted in p] == [0.39, 0.3, 0.7]
     assert untrained[-1]["stages.store"] == "int4"
     trained = [said(point) for point in first if is_trained(point)]
-    assert trained[0].startswith("tuned, int4 in 100 %")
+    assert trained[0] == "tuned 10, int4 in 100 % of the weights"
     fast = replace(small, goals=(Goal("latency", times=0.5),))
     raw, methods = spec_for(fast, seen, SPEED, Path("shrunk"))
     assert not methods.has("store", "int4")
     first = raw["search"]["points"]
-    assert said(first[1]) == "int8 but for 2 layers"
-    trained = [said(point) for point in first if is_trained(point)]
-    assert trained[0] == "tuned, int8"
+    untrained = [said(point) for point in first if not is_trained(point)]
+    # by then it is known whether all in integers is fast enough
+    assert untrained.index("int8 but for 2 layers") > untrained.index("int8")
+    trained = [point for point in first if is_trained(point)]
+    assert said(trained[0]) == "tuned 10, int8"
     # integers leave about half of the time: all that half of it takes
     counted = "stages.cut.channels.target.macs"
-    assert [p[counted] for p in first if counted in p][:2] == [0.85, 0.7]
+    assert [p[counted] for p in first if counted in p][:3] == [0.85, 0.6, 0.4]
+    # each cut is timed before it is trained, for three times as long as the whole model
+    cuts = [point for point in trained if counted in point]
+    assert [p[counted] for p in cuts] == [0.85, 0.6, 0.4]
+    assert {p["stages.tune.tuned.epochs"] for p in cuts} == {30}
 
 
 HALF = {"metric": "gmacs", "mode": "min", "bound": {"times": 0.5}}
