@@ -132,10 +132,12 @@ class _EntryModel:
             those in which it did nothing say nothing of the seconds of others. None where there
             are none.
         idle: alternatives of a slot that have never taken any time.
+        epochs: its searched parameters that are epochs; seconds are then those of one.
     """
 
     model: Surrogate | None
     idle: set[str | None]
+    epochs: list[str]
 
 
 class CostModel:
@@ -161,24 +163,18 @@ class CostModel:
             ]
             labels = [prefixes.chosen(each.draw, place) for each in timed]
             works = observed[:, place] > _LEAST_SECONDS
+            own = [
+                name
+                for name in encoder.distributions
+                if name.endswith(".epochs") and prefixes.place_of(name) == place
+            ]
             model = None
             if works.any():
-                logs = np.log(observed[works, place : place + 1])
-                epochs = self._epochs([each.draw for each in timed], place)
-                logs -= np.log(epochs[works, None])
+                epochs = _epochs([each.draw for each in timed], own)
+                logs = np.log(observed[works, place] / epochs[works])[:, None]
                 model = Surrogate(encoder, x[works], logs, deciding)
             working = {label for label, does in zip(labels, works, strict=True) if does}
-            self._entries.append(_EntryModel(model, set(labels) - working))
-
-    def _epochs(self, draws: Sequence[Mapping[str, Any]], place: int) -> np.ndarray:
-        """(m,) epochs of an entry as far as these are searched, else 1."""
-        names = [
-            name
-            for name in self._encoder.distributions
-            if name.endswith(".epochs") and self._prefixes.place_of(name) == place
-        ]
-        counts = [[draw[name] for name in names if name in draw] for draw in draws]
-        return np.array([max(1.0, *of_draw, 1.0) for of_draw in counts])
+            self._entries.append(_EntryModel(model, set(labels) - working, own))
 
     def by_entry(self, draws: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """(m, entries + 1) expected seconds with an empty cache; the last column is `REST`'s."""
@@ -188,7 +184,7 @@ class CostModel:
             if entry.model is None:
                 continue
             expected = np.exp(entry.model.predicted(x)[0][:, 0])
-            expected *= self._epochs(draws, place)
+            expected *= _epochs(draws, entry.epochs)
             idle = [self._prefixes.chosen(d, place) in entry.idle for d in draws]
             seconds[:, place] = np.where(idle, 0.0, expected)
         return seconds
@@ -203,3 +199,10 @@ class CostModel:
                 if key in finished:
                     seconds[row, place] = 0.0
         return np.asarray(seconds.sum(axis=1))
+
+
+def _epochs(draws: Sequence[Mapping[str, Any]], names: Sequence[str]) -> np.ndarray:
+    """(m,) epochs that each draw has by these parameters; 1 where it has none of them."""
+    if not names:
+        return np.ones(len(draws))
+    return np.array([max([1, *(d[n] for n in names if n in d)]) for d in draws], float)

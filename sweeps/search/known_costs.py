@@ -13,7 +13,6 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from analysis.contract import Objective
 from compress.pipeline import stages
@@ -63,8 +62,8 @@ class KnownCosts:
         """Take a trial that ended, the baseline too."""
         plan = record.plan
         if record.status == "complete" and plan.refines is None:
-            own, _ = _structures(plan.source, plan.data, plan.stages)
-            self._metrics[own].append(record.outcome.metrics)
+            structure = _structure(plan.source, plan.data, plan.stages)
+            self._metrics[structure].append(record.outcome.metrics)
 
     def may_meet(self, draws: Sequence[Draw], are_named: bool = False) -> list[bool]:
         """Whether each may keep the bounds, as far as what it will cost is known.
@@ -86,7 +85,9 @@ class KnownCosts:
             for objective in self.sweep.spec.objectives:
                 name = objective.metric
                 values = [v for m in known if isinstance(v := m.get(name), int | float)]
-                if name.endswith(_COSTS) and _misses(objective, values, _CERTAIN_MISS):
+                if name.endswith(_COSTS) and misses_by_far(
+                    objective, values, _CERTAIN_MISS
+                ):
                     return True
         return False
 
@@ -109,10 +110,10 @@ class KnownCosts:
                 resolved = resolved_trial(self.sweep.space, whole)
             except SpecError:
                 return ()  # the trial says what is wrong
-            found.append(_structures(resolved.source, resolved.data, resolved.specs))
-        return tuple(
-            one for one, *others in zip(*found, strict=True) if {one} >= {*others}
-        )
+            facts = resolved.source, resolved.data, resolved.specs
+            found.append([_structure(*facts), _structure(*facts, is_cheaper=True)])
+        distinct = [set(each) for each in zip(*found, strict=True)]
+        return tuple({each.pop() for each in distinct if len(each) == 1})
 
     def _completed(self, draw: Draw, place: float) -> Draw:
         whole: Draw = {}
@@ -123,14 +124,12 @@ class KnownCosts:
         return whole
 
 
-def misses_by_far(objective: Objective, values: Sequence[float]) -> bool:
-    """Whether the best of some values lies beyond the bound by more than a tenth; False without a
+def misses_by_far(
+    objective: Objective, values: Sequence[float], factor: float = _CERTAIN_MISS_OF_ALL
+) -> bool:
+    """Whether the best of some values lies beyond the bound by more than a factor; False without a
     bound that is known, or without values.
     """
-    return _misses(objective, values, _CERTAIN_MISS_OF_ALL)
-
-
-def _misses(objective: Objective, values: Sequence[float], factor: float) -> bool:
     limit = objective.limit
     if limit is None or not math.isfinite(limit) or not values:
         return False
@@ -139,25 +138,24 @@ def _misses(objective: Objective, values: Sequence[float], factor: float) -> boo
     return max(values) * factor < limit
 
 
-def _structures(
-    source: SourceConfig, data: DataConfig, specs: Iterable[StageSpec]
-) -> tuple[str, str]:
-    """Hashes of what decides what a trial costs, and of what costs no more than it: trials of one
-    hash cost the same, about.
+def _structure(
+    source: SourceConfig,
+    data: DataConfig,
+    specs: Iterable[StageSpec],
+    *,
+    is_cheaper: bool = False,
+) -> str:
+    """A hash of what decides what a trial costs: trials of one cost the same, about.
+
+    Args:
+        is_cheaper: of the trial that costs no more, with the default of all options that cost.
     """
-    specs = list(specs)
-    own, cheaper = (
-        [
-            source.model_dump(mode="json"),
-            data.model_dump(mode="json"),
-            *filter(None, (_of_stage(spec, is_cheaper=is_cheaper) for spec in specs)),
-        ]
-        for is_cheaper in (False, True)
-    )
-    return _hash(own), _hash(cheaper)
-
-
-def _hash(deciding: list[Any]) -> str:
+    of_stages = (_of_stage(spec, is_cheaper=is_cheaper) for spec in specs)
+    deciding = [
+        source.model_dump(mode="json"),
+        data.model_dump(mode="json"),
+        *filter(None, of_stages),
+    ]
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 

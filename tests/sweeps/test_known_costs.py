@@ -46,6 +46,7 @@ def ended(search: StudySearch, accuracy: float, gmacs: float) -> TrialPlan:
     ("rule", "whole_costs", "third"),
     [
         ("goal", 0.02, HALF | TRAINED),
+        ("goal", 0.0104, HALF | TRAINED),
         ("goal", 0.0102, NONE | TRAINED),  # by so little that it may cost less
         (None, 0.02, NONE | TRAINED),  # whoever wants the front may want to know
     ],
