@@ -21,6 +21,7 @@ from chaos_sweep import (
     checked,
     descendants,
     finals,
+    half_written,
     readable_records,
     remove,
     spec,
@@ -184,7 +185,7 @@ class DriverKill(Fault):
         if when == "end":
             scene.wait_until(driver, lambda: len(finals(scene.run)) == TRIALS, 8)
         if when == "publishing":
-            scene.wait_until(driver, lambda: any(scene.cache.glob(".new-*")), 4)
+            scene.wait_until(driver, lambda: any(half_written(scene.cache)), 4)
             return
         give_up_at = time.monotonic() + moment.uniform(0, 0.5 if when == "end" else 2.5)
         scene.wait_until(driver, lambda: time.monotonic() > give_up_at)
@@ -209,7 +210,7 @@ class TrialKill(Fault):
         driver = scene.start()
         for _ in range(self.per_round):
             if moment.random() < 0.33:
-                scene.wait_until(driver, lambda: any(scene.cache.glob(".new-*")), 5)
+                scene.wait_until(driver, lambda: any(half_written(scene.cache)), 5)
             else:
                 time.sleep(moment.uniform(0, 1))
             scene.wait_until(driver, lambda: bool(trial_processes(scene.run)))
@@ -379,7 +380,7 @@ class CacheDeleted(Fault):
         scene.wait_until(driver, lambda: begun(scene.run) > 0)
         for _ in range(self.per_round):
             if moment.random() < 0.4:
-                scene.wait_until(driver, lambda: any(scene.cache.glob(".new-*")), 3)
+                scene.wait_until(driver, lambda: any(half_written(scene.cache)), 3)
             else:
                 time.sleep(moment.uniform(0, 1.2))
             if driver.code() is not None:

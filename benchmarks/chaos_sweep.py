@@ -345,9 +345,15 @@ def _torn(run: Path, cache: Path) -> Iterator[str]:
             yield str(path)
 
 
+def half_written(cache: Path) -> list[Path]:
+    """Folders of stages and of their checkpoints that get their name when they are whole."""
+    hidden = [*cache.glob(".*.tmp"), *cache.glob("fits/.*.tmp")]
+    return [path for path in hidden if path.is_dir()]
+
+
 def litter(run: Path, cache: Path) -> list[str]:
     """What is left of processes that were killed: half artifacts, files to be renamed, leases."""
-    left = [*cache.glob(".new-*"), *cache.glob(".damaged-*"), *cache.glob("*.lease")]
+    left = [*half_written(cache), *cache.glob(".damaged-*"), *cache.glob("*.lease")]
     left += [*run.rglob(".*.tmp"), *run.glob(".probe-*"), *run.glob("driver.json")]
     return sorted(path.name for path in left)
 

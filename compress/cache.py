@@ -93,7 +93,8 @@ class StageCache:
 
     def clean(self) -> None:
         """Remove what killed processes left: half-written artifacts, and leases of nobody."""
-        remove_leftovers(self.root)
+        for folder in (self.root, self.root / "fits"):  # `compress.continuing`
+            remove_leftovers(folder)
         for path in self.root.glob("*.lease"):
             owner = Lease(path).owner()
             if owner is not None and owner.is_gone():

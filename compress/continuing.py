@@ -8,7 +8,6 @@ what different schedules have in common; here a schedule is shared by its option
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import shutil
@@ -19,8 +18,13 @@ from typing import Any
 from compress.keys import content_key, shorter_stage_keys
 from compress.stage import Stage
 from trainers.config import TrainConfig
-from trainers.files import copy_atomic, read_json, sha256_file, write_atomic
-from trainers.leftovers import tag
+from trainers.files import (
+    copy_atomic,
+    read_json,
+    sha256_file,
+    whole_folder,
+    write_atomic,
+)
 from trainers.remote import Remote
 from trainers.training.checkpoint import CheckpointFolder
 from trainers.training.optim import set_by_length
@@ -77,30 +81,23 @@ class FinishedFits:
         """Move the last checkpoint of each fit from a stage's work folder to where a longer stage
         finds it; what is there already stays.
         """
-        beside = self.root / f".new-{tag()}"
-        beside.mkdir(parents=True)
-        notes = {}
-        for number, fit in enumerate(
-            sorted(p for p in workdir.iterdir() if p.is_dir())
-        ):
-            newest = CheckpointFolder(fit).newest()
-            if newest is None:
-                continue
-            name = f"{number}.pt"
-            newest[1].replace(beside / name)
-            notes[name] = {
-                "fit": fit.name,
-                "epochs": newest[0],
-                "sha256": sha256_file(beside / name),
-            }
-        if notes:
+        ends = {
+            fit.name: newest
+            for fit in sorted(path for path in workdir.iterdir() if path.is_dir())
+            if (newest := CheckpointFolder(fit).newest()) is not None
+        }
+        if not ends:
+            return
+        with whole_folder(self._folder(key)) as beside:
+            notes = {}
+            for number, (fit, (epochs, checkpoint)) in enumerate(ends.items()):
+                file = beside / f"{number}.pt"
+                checkpoint.replace(file)
+                sha256 = sha256_file(file)
+                notes[file.name] = {"fit": fit, "epochs": epochs, "sha256": sha256}
             content = {"fits": notes, "hash": content_key(notes)}
             write_atomic(beside / _LAST, json.dumps(content).encode())
-            self._folder(key).parent.mkdir(exist_ok=True)
-            with contextlib.suppress(OSError):  # another process was quicker
-                beside.rename(self._folder(key))
-        shutil.rmtree(beside, ignore_errors=True)
-        if notes and self.remote is not None:
+        if self.remote is not None:
             self.remote.upload_folder(self._folder(key), f"fits/{key}", last=_LAST)
 
     def put_back(self, keys: Sequence[str], workdir: Path) -> dict[str, int]:

@@ -20,7 +20,6 @@ from analysis.run import Run
 
 STEPS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05)
 """Losses, as shares, whose price is told."""
-_RUNTIME = "runtime_accuracy"
 
 
 def verdict(run: Run, chosen: Pick) -> str:
@@ -74,7 +73,7 @@ def on_test(run: Run, pick: Pick) -> str | None:
     """
     objective = run.objectives[0]
     metric = objective.metric
-    name = on_test_set("accuracy" if metric == _RUNTIME else metric)
+    name = on_test_set(metric)
     value, baseline = _value(run, pick, name), run.baseline
     if not math.isfinite(value) or baseline is None:
         return None

@@ -81,8 +81,6 @@ def plan(request: Request) -> Plan:
     seen = looking.look(source, section, wished)
     _refuse_unvalidated(metric, seen)
     runtime = seen.runtimes[0]
-    if metric == "accuracy" and runtime != "torch":
-        metric = "runtime_accuracy"
     wish = Wish(
         request.goals,
         {"metric": metric, "mode": mode, "bound": bound},

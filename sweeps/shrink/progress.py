@@ -267,7 +267,7 @@ def _short(name: str) -> str:
     """A metric's name as a line has room for it: its value has the unit."""
     if name == "file_bytes":
         return "file"
-    return name.removeprefix("runtime_").removesuffix("_ms").removesuffix("_mb")
+    return name.removesuffix("_ms").removesuffix("_mb")
 
 
 def _words(plan: TrialPlan | None) -> str:

@@ -142,16 +142,18 @@ def test_what_a_killed_builder_left_is_removed(tmp_path: Path) -> None:
         time.sleep(0.01)
     assert builder.pid is not None
     lease = tmp_path / f"{KEY}.lease"
-    half = tmp_path / f".new-{tag().replace(f'-{os.getpid()}-', f'-{builder.pid}-')}"
-    half.mkdir()
+    name = f".{KEY}.{tag()}.tmp".replace(f"-{os.getpid()}-", f"-{builder.pid}-")
+    halves = [tmp_path / name, tmp_path / "fits" / name]
+    for half in halves:
+        half.mkdir(parents=True)
     cache = StageCache(tmp_path)
     cache.clean()
-    assert half.exists()
+    assert all(half.exists() for half in halves)
     assert lease.exists()
     os.kill(builder.pid, signal.SIGKILL)
     builder.join()
     cache.clean()
-    assert not half.exists()
+    assert not any(half.exists() for half in halves)
     assert not lease.exists()
     assert cache.workdir(KEY).exists()  # a checkpoint from which the next one goes on
 

@@ -422,11 +422,11 @@ def test_figures_say_what_is_left_of_the_source(
     ("metrics", "shown"),
     [
         (
-            {"runtime_accuracy": 0.934, "file_bytes": 4377178},
+            {"accuracy": 0.934, "file_bytes": 4377178},
             "· fewer channels 0.55, int8   accuracy 93.40 %, file 4 377 178 bytes, 2 min 32 s",
         ),
         (
-            {"runtime_accuracy": 0.934, "latency_ms": 0.0952},
+            {"accuracy": 0.934, "latency_ms": 0.0952},
             "· fewer channels 0.55, int8   accuracy 93.40 %, latency 0.0952 ms, 2 min 32 s",
         ),
     ],
@@ -443,7 +443,7 @@ def test_a_line_of_a_candidate_fits_a_terminal(
     outcome = record.outcome.model_copy(update={"metrics": metrics, "seconds": 152.0})
     plan = record.plan.model_copy(update={"configuration": chosen})
     objectives = [Objective(name, "max", 1.0) for name in metrics]
-    units = {"runtime_accuracy": "fraction", "file_bytes": "bytes", "latency_ms": "ms"}
+    units = {"accuracy": "fraction", "file_bytes": "bytes", "latency_ms": "ms"}
     progress = GoalProgress(
         objectives,
         units,
