@@ -1,7 +1,7 @@
 """Rows of `benchmarks/shrink.py`, and in how many goals `shrink` is ahead."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -127,14 +127,22 @@ def against_all(standings: Iterable[Standing]) -> Standing:
     return "ahead" if found == {"ahead"} else "level"
 
 
-def counted(rows: Iterable[Row]) -> str:
-    """In how many goals `shrink` is ahead of the others, in a line."""
+def by_place(rows: Iterable[Row]) -> dict[Place, dict[str, Row]]:
+    """Place → way → its row, in the order of the rows."""
     places: dict[Place, dict[str, Row]] = {}
     for row in rows:
         places.setdefault(row.place, {})[row.way] = row
+    return places
+
+
+def counted(rows: Iterable[Row]) -> list[str]:
+    """How many goals each way keeps, and in how many `shrink` is ahead of the others: two lines."""
     beside: dict[str, list[Standing]] = {}
     overall: list[Standing] = []
-    for ways in places.values():
+    kept: dict[str, list[bool]] = {}
+    for ways in by_place(rows).values():
+        for way, row in ways.items():
+            kept.setdefault(way, []).append(row.met)
         ours = ways.pop(OURS, None)
         if ours is None or not ways:
             continue
@@ -142,8 +150,12 @@ def counted(rows: Iterable[Row]) -> str:
         overall.append(against_all(found.values()))
         for way, each in found.items():
             beside.setdefault(way, []).append(each)
+    met = ", ".join(f"{way} {sum(each)} of {len(each)}" for way, each in kept.items())
     single = "; ".join(f"{way}: {_tally(each)}" for way, each in beside.items())
-    return f"{OURS} beside all others, of {len(overall)} goals: {_tally(overall)} ({single})"
+    return [
+        f"goals kept: {met}",
+        f"{OURS} beside all others, of {len(overall)} goals: {_tally(overall)} ({single})",
+    ]
 
 
 def _tally(standings: list[Standing]) -> str:
@@ -151,20 +163,28 @@ def _tally(standings: list[Standing]) -> str:
     return ", ".join(f"{kind} in {standings.count(kind)}" for kind in kinds)
 
 
-def table(rows: Iterable[Row]) -> list[str]:
-    """The rows in Markdown, a line for each way of a goal, and the count."""
-    rows = sorted(rows, key=lambda row: row.place)  # ways as they were made
-    lines = [
-        "| pair | goal | seed | way | met | test accuracy (source) | ms (source) | bytes (source)"
-        " | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row.pair} | {goals_said(row.goals)} | {row.seed} | {row.way}"
-            f" | {'yes' if row.met else 'no'}"
-            f" | {row.test_accuracy:.3f} ({row.source_test_accuracy:.3f})"
-            f" | {row.ms:.3f} ({row.source_ms:.3f})"
-            f" | {row.bytes:,} ({row.source_bytes:,}) | {row.seconds:,} |"
-        )
-    return [*lines, "", counted(rows)]
+def table(rows: Sequence[Row]) -> list[str]:
+    """The rows in Markdown, a line for each goal and a column for each way, and the counts.
+
+    A cell is cost over the source's, and points of accuracy gained on the validation part (on the
+    test part); bold where the goal is kept. Seconds are those of `shrink`.
+    """
+    ways = list(dict.fromkeys([OURS, *(row.way for row in rows)]))
+    heads = ["pair", "goal", "seed", *ways, "seconds"]
+    lines = [_line(heads), _line(["---"] * len(heads))]
+    for (pair, goals, seed), found in sorted(by_place(rows).items()):
+        cells = [_cell(found[way]) if way in found else "–" for way in ways]
+        seconds = f"{found[OURS].seconds:,}" if OURS in found else "–"
+        lines.append(_line([pair, goals, str(seed), *cells, seconds]))
+    return [*lines, "", *counted(rows)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(row: Row) -> str:
+    val = 100 * (row.val_accuracy - row.source_val_accuracy)
+    test = 100 * (row.test_accuracy - row.source_test_accuracy)
+    said = f"{row.cost:.3f}, {val:+.1f} ({test:+.1f})".replace("-", "−")
+    return f"**{said}**" if row.met else said
