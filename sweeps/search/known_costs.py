@@ -9,6 +9,7 @@ at least as much, as the same model does with some of its layers left in float.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections import defaultdict
@@ -71,13 +72,54 @@ class KnownCosts:
         Args:
             are_named: whether somebody asked for them, so that it counts where they are not tried.
         """
-        if self.sweep.spec.search.stop_when != "goal":
+        if not self._is_asked:
             return [True] * len(draws)
         found = [not self._misses(draw) for draw in draws]
         if are_named:
             pairs = zip(draws, found, strict=True)
             self.left_out |= {canonical(draw) for draw, may in pairs if not may}
         return found
+
+    def alike(self, draw: Draw) -> list[Draw]:
+        """Draws of the same structure with other alternatives of slots, such as what is not
+        trained; none where it is known what that costs, or not asked.
+        """
+        structures = self._structures_of(draw)
+        if not self._is_asked or not structures or self._are_measured(structures):
+            return []
+        names, keeping = [], []
+        for slot in (d for d in self.sweep.space.dimensions if d.is_slot):
+            choices = [
+                choice
+                for choice in slot.choices or ()
+                if self._structures_of(self._with(draw, {slot.path: choice}))[:1]
+                == structures[:1]
+            ]
+            names.append(slot.path)
+            keeping.append(choices)
+        found = [
+            self._with(draw, dict(zip(names, choices, strict=True)))
+            for choices in itertools.product(*keeping)
+        ]
+        return [other for other in found if other != draw]
+
+    def is_awaited(self, draw: Draw, running: Sequence[Draw]) -> bool:
+        """Whether a trial that runs will tell first what this draw costs."""
+        structures = self._structures_of(draw) if self._is_asked else ()
+        if not structures or self._are_measured(structures):
+            return False
+        return any(self._structures_of(each)[:1] == structures[:1] for each in running)
+
+    @property
+    def _is_asked(self) -> bool:
+        return self.sweep.spec.search.stop_when == "goal"
+
+    def _are_measured(self, structures: Sequence[str]) -> bool:
+        return any(structure in self._metrics for structure in structures)
+
+    def _with(self, draw: Draw, choices: Draw) -> Draw:
+        """A draw with these alternatives; of what it lacks then the first value each."""
+        return self._completed({**draw, **choices}, 0.0)
 
     def _misses(self, draw: Draw) -> bool:
         for structure in self._structures_of(draw):

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import math
 from bisect import insort
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,7 @@ from optuna.trial import FrozenTrial, TrialState
 from analysis import pareto
 from analysis.contract import Objective
 from sweeps.search.costs import CostModel, Known
+from sweeps.search.known_costs import KnownCosts
 from sweeps.search.optuna_internals import sampler_notes
 from sweeps.search.prefixes import Key, Prefixes
 from sweeps.search.samplers import sampler_of
@@ -43,7 +44,7 @@ FIRST = 4
 """Configurations with values and seconds that are needed before fresh ones are compared."""
 _CHEAP = 0.25
 """Of a fresh configuration's seconds: what takes no more on a cached prefix is tried at once,
-before there are so many.
+before there are so many. Of a proposal's: what takes no more and costs the same is measured first.
 """
 OFFERED = 4
 """Draws of the sampler for one choice."""
@@ -85,11 +86,6 @@ class Proposal:
     draw: Draw
     notes: Draw
     seconds: float
-
-
-def all_may(draws: Sequence[Draw]) -> list[bool]:
-    """Whether each of some draws may keep the bounds, where nothing is known of that."""
-    return [True] * len(draws)
 
 
 class Offers:
@@ -196,7 +192,7 @@ class Proposals:
 
     Args:
         study: whose complete trials the sampler knows.
-        may_meet: whether each of some draws may keep the bounds.
+        known_costs: what is known of costs that follow from the structure; None: nothing is asked.
 
     Attributes:
         spec: the sweep's; set again when its bounds are known.
@@ -207,9 +203,9 @@ class Proposals:
         spec: Spec,
         space: Space,
         study: optuna.Study,
-        may_meet: Callable[[Sequence[Draw]], Sequence[bool]] = all_may,
+        known_costs: KnownCosts | None = None,
     ) -> None:
-        self.prefixes, self._may_meet = Prefixes(space), may_meet
+        self.prefixes, self._known_costs = Prefixes(space), known_costs
         self.spec, self._space = spec, space
         self._is_asked = spec.search.cost != "none" and bool(space.dimensions)
         self._offers = Offers(study, space)
@@ -356,9 +352,34 @@ class Proposals:
             draw, notes = candidates[index]
             is_new = self._space.identity(draw) not in tried
             is_offered = offered[index] and is_new and scores[index] > -math.inf
-            if is_offered and self._may_meet([draw])[0]:
-                return Proposal(draw, notes, float(seconds[index]))
+            if is_offered and self._may_meet(draw, running):
+                found = Proposal(draw, notes, float(seconds[index]))
+                return self._measured_first(found, costs, tried)
         return None
+
+    def _may_meet(self, draw: Draw, running: Sequence[Draw]) -> bool:
+        """Whether a draw may keep the bounds, as far as it is known, or known soon."""
+        known = self._known_costs
+        if known is None:
+            return True
+        return known.may_meet([draw])[0] and not known.is_awaited(draw, running)
+
+    def _measured_first(
+        self, found: Proposal, costs: CostModel, tried: Collection[str]
+    ) -> Proposal:
+        """What takes a small part of the seconds and tells whether a proposal costs too much, where
+        nobody knows; else the proposal.
+        """
+        known = self._known_costs
+        alike = [] if known is None else known.alike(found.draw)
+        new = [draw for draw in alike if self._space.identity(draw) not in tried]
+        if not new:
+            return found
+        seconds = np.maximum(costs.expected(new, self._reused()), _LEAST_SECONDS)
+        index = int(seconds.argmin())
+        if seconds[index] > _CHEAP * found.seconds:
+            return found
+        return Proposal(new[index], Draw(), float(seconds[index]))
 
     def elsewhere(self, draws: Sequence[Draw], running: Sequence[Draw]) -> int:
         """Index of the first draw that waits for no stage that a trial computes now; else 0."""

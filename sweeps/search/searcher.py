@@ -98,8 +98,8 @@ class StudySearch:
         self.budget = Budget(self.spec)
         cost_of = self.budget.cost_of
         self._race = None if race is None else Runners(race, objectives, seeds, cost_of)
-        may_meet = self._known_costs.may_meet
-        self._proposals = Proposals(self.spec, sweep.space, self.study, may_meet)
+        known = self._known_costs
+        self._proposals = Proposals(self.spec, sweep.space, self.study, known)
         self._awaits_bounds = self._baseline.is_awaited
         if not self._awaits_bounds:
             self._learn_earlier_runs()

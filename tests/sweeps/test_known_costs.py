@@ -1,12 +1,21 @@
 """Candidates that are not tried, since trials of the same structure cost too much."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
+from sweeps.check import check_spec
 from sweeps.run.plan import TrialPlan
+from sweeps.search.costs import Known
+from sweeps.search.known_costs import KnownCosts
+from sweeps.search.prefixes import REST
+from sweeps.search.proposals import Proposals
 from sweeps.search.searcher import StudySearch
+from sweeps.search.study import Draw
+from sweeps.spec.load import spec_from
 from tests.sweeps.helpers import begin, searcher
 
 NONE = {"stages.cut": "none"}
@@ -93,3 +102,35 @@ def test_layers_left_in_float_are_not_tried_where_all_in_integers_cost_too_much(
     # what costs no less is left out; what may cost less is tried
     expected = "none" if (first, second) == ("plain", "mixed") else "plain"
     assert then.draw["stages.store"] == expected
+
+
+def test_a_structure_is_measured_before_it_is_trained(
+    cutting: dict[str, Any], tmp_path: Path
+) -> None:
+    """Training takes twenty times as long, and tells nothing of what the model costs."""
+    cutting["search"] |= {"hours": 1, "stop_when": "goal"}
+    search = searcher(cutting, tmp_path, trials=8)
+    sweep = check_spec(spec_from(cutting))
+    known_costs = KnownCosts(sweep)
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    proposals = Proposals(sweep.spec, sweep.space, study, known_costs)
+    rates = {"stages.tune.tuned.lr": 1e-3}
+    for number, draw in enumerate([NONE | LATER, NONE | TRAINED | rates] * 3):
+        tuned = draw["stages.tune"] == "tuned"
+        seconds = {"cut": 0.0, "tune": 100.0 if tuned else 0.0, REST: 5.0}
+        accuracy = 0.9 if tuned else 0.3
+        proposals.learn(Known(number, draw, (accuracy, 0.02), seconds))
+
+    def proposed(running: Sequence[Draw] = ()) -> list[Draw]:
+        found = [proposals.choose(n, 0.0, set(), running) for n in range(6, 16)]
+        return [each.draw for each in found if each is not None]
+
+    # nobody has said yet what either structure costs
+    assert {draw["stages.tune"] for draw in proposed()} == {"none"}
+    assert {draw["stages.cut"] for draw in proposed([HALF | LATER])} == {"none"}
+    record = begin(search)  # the whole model, untrained
+    record.finish("complete", metrics={"accuracy": 0.9, "gmacs": 0.005})
+    known_costs.note(record)
+    after = {(d["stages.cut"], d["stages.tune"]) for d in proposed()}
+    assert ("none", "tuned") in after
+    assert ("half", "tuned") not in after

@@ -1,8 +1,8 @@
 """What is tried next when seconds count: prefixes, costs, proposals, and a search that was cut."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -15,11 +15,12 @@ from sweeps.run.folder import trial_folder
 from sweeps.run.record import TrialRecord
 from sweeps.run.storage import RunStorage
 from sweeps.search.costs import CostModel, Known
+from sweeps.search.known_costs import KnownCosts
 from sweeps.search.prefixes import REST, Prefixes
 from sweeps.search.proposals import Proposals, Seen
 from sweeps.search.searcher import StudySearch
 from sweeps.search.simulate import RecordedTable, replay
-from sweeps.search.study import Draw, distributions_of
+from sweeps.search.study import distributions_of
 from sweeps.search.surrogate import Encoder, Surrogate, expected_improvement
 from sweeps.space.space import Space
 from sweeps.spec.load import spec_from
@@ -280,12 +281,13 @@ def test_what_cannot_keep_the_bounds_is_not_proposed(chain: dict[str, Any]) -> N
     space = Space(spec)
     kinds = {}
     for wanted in ("none", "grid"):
-
-        def may_meet(draws: Sequence[Draw], wanted: str = wanted) -> list[bool]:
-            return [draw["stages.store"] == wanted for draw in draws]
-
+        known_costs = Mock(spec=KnownCosts, alike=lambda draw: [])
+        known_costs.is_awaited.return_value = False
+        known_costs.may_meet = lambda draws, wanted=wanted: [
+            draw["stages.store"] == wanted for draw in draws
+        ]
         study = optuna.create_study(directions=["maximize", "minimize"])
-        proposals = Proposals(spec, space, study, may_meet)
+        proposals = Proposals(spec, space, study, known_costs)
         for number in range(8):
             proposals.learn(known(space, number))
         found = [proposals.choose(8 + i, 0.5, set()) for i in range(6)]
