@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress.pipeline import NamedStage, check_pipeline
 from sweeps.shrink.family import STAGE as STUDENT
@@ -101,7 +102,7 @@ def methods_for(
     cuts = _cuts(seen, quantity, training, students, is_timed, looked_at)
     found.slots = {
         "cut": {"none": None, **cuts},
-        "tune": {"none": None, "tuned": _tune(training)},
+        "tune": {"none": None, "tuned": _tune(seen, training, looked_at)},
         "store": {"float": None, **_stores(training, runtime, quantity)},
     }
     _leave_out(found, seen)
@@ -172,7 +173,7 @@ def _cuts(
     """What may be cut, from what needs no training to what does; plain ViTs alone take all.
 
     Args:
-        looked_at: images by which a cut is decided and mended.
+        looked_at: images by which a cut is decided and mended, and a tuned model's BatchNorms set.
     """
 
     def target() -> Tree:
@@ -228,9 +229,14 @@ def _nvit(seen: Look, training: Tree) -> Tree:
     }
 
 
-def _tune(training: Tree) -> Tree:
+def _tune(seen: Look, training: Tree, looked_at: int) -> Tree:
     distill = {"teacher": "source", "kind": "soft", "alpha": 0.5, "tau": 2.0}
-    return {"stage": "finetune", "distill": distill} | training
+    tuned: Tree = {"stage": "finetune", "distill": distill} | training
+    modules = shared_on_meta(seen.arch).modules()
+    if any(isinstance(module, _BatchNorm) for module in modules):
+        # few steps, of few images each: means and variances lag behind the weights
+        tuned["precise_bn_images"] = looked_at
+    return tuned
 
 
 def _stores(training: Tree, runtime: str, quantity: str) -> dict[str, Tree | None]:
