@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from compress.asp import HoldZeros, asp_masks
-from compress.compensation import recalibrate
 from compress.stage import Context, Phase, Stage
 from trainers.config import DistillConfig, FitOptions, TrainConfig
 from trainers.data.splits import DataInfo
@@ -81,16 +80,6 @@ class Finetune(Stage, TrainConfig):
         ),
     )
 
-    precise_bn_images: Annotated[int, LATER] = Field(
-        0,
-        ge=0,
-        description=(
-            "training images over which BatchNorms take means and variances anew after the"
-            " last step; 0: what they kept while weights moved, of the last dozens of batches"
-            " (precise BN: Wu and Johnson, arXiv 2105.07576, section 3)"
-        ),
-    )
-
     @model_validator(mode="after")
     def _both_heads_are_trained(self) -> "Finetune":
         if self.kl_heads == "both" and (self.distill is None or not self.kl_teacher):
@@ -121,8 +110,6 @@ class Finetune(Stage, TrainConfig):
         masks = asp_masks(model)
         hooks = [HoldZeros(module, masks)] if masks else []
         ctx.fit(module, self._objective(module, ctx), self, hooks=hooks)
-        if self.precise_bn_images:
-            recalibrate(module, ctx.images(self.precise_bn_images))
         return ModelState.from_module(model.arch, module, model.meta)
 
     def _objective(self, module: nn.Module, ctx: Context) -> Objective:

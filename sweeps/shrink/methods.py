@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress.pipeline import NamedStage, check_pipeline
 from sweeps.shrink.family import STAGE as STUDENT
@@ -102,7 +101,7 @@ def methods_for(
     cuts = _cuts(seen, quantity, training, students, is_timed, looked_at)
     found.slots = {
         "cut": {"none": None, **cuts},
-        "tune": {"none": None, "tuned": _tune(seen, training, looked_at)},
+        "tune": {"none": None, "tuned": _tune(training)},
         "store": {"float": None, **_stores(training, runtime, quantity)},
     }
     _leave_out(found, seen)
@@ -173,7 +172,7 @@ def _cuts(
     """What may be cut, from what needs no training to what does; plain ViTs alone take all.
 
     Args:
-        looked_at: images by which a cut is decided and mended, and a tuned model's BatchNorms set.
+        looked_at: images by which a cut is decided and mended.
     """
 
     def target() -> Tree:
@@ -229,14 +228,9 @@ def _nvit(seen: Look, training: Tree) -> Tree:
     }
 
 
-def _tune(seen: Look, training: Tree, looked_at: int) -> Tree:
+def _tune(training: Tree) -> Tree:
     distill = {"teacher": "source", "kind": "soft", "alpha": 0.5, "tau": 2.0}
-    tuned: Tree = {"stage": "finetune", "distill": distill} | training
-    modules = shared_on_meta(seen.arch).modules()
-    if any(isinstance(module, _BatchNorm) for module in modules):
-        # few steps, of few images each: means and variances lag behind the weights
-        tuned["precise_bn_images"] = looked_at
-    return tuned
+    return {"stage": "finetune", "distill": distill} | training
 
 
 def _stores(training: Tree, runtime: str, quantity: str) -> dict[str, Tree | None]:

@@ -251,6 +251,4 @@ def _tuning_seconds(seen: Look, speed: Speed, raw: Tree) -> float:
         return 0.0
     images = tuned.get("images_per_epoch", seen.info.num_train) * tuned["epochs"]
     # the teacher's pass comes beside each step
-    seconds = images * (speed.train_seconds + speed.pass_seconds)
-    passed = tuned.get("precise_bn_images", 0)
-    return float(seconds + passed * speed.pass_seconds)
+    return float(images * (speed.train_seconds + speed.pass_seconds))

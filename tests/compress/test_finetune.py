@@ -1,5 +1,5 @@
 """Fine-tuning as NViT's published code does it: eval mode, both heads' divergences, the mean of
-both heads for the labels. And BatchNorms that are set anew when the weights have stopped.
+both heads for the labels.
 """
 
 from pathlib import Path
@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
-from torch.nn import BatchNorm2d
 
 from compress.finetune import Finetune
 from compress.stage import Context
@@ -92,38 +91,3 @@ def test_both_heads_need_two_heads(digits: Data, tmp_path: Path) -> None:
             ValidationError, match="'both' needs kl_teacher, and distill"
         ):
             Finetune(**PUBLISHED | {missing: None})
-
-
-def test_norms_are_those_of_the_final_weights(digits: Data, tmp_path: Path) -> None:
-    """Each BatchNorm takes mean and variance of what the trained layers before it give."""
-    arch = make_arch("resnet20_cifar", num_classes=10, image_size=32, args={"width": 4})
-    start = ModelState.initialised(arch, 0)
-    found = {}
-    for images in (0, 48):
-        ctx = Context(digits, CPU, 0, tmp_path / str(images), lambda name, _: start)
-        options = {"epochs": 2, "batch_size": 40, "lr": 0.01, "warmup": 0}
-        config = Finetune(**options, precise_bn_images=images)  # type: ignore[arg-type]
-        found[images] = config.run(start, ctx)
-    plain, precise = found[0].build(), found[48].build()
-    names = {name for name, _ in plain.named_buffers()}
-    kept = {name for name in plain.state_dict() if name not in names}
-    for name in kept:  # the weights do not differ by a bit
-        assert torch.equal(plain.state_dict()[name], precise.state_dict()[name])
-    x, _ = next(eval_batches(digits, "train", 48, CPU))
-    inputs: dict[str, Tensor] = {}
-    norms = {n: m for n, m in precise.named_modules() if isinstance(m, BatchNorm2d)}
-    for name, norm in norms.items():
-        norm.register_forward_pre_hook(
-            lambda _, given, name=name: inputs.update({name: given[0]})
-        )
-    with torch.inference_mode():
-        precise.train()(x)  # as in training, each norm by its own batch
-    close = {"rtol": 1e-3, "atol": 1e-3}
-    for name in norms:
-        mean = inputs[name].mean((0, 2, 3))
-        variance = inputs[name].var((0, 2, 3))
-        after = found[48].weights
-        torch.testing.assert_close(after[f"{name}.running_mean"], mean, **close)
-        torch.testing.assert_close(after[f"{name}.running_var"], variance, **close)
-        before = found[0].weights[f"{name}.running_mean"]
-        assert not torch.allclose(before, mean, rtol=0.01)
