@@ -23,7 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.compensation import corrected_tensors, recalibrate
+from compress.compensation import (
+    corrected_tensors,
+    input_moments,
+    mendable,
+    recalibrate,
+)
 from compress.nvit.cost import MacsModel
 from compress.nvit.groups import GroupSizes, UnitLayout
 from compress.nvit.masked_vit import MaskedVit
@@ -76,7 +81,10 @@ def cut_resnet(
         sizes = block.conv1.weight.flatten(1).norm(dim=1) * block.bn1.weight.abs()
         count = max(1, round(share * len(sizes)))
         kept[f"{path}.conv2"] = sizes.topk(count).indices.sort().values
-    found = corrected_tensors(module, kept, seen.batches()) if compensate else {}
+    found = {}
+    if compensate:
+        inputs = input_moments(module, mendable(module, kept), seen.batches())
+        found = corrected_tensors(module, kept, inputs)
     for path, block in blocks.items():
         stays = kept[f"{path}.conv2"]
         weight = block.conv2.weight.detach()[:, stays]

@@ -53,6 +53,10 @@ class Moments:
         self._products += (rows.T @ rows).double().cpu()
 
     @property
+    def nbytes(self) -> int:
+        return self._sum.nbytes + self._products.nbytes
+
+    @property
     def mean(self) -> Tensor:
         """μ (d,), float64."""
         return self._sum / max(1, self.count)
@@ -175,6 +179,10 @@ class InputMoments(NamedTuple):
     moments: dict[str, Moments]
     norm_after: dict[str, str]
 
+    @property
+    def nbytes(self) -> int:
+        return sum(moments.nbytes for moments in self.moments.values())
+
 
 @torch.inference_mode()
 def input_moments(
@@ -261,37 +269,38 @@ def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
     return patches.transpose(1, 2).reshape(-1, patch)
 
 
+def mendable(module: nn.Module, paths: Iterable[str]) -> list[str]:
+    """Those of some layers that can make up for lost inputs: of convolutions with groups nothing
+    else reads the inputs.
+    """
+    return [p for p in paths if getattr(module.get_submodule(p), "groups", 1) == 1]
+
+
 @torch.no_grad()
 def corrected_tensors(
     module: nn.Module,
     kept: Mapping[str, Tensor],
-    batches: Iterable[Tensor],
+    found: InputMoments,
     *,
     ridge: float = RIDGE,
 ) -> dict[str, Tensor]:
     """All that a cut of inputs changes in a model, by name in the state dict.
 
     Args:
-        module: before the cut, in any mode (left in eval mode); its tensors are not changed.
-        kept: path of a Linear or Conv2d → indices of the inputs that stay. Convolutions with
-            groups are left out of the result: nothing else reads their inputs.
-        batches: images without labels; read once.
+        module: before the cut; its tensors are not changed.
+        kept: path of a Linear or Conv2d → indices of the inputs that stay; of those that are
+            `mendable`, the others are left out of the result.
+        found: of these layers, and perhaps of others.
         ridge: see `predict`.
 
     Returns:
         Weights with all outputs and the kept inputs only, biases, and running means of
         BatchNorms after layers without bias; on the CPU. Other tensors stay as they are.
     """
-    layers = {
-        path: indices
-        for path, indices in kept.items()
-        if getattr(module.get_submodule(path), "groups", 1) == 1
-    }
-    found = input_moments(module, layers.keys(), batches)
     state = module.state_dict()
     result: dict[str, Tensor] = {}
-    for path, indices in layers.items():
-        layer = module.get_submodule(path)
+    for path in mendable(module, kept):
+        layer, indices = module.get_submodule(path), kept[path]
         bias, norm = f"{path}.bias", found.norm_after.get(path)
         mean = f"{norm}.running_mean"
         has_bias = bias in state

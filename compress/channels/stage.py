@@ -9,18 +9,11 @@ import logging
 from typing import ClassVar
 
 import torch
-from torch import nn
 
-from compress.channels.cost import Floats
 from compress.channels.decide import Decider, Decision, layout_of
-from compress.channels.importance import (
-    GradientMeter,
-    activation,
-    magnitude,
-    normalised,
-    random_scores,
-)
+from compress.channels.importance import GradientMeter, magnitude, normalised
 from compress.channels.layout import Layout
+from compress.channels.looking import inputs_of, looked_at, scores_of
 from compress.channels.options import ChannelOptions
 from compress.channels.pruner import ChannelPruner
 from compress.channels.surgery import (
@@ -30,7 +23,7 @@ from compress.channels.surgery import (
     divergences,
     with_compensation,
 )
-from compress.compensation import recalibrate
+from compress.compensation import InputMoments, recalibrate
 from compress.finetune import check_fit, with_drop_rates
 from compress.metrics import Metric
 from compress.runtimes.registry import runtime as runtime_of
@@ -40,7 +33,7 @@ from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState
 from trainers.models.cut_model import Cut
 from trainers.training import distributed
-from trainers.training.losses import DistillObjective, TaskObjective
+from trainers.training.losses import DistillObjective
 
 _log = logging.getLogger(__name__)
 MOST_DIFFERENCE = 1e-4
@@ -113,40 +106,21 @@ class PruneChannels(Stage, ChannelOptions):
         decider = Decider(model, layout, self, ctx)
         if self.pruning == "iterative":
             model, decision = self._while_training(model, layout, decider, ctx)
-            small = self._cut(model, layout, decision, ctx)
+            inputs = None
+            if self.compensate:
+                module = model.build().to(ctx.device)
+                inputs = inputs_of(module, layout, self, ctx)
+            small = self._cut(model, layout, decision, inputs, ctx)
         else:
-            scores = self._scores(model.build().to(ctx.device), layout, ctx)
-            scores = normalised(scores, layout, self.normalisation)
+            looked = looked_at(model, layout, self, ctx)
+            scores = normalised(looked.scores, layout, self.normalisation)
             found = [
-                (each, self._cut(model, layout, each, ctx))
+                (each, self._cut(model, layout, each, looked.inputs, ctx))
                 for each in decider.decide(scores)
             ]
             decision, small = self._better(model, found, ctx)
         self._report(layout, decision, ctx)
         return self._tuned(small, model, ctx) if self.epochs else small
-
-    def _scores(self, module: nn.Module, layout: Layout, ctx: Context) -> Floats:
-        """Importance of all units, of a model that stands still."""
-        module.eval()
-        match self.importance:
-            case "random":
-                return random_scores(layout, ctx.seed)
-            case "magnitude":
-                return magnitude(module, layout)
-            case "activation":
-                return activation(module, layout, ctx.images(self.importance_images))
-        meter = GradientMeter(module, layout, self.importance)
-        objective = TaskObjective(self.label_smoothing)
-        size = min(self.batch_size, self.importance_images, ctx.calibration_batch)
-        for images, labels in ctx.batches(-(-self.importance_images // size), size):
-            # LeViT, EfficientFormer and TinyViT keep biases between passes in eval mode, and with
-            # them the graph of the pass before; in train mode they forget them
-            module.train()
-            module.eval()
-            module.zero_grad(set_to_none=True)
-            objective(module, images, labels).backward()
-            meter.add()
-        return meter.close()
 
     def _while_training(
         self, model: ModelState, layout: Layout, decider: Decider, ctx: Context
@@ -177,7 +151,7 @@ class PruneChannels(Stage, ChannelOptions):
             (
                 GradientMeter(student, layout, kind)
                 if kind == "hessian" or kind == "taylor"
-                else lambda module: self._scores(module, layout, ctx)
+                else lambda module: scores_of(module, layout, self, ctx)
             ),
             self.normalisation,
         )
@@ -195,16 +169,23 @@ class PruneChannels(Stage, ChannelOptions):
         return weights, Decision(pruner.keep, (), first.cost_ratio, first.latency_ratio)
 
     def _cut(
-        self, model: ModelState, layout: Layout, decision: Decision, ctx: Context
+        self,
+        model: ModelState,
+        layout: Layout,
+        decision: Decision,
+        inputs: InputMoments | None,
+        ctx: Context,
     ) -> ModelState:
         """The dense model, once it is known to compute what the masked one does.
+
+        Args:
+            inputs: by which the cut is compensated; None: it is not.
 
         Raises:
             ValueError: it does not.
         """
-        if self.compensate:
-            images = ctx.images(self.compensate_images)
-            model = with_compensation(model, layout, decision.keep, images, ctx.device)
+        if inputs is not None:
+            model = with_compensation(model, layout, decision.keep, inputs)
         small = cut_state(model, layout, decision.keep, decision.dropped)
         size = ctx.data.info.image_size
         found = difference(model, layout, decision.keep, small, size, decision.dropped)
@@ -213,7 +194,7 @@ class PruneChannels(Stage, ChannelOptions):
                 f"prune_channels: the cut {model.arch.name} differs from the masked one by"
                 f" {found:.1e} of the largest logit; exclude the layers that are to blame"
             )
-        if not self.compensate:
+        if inputs is None:
             return small
         module = small.build().to(ctx.device)
         # what is left of the errors moves the inputs of the norms

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from compress.channels.layout import Keep, Layout
-from compress.compensation import corrected_tensors
+from compress.compensation import InputMoments, corrected_tensors, mendable
 from trainers.models.arch import Arch, ModelState, on_meta
 from trainers.models.cut_model import Cut
 from trainers.training.losses import kl_divergence
@@ -58,26 +58,38 @@ def cut_state(
     )
 
 
+def layers_that_lose(module: nn.Module, layout: Layout) -> list[str]:
+    """Paths of the Linear layers and convolutions that lose inputs where units go, and can make up
+    for them.
+    """
+    paths = [
+        name.removesuffix(".weight")
+        for name, axis in layout.rows
+        if axis == 1 and name.endswith(".weight")
+    ]
+    layers = (nn.Linear, nn.Conv2d)
+    return mendable(
+        module, [p for p in paths if isinstance(module.get_submodule(p), layers)]
+    )
+
+
 def with_compensation(
-    state: ModelState,
-    layout: Layout,
-    keep: Keep,
-    images: Iterable[Tensor],
-    device: torch.device,
+    state: ModelState, layout: Layout, keep: Keep, inputs: InputMoments
 ) -> ModelState:
-    """The whole model, in which what stays does also what is removed did, as well as it can."""
-    module = state.build().to(device)
+    """The whole model, in which what stays does also what is removed did, as well as it can.
+
+    Args:
+        inputs: of `layers_that_lose`.
+    """
+    module = state.build()
+    axis_keeps = layout.axis_keeps(keep)
     kept = {
-        name.removesuffix(".weight"): torch.from_numpy(np.flatnonzero(axes[1]))
-        for name, axes in layout.axis_keeps(keep).items()
-        if 1 in axes
-        and name.endswith(".weight")
-        and isinstance(
-            module.get_submodule(name[: -len(".weight")]), nn.Linear | nn.Conv2d
-        )
+        path: torch.from_numpy(np.flatnonzero(axis_keeps[f"{path}.weight"][1]))
+        for path in layers_that_lose(module, layout)
+        if 1 in axis_keeps.get(f"{path}.weight", {})
     }
     weights = dict(state.weights)
-    for name, value in corrected_tensors(module, kept, images).items():
+    for name, value in corrected_tensors(module, kept, inputs).items():
         path = name.removesuffix(".weight")
         if path in kept and name.endswith(".weight"):
             whole = torch.zeros_like(weights[name])

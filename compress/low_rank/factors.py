@@ -38,6 +38,10 @@ class Directions(NamedTuple):
     vectors: Tensor
     energies: Tensor
 
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self if tensor is not None)
+
 
 @torch.no_grad()
 def directions(layer: nn.Module, moments: Moments | None) -> Directions:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from compress.budget import Target
 from compress.compensation import COMPENSATE_IMAGES, input_moments
+from compress.latest import Latest
 from compress.low_rank.factors import Directions, directions, factors
 from compress.low_rank.latency import layer_latencies, model_latencies
 from compress.low_rank.layers import LayerSize, factorable
@@ -29,6 +30,9 @@ from trainers.data.splits import DataInfo
 from trainers.models.arch import Arch, ModelState, shared_on_meta
 
 _log = logging.getLogger(__name__)
+LATEST = Latest[dict[str, Directions]](
+    lambda found: sum(each.nbytes for each in found.values())
+)
 _MOST_TRIES = 4
 _CLOSE = 0.02
 """Part of a latency target by which the measured latency may exceed it."""
@@ -265,14 +269,20 @@ class LowRank(Stage):
     def _directions(
         self, model: ModelState, sizes: dict[str, LayerSize], ctx: Context
     ) -> dict[str, Directions]:
-        module = model.build().to(ctx.device)
-        moments = input_moments(module, sizes.keys(), ctx.images(self.images)).moments
-        return {
-            path: directions(
-                module.get_submodule(path), moments[path] if self.images else None
-            )
-            for path in sizes
-        }
+        """Of each layer; they do not depend on how much is cut."""
+
+        def found() -> dict[str, Directions]:
+            module = model.build().to(ctx.device)
+            images = ctx.images(self.images)
+            moments = input_moments(module, sizes.keys(), images).moments
+            return {
+                path: directions(
+                    module.get_submodule(path), moments[path] if self.images else None
+                )
+                for path in sizes
+            }
+
+        return LATEST.of(model, ctx, [self.images, *sizes], found)
 
 
 def _reported(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.compensation import corrected_tensors, input_moments
+from compress.compensation import corrected_tensors, input_moments, mendable
 from compress.rounding import GroupedMoments
 from compress.selection.transfer import Transfer
 
@@ -97,7 +97,8 @@ def compensated_tensors(
         student_places = torch.Size(transfer.shapes[name][2:]).numel()
         if len(indices[name][1]) < layer.weight.shape[1] and places == student_places:
             kept[path] = indices[name][1]
-    corrected = corrected_tensors(teacher, kept, images)
+    inputs = input_moments(teacher, mendable(teacher, kept), images)
+    corrected = corrected_tensors(teacher, kept, inputs)
     changed: dict[str, Tensor] = {}
     for name, shape in transfer.shapes.items():
         tensor = corrected.get(transfer.layers.teacher_name(name))

@@ -13,6 +13,7 @@ from compress.compensation import (
     compensated,
     corrected_tensors,
     input_moments,
+    mendable,
     predict,
     recalibrate,
 )
@@ -161,7 +162,8 @@ def test_a_norm_takes_the_constant_of_a_convolution_without_bias() -> None:
     block: Any = module.layer1[0]
     kept = torch.tensor([0, 2])
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    found = corrected_tensors(module, {"layer1.0.conv2": kept}, [images])
+    inputs = input_moments(module, ["layer1.0.conv2"], [images])
+    found = corrected_tensors(module, {"layer1.0.conv2": kept}, inputs)
     assert set(found) == {"layer1.0.conv2.weight", "layer1.0.bn2.running_mean"}
     assert found["layer1.0.conv2.weight"].shape == (4, 2, 3, 3)
     after = module.state_dict()
@@ -185,7 +187,9 @@ def test_a_norm_takes_the_constant_of_a_convolution_without_bias() -> None:
 def test_depthwise_convolutions_stay_as_they_are() -> None:
     module = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 2, 1))
     kept = torch.tensor([0, 3])
-    found = corrected_tensors(module, {"0": kept, "1": kept}, [torch.randn(2, 4, 8, 8)])
+    assert mendable(module, ["0", "1"]) == ["1"]
+    inputs = input_moments(module, ["1"], [torch.randn(2, 4, 8, 8)])
+    found = corrected_tensors(module, {"0": kept, "1": kept}, inputs)
     assert set(found) == {"1.weight", "1.bias"}
 
 
