@@ -37,8 +37,8 @@ GROUND = (
 STAGE = (
     "compress/stage.py compress/metrics.py compress/keys.py compress/cache.py"
     " compress/student.py compress/finetune.py compress/asp.py"
-    " compress/budget.py compress/compensation.py compress/rounding.py"
-    " compress/token_merging.py"
+    " compress/budget.py compress/compensation.py compress/latest.py"
+    " compress/rounding.py compress/token_merging.py"
 )
 TRAINING = "trainers data models training"
 CHECK = (

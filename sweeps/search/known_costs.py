@@ -9,11 +9,11 @@ at least as much, as the same model does with some of its layers left in float.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from analysis.contract import Objective
 from compress.pipeline import stages
@@ -42,6 +42,21 @@ _CERTAIN_MISS_OF_ALL = 1.1
 """Of other structures: costs are not quite in the order of the shares that are cut."""
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What is known of a draw before it is tried.
+
+    Attributes:
+        structure: its own; None where what the draw lacks, and a sampler adds, decides it.
+        cheaper: the structure that costs no more.
+        epochs: that it trains.
+    """
+
+    structure: str | None
+    cheaper: str | None
+    epochs: int
+
+
 class KnownCosts:
     """Which candidates of a search that ends with its goal cannot meet it.
 
@@ -56,8 +71,10 @@ class KnownCosts:
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
         self.left_out: set[str] = set()
-        self._structures: dict[str, tuple[str, ...]] = {}
-        self._metrics: defaultdict[str, list[Mapping[str, object]]] = defaultdict(list)
+        self._facts: dict[str, _Facts] = {}
+        self._metrics: defaultdict[str | None, list[Mapping[str, object]]] = (
+            defaultdict(list)
+        )
 
     def note(self, record: TrialRecord) -> None:
         """Take a trial that ended, the baseline too."""
@@ -66,63 +83,62 @@ class KnownCosts:
             structure = _structure(plan.source, plan.data, plan.stages)
             self._metrics[structure].append(record.outcome.metrics)
 
-    def may_meet(self, draws: Sequence[Draw], are_named: bool = False) -> list[bool]:
+    def may_meet(
+        self,
+        draws: Sequence[Draw],
+        running: Sequence[Draw] = (),
+        *,
+        are_named: bool = False,
+    ) -> list[bool]:
         """Whether each may keep the bounds, as far as what it will cost is known.
 
         Args:
+            running: those that a trial tries now. What will be trained waits for one that tells
+                what it costs, and may not keep them as yet.
             are_named: whether somebody asked for them, so that it counts where they are not tried.
         """
-        if not self._is_asked:
+        if self.sweep.spec.search.stop_when != "goal":
             return [True] * len(draws)
         found = [not self._misses(draw) for draw in draws]
         if are_named:
             pairs = zip(draws, found, strict=True)
             self.left_out |= {canonical(draw) for draw, may in pairs if not may}
-        return found
-
-    def alike(self, draw: Draw) -> list[Draw]:
-        """Draws of the same structure with other alternatives of slots, such as what is not
-        trained; none where it is known what that costs, or not asked.
-        """
-        structures = self._structures_of(draw)
-        if not self._is_asked or not structures or self._are_measured(structures):
-            return []
-        names, keeping = [], []
-        for slot in (d for d in self.sweep.space.dimensions if d.is_slot):
-            choices = [
-                choice
-                for choice in slot.choices or ()
-                if self._structures_of(self._with(draw, {slot.path: choice}))[:1]
-                == structures[:1]
-            ]
-            names.append(slot.path)
-            keeping.append(choices)
-        found = [
-            self._with(draw, dict(zip(names, choices, strict=True)))
-            for choices in itertools.product(*keeping)
+        return [
+            may and not self._is_awaited(draw, running)
+            for draw, may in zip(draws, found, strict=True)
         ]
-        return [other for other in found if other != draw]
 
-    def is_awaited(self, draw: Draw, running: Sequence[Draw]) -> bool:
-        """Whether a trial that runs will tell first what this draw costs."""
-        structures = self._structures_of(draw) if self._is_asked else ()
-        if not structures or self._are_measured(structures):
+    def untrained(self, draw: Draw) -> Draw | None:
+        """A draw of the same structure that trains nothing, by other alternatives of slots; None
+        where this one trains nothing, there is no such draw, or what it costs is known or not
+        asked.
+        """
+        if self.sweep.spec.search.stop_when != "goal":
+            return None
+        facts = self._facts_of(draw)
+        is_known = {facts.structure, facts.cheaper} & self._metrics.keys()
+        if facts.structure is None or not facts.epochs or is_known:
+            return None
+        found = draw
+        for slot in (d for d in self.sweep.space.dimensions if d.is_slot):
+            for choice in slot.choices or ():
+                other = self._completed({**found, slot.path: choice}, 0.0)
+                there = self._facts_of(other)
+                is_alike = there.structure == facts.structure
+                if is_alike and there.epochs < self._facts_of(found).epochs:
+                    found = other
+        return None if self._facts_of(found).epochs else found
+
+    def _is_awaited(self, draw: Draw, running: Sequence[Draw]) -> bool:
+        """Whether a trial that runs will tell what this draw costs, before it is trained."""
+        if self.untrained(draw) is None:
             return False
-        return any(self._structures_of(each)[:1] == structures[:1] for each in running)
-
-    @property
-    def _is_asked(self) -> bool:
-        return self.sweep.spec.search.stop_when == "goal"
-
-    def _are_measured(self, structures: Sequence[str]) -> bool:
-        return any(structure in self._metrics for structure in structures)
-
-    def _with(self, draw: Draw, choices: Draw) -> Draw:
-        """A draw with these alternatives; of what it lacks then the first value each."""
-        return self._completed({**draw, **choices}, 0.0)
+        own = self._facts_of(draw).structure
+        return any(self._facts_of(each).structure == own for each in running)
 
     def _misses(self, draw: Draw) -> bool:
-        for structure in self._structures_of(draw):
+        facts = self._facts_of(draw)
+        for structure in {facts.structure, facts.cheaper} - {None}:
             known = self._metrics.get(structure, [])
             for objective in self.sweep.spec.objectives:
                 name = objective.metric
@@ -133,29 +149,30 @@ class KnownCosts:
                     return True
         return False
 
-    def _structures_of(self, draw: Draw) -> tuple[str, ...]:
-        """Its own and the one that costs no more; without those that are decided by what the draw
-        lacks, and a sampler adds.
-        """
+    def _facts_of(self, draw: Draw) -> _Facts:
         name = canonical(draw)
         # a grid is asked for all of its draws each time
-        if name not in self._structures:
-            self._structures[name] = self._resolved_structures(draw)
-        return self._structures[name]
+        if name not in self._facts:
+            self._facts[name] = self._resolved_facts(draw)
+        return self._facts[name]
 
-    def _resolved_structures(self, draw: Draw) -> tuple[str, ...]:
+    def _resolved_facts(self, draw: Draw) -> _Facts:
         # with the first and with the last value of all that is lacking
         first, last = (self._completed(draw, place) for place in (0.0, 0.99))
-        found = []
+        found, epochs = [], 0
         for whole in [first] if first == last else [first, last]:
             try:
                 resolved = resolved_trial(self.sweep.space, whole)
             except SpecError:
-                return ()  # the trial says what is wrong
+                return _Facts(None, None, 0)  # the trial says what is wrong
             facts = resolved.source, resolved.data, resolved.specs
             found.append([_structure(*facts), _structure(*facts, is_cheaper=True)])
-        distinct = [set(each) for each in zip(*found, strict=True)]
-        return tuple({each.pop() for each in distinct if len(each) == 1})
+            epochs = sum(stage.config.num_epochs() for stage in resolved.stages)
+        own, cheaper = (
+            each[0] if len(set(each)) == 1 else None
+            for each in zip(*found, strict=True)
+        )
+        return _Facts(own, cheaper, epochs)
 
     def _completed(self, draw: Draw, place: float) -> Draw:
         whole: Draw = {}

@@ -13,6 +13,7 @@ import optuna
 from analysis.contract import REQUESTS_FOLDER
 from sweeps.run.requests import Request, read_requests, write_request
 from sweeps.search.portfolio import first_draws, split_earlier
+from sweeps.search.proposals import Proposal
 from sweeps.search.study import asked_for, canonical
 from sweeps.space.dimension import Draw
 from sweeps.space.space import Space
@@ -59,12 +60,15 @@ class NamedDraws:
         tried: Collection[str],
         running: list[Draw],
         worth_trying: Callable[[Sequence[Draw]], Sequence[bool]] | None = None,
+        before: Callable[[Draw, Collection[str]], Proposal | None] | None = None,
     ) -> Draw | None:
         """The next draw, for this number; None where nothing is asked for that is worth trying.
 
         Args:
             worth_trying: whether each of some draws is; None: all are, as what the user requests
                 is.
+            before: what is to be tried before a draw, which then stays where it is, given what has
+                been tried.
         """
         asked = self._requested(number, tried)
         if asked is not None:
@@ -77,6 +81,10 @@ class NamedDraws:
             if left:
                 found = [some[i] for i in left]
                 place = self._elsewhere(found, running) if self._elsewhere else 0
+                earlier = before(found[place], tried) if before else None
+                if earlier is not None:
+                    self._drop(earlier.draw)
+                    return earlier.draw
                 del self.first[begin + left[place]]
                 return found[place]
         return None
@@ -93,12 +101,14 @@ class NamedDraws:
                 request.number = number
             write_request(self.run, name, request)
             if draw is not None:
-                mine = self.space.identity(draw)
-                self.first = deque(
-                    d for d in self.first if self.space.identity(d) != mine
-                )
+                self._drop(draw)
                 return draw
         return None
+
+    def _drop(self, draw: Draw) -> None:
+        """It is tried now, and not once more later."""
+        mine = self.space.identity(draw)
+        self.first = deque(d for d in self.first if self.space.identity(d) != mine)
 
     def _checked(self, request: Request, tried: Collection[str]) -> Draw | None:
         """The draw that a request stands for; None where it is refused."""

@@ -44,8 +44,10 @@ FIRST = 4
 """Configurations with values and seconds that are needed before fresh ones are compared."""
 _CHEAP = 0.25
 """Of a fresh configuration's seconds: what takes no more on a cached prefix is tried at once,
-before there are so many. Of a proposal's: what takes no more and costs the same is measured first.
+before there are so many.
 """
+_SHORT = 0.5
+"""Of a configuration's seconds: what takes no more and costs the same is measured first."""
 OFFERED = 4
 """Draws of the sampler for one choice."""
 SUFFIXES = 12
@@ -347,39 +349,28 @@ class Proposals:
         gains = self._gains(number, useful[-_MOST_KNOWN:], draws)
         with np.errstate(divide="ignore"):
             scores = np.log(gains) - left * np.log(seconds + floor)
-        waits = self._waits(draws, running)
+        waits, known = self._waits(draws, running), self._known_costs
         for index in np.lexsort((-scores, waits, seconds > most_seconds)):
             draw, notes = candidates[index]
             is_new = self._space.identity(draw) not in tried
             is_offered = offered[index] and is_new and scores[index] > -math.inf
-            if is_offered and self._may_meet(draw, running):
+            if is_offered and (known is None or known.may_meet([draw], running)[0]):
                 found = Proposal(draw, notes, float(seconds[index]))
-                return self._measured_first(found, costs, tried)
+                return self.measured_first(draw, tried) or found
         return None
 
-    def _may_meet(self, draw: Draw, running: Sequence[Draw]) -> bool:
-        """Whether a draw may keep the bounds, as far as it is known, or known soon."""
-        known = self._known_costs
-        if known is None:
-            return True
-        return known.may_meet([draw])[0] and not known.is_awaited(draw, running)
-
-    def _measured_first(
-        self, found: Proposal, costs: CostModel, tried: Collection[str]
-    ) -> Proposal:
-        """What takes a small part of the seconds and tells whether a proposal costs too much, where
-        nobody knows; else the proposal.
+    def measured_first(self, draw: Draw, tried: Collection[str]) -> Proposal | None:
+        """What tells whether a draw costs too much before that is trained; None where it is known,
+        or takes nearly as long as the training.
         """
         known = self._known_costs
-        alike = [] if known is None else known.alike(found.draw)
-        new = [draw for draw in alike if self._space.identity(draw) not in tried]
-        if not new:
-            return found
-        seconds = np.maximum(costs.expected(new, self._reused()), _LEAST_SECONDS)
-        index = int(seconds.argmin())
-        if seconds[index] > _CHEAP * found.seconds:
-            return found
-        return Proposal(new[index], Draw(), float(seconds[index]))
+        other = None if known is None else known.untrained(draw)
+        if other is None or self._space.identity(other) in tried:
+            return None
+        seconds, of_draw = self.expected([other, draw])
+        if seconds > _SHORT * of_draw > 0:
+            return None
+        return Proposal(other, Draw(), seconds)
 
     def elsewhere(self, draws: Sequence[Draw], running: Sequence[Draw]) -> int:
         """Index of the first draw that waits for no stage that a trial computes now; else 0."""

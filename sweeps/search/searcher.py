@@ -7,7 +7,6 @@ written before it is handed out, so that a trial has its row from there on, whoe
 
 from __future__ import annotations
 
-import operator
 from collections import deque
 from collections.abc import Sequence
 
@@ -64,8 +63,7 @@ class StudySearch:
         budget: of time or images.
         notes: lines for the user about how the study begins.
         halted: whether no more trials are handed out, whatever is left.
-        asks_baseline: whether the baseline is handed out, before all trials and beside their
-            number.
+        asks_baseline: whether the baseline is handed out, before all trials.
     """
 
     def __init__(self, sweep: Sweep, storage: RunStorage) -> None:
@@ -83,8 +81,7 @@ class StudySearch:
         self.study, self._abandoned = open_study(sweep, self.run)
         self._notes = notes_by_number(self.study)
         search, objectives = self.spec.search, self.spec.objectives
-        # one objective, and stopping compares by it: Optuna's curves and pruned values then
-        # mean something
+        # stopping compares by the one objective: Optuna's curves and pruned values mean something
         rule = search.early_stopping
         goals = [(o.metric, o.mode) for o in objectives]
         self._reports_curves = rule is not None and goals == [
@@ -92,8 +89,7 @@ class StudySearch:
         ]
         self._pending: deque[tuple[Asked | None, TrialPlan]] = deque()
         self._running = Running()
-        self._is_refined = search.refine is None
-        self._is_over = False
+        self._is_refined, self._is_over = search.refine is None, False
         race, seeds = search.race, search.replicates
         self.budget = Budget(self.spec)
         cost_of = self.budget.cost_of
@@ -278,13 +274,16 @@ class StudySearch:
     def _ask_study(self) -> bool:
         """Queue the replicates of the next configuration; False where none is left."""
         while self._reopened or (self.remaining > 0 and not self._has_enough()):
-            number: int = self.next_number
-            known: Draw | None = None
             if self._reopened:
                 number, known = self._reopened.popleft()
             else:
+                number = self.next_number
                 known = self._named.next(
-                    number, self._tried, self._running.draws(), self._worth_trying
+                    number,
+                    self._tried,
+                    self._running.draws(),
+                    self._worth_trying,
+                    self._proposals.measured_first,
                 )
                 if known is None and self._is_exhaustive and self._named.first:
                     self._is_over = True  # what is left of the grid would end too late
@@ -344,9 +343,11 @@ class StudySearch:
     def _worth_trying(self, draws: Sequence[Draw]) -> list[bool]:
         """Whether each is expected to end within the budget, and may keep the bounds."""
         most = self.budget.left(self._expected_now())
+        # a grid that waits for what runs would be taken for one that ends too late
+        running = [] if self._is_exhaustive else self._running.draws()
         ends = self._proposals.end_in_time(draws, most)
-        may = self._known_costs.may_meet(draws, are_named=True)
-        return [*map(operator.and_, ends, may)]
+        may = self._known_costs.may_meet(draws, running, are_named=True)
+        return [each and keeps for each, keeps in zip(ends, may, strict=True)]
 
     def plan_line(self) -> str | None:
         """What a budget of time is expected to give; None without one."""
@@ -389,8 +390,7 @@ class StudySearch:
         def reseed(attempt: int) -> None:
             seed_sampler(self.study, self.spec, number, attempt)
 
-        # in a continuum, later attempts draw at random
-        attempts = DRAWS if self._is_listed else 2 * DRAWS
+        attempts = DRAWS if self._is_listed else 2 * DRAWS  # the second half at random
         trial, found = draw(
             self.study, suggest, self._key, self._tried, reseed, attempts
         )
@@ -405,8 +405,8 @@ class StudySearch:
         return Asked(trial, number, draw, objectives, replicates, self._reports_curves)
 
     def _queue(self, configuration: Asked, replicate: int) -> None:
-        number, replicates = configuration.number, self.spec.search.replicates
-        name = trial_name(number, replicate, replicates)
+        number = configuration.number
+        name = trial_name(number, replicate, self.spec.search.replicates)
         earlier = TrialRecord.read(trial_folder(self.run, name))
         if earlier is not None and earlier.status in ENDED:
             configuration.note(earlier)

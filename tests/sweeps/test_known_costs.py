@@ -104,33 +104,53 @@ def test_layers_left_in_float_are_not_tried_where_all_in_integers_cost_too_much(
     assert then.draw["stages.store"] == expected
 
 
-def test_a_structure_is_measured_before_it_is_trained(
-    cutting: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_structure_is_measured_before_it_is_trained(cutting: dict[str, Any]) -> None:
     """Training takes twenty times as long, and tells nothing of what the model costs."""
     cutting["search"] |= {"hours": 1, "stop_when": "goal"}
-    search = searcher(cutting, tmp_path, trials=8)
     sweep = check_spec(spec_from(cutting))
     known_costs = KnownCosts(sweep)
     study = optuna.create_study(directions=["maximize", "minimize"])
     proposals = Proposals(sweep.spec, sweep.space, study, known_costs)
     rates = {"stages.tune.tuned.lr": 1e-3}
-    for number, draw in enumerate([NONE | LATER, NONE | TRAINED | rates] * 3):
+    ended = [NONE | LATER, NONE | TRAINED | rates]
+    for number, draw in enumerate(ended * 3):
         tuned = draw["stages.tune"] == "tuned"
         seconds = {"cut": 0.0, "tune": 100.0 if tuned else 0.0, REST: 5.0}
         accuracy = 0.9 if tuned else 0.3
         proposals.learn(Known(number, draw, (accuracy, 0.02), seconds))
 
-    def proposed(running: Sequence[Draw] = ()) -> list[Draw]:
-        found = [proposals.choose(n, 0.0, set(), running) for n in range(6, 16)]
-        return [each.draw for each in found if each is not None]
+    def proposed(
+        tried: Sequence[Draw] = (), running: Sequence[Draw] = ()
+    ) -> set[tuple[Any, ...]]:
+        names = {sweep.space.identity(draw) for draw in [*ended, *tried]}
+        found = [proposals.choose(n, 0.0, names, running) for n in range(6, 26)]
+        draws = [each.draw for each in found if each is not None]
+        return {(draw["stages.cut"], draw["stages.tune"]) for draw in draws}
 
     # nobody has said yet what either structure costs
-    assert {draw["stages.tune"] for draw in proposed()} == {"none"}
-    assert {draw["stages.cut"] for draw in proposed([HALF | LATER])} == {"none"}
-    record = begin(search)  # the whole model, untrained
-    record.finish("complete", metrics={"accuracy": 0.9, "gmacs": 0.005})
-    known_costs.note(record)
-    after = {(d["stages.cut"], d["stages.tune"]) for d in proposed()}
-    assert ("none", "tuned") in after
-    assert ("half", "tuned") not in after
+    assert ("half", "none") in proposed()
+    assert ("half", "tuned") not in proposed()
+    half = [HALF | LATER]
+    assert ("half", "tuned") not in proposed(half, half)  # it will be known soon
+    assert ("half", "tuned") in proposed(half)  # it failed: nobody will know
+
+
+def test_what_is_asked_for_by_name_is_measured_first(
+    cutting: dict[str, Any], tmp_path: Path
+) -> None:
+    rates = {"stages.tune.tuned.lr": 1e-3}
+    cutting["search"] |= {"points": [HALF | TRAINED | rates, NONE | TRAINED | rates]}
+    search = searcher(cutting, tmp_path, trials=8, hours=1, stop_when="goal")
+    first, second = begin(search), begin(search)
+    assert first.plan.draw == HALF | LATER
+    assert second.plan.draw == NONE | LATER
+    first.finish("complete", metrics={"accuracy": 0.3, "gmacs": 0.005})
+    search.tell(first)
+    third = begin(search)
+    assert third.plan.draw == HALF | TRAINED | rates
+    second.finish("complete", metrics={"accuracy": 0.3, "gmacs": 0.02})
+    search.tell(second)
+    begin(search)
+    said = search.outcome_line()
+    assert said is not None
+    assert "left out: 1 that would cost too much" in said

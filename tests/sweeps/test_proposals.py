@@ -281,9 +281,9 @@ def test_what_cannot_keep_the_bounds_is_not_proposed(chain: dict[str, Any]) -> N
     space = Space(spec)
     kinds = {}
     for wanted in ("none", "grid"):
-        known_costs = Mock(spec=KnownCosts, alike=lambda draw: [])
-        known_costs.is_awaited.return_value = False
-        known_costs.may_meet = lambda draws, wanted=wanted: [
+        known_costs = Mock(spec=KnownCosts)
+        known_costs.untrained.return_value = None
+        known_costs.may_meet = lambda draws, running, wanted=wanted: [
             draw["stages.store"] == wanted for draw in draws
         ]
         study = optuna.create_study(directions=["maximize", "minimize"])
