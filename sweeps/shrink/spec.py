@@ -256,8 +256,9 @@ def _add_untrained(found: _Points, store: str, first: int, *, is_timed: bool) ->
         found.add("none", 0, "none", "int4", which_store)
     for nth in (first, first + _STRIDE):
         found.add("channels", nth, "none", store)
-    if is_timed:  # whether it is fast enough is known before it is trained
-        found.add("channels", first + 2 * _STRIDE, "none", store)
+    if is_timed:
+        if first >= _STRIDE:  # enough where integers take more than is thought
+            found.add("channels", first - _STRIDE, "none", store)
         found.add("none", 0, "none", MIXED, which_store=0)
     found.add("low_rank", first, "none", store)
     found.add("tokens", 0, "none", store)
@@ -266,7 +267,9 @@ def _add_untrained(found: _Points, store: str, first: int, *, is_timed: bool) ->
 def _add_trained(
     found: _Points, store: str, first: int, first_in_int4: int, rungs: int
 ) -> None:
-    for nth in range(first, rungs, _STRIDE)[:3]:
+    cuts = range(first, rungs)
+    # of a time, one of them is the least cut that keeps the goal
+    for nth in cuts[:3]:
         found.add("channels", nth, "tuned", store, is_long=True)
     for stored in ("int8", "int4"):
         found.add("none", 0, "none", stored + TRAINED)
@@ -276,6 +279,8 @@ def _add_trained(
     found.add("nvit", first, "none", store)
     for nth in range(rungs):
         found.add("smaller", nth, "tuned", store)
+    for nth in cuts[3:5]:
+        found.add("channels", nth, "tuned", store, is_long=True)
 
 
 def _chosen(methods: Methods, quantity: str, cut: str, nth: int) -> Tree | None:

@@ -71,5 +71,6 @@ def test_they_are_choices_of_the_plan_after_what_is_cheap(vit: Look) -> None:
     trained = [is_trained(point) for point in found]
     assert trained == sorted(trained)
     cuts = [point["stages.cut"] for point in found if is_trained(point)]
-    assert cuts[-4:] == ["nvit", "smaller", "smaller", "smaller"]
-    assert found[-4]["stages.cut.nvit.target.macs"] == 0.4
+    last = ["nvit", "smaller", "smaller", "smaller", "channels", "channels"]
+    assert cuts[-6:] == last
+    assert found[-6]["stages.cut.nvit.target.macs"] == 0.4
