@@ -40,11 +40,11 @@ def layers_of_one_name(module: nn.Module) -> list[str]:
 
 
 def _layers_of(module: nn.Module) -> list[str]:
+    parameters = linear_and_conv_parameters(module)
     return [
         path
         for path, layer in module.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
-        and f"{path}.weight" in linear_and_conv_parameters(module)
+        if isinstance(layer, nn.Linear | nn.Conv2d) and f"{path}.weight" in parameters
     ]
 
 

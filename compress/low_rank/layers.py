@@ -1,8 +1,10 @@
 """Which layers of a model can be of low rank, and what they cost."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from fnmatch import fnmatch
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -66,10 +68,20 @@ def factorable(
     arch: Arch, image_size: int, left_out: Iterable[str] = ()
 ) -> dict[str, LayerSize]:
     """Path → size of the Linear layers and 1×1 convolutions that a pass calls, but classifiers.
+    The same pass is not made twice in a process.
 
     Args:
         left_out: patterns of paths.
     """
+    text = json.dumps(arch.to_json(), sort_keys=True)
+    return dict(_factorable(text, image_size, tuple(left_out)))
+
+
+@lru_cache(maxsize=64)
+def _factorable(
+    arch_json: str, image_size: int, left_out: tuple[str, ...]
+) -> dict[str, LayerSize]:
+    arch = Arch.from_json(json.loads(arch_json))
     module = on_meta(arch)
     heads = classifier_layers(module)
     uses = Counter(

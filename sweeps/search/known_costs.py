@@ -131,7 +131,7 @@ class KnownCosts:
 
     def _is_awaited(self, draw: Draw, running: Sequence[Draw]) -> bool:
         """Whether a trial that runs will tell what this draw costs, before it is trained."""
-        if self.untrained(draw) is None:
+        if not running or self.untrained(draw) is None:
             return False
         own = self._facts_of(draw).structure
         return any(self._facts_of(each).structure == own for each in running)
