@@ -41,11 +41,11 @@ class Latest(Generic[Found]):
         """What `compute` gives, or gave the last time.
 
         Args:
-            deciding: all that decides the result beside the model, the images of `ctx`, its seed
-                and device.
+            deciding: all that decides the result beside the model, the images of `ctx` and its
+                device.
         """
         # the last bits of sums depend on the number of threads
-        where = [ctx.seed, str(ctx.device), torch.get_num_threads()]
+        where = [str(ctx.device), torch.get_num_threads()]
         key = json.dumps([model.hash(), deciding, where])
         if self._kept is not None and self._kept[0] is ctx.data:
             _, before, found = self._kept

@@ -64,6 +64,8 @@ def looked_at(
         return Looked(scores_of(module, layout, options, ctx), inputs)
 
     deciding = {name: getattr(options, name) for name in _DECIDING}
+    if options.importance == "random":
+        deciding["seed"] = ctx.seed
     return LATEST.of(model, ctx, deciding, found)
 
 

@@ -113,7 +113,10 @@ class KnownCosts:
         where this one trains nothing, there is no such draw, or what it costs is known or not
         asked.
         """
-        if self.sweep.spec.search.stop_when != "goal":
+        spec = self.sweep.spec
+        bounded = [o.metric for o in spec.objectives if o.bound is not None]
+        has_limit = any(metric.endswith(_COSTS) for metric in bounded)
+        if spec.search.stop_when != "goal" or not has_limit:
             return None
         facts = self._facts_of(draw)
         is_known = {facts.structure, facts.cheaper} & self._metrics.keys()
