@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import (
 
 from compress.channels import decide as decide_module
 from compress.channels import latency as latency_module
+from compress.channels import looking
 from compress.channels.blocks import residual_blocks
 from compress.channels.choice import Choice, GroupRule
 from compress.channels.cost import Terms, macs, values
@@ -30,6 +31,7 @@ from compress.channels.importance import (
 )
 from compress.channels.latency import MeasuredCost, layers
 from compress.channels.layout import Group, Layout
+from compress.channels.looking import scores_of
 from compress.channels.pruner import ChannelPruner
 from compress.channels.stage import PruneChannels
 from compress.channels.surgery import cut_state, difference, divergences
@@ -615,7 +617,7 @@ def test_importance_of_a_model_that_keeps_biases_between_passes(tmp_path: Path) 
     stage = PruneChannels.model_validate(
         {"importance_images": 24, "batch_size": 8, "label_smoothing": 0.0}
     )
-    found = stage._scores(model.build(), layout, ctx)
+    found = scores_of(model.build(), layout, stage, ctx)
     each = []
     for images, labels in ctx.batches(3, 8):
         module = model.build().eval()
@@ -657,7 +659,7 @@ def test_blocks_go_where_that_changes_less(
         weights[f"{path}.bn2.weight"] = factor * weights[f"{path}.bn2.weight"]
     weights["linear.weight"] = 0.01 * weights["linear.weight"]  # no class is certain
     model = replace(model, weights=weights)
-    monkeypatch.setattr(PruneChannels, "_scores", lambda *_: scores)
+    monkeypatch.setattr(looking, "scores_of", lambda *_: scores)
     ctx = Context(
         tiny_data(tmp_path / "data"),
         torch.device("cpu"),
