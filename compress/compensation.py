@@ -269,6 +269,16 @@ def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
     return patches.transpose(1, 2).reshape(-1, patch)
 
 
+def moments_bytes(module: nn.Module, layers: Iterable[str]) -> int:
+    """What `input_moments` of these layers take, about."""
+    sizes = []
+    for path in layers:
+        weight = module.get_submodule(path).get_parameter("weight")
+        patch = weight[0].numel()
+        sizes.append(patch if patch <= _MOST_INPUTS else weight.shape[1])
+    return 8 * sum(size**2 for size in sizes)
+
+
 def mendable(module: nn.Module, paths: Iterable[str]) -> list[str]:
     """Those of some layers that can make up for lost inputs: of convolutions with groups nothing
     else reads the inputs.

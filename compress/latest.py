@@ -16,7 +16,7 @@ from trainers.training import distributed
 
 Found = TypeVar("Found")
 
-_MOST_BYTES = 2**28
+MOST_BYTES = 2**28
 """That are kept: what is found of large models would take the memory of a training."""
 
 
@@ -53,7 +53,7 @@ class Latest(Generic[Found]):
                 return found
         found = compute()
         # several ranks must all pass the images, or none of them
-        is_kept = distributed.world_size() == 1 and self._nbytes(found) <= _MOST_BYTES
+        is_kept = distributed.world_size() == 1 and self._nbytes(found) <= MOST_BYTES
         self._kept = (ctx.data, key, found) if is_kept else None
         return found
 

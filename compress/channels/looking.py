@@ -16,8 +16,8 @@ from compress.channels.importance import (
 from compress.channels.layout import Layout
 from compress.channels.options import ChannelOptions
 from compress.channels.surgery import layers_that_lose
-from compress.compensation import InputMoments, input_moments
-from compress.latest import Latest
+from compress.compensation import InputMoments, input_moments, moments_bytes
+from compress.latest import MOST_BYTES, Latest
 from compress.stage import Context
 from trainers.models.arch import ModelState
 from trainers.training.losses import TaskObjective
@@ -39,7 +39,7 @@ class Looked:
 
     Attributes:
         scores: (units,) importance.
-        inputs: of all layers that may lose some; None without compensation.
+        inputs: of all layers that may lose some; None where they are not kept, or not asked for.
     """
 
     scores: Floats
@@ -59,8 +59,9 @@ def looked_at(
     def found() -> Looked:
         module = model.build().to(ctx.device)
         inputs = None
-        if options.compensate:
-            inputs = inputs_of(module, layout, options, ctx)
+        layers = layers_that_lose(module, layout)
+        if options.compensate and moments_bytes(module, layers) <= MOST_BYTES:
+            inputs = inputs_of(module, layers, options, ctx)
         return Looked(scores_of(module, layout, options, ctx), inputs)
 
     deciding = {name: getattr(options, name) for name in _DECIDING}
@@ -70,10 +71,9 @@ def looked_at(
 
 
 def inputs_of(
-    module: nn.Module, layout: Layout, options: ChannelOptions, ctx: Context
+    module: nn.Module, layers: list[str], options: ChannelOptions, ctx: Context
 ) -> InputMoments:
-    """Moments by which cuts of a model are compensated."""
-    layers = layers_that_lose(module, layout)
+    """Moments by which cuts of these layers are compensated."""
     return input_moments(module, layers, ctx.images(options.compensate_images))
 
 

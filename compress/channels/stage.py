@@ -21,6 +21,7 @@ from compress.channels.surgery import (
     cut_state,
     difference,
     divergences,
+    layers_that_lose,
     with_compensation,
 )
 from compress.compensation import InputMoments, recalibrate
@@ -106,11 +107,7 @@ class PruneChannels(Stage, ChannelOptions):
         decider = Decider(model, layout, self, ctx)
         if self.pruning == "iterative":
             model, decision = self._while_training(model, layout, decider, ctx)
-            inputs = None
-            if self.compensate:
-                module = model.build().to(ctx.device)
-                inputs = inputs_of(module, layout, self, ctx)
-            small = self._cut(model, layout, decision, inputs, ctx)
+            small = self._cut(model, layout, decision, None, ctx)
         else:
             looked = looked_at(model, layout, self, ctx)
             scores = normalised(looked.scores, layout, self.normalisation)
@@ -179,12 +176,16 @@ class PruneChannels(Stage, ChannelOptions):
         """The dense model, once it is known to compute what the masked one does.
 
         Args:
-            inputs: by which the cut is compensated; None: it is not.
+            inputs: by which the cut is compensated; None: they are found here.
 
         Raises:
             ValueError: it does not.
         """
-        if inputs is not None:
+        if self.compensate:
+            if inputs is None:
+                dense = model.build().to(ctx.device)
+                lose = layers_that_lose(dense, layout, decision.keep)
+                inputs = inputs_of(dense, lose, self, ctx)
             model = with_compensation(model, layout, decision.keep, inputs)
         small = cut_state(model, layout, decision.keep, decision.dropped)
         size = ctx.data.info.image_size
@@ -194,7 +195,7 @@ class PruneChannels(Stage, ChannelOptions):
                 f"prune_channels: the cut {model.arch.name} differs from the masked one by"
                 f" {found:.1e} of the largest logit; exclude the layers that are to blame"
             )
-        if inputs is None:
+        if not self.compensate:
             return small
         module = small.build().to(ctx.device)
         # what is left of the errors moves the inputs of the norms

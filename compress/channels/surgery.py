@@ -58,14 +58,22 @@ def cut_state(
     )
 
 
-def layers_that_lose(module: nn.Module, layout: Layout) -> list[str]:
+def layers_that_lose(
+    module: nn.Module, layout: Layout, keep: Keep | None = None
+) -> list[str]:
     """Paths of the Linear layers and convolutions that lose inputs where units go, and can make up
     for them.
+
+    Args:
+        keep: what stays; None: whatever goes.
     """
+    keeps = None if keep is None else layout.axis_keeps(keep)
     paths = [
         name.removesuffix(".weight")
         for name, axis in layout.rows
-        if axis == 1 and name.endswith(".weight")
+        if axis == 1
+        and name.endswith(".weight")
+        and (keeps is None or 1 in keeps.get(name, {}))
     ]
     layers = (nn.Linear, nn.Conv2d)
     return mendable(
@@ -85,8 +93,7 @@ def with_compensation(
     axis_keeps = layout.axis_keeps(keep)
     kept = {
         path: torch.from_numpy(np.flatnonzero(axis_keeps[f"{path}.weight"][1]))
-        for path in layers_that_lose(module, layout)
-        if 1 in axis_keeps.get(f"{path}.weight", {})
+        for path in layers_that_lose(module, layout, keep)
     }
     weights = dict(state.weights)
     for name, value in corrected_tensors(module, kept, inputs).items():
