@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-import optuna
-
 from analysis.contract import ENDED
 from sweeps.run.driving import stop_requested
 from sweeps.run.folder import trial_folder, trial_name
@@ -19,35 +17,23 @@ from sweeps.run.plan import TrialPlan
 from sweeps.run.record import TrialRecord, trial_records
 from sweeps.run.storage import RunStorage
 from sweeps.search.asked import Asked
+from sweeps.search.asking import Asking
 from sweeps.search.baseline import Baseline
 from sweeps.search.budget import Budget
 from sweeps.search.costs import known_configuration
 from sweeps.search.earlier import read_earlier
 from sweeps.search.known_costs import KnownCosts
 from sweeps.search.named import NamedDraws, named_draws
-from sweeps.search.optuna_internals import enqueue_again
 from sweeps.search.plans import new_plan, written_plan
 from sweeps.search.portfolio import split_earlier
 from sweeps.search.proposals import Proposals
 from sweeps.search.race import Runners
 from sweeps.search.refine import refining_plans
 from sweeps.search.running import Running
-from sweeps.search.study import (
-    DRAWS,
-    Draw,
-    UndrawnError,
-    checked_draw,
-    draw,
-    notes_by_number,
-    open_study,
-    seed_sampler,
-)
+from sweeps.search.study import Draw, UndrawnError, checked_draw, open_study
 from sweeps.search.warm_start import add_earlier_runs, enumerate_earlier
 from sweeps.space.sweep import Sweep
 from sweeps.trial.epoch_curve import EpochReport
-from trainers.seeding import derive_seed
-
-_ENUMERABLE = 100_000
 
 
 class StudySearch:
@@ -72,21 +58,11 @@ class StudySearch:
         self._baseline = Baseline(sweep, self.run)
         self.sweep = self._baseline.sweep()
         self.spec = self.sweep.spec
-        self._key, size = sweep.space.identity, sweep.space.size()
-        self._is_listed = self._is_exhaustive or (
-            size is not None and size <= _ENUMERABLE
-        )
         self.halted = False
         self.notes: list[str] = []
         self.study, self._abandoned = open_study(sweep, self.run)
-        self._notes = notes_by_number(self.study)
+        self._asking = Asking(self.sweep, self.study)
         search, objectives = self.spec.search, self.spec.objectives
-        # stopping compares by the one objective: Optuna's curves and pruned values mean something
-        rule = search.early_stopping
-        goals = [(o.metric, o.mode) for o in objectives]
-        self._reports_curves = rule is not None and goals == [
-            (rule.metric, rule.direction)
-        ]
         self._pending: deque[tuple[Asked | None, TrialPlan]] = deque()
         self._running = Running()
         self._is_refined, self._is_over = search.refine is None, False
@@ -125,16 +101,16 @@ class StudySearch:
         for number in sorted(whole - self._abandoned.keys()):
             self._learn(number, earlier.of(number))
         self.next_number = earlier.next_number
-        self._tried = {self._key(earlier.draws[number]) for number in earlier.begun}
+        for number in earlier.begun:
+            self._asking.note(earlier.draws[number])
         self._reopened: deque[tuple[int, Draw | None]] = deque()
         for number, known in sorted(earlier.draws.items()):
             if number not in whole or number in self._abandoned:
                 self._reopen(number, known, number in earlier.begun, number in whole)
         self._unrun = sum(earlier.missing(n, replicates) for n, _ in self._reopened)
-        elsewhere = self._proposals.elsewhere if self._is_exhaustive else None
-        named, said = named_draws(
-            self.sweep, earlier.draws, self.study, self._is_exhaustive
-        )
+        is_exhaustive = self._asking.is_exhaustive
+        elsewhere = self._proposals.elsewhere if is_exhaustive else None
+        named, said = named_draws(self.sweep, earlier.draws, self.study, is_exhaustive)
         self.notes += said
         self._named = NamedDraws(
             self.run, self.sweep.space, named, self.next_number, elsewhere
@@ -167,38 +143,28 @@ class StudySearch:
             elif not is_whole:
                 self.notes.append(f"configuration {number} is not run again: {error}")
             return
-        is_repeat = not has_begun and self._key(whole) in self._tried
+        is_repeat = not has_begun and self._asking.is_tried(whole)
         if is_repeat and abandoned is not None and not abandoned.enqueued:
             # its driver died before it drew another one
             self._reopened.append((number, None))
             return
-        self._tried.add(self._key(whole))
+        self._asking.note(whole)
         if is_whole:
             self._take(number, whole)  # its driver died before the study heard of it
         else:
             self._reopened.append((number, whole))
 
-    @property
-    def _is_exhaustive(self) -> bool:
-        return self.spec.search.sampler == "grid" or not self.sweep.space.dimensions
-
     def _budgeted(self, known: int) -> int:
         """New configurations to ask for."""
-        left, untried = max(0, self.spec.search.trials - known), self._untried()
+        left = max(0, self.spec.search.trials - known)
+        untried = self._asking.untried()
         if untried is None:
             return left
         to_draw = sum(
-            found is None or self._key(found) not in self._tried
+            found is None or not self._asking.is_tried(found)
             for _, found in self._reopened
         )
         return max(0, min(left, len(untried) - to_draw))
-
-    def _untried(self) -> list[Draw] | None:
-        """What was not asked for yet; None where it is too much to list."""
-        if not self._is_listed:
-            return None
-        grid = self.sweep.space.grid() or []
-        return [found for found in grid if self._key(found) not in self._tried]
 
     def _queue_baseline(self) -> None:
         """Let the baseline come first where trials are left to be compared with it."""
@@ -221,7 +187,7 @@ class StudySearch:
             self.notes.append(self._baseline.why_unknown())
             return
         self.sweep = self._known_costs.sweep = self._baseline.sweep()
-        self.spec = self._proposals.spec = self.sweep.spec
+        self.spec = self._proposals.spec = self._asking.spec = self.sweep.spec
         self.budget.objectives = self.spec.objectives
         if self._race is not None:
             self._race.objectives = self.spec.objectives
@@ -237,7 +203,7 @@ class StudySearch:
         count = self.remaining * search.replicates + self._unrun
         seeds = search.replicates
         if race is not None and search.race is not None:
-            count += race.left(self.remaining + len(self._tried))
+            count += race.left(self.remaining + len(self._asking.tried))
             seeds = max(seeds, search.race.most)
         return count + (0 if search.refine is None else search.refine.top * seeds)
 
@@ -280,12 +246,12 @@ class StudySearch:
                 number = self.next_number
                 known = self._named.next(
                     number,
-                    self._tried,
+                    self._asking.tried,
                     self._running.draws(),
                     self._worth_trying,
                     self._proposals.measured_first,
                 )
-                if known is None and self._is_exhaustive and self._named.first:
+                if known is None and self._asking.is_exhaustive and self._named.first:
                     self._is_over = True  # what is left of the grid would end too late
                     continue
                 self.next_number += 1
@@ -301,13 +267,13 @@ class StudySearch:
             False where all of it is recorded already.
         """
         if known is not None:
-            configuration = self._enqueue(number, known, self._notes.get(number))
+            configuration = self._asking.again(number, known)
         else:
             found = self._propose(number)
             if self._is_over:
                 return False
-            configuration = found or self._draw(number)
-        self._tried.add(self._key(configuration.draw))
+            configuration = found or self._asking.drawn(number)
+        self._asking.note(configuration.draw)
         for replicate in range(self.spec.search.replicates):
             self._queue(configuration, replicate)
         if not configuration.waiting:
@@ -328,7 +294,7 @@ class StudySearch:
         share = min(share, self.budget.share_left())
         most = self.budget.left(self._expected_now())
         running = self._running.draws()
-        found = self._proposals.choose(number, share, self._tried, running, most)
+        found = self._proposals.choose(number, share, self._asking.tried, running, most)
         if found is None:
             # nothing can be compared: what a configuration usually takes decides
             self._is_over = self._proposals.usual_seconds() > most
@@ -336,7 +302,7 @@ class StudySearch:
         self._is_over = found.seconds > most
         if self._is_over:
             return None
-        configuration = self._enqueue(number, found.draw, found.notes)
+        configuration = self._asking.this_one(number, found.draw, found.notes)
         configuration.expected = found.seconds
         return configuration
 
@@ -344,7 +310,7 @@ class StudySearch:
         """Whether each is expected to end within the budget, and may keep the bounds."""
         most = self.budget.left(self._expected_now())
         # a grid that waits for what runs would be taken for one that ends too late
-        running = [] if self._is_exhaustive else self._running.draws()
+        running = [] if self._asking.is_exhaustive else self._running.draws()
         ends = self._proposals.end_in_time(draws, most)
         may = self._known_costs.may_meet(draws, running, are_named=True)
         return [each and keeps for each, keeps in zip(ends, may, strict=True)]
@@ -356,7 +322,7 @@ class StudySearch:
     def outcome_line(self) -> str | None:
         """What the search took, beside what was expected; None where nothing was."""
         left_out = len(self._known_costs.left_out)
-        return self.budget.outcome_line(len(self._tried), left_out)
+        return self.budget.outcome_line(len(self._asking.tried), left_out)
 
     def _expected_now(self) -> float:
         """What the trials that run now are expected to take together."""
@@ -369,40 +335,6 @@ class StudySearch:
         self._proposals.learn(known)
         if known is not None and known.values is not None and number >= 0:
             self.budget.found(known.values)
-
-    def _enqueue(self, number: int, known: Draw, notes: Draw | None = None) -> Asked:
-        """This configuration; the sampler draws what it lacks."""
-        if notes:  # a sampler drew it: it counts as drawn
-            enqueue_again(self.study, known, notes, {"number": number})
-        else:
-            self.study.enqueue_trial(known, user_attrs={"number": number})
-        seed_sampler(self.study, self.spec, number)
-        trial = self.study.ask()
-        return self._asked(trial, number, self.sweep.space.suggest(trial))
-
-    def _draw(self, number: int) -> Asked:
-        """What the sampler draws; where it only repeats itself, any other configuration."""
-
-        def suggest(trial: optuna.Trial) -> Draw:
-            trial.set_user_attr("number", number)
-            return self.sweep.space.suggest(trial)
-
-        def reseed(attempt: int) -> None:
-            seed_sampler(self.study, self.spec, number, attempt)
-
-        attempts = DRAWS if self._is_listed else 2 * DRAWS  # the second half at random
-        trial, found = draw(
-            self.study, suggest, self._key, self._tried, reseed, attempts
-        )
-        if trial is not None:
-            return self._asked(trial, number, found)
-        left = self._untried() or [found]
-        index = derive_seed(self.spec.seed, "untried", number) % len(left)
-        return self._enqueue(number, left[index])
-
-    def _asked(self, trial: optuna.Trial, number: int, draw: Draw) -> Asked:
-        replicates, objectives = self.spec.search.replicates, self.spec.objectives
-        return Asked(trial, number, draw, objectives, replicates, self._reports_curves)
 
     def _queue(self, configuration: Asked, replicate: int) -> None:
         number = configuration.number
@@ -445,7 +377,7 @@ class StudySearch:
             return False
         if not self.budget.give_back():
             return False
-        self._is_over, self.remaining = False, self._budgeted(len(self._tried))
+        self._is_over, self.remaining = False, self._budgeted(len(self._asking.tried))
         return self._ask_study()
 
     def _queue_refined(self) -> None:
