@@ -12,6 +12,7 @@ from analysis import costs, summary
 from analysis.certainty import Change, error_variances, part_of
 from analysis.comparison import Comparison
 from analysis.differences import interval
+from analysis.fronts import best_name
 from analysis.numbers import (
     duration,
     fixed,
@@ -283,11 +284,14 @@ def _picks(run: Run) -> tuple[Html, Html]:
     if not advised:
         return Html(""), Html("")
     known = kept_changes(run)
-    cards = _within_goal(run, known)
+    met = kept_goal(run)
+    shipped = None if met is None else met.row
+    cards = [] if shipped is None else [_shipped(run, shipped, known)]
     cards += _within_loss(run, known, first=not cards)
     cards += [
         _pick(run, advice, first=not cards and not i)
         for i, advice in enumerate(advised)
+        if advice.row != shipped
     ]
     note = None
     if run.has_replicates:
@@ -300,14 +304,18 @@ def _picks(run: Run) -> tuple[Html, Html]:
     return cards[0], join([others, note])
 
 
-def _within_goal(run: Run, known: Mapping[Any, Change]) -> list[Html]:
-    """What the summary says to ship, where that keeps all bounds; `known` as `kept_changes`."""
-    met = kept_goal(run)
-    if met is None:
-        return []
+def _shipped(run: Run, row: int, known: Mapping[Any, Change]) -> Html:
+    """What the summary says to ship, since it keeps all bounds, and what it is the best of besides.
+
+    Args:
+        known: as `kept_changes`.
+    """
     title = goal_title(run)
-    advice = summary.Advice(title[0].upper() + title[1:], met.row, "")
-    return [_pick(run, advice, first=True, change=known.get(met.row))]
+    first = best_name(run.objectives[0])  # which the title says already
+    also = [name for name, picked in run.picks().items() if picked == row]
+    named = [summary.pick_title(run, name) for name in also if name != first]
+    advice = summary.Advice(", ".join([title[0].upper() + title[1:], *named]), row, "")
+    return _pick(run, advice, first=True, change=known.get(row))
 
 
 def _within_loss(run: Run, known: Mapping[Any, Change], first: bool) -> list[Html]:

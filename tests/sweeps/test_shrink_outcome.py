@@ -192,4 +192,6 @@ def test_the_report_ships_what_shrink_picks(
     page = parts(run, None)
     assert "Highest accuracy within all bounds" in page["pick"]
     assert "trial 00000" in page["pick"]
+    # of the front's own picks it is the best in accuracy, and has no second card for it
+    assert "ighest accuracy" not in page["picks"]
     assert "Lowest gmacs within 1 point" in page["picks"]
