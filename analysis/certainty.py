@@ -40,6 +40,7 @@ from analysis.configurations import objective_values
 from analysis.contract import Objective
 from analysis.fronts import measured_values, noise_columns
 from analysis.metrics import TEST_PREFIX
+from analysis.paired import Paired
 from analysis.pareto import Floats
 
 DRAWS = 1000
@@ -123,13 +124,13 @@ def error_variances(
     rows: pd.DataFrame,
     objectives: Sequence[Objective],
     classes: pd.DataFrame,
-    paired: Mapping[str, Floats] | None = None,
+    paired: Mapping[str, Paired] | None = None,
 ) -> tuple[Floats, Floats]:
     """(n, k) variances of the errors of configurations' means, and their degrees of freedom.
 
     Args:
-        paired: metric → (n,) variance of a single trial's difference to the source, for those that
-            are compared with it (`analysis.paired`).
+        paired: metric → errors of the (n) differences to the source, for those that are compared
+            with it.
     """
     n = rows["replicates"].to_numpy(dtype=np.float64)
     variances = np.zeros((len(rows), len(objectives)))
@@ -137,8 +138,9 @@ def error_variances(
     for column, objective in enumerate(objectives):
         sd = rows[f"sd/{objective.metric}"].to_numpy(dtype=np.float64, na_value=np.nan)
         squares = np.where(n > 1, np.nan_to_num(sd) ** 2 * (n - 1), 0.0)
-        expected = (paired or {}).get(objective.metric)
-        if expected is None:
+        if paired and objective.metric in paired:
+            expected: Floats | None = paired[objective.metric].variance
+        else:
             expected = _binomial(rows, objective, classes)
         single, own_freedom = _shrunk(squares, n - 1, expected)
         variances[:, column] = single / n
@@ -229,12 +231,13 @@ def bounds_probability(
     rows: pd.DataFrame,
     objectives: Sequence[Objective],
     classes: pd.DataFrame,
-    paired: Mapping[str, Floats] | None = None,
+    paired: Mapping[str, Paired] | None = None,
 ) -> Floats:
     """(n,) probability that a configuration's true objectives keep all bounds.
 
     Each configuration is judged by its own measurements: a bound is fixed, so nothing is drawn in
-    towards the others' mean, which few configurations would give badly.
+    towards the others' mean, which few configurations would give badly. From a difference to the
+    source is taken what choosing the best flatters it by.
 
     Args:
         rows, classes: as in `plausible_values`.
@@ -248,8 +251,14 @@ def bounds_probability(
         if limit is None:
             continue
         room = -objective.sign * (values[:, column] - limit)
+        room = room - _flattery(objective, paired)
         chances *= _likely(room, variances[:, column], freedom[:, column])
     return np.nan_to_num(chances)
+
+
+def _flattery(objective: Objective, paired: Mapping[str, Paired] | None) -> float:
+    found = (paired or {}).get(objective.metric)
+    return 0.0 if found is None else found.flattery
 
 
 def _likely(room: Floats, variance: Floats, freedom: Floats) -> Floats:
@@ -287,10 +296,11 @@ class Change(NamedTuple):
     """How a configuration's value of a metric differs from a fixed one.
 
     Attributes:
-        mean: what was measured less the fixed value.
+        mean: what was measured less the fixed value, and less the flattery.
         low, high: ends of the 95 % interval, by the configuration's own error; both the mean
             where the metric is exact.
         variance, freedom: of that error.
+        flattery: what choosing the best of several adds to what was measured.
     """
 
     mean: float
@@ -298,6 +308,7 @@ class Change(NamedTuple):
     high: float
     variance: float
     freedom: float
+    flattery: float = 0.0
 
     def kept(self, losses: Floats) -> Floats:
         """(n,) probability that no more than each of these (n,) losses is lost."""
@@ -311,7 +322,7 @@ def changes(
     objective: Objective,
     classes: pd.DataFrame,
     before: float,
-    paired: Mapping[str, Floats] | None = None,
+    paired: Mapping[str, Paired] | None = None,
 ) -> dict[Any, Change]:
     """Of each configuration, by its index, how its objective differs from `before`, each judged by
     its own measurements as in `bounds_probability`.
@@ -319,10 +330,12 @@ def changes(
     from scipy.stats import t
 
     variances, freedom = error_variances(rows, [objective], classes, paired)
-    mean = objective_values(rows, [objective])[:, 0] - before
+    flattery = _flattery(objective, paired)
+    mean = objective_values(rows, [objective])[:, 0] - before - flattery
     known = np.minimum(freedom[:, 0], _AS_GOOD_AS_NORMAL)
     half = t.ppf(0.975, known) * np.sqrt(variances[:, 0])
-    columns = (mean, mean - half, mean + half, variances[:, 0], freedom[:, 0])
+    same = np.full(len(rows), flattery)
+    columns = (mean, mean - half, mean + half, variances[:, 0], freedom[:, 0], same)
     values = zip(*(column.tolist() for column in columns), strict=True)
     return {
         index: Change(*each) for index, each in zip(rows.index, values, strict=True)

@@ -18,6 +18,9 @@ from analysis.run import Run
 _WEIGHT_OF_LOSS = 10.0
 """Of a goal that was missed: a percent of the metric weighs as much as ten of a cost."""
 
+LEAST_SAID = 0.0005
+"""A flattery below this, as a share, is not told."""
+
 
 @dataclass(frozen=True)
 class Pick:
@@ -27,6 +30,8 @@ class Pick:
         row: of the run's trials.
         trial_id: the trial that stands for it.
         probability: that it keeps all bounds.
+        flattery: by how much choosing the best of several makes it look better, in the metric that
+            is compared with the source's.
         is_within: whether its means keep them, and what is to be as little as possible is less than
             the source's.
     """
@@ -35,6 +40,7 @@ class Pick:
     trial_id: str
     probability: float
     is_within: bool
+    flattery: float = 0.0
 
     @property
     def is_certain(self) -> bool:
@@ -53,7 +59,7 @@ def pick(run: Run) -> Pick | None:
     if rows.empty:
         return None
     values = objective_values(rows, objectives)
-    paired = run.paired_variances(rows, relative_metrics(run.spec))
+    paired = run.paired_errors(rows, relative_metrics(run.spec))
     chances = bounds_probability(rows, run.objectives, run.classes, paired)
     within = eligible(values, objectives)
     if within.any():
@@ -67,7 +73,8 @@ def pick(run: Run) -> Pick | None:
         best = int(_missed_by(values, objectives).argmin())
     index = int(rows.index[best])
     name = str(rows["trial_id"].iloc[best])
-    return Pick(index, name, float(chances[best]), bool(within[best]))
+    flattered = max([0.0, *(errors.flattery for errors in paired.values())])
+    return Pick(index, name, float(chances[best]), bool(within[best]), flattered)
 
 
 def is_bounded(run: Run) -> bool:

@@ -12,6 +12,9 @@ the variance of McNemar's test (1947). One half is added to each of the four cel
 Agresti and Min advise (Effects and non-effects of paired identical observations in comparing
 proportions with binary matched-pairs data, Statistics in Medicine, 2004): without a single image in
 which they differ the error would be 0.
+
+The best of many candidates is the luckiest: on the images that chose it, it looks better than on
+others. `flattery` says by how much.
 """
 
 from __future__ import annotations
@@ -21,10 +24,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from analysis.contract import CLASSES_FILE, RECOGNISED
-from analysis.pareto import Floats
+from analysis.configurations import objective_values
+from analysis.contract import CLASSES_FILE, RECOGNISED, Objective
+from analysis.pareto import Floats, eligible
 from analysis.tables.json_files import read_json
+
+_RESAMPLES = 200
+_MOST_RIVALS = 50
+"""Configurations among which one is chosen: what recognises less than so many others is not."""
 
 
 class Hits(NamedTuple):
@@ -72,9 +81,11 @@ def hits_in(folder: Path) -> dict[str, Hits]:
     return hits_of(read_json(folder / CLASSES_FILE, CLASSES_FILE, []))
 
 
-def variance(candidate: Hits, source: Hits) -> float | None:
+def variance(candidate: Hits | None, source: Hits | None) -> float | None:
     """Var D; None where the two cannot be compared."""
-    if candidate.labels != source.labels or len(candidate.right) != len(source.right):
+    if candidate is None or source is None or candidate.labels != source.labels:
+        return None
+    if len(candidate.right) != len(source.right):
         return None
     images = len(source.right) + 2.0
     alone = float((candidate.right & ~source.right).sum()) + 0.5
@@ -82,29 +93,87 @@ def variance(candidate: Hits, source: Hits) -> float | None:
     return ((alone + lost) - (alone - lost) ** 2 / images) / images**2
 
 
-def differences(
-    candidate: Mapping[str, Hits], source: Mapping[str, Hits]
-) -> dict[str, float]:
-    """Metric → Var D, of those metrics by which the two can be compared."""
-    each = {m: variance(candidate[m], source[m]) for m in source if m in candidate}
-    return {metric: value for metric, value in each.items() if value is not None}
+def flattery(right: Floats) -> float:
+    """By how much the best of several configurations looks better than it is, since the images that
+    it is judged by are those that chose it.
 
-
-def paired_variances(
-    metrics: Iterable[str],
-    replicates: Sequence[Sequence[str]],
-    of: Callable[[str], Mapping[str, float]],
-) -> dict[str, Floats]:
-    """Metric → (n,) variance of a single trial's difference to the source, of each configuration;
-    without metrics by which one of them cannot be compared.
+    The images are drawn anew, with replacement; what the best of the draw has on the images that
+    were not drawn is what a choice is worth on new images (Tsamardinos, Greasidou and Borboudakis,
+    Bootstrapping the out-of-sample predictions for efficient and accurate cross-validation, Machine
+    Learning 107, 2018).
 
     Args:
-        replicates: for each configuration the ids of its trials.
-        of: trial id → what `differences` gives.
+        right: (n, N) share of each configuration's trials that recognise each image.
+    """
+    if len(right) < 2:
+        return 0.0
+    # how hard an image is for all of them is no difference
+    apart, images = right - right.mean(axis=0), right.shape[1]
+    rng = np.random.default_rng(0)
+    new = []
+    for _ in range(_RESAMPLES):
+        weights = np.bincount(rng.integers(images, size=images), minlength=images)
+        left = weights == 0
+        if left.any():
+            new.append(apart[(apart @ weights).argmax()][left].mean())
+    return max(0.0, float(apart.mean(axis=1).max() - np.mean(new))) if new else 0.0
+
+
+class Paired(NamedTuple):
+    """What is known of configurations' differences to the source.
+
+    Attributes:
+        variance: (n,) of a single trial's difference.
+        flattery: of the best of those that may be chosen.
+    """
+
+    variance: Floats
+    flattery: float = 0.0
+
+
+def rivals(
+    rows: pd.DataFrame, objectives: Sequence[Objective], metric: str
+) -> np.ndarray:
+    """(n,) whether each configuration keeps all bounds but the metric's own: the best of these is
+    the one to choose.
+    """
+    others = [o for o in objectives if o.metric != metric]
+    if not others:
+        return np.full(len(rows), True)
+    return eligible(objective_values(rows, others), others)
+
+
+def paired_errors(
+    metrics: Iterable[str],
+    rows: pd.DataFrame,
+    objectives: Sequence[Objective],
+    source: Mapping[str, Hits],
+    of: Callable[[str], Mapping[str, Hits]],
+) -> dict[str, Paired]:
+    """Metric → errors of the configurations' differences to the source, of those metrics by which
+    all of them can be compared with it.
+
+    Args:
+        rows: (n) configurations.
+        of: trial id → metric → hits.
     """
     found = {}
     for metric in metrics:
-        each = [[of(name).get(metric) for name in names] for names in replicates]
-        if all(value is not None for values in each for value in values):
-            found[metric] = np.array([np.mean(np.array(v, float)) for v in each])
+        trials = [
+            [of(name).get(metric) for name in names] for names in rows["trial_ids"]
+        ]
+        errors = [
+            [variance(hits, source.get(metric)) for hits in each] for each in trials
+        ]
+        if any(error is None for each in errors for error in each):
+            continue
+        rights = [[hits.right for hits in each if hits is not None] for each in trials]
+        means = np.array([np.mean(each) for each in rights])
+        means[~rivals(rows, objectives, metric)] = -np.inf
+        best = np.argsort(-means, kind="stable")[:_MOST_RIVALS]
+        shares = [np.mean(rights[i], axis=0) for i in best if means[i] > -np.inf]
+        found[metric] = Paired(
+            np.array([np.mean(np.array(each, float)) for each in errors]),
+            flattery(np.array(shares)),
+        )
     return found

@@ -24,7 +24,7 @@ from analysis.contract import BASELINE, STATUSES, TRIALS_FOLDER, Objective
 from analysis.fronts import front_of, fronts_table, noise_of, picks_of
 from analysis.metrics import Metrics
 from analysis.notes import Note
-from analysis.paired import differences, hits_in, paired_variances
+from analysis.paired import Hits, Paired, hits_in, paired_errors
 from analysis.pareto import Floats
 from analysis.where import where_mask
 
@@ -143,11 +143,11 @@ class Run:
         rows = self.configurations()
         return bool(error_variances(rows, self.objectives, self.classes)[0].any())
 
-    def paired_variances(
+    def paired_errors(
         self, rows: pd.DataFrame, metrics: Iterable[str]
-    ) -> dict[str, Floats]:
-        """Metric → (n,) variance of a trial's difference to the baseline, of those metrics whose
-        images can be compared one by one (`analysis.paired`).
+    ) -> dict[str, Paired]:
+        """Metric → errors of the differences to the baseline, of those metrics whose images can be
+        compared one by one (`analysis.paired`).
 
         Args:
             rows: (n) configurations.
@@ -157,10 +157,10 @@ class Run:
         source = hits_in(self.path / BASELINE)
 
         @cache
-        def of(name: str) -> dict[str, float]:
-            return differences(hits_in(self.path / TRIALS_FOLDER / name), source)
+        def of(name: str) -> dict[str, Hits]:
+            return hits_in(self.path / TRIALS_FOLDER / name)
 
-        return paired_variances(metrics, [*rows["trial_ids"]], of)
+        return paired_errors(metrics, rows, self.objectives, source, of)
 
     def chances(self) -> pd.Series:
         """Probability that each configuration is on the front, given how sure its objectives are;

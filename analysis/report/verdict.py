@@ -121,7 +121,7 @@ def kept_changes(run: Run) -> dict[Any, Change]:
         return {}
     before = run.baseline.metrics[wanted[0].metric]
     rows, metric = run.configurations(), wanted[0].metric
-    paired = run.paired_variances(rows, [metric])
+    paired = run.paired_errors(rows, [metric])
     return changes(rows, wanted[0], run.classes, before, paired)
 
 

@@ -13,6 +13,7 @@ from analysis.certainty import Change, error_variances, part_of
 from analysis.comparison import Comparison
 from analysis.differences import interval
 from analysis.fronts import best_name
+from analysis.goal import LEAST_SAID
 from analysis.numbers import (
     duration,
     fixed,
@@ -443,6 +444,12 @@ def _loss_sureness(run: Run, change: Change | None) -> Html | None:
     allowed = allowed_loss(run)
     mine = chances[round(100 * allowed / STEP)]
     ends = f"{summary.points(change.low)} to {summary.points(change.high)} points"
+    luck = None
+    if change.flattery >= LEAST_SAID:
+        luck = (
+            f" About {fixed(100 * change.flattery, 1)} points are left out here as luck: these"
+            " images chose it among several."
+        )
     return element(
         "p",
         f"Its true difference from {run.baseline.name}: {ends} (95 %, the latter taken as"
@@ -451,6 +458,7 @@ def _loss_sureness(run: Run, change: Change | None) -> Html | None:
         " has a probability of ",
         element("b", mine, class_="chance"),
         ".",
+        luck,
         class_="note",
         data_chances=",".join(chances),
     )

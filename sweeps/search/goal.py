@@ -15,7 +15,7 @@ from analysis.certainty import CERTAIN, bounds_probability
 from analysis.configurations import configurations_of
 from analysis.contract import BASELINE, CLASSES_FILE, LATENCY_FILE, Objective
 from analysis.fronts import noise_columns
-from analysis.paired import Hits, differences, hits_in, hits_of, paired_variances
+from analysis.paired import Hits, hits_in, hits_of, paired_errors
 from sweeps.run.record import TrialRecord
 from trainers.files import read_json
 
@@ -34,7 +34,7 @@ class Goal:
     def __init__(self, relative: Sequence[str] = ()) -> None:
         self._relative = relative
         self._source: dict[str, Hits] = {}
-        self._differences: dict[str, dict[str, float]] = {}
+        self._hits: dict[str, dict[str, Hits]] = {}
         self._trials: dict[str, dict[str, Any]] = {}
         self._classes: dict[str, pd.DataFrame] = {}
 
@@ -54,7 +54,7 @@ class Goal:
         content = read_json(record.folder / CLASSES_FILE) or {}
         if self._relative:
             self._source = self._source or hits_in(record.folder.parents[1] / BASELINE)
-            self._differences[name] = differences(hits_of(content), self._source)
+            self._hits[name] = hits_of(content)
         rows = content.get("classes", [])
         counts = [{count: row.get(count) for count in _COUNTS} for row in rows]
         self._classes[name] = pd.DataFrame(counts).assign(trial_id=name)
@@ -75,7 +75,8 @@ class Goal:
         if rows.empty:
             return False
         classes = pd.concat([*self._classes.values()])
-        of = self._differences.__getitem__
-        paired = paired_variances(self._relative, [*rows["trial_ids"]], of)
+        paired = paired_errors(
+            self._relative, rows, objectives, self._source, self._hits.__getitem__
+        )
         chances = bounds_probability(rows, objectives, classes, paired)
         return bool(chances.max() >= CERTAIN)

@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.certainty import CERTAIN, bounds_probability
 from analysis.configurations import objective_values
 from analysis.contract import Objective, RelativeBound
-from analysis.goal import Pick, open_objective, relative_metrics
+from analysis.goal import LEAST_SAID, Pick, open_objective, relative_metrics
 from analysis.metrics import on_test_set
 from analysis.numbers import fixed, number, percent, quantity
 from analysis.pareto import front_mask
@@ -64,6 +64,11 @@ def figures(run: Run, pick: Pick) -> list[str]:
             limit = f"goal {word} {quantity(objective.limit, unit)}"
             parts.append(limit if keeps else f"{limit}: missed")
         lines.append(f"{metric}: {', '.join(parts)}")
+    if pick.flattery >= LEAST_SAID:
+        lines.append(
+            f"of its {run.objectives[0].metric} about {fixed(100 * pick.flattery, 1)} points are"
+            " luck: these images chose it among several; the probability leaves them out"
+        )
     return lines
 
 
@@ -90,7 +95,7 @@ def on_test(run: Run, pick: Pick) -> str | None:
     row = run.configurations().loc[[pick.row]]
     paired = {}
     if metric in relative_metrics(run.spec):
-        paired = run.paired_variances(row, [name])
+        paired = run.paired_errors(row, [name])
     chance = float(bounds_probability(row, [tested], run.classes, paired)[0])
     word = "at most" if objective.mode == "min" else "at least"
     goal = f"goal {word} {quantity(tested.limit, unit)}"

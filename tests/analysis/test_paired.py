@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import norm
 
-from analysis.contract import CLASSES_FILE
+from analysis.certainty import bounds_probability, changes
+from analysis.contract import CLASSES_FILE, Objective
 from analysis.paired import (
     Hits,
-    differences,
+    flattery,
     hits_in,
     hits_of,
-    paired_variances,
+    paired_errors,
     variance,
 )
 from trainers.data.recognised import recognised
@@ -94,13 +97,114 @@ def test_what_saw_other_images_is_not_compared() -> None:
     assert variance(one, other) is None
     assert variance(one, hits([1, 0])) is None
     source = {"accuracy": hits([1, 1, 1]), "test_accuracy": other}
-    known = {
-        name: differences(own, source)
-        for name, own in (("a", {"accuracy": one}), ("b", {"accuracy": one}), ("c", {}))
-    }
+    known = {"a": {"accuracy": one}, "b": {"accuracy": one}, "c": {}}
     of = known.__getitem__
-    found = paired_variances(["accuracy"], [["a"], ["a", "b"]], of)
-    assert found["accuracy"] == pytest.approx([(0.5 + 1.5 - 1 / 5) / 25] * 2)
-    assert paired_variances(["accuracy"], [["a"], ["c"]], of) == {}
-    assert paired_variances(["loss"], [["a"]], of) == {}
-    assert differences({"accuracy": other}, source) == {}
+    goals = [Objective("accuracy", "max")]
+
+    def errors(metric: str, *ids: list[str]) -> Any:
+        rows = configurations([0.67] * len(ids)).assign(trial_ids=list(ids))
+        return paired_errors([metric], rows, goals, source, of)
+
+    found = errors("accuracy", ["a"], ["a", "b"])
+    assert found["accuracy"].variance == pytest.approx([(0.5 + 1.5 - 1 / 5) / 25] * 2)
+    assert errors("accuracy", ["a"], ["c"]) == {}
+    assert errors("loss", ["a"]) == {}
+    known["c"] = {"accuracy": other}
+    assert errors("accuracy", ["c"]) == {}
+
+
+def configurations(accuracies: list[float]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "metric/accuracy": accuracies,
+            "sd/accuracy": np.nan,
+            "metric/gmacs": 1.0,
+            "sd/gmacs": np.nan,
+            "replicates": 1,
+            "trial_ids": [[f"{i:05d}"] for i in range(len(accuracies))],
+        }
+    )
+
+
+def population(
+    rng: np.random.Generator, shares: list[float], images: int
+) -> np.ndarray:
+    """(n, images) hits of models that truly recognise these shares, of images that are hard or easy
+    for all of them.
+    """
+    hard = rng.normal(size=images)
+    own = rng.normal(size=(len(shares), images))
+    mixed = 0.85 * hard + np.sqrt(1 - 0.85**2) * own
+    return mixed < norm.ppf(shares)[:, None]
+
+
+@pytest.mark.parametrize(
+    "shares", [[0.8] * 10, [0.7] * 10 + [0.8] * 2, [0.79, 0.8, 0.81], [0.6, 0.8]]
+)
+def test_the_best_is_flattered_by_as_much_as_is_said(shares: list[float]) -> None:
+    """Against the shares of the population, over 300 samples of 300 images."""
+    rng = np.random.default_rng(0)
+    real, said = [], []
+    for _ in range(300):
+        right = population(rng, shares, 300)
+        best = right.mean(axis=1).argmax()
+        # the sample as a whole is easy or hard by chance: what it is for all is no luck of one
+        apart = right.mean(axis=1) - right.mean()
+        real.append(apart[best] - (shares[best] - np.mean(shares)))
+        said.append(flattery(right.astype(float)))
+    # a quarter of it, and of what chance leaves in a mean of 300
+    chance = 2 * np.std(real) / np.sqrt(300)
+    assert np.mean(said) == pytest.approx(np.mean(real), rel=0.25, abs=chance)
+
+
+def test_one_alone_is_not_flattered() -> None:
+    right = np.random.default_rng(0).random((1, 50)) < 0.5
+    assert flattery(right.astype(float)) == 0
+    assert flattery(np.repeat(right, 5, axis=0).astype(float)) == 0
+    assert flattery(np.zeros((0, 50))) == 0
+
+
+def test_only_what_keeps_the_other_bounds_is_chosen_among() -> None:
+    """Two of five are small enough, and equal; the other three would flatter."""
+    rng = np.random.default_rng(0)
+    right = population(rng, [0.8] * 5, 300)
+    right[1] = right[0]
+    known = {f"{i:05d}": {"accuracy": hits(each)} for i, each in enumerate(right)}
+    rows = configurations([float(each.mean()) for each in right])
+    rows["metric/gmacs"] = [1.0, 1.0, 3.0, 3.0, 3.0]
+    source = {"accuracy": hits(right[2])}
+
+    def flattered(limit: float) -> float:
+        goals = [
+            Objective("accuracy", "max", 0.7),
+            Objective("gmacs", "min", limit),
+        ]
+        of = known.__getitem__
+        return paired_errors(["accuracy"], rows, goals, source, of)["accuracy"].flattery
+
+    assert flattered(2.0) == 0
+    # of ties another one may be the best of a draw
+    assert flattered(4.0) == pytest.approx(flattery(right.astype(float)), abs=1e-3)
+    assert flattered(0.5) == 0
+
+
+def test_luck_is_taken_off_before_a_bound_is_certain() -> None:
+    """A bound that is missed by just the flattery is kept with 50 %."""
+    rng = np.random.default_rng(0)
+    right = population(rng, [0.8] * 8, 300)
+    known = {f"{i:05d}": {"accuracy": hits(each)} for i, each in enumerate(right)}
+    rows = configurations([float(each.mean()) for each in right])
+    source = {"accuracy": hits(population(rng, [0.8], 300)[0])}
+    goal = Objective("accuracy", "max")
+    of = known.__getitem__
+    paired = paired_errors(["accuracy"], rows, [goal], source, of)
+    luck = paired["accuracy"].flattery
+    assert luck > 0.01
+    best = int(rows["metric/accuracy"].argmax())
+    bounded = [Objective("accuracy", "max", rows["metric/accuracy"][best] - luck)]
+    chances = bounds_probability(rows, bounded, pd.DataFrame(), paired)
+    assert chances[best] == pytest.approx(0.5)
+    found = changes(rows, goal, pd.DataFrame(), 0.8, paired)[best]
+    assert found.flattery == luck
+    assert found.mean == pytest.approx(rows["metric/accuracy"][best] - 0.8 - luck)
+    assert found.kept(np.array([-found.mean])) == pytest.approx([0.5])
