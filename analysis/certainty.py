@@ -251,14 +251,17 @@ def bounds_probability(
         if limit is None:
             continue
         room = -objective.sign * (values[:, column] - limit)
-        room = room - _flattery(objective, paired)
+        room = room - _flattery(rows, objective, paired)
         chances *= _likely(room, variances[:, column], freedom[:, column])
     return np.nan_to_num(chances)
 
 
-def _flattery(objective: Objective, paired: Mapping[str, Paired] | None) -> float:
+def _flattery(
+    rows: pd.DataFrame, objective: Objective, paired: Mapping[str, Paired] | None
+) -> Floats:
+    """(n,) what choosing the best adds to what was measured."""
     found = (paired or {}).get(objective.metric)
-    return 0.0 if found is None else found.flattery
+    return np.zeros(len(rows)) if found is None else found.flattery
 
 
 def _likely(room: Floats, variance: Floats, freedom: Floats) -> Floats:
@@ -330,12 +333,11 @@ def changes(
     from scipy.stats import t
 
     variances, freedom = error_variances(rows, [objective], classes, paired)
-    flattery = _flattery(objective, paired)
+    flattery = _flattery(rows, objective, paired)
     mean = objective_values(rows, [objective])[:, 0] - before - flattery
     known = np.minimum(freedom[:, 0], _AS_GOOD_AS_NORMAL)
     half = t.ppf(0.975, known) * np.sqrt(variances[:, 0])
-    same = np.full(len(rows), flattery)
-    columns = (mean, mean - half, mean + half, variances[:, 0], freedom[:, 0], same)
+    columns = (mean, mean - half, mean + half, variances[:, 0], freedom[:, 0], flattery)
     values = zip(*(column.tolist() for column in columns), strict=True)
     return {
         index: Change(*each) for index, each in zip(rows.index, values, strict=True)

@@ -73,7 +73,7 @@ def pick(run: Run) -> Pick | None:
         best = int(_missed_by(values, objectives).argmin())
     index = int(rows.index[best])
     name = str(rows["trial_id"].iloc[best])
-    flattered = max([0.0, *(errors.flattery for errors in paired.values())])
+    flattered = max([0.0, *(float(each.flattery[best]) for each in paired.values())])
     return Pick(index, name, float(chances[best]), bool(within[best]), flattered)
 
 

@@ -93,9 +93,10 @@ def variance(candidate: Hits | None, source: Hits | None) -> float | None:
     return ((alone + lost) - (alone - lost) ** 2 / images) / images**2
 
 
-def flattery(right: Floats) -> float:
+def flattery(right: Floats, deviations: Floats) -> float:
     """By how much the best of several configurations looks better than it is, since the images that
-    it is judged by are those that chose it.
+    it is judged by are those that chose it; in standard deviations of its error, since what varies
+    more is luckier where it is the best.
 
     The images are drawn anew, with replacement; what the best of the draw has on the images that
     were not drawn is what a choice is worth on new images (Tsamardinos, Greasidou and Borboudakis,
@@ -104,19 +105,24 @@ def flattery(right: Floats) -> float:
 
     Args:
         right: (n, N) share of each configuration's trials that recognise each image.
+        deviations: (n,) of the errors of their differences to the source.
     """
     if len(right) < 2:
         return 0.0
     # how hard an image is for all of them is no difference
     apart, images = right - right.mean(axis=0), right.shape[1]
     rng = np.random.default_rng(0)
-    new = []
+    chosen, new = [], []
     for _ in range(_RESAMPLES):
         weights = np.bincount(rng.integers(images, size=images), minlength=images)
         left = weights == 0
         if left.any():
-            new.append(apart[(apart @ weights).argmax()][left].mean())
-    return max(0.0, float(apart.mean(axis=1).max() - np.mean(new))) if new else 0.0
+            chosen.append((apart @ weights).argmax())
+            new.append(apart[chosen[-1]][left].mean())
+    if not new:
+        return 0.0
+    flattered = max(0.0, float(apart.mean(axis=1).max() - np.mean(new)))
+    return flattered / float(deviations[chosen].mean())
 
 
 class Paired(NamedTuple):
@@ -124,11 +130,12 @@ class Paired(NamedTuple):
 
     Attributes:
         variance: (n,) of a single trial's difference.
-        flattery: of the best of those that may be chosen.
+        flattery: (n,) by how much each looks better than it is, if it is the best of those that may
+            be chosen.
     """
 
     variance: Floats
-    flattery: float = 0.0
+    flattery: Floats
 
 
 def rivals(
@@ -172,8 +179,8 @@ def paired_errors(
         means[~rivals(rows, objectives, metric)] = -np.inf
         best = np.argsort(-means, kind="stable")[:_MOST_RIVALS]
         shares = [np.mean(rights[i], axis=0) for i in best if means[i] > -np.inf]
-        found[metric] = Paired(
-            np.array([np.mean(np.array(each, float)) for each in errors]),
-            flattery(np.array(shares)),
-        )
+        single = np.array([np.mean(np.array(each, float)) for each in errors])
+        deviations = np.sqrt(single / [len(each) for each in trials])
+        luck = flattery(np.array(shares), deviations[best[: len(shares)]])
+        found[metric] = Paired(single, luck * deviations)
     return found

@@ -12,14 +12,14 @@ import pytest
 
 import analysis
 from analysis.goal import pick
-from analysis.numbers import number, percent
+from analysis.numbers import fixed, number, percent
 from analysis.report.verdict import verdict
 from analysis.report.words import parts
 from sweeps.drive.driver import run_header
 from sweeps.run.record import to_json
 from sweeps.search.goal import Goal
 from sweeps.shrink.deliver import MODEL, deliver
-from sweeps.shrink.outcome import on_test
+from sweeps.shrink.outcome import figures, on_test
 from sweeps.shrink.progress import GoalProgress, knows_by_heart
 from sweeps.shrink.reach import Reach
 from tests.sweeps.helpers import begin, finish, searcher
@@ -100,6 +100,10 @@ def test_images_that_both_recognise_say_nothing_of_a_loss(
     chosen = pick(analysis.load(search.run))
     assert chosen is not None
     assert (chosen.trial_id, chosen.is_certain) == ("00000", True)
+    assert 0 < chosen.flattery < 0.02
+    said = figures(analysis.load(search.run), chosen)
+    luck = fixed(100 * chosen.flattery, 1)
+    assert said[-1].startswith(f"of its accuracy about {luck} points are luck: ")
 
 
 def test_without_a_test_part_nothing_is_said(
