@@ -257,25 +257,32 @@ def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
     x = x.detach().float()
     if not isinstance(layer, nn.Conv2d):
         return x.reshape(-1, x.shape[-1])
-    kernel: Any = layer.kernel_size
-    whole = isinstance(layer.padding, tuple) and layer.padding_mode == "zeros"
-    patch = x.shape[1] * kernel[0] * kernel[1]
-    if patch // layer.groups > _MOST_INPUTS or not whole:
+    if not _has_patches(layer):
         return x.movedim(1, -1).reshape(-1, x.shape[1])
+    kernel: Any = layer.kernel_size
     padding: Any = layer.padding
     dilation: Any = layer.dilation
     stride: Any = layer.stride
     patches = F.unfold(x, kernel, dilation, padding, stride)
-    return patches.transpose(1, 2).reshape(-1, patch)
+    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+
+
+def _has_patches(layer: nn.Conv2d) -> bool:
+    """Whether the vectors of a convolution are its patches; else they are single pixels."""
+    is_padded_by_zeros = (
+        isinstance(layer.padding, tuple) and layer.padding_mode == "zeros"
+    )
+    return is_padded_by_zeros and layer.weight[0].numel() <= _MOST_INPUTS
 
 
 def moments_bytes(module: nn.Module, layers: Iterable[str]) -> int:
     """What `input_moments` of these layers take, about."""
     sizes = []
     for path in layers:
-        weight = module.get_submodule(path).get_parameter("weight")
-        patch = weight[0].numel()
-        sizes.append(patch if patch <= _MOST_INPUTS else weight.shape[1])
+        layer = module.get_submodule(path)
+        weight = layer.get_parameter("weight")
+        has_pixels = isinstance(layer, nn.Conv2d) and not _has_patches(layer)
+        sizes.append(weight.shape[1] if has_pixels else weight[0].numel())
     return 8 * sum(size**2 for size in sizes)
 
 
