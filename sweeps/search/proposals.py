@@ -23,15 +23,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import optuna
-from optuna.samplers import BaseSampler
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
 
 from analysis import pareto
 from analysis.contract import Objective
 from sweeps.search.costs import CostModel, Known
 from sweeps.search.known_costs import KnownCosts
-from sweeps.search.optuna_internals import sampler_notes
+from sweeps.search.offers import Offers
 from sweeps.search.prefixes import Key, Prefixes
 from sweeps.search.samplers import sampler_of
 from sweeps.search.study import Draw, checked_draw, distributions_of
@@ -69,10 +66,6 @@ _OVERHEAD = 0.2
 """Of a fresh configuration's seconds, added to all: what costs next to nothing is not tried for
 that alone.
 """
-_MOST_LEFT_OVER = 2000
-_WINDOW = 150
-_STEP = 50
-"""Complete trials that a sampler looks at: `_WINDOW` and up to `_STEP` more."""
 
 
 @dataclass(frozen=True)
@@ -90,54 +83,34 @@ class Proposal:
     seconds: float
 
 
-class Offers:
-    """A copy of the study's complete trials in memory, in which samplers draw without a trace.
+@dataclass(frozen=True)
+class _Pool:
+    """What is compared for one choice.
 
-    Of a long study it holds the latest trials and the best of those before: a draw of TPE takes a
-    time that grows faster than the number of trials it looks at.
+    Attributes:
+        candidates: draws with what the sampler noted: fresh ones, then suffixes on prefixes that
+            are cached.
+        seconds: (m,) that each is expected to take.
+        num_fresh: how many of them are fresh.
     """
 
-    def __init__(self, study: optuna.Study, space: Space) -> None:
-        self._study, self._space = study, space
-        self._copied = -1
-        self._first = -1
-        self._drawn = 0
+    candidates: list[tuple[Draw, Draw]]
+    seconds: np.ndarray
+    num_fresh: int
 
-    def _bring_up_to_date(self) -> None:
-        """What the copy holds follows from the study alone, not from how it came to be."""
-        complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        first = max(0, len(complete) // _STEP * _STEP - _WINDOW)
-        if first != self._first or self._drawn > _MOST_LEFT_OVER:
-            self._first, self._copied, self._drawn = first, first, 0
-            self._copy = optuna.create_study(directions=self._study.directions)
-            self._copy.add_trials(_best_of(self._study, complete[:first]))
-        self._copy.add_trials(complete[self._copied :])
-        self._copied = len(complete)
+    @property
+    def draws(self) -> list[Draw]:
+        return [draw for draw, _ in self.candidates]
 
-    def drawn(self, samplers: Sequence[BaseSampler]) -> list[tuple[Draw, Draw]]:
-        """One draw of each sampler, and what it noted about it."""
-        self._bring_up_to_date()
-        self._drawn += len(samplers)
-        found = []
-        for sampler in samplers:
-            self._copy.sampler = sampler
-            trial = self._copy.ask()
-            draw = self._space.suggest(trial)
-            ended = self._copy.tell(trial, state=TrialState.FAIL)
-            found.append((draw, sampler_notes(ended)))
-        return found
+    @property
+    def is_fresh(self) -> np.ndarray:
+        """(m,) of each."""
+        return np.arange(len(self.candidates)) < self.num_fresh
 
-
-def _best_of(study: optuna.Study, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """The front of these trials, bounds left out of account."""
-    if not trials:
-        return []
-    goals = [
-        Objective(str(i), "min" if direction == StudyDirection.MINIMIZE else "max")
-        for i, direction in enumerate(study.directions)
-    ]
-    front = pareto.front_mask(np.array([t.values for t in trials]), goals)
-    return [trial for trial, is_on in zip(trials, front, strict=True) if is_on]
+    @property
+    def usual(self) -> float:
+        """Median seconds of a fresh one."""
+        return float(np.median(self.seconds[: self.num_fresh]))
 
 
 class Seen:
@@ -214,6 +187,7 @@ class Proposals:
         self._encoder = Encoder(distributions_of(space))
         self._known = Seen(spec.objectives)
         self._finished: set[Key] = set()  # prefixes whose stages are cached
+        self._costs: CostModel | None = None  # of what is known by now
         # seconds of what was searched, of fresh configurations and of those that went on
         self._spent = {False: 0.0, True: 0.0}
 
@@ -223,6 +197,7 @@ class Proposals:
             with contextlib.suppress(ValueError):
                 checked_draw(self._space, known.draw)
                 self._known.add(known)
+                self._costs = None
                 if known.seconds and known.number >= 0:
                     self._count(known)
 
@@ -281,12 +256,18 @@ class Proposals:
         found = [usual] * len(draws)
         whole = [place for place, draw in enumerate(draws) if self._is_whole(draw)]
         if whole:
-            known = self._known.timed[-_MOST_KNOWN:]
-            costs = CostModel(self.prefixes, self._encoder, known)
-            seconds = costs.expected([draws[p] for p in whole], self._reused())
+            asked = [draws[place] for place in whole]
+            seconds = self._cost_model().expected(asked, self._reused())
             for place, each in zip(whole, seconds, strict=True):
                 found[place] = float(each)
         return found
+
+    def _cost_model(self) -> CostModel:
+        """Fitted once to what is known, until something is learnt."""
+        if self._costs is None:
+            known = self._known.timed[-_MOST_KNOWN:]
+            self._costs = CostModel(self.prefixes, self._encoder, known)
+        return self._costs
 
     def _is_whole(self, draw: Draw) -> bool:
         try:
@@ -320,44 +301,59 @@ class Proposals:
         Returns:
             None where too little is known yet, or nothing new is offered.
         """
-        useful, search = self._known.useful, self.spec.search
-        is_cached, is_early = search.cost == "cached", len(useful) < FIRST
-        if not self._is_asked or not useful or (is_early and not is_cached):
+        useful, known = self._known.useful, self._known_costs
+        is_cached = self.spec.search.cost == "cached"
+        if not self._is_asked or not useful or (self._is_early and not is_cached):
             return None
-        finished = self._reused()
-        goes_on = is_cached and self._spent[True] <= self._spent[False]
-        # of images a suffix may take none: it would fit for ever
-        at_end = is_cached and math.isfinite(most_seconds) and search.images is None
-        at_end &= not is_early
-        going_on = finished if goes_on or at_end else set()
-        costs = CostModel(
-            self.prefixes, self._encoder, self._known.timed[-_MOST_KNOWN:]
-        )
-        fresh = self._fresh(number, costs, most_seconds)
-        candidates = [*fresh, *self._going_on(number, fresh, going_on, costs)]
-        draws = [draw for draw, _ in candidates]
-        seconds = np.maximum(costs.expected(draws, finished), _LEAST_SECONDS)
-        is_fresh = np.arange(len(draws)) < len(fresh)
-        usual = np.median(seconds[is_fresh])
-        if is_early:
-            offered = ~is_fresh & (seconds <= min(_CHEAP * usual, most_seconds))
-        elif not goes_on and (seconds[is_fresh] <= most_seconds).any():
-            offered = is_fresh
-        else:
-            offered = np.full(len(draws), True)
-        floor = _OVERHEAD * usual
-        gains = self._gains(number, useful[-_MOST_KNOWN:], draws)
+        pool = self._pool(number, most_seconds)
+        offered = self._offered(pool, most_seconds)
+        gains = self._gains(number, useful[-_MOST_KNOWN:], pool.draws)
         with np.errstate(divide="ignore"):
-            scores = np.log(gains) - left * np.log(seconds + floor)
-        waits, known = self._waits(draws, running), self._known_costs
-        for index in np.lexsort((-scores, waits, seconds > most_seconds)):
-            draw, notes = candidates[index]
+            scores = np.log(gains) - left * np.log(
+                pool.seconds + _OVERHEAD * pool.usual
+            )
+        waits = np.array(self._waits(pool.draws, running))
+        for index in np.lexsort((-scores, waits, pool.seconds > most_seconds)):
+            draw, notes = pool.candidates[index]
             is_new = self._space.identity(draw) not in tried
             is_offered = offered[index] and is_new and scores[index] > -math.inf
             if is_offered and (known is None or known.may_meet([draw], running)[0]):
-                found = Proposal(draw, notes, float(seconds[index]))
+                found = Proposal(draw, notes, float(pool.seconds[index]))
                 return self.measured_first(draw, tried) or found
         return None
+
+    @property
+    def _is_early(self) -> bool:
+        """Whether too little is known to compare fresh configurations."""
+        return len(self._known.useful) < FIRST
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether suffixes on cached prefixes have had no more of the time than the rest."""
+        is_cached = self.spec.search.cost == "cached"
+        return is_cached and self._spent[True] <= self._spent[False]
+
+    def _pool(self, number: int, most_seconds: float) -> _Pool:
+        """What is compared for a choice."""
+        search = self.spec.search
+        # of images a suffix may take none: it would fit for ever
+        at_end = math.isfinite(most_seconds) and search.images is None
+        at_end &= search.cost == "cached" and not self._is_early
+        finished = self._reused() if self._goes_on or at_end else set()
+        fresh = self._fresh(number, most_seconds)
+        candidates = [*fresh, *self._going_on(number, fresh, finished)]
+        draws = [draw for draw, _ in candidates]
+        seconds = self._cost_model().expected(draws, self._reused())
+        return _Pool(candidates, np.maximum(seconds, _LEAST_SECONDS), len(fresh))
+
+    def _offered(self, pool: _Pool, most_seconds: float) -> np.ndarray:
+        """(m,) which of a pool may be chosen now."""
+        is_short = pool.seconds <= most_seconds
+        if self._is_early:
+            return ~pool.is_fresh & is_short & (pool.seconds <= _CHEAP * pool.usual)
+        if not self._goes_on and is_short[pool.is_fresh].any():
+            return pool.is_fresh
+        return np.full(len(pool.draws), True)
 
     def measured_first(self, draw: Draw, tried: Collection[str]) -> Proposal | None:
         """What tells whether a draw costs too much before that is trained; None where it is known,
@@ -385,9 +381,7 @@ class Proposals:
         blocked = keys - self._finished
         return [not blocked.isdisjoint(self.prefixes.keys(draw)) for draw in draws]
 
-    def _fresh(
-        self, number: int, costs: CostModel, most_seconds: float
-    ) -> list[tuple[Draw, Draw]]:
+    def _fresh(self, number: int, most_seconds: float) -> list[tuple[Draw, Draw]]:
         """Draws of the sampler with its notes, then draws at random for every second number, or
         where the sampler offers nothing that takes so little.
         """
@@ -396,8 +390,9 @@ class Proposals:
         rng = np.random.default_rng(derive_seed(seed, "fresh", number))
         drawn = self._offers.drawn(samplers)
         draws = [draw for draw, _ in drawn]
-        is_short = (costs.expected(draws, self._reused()) > most_seconds).all()
-        count = AT_RANDOM if number % 2 or is_short else 0
+        expected = self._cost_model().expected(draws, self._reused())
+        all_take_more = (expected > most_seconds).all()
+        count = AT_RANDOM if number % 2 or all_take_more else 0
         return [*drawn, *((self._at_random(rng), Draw()) for _ in range(count))]
 
     def _going_on(
@@ -405,7 +400,6 @@ class Proposals:
         number: int,
         fresh: Sequence[tuple[Draw, Draw]],
         finished: Collection[Key],
-        costs: CostModel,
     ) -> list[tuple[Draw, Draw]]:
         """Suffixes on cached prefixes: those of the sampler's draws, and some at random."""
         if not finished:
@@ -414,20 +408,18 @@ class Proposals:
         at_random = [(self._at_random(rng), Draw()) for _ in range(SUFFIXES)]
         return [
             (self.prefixes.crossed(holder, suffix, place), notes)
-            for place, holder in self._worth_going_on(finished, costs)
+            for place, holder in self._worth_going_on(finished)
             for suffix, notes in [*fresh[:OFFERED], *at_random]
         ]
 
-    def _worth_going_on(
-        self, finished: Collection[Key], costs: CostModel
-    ) -> list[tuple[int, Draw]]:
+    def _worth_going_on(self, finished: Collection[Key]) -> list[tuple[int, Draw]]:
         """Places in the pipeline and draws that are cached up to there: those of the front's
         configurations, then the latest ones; only where it saves a good part of the seconds.
         """
         first = self._known.front(self.spec.objectives)
         latest = self._known.useful[-_MOST_LOOKED_AT:]
         ordered = [*first, *reversed(latest)][:_MOST_LOOKED_AT]
-        each_seconds = costs.by_entry([each.draw for each in ordered])
+        each_seconds = self._cost_model().by_entry([each.draw for each in ordered])
         places: dict[Key, tuple[int, Draw]] = {}
         for each, seconds in zip(ordered, each_seconds, strict=True):
             keys = self.prefixes.keys(each.draw)
