@@ -9,12 +9,12 @@ the time, to see that all works. Ways: `shrink`; `int8` (the stage alone); `nncf
 (quantize_with_accuracy_control, pip install nncf); `olive` (OnnxStaticQuantization of Microsoft
 Olive by `olive run` in an environment of its own: pip install olive-ai onnxruntime requests there,
 of which 0.13.0 imports the last without declaring it, and give its Python as --olive-python);
-`torch_pruning` (MetaPruner by group Taylor to the goal's share of operations, of parameters where
-bytes are the goal, then tuning, float; pip install torch-pruning). `shrink` has the pair's hours,
-and ends before them where the goal is met with certainty; `torch_pruning` has the seconds that
-`shrink` took for the same goal and seed, or the pair's hours where there is no such row. Both use
-all cores. The others take what they need and do not look at the goal, so their file is made and
-judged once for a pair and seed.
+`torch_pruning` (MetaPruner by group Taylor until the file, in float, keeps the goal's time or
+bytes, then tuning; pip install torch-pruning). `shrink` has the pair's hours, and ends before them
+where the goal is met with certainty; `torch_pruning` has the seconds that `shrink` took for the
+same goal and seed, or the pair's hours where there is no such row. Both use all cores. The others
+take what they need and do not look at the goal, so their file is made and judged once for a pair
+and seed.
 
 All files are OpenVINO's but Olive's, an ONNX file, which OpenVINO executes as it is: written as
 OpenVINO's own it would be larger. One that OpenVINO refuses is executed by ONNX Runtime. Accuracy
@@ -43,7 +43,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from int8_compare import loaded
 from shrink_table import (
     OURS,
     USE_ALL_TIME,
@@ -55,10 +54,8 @@ from shrink_table import (
     table,
     wanted,
 )
-from shrink_ways import WAYS, Task, written
+from shrink_ways import WAYS, Task, costs_of, executed, written
 
-from compress.measure.latency import times_in_turns
-from compress.runtimes.interface import Session
 from sweeps.drive.cluster import keeping_freed_memory
 
 ROUNDS = 200
@@ -181,7 +178,6 @@ def add_row(
 def judged(task: Task, file: Path) -> dict[str, Any]:
     """Accuracies, milliseconds and bytes of a file and of the source's, as `Row` has them."""
     row: dict[str, Any] = {}
-    passes = []
     image = next(task.batches("val"))[0][:1]
     with tempfile.TemporaryDirectory() as scratch:
         source = written(task.state, task, Path(scratch))
@@ -192,33 +188,13 @@ def judged(task: Task, file: Path) -> dict[str, Any]:
             for split in ("val", "test"):
                 rights = [run.run(x).argmax(1) == y for x, y in task.batches(split)]
                 row[f"{prefix}{split}_accuracy"] = float(np.concatenate(rights).mean())
-            parts = [path, *path.parent.glob(f"{path.stem}.bin")]
-            row[f"{prefix}bytes"] = sum(part.stat().st_size for part in parts)
-            passes.append(run.timed_pass(image))
-        times = times_in_turns(passes, warmup=20, rounds=ROUNDS, max_seconds=60)
-    row["ms"], row["source_ms"] = (float(np.median(t)) for t in times)
-    return row
-
-
-def executed(path: Path) -> Session:
-    """A file in OpenVINO; an ONNX file that OpenVINO refuses, in ONNX Runtime."""
-    try:
-        return loaded("openvino", path)
-    except ValueError:
-        if path.suffix != ".onnx":
-            raise
-        return loaded("onnxruntime", path)
+        return row | costs_of(file, source, image, ROUNDS)
 
 
 def keeps(task: Task, row: dict[str, Any]) -> bool:
     """Whether a file keeps the goal on the validation part."""
     lost = row["source_val_accuracy"] - row["val_accuracy"]
-    costs = []
-    for wish in task.wanted:
-        name = "ms" if wish.quantity == "latency" else "bytes"
-        limit = wish.bound if wish.times is None else wish.times * row[f"source_{name}"]
-        costs.append(limit is None or row[name] <= limit)
-    return bool(lost <= task.allowed + 1e-9 and all(costs))
+    return bool(lost <= task.allowed + 1e-9 and task.overrun(row) <= 1)
 
 
 if __name__ == "__main__":
