@@ -150,8 +150,7 @@ def add_row(
     )
     same_file = [row for row in of_pair if row.way == way and way not in USE_ALL_TIME]
     if same_file:
-        met = keeps(task, asdict(same_file[0]))
-        append(options.out, replace(same_file[0], goals=goals, met=met))
+        append(options.out, decided(task, replace(same_file[0], goals=goals)))
         return
     shutil.rmtree(folder, ignore_errors=True)  # of a row that was cut off
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +159,6 @@ def add_row(
     begun = time.monotonic()
     file = WAYS[way](task, folder)
     seconds = time.monotonic() - begun
-    found = judged(task, file)
     row = Row(
         pair=name,
         goals=goals,
@@ -168,9 +166,10 @@ def add_row(
         way=way,
         seconds=round(seconds),
         limit_seconds=None if limit is None else round(limit),
-        met=keeps(task, found),
-        **found,
+        met=False,
+        **judged(task, file),
     )
+    row = decided(task, row)
     append(options.out, row)
     print(row, flush=True)
 
@@ -180,21 +179,21 @@ def judged(task: Task, file: Path) -> dict[str, Any]:
     row: dict[str, Any] = {}
     image = next(task.batches("val"))[0][:1]
     with tempfile.TemporaryDirectory() as scratch:
-        source = written(task.state, task, Path(scratch))
-        for prefix, path in (("", file), ("source_", source)):
-            run = executed(path)
-            if prefix == "":
-                row["runtime"] = run.options.runtime
+        ours = executed(file)
+        source = executed(written(task.state, task, Path(scratch)))
+        for prefix, run in (("", ours.session), ("source_", source.session)):
             for split in ("val", "test"):
                 rights = [run.run(x).argmax(1) == y for x, y in task.batches(split)]
                 row[f"{prefix}{split}_accuracy"] = float(np.concatenate(rights).mean())
-        return row | costs_of(file, source, image, ROUNDS)
+        row["runtime"] = ours.session.options.runtime
+        return row | asdict(costs_of(ours, source, image, ROUNDS))
 
 
-def keeps(task: Task, row: dict[str, Any]) -> bool:
-    """Whether a file keeps the goal on the validation part."""
-    lost = row["source_val_accuracy"] - row["val_accuracy"]
-    return bool(lost <= task.allowed + 1e-9 and task.overrun(row) <= 1)
+def decided(task: Task, row: Row) -> Row:
+    """The row with whether its file keeps the goal on the validation part."""
+    lost = row.source_val_accuracy - row.val_accuracy
+    is_met = lost <= task.allowed + 1e-9 and task.overrun(row) <= 1
+    return replace(row, met=is_met)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from int8_compare import loaded
 from prune_channels import whole_layers
-from shrink_table import wanted
+from shrink_table import Row, wanted
 from torch import Tensor, nn
 
 from compress.finetune import Finetune
@@ -44,8 +44,30 @@ _UNLIMITED = 10**9
 """Images of a training that ends by the clock."""
 _SPARE = 0.98
 """Of the limit, for the scatter of timings."""
-Costs = dict[str, float]
-"""`ms` and `bytes` of a file, and of the source's with `source_` before the name."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of a file and of the source's: `ms` of one image on one thread, and bytes."""
+
+    ms: float
+    source_ms: float
+    bytes: int
+    source_bytes: int
+
+
+@dataclass(frozen=True)
+class Executed:
+    """A file, and what executes it."""
+
+    path: Path
+    session: Session
+
+    @property
+    def bytes(self) -> int:
+        """With OpenVINO's second file, where there is one."""
+        parts = [self.path, *self.path.parent.glob(f"{self.path.stem}.bin")]
+        return sum(part.stat().st_size for part in parts)
 
 
 @dataclass(frozen=True)
@@ -102,12 +124,13 @@ class Task:
     def wanted(self) -> list[Goal]:
         return wanted(self.goals)
 
-    def overrun(self, costs: Costs) -> float:
+    def overrun(self, costs: Costs | Row) -> float:
         """The largest of the costs over its limit: at most 1 where all goals are kept."""
         found = []
         for wish in self.wanted:
-            name = "ms" if wish.quantity == "latency" else "bytes"
-            cost, whole = costs[name], costs[f"source_{name}"]
+            cost, whole = costs.bytes, costs.source_bytes
+            if wish.quantity == "latency":
+                cost, whole = costs.ms, costs.source_ms
             limit = wish.bound if wish.times is None else wish.times * whole
             found.append(cost / limit if limit else 0.0)
         return max(found)
@@ -239,12 +262,6 @@ def pruned(task: Task, folder: Path) -> nn.Module:
     module, example = task.state.build(), torch.zeros(1, 3, task.size, task.size)
     for images, labels in task.context(folder / "grads").batches(4, 128):
         nn.functional.cross_entropy(module(images), labels).backward()
-    classes = task.data.info.num_classes
-    heads = [
-        layer
-        for layer in module.modules()
-        if isinstance(layer, nn.Linear) and layer.out_features == classes
-    ]
     attentions: list[Any] = [m for m in module.modules() if hasattr(m, "qkv")]
     # operations, or parameters where bytes are the goal
     counted = int(task.wanted[0].quantity == "bytes")
@@ -252,10 +269,39 @@ def pruned(task: Task, folder: Path) -> nn.Module:
     def left() -> float:
         return float(torch_pruning.utils.count_ops_and_params(module, example)[counted])
 
-    image = example.numpy()
-    source = written(task.state, task, folder / "source")
+    source = executed(written(task.state, task, folder / "source"))
+    pruner = pruner_of(module, example, attentions, task)
     look_at = left()
-    pruner = torch_pruning.pruner.MetaPruner(
+    for _ in range(PRUNING_STEPS):
+        pruner.step()
+        for m in attentions:  # as its own example for timm's ViTs
+            m.num_heads = pruner.num_heads[m.qkv]
+            m.attn_dim = m.qkv.out_features // 3
+            m.head_dim = m.attn_dim // m.num_heads
+        if left() > look_at:
+            continue
+        file = executed(written_module(module, task, folder / "pruned"))
+        costs = costs_of(file, source, example.numpy(), PRUNING_ROUNDS)
+        overrun = task.overrun(costs) / _SPARE
+        if overrun <= 1:
+            break
+        look_at = left() / overrun
+    return module
+
+
+def pruner_of(
+    module: nn.Module, example: Tensor, attentions: list[Any], task: Task
+) -> Any:
+    """Torch-pruning's, of a module with gradients; it leaves the head and `whole_layers`."""
+    import torch_pruning
+
+    classes = task.data.info.num_classes
+    heads = [
+        layer
+        for layer in module.modules()
+        if isinstance(layer, nn.Linear) and layer.out_features == classes
+    ]
+    return torch_pruning.pruner.MetaPruner(
         module,
         example,
         importance=torch_pruning.importance.GroupTaylorImportance(),
@@ -265,20 +311,6 @@ def pruned(task: Task, folder: Path) -> nn.Module:
         ignored_layers=[*heads, *whole_layers(task.state, module)],
         num_heads={m.qkv: m.num_heads for m in attentions},
     )
-    for _ in range(PRUNING_STEPS):
-        pruner.step()
-        for m in attentions:  # as its own example for timm's ViTs
-            m.num_heads = pruner.num_heads[m.qkv]
-            m.attn_dim = m.qkv.out_features // 3
-            m.head_dim = m.attn_dim // m.num_heads
-        if left() > look_at:
-            continue
-        file = written_module(module, task, folder / "pruned")
-        overrun = task.overrun(costs_of(file, source, image, PRUNING_ROUNDS)) / _SPARE
-        if overrun <= 1:
-            break
-        look_at = left() / overrun
-    return module
 
 
 def tune(module: nn.Module, task: Task, seconds: float) -> None:
@@ -331,26 +363,22 @@ def written(
     return runtime(name).write(state, folder, task.size, options)
 
 
-def costs_of(file: Path, source: Path, image: np.ndarray, rounds: int) -> Costs:
+def costs_of(file: Executed, source: Executed, image: np.ndarray, rounds: int) -> Costs:
     """A file's and the source's, timed in turns on one image on one thread; medians."""
-    costs: Costs = {}
-    for prefix, path in (("", file), ("source_", source)):
-        parts = [path, *path.parent.glob(f"{path.stem}.bin")]
-        costs[f"{prefix}bytes"] = sum(part.stat().st_size for part in parts)
-    passes = [executed(path).timed_pass(image) for path in (file, source)]
+    passes = [each.session.timed_pass(image) for each in (file, source)]
     times = times_in_turns(passes, warmup=20, rounds=rounds, max_seconds=60)
-    costs["ms"], costs["source_ms"] = (float(np.median(t)) for t in times)
-    return costs
+    ms, source_ms = (float(np.median(each)) for each in times)
+    return Costs(ms, source_ms, file.bytes, source.bytes)
 
 
-def executed(path: Path) -> Session:
+def executed(path: Path) -> Executed:
     """A file in OpenVINO; an ONNX file that OpenVINO refuses, in ONNX Runtime."""
     try:
-        return loaded("openvino", path)
+        return Executed(path, loaded("openvino", path))
     except ValueError:
         if path.suffix != ".onnx":
             raise
-        return loaded("onnxruntime", path)
+        return Executed(path, loaded("onnxruntime", path))
 
 
 def written_module(module: nn.Module, task: Task, folder: Path) -> Path:

@@ -232,9 +232,7 @@ def _sureness(run: Run, row: int, with_error: bool) -> Html | None:
 
 
 def _pick_note(run: Run, advice: summary.Advice) -> str:
-    if len(run.objectives) == 1:
-        return ""
-    if not advice.text:
+    if len(run.objectives) == 1 or not advice.text:
         return ""
     if "best compromise" in advice.title:
         return "Farthest from the line between the front's ends."

@@ -11,13 +11,7 @@ import pandas as pd
 from analysis import costs, summary
 from analysis.comparison import Comparison
 from analysis.differences import interval
-from analysis.numbers import (
-    duration,
-    fixed,
-    number,
-    percent,
-    plural,
-)
+from analysis.numbers import duration, fixed, number, percent, plural
 from analysis.report.html import Html, element, join
 from analysis.report.picks import picks
 from analysis.report.sections import (
@@ -30,9 +24,7 @@ from analysis.report.sections import (
     stages_section,
 )
 from analysis.report.still import front_picture
-from analysis.report.verdict import (
-    verdict,
-)
+from analysis.report.verdict import verdict
 from analysis.report.versus import versus_section
 from analysis.run import Run
 

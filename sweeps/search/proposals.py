@@ -302,16 +302,15 @@ class Proposals:
             None where too little is known yet, or nothing new is offered.
         """
         useful, known = self._known.useful, self._known_costs
-        is_cached = self.spec.search.cost == "cached"
-        if not self._is_asked or not useful or (self._is_early and not is_cached):
+        too_early = self._is_early and not self._is_cached
+        if not self._is_asked or not useful or too_early:
             return None
         pool = self._pool(number, most_seconds)
         offered = self._offered(pool, most_seconds)
         gains = self._gains(number, useful[-_MOST_KNOWN:], pool.draws)
+        floor = _OVERHEAD * pool.usual
         with np.errstate(divide="ignore"):
-            scores = np.log(gains) - left * np.log(
-                pool.seconds + _OVERHEAD * pool.usual
-            )
+            scores = np.log(gains) - left * np.log(pool.seconds + floor)
         waits = np.array(self._waits(pool.draws, running))
         for index in np.lexsort((-scores, waits, pool.seconds > most_seconds)):
             draw, notes = pool.candidates[index]
@@ -323,6 +322,11 @@ class Proposals:
         return None
 
     @property
+    def _is_cached(self) -> bool:
+        """Whether suffixes on cached prefixes are candidates, too."""
+        return self.spec.search.cost == "cached"
+
+    @property
     def _is_early(self) -> bool:
         """Whether too little is known to compare fresh configurations."""
         return len(self._known.useful) < FIRST
@@ -330,15 +334,13 @@ class Proposals:
     @property
     def _goes_on(self) -> bool:
         """Whether suffixes on cached prefixes have had no more of the time than the rest."""
-        is_cached = self.spec.search.cost == "cached"
-        return is_cached and self._spent[True] <= self._spent[False]
+        return self._is_cached and self._spent[True] <= self._spent[False]
 
     def _pool(self, number: int, most_seconds: float) -> _Pool:
         """What is compared for a choice."""
-        search = self.spec.search
         # of images a suffix may take none: it would fit for ever
-        at_end = math.isfinite(most_seconds) and search.images is None
-        at_end &= search.cost == "cached" and not self._is_early
+        at_end = math.isfinite(most_seconds) and self.spec.search.images is None
+        at_end &= self._is_cached and not self._is_early
         finished = self._reused() if self._goes_on or at_end else set()
         fresh = self._fresh(number, most_seconds)
         candidates = [*fresh, *self._going_on(number, fresh, finished)]
