@@ -131,11 +131,13 @@ class _EntryModel:
         model: of the logarithm of its seconds, by the configurations in which it did something:
             those in which it did nothing say nothing of the seconds of others. None where there
             are none.
-        idle: alternatives of a slot that have never taken any time.
+        seen: alternatives of a slot that were tried.
+        idle: those of them that have never taken any time.
         epochs: its searched parameters that are epochs; seconds are then those of one.
     """
 
     model: Surrogate | None
+    seen: set[str | None]
     idle: set[str | None]
     epochs: list[str]
 
@@ -174,7 +176,15 @@ class CostModel:
                 logs = np.log(observed[works, place] / epochs[works])[:, None]
                 model = Surrogate(encoder, x[works], logs, deciding)
             working = {label for label, does in zip(labels, works, strict=True) if does}
-            self._entries.append(_EntryModel(model, set(labels) - working, own))
+            seen = set(labels)
+            self._entries.append(_EntryModel(model, seen, seen - working, own))
+
+    def knows(self, draw: Mapping[str, Any]) -> bool:
+        """Whether each alternative of a slot that a draw takes was tried before."""
+        return all(
+            self._prefixes.chosen(draw, place) in entry.seen
+            for place, entry in enumerate(self._entries)
+        )
 
     def by_entry(self, draws: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """(m, entries + 1) expected seconds with an empty cache; the last column is `REST`'s."""

@@ -262,6 +262,11 @@ class Proposals:
                 found[place] = float(each)
         return found
 
+    def _knows(self, draw: Draw) -> bool:
+        """Whether what a draw is expected to take comes from others of its kind."""
+        is_enough = len(self._known.timed) >= FIRST
+        return is_enough and self._is_whole(draw) and self._cost_model().knows(draw)
+
     def _cost_model(self) -> CostModel:
         """Fitted once to what is known, until something is learnt."""
         if self._costs is None:
@@ -359,14 +364,14 @@ class Proposals:
 
     def measured_first(self, draw: Draw, tried: Collection[str]) -> Proposal | None:
         """What tells whether a draw costs too much before that is trained; None where it is known,
-        or takes nearly as long as the training.
+        or is known to take nearly as long as the training.
         """
         known = self._known_costs
         other = None if known is None else known.untrained(draw)
         if other is None or self._space.identity(other) in tried:
             return None
         seconds, of_draw = self.expected([other, draw])
-        if seconds > _SHORT * of_draw > 0:
+        if seconds > _SHORT * of_draw and self._knows(draw):
             return None
         return Proposal(other, Draw(), seconds)
 

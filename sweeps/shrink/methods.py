@@ -21,7 +21,7 @@ from sweeps.spec.yaml_text import Tree
 from trainers.models.arch import shared_on_meta
 from trainers.words import one_line
 
-LADDER = (0.85, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2)
+LADDER = (0.85, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)
 """Shares of the source's cost that are left by what is cut, as long as no goal says more."""
 _FLIPLESS = ("digits", "svhn")
 """Data sets whose mirrored images are something else."""
@@ -30,7 +30,7 @@ _TUNING_LR = (3e-5, 1e-3)
 _FIRST_LR = {0: 1e-4, 100: 3e-4}
 """Steps → learning rate of the tunings that are tried first, which so many steps do not harm."""
 _TUNED = "stages.tune.tuned"
-_LONGER = 3
+_LONGER = 4
 """Times the epochs of a short tuning that a long one has."""
 _MOST_EPOCHS = 30
 _BATCH = 32

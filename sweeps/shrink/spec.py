@@ -29,6 +29,7 @@ RUN = "run"
 """Name of the run in the folder that a user gets."""
 _SHORT_TUNING = 0.1
 """Share of the time that a short tuning takes."""
+_TIMES = ("latency", "throughput")
 _TIME_OF_INTEGERS = 0.5
 """What integers leave of a time, about: 0.33 to 0.65 were seen."""
 _BITS = {"float": 32, "int8": 8, "int4": 4}
@@ -42,6 +43,8 @@ _WITHIN = 0.98
 """Of the bytes that are allowed, for what the estimate leaves out."""
 _STRIDE = 2
 """Rungs of the ladder between the shares that are tried first."""
+_DEEP_CUTS = 3
+"""Of those that are stored in float, beside integers: what costs too much is not trained."""
 _TIMED_MS = 2000.0
 """What the timed passes of the source take, about."""
 _REPEATS = (30, 500)
@@ -96,14 +99,19 @@ class Wish:
     @property
     def is_timed(self) -> bool:
         """Whether a time is to become short."""
-        return any(goal.quantity in ("latency", "throughput") for goal in self.goals)
+        return any(goal.quantity in _TIMES for goal in self.goals)
+
+    @property
+    def store(self) -> str:
+        """How what is cut is stored, first of all: in integers where these bring a goal nearer."""
+        is_nearer = any(goal.quantity in (*_TIMES, "bytes") for goal in self.goals)
+        return "int8" if is_nearer and self.runtime in INTEGER_RUNTIMES else "float"
 
     def hardest(self, speed: Speed) -> Goal:
         """The goal that asks for the deepest cut, once integers have taken their part."""
-        store = "int8" if self.runtime in INTEGER_RUNTIMES else "float"
 
         def left(goal: Goal) -> float:
-            share = _left_to_cut(goal, speed, self, store)
+            share = _left_to_cut(goal, speed, self, self.store)
             return 0.0 if share is None else share
 
         return min(self.goals, key=left)
@@ -116,7 +124,7 @@ def _left_to_cut(goal: Goal, speed: Speed, wish: Wish, store: str) -> float | No
     share = wanted_share(goal, speed, wish.batch_size)
     if share is None:
         return None
-    is_time = goal.quantity in ("latency", "throughput")
+    is_time = goal.quantity in _TIMES
     if goal.quantity != "bytes":
         return share / _TIME_OF_INTEGERS if is_time and store != "float" else share
     weights = min(4.0 * speed.weights, speed.file_bytes)
@@ -229,13 +237,20 @@ class _Points:
 def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
     """What is tried first: from what takes seconds to what is trained."""
     quantity = _counted(wish.hardest(speed))
-    store = "int8" if methods.has("store", "int8") else "float"
+    store = wish.store if methods.has("store", wish.store) else "float"
     ladder = methods.ladder
     first = _first_rung(wish, speed, store, ladder)
     found = _Points(methods, quantity)
     in_int4 = _first_rung(wish, speed, "int4", ladder)
     is_cut_in_int4 = (_left_by_cut(wish, speed, "int4") or 1.0) < 1.0
+    # deep cuts in float, for what integers make little faster, or harm
+    floats = range(_first_rung(wish, speed, "float", ladder), len(ladder))
+    if store == "float":
+        floats = range(0)
     _add_untrained(found, store, first, is_timed=wish.is_timed)
+    if wish.is_timed:
+        for nth in floats[: _STRIDE + 1 : _STRIDE]:
+            found.add("channels", nth, "none", "float")
     if is_cut_in_int4:
         found.add("channels", in_int4, "none", "int4")
     if first == len(ladder) - 2:
@@ -246,8 +261,19 @@ def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
         found.add("none", 0, "tuned", smallest)
     if is_cut_in_int4:
         found.add("channels", in_int4, "none", f"int4{TRAINED}")
+    is_soon = wish.is_timed  # of bytes, integers of one share take a quarter
+    if is_soon:
+        found.add("channels", first, "tuned", store, is_long=True)
+        _add_deep_cuts(found, floats)
     _add_trained(found, store, first, in_int4, len(ladder))
+    if not is_soon:
+        _add_deep_cuts(found, floats)
     return found.in_order
+
+
+def _add_deep_cuts(found: _Points, rungs: Sequence[int]) -> None:
+    for nth in rungs[:_DEEP_CUTS]:
+        found.add("channels", nth, "tuned", "float", is_long=True)
 
 
 def _add_untrained(found: _Points, store: str, first: int, *, is_timed: bool) -> None:
@@ -271,7 +297,7 @@ def _add_trained(
     # of a time, one of them is the least cut that keeps the goal
     for nth in cuts[:3]:
         found.add("channels", nth, "tuned", store, is_long=True)
-    for stored in ("int8", "int4"):
+    for stored in ("int8", "int4") if store != "float" else ():
         found.add("none", 0, "none", stored + TRAINED)
     for nth in range(first_in_int4, rungs, _STRIDE)[:2]:
         found.add("channels", nth, "tuned", "int4")

@@ -154,3 +154,35 @@ def test_what_is_asked_for_by_name_is_measured_first(
     said = search.outcome_line()
     assert said is not None
     assert "left out: 1 that would cost too much" in said
+
+
+@pytest.mark.parametrize("known", [1, 2, 8])
+def test_what_was_never_trained_is_measured_first(
+    known: int, cutting: dict[str, Any]
+) -> None:
+    """As long as nobody knows what a training takes, it is not taken for a short one."""
+    cutting["search"] |= {"hours": 1, "stop_when": "goal"}
+    sweep = check_spec(spec_from(cutting))
+    known_costs = KnownCosts(sweep)
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    proposals = Proposals(sweep.spec, sweep.space, study, known_costs)
+    for number in range(known):
+        seconds = {"cut": 40.0, REST: 5.0}
+        proposals.learn(Known(number, NONE | LATER, (0.3, 0.02), seconds))
+    found = proposals.measured_first(
+        HALF | TRAINED | {"stages.tune.tuned.lr": 1e-3}, []
+    )
+    assert found is not None
+    assert found.draw == HALF | LATER
+
+    # once it is known to be short beside what comes before it, it is tried at once
+    for number, draw in enumerate(
+        [HALF | TRAINED | {"stages.tune.tuned.lr": 2e-3}] * 4
+    ):
+        seconds = {"cut": 40.0, "tune": 2.0, REST: 5.0}
+        proposals.learn(Known(known + number, draw, (0.4, 0.01), seconds))
+    for number in range(4):
+        seconds = {"cut": 40.0, REST: 5.0}
+        proposals.learn(Known(50 + number, HALF | LATER, (0.4, 0.01), seconds))
+    draw = NONE | TRAINED | {"stages.tune.tuned.lr": 1e-3}
+    assert proposals.measured_first(draw, []) is None

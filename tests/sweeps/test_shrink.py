@@ -330,11 +330,38 @@ def test_where_bytes_count_weights_may_have_four_bits(model: Path) -> None:
     assert [p[counted] for p in first if counted in p][:2] == [0.85, 0.6]
     # those that are too slow are left out: the first one that is left cuts least
     cuts = [point for point in trained if counted in point]
-    assert [p[counted] for p in cuts] == [0.85, 0.7, 0.6, 0.5, 0.4]
-    assert {p["stages.tune.tuned.epochs"] for p in cuts} == {30}
+    in_int8 = [p[counted] for p in cuts if p["stages.store"] == "int8"]
+    assert in_int8 == [0.85, 0.7, 0.6, 0.5, 0.4]
+    # a model may bear a deep cut better than integers: measured, then trained beside the first
+    in_float = [p[counted] for p in cuts if p["stages.store"] == "float"]
+    assert in_float == [0.5, 0.4, 0.35]
+    assert [point["stages.store"] for point in cuts[:3]] == ["int8", "float", "float"]
+    rest = [point for point in first if counted in point and point not in cuts]
+    measured = [p[counted] for p in rest if p["stages.store"] == "float"]
+    assert measured == [0.5, 0.35]
+    assert {p["stages.tune.tuned.epochs"] for p in cuts} == {40}
 
 
 HALF = {"metric": "gmacs", "mode": "min", "bound": {"times": 0.5}}
+
+
+def test_integers_are_left_out_where_they_bring_the_goal_no_nearer(model: Path) -> None:
+    """There are as many operations in integers; of bytes a deep cut in float comes last."""
+    pytest.importorskip("openvino")
+    seen = looking.look(
+        {"checkpoint": str(model)}, {"dataset": "digits"}, ("openvino",)
+    )
+    wish = Wish((Goal("macs", times=0.5),), {}, "openvino", 1, 1, 1.0)
+
+    def stores(goal: Goal) -> list[str]:
+        raw, _ = spec_for(replace(wish, goals=(goal,)), seen, SPEED, Path("shrunk"))
+        return [point["stages.store"] for point in raw["search"]["points"]]
+
+    assert set(stores(Goal("macs", times=0.5))) == {"float"}
+    assert set(stores(Goal("memory", times=0.5))) == {"float"}
+    of_bytes = stores(Goal("bytes", times=0.5))
+    assert set(of_bytes[:-3]) == {"int8", "int4", "int8_trained", "int4_trained"}
+    assert of_bytes[-3:] == ["float"] * 3
 
 
 def of_run(
