@@ -30,6 +30,7 @@ _TUNING_LR = (3e-5, 1e-3)
 _FIRST_LR = {0: 1e-4, 100: 3e-4}
 """Steps → learning rate of the tunings that are tried first, which so many steps do not harm."""
 _TUNED = "stages.tune.tuned"
+TUNED_EPOCHS = f"{_TUNED}.epochs"
 _LONGER = 4
 """Times the epochs of a short tuning that a long one has."""
 _MOST_EPOCHS = 30
@@ -119,7 +120,7 @@ def methods_for(
         found.space |= _students(students)
     if found.has("tune", "tuned"):
         epochs = [training["epochs"], _LONGER * training["epochs"]]
-        found.space[f"{_TUNED}.epochs"] = epochs
+        found.space[TUNED_EPOCHS] = epochs
         low, high = _TUNING_LR
         lr = {"low": low, "high": high, "log": True}
         found.space[f"{_TUNED}.lr"] = lr
@@ -132,7 +133,7 @@ def _first_tuning(seen: Look, training: Tree, epochs: int) -> Tree:
     images = training.get("images_per_epoch", seen.info.num_train)
     steps = epochs * images // training["batch_size"]
     lr = max(lr for fewest, lr in _FIRST_LR.items() if steps >= fewest)
-    return {f"{_TUNED}.epochs": epochs, f"{_TUNED}.lr": lr}
+    return {TUNED_EPOCHS: epochs, f"{_TUNED}.lr": lr}
 
 
 def training_config(seen: Look, images: int) -> Tree:
