@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -110,15 +112,31 @@ def front_and_rivals(
 ) -> pd.DataFrame:
     """The configurations on the front, and after them their rivals in `metric`, a positive
     objective to minimise or to maximise, nearest first.
+
+    One that is beyond the bound of `metric` by no more than a rival counts as within it; where
+    nothing keeps all bounds, they are left out, so that what comes nearest is among those found.
     """
     values = objective_values(rows, objectives)
+    objectives = [o if o.metric != metric else _loosened(o) for o in objectives]
     mask = pareto.front_mask(values, objectives)
+    if not mask.any():
+        objectives = [replace(o, bound=None) for o in objectives]
+        mask = pareto.front_mask(values, objectives)
     column = [objective.metric for objective in objectives].index(metric)
     distance = pareto.factor_to_front(values, objectives, column)
     distance[mask] = np.inf
     near = np.flatnonzero(distance <= RIVAL)
     chosen = [*np.flatnonzero(mask), *near[np.argsort(distance[near], kind="stable")]]
     return rows.iloc[[int(index) for index in chosen]]
+
+
+def _loosened(objective: Objective) -> Objective:
+    """With a bound that a rival of what just keeps the bound keeps."""
+    limit = objective.limit
+    if limit is None or math.isnan(limit):
+        return objective
+    is_least = objective.mode == "min"
+    return replace(objective, bound=limit * RIVAL if is_least else limit / RIVAL)
 
 
 def picks_of(front: pd.DataFrame, objectives: Sequence[Objective]) -> dict[str, int]:

@@ -31,8 +31,10 @@ _FIRST_LR = {0: 1e-4, 100: 3e-4}
 """Steps → learning rate of the tunings that are tried first, which so many steps do not harm."""
 _TUNED = "stages.tune.tuned"
 TUNED_EPOCHS = f"{_TUNED}.epochs"
-_LONGER = 4
-"""Times the epochs of a short tuning that a long one has."""
+_LONGER = 6
+"""Times the epochs of a short tuning that a long one has. What is cut deeply trains in half the
+time of the whole model, or less, by which images are counted.
+"""
 _MOST_EPOCHS = 30
 _BATCH = 32
 _PRUNINGS = 40
@@ -98,7 +100,7 @@ def methods_for(
     training = training_config(seen, tuning_images)
     students = smaller(seen)
     # a cut asks for gradients of these images, and passes them about ten times
-    looked_at = int(np.clip(tuning_images // 2, *_LOOKED_AT))
+    looked_at = int(np.clip(tuning_images // 4, *_LOOKED_AT))
     cuts = _cuts(seen, quantity, training, students, is_timed, looked_at)
     found.slots = {
         "cut": {"none": None, **cuts},

@@ -68,6 +68,35 @@ def test_rivals_would_be_on_the_front_with_a_little_less_latency() -> None:
     assert list(found.index) == [0, 1, 3, 2]
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "latency_ms", "expected"),
+    [
+        (0.85, 1.9, [0, 3]),  # 2.0 and 2.1 ms may turn out as 1.9
+        (0.95, 1.0, [0, 1, 3, 2]),  # nothing is so accurate: what comes nearest
+        (0.5, 0.9, [1]),
+        (0.85, 0.5, [0, 1, 3, 2]),  # nothing is nearly so fast
+    ],
+)
+def test_what_just_misses_a_bound_is_measured_again(
+    accuracy: float, latency_ms: float, expected: list[int]
+) -> None:
+    """Its latency is off by as much as a rival's."""
+    rows = pd.DataFrame(
+        {
+            "metric/accuracy": [0.9, 0.8, 0.8, 0.85, 0.7],
+            "metric/latency_ms": [2.0, 1.0, 1.2, 2.1, 5.0],
+        }
+    )
+    bounded = [
+        Objective("accuracy", "max", accuracy),
+        Objective("latency_ms", "min", latency_ms),
+    ]
+    assert list(front_and_rivals(rows, bounded, "latency_ms").index) == expected
+    turned = rows.assign(**{"metric/throughput": 1000 / rows["metric/latency_ms"]})
+    by_rate = [bounded[0], Objective("throughput", "max", 1000 / latency_ms)]
+    assert list(front_and_rivals(turned, by_rate, "throughput").index) == expected
+
+
 def test_models_take_turns_and_each_has_its_ratio(run: Path) -> None:
     found = measure_in_turns(["00000", "00001"], site(run))
     assert set(found["metrics"]) == {"00000", "00001"}

@@ -339,7 +339,7 @@ def test_where_bytes_count_weights_may_have_four_bits(model: Path) -> None:
     rest = [point for point in first if counted in point and point not in cuts]
     measured = [p[counted] for p in rest if p["stages.store"] == "float"]
     assert measured == [0.5, 0.35]
-    assert {p["stages.tune.tuned.epochs"] for p in cuts} == {40}
+    assert {p["stages.tune.tuned.epochs"] for p in cuts} == {60}
 
 
 HALF = {"metric": "gmacs", "mode": "min", "bound": {"times": 0.5}}
