@@ -60,6 +60,13 @@ def test_the_reference_takes_no_longer_than_the_model() -> None:
     assert block_sizes(3, 2.0, 20.0) == [1, 1, 1]
 
 
+def test_settling_takes_no_longer_than_what_is_timed_but_for_enough_blocks() -> None:
+    assert len(block_sizes(3000, 1.0, 3.0)) == 200  # 15 passes of each block settle
+    assert len(block_sizes(300, 1.0, 3.0)) == 30
+    assert len(block_sizes(300, 20.0, 3.0)) == 300  # one pass, which every block has
+    assert len(block_sizes(3000, 0.1, 0.1)) == 150  # twenty
+
+
 @pytest.mark.parametrize(
     ("ms", "is_left_out"), [(900.0, True), (430.0, True), (400.0, False)]
 )
@@ -77,6 +84,8 @@ def test_timing_ends_in_time_but_not_before_the_least_passes() -> None:
     found = timing_of(
         passes(1.0), passes(0.001), warmup=0, repeats=1000, max_seconds=0.0
     )
+    assert found.passes == 15  # of one block, as many as have settled before
+    found = timing_of(passes(9.0), None, warmup=0, repeats=1000, max_seconds=0.0)
     assert found.passes == MIN_BLOCKS
 
 
@@ -111,8 +120,8 @@ def test_turns_give_every_pass_as_many_rounds() -> None:
         max_seconds=5,
     )
     assert times == [[1.0] * 8, [2.0] * 8]
-    # each runs for two milliseconds before the pass that counts
-    assert order == ["a", "b"] + ["a", "a", "a", "b", "b"] * 8
+    # each runs for fifteen milliseconds before the pass that counts
+    assert order == ["a", "b"] + (["a"] * 16 + ["b"] * 9) * 8
 
 
 class Cold:
