@@ -31,10 +31,6 @@ _FIRST_LR = {0: 1e-4, 100: 3e-4}
 """Steps → learning rate of the tunings that are tried first, which so many steps do not harm."""
 _TUNED = "stages.tune.tuned"
 TUNED_EPOCHS = f"{_TUNED}.epochs"
-_LONGER = 6
-"""Times the epochs of a short tuning that a long one has. What is cut deeply trains in half the
-time of the whole model, or less, by which images are counted.
-"""
 _MOST_EPOCHS = 30
 _BATCH = 32
 _PRUNINGS = 40
@@ -64,18 +60,31 @@ class Methods:
         space: parameter → values; of what is cut from little to much.
         left_out: a sentence for each method that the model cannot take.
         ladder: shares of the source's cost that are left by what is cut, falling.
-        first_tunings: epochs and learning rate of a short and of a long tuning, for a start.
+        epoch_images: images of an epoch of a tuning.
+        batch_size: of a tuning.
     """
 
     slots: dict[str, dict[str, Tree | None]] = field(default_factory=dict)
     space: dict[str, Any] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     ladder: tuple[float, ...] = LADDER
-    first_tunings: tuple[Tree, ...] = ()
+    epoch_images: int = 0
+    batch_size: int = 1
 
     def has(self, slot: str, alternative: str) -> bool:
         """Whether the model can take this."""
         return alternative in self.slots[slot]
+
+    @property
+    def short_epochs(self) -> int:
+        """Epochs of a short tuning."""
+        return int(self.space[TUNED_EPOCHS][0])
+
+    def tuning(self, epochs: int) -> Tree:
+        """What is tried first of so many epochs: the learning rate goes with the steps."""
+        steps = epochs * self.epoch_images // self.batch_size
+        lr = max(lr for fewest, lr in _FIRST_LR.items() if steps >= fewest)
+        return {TUNED_EPOCHS: epochs, f"{_TUNED}.lr": lr}
 
 
 def methods_for(
@@ -121,21 +130,13 @@ def methods_for(
     if found.has("cut", "smaller"):
         found.space |= _students(students)
     if found.has("tune", "tuned"):
-        epochs = [training["epochs"], _LONGER * training["epochs"]]
-        found.space[TUNED_EPOCHS] = epochs
+        found.space[TUNED_EPOCHS] = [training["epochs"]]
         low, high = _TUNING_LR
         lr = {"low": low, "high": high, "log": True}
         found.space[f"{_TUNED}.lr"] = lr
-        found.first_tunings = tuple(_first_tuning(seen, training, n) for n in epochs)
+        found.epoch_images = training.get("images_per_epoch", seen.info.num_train)
+        found.batch_size = training["batch_size"]
     return found
-
-
-def _first_tuning(seen: Look, training: Tree, epochs: int) -> Tree:
-    """What is tried first: the learning rate goes with the number of steps."""
-    images = training.get("images_per_epoch", seen.info.num_train)
-    steps = epochs * images // training["batch_size"]
-    lr = max(lr for fewest, lr in _FIRST_LR.items() if steps >= fewest)
-    return {TUNED_EPOCHS: epochs, f"{_TUNED}.lr": lr}
 
 
 def training_config(seen: Look, images: int) -> Tree:

@@ -18,6 +18,7 @@ from sweeps.shrink.methods import (
     LADDER,
     MIXED,
     TRAINED,
+    TUNED_EPOCHS,
     Methods,
     methods_for,
 )
@@ -28,7 +29,11 @@ from sweeps.spec.yaml_text import Tree
 RUN = "run"
 """Name of the run in the folder that a user gets."""
 _SHORT_TUNING = 0.1
-"""Share of the time that a short tuning takes."""
+"""Share of the time that a short tuning of the whole model takes."""
+_LONG_TUNING = 0.45
+"""Share of the time that a long tuning takes, of whatever is left of the model."""
+_MOST_EPOCHS = 100
+"""Of a long tuning."""
 _TIMES = ("latency", "throughput")
 _TIME_OF_INTEGERS = 0.5
 """What integers leave of a time, about: 0.33 to 0.65 were seen."""
@@ -159,7 +164,11 @@ def spec_for(
     search: Tree = {"hours": wish.hours}
     if not wish.is_open:
         search["stop_when"] = "goal"
-    search |= {"space": methods.space, "points": points(methods, wish, speed)}
+    first = points(methods, wish, speed)
+    epochs = {point[TUNED_EPOCHS] for point in first if TUNED_EPOCHS in point}
+    if methods.has("tune", "tuned"):
+        methods.space[TUNED_EPOCHS] = sorted(epochs | {methods.short_epochs})
+    search |= {"space": methods.space, "points": first}
     raw: Tree = {
         "name": RUN,
         "storage": str(folder.absolute()),
@@ -187,8 +196,9 @@ class _Points:
         in_order: the candidates.
     """
 
-    def __init__(self, methods: Methods, quantity: str) -> None:
-        self._methods, self._quantity = methods, quantity
+    def __init__(self, methods: Methods, wish: Wish, speed: Speed) -> None:
+        self._methods, self._wish, self._speed = methods, wish, speed
+        self._quantity = _counted(wish.hardest(speed))
         self.in_order: list[Tree] = []
 
     def add(
@@ -224,8 +234,19 @@ class _Points:
             if parameter.startswith(f"stages.store.{stored}."):
                 found[parameter] = values[which_store]
         if tune == "tuned":
-            found |= methods.first_tunings[-1 if is_long else 0]
+            share = next((v for v in chosen.values() if isinstance(v, float)), 1.0)
+            epochs = self._long_epochs(share) if is_long else methods.short_epochs
+            found |= methods.tuning(epochs)
         self.extend([found])
+
+    def _long_epochs(self, share: float) -> int:
+        """As many as fill a long tuning, of a model that costs this share of the whole one. The
+        teacher's pass, which no cut makes shorter, comes beside each step.
+        """
+        seconds = 3600 * self._wish.hours * _LONG_TUNING
+        of_image = share * self._speed.train_seconds + self._speed.pass_seconds
+        epochs = int(seconds / max(of_image * self._methods.epoch_images, 1e-9))
+        return max(self._methods.short_epochs, min(_MOST_EPOCHS, epochs))
 
     def extend(self, candidates: Iterable[Tree]) -> None:
         """Take candidates as they are."""
@@ -240,7 +261,7 @@ def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
     store = wish.store if methods.has("store", wish.store) else "float"
     ladder = methods.ladder
     first = _first_rung(wish, speed, store, ladder)
-    found = _Points(methods, quantity)
+    found = _Points(methods, wish, speed)
     in_int4 = _first_rung(wish, speed, "int4", ladder)
     is_cut_in_int4 = (_left_by_cut(wish, speed, "int4") or 1.0) < 1.0
     # deep cuts in float, for what integers make little faster, or harm
@@ -256,15 +277,15 @@ def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
     if first == len(ladder) - 2:
         # the goal asks for what the plan may not have: the least of each kind says so
         found.extend(extremes(methods.slots, methods.space))
+    is_soon = wish.is_timed  # of bytes, integers of one share take a quarter
+    if is_soon:
+        found.add("channels", first, "tuned", store, is_long=True)
+        _add_deep_cuts(found, floats)
     if wish.is_timed or quantity == "params":  # integers have as many operations
         smallest = "int4" if methods.has("store", "int4") else "int8"
         found.add("none", 0, "tuned", smallest)
     if is_cut_in_int4:
         found.add("channels", in_int4, "none", f"int4{TRAINED}")
-    is_soon = wish.is_timed  # of bytes, integers of one share take a quarter
-    if is_soon:
-        found.add("channels", first, "tuned", store, is_long=True)
-        _add_deep_cuts(found, floats)
     _add_trained(found, store, first, in_int4, len(ladder))
     if not is_soon:
         _add_deep_cuts(found, floats)

@@ -324,7 +324,9 @@ def test_where_bytes_count_weights_may_have_four_bits(model: Path) -> None:
     # by then it is known whether all in integers is fast enough
     assert untrained[3] == "int8 but for 2 layers"
     trained = [point for point in first if is_trained(point)]
-    assert said(trained[0]) == "tuned 10, int8"
+    # what just keeps the goal, in integers and in float, then the whole model for a short time
+    assert [said(point).split()[0] for point in trained[:4]] == ["fewer"] * 4
+    assert said(trained[4]) == "tuned 10, int8"
     # integers leave about half of the time: all that half of it takes
     counted = "stages.cut.channels.target.macs"
     assert [p[counted] for p in first if counted in p][:2] == [0.85, 0.6]
@@ -339,7 +341,12 @@ def test_where_bytes_count_weights_may_have_four_bits(model: Path) -> None:
     rest = [point for point in first if counted in point and point not in cuts]
     measured = [p[counted] for p in rest if p["stages.store"] == "float"]
     assert measured == [0.5, 0.35]
-    assert {p["stages.tune.tuned.epochs"] for p in cuts} == {60}
+    # 0.45 of an hour, of the cut model's training and the teacher's pass
+    for point in cuts:
+        of_image = 0.03 * point[counted] + 0.01
+        epochs = int(0.45 * 3600 / (of_image * seen.info.num_train))
+        assert point["stages.tune.tuned.epochs"] == epochs
+        assert epochs in raw["search"]["space"]["stages.tune.tuned.epochs"]
 
 
 HALF = {"metric": "gmacs", "mode": "min", "bound": {"times": 0.5}}
