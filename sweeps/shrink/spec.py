@@ -286,7 +286,9 @@ def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
         found.add("none", 0, "tuned", smallest)
     if is_cut_in_int4:
         found.add("channels", in_int4, "none", f"int4{TRAINED}")
-    _add_trained(found, store, first, in_int4, len(ladder))
+    # integers may make a model faster than is thought, so that a smaller cut is enough
+    least = max(0, first - 1) if wish.is_timed else first
+    _add_trained(found, store, least, first, in_int4, len(ladder))
     if not is_soon:
         _add_deep_cuts(found, floats)
     return found.in_order
@@ -312,9 +314,9 @@ def _add_untrained(found: _Points, store: str, first: int, *, is_timed: bool) ->
 
 
 def _add_trained(
-    found: _Points, store: str, first: int, first_in_int4: int, rungs: int
+    found: _Points, store: str, least: int, first: int, first_in_int4: int, rungs: int
 ) -> None:
-    cuts = range(first, rungs)
+    cuts = range(least, rungs)
     # of a time, one of them is the least cut that keeps the goal
     for nth in cuts[:3]:
         found.add("channels", nth, "tuned", store, is_long=True)

@@ -352,6 +352,25 @@ def test_where_bytes_count_weights_may_have_four_bits(model: Path) -> None:
 HALF = {"metric": "gmacs", "mode": "min", "bound": {"times": 0.5}}
 
 
+def test_a_smaller_cut_is_tried_where_integers_may_save_more_than_half(
+    model: Path,
+) -> None:
+    """Half of the time would be left to a cut of 0.7; integers leave a third, too."""
+    pytest.importorskip("openvino")
+    seen = looking.look(
+        {"checkpoint": str(model)}, {"dataset": "digits"}, ("openvino",)
+    )
+    wish = Wish((Goal("latency", times=0.35),), {}, "openvino", 1, 1, 1.0)
+    raw, _ = spec_for(wish, seen, SPEED, Path("shrunk"))
+    counted = "stages.cut.channels.target.macs"
+    shares = [
+        point[counted]
+        for point in raw["search"]["points"]
+        if is_trained(point) and point["stages.store"] == "int8" and counted in point
+    ]
+    assert shares == [0.7, 0.85, 0.6, 0.5, 0.4]
+
+
 def test_integers_are_left_out_where_they_bring_the_goal_no_nearer(model: Path) -> None:
     """There are as many operations in integers; of bytes a deep cut in float comes last."""
     pytest.importorskip("openvino")
