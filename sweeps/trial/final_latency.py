@@ -32,6 +32,8 @@ from trainers.seeding import derive_seed
 
 MAX_SECONDS = 60.0
 """Time of all timed passes of a runtime together, but for the least number of rounds."""
+MOST_ROUNDS = 100
+"""More say no more: in each, every model settles before its pass is timed."""
 
 
 def measure_in_turns(
@@ -89,7 +91,7 @@ def _in_runtime(
         times = times_in_turns(
             passes,
             warmup=options.warmup,
-            rounds=options.repeats,
+            rounds=min(options.repeats, MOST_ROUNDS),
             max_seconds=MAX_SECONDS,
         )
     by_name = dict(zip(deployed, times, strict=True))
