@@ -281,6 +281,9 @@ def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
     if is_soon:
         found.add("channels", first, "tuned", store, is_long=True)
         _add_deep_cuts(found, floats)
+        # what integers take away, training with their rounding gives back
+        found.add("channels", first, "tuned", f"{store}{TRAINED}", is_long=True)
+        found.add("none", 0, "none", f"{store}{TRAINED}")
     if wish.is_timed or quantity == "params":  # integers have as many operations
         smallest = "int4" if methods.has("store", "int4") else "int8"
         found.add("none", 0, "tuned", smallest)

@@ -324,9 +324,10 @@ def test_where_bytes_count_weights_may_have_four_bits(model: Path) -> None:
     # by then it is known whether all in integers is fast enough
     assert untrained[3] == "int8 but for 2 layers"
     trained = [point for point in first if is_trained(point)]
-    # what just keeps the goal, in integers and in float, then the whole model for a short time
-    assert [said(point).split()[0] for point in trained[:4]] == ["fewer"] * 4
-    assert said(trained[4]) == "tuned 10, int8"
+    # what just keeps the goal, in integers and in float, then what integers take away is given back
+    assert [said(point).split()[0] for point in trained[:5]] == ["fewer"] * 5
+    assert [point["stages.store"] for point in trained[4:6]] == ["int8_trained"] * 2
+    assert said(trained[6]) == "tuned 10, int8"
     # integers leave about half of the time: all that half of it takes
     counted = "stages.cut.channels.target.macs"
     assert [p[counted] for p in first if counted in p][:2] == [0.85, 0.6]
