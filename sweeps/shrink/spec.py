@@ -284,6 +284,8 @@ def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
         # what integers take away, training with their rounding gives back
         found.add("channels", first, "tuned", f"{store}{TRAINED}", is_long=True)
         found.add("none", 0, "none", f"{store}{TRAINED}")
+    else:
+        found.add("channels", first, "none", f"{store}{TRAINED}")
     if wish.is_timed or quantity == "params":  # integers have as many operations
         smallest = "int4" if methods.has("store", "int4") else "int8"
         found.add("none", 0, "tuned", smallest)

@@ -314,7 +314,8 @@ def test_where_bytes_count_weights_may_have_four_bits(model: Path) -> None:
     assert [p[counted] for p in untrained if counted in p] == [0.39, 0.3, 0.7]
     assert untrained[-1]["stages.store"] == "int4"
     trained = [said(point) for point in first if is_trained(point)]
-    assert trained[0] == "tuned 10, int4 in 100 % of the weights"
+    assert trained[0] == "fewer channels 0.39, int8 trained"
+    assert trained[1] == "tuned 10, int4 in 100 % of the weights"
     fast = replace(small, goals=(Goal("latency", times=0.5),))
     raw, methods = spec_for(fast, seen, SPEED, Path("shrunk"))
     assert not methods.has("store", "int4")
