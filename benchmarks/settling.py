@@ -49,14 +49,14 @@ def main() -> None:
         ]
     )
     medians = np.median(times, axis=0)
-    print("pass        " + "".join(f"{number:>14d}" for number in SHOWN))
+    print("pass        " + "".join(f"{number:>15d}" for number in SHOWN))
     for name, values in zip((options.model, options.other), medians, strict=True):
         settled = np.median(values[-LAST:])
         cells = [
             f"{values[number - 1]:.2f} ms {values[number - 1] / settled:.2f}x"
             for number in SHOWN
         ]
-        print(f"{name}\n            " + "".join(f"{cell:>14}" for cell in cells))
+        print(f"{name}\n            " + "".join(f"{cell:>15}" for cell in cells))
 
 
 if __name__ == "__main__":
