@@ -186,3 +186,21 @@ def test_what_was_never_trained_is_measured_first(
         proposals.learn(Known(50 + number, HALF | LATER, (0.4, 0.01), seconds))
     draw = NONE | TRAINED | {"stages.tune.tuned.lr": 1e-3}
     assert proposals.measured_first(draw, []) is None
+
+
+def test_what_was_never_trained_is_not_begun_in_the_last_seconds(
+    cutting: dict[str, Any],
+) -> None:
+    """Nobody knows what it takes; that it takes nothing is known to be wrong."""
+    sweep = check_spec(spec_from(cutting))
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    proposals = Proposals(sweep.spec, sweep.space, study)
+    for number in range(4):
+        seconds = {"cut": 40.0, REST: 5.0}
+        proposals.learn(Known(number, HALF | LATER, (0.3, 0.02), seconds))
+    trained = HALF | TRAINED | {"stages.tune.tuned.lr": 1e-3}
+    usual = proposals.usual_seconds()
+    assert usual > 0
+    assert proposals.expected([trained]) == [pytest.approx(usual)]
+    assert proposals.end_in_time([trained], 0.9 * usual) == [False]
+    assert proposals.end_in_time([trained], 1.1 * usual) == [True]
