@@ -19,7 +19,7 @@ from sweeps.shrink.memory import Room, room
 from sweeps.shrink.methods import TUNED_EPOCHS, Methods, training_config
 from sweeps.shrink.reach import refuse_impossible
 from sweeps.shrink.request import Request, max_loss, metric_of_loss
-from sweeps.shrink.spec import Wish, is_trained, spec_for, text_of
+from sweeps.shrink.spec import Wish, epoch_seconds, is_trained, spec_for, text_of
 from sweeps.space.sweep import Sweep
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError, Tree, did_you_mean, parse_yaml, read_text
@@ -191,7 +191,7 @@ def _lines(
         *[f"         {line}" for line in methods.left_out],
         f"first    {len(first) - trained} without training, about"
         f" {duration(_untrained_seconds(seen, speed))} each; then {trained} with, about"
-        f" {_tuning_said(seen, speed, raw)} of training each",
+        f" {_tuning_said(speed, methods, first)} of training each",
         f"time     {duration(3600 * wish.hours)}"
         + ("" if wish.is_open else ", or until the goal is met with certainty"),
     ]
@@ -245,14 +245,14 @@ def _untrained_seconds(seen: Look, speed: Speed) -> float:
     return _OVERHEAD_SECONDS + images * speed.pass_seconds
 
 
-def _tuning_said(seen: Look, speed: Speed, raw: Tree) -> str:
+def _tuning_said(speed: Speed, methods: Methods, first: list[Tree]) -> str:
     """What the shortest and the longest tuning of those that come first take."""
-    tuned = raw["stages"]["tune"]["one_of"].get("tuned")
-    if tuned is None:
-        return duration(0.0)
-    images = tuned.get("images_per_epoch", seen.info.num_train)
-    # the teacher's pass comes beside each step
-    of_epoch = images * (speed.train_seconds + speed.pass_seconds)
-    counts = [p[TUNED_EPOCHS] for p in raw["search"]["points"] if TUNED_EPOCHS in p]
-    ends = sorted({min(counts), max(counts)}) if counts else [tuned["epochs"]]
-    return " to ".join(duration(count * of_epoch) for count in ends)
+    found = [
+        duration(seconds)
+        for seconds in sorted(
+            point[TUNED_EPOCHS] * epoch_seconds(point, methods, speed)
+            for point in first
+            if TUNED_EPOCHS in point
+        )
+    ]
+    return " to ".join(dict.fromkeys([found[0], found[-1]])) if found else duration(0.0)

@@ -234,18 +234,15 @@ class _Points:
             if parameter.startswith(f"stages.store.{stored}."):
                 found[parameter] = values[which_store]
         if tune == "tuned":
-            share = next((v for v in chosen.values() if isinstance(v, float)), 1.0)
-            epochs = self._long_epochs(share) if is_long else methods.short_epochs
+            epochs = self._long_epochs(found) if is_long else methods.short_epochs
             found |= methods.tuning(epochs)
         self.extend([found])
 
-    def _long_epochs(self, share: float) -> int:
-        """As many as fill a long tuning, of a model that costs this share of the whole one. The
-        teacher's pass, which no cut makes shorter, comes beside each step.
-        """
+    def _long_epochs(self, point: Tree) -> int:
+        """As many as fill a long tuning of what a candidate leaves of the model."""
         seconds = 3600 * self._wish.hours * _LONG_TUNING
-        of_image = share * self._speed.train_seconds + self._speed.pass_seconds
-        epochs = int(seconds / max(of_image * self._methods.epoch_images, 1e-9))
+        of_epoch = epoch_seconds(point, self._methods, self._speed)
+        epochs = int(seconds / max(of_epoch, 1e-9))
         return max(self._methods.short_epochs, min(_MOST_EPOCHS, epochs))
 
     def extend(self, candidates: Iterable[Tree]) -> None:
@@ -253,6 +250,17 @@ class _Points:
         for each in candidates:
             if each not in self.in_order:
                 self.in_order.append(each)
+
+
+def epoch_seconds(point: Tree, methods: Methods, speed: Speed) -> float:
+    """Of tuning what a candidate leaves of the model: training takes as much less as its cut leaves
+    of the cost. The teacher's pass, which no cut makes shorter, comes beside each step.
+    """
+    targets = (
+        v for k, v in point.items() if k.startswith("stages.cut.") and ".target." in k
+    )
+    of_image = next(targets, 1.0) * speed.train_seconds + speed.pass_seconds
+    return float(of_image * methods.epoch_images)
 
 
 def points(methods: Methods, wish: Wish, speed: Speed) -> list[Tree]:
