@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from analysis.contract import Objective
 from compress.pipeline import stages
 from compress.stage import Stage
 from sweeps.run.plan import StageSpec
@@ -36,8 +34,6 @@ _COSTS = (
     "throughput",
 )
 """Metrics that follow from the structure; those of further runtimes end so."""
-_CERTAIN_MISS_OF_ALL = 1.1
-"""Of other structures: costs are not quite in the order of the shares that are cut."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,8 @@ class KnownCosts:
                 name = objective.metric
                 values = [v for m in known if isinstance(v := m.get(name), int | float)]
                 # what is just beyond is as likely to stay there, and a training is dear
-                if name.endswith(_COSTS) and misses_by_far(objective, values, 1.0):
+                beyond = [objective.excess(value) > 0 for value in values]
+                if name.endswith(_COSTS) and beyond and all(beyond):
                     return True
         return False
 
@@ -181,20 +178,6 @@ class KnownCosts:
                 added = dimension.at(lambda name: place)
                 whole |= {name: draw.get(name, value) for name, value in added.items()}
         return whole
-
-
-def misses_by_far(
-    objective: Objective, values: Sequence[float], factor: float = _CERTAIN_MISS_OF_ALL
-) -> bool:
-    """Whether the best of some values lies beyond the bound by more than a factor; False without a
-    bound that is known, or without values.
-    """
-    limit = objective.limit
-    if limit is None or not math.isfinite(limit) or not values:
-        return False
-    if objective.mode == "min":
-        return min(values) > factor * limit
-    return max(values) * factor < limit
 
 
 def _structure(

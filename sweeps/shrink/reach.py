@@ -8,6 +8,7 @@ within seconds what the whole plan can do (`extremes`, `Reach`).
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ from compress.measure.options import RuntimeOptions
 from compress.runtimes.onnx_file import example_images
 from compress.runtimes.registry import session
 from sweeps.run.record import TrialRecord
-from sweeps.search.known_costs import misses_by_far
 from sweeps.shrink.look import Look, Speed
 from sweeps.shrink.methods import MIXED, TRAINED
 from sweeps.shrink.request import Goal, Quantity
@@ -34,6 +34,8 @@ from trainers.models.make import make_arch
 
 _IN_DOUBT = 0.2
 """Of the source's cost: a goal that leaves more is within what a model can be."""
+_CERTAIN_MISS = 1.1
+"""Times the limit: costs are not quite in the order of the shares that are cut."""
 _PATCHES = (32, 16, 14, 8, 7, 4, 2, 1)
 _SAID: Mapping[Quantity, tuple[float, str]] = {
     "latency": (1, "ms"),
@@ -251,7 +253,7 @@ class Reach:
     def _missed(self, objective: Objective, unit: str) -> str | None:
         limit, metric = objective.limit, objective.metric
         values = [m[metric] for _, m in self._trials if metric in m]
-        if limit is None or not misses_by_far(objective, values):
+        if limit is None or not _misses_by_far(objective, values):
             return None
         least = objective.mode == "min"
         best = min(values) if least else max(values)
@@ -261,6 +263,18 @@ class Reach:
             f" {quantity(limit, unit)}, and the best of every kind of candidate, cut as far as"
             f" it goes, is {quantity(best, unit)}"
         )
+
+
+def _misses_by_far(objective: Objective, values: Sequence[float]) -> bool:
+    """Whether the best of some values lies beyond the bound by more than a tenth; False without a
+    bound that is known, or without values.
+    """
+    limit = objective.limit
+    if limit is None or not math.isfinite(limit) or not values:
+        return False
+    if objective.mode == "min":
+        return min(values) > _CERTAIN_MISS * limit
+    return max(values) * _CERTAIN_MISS < limit
 
 
 def _stands_for(configuration: Mapping[str, Any], extreme: Tree) -> bool:
