@@ -27,6 +27,7 @@ FREE = (
     "search.hours",
     "search.gpu_hours",
     "search.images",
+    "search.epoch_seconds",
     "search.stop_when",
     "search.space",
     "search.points",

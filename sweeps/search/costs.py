@@ -2,7 +2,8 @@
 
 A stage's seconds are predicted from the parameters of its entry and of those before it (a wide
 model makes every later stage slow), in logarithms, by a small regression on what an epoch takes,
-where epochs are searched; a stage whose result the cache holds takes none.
+where epochs are searched; a stage whose result the cache holds takes none. Of an alternative that
+was never tried the parameters tell nothing: it takes what its epochs take elsewhere.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,9 @@ class Known:
     values: tuple[float, ...] | None
     seconds: Mapping[str, float]
 
+
+EpochsOf = Callable[[Draw], Mapping[str, int]]
+"""Draw → stage → epochs that it trains."""
 
 CostOf = Callable[[TrialRecord], dict[str, float]]
 """Stage → what it costs where nothing is cached, in seconds or images."""
@@ -143,17 +148,26 @@ class _EntryModel:
 
 
 class CostModel:
-    """Expected seconds of each entry of the pipeline."""
+    """Expected seconds of each entry of the pipeline.
+
+    Args:
+        known: at least one has seconds; the last ones count.
+        epochs_of: what each draw trains; None: that is not known.
+        epoch_seconds: what an epoch is taken to take where none has been timed.
+    """
 
     def __init__(
         self,
         prefixes: Prefixes,
         encoder: Encoder,
         known: Sequence[Known],
+        epochs_of: EpochsOf | None = None,
+        epoch_seconds: float | None = None,
     ) -> None:
-        """At least one of `known` has seconds; the last ones count."""
         self._prefixes, self._encoder = prefixes, encoder
+        self._epochs_of, self._epoch_seconds = epochs_of, epoch_seconds
         timed = [each for each in known if each.seconds][-_MOST_KNOWN:]
+        self._timed = timed
         observed = np.array([prefixes.by_entry(each.seconds) for each in timed])
         x = encoder.encoded([each.draw for each in timed])
         self._entries = []
@@ -191,13 +205,38 @@ class CostModel:
         x = self._encoder.encoded(draws)
         seconds = np.zeros((len(draws), len(self._entries)))
         for place, entry in enumerate(self._entries):
-            if entry.model is None:
-                continue
-            expected = np.exp(entry.model.predicted(x)[0][:, 0])
-            expected *= _epochs(draws, entry.epochs)
-            idle = [self._prefixes.chosen(d, place) in entry.idle for d in draws]
-            seconds[:, place] = np.where(idle, 0.0, expected)
+            labels = [self._prefixes.chosen(draw, place) for draw in draws]
+            if entry.model is not None:
+                expected = np.exp(entry.model.predicted(x)[0][:, 0])
+                expected *= _epochs(draws, entry.epochs)
+                idle = [label in entry.idle for label in labels]
+                seconds[:, place] = np.where(idle, 0.0, expected)
+            for row, label in enumerate(labels):
+                if label not in entry.seen:
+                    of_epochs = self._seconds_of_epochs(draws[row], place)
+                    seconds[row, place] = of_epochs or seconds[row, place]
         return seconds
+
+    def _seconds_of_epochs(self, draw: Mapping[str, Any], place: int) -> float:
+        """What the epochs that a draw trains in an entry take elsewhere; 0 where it trains none, or
+        nobody knows what one takes.
+        """
+        if self._epochs_of is None:
+            return 0.0
+        epochs = self._prefixes.by_entry(self._epochs_of(dict(draw)))[place]
+        return epochs * (self._of_epoch or 0.0) if epochs else 0.0
+
+    @cached_property
+    def _of_epoch(self) -> float | None:
+        """Median seconds of an epoch."""
+        assert self._epochs_of is not None
+        found = [
+            each.seconds[stage] / epochs
+            for each in self._timed
+            for stage, epochs in self._epochs_of(each.draw).items()
+            if each.seconds.get(stage, 0.0) > _LEAST_SECONDS
+        ]
+        return float(np.median(found)) if found else self._epoch_seconds
 
     def expected(
         self, draws: Sequence[Mapping[str, Any]], finished: Collection[Key]

@@ -43,12 +43,12 @@ class _Facts:
     Attributes:
         structure: its own; None where what the draw lacks, and a sampler adds, decides it.
         cheaper: the structure that costs no more.
-        epochs: that it trains.
+        epochs: stage → epochs, of the stages that train.
     """
 
     structure: str | None
     cheaper: str | None
-    epochs: int
+    epochs: Mapping[str, int]
 
 
 class KnownCosts:
@@ -119,12 +119,17 @@ class KnownCosts:
         found = draw
         for slot in (d for d in self.sweep.space.dimensions if d.is_slot):
             for choice in slot.choices or ():
-                other = self._completed({**found, slot.path: choice}, 0.0)
+                changed = {**found, slot.path: choice}
+                other = self.sweep.space.completed(changed, 0.0)
                 there = self._facts_of(other)
                 is_alike = there.structure == facts.structure
-                if is_alike and there.epochs < self._facts_of(found).epochs:
+                if is_alike and _total(there) < _total(self._facts_of(found)):
                     found = other
         return None if self._facts_of(found).epochs else found
+
+    def epochs(self, draw: Draw) -> Mapping[str, int]:
+        """Stage → epochs that a draw trains, without stages that train none."""
+        return self._facts_of(draw).epochs
 
     def _is_awaited(self, draw: Draw, running: Sequence[Draw]) -> bool:
         """Whether a trial that runs will tell what this draw costs, before it is trained."""
@@ -155,29 +160,28 @@ class KnownCosts:
 
     def _resolved_facts(self, draw: Draw) -> _Facts:
         # with the first and with the last value of all that is lacking
-        first, last = (self._completed(draw, place) for place in (0.0, 0.99))
-        found, epochs = [], 0
+        first, last = (self.sweep.space.completed(draw, place) for place in (0.0, 0.99))
+        found: list[list[str]] = []
+        epochs: dict[str, int] = {}
         for whole in [first] if first == last else [first, last]:
             try:
                 resolved = resolved_trial(self.sweep.space, whole)
             except SpecError:
-                return _Facts(None, None, 0)  # the trial says what is wrong
+                return _Facts(None, None, {})  # the trial says what is wrong
             facts = resolved.source, resolved.data, resolved.specs
             found.append([_structure(*facts), _structure(*facts, is_cheaper=True)])
-            epochs = sum(stage.config.num_epochs() for stage in resolved.stages)
+            of_stages = {s.name: s.config.num_epochs() for s in resolved.stages}
+            epochs = {name: count for name, count in of_stages.items() if count}
         own, cheaper = (
             each[0] if len(set(each)) == 1 else None
             for each in zip(*found, strict=True)
         )
         return _Facts(own, cheaper, epochs)
 
-    def _completed(self, draw: Draw, place: float) -> Draw:
-        whole: Draw = {}
-        for dimension in self.sweep.space.dimensions:
-            if dimension.active(whole):
-                added = dimension.at(lambda name: place)
-                whole |= {name: draw.get(name, value) for name, value in added.items()}
-        return whole
+
+def _total(facts: _Facts) -> int:
+    """Epochs of all stages."""
+    return sum(facts.epochs.values())
 
 
 def _structure(

@@ -253,32 +253,46 @@ class Proposals:
         its kind tells of takes at least what a configuration usually does.
         """
         usual = self.usual_seconds()
-        if len(self._known.timed) < FIRST:
-            return [usual] * len(draws)
         found = [usual] * len(draws)
-        whole = [place for place, draw in enumerate(draws) if self._is_whole(draw)]
-        if whole:
-            asked = [draws[place] for place in whole]
-            model = self._cost_model()
-            seconds = model.expected(asked, self._reused())
-            for place, draw, each in zip(whole, asked, seconds, strict=True):
-                is_known = model.knows(draw)
-                found[place] = float(each if is_known else max(each, usual))
+        whole = [self._space.completed(draw, 0.5) for draw in draws]
+        inside = [place for place, draw in enumerate(whole) if self._is_inside(draw)]
+        if inside and self._known.timed:
+            asked = [whole[place] for place in inside]
+            seconds = self._cost_model().expected(asked, self._reused())
+            for place, draw, each in zip(inside, asked, seconds, strict=True):
+                if not self._cost_model().knows(draw):
+                    found[place] = max(float(each), usual)
+                elif len(self._known.timed) >= FIRST:
+                    found[place] = float(each)
         return found
 
     def _knows(self, draw: Draw) -> bool:
         """Whether what a draw is expected to take comes from others of its kind."""
         is_enough = len(self._known.timed) >= FIRST
-        return is_enough and self._is_whole(draw) and self._cost_model().knows(draw)
+        return is_enough and self._cost_model().knows(draw)
 
     def _cost_model(self) -> CostModel:
         """Fitted once to what is known, until something is learnt."""
         if self._costs is None:
-            known = self._known.timed[-_MOST_KNOWN:]
-            self._costs = CostModel(self.prefixes, self._encoder, known)
+            known_costs = self._known_costs
+            self._costs = CostModel(
+                self.prefixes,
+                self._encoder,
+                self._known.timed[-_MOST_KNOWN:],
+                None if known_costs is None else known_costs.epochs,
+                self._of_epoch,
+            )
         return self._costs
 
-    def _is_whole(self, draw: Draw) -> bool:
+    @property
+    def _of_epoch(self) -> float | None:
+        """Seconds of an epoch as the spec has them, all replicates together."""
+        search = self.spec.search
+        if search.epoch_seconds is None or search.images is not None:
+            return None
+        return search.epoch_seconds * search.replicates
+
+    def _is_inside(self, draw: Draw) -> bool:
         try:
             checked_draw(self._space, draw)
         except ValueError:

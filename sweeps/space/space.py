@@ -306,15 +306,18 @@ class Space:
                 quantile = partial(_quantile, number, count)
                 yield _joined(chosen, *[d.at(quantile) for d in free])
 
-    def completed(self, part: Draw) -> Draw:
-        """A whole draw that contains this part: what it lacks is the first of each dimension."""
+    def completed(self, part: Draw, place: float = 0.0) -> Draw:
+        """A whole draw that contains this part.
+
+        Args:
+            place: of each dimension's range, where what is lacking is taken from: 0 is the first
+                value, just below 1 the last.
+        """
         draw: Draw = {}
         for dimension in self.dimensions:
             if dimension.active(draw):
-                own = dimension.is_drawn(part)
-                draw |= dimension.probes()[0]
-                if own:
-                    draw |= {k: v for k, v in part.items() if k in draw}
+                added = dimension.at(lambda name: place)
+                draw |= {name: part.get(name, value) for name, value in added.items()}
         return draw
 
     def _alternatives(self) -> Iterator[Draw]:

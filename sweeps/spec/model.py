@@ -265,6 +265,14 @@ class Search(Config):
             " stage cache holds; they also are what the choice of a configuration counts"
         ),
     )
+    epoch_seconds: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "what an epoch is taken to take for the search's time, until one has been timed;"
+            " `sweeps shrink` writes what it measured"
+        ),
+    )
     stop_when: Annotated[
         Literal["goal"] | StopWhen | None, BeforeValidator(_stop_when_of)
     ] = Field(

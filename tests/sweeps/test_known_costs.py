@@ -188,6 +188,53 @@ def test_what_was_never_trained_is_measured_first(
     assert proposals.measured_first(draw, []) is None
 
 
+@pytest.mark.parametrize("is_told", [True, False])
+@pytest.mark.parametrize("replicates", [1, 3])
+def test_a_training_that_nobody_has_timed_takes_what_its_epochs_take(
+    replicates: int, is_told: bool, cutting: dict[str, Any]
+) -> None:
+    """Ten epochs, of which each takes 4 s elsewhere, or is said to take so long by the spec."""
+    options = cutting["stages"]["tune"]["one_of"]
+    options["tuned"]["epochs"] = 2
+    options["long"] = options["tuned"] | {"epochs": 10}
+    cutting["search"] |= {"replicates": replicates}
+    if is_told:
+        cutting["search"]["epoch_seconds"] = 4.0
+    sweep = check_spec(spec_from(cutting))
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    proposals = Proposals(sweep.spec, sweep.space, study, KnownCosts(sweep))
+    before = LATER if is_told else TRAINED | {"stages.tune.tuned.lr": 1e-3}
+    for number in range(4):
+        tuned = 0.0 if is_told else 8.0 * replicates
+        seconds = {"tune": tuned, REST: 5.0 * replicates}
+        proposals.learn(Known(number, HALF | before, (0.3, 0.02), seconds))
+    long = HALF | {"stages.tune": "long"}
+    expected = (10 * 4.0 + 5.0) * replicates
+    assert proposals.expected([long]) == [pytest.approx(expected, rel=0.01)]
+    assert proposals.end_in_time([long], 0.9 * expected) == [False]
+
+    # what an earlier run timed counts, whatever was said
+    for number in range(-4, 0):
+        seconds = {"tune": 90.0 * replicates, REST: 5.0 * replicates}
+        proposals.learn(Known(number, long, (0.3, 0.02), seconds))
+    expected = 95.0 * replicates
+    assert proposals.expected([long]) == [pytest.approx(expected, rel=0.05)]
+
+
+def test_what_a_draw_lacks_does_not_make_it_unknown(cutting: dict[str, Any]) -> None:
+    sweep = check_spec(spec_from(cutting))
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    proposals = Proposals(sweep.spec, sweep.space, study)
+    for number in range(4):
+        draw = HALF | TRAINED | {"stages.tune.tuned.lr": 1e-3}
+        seconds = {"cut": 1.0, "tune": 60.0, REST: 5.0}
+        proposals.learn(Known(2 * number, draw, (0.3, 0.02), seconds))
+        seconds = {"cut": 1.0, REST: 5.0}
+        proposals.learn(Known(2 * number + 1, HALF | LATER, (0.3, 0.02), seconds))
+    expected = proposals.expected([HALF | TRAINED, HALF | LATER])
+    assert expected == pytest.approx([65.0, 5.0], rel=0.02)
+
+
 def test_what_was_never_trained_is_not_begun_in_the_last_seconds(
     cutting: dict[str, Any],
 ) -> None:
