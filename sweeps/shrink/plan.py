@@ -12,6 +12,7 @@ from compress.measure.options import RuntimeName, RuntimeOptions
 from sweeps.check import check_spec
 from sweeps.drive.metrics import units
 from sweeps.shrink import look as looking
+from sweeps.shrink.candidates import epoch_seconds, is_trained
 from sweeps.shrink.deliver import SPEC
 from sweeps.shrink.identity import notes, refuse_changed
 from sweeps.shrink.look import Look, Speed
@@ -19,7 +20,8 @@ from sweeps.shrink.memory import Room, room
 from sweeps.shrink.methods import TUNED_EPOCHS, Methods, training_config
 from sweeps.shrink.reach import refuse_impossible
 from sweeps.shrink.request import Request, max_loss, metric_of_loss
-from sweeps.shrink.spec import Wish, epoch_seconds, is_trained, spec_for, text_of
+from sweeps.shrink.spec import spec_for, text_of
+from sweeps.shrink.wish import Wish
 from sweeps.space.sweep import Sweep
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError, Tree, did_you_mean, parse_yaml, read_text

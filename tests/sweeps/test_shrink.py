@@ -21,6 +21,7 @@ from sweeps.cli.shrink import _told as told
 from sweeps.drive.driver import SweepResult, run_header
 from sweeps.run.record import named_record, to_json
 from sweeps.shrink import look as looking
+from sweeps.shrink.candidates import is_trained, points
 from sweeps.shrink.deliver import deliver
 from sweeps.shrink.look import Speed, data_section, source_section
 from sweeps.shrink.methods import methods_for
@@ -29,7 +30,8 @@ from sweeps.shrink.plan import plan
 from sweeps.shrink.progress import GoalProgress, hardly_knows, said
 from sweeps.shrink.reach import Reach
 from sweeps.shrink.request import Goal, Request, goal, max_loss, metric_of_loss
-from sweeps.shrink.spec import Wish, is_trained, points, spec_for
+from sweeps.shrink.spec import spec_for
+from sweeps.shrink.wish import Wish
 from sweeps.spec.yaml_text import SpecError
 from tests.sweeps.helpers import finish, searcher
 from trainers.config import SourceConfig
@@ -221,6 +223,8 @@ def test_the_spec_can_be_read_edited_and_taken_up(
     )
     assert f"{goal} the source's" in first.lines
     assert raw["search"]["stop_when"] == "goal"
+    # a forward pass of the teacher beside each step, of 1,150 images for training
+    assert raw["search"]["epoch_seconds"] == pytest.approx(1150 * (0.03 + 0.01))
     assert raw["title"] == "model: 0.5 times the operations, losing at most 1%"
     assert set(raw["stages"]["cut"]["one_of"]) == {
         "none",

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from sweeps.shrink import look as looking
+from sweeps.shrink.candidates import is_trained, points
 from sweeps.shrink.family import relatives, smaller
 from sweeps.shrink.look import Look
 from sweeps.shrink.methods import methods_for
 from sweeps.shrink.request import Goal
-from sweeps.shrink.spec import Wish, is_trained, points
+from sweeps.shrink.wish import Wish
 from tests.sweeps.test_shrink import SPEED
 from trainers.config import SourceConfig
 from trainers.models.source import load_source

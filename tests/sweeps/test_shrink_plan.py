@@ -10,7 +10,8 @@ import pytest
 from sweeps.shrink import look as looking
 from sweeps.shrink.plan import plan
 from sweeps.shrink.request import Goal
-from sweeps.shrink.spec import Wish, spec_for
+from sweeps.shrink.spec import spec_for
+from sweeps.shrink.wish import Wish
 from sweeps.spec.yaml_text import SpecError
 from tests.sweeps.test_shrink import SPEED, request
 from trainers.config import SourceConfig
