@@ -45,7 +45,7 @@ from sweeps.check import load_spec
 from sweeps.search.samplers import make_sampler
 from sweeps.search.simulate import RecordedTable, replay
 from sweeps.space.sweep import Sweep
-from sweeps.spec.model import SamplerName, Search
+from sweeps.spec.search_options import SamplerName, Search
 
 ValueOf = Callable[[dict[str, Any]], tuple[float, ...]]
 

@@ -30,7 +30,7 @@ from sweeps.search.proposals import Proposals
 from sweeps.search.searcher import StudySearch
 from sweeps.search.study import checked_draw, open_study
 from sweeps.space.sweep import Sweep
-from sweeps.spec.model import Search
+from sweeps.spec.search_options import Search
 
 DRAWS = 10
 

@@ -27,7 +27,7 @@ from analysis.pareto import Objective, hypervolume
 from sweeps.search.samplers import make_sampler
 from sweeps.search.stopping import StoppingRule, rule_of
 from sweeps.search.study import Draw, canonical, draw
-from sweeps.spec.model import EarlyStopping
+from sweeps.spec.search_options import EarlyStopping
 from sweeps.trial.epoch_curve import EpochReport
 from trainers.seeding import derive_seed
 

@@ -17,8 +17,9 @@ from sweeps.space.overrides import apply_overrides, set_override
 from sweeps.space.space import Space
 from sweeps.space.sweep import Sweep
 from sweeps.spec.load import read_spec, spec_from
-from sweeps.spec.model import OtherSampler, Spec
+from sweeps.spec.model import Spec
 from sweeps.spec.plugins import absolute_entries, load_plugins, plugins_of
+from sweeps.spec.search_options import OtherSampler
 from sweeps.spec.yaml_text import SpecError, Tree
 from trainers.machine import usable_cores
 from trainers.plugins import PluginFile

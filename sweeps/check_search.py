@@ -9,7 +9,8 @@ from sweeps.check_objectives import is_of_test_set
 from sweeps.drive.trackers import check_trackers
 from sweeps.search.portfolio import check_portfolio
 from sweeps.search.refine import why_refined_from_start
-from sweeps.spec.model import EarlyStopping, Spec, epoch_metric
+from sweeps.spec.model import Spec
+from sweeps.spec.search_options import EarlyStopping, epoch_metric
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.epoch_curve import trained_stage
 

@@ -82,7 +82,7 @@ def _replayed(
     sweep: "Sweep", read: object, sampler: str, cost: str, seed: int, share: float
 ) -> "Replay":
     from sweeps.search.simulate import RecordedTable, replay
-    from sweeps.spec.model import Search
+    from sweeps.spec.search_options import Search
 
     assert isinstance(read, RecordedTable)
     search = sweep.spec.search.model_dump(by_alias=True)

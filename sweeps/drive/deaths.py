@@ -12,7 +12,7 @@ from ray.exceptions import (
     RuntimeEnvSetupError,
 )
 
-from sweeps.run.record import TrialError
+from sweeps.run.faults import TrialError
 from trainers.words import one_line
 
 KILLED_FOR_MEMORY = "OutOfMemory"

@@ -51,20 +51,14 @@ from sweeps.drive.tune_run import TuneRun
 from sweeps.resume import refuse_changed_plugins, refuse_changes, reopen
 from sweeps.run.code_version import code_version
 from sweeps.run.driving import driving, refuse_second_driver
+from sweeps.run.faults import StorageFaultError, innermost, is_storage_fault
 from sweeps.run.folder import (
     TUNE_FOLDER,
     WORKERS_FOLDER,
     refuse_links,
 )
 from sweeps.run.plan import Site
-from sweeps.run.record import (
-    StorageFaultError,
-    innermost,
-    is_storage_fault,
-    now,
-    to_json,
-    trial_records,
-)
+from sweeps.run.record import now, to_json, trial_records
 from sweeps.run.storage import RunStorage, run_storage
 from sweeps.search.baseline import Baseline
 from sweeps.search.searcher import StudySearch

@@ -6,8 +6,9 @@ import contextlib
 from itertools import chain
 
 from analysis.contract import BASELINE
+from sweeps.run.faults import RecordTakenError
 from sweeps.run.folder import trial_folder
-from sweeps.run.record import RecordTakenError, TrialRecord, trial_records
+from sweeps.run.record import TrialRecord, trial_records
 from sweeps.run.storage import RunStorage
 
 

@@ -38,7 +38,8 @@ from analysis.numbers import number, plain, quantity
 from analysis.text import short_names
 from sweeps.console import PlainConsole
 from sweeps.drive.running import RunningTrial, RunningTrials
-from sweeps.run.record import TrialError, TrialRecord
+from sweeps.run.faults import TrialError
+from sweeps.run.record import TrialRecord
 
 _MARKS: dict[Status, str] = {
     "complete": "[green]✓[/]",

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from sweeps.drive.deaths import KILLED_FOR_MEMORY, Death, death_of
 from sweeps.drive.progress import Progress
 from sweeps.drive.trackers import TrackerFeed
+from sweeps.run.faults import innermost, is_storage_fault
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import TrialPlan
-from sweeps.run.record import TrialRecord, innermost, is_storage_fault
+from sweeps.run.record import TrialRecord
 from sweeps.run.storage import RunStorage
 from sweeps.search.searcher import StudySearch
 from sweeps.search.stopping import EarlyStopper

@@ -18,7 +18,8 @@ from analysis.numbers import number, percent, plural
 from sweeps.run.record import TrialRecord
 from sweeps.search.goal import Goal
 from sweeps.search.meters import meter_of
-from sweeps.spec.model import Spec, StopWhen
+from sweeps.spec.model import Spec
+from sweeps.spec.search_options import StopWhen
 
 
 class Budget:

@@ -24,7 +24,7 @@ from analysis.contract import ENDED, Objective, finite_values
 from sweeps.run.record import TrialRecord
 from sweeps.search.costs import CostOf, seconds_of
 from sweeps.search.study import Draw
-from sweeps.spec.model import Race
+from sweeps.spec.search_options import Race
 
 _DRAWS = 200
 _LEAST_FREEDOM = 4

@@ -21,7 +21,8 @@ from sweeps.run.record import TrialRecord
 from sweeps.search.plans import refining_plan
 from sweeps.search.study import canonical
 from sweeps.space.overrides import set_override
-from sweeps.spec.model import Refine, Spec
+from sweeps.spec.model import Spec
+from sweeps.spec.search_options import Refine
 from sweeps.spec.stages import build_stage
 from sweeps.spec.yaml_text import SpecError
 

@@ -22,7 +22,7 @@ from optuna.samplers import (
 from pydantic import JsonValue
 
 from analysis.contract import Objective
-from sweeps.spec.model import OtherSampler, SamplerName, Search
+from sweeps.spec.search_options import OtherSampler, SamplerName, Search
 from sweeps.spec.yaml_text import SpecError, did_you_mean
 from trainers.seeding import derive_seed
 

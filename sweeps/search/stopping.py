@@ -15,7 +15,7 @@ import moocore
 import numpy as np
 
 from sweeps.run.record import TrialRecord
-from sweeps.spec.model import EarlyStopping
+from sweeps.spec.search_options import EarlyStopping
 from sweeps.trial.epoch_curve import EpochReport, compared_cost, curve
 from trainers.seeding import derive_seed
 

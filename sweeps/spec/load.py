@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from analysis.text import without_credentials
-from sweeps.spec.model import UNION_TAGS, Spec
+from sweeps.spec.model import Spec
+from sweeps.spec.search_options import UNION_TAGS
 from sweeps.spec.yaml_text import (
     SpecError,
     Tree,

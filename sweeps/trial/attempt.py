@@ -14,17 +14,10 @@ import torch
 
 from analysis.contract import Objective, is_feasible
 from compress.keys import library_versions
+from sweeps.run.faults import RecordTakenError, StorageFaultError, is_storage_fault
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import Site, TrialPlan
-from sweeps.run.record import (
-    Device,
-    Machine,
-    Outcome,
-    RecordTakenError,
-    StorageFaultError,
-    TrialRecord,
-    is_storage_fault,
-)
+from sweeps.run.record import Device, Machine, Outcome, TrialRecord
 from sweeps.trial.epoch_curve import EpochCounter, EpochReport
 from sweeps.trial.execute import Execution, RowSink, StageSink, execute
 from trainers.machine import processor_name

@@ -19,7 +19,7 @@ from trainers.training.epoch_metrics import epoch_metrics
 
 if TYPE_CHECKING:  # torch: Tune's part of a trial's process does without
     from compress.pipeline import NamedStage
-    from sweeps.spec.model import EarlyStopping
+    from sweeps.spec.search_options import EarlyStopping
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from typing import Any
 
 from ray import tune
 
+from sweeps.run.faults import StorageFaultError
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import Site, read_plan
-from sweeps.run.record import Outcome, StorageFaultError
+from sweeps.run.record import Outcome
 from sweeps.run.storage import RunStorage, storage_of
 from sweeps.trial.epoch_curve import EpochReport
 from trainers import plugins

@@ -22,7 +22,7 @@ from sweeps.search.meters import meter_of, seconds_of_trials
 from sweeps.search.prefixes import REST
 from sweeps.search.searcher import StudySearch
 from sweeps.spec.load import spec_from
-from sweeps.spec.model import MOST_TRIALS, StopWhen
+from sweeps.spec.search_options import MOST_TRIALS, StopWhen
 from sweeps.spec.yaml_text import SpecError
 from tests.sweeps.helpers import begin, finish, plan, searcher
 from tests.sweeps.test_proposals import chain, ended, seconds, values

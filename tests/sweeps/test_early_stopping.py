@@ -18,13 +18,14 @@ from ray.tune.schedulers import (
 import analysis
 from sweeps.check import check_spec
 from sweeps.drive.driver import run_sweep
+from sweeps.run.faults import RecordTakenError
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import Site, Stopping, TrialPlan
-from sweeps.run.record import Outcome, Pruned, RecordTakenError, TrialRecord
+from sweeps.run.record import Outcome, Pruned, TrialRecord
 from sweeps.search.searcher import StudySearch
 from sweeps.search.stopping import EarlyStopper, rule_of
 from sweeps.spec.load import spec_from
-from sweeps.spec.model import EarlyStopping
+from sweeps.spec.search_options import EarlyStopping
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.attempt import run_trial
 from sweeps.trial.epoch_curve import EpochReport, curve, prune

@@ -33,14 +33,10 @@ from sweeps.drive.interrupt import Interrupt, decided, ending_signals
 from sweeps.drive.room import concurrent_trials
 from sweeps.drive.trial_events import TrialEvents
 from sweeps.drive.tune_run import Lost, Pulse, TuneRun
+from sweeps.run.faults import TrialError, innermost, is_storage_fault
 from sweeps.run.folder import full_trial_id
 from sweeps.run.plan import Site, TrialPlan
-from sweeps.run.record import (
-    TrialError,
-    TrialRecord,
-    innermost,
-    is_storage_fault,
-)
+from sweeps.run.record import TrialRecord
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.attempt import run_trial

@@ -17,8 +17,9 @@ from sweeps.run.storage import RunStorage
 from sweeps.search.costs import CostModel, Known
 from sweeps.search.known_costs import KnownCosts
 from sweeps.search.prefixes import REST, Prefixes
-from sweeps.search.proposals import Proposals, Seen
+from sweeps.search.proposals import Proposals
 from sweeps.search.searcher import StudySearch
+from sweeps.search.seen import Seen
 from sweeps.search.simulate import RecordedTable, replay
 from sweeps.search.study import distributions_of
 from sweeps.search.surrogate import Encoder, Surrogate, expected_improvement

@@ -11,8 +11,9 @@ from analysis.contract import Objective
 from sweeps.check import check_spec
 from sweeps.drive.driver import run_sweep
 from sweeps.resume import reopen
+from sweeps.run.faults import TrialError
 from sweeps.run.folder import trial_name
-from sweeps.run.record import TrialError, TrialRecord
+from sweeps.run.record import TrialRecord
 from sweeps.search.race import undecided
 from sweeps.search.searcher import StudySearch
 from sweeps.spec.load import spec_from

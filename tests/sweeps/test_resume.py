@@ -28,9 +28,10 @@ from sweeps.run.driving import (
     request_stop,
     stop_requested,
 )
+from sweeps.run.faults import RecordTakenError
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import Site, TrialPlan
-from sweeps.run.record import RecordTakenError, StageRow, TrialRecord, trial_records
+from sweeps.run.record import StageRow, TrialRecord, trial_records
 from sweeps.run.storage import find_run
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError

@@ -11,7 +11,7 @@ from sweeps.check import check_spec
 from sweeps.search.samplers import sampler_of
 from sweeps.space.space import Space
 from sweeps.spec.load import spec_from
-from sweeps.spec.model import Search
+from sweeps.spec.search_options import Search
 from sweeps.spec.yaml_text import SpecError
 
 

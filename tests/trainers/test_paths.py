@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from compress.finetune import Finetune
 from compress.nvit.stage import Nvit
 from sweeps.cli.main import app
-from sweeps.spec.model import Search, Spec
+from sweeps.spec.model import Spec
+from sweeps.spec.search_options import Search
 from trainers import plugins
 from trainers.config import DataConfig, DistillConfig, SourceConfig
 from trainers.files import default_data_cache, expanded, user_cache
