@@ -27,7 +27,7 @@ from compress.measure.options import RuntimeName, RuntimeOptions
 from compress.runtimes.interface import Session
 from compress.runtimes.registry import runtime
 from compress.stage import Context
-from sweeps.shrink.look import data_section, look, source_section
+from sweeps.shrink.look import Look, data_section, look, source_section
 from sweeps.shrink.methods import training_config
 from sweeps.shrink.request import Goal, max_loss
 from trainers.config import DataConfig
@@ -42,6 +42,8 @@ MOST_PRUNED = 0.9975
 PRUNING_ROUNDS = 50
 _UNLIMITED = 10**9
 """Images of a training that ends by the clock."""
+_WARMUP = 0.1
+"""Of a tuning's time, as in `sweeps shrink`."""
 _SPARE = 0.98
 """Of the limit, for the scatter of timings."""
 
@@ -94,19 +96,17 @@ class Task:
     @cached_property
     def training(self) -> Finetune:
         """How `sweeps shrink` would train this model on these data."""
-        seen = look(source_section(str(self.folder), None), self._section)
-        options = training_config(seen, _UNLIMITED)
-        return Finetune.model_validate(options)
+        return Finetune.model_validate(training_config(self._seen, _UNLIMITED))
 
     @cached_property
-    def _section(self) -> dict[str, Any]:
-        return data_section(str(self.data_file))
+    def _seen(self) -> Look:
+        source = source_section(str(self.folder), None)
+        return look(source, data_section(str(self.data_file)))
 
     @cached_property
     def config(self) -> DataConfig:
         """With the preprocessing that `sweeps shrink` gives the model, too."""
-        seen = look(source_section(str(self.folder), None), self._section)
-        return DataConfig.model_validate(seen.data)
+        return DataConfig.model_validate(self._seen.data)
 
     @cached_property
     def data(self) -> Data:
@@ -144,8 +144,9 @@ class Task:
         return Context(self.data, CPU, self.seed, folder, lambda name, file: self.state)
 
     def calibration(self) -> list[Tensor]:
-        batches = self.context(Path(tempfile.mkdtemp())).images(CALIBRATION_IMAGES)
-        return [image for batch in batches for image in batch.split(1)]
+        with tempfile.TemporaryDirectory() as folder:
+            batches = self.context(Path(folder)).images(CALIBRATION_IMAGES)
+            return [image for batch in batches for image in batch.split(1)]
 
     def batches(self, split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for images, labels in eval_batches(self.data, split, 64, CPU):
@@ -314,11 +315,14 @@ def pruner_of(
 
 
 def tune(module: nn.Module, task: Task, seconds: float) -> None:
-    """Train a module towards labels and the source for so long, cosine by the clock.
+    """Train a module towards labels and the source for so long, warm-up and cosine by the clock.
 
-    Batches, augmentation and learning rate are those of `sweeps shrink`.
+    Batches, augmentation, learning rate and memory format are those of `sweeps shrink`.
     """
     teacher, options = task.state.build().eval(), task.training
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    for each in (module, teacher):
+        each.to(memory_format=layout)
     batches = TrainBatches(
         task.data,
         options.augment,
@@ -332,11 +336,13 @@ def tune(module: nn.Module, task: Task, seconds: float) -> None:
         for images, labels in batches.epoch(epoch):
             gone = (time.monotonic() - begun) / max(seconds, 1e-9)
             if gone >= 1:
-                module.eval()
+                module.eval().to(memory_format=torch.contiguous_format)
                 return
             for group in optimiser.param_groups:
-                group["lr"] = options.lr * (1 + np.cos(np.pi * gone)) / 2
-            distil(module.train(), teacher, images, labels).backward()
+                falling = (1 + np.cos(np.pi * gone)) / 2
+                group["lr"] = options.lr * min(1.0, gone / _WARMUP) * falling
+            seen = images.to(memory_format=layout)
+            distil(module.train(), teacher, seen, labels).backward()
             optimiser.step()
             optimiser.zero_grad()
         epoch += 1
