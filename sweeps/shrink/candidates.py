@@ -76,7 +76,8 @@ class _Points:
         self.store = wish.store if methods.has("store", wish.store) else "float"
         self.first = self._first_rung(self.store)
         self.first_in_int4 = self._first_rung("int4")
-        self.is_cut_in_int4 = (wish.left_to_cut(speed, "int4") or 1.0) < 1.0
+        left = wish.left_to_cut(speed, "int4")
+        self.is_cut_in_int4 = left is not None and left < 1.0
         in_integers = self.store != "float"
         begin = self._first_rung("float") if in_integers else self.rungs
         self.in_float = range(begin, self.rungs)

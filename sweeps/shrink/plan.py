@@ -47,7 +47,6 @@ class Plan:
         lines: for the user, before anything runs.
         runtime: of deployment.
         hours: for the search.
-        is_open: whether as much as possible is asked for.
     """
 
     sweep: Sweep

@@ -214,6 +214,7 @@ class Reach:
         slots = {k: v["one_of"] for k, v in stages.items() if is_slot(v)}
         space = spec["search"].get("space", {})
         self._unseen: list[Tree] = []
+        self._unmeasured: set[str] = set()  # ways to cut
         self._trials: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
         # a person may have edited the plan, so that its kinds are not known any more
         searched = [v for k, v in space.items() if k.startswith("stages.cut.")]
@@ -222,27 +223,30 @@ class Reach:
         )
         if self._is_known:
             self._unseen = extremes(slots, space)
+            self._unmeasured = {str(each["stages.cut"]) for each in self._unseen}
 
     def note(self, record: TrialRecord) -> None:
         """Take a trial that ended."""
         if record.trial_id == BASELINE or record.status not in ("complete", "failed"):
             return
         configuration = record.plan.configuration
-        self._unseen = [e for e in self._unseen if not _stands_for(configuration, e)]
+        shown = [e for e in self._unseen if _stands_for(configuration, e)]
+        self._unseen = [each for each in self._unseen if each not in shown]
         if record.status == "complete":
             self._trials.append((configuration, record.outcome.metrics))
+            self._unmeasured -= {str(each["stages.cut"]) for each in shown}
 
     def verdict(
         self, objectives: Sequence[Objective], units: Mapping[str, str]
     ) -> str | None:
         """A sentence where a cost's bound is out of reach, as far as this plan goes; None where it
-        is not, or where that is not known yet.
+        is not, or where that is not known: not yet, or since all of a kind failed.
 
         Args:
             objectives: of the sweep; the first one is no cost.
             units: metric → unit.
         """
-        if not self._is_known or self._unseen or not self._trials:
+        if not self._is_known or self._unseen or self._unmeasured or not self._trials:
             return None
         for objective in objectives[1:]:
             said = self._missed(objective, units.get(objective.metric, ""))

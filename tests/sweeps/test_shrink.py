@@ -24,7 +24,7 @@ from sweeps.shrink import look as looking
 from sweeps.shrink.candidates import is_trained, points
 from sweeps.shrink.deliver import deliver
 from sweeps.shrink.look import Speed, data_section, source_section
-from sweeps.shrink.methods import methods_for
+from sweeps.shrink.methods import LADDER, Methods, methods_for
 from sweeps.shrink.outcome import figures, prices, verdict
 from sweeps.shrink.plan import plan
 from sweeps.shrink.progress import GoalProgress, hardly_knows, said
@@ -293,6 +293,20 @@ def test_cheap_things_come_first_and_the_goal_says_how_much_is_cut(
     fewer = replace(wish, goals=(Goal("macs", times=0.5),))
     raw, _ = spec_for(fewer, seen, SPEED, Path("shrunk"))
     assert "blocks" not in raw["stages"]["cut"]["one_of"]["channels"]
+
+
+@pytest.mark.parametrize("times", [0.1, 0.03])
+def test_the_hardest_goals_are_cut_in_four_bits_too(times: float) -> None:
+    """Even where nothing would be left of the weights, and not only by the least of the plan."""
+    stores: dict[str, Any] = {"float": None, "int8": {}, "int4": {}}
+    slots = {"cut": {"none": None, "channels": {}}, "tune": {"none": None}}
+    shares = {"stages.cut.channels.target.params": list(LADDER)}
+    methods = Methods({**slots, "store": stores}, shares)
+    wish = Wish((Goal("bytes", times=times),), {}, "openvino", 1, 1, 0.1)
+    found = points(methods, wish, replace(SPEED, channels=2000, layers=30))
+    in_int4 = [point for point in found if point["stages.store"] == "int4"]
+    cuts = [p.get("stages.cut.channels.target.params") for p in in_int4]
+    assert set(LADDER[-2:]) <= set(cuts)
 
 
 def test_where_bytes_count_weights_may_have_four_bits(model: Path) -> None:

@@ -173,7 +173,15 @@ def test_out_of_reach_is_said_when_every_kind_has_missed() -> None:
     assert said is not None
     assert "latency_ms is to be at most 1 ms" in said
     assert "cut as far as it goes, is 1.2 ms" in said
-    assert verdict(of_all_kinds(1.2, failed="smaller")) is not None
+
+
+def test_nothing_is_said_of_a_kind_that_was_never_measured() -> None:
+    """What failed for memory, say, may have been the one that keeps the goal."""
+    assert verdict(of_all_kinds(1.2, failed="smaller")) is None
+    assert verdict(of_all_kinds(1.2, failed="channels")) is None
+    one_failed = of_all_kinds(1.2)
+    one_failed[1].status = "failed"
+    assert verdict(one_failed) is not None
 
 
 def test_nothing_is_said_before_that_or_where_it_is_close() -> None:
