@@ -29,7 +29,7 @@ class Asked:
         reports_curves: whether the study hears of epochs.
         waiting: ids of its trials that have not ended.
         values: the objectives of each complete replicate.
-        curves: epoch → reported values, one for each replicate that came so far.
+        curves: epoch → trial → reported value, of each replicate that came so far.
         pruned: replicates that a stopping rule ended.
         abandoned: one was interrupted: a continued search runs it and ends this trial of the study.
         records: of the replicates that ended.
@@ -44,7 +44,9 @@ class Asked:
     reports_curves: bool = False
     waiting: set[str] = field(default_factory=set)
     values: list[list[float]] = field(default_factory=list)
-    curves: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    curves: dict[int, dict[str, float]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
     pruned: int = 0
     abandoned: bool = False
     records: list[TrialRecord] = field(default_factory=list)
@@ -59,12 +61,17 @@ class Asked:
         whole = usual if self.expected is None else self.expected
         return whole / self.replicates
 
-    def note_epoch(self, report: EpochReport) -> None:
-        """Take an epoch; the study hears of it when every replicate has come so far."""
+    def note_epoch(self, trial_id: str, report: EpochReport) -> None:
+        """Take an epoch; the study hears of it when every replicate has come so far.
+
+        A process that died and began again reports its epochs once more.
+        """
         values = self.curves[report.epoch]
-        values.append(report.value)
-        if self.reports_curves and len(values) == self.replicates:
-            self.trial.report(sum(values) / len(values), report.epoch)
+        is_repeat = trial_id in values
+        values[trial_id] = report.value
+        is_whole = len(values) == self.replicates
+        if self.reports_curves and is_whole and not is_repeat:
+            self.trial.report(sum(values.values()) / len(values), report.epoch)
 
     def note(self, record: TrialRecord, was_reported: bool = False) -> None:
         """Take an ended replicate.
@@ -84,7 +91,7 @@ class Asked:
         if was_reported:
             reports = reports[-1:] if record.status == "pruned" else []
         for report in reports:
-            self.note_epoch(report)
+            self.note_epoch(record.trial_id, report)
 
     def tell(self, study: optuna.Study) -> None:
         """COMPLETE with the mean where more replicates completed than were pruned.

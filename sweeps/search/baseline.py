@@ -115,14 +115,17 @@ class Baseline:
 
     Attributes:
         plan: of its trial; None where there is none.
+        relative: metrics whose bounds are relative to it.
     """
 
     def __init__(self, sweep: Sweep, run: Path) -> None:
         self.plan = baseline_plan(sweep)
         self._sweep, self._run = sweep, run
-        self._is_needed = any(
-            isinstance(o.bound, RelativeBound) for o in sweep.spec.objectives
-        )
+        self.relative = [
+            o.metric
+            for o in sweep.spec.objectives
+            if isinstance(o.bound, RelativeBound)
+        ]
 
     def record(self) -> TrialRecord | None:
         """Its record, once its trial has ended."""
@@ -133,7 +136,7 @@ class Baseline:
 
     def objectives(self) -> list[Objective]:
         """The sweep's, with their bounds as numbers where those are known."""
-        record = self.record() if self._is_needed else None
+        record = self.record() if self.relative else None
         metrics = record.outcome.metrics if record is not None else None
         return resolved(self._sweep.spec.objectives, metrics)
 
@@ -149,14 +152,10 @@ class Baseline:
 
     def bounds(self) -> dict[str, float]:
         """Metric → the bound as a number, of those that were relative."""
-        if not self._is_needed:
-            return {}
         return {
-            now.metric: now.bound
-            for now, given in zip(
-                self.objectives(), self._sweep.spec.objectives, strict=True
-            )
-            if isinstance(given.bound, RelativeBound) and isinstance(now.bound, float)
+            o.metric: o.bound
+            for o in self.objectives()
+            if o.metric in self.relative and isinstance(o.bound, float)
         }
 
     def lines(self) -> list[str]:

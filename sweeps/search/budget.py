@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis import pareto
-from analysis.contract import Objective, RelativeBound
+from analysis.contract import Objective
 from analysis.numbers import number, percent, plural
 from sweeps.run.record import TrialRecord
 from sweeps.search.goal import Goal
@@ -27,12 +27,15 @@ class Budget:
 
     Costs are seconds, or images where these are what is counted.
 
+    Args:
+        relative: metrics whose bounds are relative to the source.
+
     Attributes:
         objectives: of the sweep; set again when their bounds are known.
         cost_of: what a trial's stages cost where nothing is cached.
     """
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, relative: Sequence[str] = ()) -> None:
         self._search, self.objectives = spec.search, spec.objectives
         self._meter = meter_of(spec)
         self.cost_of = self._meter.cost_of
@@ -40,9 +43,6 @@ class Budget:
         self._of_search = 1.0 if race is None else 1.0 - race.share
         self._values: list[Sequence[float]] = []
         self._errors: list[float] = []
-        relative = [
-            o.metric for o in spec.objectives if isinstance(o.bound, RelativeBound)
-        ]
         self._goal = Goal(relative) if spec.search.stop_when == "goal" else None
         self._may_be_met = False
 
@@ -65,6 +65,7 @@ class Budget:
         self._meter.note(record)
         if self._goal is not None:
             self._goal.note(record)
+            self._may_be_met |= self._goal.may_be_met_by(record, self.objectives)
 
     def found(self, values: Sequence[float]) -> None:
         """A configuration ended with these objectives."""

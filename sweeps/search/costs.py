@@ -136,7 +136,7 @@ class _EntryModel:
         model: of the logarithm of its seconds, by the configurations in which it did something:
             those in which it did nothing say nothing of the seconds of others. None where there
             are none.
-        seen: alternatives of a slot that were tried.
+        seen: alternatives of a slot that were tried, or are nothing.
         idle: those of them that have never taken any time.
         epochs: its searched parameters that are epochs; seconds are then those of one.
     """
@@ -190,7 +190,8 @@ class CostModel:
                 logs = np.log(observed[works, place] / epochs[works])[:, None]
                 model = Surrogate(encoder, x[works], logs, deciding)
             working = {label for label, does in zip(labels, works, strict=True) if does}
-            seen = set(labels)
+            is_entry = place < len(prefixes.entries)  # the last one measures
+            seen = set(labels) | (prefixes.idle(place) if is_entry else set())
             self._entries.append(_EntryModel(model, seen, seen - working, own))
 
     def knows(self, draw: Mapping[str, Any]) -> bool:
@@ -214,17 +215,23 @@ class CostModel:
             for row, label in enumerate(labels):
                 if label not in entry.seen:
                     of_epochs = self._seconds_of_epochs(draws[row], place)
-                    seconds[row, place] = of_epochs or seconds[row, place]
+                    if of_epochs is not None:
+                        seconds[row, place] = of_epochs
         return seconds
 
-    def _seconds_of_epochs(self, draw: Mapping[str, Any], place: int) -> float:
-        """What the epochs that a draw trains in an entry take elsewhere; 0 where it trains none, or
-        nobody knows what one takes.
+    def may_train(self, draw: Mapping[str, Any]) -> bool:
+        """Whether a draw trains, as far as that is known."""
+        return self._epochs_of is None or bool(self._epochs_of(dict(draw)))
+
+    def _seconds_of_epochs(self, draw: Mapping[str, Any], place: int) -> float | None:
+        """What the epochs that a draw trains in an entry take elsewhere; None where it trains none,
+        or nobody knows what one takes.
         """
         if self._epochs_of is None:
-            return 0.0
+            return None
         epochs = self._prefixes.by_entry(self._epochs_of(dict(draw)))[place]
-        return epochs * (self._of_epoch or 0.0) if epochs else 0.0
+        of_epoch = self._of_epoch if epochs else None
+        return None if of_epoch is None else epochs * of_epoch
 
     @cached_property
     def _of_epoch(self) -> float | None:

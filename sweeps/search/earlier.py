@@ -50,6 +50,17 @@ class Earlier:
             self._ended[plan.number] += record.status in ENDED
 
 
+def unended_numbers(records: Iterable[TrialRecord], replicates: int) -> set[int]:
+    """Numbers of the configurations of which a replicate has a plan and has not ended."""
+    return {
+        record.plan.number
+        for record in records
+        if record.plan.refines is None
+        and record.plan.replicate < replicates
+        and record.status not in ENDED
+    }
+
+
 def read_earlier(
     records: Iterable[TrialRecord], abandoned: Mapping[int, Draw], replicates: int
 ) -> Earlier:

@@ -59,6 +59,19 @@ class Goal:
         counts = [{count: row.get(count) for count in _COUNTS} for row in rows]
         self._classes[name] = pd.DataFrame(counts).assign(trial_id=name)
 
+    def may_be_met_by(
+        self, record: TrialRecord, objectives: Sequence[Objective]
+    ) -> bool:
+        """Whether a trial that was noted keeps all bounds by itself."""
+        metrics = self._trials.get(record.trial_id)
+        if metrics is None:
+            return False
+        values = [metrics.get(f"metric/{o.metric}") for o in objectives]
+        return all(
+            isinstance(value, int | float) and objective.excess(value) <= 0
+            for value, objective in zip(values, objectives, strict=True)
+        )
+
     def is_met(self, objectives: Sequence[Objective]) -> bool:
         """Whether some configuration keeps all bounds with certainty."""
         if not self._trials:

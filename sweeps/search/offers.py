@@ -27,11 +27,15 @@ class Offers:
 
     Of a long study it holds the latest trials and the best of those before: a draw of TPE takes a
     time that grows faster than the number of trials it looks at.
+
+    Attributes:
+        copy: of the study, as of the last draw.
     """
 
     def __init__(self, study: optuna.Study, space: Space) -> None:
         self._study, self._space = study, space
-        self._copied = -1
+        self.copy = optuna.create_study(directions=study.directions)
+        self._copied: list[int] = []  # numbers, in their order
         self._first = -1
         self._drawn = 0
 
@@ -39,12 +43,16 @@ class Offers:
         """What the copy holds follows from the study alone, not from how it came to be."""
         complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         first = max(0, len(complete) // _STEP * _STEP - _WINDOW)
-        if first != self._first or self._drawn > _MOST_LEFT_OVER:
-            self._first, self._copied, self._drawn = first, first, 0
-            self._copy = optuna.create_study(directions=self._study.directions)
-            self._copy.add_trials(_best_of(self._study, complete[:first]))
-        self._copy.add_trials(complete[self._copied :])
-        self._copied = len(complete)
+        numbers = [trial.number for trial in complete]
+        # one that ended after others with a higher number stands before them
+        goes_on = numbers[: len(self._copied)] == self._copied
+        is_short = self._drawn <= _MOST_LEFT_OVER
+        if first != self._first or not goes_on or not is_short:
+            self._first, self._copied, self._drawn = first, numbers[:first], 0
+            self.copy = optuna.create_study(directions=self._study.directions)
+            self.copy.add_trials(_best_of(self._study, complete[:first]))
+        self.copy.add_trials(complete[len(self._copied) :])
+        self._copied = numbers
 
     def drawn(self, samplers: Sequence[BaseSampler]) -> list[tuple[Draw, Draw]]:
         """One draw of each sampler, and what it noted about it."""
@@ -52,10 +60,10 @@ class Offers:
         self._drawn += len(samplers)
         found = []
         for sampler in samplers:
-            self._copy.sampler = sampler
-            trial = self._copy.ask()
+            self.copy.sampler = sampler
+            trial = self.copy.ask()
             draw = self._space.suggest(trial)
-            ended = self._copy.tell(trial, state=TrialState.FAIL)
+            ended = self.copy.tell(trial, state=TrialState.FAIL)
             found.append((draw, sampler_notes(ended)))
         return found
 

@@ -29,7 +29,8 @@ class Prefixes:
     """
 
     def __init__(self, space: Space) -> None:
-        self.entries = list(space.spec.stages)
+        self._stages = space.spec.stages
+        self.entries = list(self._stages)
         places = {name: index for index, name in enumerate(self.entries)}
         # source and data come before everything
         self._place = {d.path: places.get(d.section, 0) for d in space.dimensions}
@@ -51,6 +52,13 @@ class Prefixes:
             return None
         found = draw.get(f"stages.{self.entries[place]}")
         return None if found is None else str(found)
+
+    def idle(self, place: int) -> set[str | None]:
+        """Alternatives of the slot at `place` that are nothing."""
+        entry = self._stages[self.entries[place]]
+        if not is_slot(entry):
+            return set()
+        return {name for name, config in entry["one_of"].items() if config is None}
 
     def keys(self, draw: Mapping[str, Any]) -> list[Key]:
         """For each entry what draws have in common that share everything up to it."""

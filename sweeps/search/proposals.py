@@ -15,7 +15,6 @@ goes on at a quarter of its pace at worst.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -143,13 +142,12 @@ class Proposals:
 
     def learn(self, known: Known | None) -> None:
         """Take a configuration that ended; what lies outside the space tells nothing."""
-        if known is not None:
-            with contextlib.suppress(ValueError):
-                checked_draw(self._space, known.draw)
-                self._known.add(known)
-                self._costs = None
-                if known.seconds and known.number >= 0:
-                    self._count(known)
+        if known is None or not self._is_inside(known.draw):
+            return
+        self._known.add(known)
+        self._costs = None
+        if known.seconds and known.number >= 0:
+            self._count(known)
 
     def _count(self, known: Known) -> None:
         """Note what is cached now, and where the time went."""
@@ -199,8 +197,8 @@ class Proposals:
         return [seconds <= most_seconds for seconds in self.expected(draws)]
 
     def expected(self, draws: Sequence[Draw]) -> list[float]:
-        """Seconds that each is expected to take; 0 where nothing is known yet. What no other of
-        its kind tells of takes at least what a configuration usually does.
+        """Seconds that each is expected to take; 0 where nothing is known yet. A training of a kind
+        that nobody has timed takes at least what a configuration usually does.
         """
         usual = self.usual_seconds()
         found = [usual] * len(draws)
@@ -210,11 +208,16 @@ class Proposals:
             asked = [whole[place] for place in inside]
             seconds = self._cost_model().expected(asked, self._reused())
             for place, draw, each in zip(inside, asked, seconds, strict=True):
-                if not self._cost_model().knows(draw):
+                if self._is_new_training(draw):
                     found[place] = max(float(each), usual)
                 elif len(self._known.timed) >= FIRST:
                     found[place] = float(each)
         return found
+
+    def _is_new_training(self, draw: Draw) -> bool:
+        """Whether a draw may train in a way that nobody has timed."""
+        model = self._cost_model()
+        return not model.knows(draw) and model.may_train(draw)
 
     def _knows(self, draw: Draw) -> bool:
         """Whether what a draw is expected to take comes from others of its kind."""

@@ -21,7 +21,7 @@ from sweeps.search.asking import Asking
 from sweeps.search.baseline import Baseline
 from sweeps.search.budget import Budget
 from sweeps.search.costs import known_configuration
-from sweeps.search.earlier import read_earlier
+from sweeps.search.earlier import read_earlier, unended_numbers
 from sweeps.search.known_costs import KnownCosts
 from sweeps.search.named import NamedDraws, named_draws
 from sweeps.search.plans import new_plan, written_plan
@@ -54,20 +54,23 @@ class StudySearch:
 
     def __init__(self, sweep: Sweep, storage: RunStorage) -> None:
         self.storage, self.run = storage, storage.run
-        self._known_costs = KnownCosts(sweep)
         self._baseline = Baseline(sweep, self.run)
         self.sweep = self._baseline.sweep()
         self.spec = self.sweep.spec
+        self._known_costs = KnownCosts(self.sweep)
         self.halted = False
         self.notes: list[str] = []
-        self.study, self._abandoned = open_study(sweep, self.run)
+        records = list(trial_records(self.run))
+        self.study, self._abandoned = open_study(
+            sweep, self.run, unended_numbers(records, self.spec.search.replicates)
+        )
         self._asking = Asking(self.sweep, self.study)
         search, objectives = self.spec.search, self.spec.objectives
         self._pending: deque[tuple[Asked | None, TrialPlan]] = deque()
         self._running = Running()
         self._is_refined, self._is_over = search.refine is None, False
         race, seeds = search.race, search.replicates
-        self.budget = Budget(self.spec)
+        self.budget = Budget(self.spec, self._baseline.relative)
         cost_of = self.budget.cost_of
         self._race = None if race is None else Runners(race, objectives, seeds, cost_of)
         known = self._known_costs
@@ -75,7 +78,7 @@ class StudySearch:
         self._awaits_bounds = self._baseline.is_awaited
         if not self._awaits_bounds:
             self._learn_earlier_runs()
-        self._continue_study()
+        self._continue_study(records)
         self._queue_baseline()
 
     # --- what an earlier driver left
@@ -88,10 +91,13 @@ class StudySearch:
         for number, records in enumerate_earlier(earlier):
             self._learn(number, records)
 
-    def _continue_study(self) -> None:
-        """Find what is done, what is to run again, and what nobody tried yet."""
+    def _continue_study(self, records: Sequence[TrialRecord]) -> None:
+        """Find what is done, what is to run again, and what nobody tried yet.
+
+        Args:
+            records: of all trials.
+        """
         replicates = self.spec.search.replicates
-        records = list(trial_records(self.run))
         abandoned = {n: found.draw for n, found in self._abandoned.items()}
         earlier = read_earlier(records, abandoned, replicates)
         baseline = self._baseline.record()
@@ -239,7 +245,7 @@ class StudySearch:
 
     def _ask_study(self) -> bool:
         """Queue the replicates of the next configuration; False where none is left."""
-        while self._reopened or (self.remaining > 0 and not self._has_enough()):
+        while (self._reopened or self.remaining > 0) and not self._has_enough():
             if self._reopened:
                 number, known = self._reopened.popleft()
             else:
@@ -281,10 +287,14 @@ class StudySearch:
         return bool(configuration.waiting)
 
     def _has_enough(self) -> bool:
-        """Whether nothing more is drawn, since time or `search.stop_when` end the search."""
-        if self._is_over or self.budget.is_enough():
-            self.remaining = 0
-        return not self.remaining
+        """Whether nothing more is tried, since time or `search.stop_when` end the search; what an
+        earlier driver left is not, either.
+        """
+        is_enough = self._is_over or self.budget.is_enough()
+        if is_enough:
+            self.remaining = self._unrun = 0
+            self._reopened.clear()
+        return is_enough
 
     def _propose(self, number: int) -> Asked | None:
         """What gives most for its seconds; None where that cannot be said, or would not end in
@@ -403,7 +413,7 @@ class StudySearch:
         """Note an epoch; the study hears of it when every replicate has come so far."""
         configuration = self._running.of(trial_id)
         if configuration is not None:
-            configuration.note_epoch(report)
+            configuration.note_epoch(trial_id, report)
 
     def tell(self, record: TrialRecord) -> None:
         """Take one replicate's end; the study hears of it with the last one.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from optuna.distributions import (
 from optuna.samplers import RandomSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FixedTrial, TrialState, create_trial
+from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from analysis.contract import STUDY_FILE
 from sweeps.search.optuna_internals import enqueued_parameters, sampler_notes
@@ -111,10 +111,16 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
     return abs(steps - round(steps)) < 1e-8
 
 
-def open_study(sweep: Sweep, run: Path) -> tuple[optuna.Study, dict[int, Abandoned]]:
+def open_study(
+    sweep: Sweep, run: Path, unended: Collection[int] = ()
+) -> tuple[optuna.Study, dict[int, Abandoned]]:
     """The run's study, made or continued.
 
     `optuna-dashboard RUN/study.journal` opens the same file.
+
+    Args:
+        unended: numbers of configurations that will be told, again where a failed replicate runs
+            once more: Optuna takes nothing back, so the study moves on without what it heard.
 
     Returns:
         The study, and by number what a driver that died had asked for: without these a grid
@@ -132,8 +138,11 @@ def open_study(sweep: Sweep, run: Path) -> tuple[optuna.Study, dict[int, Abandon
     ]
     study = _create(sweep, storage, names[-1] if names else name)
     abandoned = _end_abandoned(study)
-    if not _is_compatible(study, sweep.space):
-        study = _moved(sweep, storage, study, f"{name}~{len(names) + 1}")
+    trials = study.get_trials(deepcopy=False)
+    is_outdated = any(_is_outdated(trial, unended) for trial in trials)
+    if is_outdated or not _is_compatible(study, sweep.space):
+        new_name = f"{name}~{len(names) + 1}"
+        study = _moved(sweep, storage, study, new_name, unended)
     return study, abandoned
 
 
@@ -246,20 +255,33 @@ def _is_compatible(study: optuna.Study, space: Space) -> bool:
     return True
 
 
+def _is_outdated(trial: FrozenTrial, unended: Collection[int]) -> bool:
+    """Whether a trial of the study says what a configuration gave that will be told again."""
+    is_told = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+    return is_told and trial.user_attrs.get("number") in unended
+
+
 def _moved(
-    sweep: Sweep, storage: JournalStorage, old: optuna.Study, name: str
+    sweep: Sweep,
+    storage: JournalStorage,
+    old: optuna.Study,
+    name: str,
+    unended: Collection[int],
 ) -> optuna.Study:
-    """A new study with the trials of `old` that the space contains."""
+    """A new study with the trials of `old` that the space contains; of those that are told again
+    nothing but what the sampler noted.
+    """
     kept = []
     for trial in old.get_trials(deepcopy=False):
+        state = TrialState.FAIL if _is_outdated(trial, unended) else trial.state
         try:
             params, distributions = checked_draw(sweep.space, trial.params)
         except ValueError:
             continue
         kept.append(
             create_trial(
-                state=trial.state,
-                values=trial.values if trial.state == TrialState.COMPLETE else None,
+                state=state,
+                values=trial.values if state == TrialState.COMPLETE else None,
                 params=params,
                 distributions=distributions,
                 user_attrs=trial.user_attrs,

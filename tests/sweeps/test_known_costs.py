@@ -221,6 +221,28 @@ def test_a_training_that_nobody_has_timed_takes_what_its_epochs_take(
     assert proposals.expected([long]) == [pytest.approx(expected, rel=0.05)]
 
 
+def test_what_was_always_trained_is_cheap_without_training(
+    cutting: dict[str, Any],
+) -> None:
+    """That a null alternative takes nothing is known before it is tried."""
+    cutting["search"] |= {"hours": 1, "stop_when": "goal"}
+    sweep = check_spec(spec_from(cutting))
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    proposals = Proposals(sweep.spec, sweep.space, study, KnownCosts(sweep))
+    rate = {"stages.tune.tuned.lr": 1e-3}
+    for number in range(8):
+        draw = [HALF, NONE][number % 2] | TRAINED | rate
+        seconds = {"tune": 100.0, REST: 5.0}
+        proposals.learn(Known(number, draw, (0.3, 0.02), seconds))
+    assert proposals.expected([HALF | LATER]) == [pytest.approx(5.0, rel=0.1)]
+    assert proposals.end_in_time([HALF | LATER], 60.0) == [True]
+    found = proposals.measured_first(
+        HALF | TRAINED | {"stages.tune.tuned.lr": 2e-3}, []
+    )
+    assert found is not None
+    assert found.draw == HALF | LATER
+
+
 def test_what_a_draw_lacks_does_not_make_it_unknown(cutting: dict[str, Any]) -> None:
     sweep = check_spec(spec_from(cutting))
     study = optuna.create_study(directions=["maximize", "minimize"])
