@@ -34,6 +34,7 @@ from sweeps.run.record import named_record
 from sweeps.spec.yaml_text import did_you_mean
 from trainers import plugins
 from trainers.config import DataConfig
+from trainers.data.info import DataInfo
 from trainers.data.splits import Data, data_info, load_data
 from trainers.files import default_data_cache
 from trainers.models.arch import ModelState
@@ -121,7 +122,7 @@ def export(
     plan = named_record(run, trial_id).plan
     data = _to_verify(format_name, form, plan.data) if verify else None
     size = image_size or _image_size(state, plan.data)
-    notes = notes_of(plan.data, size, _class_names(plan.data))
+    notes = notes_of(plan.data, size, _info_of(plan.data))
     options = measured_options(form, plan.measure)
     with _beside(out) as folder:
         difference = write_model(
@@ -212,12 +213,12 @@ def write_model(
     )
 
 
-def _class_names(data: DataConfig) -> tuple[str, ...]:
-    """Names of the classes; empty where the data are not here."""
+def _info_of(data: DataConfig) -> DataInfo | None:
+    """What the data are like; None where they are not here."""
     try:
-        return tuple(data_info(data).class_names)
+        return data_info(data)
     except (ValueError, OSError):
-        return ()
+        return None
 
 
 def _format(name: str) -> Format:

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 
 from compress.measure.options import RuntimeOptions
 from trainers.config import DataConfig
 from trainers.data.augment import resize_before_crop
+from trainers.data.decoding import WIDE_MODES
+from trainers.data.info import DataInfo
 
 FILE = "predict.py"
 
 
 def notes_of(
-    data: DataConfig, image_size: int, class_names: Sequence[str]
+    data: DataConfig, image_size: int, info: DataInfo | None
 ) -> dict[str, str]:
     """The preprocessing as JSON texts by name, for a file's metadata.
 
-    `resize_to` is the side in pixels before the central square of `image_size` is cut out;
-    `resize` says whether the shorter side becomes it or both do.
+    `upright` says whether images are turned as their EXIF orientation says; `white` has the value
+    of white in images of more than 8 bits by the first letter of Pillow's mode. `resize_to` is the
+    side in pixels before the central square of `image_size` is cut out; `resize` says whether the
+    shorter side becomes it or both do.
+
+    Args:
+        info: what the data are like; None where they are not here, so that neither the names of
+            classes nor white are known.
     """
+    white = {} if info is None else {k: info.decoding.level(k) for k in WIDE_MODES}
     facts = {
+        "upright": data.exif_rotation,
+        "white": white,
         "image_size": image_size,
         "resize_to": resize_before_crop(image_size, data.crop_fraction),
         "resize": data.resize,
         "interpolation": data.interpolation,
         "mean": data.mean,
         "std": data.std,
-        "class_names": list(class_names),
+        "class_names": [] if info is None else list(info.class_names),
     }
     return {name: json.dumps(value) for name, value in facts.items()}
 
@@ -69,8 +79,21 @@ here = Path(__file__).parent
 notes = {{name: json.loads(notes[name]) for name in {names}}}
 filter = Image.Resampling[notes["interpolation"].upper()]
 
+def decode(path):
+    image = Image.open(path)
+    if notes["upright"]:
+        image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":  # more than 8 bits, which Pillow would clip
+        if image.mode[0] not in notes["white"]:
+            raise OSError("it has more than 8 bits, and which value is white is not known")
+        values = np.asarray(image, float) * (255 / notes["white"][image.mode[0]])
+        if not np.isfinite(values).all():
+            raise OSError("it holds values that are not finite")
+        image = Image.fromarray(np.rint(np.clip(values, 0, 255)).astype("u1"))
+    return image.convert("RGB")
+
 def prepare(path):
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    image = decode(path)
     side, to, size = min(image.size), notes["resize_to"], notes["image_size"]
     shape = [to, to] if notes["resize"] == "warp" else [to * n // side for n in image.size]
     image = image.resize(shape, filter)

@@ -34,6 +34,7 @@ from tests.sweeps.helpers import plan
 from trainers import plugins
 from trainers.config import DataConfig
 from trainers.data.augment import EvalTransform
+from trainers.data.info import DataInfo
 from trainers.data.splits import eval_batches, load_data
 from trainers.files import default_data_cache
 from trainers.models.arch import Arch, ModelState
@@ -397,7 +398,7 @@ def test_script_predicts_as_the_product(tmp_path: Path, name: str) -> None:
     state.weights[bias] -= logits.mean(0)  # or one class would win everywhere
     chosen = (logits - logits.mean(0)).argmax(1).tolist()
     assert len(set(chosen)) > 1
-    notes = notes_of(data, 48, tuple("abcdefg"))
+    notes = notes_of(data, 48, DataInfo(7, 48, 1, tuple("abcdefg")))
     product = tmp_path / "product"
     product.mkdir()
     write_model(state, name, product, image_size=48, notes=notes)

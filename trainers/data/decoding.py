@@ -93,6 +93,10 @@ class Decoding:
     upright: bool = False
     white: Mapping[str, float] = field(default_factory=dict)
 
+    def level(self, kind: str) -> float:
+        """The value of white by the first letter of a mode."""
+        return self.white.get(kind, 1.0 if kind == "F" else 65535.0)
+
     def key(self) -> dict[str, object]:
         """What decides the pixels beyond the default; empty for the default."""
         upright = {"upright": True} if self.upright else {}
@@ -230,8 +234,7 @@ def _scaled(image: Image.Image, decoding: Decoding) -> NDArray[np.uint8]:
     values = np.asarray(image, np.float64)
     if not np.isfinite(values).all():
         raise ValueError("it holds values that are not finite")
-    kind = image.mode[0]
-    white = decoding.white.get(kind, 1.0 if kind == "F" else 65535.0)
+    white = decoding.level(image.mode[0])
     return np.rint(np.clip(values * (255 / white), 0, 255)).astype(np.uint8)
 
 

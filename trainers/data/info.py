@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from trainers.data.decoding import PLAIN, Decoding
 from trainers.words import printable
 
 ALL_NAMES = 10
@@ -32,6 +33,7 @@ class DataInfo:
             images holds them; None where they are not squares of one size.
         unvalidated: classes of which the validation part has no image; none where there is no
             such part.
+        decoding: how image files become pixels.
     """
 
     num_classes: int
@@ -46,6 +48,7 @@ class DataInfo:
     in_memory: bool = True
     decoded_bytes: int | None = None
     unvalidated: tuple[str, ...] = ()
+    decoding: Decoding = PLAIN
 
     def describe(self) -> str:
         """The facts on one line: "2 classes (dark, light), 34 train, 12 val, 14 test, 32 px, from

@@ -159,7 +159,7 @@ def load_data(config: DataConfig, cache_dir: Path) -> Data:
         config=config,
         info=info,
         class_names=dataset.class_names,
-        fingerprint=_fingerprint(config, info, content, in_memory, found.decoding),
+        fingerprint=_fingerprint(config, info, content, in_memory),
         # in stratified order: the first batches show every class
         train=images("train", rows.train),
         val=images(rows.val_is_of, np.sort(rows.val)),
@@ -378,6 +378,7 @@ def _info(config: DataConfig, dataset: Dataset, found: Inspected) -> DataInfo:
         remarks=(*dataset.remarks, *found.remarks, *remarks),
         in_memory=_in_memory(config, found),
         decoded_bytes=decoded_bytes(dataset, found),
+        decoding=found.decoding,
     )
 
 
@@ -448,11 +449,7 @@ def _tag(decoding: Decoding) -> str:
 
 
 def _fingerprint(
-    config: DataConfig,
-    info: DataInfo,
-    content: str,
-    in_memory: bool,
-    decoding: Decoding,
+    config: DataConfig, info: DataInfo, content: str, in_memory: bool
 ) -> str:
     loading = {
         "dataset",
@@ -485,6 +482,6 @@ def _fingerprint(
     }
     if not in_memory:
         facts["streaming"] = STREAMING_VERSION
-    if decoding.key():
-        facts["decoding"] = decoding.key()
+    if info.decoding.key():
+        facts["decoding"] = info.decoding.key()
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
