@@ -29,7 +29,8 @@ from chaos_sweep import (
 )
 
 from analysis.contract import REPORT_FILE
-from sweeps.cli.terminal import INTERRUPTED, TRY_AGAIN
+from sweeps.cli.terminal import TRY_AGAIN
+from sweeps.drive.interrupt import INTERRUPTED
 from sweeps.space.sweep import Sweep
 
 

@@ -22,7 +22,8 @@ import analysis
 from analysis.contract import ENDED, EPOCHS_FILE, TABLES_FOLDER
 from compress.cache import Artifact
 from sweeps.check import check_spec
-from sweeps.cli.terminal import INTERRUPTED, TRY_AGAIN, lasting_output
+from sweeps.cli.terminal import TRY_AGAIN, lasting_output
+from sweeps.drive.interrupt import INTERRUPTED
 from sweeps.drive.metrics import units
 from sweeps.drive.progress import Progress
 from sweeps.run.folder import trial_ids

@@ -20,7 +20,7 @@ from sweeps.cli import (
     status,
 )
 from sweeps.cli.terminal import Command, Commands
-from sweeps.drive.interrupt import ignore_endings
+from sweeps.drive.interrupt import INTERRUPTED, Interrupt, end_in_peace
 
 app = typer.Typer(
     cls=Commands,
@@ -74,10 +74,10 @@ app.command("latency-table", cls=Command)(latency_table.latency_table)
 
 def main() -> None:
     """Entry point; Ctrl-C outside a sweep ends without a traceback."""
+    Interrupt.is_our_process = True
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     finally:
-        # the exit code is known, and taking down a process that has used Ray takes seconds
-        ignore_endings()
+        end_in_peace()

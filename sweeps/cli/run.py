@@ -11,7 +11,6 @@ from analysis.contract import TABLES_FOLDER
 from sweeps.cli.arguments import Overrides, Plugins, RunArgument, SpecArgument, Tiny
 from sweeps.cli.results import load_run, print_front
 from sweeps.cli.terminal import (
-    INTERRUPTED,
     TRY_AGAIN,
     console,
     handled,
@@ -20,6 +19,7 @@ from sweeps.cli.terminal import (
     warn,
     without_collection,
 )
+from sweeps.drive.interrupt import INTERRUPTED
 
 if TYPE_CHECKING:
     from analysis.run import Run

@@ -9,7 +9,6 @@ import typer
 
 from sweeps.cli import shrink_arguments as of
 from sweeps.cli.terminal import (
-    INTERRUPTED,
     TRY_AGAIN,
     console,
     lasting_output,
@@ -18,6 +17,7 @@ from sweeps.cli.terminal import (
     without_collection,
 )
 from sweeps.console import print_text
+from sweeps.drive.interrupt import INTERRUPTED
 
 if TYPE_CHECKING:
     from analysis.goal import Pick

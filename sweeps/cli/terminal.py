@@ -23,8 +23,6 @@ from sweeps.console import LONGEST_TEXT, PlainConsole, print_text
 TRACEBACK = "SWEEPS_TRACEBACK"
 MISTAKE = 2
 """Exit code of a command that cannot do what it was asked."""
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, SIGTERM or SIGHUP: what ran is recorded, the command goes on."""
 TRY_AGAIN = 75
 """Exit code where Ray or the machine failed and the command, given again, goes on (EX_TEMPFAIL)."""
 MOST_LINES = 30

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar, NoReturn
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, SIGTERM or SIGHUP: what ran is recorded, the command goes on."""
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
@@ -19,8 +23,21 @@ def ending_signals() -> tuple[signal.Signals, ...]:
     return tuple(numbers)
 
 
+def leave_at_once() -> NoReturn:
+    """End the process here and now, as if it had been killed: 130, and nothing is taken down.
+
+    An exception amid Ray's own code, which is C++ for the most part, ends some processes by a
+    segmentation fault instead. What a killed driver leaves, the next one takes up.
+    """
+    with contextlib.suppress(OSError, RuntimeError):
+        print("\nended at once; the same command goes on from here", file=sys.stderr)
+        sys.stderr.flush()
+    os._exit(INTERRUPTED)
+
+
 class Interrupt:
-    """The first Ctrl-C, SIGTERM or SIGHUP asks that trials end; a second Ctrl-C ends at once.
+    """The first Ctrl-C, SIGTERM or SIGHUP asks that trials end; a second Ctrl-C ends at once: by a
+    KeyboardInterrupt, or where the process is ours, by `leave_at_once`.
 
     SIGTERM and SIGHUP may be repeated: `timeout` sends each twice, systemd sends both. Outside
     the main thread, where signals cannot be taken, it does nothing.
@@ -30,7 +47,10 @@ class Interrupt:
 
     Attributes:
         seen: whether it was asked.
+        is_our_process: whether nobody but the command line runs here, as no notebook does.
     """
+
+    is_our_process: ClassVar[bool] = False
 
     def __init__(self, doing: str = "stopping the running trials") -> None:
         self.seen = False
@@ -62,6 +82,8 @@ class Interrupt:
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.seen:
+            if number == signal.SIGINT and Interrupt.is_our_process:
+                leave_at_once()
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             return
@@ -84,6 +106,15 @@ def decided() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_in_peace() -> None:
+    """Before the end of our process, whose exit code is known: taking down a process that has used
+    Ray takes seconds, in which SIGTERM and SIGHUP change nothing, and a Ctrl-C ends it at once.
+    """
+    ignore_endings()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
 
 
 def ignore_endings() -> dict[signal.Signals, Any]:

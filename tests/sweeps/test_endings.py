@@ -71,9 +71,30 @@ def test_a_signal_after_the_end_changes_no_exit_code() -> None:
         time.sleep(0.01)
     assert {each: signal.getsignal(each) for each in before} == before
     leaves = "import atexit, os, signal; from sweeps.cli.main import main; "
-    leaves += "atexit.register(os.kill, os.getpid(), signal.SIGTERM); main()"
-    done = subprocess.run([sys.executable, "-c", leaves, "--version"], check=False)
-    assert done.returncode == 0
+    for number, code in (("SIGTERM", 0), ("SIGINT", 130)):
+        late = f"atexit.register(os.kill, os.getpid(), signal.{number}); main()"
+        words = [sys.executable, "-c", leaves + late, "--version"]
+        assert subprocess.run(words, check=False).returncode == code
+
+
+def test_a_second_ctrl_c_ends_our_process_at_once() -> None:
+    """Nothing that Ray does in the meantime sees an exception, and nothing is taken down."""
+    code = """
+import atexit, os, signal
+from sweeps.drive.interrupt import Interrupt
+Interrupt.is_our_process = True
+atexit.register(print, "taken down")
+with Interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+    print("goes on", flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    print("goes on still", flush=True)
+"""
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stdout == "goes on\n"
+    assert done.stderr.splitlines()[-1].startswith("ended at once; the same command")
 
 
 def test_nohup_stays_in_force() -> None:
