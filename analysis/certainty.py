@@ -21,7 +21,10 @@ What is left is exact.
 
 A plausible true mean is a draw of Student's t about m_c, after m_c was drawn in towards the
 common mean as far as t2 and s2_c / n_c say (James and Stein): of many that are measured with an
-error, the best is the luckiest. Of fewer than four, t2 is unknown, and nothing is drawn in.
+error, the best is the luckiest. What the n means say of t2 + s2_c / n_c has n - 1 degrees of
+freedom; so each draw takes a t2 that may be behind them, under a flat prior of the logarithm of
+that sum where t2 is positive. One estimate for all draws, which may be 0, would say that all are
+equal for certain. Of fewer than four configurations t2 is unknown, and nothing is drawn in.
 The probability is the share of draws in which a configuration is on the front. Which images were
 held out is an error that all configurations share; it moves the front as a whole, and is no part
 of this.
@@ -34,6 +37,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import chi2
 
 from analysis import pareto
 from analysis.configurations import objective_values
@@ -55,6 +59,8 @@ _PRIOR_FREEDOM = 8.0
 """d_0; its own three seeds then count for a fifth of a configuration's variance."""
 _FEWEST_FOR_A_COMMON_MEAN = 4
 """Configurations from which shrinking towards their own mean helps (Efron and Morris, 1973)."""
+_LEAST_SHARE = 1e-100
+"""Of chi2's distribution, with which its quantiles are still exact."""
 _AS_GOOD_AS_NORMAL = 1e6
 """Degrees of freedom with which Student's t cannot be told from a normal distribution."""
 _QUARTILES = 1.349
@@ -105,19 +111,41 @@ def drawn(values: Floats, variances: Floats, freedom: Floats, draws: int) -> Flo
         variances: (n, k) of their errors, 0 of an exact one.
         freedom: (n, k) degrees of freedom of these variances.
     """
-    center = np.nanmean(values, axis=0) if len(values) else values
-    spread = np.nanvar(values, axis=0, ddof=1) if len(values) > 1 else np.zeros(1)
-    truth = np.maximum(spread - variances.mean(axis=0), 0.0) if len(values) else spread
-    if len(values) < _FEWEST_FOR_A_COMMON_MEAN:
-        truth = np.full_like(truth, np.inf)
-    total = truth + variances
-    is_drawn_in = (total > 0) & np.isfinite(total)
-    kept = np.divide(truth, total, out=np.ones_like(total), where=is_drawn_in)
-    means = center + kept * (values - center)
+    rng = np.random.default_rng(0)
     # NumPy draws NaN for infinitely many degrees of freedom
     known = np.minimum(freedom, _AS_GOOD_AS_NORMAL)
-    noise = np.random.default_rng(0).standard_t(known, size=(draws, *values.shape))
+    noise = rng.standard_t(known, size=(draws, *values.shape))
+    if len(values) < _FEWEST_FOR_A_COMMON_MEAN:
+        return values + noise * np.sqrt(variances)
+    truth = _drawn_truth(values, variances.mean(axis=0), draws, rng)
+    total = truth[:, None] + variances
+    # what is exact stays as it is
+    kept = np.divide(truth[:, None], total, out=np.ones_like(total), where=total > 0)
+    center = np.nanmean(values, axis=0)
+    means = center + kept * (values - center)
     return means + noise * np.sqrt(kept * variances)
+
+
+def _drawn_truth(
+    values: Floats, error: Floats, draws: int, rng: np.random.Generator
+) -> Floats:
+    """(draws, k) plausible t2: S (n - 1) / chi2 less the error, S the variance of the means, and
+    chi2 so small that something is left.
+
+    Args:
+        error: (k,) mean variance of the errors.
+    """
+    freedom = len(values) - 1
+    squares = freedom * np.nanvar(values, axis=0, ddof=1)
+    most = np.divide(squares, error, out=np.full_like(squares, np.inf), where=error > 0)
+    below = chi2.cdf(most, freedom)
+    quantile = rng.uniform(size=(draws, len(squares)))
+    found = chi2.ppf(quantile * below, freedom)
+    # where the means differ by less than their errors do, the density is that of a power
+    tiny = most * quantile ** (2 / freedom)
+    found = np.where(below < _LEAST_SHARE, tiny, found)
+    total = np.divide(squares, found, out=np.zeros_like(found), where=found > 0)
+    return np.asarray(np.maximum(total - error, 0.0))
 
 
 def error_variances(

@@ -232,6 +232,34 @@ def test_the_rarest_class_bounds_the_error_of_an_area_under_a_curve() -> None:
     assert np.var(areas) < variances[0, 0] < 6 * np.var(areas)
 
 
+@pytest.mark.parametrize(("configurations", "spread"), [(6, 0.5), (6, 1.0), (12, 1.0)])
+def test_what_is_hardly_possible_comes_true_as_rarely(
+    configurations: int, spread: float
+) -> None:
+    """The true means differ by no more than their errors do: often they are measured as if they did
+    not differ at all, which does not say that they are equal. Each costs more than the one before,
+    so it is on the front where it is better than all of those.
+    """
+    rng, said, came_true = np.random.default_rng(0), [], []
+    error = 0.02
+    for _ in range(300):
+        truth = rng.normal(0.8, spread * error, configurations)
+        seen = (truth + rng.normal(0, error, configurations))[:, None]
+        variances = np.full_like(seen, error**2)
+        freedom = np.full_like(seen, np.inf)
+        values = certainty.drawn(seen, variances, freedom, 500)[:, :, 0]
+        best = np.maximum.accumulate(values, axis=1)
+        said += list((values >= best).mean(axis=0))
+        came_true += list(truth >= np.maximum.accumulate(truth))
+    chances, on_front = np.array(said), np.array(came_true)
+    for low, high in [(0.0, 0.03), (0.1, 0.3), (0.3, 0.6), (0.9, 1.01)]:
+        within = (low <= chances) & (chances < high)
+        assert within.sum() > 10
+        assert on_front[within].mean() == pytest.approx(
+            chances[within].mean(), abs=0.08
+        )
+
+
 @pytest.mark.parametrize("configurations", [1, 2, 3])
 def test_few_configurations_are_not_drawn_towards_each_other(
     configurations: int,
