@@ -53,6 +53,12 @@ def _check_budget(spec: Spec, pipelines: Sequence[Sequence[NamedStage]]) -> None
             "search.images: no stage of these pipelines trains, so that none would be used; take"
             " hours or trials"
         )
+    has_time = search.hours is not None or search.gpu_hours is not None
+    if search.epoch_seconds is not None and not has_time:
+        raise SpecError(
+            "search.epoch_seconds: it says what fits into a budget of time, and there is none;"
+            " leave it out, or give search.hours"
+        )
     uses_gpus = wanted.gpus_per_worker > 0 and wanted.device != "cpu"
     if search.gpu_hours is not None and not uses_gpus:
         raise SpecError(

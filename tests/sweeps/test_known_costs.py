@@ -16,6 +16,7 @@ from sweeps.search.proposals import Proposals
 from sweeps.search.searcher import StudySearch
 from sweeps.search.study import Draw
 from sweeps.spec.load import spec_from
+from sweeps.spec.yaml_text import SpecError
 from tests.sweeps.helpers import begin, searcher
 
 NONE = {"stages.cut": "none"}
@@ -199,7 +200,10 @@ def test_a_training_that_nobody_has_timed_takes_what_its_epochs_take(
     options["long"] = options["tuned"] | {"epochs": 10}
     cutting["search"] |= {"replicates": replicates}
     if is_told:
-        cutting["search"]["epoch_seconds"] = 4.0
+        cutting["search"] |= {"epoch_seconds": 4.0}
+        with pytest.raises(SpecError, match=r"search\.epoch_seconds: .* there is none"):
+            check_spec(spec_from(cutting))
+        cutting["search"] |= {"hours": 1}
     sweep = check_spec(spec_from(cutting))
     study = optuna.create_study(directions=["maximize", "minimize"])
     proposals = Proposals(sweep.spec, sweep.space, study, KnownCosts(sweep))
