@@ -166,7 +166,8 @@ def fronts_table(rows: pd.DataFrame, objectives: Sequence[Objective]) -> pa.Tabl
         picked.setdefault(row, []).append(name)
     listed = pd.concat(
         [
-            part.assign(front=name, position=np.arange(len(part)))
+            # hundreds of columns are joined first: pandas warns of one more
+            part.copy().assign(front=name, position=np.arange(len(part)))
             for name, part in parts.items()
         ]
     )

@@ -22,7 +22,7 @@ def bench(
         str,
         typer.Argument(
             metavar="FILE|RUN",
-            help="a folder with model.safetensors, a coded file, or with TRIAL a run",
+            help="a folder with model.safetensors, a coded file, or, with TRIAL, a run",
         ),
     ],
     trial: Annotated[
@@ -88,7 +88,29 @@ def _state(model: str, trial: str | None) -> "ModelState":
         return trial_model(find_run(model, to_read=True), full_trial_id(trial))
     if Path(model).is_file():
         return decode(Path(model))
+    if not (Path(model) / "model.json").exists():
+        _refuse_run(model)
     return ModelState.load(Path(model))
+
+
+def _refuse_run(model: str) -> None:
+    """Raises ValueError: a run was given without one of its trials."""
+    from sweeps.run.record import trial_records
+    from sweeps.run.storage import find_run
+    from sweeps.spec.yaml_text import SpecError
+
+    try:
+        folder = find_run(model, to_read=True)
+    except SpecError:
+        return  # it is no run either, and is refused as a model
+    complete = (r.trial_id for r in trial_records(folder) if r.status == "complete")
+    trial = next(complete, None)
+    remedy = (
+        "none of its trials is complete"
+        if trial is None
+        else f"give a TRIAL: sweeps bench {model} {trial}"
+    )
+    raise ValueError(f"{model}: a run, and a model is timed; {remedy}")
 
 
 def _size(state: "ModelState") -> int:

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 MAX_ROWS = 200
 """Rows of a query that are printed as a table; --csv prints all."""
 
+_FOLDED = 30
+"""Width to which a column of longer text is folded before columns are left out."""
+
+WORST_CASE = "worst-case"
+"""Name of the pick that is the best compromise of what each offers at worst."""
+
 NO_FRONT = "no trial is on the front: none is complete within the bounds"
 
 
@@ -74,10 +80,18 @@ def front(
     """
     from analysis import also_possible, front_text, nothing_passes
 
-    loaded = load_run(run)
     if max_loss is not None:
-        _print_within(loaded, max_loss)
+        if pick is not None:
+            raise ValueError("give one of --pick, --max-loss")
+        if where is not None or noise is not None:
+            raise ValueError(
+                "--max-loss picks from the whole front; leave out --where, --noise"
+            )
+        _print_within(load_run(run), max_loss)
         return
+    loaded = load_run(run)
+    if pick is not None:
+        _check_pick(loaded, pick)
     rows = loaded.front(where, noise=noise)
     empty = NO_FRONT if where is None else nothing_passes(loaded, where)
     if pick is None:
@@ -88,13 +102,10 @@ def front(
             say(possible)
         _say_baseline(loaded)
         return
-    picks = {name.replace(" ", "-"): row for name, row in loaded.picks(rows).items()}
-    if not rows.empty:
-        picks["worst-case"] = loaded.worst_case_pick(rows)
     if rows.empty:
         raise ValueError(f"--pick {pick}: nothing to pick from: {empty}")
-    if pick.replace(" ", "-") not in picks:
-        raise ValueError(f"--pick {pick}: no such pick; valid: {', '.join(picks)}")
+    picks = {name.replace(" ", "-"): row for name, row in loaded.picks(rows).items()}
+    picks[WORST_CASE] = loaded.worst_case_pick(rows)
     chosen = rows.loc[[picks[pick.replace(" ", "-")]]]
     text = _narrowed(front_text(loaded, chosen), loaded)
     _print_table(text, f"{pick} of {loaded.heading}", "")
@@ -177,6 +188,8 @@ def query(
     """SQL over the tables trials, epochs, stages, layers, classes and fronts, by DuckDB."""
     import analysis
 
+    if csv and out is not None:
+        raise ValueError("give one of --csv, --out")
     rows = analysis.query(load_run(run), sql)
     if out is not None:
         analysis.write_rows(rows, out)
@@ -187,7 +200,12 @@ def query(
         return
     more = f", the first {MAX_ROWS}" if len(rows) > MAX_ROWS else ""
     title = f"{len(rows)} row{'' if len(rows) == 1 else 's'}{more}"
-    _print_table(rows.head(MAX_ROWS), title, "no rows")
+    _print_table(
+        rows.head(MAX_ROWS),
+        title,
+        "no rows",
+        "--csv prints all, -o FILE.parquet writes all",
+    )
 
 
 def print_front(run: Path) -> "Run":
@@ -230,6 +248,23 @@ def _print_within(loaded: "Run", given: str) -> None:
     _print_table(_narrowed(front_text(loaded, chosen), loaded), title, "")
     say(f"{beside_baseline(loaded, chosen.iloc[0])} against {loaded.baseline.name}")
     _say_commands(loaded, str(chosen["trial_id"].iloc[0]))
+
+
+def _check_pick(loaded: "Run", pick: str) -> None:
+    """Raises ValueError: no front of this run, empty or not, has a pick of this name."""
+    from analysis.fronts import KNEE, best_name
+    from sweeps.spec.yaml_text import did_you_mean
+
+    valid = [best_name(each).replace(" ", "-") for each in loaded.objectives]
+    if len(valid) > 1:
+        valid.append(KNEE)
+    valid.append(WORST_CASE)
+    name = pick.replace(" ", "-")
+    if name not in valid:
+        hint = did_you_mean(name, valid)
+        raise ValueError(
+            f"--pick {pick}: no such pick; {hint}valid: {', '.join(valid)}"
+        )
 
 
 def _share(given: str) -> float:
@@ -310,19 +345,60 @@ def load_run(run: str, read: "Callable[[Path], Run] | None" = None) -> "Run":
     return loaded
 
 
-def _print_table(rows: "pd.DataFrame", title: str, empty: str) -> None:
+def _print_table(
+    rows: "pd.DataFrame",
+    title: str,
+    empty: str,
+    remedy: str = "a wider terminal shows all",
+) -> None:
+    """Print the first columns of a table, as many as the terminal has room for.
+
+    Args:
+        empty: said of a table without rows.
+        remedy: how to see the columns that were left out.
+    """
     from analysis.numbers import plain
+    from trainers.words import listed
 
     if rows.empty:
         console.print(empty, highlight=False)
         return
     names = [
-        escape(str(column).removeprefix("metric/").removeprefix("config/"))
+        str(column).removeprefix("metric/").removeprefix("config/")
         for column in rows.columns
     ]
+    given = rows.astype(object).where(rows.notna(), "")
+    columns = [[plain(value) for value in given.iloc[:, i]] for i in range(len(names))]
+    shown = _fitting(names, columns)
     # rich would fold a title of the table itself to the table's width
     console.print(f"[italic]{escape(title)}[/]", highlight=False)
-    printed = table(*names, header_style="bold")
-    for values in rows.astype(object).where(rows.notna(), "").itertuples(index=False):
-        printed.add_row(*[escape(plain(value)) for value in values])
+    printed = table(header_style="bold")
+    for name, column in zip(names[:shown], columns, strict=False):
+        is_short = _cells([name, *column]) <= _FOLDED
+        printed.add_column(escape(name), no_wrap=is_short, overflow="fold")
+    for values in zip(*columns[:shown], strict=True):
+        printed.add_row(*map(escape, values))
     console.print(printed)
+    left_out = names[shown:]
+    if left_out:
+        count = f"{len(left_out)} more column{'' if len(left_out) == 1 else 's'}"
+        say(f"{count}: {listed(left_out)}; {remedy}")
+
+
+def _fitting(names: list[str], columns: list[list[str]]) -> int:
+    """How many columns the terminal has room for, from the first one on: text is folded to
+    `_FOLDED` cells, and all else stands whole.
+    """
+    used = 0
+    for index, (name, column) in enumerate(zip(names, columns, strict=True)):
+        used += min(_FOLDED, _cells([name, *column])) + 2 * (index > 0)
+        if used > console.width and index > 0:
+            return index
+    return len(names)
+
+
+def _cells(texts: list[str]) -> int:
+    """Cells of a terminal that the widest of some texts takes."""
+    from rich.cells import cell_len
+
+    return max(cell_len(line) for text in texts for line in text.split("\n"))

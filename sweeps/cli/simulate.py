@@ -1,5 +1,6 @@
 """The command that replays a search on recorded trials."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,10 +11,16 @@ from sweeps.cli.arguments import Overrides, SpecArgument
 from sweeps.cli.terminal import console, say, table
 
 if TYPE_CHECKING:
-    from sweeps.search.simulate import Replay
-    from sweeps.space.sweep import Sweep
+    from collections.abc import Sequence
 
-PLAIN = ("none", "full", "cached")
+    import pandas as pd
+
+    from sweeps.search.simulate import RecordedTable, Replay
+    from sweeps.space.sweep import Sweep
+    from sweeps.spec.search_options import Search
+
+COSTS = ("none", "full", "cached")
+"""Values of `search.cost`, in the order in which they are compared."""
 
 
 def simulate(
@@ -21,17 +28,20 @@ def simulate(
     recorded: Annotated[
         Path,
         typer.Argument(
-            metavar="TABLE",
+            metavar="TABLE|RUN",
             help=(
                 "Parquet file with config/PARAMETER, metric/NAME and seconds/STAGE of trials"
-                " of this space"
+                " of this space, or a run of it"
             ),
         ),
     ],
     overrides: Overrides = None,
     sampler: Annotated[
         list[str] | None,
-        typer.Option("--sampler", help="a short name; may be given several times"),
+        typer.Option(
+            "--sampler",
+            help="a short name; may be given several times; default: that of the spec",
+        ),
     ] = None,
     cost: Annotated[
         list[str] | None,
@@ -45,56 +55,102 @@ def simulate(
         Path | None, typer.Option("-o", "--out", help="a Parquet file, a row a search")
     ] = None,
 ) -> None:
-    """Replay searches on a recorded table: how long until most of its front is found?
+    """Replay searches on recorded trials: how long until most of its front is found?
 
-    Seconds are those that the table records of each stage, none for what the stage cache would
+    Seconds are those that were recorded of each stage, none for what the stage cache would
     hold; nothing is trained.
     """
     import pandas as pd
 
     from sweeps.check import load_spec
-    from sweeps.search.simulate import RecordedTable
+    from sweeps.spec.search_options import SHORT_SAMPLERS
 
+    _check("sampler", sampler or [], SHORT_SAMPLERS)
+    _check("cost", cost or [], COSTS)
     sweep = load_spec(spec, overrides or [])
-    if not recorded.is_file():
-        raise ValueError(f"{recorded}: no such file")
-    read = RecordedTable(pd.read_parquet(recorded), sweep.space, sweep.spec)
-    names = sampler or [str(sweep.spec.search.sampler)]
+    read = _read(recorded, sweep)
     rows = []
-    for name in names:
-        for each in cost or PLAIN:
-            found = [_replayed(sweep, read, name, each, s, share) for s in range(seeds)]
-            rows += [
-                {"sampler": name, "cost": each, "seed": seed, **_facts(replay, share)}
-                for seed, replay in enumerate(found)
-            ]
+    for search in _searches(sweep.spec.search, sampler, cost):
+        what = {"sampler": str(search.sampler), "cost": search.cost}
+        for seed in range(seeds):
+            replay = _replayed(sweep, read, search, seed, share)
+            rows.append({**what, "seed": seed, **_facts(replay, share)})
     searches = pd.DataFrame(rows)
     if out is not None:
         searches.to_parquet(out, index=False)
     _print(searches, share)
     say(
         f"{len(read.draws)} recorded configurations, {seeds} seeds; median (quartiles); a search"
-        " that never got there counts as infinite"
+        " that never got there counts as longer than all others"
     )
 
 
-def _replayed(
-    sweep: "Sweep", read: object, sampler: str, cost: str, seed: int, share: float
-) -> "Replay":
-    from sweeps.search.simulate import RecordedTable, replay
+def _check(option: str, given: "Sequence[str]", valid: "Sequence[str]") -> None:
+    """Raises ValueError: one of the values of an option is none that it takes."""
+    from sweeps.spec.yaml_text import did_you_mean
+
+    for name in given:
+        if name not in valid:
+            hint = did_you_mean(name, valid)
+            raise ValueError(
+                f"--{option}: there is no {option} {name!r}; {hint}valid: {', '.join(valid)}"
+            )
+
+
+def _read(recorded: Path, sweep: "Sweep") -> "RecordedTable":
+    """Raises ValueError: neither a table nor a run of this space."""
+    import pandas as pd
+
+    from sweeps.run.storage import find_run
+    from sweeps.search.simulate import RecordedTable
+
+    if not recorded.is_file():
+        if recorded.suffix == ".parquet":
+            raise ValueError(f"{recorded}: no such file")
+        folder = find_run(str(recorded), to_read=True)
+        return RecordedTable(folder, sweep.space, sweep.spec)
+    try:
+        return RecordedTable(pd.read_parquet(recorded), sweep.space, sweep.spec)
+    except ValueError as error:
+        raise ValueError(f"{recorded}: {error}") from error
+
+
+def _searches(
+    given: "Search", samplers: list[str] | None, costs: list[str] | None
+) -> "list[Search]":
+    """The spec's section `search` with each sampler and each cost; `sampler_options` are those of
+    the spec's own sampler.
+    """
+    from sweeps.spec.load import validated
     from sweeps.spec.search_options import Search
 
-    assert isinstance(read, RecordedTable)
-    search = sweep.spec.search.model_dump(by_alias=True)
-    changed = Search.model_validate(search | {"sampler": sampler, "cost": cost})
-    spec = sweep.spec.model_copy(update={"seed": seed, "search": changed})
+    written = given.model_dump(by_alias=True)
+    chosen = [
+        written
+        if name == given.sampler
+        else {**written, "sampler": name, "sampler_options": {}}
+        for name in samplers or []
+    ]
+    return [
+        validated(Search, {**search, "cost": cost}, "search")
+        for search in chosen or [written]
+        for cost in costs or COSTS
+    ]
+
+
+def _replayed(
+    sweep: "Sweep", read: "RecordedTable", search: "Search", seed: int, share: float
+) -> "Replay":
+    from sweeps.search.simulate import replay
+
+    spec = sweep.spec.model_copy(update={"seed": seed, "search": search})
     return replay(replace(sweep, spec=spec), read, share)
 
 
 def _facts(found: "Replay", share: float) -> dict[str, float]:
     import numpy as np
 
-    known = np.isfinite(found.predicted)
+    known = np.isfinite(found.predicted) & (found.predicted > 0) & (found.spent > 0)
     errors = np.abs(np.log(found.predicted[known] / found.spent[known]))
     return {
         "seconds": found.until(share),
@@ -105,22 +161,36 @@ def _facts(found: "Replay", share: float) -> dict[str, float]:
     }
 
 
-def _print(searches: object, share: float) -> None:
+def _print(searches: "pd.DataFrame", share: float) -> None:
     import pandas as pd
 
     from analysis.numbers import percent
 
-    assert isinstance(searches, pd.DataFrame)
     head = f"seconds to {percent(share, 0)}"
     printed = table("sampler", "cost", head, "trials", "error of the cost model")
     for (name, cost), group in searches.groupby(["sampler", "cost"], sort=False):
-        low, middle, high = group["seconds"].quantile([0.25, 0.5, 0.75])
         error = group["cost_error"].median()
         printed.add_row(
             str(name),
             str(cost),
-            f"{middle:,.0f} ({low:,.0f} to {high:,.0f})",
+            _quartiles_text(group["seconds"].tolist()),
             f"{group['trials'].median():.0f}",
             "" if pd.isna(error) else percent(error),
         )
     console.print(printed)
+
+
+def _quartiles_text(seconds: "Sequence[float]") -> str:
+    """'1,200 (900 to not reached)': the median and the quartiles, each one of the values itself,
+    since nothing lies between a number and what was never reached.
+    """
+    ordered = sorted(seconds)
+    low, middle, high = (
+        _seconds_text(ordered[math.ceil(part * len(ordered)) - 1])
+        for part in (0.25, 0.5, 0.75)
+    )
+    return middle if low == middle == high else f"{middle} ({low} to {high})"
+
+
+def _seconds_text(seconds: float) -> str:
+    return f"{seconds:,.0f}" if math.isfinite(seconds) else "not reached"

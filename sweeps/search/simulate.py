@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
 import pandas as pd
 
 from analysis import pareto
-from sweeps.search.costs import Known
+from sweeps.search.costs import Known, known_configuration
 from sweeps.search.named import named_draws
 from sweeps.search.optuna_internals import enqueue_again
 from sweeps.search.prefixes import REST, Key
@@ -32,52 +33,61 @@ from sweeps.search.study import (
     seed_sampler,
 )
 from sweeps.search.surrogate import Encoder
-from sweeps.search.warm_start import constraints_of
+from sweeps.search.warm_start import configurations_of, constraints_of
 from sweeps.space.space import Space
 from sweeps.space.sweep import Sweep
 from sweeps.spec.model import Spec
 from sweeps.spec.yaml_text import SpecError
+from trainers.words import listed
 
 MEASURE = "measure"
 """`seconds/measure` is what a table says of measuring the final model."""
 
 
-class RecordedTable:
-    """Rows of trials that were recorded, as a function of a configuration.
+class _Rows(NamedTuple):
+    """What was recorded, a row a configuration.
 
-    Columns: `config/PARAMETER` for each dimension of the space, without `stages.` before it;
-    `metric/NAME` for each objective; `seconds/STAGE` for each stage that took any, and
-    `seconds/measure`. Rows of one configuration count as replicates.
-
-    Raises:
-        SpecError: a column that is lacking, or no row that the space contains.
+    Attributes:
+        draws: (n,) what was tried.
+        values: (n, k) its objectives.
+        stages: (m,) names of the stages, `REST` for what is never cached.
+        seconds: (n, m) what each took where nothing was cached.
     """
 
-    def __init__(self, table: pd.DataFrame, space: Space, spec: Spec) -> None:
-        metrics = [f"metric/{o.metric}" for o in spec.objectives]
-        configs = [config_column(d.path) for d in space.dimensions]
-        seconds = [c for c in map(str, table) if c.startswith("seconds/")]
-        for column in [*configs, *metrics]:
-            if column not in table:
-                raise SpecError(
-                    f"the table has no column {column!r}; it has {', '.join(map(str, table))}"
-                )
-        if not seconds:
-            raise SpecError("the table has no column seconds/STAGE")
-        grouped = table.groupby(configs, dropna=False, sort=False)
-        rows = grouped[[*metrics, *seconds]].mean().reset_index()
+    draws: list[Draw]
+    values: np.ndarray
+    stages: list[str]
+    seconds: np.ndarray
+
+
+class RecordedTable:
+    """Trials that were recorded, as a function of a configuration.
+
+    Args:
+        table: columns `config/PARAMETER` for each dimension of the space, without `stages.`
+            before it; `metric/NAME` for each objective; `seconds/STAGE` for each stage that took
+            any, and `seconds/measure`. Rows of one configuration count as replicates, and rows
+            without an objective for none. Or a run folder, whose complete trials count, as far as
+            the space contains them.
+
+    Attributes:
+        encoder: from draws to numbers.
+        draws: (n,) the recorded configurations.
+        values: (n, k) their objectives.
+
+    Raises:
+        SpecError: a column that is lacking, a row of a table that the space does not contain, or
+            no row at all.
+    """
+
+    def __init__(self, table: pd.DataFrame | Path, space: Space, spec: Spec) -> None:
+        rows = (
+            _of_run(table, space, spec)
+            if isinstance(table, Path)
+            else _of_table(table, space, spec)
+        )
+        self.draws, self.values, self._stages, self._seconds = rows
         self.encoder = Encoder(distributions_of(space))
-        self._stages = [
-            REST if c == f"seconds/{MEASURE}" else c.removeprefix("seconds/")
-            for c in seconds
-        ]
-        self._seconds = rows[seconds].fillna(0.0).to_numpy(dtype=np.float64)
-        self.values = rows[metrics].to_numpy(dtype=np.float64)
-        records = rows[configs].to_dict("records")
-        self.draws = [
-            _draw_of(space, {str(name): value for name, value in row.items()})
-            for row in records
-        ]
         self._encoded = self.encoder.encoded(self.draws)
 
     def row_of(self, draw: Mapping[str, Any]) -> int:
@@ -92,6 +102,7 @@ class RecordedTable:
         return int(apart.sum(axis=1).argmin())
 
     def values_of(self, row: int) -> tuple[float, ...]:
+        """The objectives of a row."""
         return tuple(float(v) for v in self.values[row])
 
     def seconds_of(self, row: int) -> dict[str, float]:
@@ -102,6 +113,72 @@ class RecordedTable:
 def config_column(path: str) -> str:
     """The column of a dimension: `config/train.lr` of `stages.train.lr`."""
     return f"config/{path.removeprefix('stages.')}"
+
+
+def _of_run(run: Path, space: Space, spec: Spec) -> _Rows:
+    """The complete trials of a run, by their own draws: its tables spell them otherwise.
+
+    Raises:
+        SpecError: the space contains none of them.
+    """
+    found: list[tuple[Known, tuple[float, ...]]] = []
+    refused = ""
+    for number, records in configurations_of(run).items():
+        known = known_configuration(number, records, spec.objectives, 1)
+        if known is None or known.values is None:
+            continue
+        try:
+            checked_draw(space, known.draw)
+        except ValueError as error:
+            refused = refused or f": {records[0].trial_id}: {error}"
+            continue
+        found.append((known, known.values))
+    if not found:
+        raise SpecError(
+            f"{run}: no trial of this space is complete, with all objectives{refused}"
+        )
+    stages = list(dict.fromkeys(name for known, _ in found for name in known.seconds))
+    return _Rows(
+        [known.draw for known, _ in found],
+        np.array([values for _, values in found]),
+        stages,
+        np.array([[k.seconds.get(name, 0.0) for name in stages] for k, _ in found]),
+    )
+
+
+def _of_table(table: pd.DataFrame, space: Space, spec: Spec) -> _Rows:
+    """Raises SpecError: what is lacking, or the first row that the space does not contain."""
+    metrics = [f"metric/{o.metric}" for o in spec.objectives]
+    configs = [config_column(d.path) for d in space.dimensions]
+    seconds = [c for c in map(str, table) if c.startswith("seconds/")]
+    missing = [column for column in [*configs, *metrics] if column not in table]
+    if not seconds:
+        missing.append("seconds/STAGE")
+    if missing:
+        raise SpecError(
+            f"the table has no column {listed(map(repr, missing))}; give the folder of a run,"
+            " or a table that `python benchmarks/search_table.py` has recorded"
+        )
+    table = table.loc[
+        np.isfinite(table[metrics].to_numpy(dtype=np.float64)).all(axis=1)
+    ]
+    if table.empty:
+        raise SpecError("the table has no row with all objectives")
+    grouped = table.groupby(configs, dropna=False, sort=False)
+    rows = grouped[[*metrics, *seconds]].mean().reset_index()
+    records = rows[configs].to_dict("records")
+    return _Rows(
+        [
+            _draw_of(space, {str(name): value for name, value in row.items()})
+            for row in records
+        ],
+        rows[metrics].to_numpy(dtype=np.float64),
+        [
+            REST if c == f"seconds/{MEASURE}" else c.removeprefix("seconds/")
+            for c in seconds
+        ],
+        rows[seconds].fillna(0.0).to_numpy(dtype=np.float64),
+    )
 
 
 def _draw_of(space: Space, row: Mapping[str, Any]) -> Draw:
@@ -178,10 +255,11 @@ def replay(
         values, seconds = table.values_of(row), table.seconds_of(row)
         each = np.array(proposals.prefixes.by_entry(seconds))
         alone += each.sum()
-        for place, key in enumerate(proposals.prefixes.keys(point)):
+        keys = proposals.prefixes.keys(point)
+        for place, key in enumerate(keys):
             if key in finished:
                 each[place] = 0.0
-            finished.add(key)
+        finished.update(keys)  # not before: entries without a parameter share their key
         clock += each.sum()
         for name, excess in constraints_of(values, objectives).items():
             trial.set_constraint(name, excess)

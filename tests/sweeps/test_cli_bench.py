@@ -7,6 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from sweeps.cli.main import app
+from sweeps.run.folder import trial_folder
+from sweeps.run.record import TrialRecord
+from tests.sweeps.helpers import plan
 from trainers.models.arch import Arch, ModelState
 
 SMALL = Arch("resnet_cifar", "resnet20_cifar", {"num_classes": 3, "width": 4})
@@ -43,3 +46,18 @@ def test_mistakes_end_with_a_message(
     done = bench(str(tmp_path), *arguments)
     assert done.exit_code == 2
     assert message in done.output
+
+
+def test_a_run_needs_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names one that has a model, by the name under runs/, too."""
+    run = tmp_path / "runs" / "mine"
+    monkeypatch.chdir(tmp_path)
+    for trial_id, status in (("00000", "failed"), ("00001", "complete")):
+        given = plan(trial_id)
+        TrialRecord.begin(trial_folder(run, trial_id), given).finish(status)
+        remedy = f"sweeps bench mine {trial_id}" if trial_id == "00001" else "none of"
+        for named in (str(run), "mine"):
+            done = bench(named)
+            assert done.exit_code == 2
+            assert f"error {named}: a run, and a model is timed; " in done.output
+            assert remedy.replace("mine", named) in done.output.replace("\n", " ")

@@ -199,6 +199,40 @@ def test_query(run: Path, call: Callable[..., tuple[int, str]]) -> None:
     )
 
 
+def test_a_query_fits_into_a_narrow_terminal(
+    run: Path, call: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns that have no room are named; numbers are whole, and long text is folded."""
+    pytest.importorskip("duckdb")
+    monkeypatch.setattr("sweeps.cli.terminal.console.width", 80)
+    columns = analysis.load(run).trials.columns
+    code, text = call("query", run, "select * from trials")
+    title, head, *rows, last = text.splitlines()
+    assert (code, title) == (0, f"{len(rows)} rows")
+    assert max(map(len, [head, *rows])) <= 80
+    shown = head.split()
+    assert shown == list(columns[: len(shown)])
+    assert "…" not in text
+    left_out = columns[len(shown) :]
+    assert last.startswith(
+        f"{len(left_out)} more columns: {', '.join(left_out[:5])} and"
+    )
+    assert last.endswith("; --csv prints all, -o FILE.parquet writes all")
+
+    wide = ", ".join(f"{number}.5 as number_{number}" for number in range(100, 120))
+    code, text = call("query", run, f"select {wide}")
+    _, head, row, last = text.splitlines()
+    assert row.split() == [f"{100 + index}.5" for index in range(len(head.split()))]
+    assert "more columns: number_" in last
+
+    long = "word " * 30
+    code, text = call("query", run, f"select '{long}' as said, 123456789 as count")
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.split().count("word") == 30
+    assert "123456789" in text
+    assert "more column" not in text
+
+
 def test_report_and_what_goes_with_it(
     run: Path, synthetic: ModuleType, call: Callable[..., tuple[int, str]]
 ) -> None:
@@ -248,6 +282,23 @@ def test_mistakes_get_one_message(
             ("front", run, "--where", "accuracy>2", "--pick", "knee"),
             "nothing to pick from",
         ),
+        (
+            ("front", run, "--where", "accuracy>2", "--pick", "kne"),
+            "--pick kne: no such pick; did you mean 'knee'? valid: best-accuracy",
+        ),
+        (
+            ("front", run, "--pick", "kne", "--max-loss", "5%"),
+            "error give one of --pick, --max-loss",
+        ),
+        (
+            ("front", run, "--where", "accuracy>0.9", "--max-loss", "5%"),
+            "--max-loss picks from the whole front; leave out --where, --noise",
+        ),
+        (
+            ("query", run, "select 1", "--csv", "-o", "x.parquet"),
+            "give one of --csv, --out",
+        ),
+        (("query", run, ""), "error query: the SQL says nothing"),
         (("front", run, "--noise"), "no objective has measured quartiles"),
         (("query", run, "selec"), "query: "),
         (("report", run, odd, "-o", "x.html"), "share no objective"),
