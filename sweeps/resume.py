@@ -3,15 +3,16 @@ again.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from analysis.contract import BASELINE, RUN_FILE
 from sweeps.check import check_spec
-from sweeps.run.folder import trial_folder
+from sweeps.run.folder import refuse_links, trial_folder
 from sweeps.run.record import TrialRecord, trial_records
-from sweeps.run.storage import local_folder
+from sweeps.run.storage import RunStorage, local_folder
 from sweeps.space.overrides import apply_overrides
 from sweeps.space.slots import is_slot
 from sweeps.space.sweep import Sweep
@@ -19,7 +20,11 @@ from sweeps.spec.load import spec_from
 from sweeps.spec.model import Spec
 from sweeps.spec.yaml_text import SpecError
 from trainers import plugins
+from trainers.config import DataConfig
+from trainers.data.fingerprint import PresentData, present_data
 from trainers.files import read_json
+from trainers.models.source import load_source
+from trainers.seeding import derive_seed
 
 FREE = (
     "title",
@@ -115,6 +120,131 @@ def refuse_changed_plugins(run: Path) -> None:
         plugins.require_unchanged(recorded)
     except ValueError as error:
         raise SpecError(f"{run}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What of a trial's inputs is not what it was: its place in the spec, in words, and both
+    hashes.
+    """
+
+    place: str
+    what: str
+    now: str
+    then: str
+
+
+def refuse_changed_inputs(run: Path, data_cache: Path) -> None:
+    """Let a run go on only with the data and source models that its complete trials had.
+
+    Of trials with the same inputs one is looked at, and no more is read than it has read itself.
+    Data and models that are not here (any more) are compared with nothing: they are of trials
+    whose configuration the space has lost, or of another node, and a trial that needs them fails
+    by itself.
+
+    Args:
+        data_cache: where hashes of large files are remembered.
+
+    Raises:
+        SpecError: names what has changed since which trial.
+    """
+    present: dict[DataConfig, PresentData | None] = {}
+    for record in _distinct_inputs(run):
+        config = record.plan.data
+        if config not in present:
+            present[config] = _present(config, data_cache)
+        data = present[config]
+        change = None if data is None else _change(record, data)
+        if change is not None:
+            raise SpecError(
+                f"{change.place}: {change.what} changed since trial {record.trial_id} of {run}"
+                f" ended (hash {change.now[:12]} now, {change.then[:12]} then), so that new"
+                " trials could not be compared with it; begin anew under another name, in another"
+                " folder or with --overwrite, or put the old files back"
+            )
+
+
+def _distinct_inputs(run: Path) -> list[TrialRecord]:
+    """Of all complete trials with the same inputs, as planned and as found, the first."""
+    found: dict[tuple[str, ...], TrialRecord] = {}
+    baseline = TrialRecord.read(trial_folder(run, BASELINE))
+    for record in chain([] if baseline is None else [baseline], trial_records(run)):
+        inputs, plan = record.outcome.inputs, record.plan
+        # before version 0.1 none were recorded
+        if record.status == "complete" and {"data", "source"} <= inputs.keys():
+            given = plan.data.model_dump_json(), plan.source.model_dump_json()
+            found.setdefault((*given, inputs["data"], inputs["source"]), record)
+    return list(found.values())
+
+
+def _present(config: DataConfig, data_cache: Path) -> PresentData | None:
+    """The data as they are now; None where they are not here."""
+    try:
+        return present_data(config, data_cache)
+    except (ValueError, OSError):
+        return None
+
+
+def _change(record: TrialRecord, data: PresentData) -> _Change | None:
+    """What of a complete trial's inputs is not what it was; None where all is."""
+    plan, then = record.plan, record.outcome.inputs
+    if then["data"] not in data.fingerprints:
+        root, name = plan.data.root, plan.data.dataset
+        place, what = ("data", name) if root is None else ("data.root", f"{root}")
+        # which of the two it would be shows only when all images are decoded
+        now = data.fingerprints[0]
+        return _Change(place, f"the data in {what} have", now, then["data"])
+    source = plan.source
+    if source.checkpoint is None and not source.pretrained:
+        return None  # the seed decides, and the libraries
+    try:
+        model = load_source(
+            source,
+            num_classes=data.num_classes,
+            image_size=data.image_size,
+            seed=derive_seed(plan.seed, "source"),
+        )
+    except (ValueError, OSError):  # it is not here
+        return None
+    now = model.hash()
+    if now == then["source"]:
+        return None
+    if source.checkpoint is None:
+        place, what = "source.model", f"the pretrained weights of {source.model} have"
+    else:
+        place, what = "source.checkpoint", f"the model in {source.checkpoint} has"
+    return _Change(place, what, now, then["source"])
+
+
+def taken_up(
+    sweep: Sweep, storage: RunStorage, data_cache: Path, *, overwrite: bool
+) -> dict[str, Any] | None:
+    """What a sweep's run folder says of itself, where the sweep may go on in it; None where it
+    begins.
+
+    Args:
+        data_cache: where hashes of large files are remembered.
+        overwrite: delete what the folder holds, if it is a run.
+
+    Raises:
+        SpecError: the folder holds something else, or what its trials mean has changed.
+    """
+    run = storage.run
+    earlier = read_json(run / RUN_FILE)
+    if earlier is None and run.exists() and any(run.iterdir()):
+        raise SpecError(
+            f"storage/name: {run} exists and is not a run; choose another name"
+        )
+    refuse_links(run)
+    if earlier is None:
+        return None
+    if overwrite:
+        storage.delete()
+        return None
+    refuse_changes(run, earlier.get("spec", {}), sweep.spec)
+    refuse_changed_plugins(run)
+    refuse_changed_inputs(run, data_cache)
+    return earlier
 
 
 def resumed_spec(run: Path, overrides: Sequence[str], *, local: bool = True) -> Sweep:

@@ -48,15 +48,11 @@ from sweeps.drive.tune_adapter import (
     trainable_of,
 )
 from sweeps.drive.tune_run import TuneRun
-from sweeps.resume import refuse_changed_plugins, refuse_changes, reopen
+from sweeps.resume import reopen, taken_up
 from sweeps.run.code_version import code_version
 from sweeps.run.driving import driving, refuse_second_driver
 from sweeps.run.faults import StorageFaultError, innermost, is_storage_fault
-from sweeps.run.folder import (
-    TUNE_FOLDER,
-    WORKERS_FOLDER,
-    refuse_links,
-)
+from sweeps.run.folder import TUNE_FOLDER, WORKERS_FOLDER
 from sweeps.run.plan import Site
 from sweeps.run.record import now, to_json, trial_records
 from sweeps.run.storage import RunStorage, run_storage
@@ -67,7 +63,7 @@ from sweeps.space.dimension import config_keys
 from sweeps.space.sweep import Sweep
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.attempt import run_trial
-from trainers.files import default_data_cache, read_json, write_atomic
+from trainers.files import default_data_cache, write_atomic
 from trainers.leftovers import remove_leftovers
 from trainers.remote import is_uri
 from trainers.words import one_line
@@ -163,7 +159,8 @@ def run_sweep(
         retry: run trials that ended like this again, under their numbers.
 
     Raises:
-        SpecError: the run folder holds another sweep or is being run, no cluster, or full storage.
+        SpecError: the run folder holds another sweep or is being run, its data or source models
+            have changed, no cluster, or full storage.
     """
     run = sweep.spec.run_folder.absolute()
     storage = run_storage(sweep.spec.storage, run)
@@ -302,7 +299,19 @@ def _search_on(drive: _Drive) -> None:
     if search.num_trials > 0:
         _search(drive, search)
     if not (search.halted or drive.interrupt.seen or drive.fault):
+        if not progress.begun:
+            progress.note(_nothing_left(search))
         _measure_front(drive)
+
+
+def _nothing_left(search: StudySearch) -> str:
+    """Why a search had no trial to run, and what goes on."""
+    ended = {
+        record.plan.number
+        for record in trial_records(search.run)
+        if record.plan.refines is None and record.status in ENDED
+    }
+    return search.budget.nothing_left(len(ended), search.sweep.num_configurations)
 
 
 def _measure_front(drive: _Drive) -> None:
@@ -336,7 +345,7 @@ def _search(drive: _Drive, search: StudySearch) -> None:
             raise
     finally:
         drive.halted = search.halted
-        said = search.outcome_line()
+        said = search.outcome_line() if drive.progress.begun else None
         if said is not None:
             drive.progress.note(said)
     storage.pull()  # what nodes wrote as they were stopped
@@ -359,18 +368,8 @@ def _prepare(
 ) -> None:
     """Write what the sweep is into its run folder, unless that holds something else."""
     run = storage.run
-    earlier = read_json(run / RUN_FILE)
-    if earlier is None and run.exists() and any(run.iterdir()):
-        raise SpecError(
-            f"storage/name: {run} exists and is not a run; choose another name"
-        )
-    refuse_links(run)
-    if overwrite and earlier is not None:
-        storage.delete()
-        earlier = None
-    if earlier is not None:
-        refuse_changes(run, earlier.get("spec", {}), sweep.spec)
-        refuse_changed_plugins(run)
+    data_cache = default_data_cache().absolute()
+    earlier = taken_up(sweep, storage, data_cache, overwrite=overwrite)
     header = run_header(sweep, command)
     if earlier is not None:
         header["created"] = earlier.get("created", header["created"])

@@ -144,6 +144,7 @@ class Progress:
 
     Attributes:
         share_left: how much of the search's budget is left, from 0 to 1; set by the driver.
+        begun: trials that have started since the last attempt of the driver began.
     """
 
     def __init__(
@@ -159,6 +160,7 @@ class Progress:
         self.standing = Standing(objectives)
         self.running: RunningTrials | None = None
         self.share_left: Callable[[], float] = lambda: 1.0
+        self.begun = 0
         self._bar: Bar | None = None
         self._text = Text()
         self._next_line = 0.0
@@ -223,6 +225,7 @@ class Progress:
 
     def started(self, trial_id: str) -> None:
         """One more trial runs."""
+        self.begun += 1
         self.counts["running"] += 1
         if self.running is not None:
             self.running.started(trial_id)
@@ -265,6 +268,7 @@ class Progress:
 
     def restarted(self) -> None:
         """No trial runs now: a new attempt of the driver begins."""
+        self.begun = 0
         self.counts["running"] = 0
 
     def failed_over(self, trial_id: str, why: str) -> None:

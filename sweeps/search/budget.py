@@ -113,9 +113,11 @@ class Budget:
 
     def is_enough(self) -> bool:
         """Whether the time is over, or `search.stop_when` holds."""
+        return not self.share_left() or self._stops()
+
+    def _stops(self) -> bool:
+        """Whether `search.stop_when` holds."""
         rule = self._search.stop_when
-        if not self.share_left():
-            return True
         if not isinstance(rule, StopWhen):
             return rule == "goal" and self._has_met_goal()
         return stands_still(self._values, rule, self.objectives)
@@ -129,13 +131,13 @@ class Budget:
         return False
 
     def plan_line(self, cost: float | None) -> str | None:
-        """What the budget is expected to give; None without one.
+        """What the budget is expected to give; None without one, or where it is used up.
 
         Args:
             cost: of a configuration with an empty cache, where that is known.
         """
         meter = self._meter
-        if math.isinf(meter.limit):
+        if math.isinf(meter.limit) or meter.spent(0.0) >= meter.limit:
             return None
         said = f"budget of {meter.said(meter.limit)}"
         if not cost:
@@ -145,6 +147,51 @@ class Budget:
         return (
             f"{said}: {plural(count, 'configuration')} of {meter.said(each)}, or more where"
             " the stage cache helps"
+        )
+
+    def nothing_left(self, ended: int, wanted: int) -> str:
+        """Why no trial was left to run, and what goes on.
+
+        Args:
+            ended: configurations that have ended.
+            wanted: those that the search was to try.
+        """
+        meter, search = self._meter, self._search
+        limit, spent = meter.limit, meter.spent(0.0)
+        if spent >= limit:
+            return (
+                f"the budget of {meter.said(limit)} is used up ({meter.said(spent)}); more"
+                f" search.{self._limited_by()} go on"
+            )
+        if self._stops():
+            return f"{self._why_it_stops()}; search.stop_when=null goes on"
+        if ended >= wanted:
+            is_exhausted = wanted < search.trials
+            more = "a larger search.space" if is_exhausted else "search.trials=N"
+            each = "the one configuration has"
+            if ended > 1:
+                each = f"all {plural(ended, 'configuration')} have"
+            return f"{each} ended; {more} goes on"
+        if math.isfinite(limit):
+            return (
+                f"of the budget of {meter.said(limit)} {meter.said(limit - spent)} is left,"
+                f" less than one more configuration takes; more search.{self._limited_by()}"
+                " go on"
+            )
+        return "nothing is left to run"
+
+    def _limited_by(self) -> str:
+        """The option of the search that its budget comes from."""
+        options = ("images", "gpu_hours", "hours")
+        return next(o for o in options if getattr(self._search, o) is not None)
+
+    def _why_it_stops(self) -> str:
+        rule = self._search.stop_when
+        if not isinstance(rule, StopWhen):
+            return "the goal is met"
+        return (
+            f"the front stands still: over the last {rule.configurations} configurations it"
+            f" has gained less than {percent(rule.hypervolume_gain)} of its hypervolume"
         )
 
     def outcome_line(self, configurations: int, left_out: int) -> str | None:

@@ -391,3 +391,55 @@ def test_what_trains_nothing_does_not_go_on_for_ever(
         count += 1
         assert count < 100
     assert len(used) == 5
+
+
+def test_why_nothing_is_left_to_run(raw: dict[str, Any], tmp_path: Path) -> None:
+    first = searcher(raw, tmp_path, trials=3)
+    for accuracy in (0.9, 0.5, 0.4):
+        finish(first, accuracy=accuracy, gmacs=1.0)
+
+    def said(**search: Any) -> str:
+        again = searcher(raw, tmp_path, **search)
+        count = again.sweep.num_configurations
+        assert again.ask() is None
+        return again.budget.nothing_left(3, count)
+
+    assert said(trials=3) == (
+        "all 3 configurations have ended; search.trials=N goes on"
+    )
+    still = {"hypervolume_gain": 0.01, "configurations": 2}
+    assert said(trials=9, stop_when=still) == (
+        "the front stands still: over the last 2 configurations it has gained less than"
+        " 1.0 % of its hypervolume; search.stop_when=null goes on"
+    )
+    raw["stages"]["init"] = {"stage": "random_init"}
+    grid = {"sampler": "grid", "space": {"stages.finetune.lr": [0.1]}}
+    only = searcher(raw, tmp_path / "grid", trials=9, **grid)
+    finish(only, accuracy=0.9, gmacs=1.0)
+    assert only.ask() is None
+    assert only.budget.nothing_left(1, only.sweep.num_configurations) == (
+        "the one configuration has ended; a larger search.space goes on"
+    )
+
+
+def test_a_budget_that_is_used_up_plans_nothing(
+    raw: dict[str, Any], tmp_path: Path, clock: list[float]
+) -> None:
+    first = searcher(raw, tmp_path, trials=2)
+    record = finish(first, accuracy=0.9, gmacs=1.0)
+    assert record.started is not None
+    start = datetime.fromisoformat(record.started)
+    record.ended = (start + timedelta(seconds=51)).isoformat()
+    write_atomic(record.folder / "record.json", to_json(record.to_json()))
+    again = searcher(raw, tmp_path, trials=9, hours=3.6 / 3600)
+    assert again.plan_line() is None
+    assert again.ask() is None
+    assert again.budget.nothing_left(1, 9) == (
+        "the budget of 3.6 s is used up (51 s); more search.hours go on"
+    )
+    more = searcher(raw, tmp_path, trials=9, hours=60 / 3600)
+    assert more.plan_line() is not None
+    assert more.budget.nothing_left(1, 9) == (
+        "of the budget of 1 min 9.0 s is left, less than one more configuration takes; more"
+        " search.hours go on"
+    )

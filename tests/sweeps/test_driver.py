@@ -51,7 +51,9 @@ def assert_classes_make_the_accuracy(run: analysis.Run) -> None:
         assert means.tolist() == pytest.approx(accuracy.tolist())
 
 
-def test_end_to_end(raw: dict[str, Any], ray_session: None) -> None:
+def test_end_to_end(
+    raw: dict[str, Any], ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     outcome = sweep(raw)
     run = outcome.folder
     loaded = analysis.load(run)
@@ -91,7 +93,16 @@ def test_end_to_end(raw: dict[str, Any], ray_session: None) -> None:
         for record in records(run).values()
     )
     before = ended(run)
+    nothing = "all 4 configurations have ended; search.trials=N goes on"
+    assert nothing not in capsys.readouterr().out
     again = sweep(raw)  # all there: nothing runs
+    assert nothing in capsys.readouterr().out
+    used_up = sweep(raw | {"search": raw["search"] | {"trials": 9, "hours": 1e-6}})
+    said = capsys.readouterr().out
+    assert "the budget of 0.0 s is used up (" in said
+    assert "is not known yet" not in said
+    assert "the search took" not in said
+    assert not used_up.interrupted
     assert ended(run) == before
     assert not again.interrupted
     more = sweep(raw | {"search": raw["search"] | {"trials": 5}})

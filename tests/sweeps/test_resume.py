@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 from optuna.trial import TrialState
 from typer.testing import CliRunner
@@ -20,7 +21,14 @@ from typer.testing import CliRunner
 from analysis.contract import CLASSES_FILE, LAYERS_FILE
 from sweeps.check import check_spec
 from sweeps.cli.main import app
-from sweeps.resume import changed_keys, refuse_changes, reopen, resumed_spec
+from sweeps.drive.driver import run_header, run_sweep
+from sweeps.resume import (
+    changed_keys,
+    refuse_changes,
+    reopen,
+    resumed_spec,
+    taken_up,
+)
 from sweeps.run import driving as run_state
 from sweeps.run.driving import (
     driving,
@@ -31,8 +39,8 @@ from sweeps.run.driving import (
 from sweeps.run.faults import RecordTakenError
 from sweeps.run.folder import trial_folder
 from sweeps.run.plan import Site, TrialPlan
-from sweeps.run.record import StageRow, TrialRecord, trial_records
-from sweeps.run.storage import find_run
+from sweeps.run.record import StageRow, TrialRecord, to_json, trial_records
+from sweeps.run.storage import RunStorage, find_run
 from sweeps.spec.load import spec_from
 from sweeps.spec.yaml_text import SpecError
 from sweeps.trial.attempt import run_trial
@@ -45,6 +53,9 @@ from tests.sweeps.helpers import (
     site,
     states,
 )
+from tests.trainers.data.pictures import class_folders
+from trainers.models.arch import ModelState
+from trainers.models.make import make_arch
 
 
 @pytest.fixture
@@ -375,3 +386,113 @@ def test_what_is_no_earlier_run_is_refused(raw: dict[str, Any], tmp_path: Path) 
     pd.DataFrame({"metric/loss": [1.0]}).to_parquet(table)
     with pytest.raises(SpecError, match=r"none of the columns metric/accuracy"):
         check_spec(spec_from(raw))
+
+
+# --- data and models that have changed
+
+
+@pytest.fixture
+def pictured(raw: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """A spec of a checkpoint that is tuned on a folder of images."""
+    args = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    images = class_folders(tmp_path / "images")
+    del raw["search"]["space"]
+    return raw | {
+        "source": {
+            "model": "vit_tiny_patch16_224",
+            "args": args,
+            "checkpoint": str(checkpoint(tmp_path / "first.pt", 0, args)),
+        },
+        "data": {"dataset": "folder", "root": str(images), "val_fraction": 0.25},
+        "stages": {"finetune": raw["stages"]["finetune"] | {"batch_size": 3}},
+        "measure": {"latency": False},
+    }
+
+
+def checkpoint(file: Path, seed: int, args: dict[str, int]) -> Path:
+    """A file with the weights of a tiny model."""
+    arch = make_arch("vit_tiny_patch16_224", num_classes=2, image_size=8, args=args)
+    torch.save(ModelState.initialised(arch, seed).weights, file)
+    return file
+
+
+def begun(raw: dict[str, Any], data_cache: Path) -> Path:
+    """A run of which one trial is complete."""
+    run = Path(raw["storage"]) / "small"
+    search = searcher(raw, run)
+    planned = search.ask()
+    assert planned is not None
+    outcome = run_trial(planned, site(run, data_cache=data_cache))
+    assert outcome.status == "complete", outcome.error
+    (run / "run.json").write_bytes(to_json(run_header(search.sweep, [])))
+    return run
+
+
+def refused(raw: dict[str, Any]) -> str:
+    """In what line a sweep is refused that is to go on in its run folder."""
+    run = Path(raw["storage"]) / "small"
+    before = {file: file.read_bytes() for file in run.iterdir() if file.is_file()}
+    more = raw | {"search": raw["search"] | {"trials": 9}}
+    with pytest.raises(SpecError) as error:
+        run_sweep(check_spec(spec_from(more)))
+    resumed = CliRunner().invoke(app, ["resume", str(run), "search.trials=9"])
+    assert resumed.exit_code == 2, resumed.output
+    assert str(error.value) in " ".join(resumed.output.split())
+    after = {file: file.read_bytes() for file in run.iterdir() if file.is_file()}
+    assert after == before
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def may_go_on(raw: dict[str, Any], data_cache: Path, overwrite: bool = False) -> bool:
+    storage = RunStorage(Path(raw["storage"]) / "small")
+    sweep = check_spec(spec_from(raw))
+    return taken_up(sweep, storage, data_cache, overwrite=overwrite) is not None
+
+
+def test_a_run_does_not_go_on_with_other_images(
+    pictured: dict[str, Any], data_cache: Path
+) -> None:
+    run = begun(pictured, data_cache)
+    assert may_go_on(pictured, data_cache)
+    lost = Path(pictured["data"]["root"]) / "train" / "dark" / "0.png"
+    kept = lost.read_bytes()
+    lost.unlink()
+    said = refused(pictured)
+    assert said.startswith(
+        f"data.root: the data in {pictured['data']['root']} have changed"
+    )
+    assert f"since trial 00000 of {run} ended (hash " in said
+    assert said.endswith("or with --overwrite, or put the old files back")
+    lost.write_bytes(kept)
+    assert may_go_on(pictured, data_cache)
+    lost.unlink()
+    assert not may_go_on(pictured, data_cache, overwrite=True)  # it begins anew
+    assert not run.exists()
+
+
+def test_a_run_does_not_go_on_with_another_model(
+    pictured: dict[str, Any], data_cache: Path
+) -> None:
+    """Of models that are searched those count that a complete trial had."""
+    source = pictured["source"]
+    first = Path(source["checkpoint"])
+    other = checkpoint(first.with_name("other.pt"), 1, source["args"])
+    space = {"source.checkpoint": [str(first), str(other)]}
+    pictured["search"] = pictured["search"] | {"space": space, "sampler": "grid"}
+    del source["checkpoint"]
+    run = begun(pictured, data_cache)
+    (record,) = records(run).values()
+    used = record.plan.source.checkpoint
+    assert used is not None
+    unused = other if used == first else first
+    checkpoint(unused, 2, source["args"])
+    assert may_go_on(pictured, data_cache)
+    checkpoint(used, 3, source["args"])
+    assert refused(pictured).startswith(
+        f"source.checkpoint: the model in {used} has changed since trial 00000"
+    )
+    # without the model in its space the run goes on beside what it found with it
+    used.unlink()
+    pictured["search"]["space"] = {"source.checkpoint": [str(unused)]}
+    assert may_go_on(pictured, data_cache)

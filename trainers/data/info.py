@@ -18,8 +18,9 @@ class DataInfo:
     Attributes:
         num_classes: classes.
         image_size: side of the square that the model sees, px.
-        num_train: images to train on, after `limit` and the validation split (unreadable
-            ones included).
+        num_train: images to train on, after `limit` and the validation split. As all counts
+            without the images that were found to be unreadable; those of `Data.info` hold them
+            where images stream, since there another one stands for each.
         class_names: in the order of the model's outputs.
         num_val: images of the validation part, which is split from the training images.
         num_test: images of the test part, after `limit_test`.

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -96,6 +96,18 @@ class Inspected:
         return width if width == height <= IN_MEMORY_PX else None
 
 
+class Unreadable(NamedTuple):
+    """Images that cannot be read and are left out.
+
+    Attributes:
+        rows: of each part, by its name.
+        remarks: a sentence that names some of them; none where there are none.
+    """
+
+    rows: dict[str, tuple[int, ...]]
+    remarks: tuple[str, ...]
+
+
 def inspect(dataset: Dataset, config: DataConfig) -> Inspected:
     """Look at the headers of a data set's images.
 
@@ -163,11 +175,13 @@ def decoded_bytes(dataset: Dataset, found: Inspected) -> int | None:
     return 3 * width * height * images if width == height else None
 
 
-def check_decodes(dataset: Dataset, found: Inspected, max_unreadable: int) -> list[str]:
+def check_decodes(
+    dataset: Dataset, found: Inspected, max_unreadable: int
+) -> Unreadable:
     """Decode an image of each kind, and as many more as are quickly decoded.
 
     Returns:
-        A remark about unreadable images that are allowed, if there are any.
+        The unreadable images that are allowed, as far as they were seen.
 
     Raises:
         ValueError: more images than `max_unreadable` are unreadable, by their header or when
@@ -193,12 +207,12 @@ def check_decodes(dataset: Dataset, found: Inspected, max_unreadable: int) -> li
     unreadable = _all_of(bad)
     check_unreadable(unreadable, max_unreadable)
     _check_classes(dataset, list(bad["train"]))
-    if not unreadable:
-        return []
-    return [
+    remark = (
         f"Images that cannot be read, left out as data.max_unreadable allows:"
         f" {_few(unreadable)}."
-    ]
+    )
+    rows = {name: tuple(of_part) for name, of_part in bad.items()}
+    return Unreadable(rows, (remark,) if unreadable else ())
 
 
 def _all_of(bad: dict[str, dict[int, str]]) -> list[str]:

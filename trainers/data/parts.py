@@ -9,7 +9,7 @@ class with what `Part` says.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -27,6 +27,8 @@ Pixels = NDArray[np.uint8]
 """uint8 (3, H, W), or (N, 3, H, W) of several images."""
 Labels = NDArray[np.int64]
 """int64 (N,)."""
+LeftOut = Mapping[str, Collection[int]]
+"""Name of each part → its rows that are left out, since they cannot be read."""
 OWN_VALIDATION = "with data.val_from: train it would be split off the training part"
 """What a remark says of a validation part that a data set has itself."""
 
@@ -180,6 +182,13 @@ class Dataset:
             for piece in part.content(cache_dir):
                 digest.update(piece)
         return digest.hexdigest()
+
+
+def kept_rows(labels: Labels, left_out: Collection[int]) -> NDArray[np.bool_]:
+    """Bool (N,): whether each image of a part with these labels is used."""
+    kept = np.ones(len(labels), np.bool_)
+    kept[list(left_out)] = False
+    return kept
 
 
 def spread(count: int, most: int) -> Sequence[int]:

@@ -4,12 +4,13 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from trainers.data.info import ALL_NAMES
-from trainers.data.parts import Dataset, FilePart
+from trainers.data.parts import Dataset, FilePart, LeftOut, kept_rows
 from trainers.files import sha256_file
 from trainers.words import listed, printable
 
@@ -18,15 +19,23 @@ UNBALANCED = 2.0
 MOST_FILES = 20_000
 MOST_BYTES = 64 << 20
 """Limits of the search for repeated images: beyond them it is no longer quick."""
+NOTHING: LeftOut = MappingProxyType({})
 
 
-def balance_remarks(dataset: Dataset) -> list[str]:
+def balance_remarks(dataset: Dataset, left_out: LeftOut = NOTHING) -> list[str]:
     """A sentence with the counts, and the weights that would balance them, where the training
     classes are unbalanced; one where the test part lacks classes.
+
+    Args:
+        left_out: images that do not count.
     """
     remarks = []
     names = [printable(name) for name in dataset.class_names]
-    counts = np.bincount(dataset.train.labels, minlength=len(names))
+    trained, tested = (
+        part.labels[kept_rows(part.labels, left_out.get(name, ()))]
+        for name, part in (("train", dataset.train), ("test", dataset.test))
+    )
+    counts = np.bincount(trained, minlength=len(names))
     held = np.flatnonzero(counts)
     most, least = held[counts[held].argmax()], held[counts[held].argmin()]
     if counts[most] >= UNBALANCED * counts[least]:
@@ -42,7 +51,7 @@ def balance_remarks(dataset: Dataset) -> list[str]:
             f"{remark}; training weighs every image alike, and the metrics"
             " balanced_accuracy and f1_macro weigh every class alike."
         )
-    untested = set(held.tolist()) - set(dataset.test.labels.tolist())
+    untested = set(held.tolist()) - set(tested.tolist())
     if untested:
         remarks.append(
             f"The test part has no image of {listed(names[k] for k in sorted(untested))}."
@@ -50,11 +59,14 @@ def balance_remarks(dataset: Dataset) -> list[str]:
     return remarks
 
 
-def duplicate_remarks(dataset: Dataset) -> list[str]:
+def duplicate_remarks(dataset: Dataset, left_out: LeftOut = NOTHING) -> list[str]:
     """Sentences about files with the same bytes in training and another part, or in two training
     classes.
 
     Nothing is looked for in large sets, and in those that are not files.
+
+    Args:
+        left_out: images that are not spoken of.
     """
     parts = dataset.parts()
     files = {name: part for name, part in parts.items() if isinstance(part, FilePart)}
@@ -63,9 +75,12 @@ def duplicate_remarks(dataset: Dataset) -> list[str]:
     by_size: dict[int, list[_Row]] = defaultdict(list)
     if sum(len(part.paths) for part in files.values()) > MOST_FILES:
         return []
+    used: dict[str, int] = {}
     for name, part in files.items():
-        for row, path in enumerate(part.paths):
-            size = _size(part.root / path)
+        kept = np.flatnonzero(kept_rows(part.labels, left_out.get(name, ()))).tolist()
+        used[name] = len(kept)
+        for row in kept:
+            size = _size(part.root / part.paths[row])
             if size > 0:
                 by_size[size].append(_Row(name, row))
     candidates = {size: rows for size, rows in by_size.items() if len(rows) > 1}
@@ -79,7 +94,7 @@ def duplicate_remarks(dataset: Dataset) -> list[str]:
                 by_content[sha256_file(file)].append(_Row(name, row))
     groups = [*by_content.values()]
     held = [name for name in files if name != "train"]
-    shared = [_shared(files, name, groups) for name in held]
+    shared = [_shared(files, name, used[name], groups) for name in held]
     return [*(each for each in shared if each), *_torn(files["train"], groups)]
 
 
@@ -91,9 +106,12 @@ class _Row(NamedTuple):
 
 
 def _shared(
-    files: Mapping[str, FilePart], held: str, groups: Sequence[list[_Row]]
+    files: Mapping[str, FilePart],
+    held: str,
+    count: int,
+    groups: Sequence[list[_Row]],
 ) -> str | None:
-    """A sentence about the images of a part that training has, too."""
+    """A sentence about those of the `count` images of a part that training has, too."""
     shared, first = 0, ""
     train, part = files["train"], files[held]
     for group in groups:
@@ -106,7 +124,7 @@ def _shared(
         return None
     word = "validation" if held == "val" else held
     return (
-        f"Of {len(part.paths):,} {word} images {shared:,} have the bytes of a training image"
+        f"Of {count:,} {word} images {shared:,} have the bytes of a training image"
         f" ({first}): on those the {word} metrics say nothing about new images."
     )
 

@@ -9,10 +9,10 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from trainers.config import AugmentConfig, DataConfig
 from trainers.data.augment import BatchAugment, EvalTransform, Finish
 from trainers.data.cache import UnequalImagesError, open_images, open_pixels
 from trainers.data.decoding import Decoding
+from trainers.data.fingerprint import fingerprint
 from trainers.data.info import DataInfo
 from trainers.data.inspection import (
     Inspected,
@@ -32,13 +33,12 @@ from trainers.data.inspection import (
 )
 from trainers.data.mixing import mix, one_hot
 from trainers.data.open import open_dataset
-from trainers.data.parts import Dataset, Labels
+from trainers.data.parts import Dataset, Labels, LeftOut, kept_rows
 from trainers.data.remarks import balance_remarks, duplicate_remarks
 from trainers.data.stratify import rows_of_parts, stratified_order, validation_size
 from trainers.data.streaming import ImageReader, Streams
 from trainers.data.transfer import put
 from trainers.data.views import Transformed, train_view
-from trainers.hashing import values_to_hash
 from trainers.timm_internals import eval_transform
 from trainers.words import listed
 
@@ -46,8 +46,6 @@ Split = Literal["train", "val", "test"]
 
 # larger pixel arrays stay in host memory and are copied batch by batch
 ON_DEVICE_BYTES = 4 << 30
-# raised when streamed images become other pixels for the same seed
-STREAMING_VERSION = 2
 
 
 @dataclass(eq=False)
@@ -119,15 +117,24 @@ def data_info(config: DataConfig) -> DataInfo:
     dataset = open_dataset(config)
     found = inspect(dataset, config)
     info = _info(config, dataset, found)
+    unreadable = check_decodes(dataset, found, config.max_unreadable)
+    left_out = unreadable.rows
+    used = _used_labels(config, dataset, found, left_out)
     remarks = [
         *info.remarks,
-        *check_decodes(dataset, found, config.max_unreadable),
-        *balance_remarks(dataset),
-        *_unlearnt(dataset, config),
-        *duplicate_remarks(dataset),
+        *unreadable.remarks,
+        *balance_remarks(dataset, left_out),
+        *_unlearnt(dataset, left_out["train"], used["train"]),
+        *duplicate_remarks(dataset, left_out),
     ]
-    lost = _unvalidated(dataset, config)
-    return dataclasses.replace(info, remarks=tuple(remarks), unvalidated=lost)
+    return dataclasses.replace(
+        info,
+        num_train=len(used["train"]),
+        num_val=len(used["val"]),
+        num_test=len(used["test"]),
+        remarks=tuple(remarks),
+        unvalidated=_unvalidated(dataset, used["val"]),
+    )
 
 
 @functools.lru_cache(maxsize=4)
@@ -157,9 +164,17 @@ def load_data(config: DataConfig, cache_dir: Path) -> Data:
     in_memory = isinstance(stores["train"], PixelStore)
     return Data(
         config=config,
-        info=info,
+        # of images in memory those that cannot be read are gone
+        info=dataclasses.replace(
+            info,
+            num_train=len(rows.train),
+            num_val=len(rows.val),
+            num_test=len(test_rows),
+        ),
         class_names=dataset.class_names,
-        fingerprint=_fingerprint(config, info, content, in_memory),
+        fingerprint=fingerprint(
+            config, info.image_size, content, in_memory, found.decoding
+        ),
         # in stratified order: the first batches show every class
         train=images("train", rows.train),
         val=images(rows.val_is_of, np.sort(rows.val)),
@@ -388,25 +403,51 @@ def _in_memory(config: DataConfig, found: Inspected) -> bool:
     return config.in_memory == "yes" or (config.in_memory == "auto" and small)
 
 
-def _unvalidated(dataset: Dataset, config: DataConfig) -> tuple[str, ...]:
+def _used_labels(
+    config: DataConfig, dataset: Dataset, found: Inspected, left_out: LeftOut
+) -> dict[Split, Labels]:
+    """Labels of the images that are used, by split: after the limits, without what is left out.
+
+    Args:
+        left_out: rows of each part that are unreadable. Images in memory are split without them,
+            images that stream with them.
+    """
     labels = {name: part.labels for name, part in dataset.parts().items()}
+    are_used = {name: kept_rows(each, left_out[name]) for name, each in labels.items()}
+    if _in_memory(config, found):
+        labels = {name: each[are_used[name]] for name, each in labels.items()}
+        are_used = {name: kept_rows(each, ()) for name, each in labels.items()}
     rows = rows_of_parts(labels, config)
-    held = set(labels[rows.val_is_of][rows.val].tolist())
+    test_rows = stratified_order(labels["test"], config.split_seed)[: config.limit_test]
+    chosen: dict[Split, tuple[str, Labels]] = {
+        "train": ("train", rows.train),
+        "val": (rows.val_is_of, rows.val),
+        "test": ("test", test_rows),
+    }
+    return {
+        split: labels[part][of_split[are_used[part][of_split]]]
+        for split, (part, of_split) in chosen.items()
+    }
+
+
+def _unvalidated(dataset: Dataset, validation: Labels) -> tuple[str, ...]:
+    held = set(validation.tolist())
     return tuple(n for k, n in enumerate(dataset.class_names) if held and k not in held)
 
 
-def _unlearnt(dataset: Dataset, config: DataConfig) -> list[str]:
+def _unlearnt(
+    dataset: Dataset, left_out: Collection[int], used: Labels
+) -> Iterator[str]:
     """A remark about classes of which the split leaves nothing to train on."""
-    labels = {name: part.labels for name, part in dataset.parts().items()}
-    every, left = labels["train"], rows_of_parts(labels, config).train
-    lost = sorted(set(every.tolist()) - set(every[left].tolist()))
-    if not lost:
-        return []
-    names = listed(dataset.class_names[label] for label in lost)
-    return [
-        f"No image to train on is left of {names}, after data.limit and the validation part"
-        " are taken."
-    ]
+    labels = dataset.train.labels
+    every = labels[kept_rows(labels, left_out)]
+    lost = sorted(set(every.tolist()) - set(used.tolist()))
+    if lost:
+        names = listed(dataset.class_names[label] for label in lost)
+        yield (
+            f"No image to train on is left of {names}, after data.limit and the validation"
+            " part are taken."
+        )
 
 
 def _stores(
@@ -446,42 +487,3 @@ def _tag(decoding: Decoding) -> str:
     """What tells pixels of another decoding than the default from those of the default."""
     key = json.dumps(decoding.key(), sort_keys=True)
     return f"-{hashlib.sha256(key.encode()).hexdigest()[:8]}" if decoding.key() else ""
-
-
-def _fingerprint(
-    config: DataConfig, info: DataInfo, content: str, in_memory: bool
-) -> str:
-    loading = {
-        "dataset",
-        "root",
-        "download",
-        "in_memory",
-        "workers",
-        "pin_memory",
-        "max_unreadable",
-        "image_size",
-        # both are in the decoding
-        "exif_rotation",
-        "white_level",
-        # what these choose is in `content`
-        "name",
-        "subset",
-        "revision",
-        "streaming",
-        "train_split",
-        "test_split",
-        "val_from",
-        "label_column",
-        "class_names",
-    }
-    facts: dict[str, Any] = {
-        "source": content,
-        "image_size": info.image_size,
-        "decoded": in_memory,
-        "options": values_to_hash(config, mode="json", exclude=loading),
-    }
-    if not in_memory:
-        facts["streaming"] = STREAMING_VERSION
-    if info.decoding.key():
-        facts["decoding"] = info.decoding.key()
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

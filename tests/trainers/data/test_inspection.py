@@ -16,6 +16,8 @@ from trainers.data.info import DataInfo
 from trainers.data.splits import TrainBatches, data_info, eval_batches, load_data
 from trainers.training.evaluate import evaluate
 
+CPU = torch.device("cpu")
+
 
 def config_of(root: Path, **options: Any) -> DataConfig:
     given = {"dataset": "folder", "root": root, "val_fraction": 0.25, "workers": 0}
@@ -187,6 +189,36 @@ def test_unreadable_images_are_found_before_anything_starts(tmp_path: Path) -> N
     told = info_of(root, max_unreadable=3).remarks[0]
     assert "dark/9.png (a link that leads nowhere)" in told
     assert "light/6.png (damaged" in told
+
+
+@pytest.mark.parametrize("in_memory", ["auto", "no"])
+def test_what_is_left_out_is_not_counted(in_memory: str, tmp_path: Path) -> None:
+    """By its header, or only when it is decoded; nor do two empty files count as one image."""
+    root = class_folders(tmp_path / "set")
+    for part, name in (("train", "dark"), ("val", "dark")):
+        for seed in (20, 21):
+            (root / part / name / f"{seed}.png").write_bytes(b"no image")
+    for seed in (0, 1, 2):
+        damaged = root / "train" / "light" / f"{seed}.png"
+        damaged.write_bytes(damaged.read_bytes()[:-40])
+    options: dict[str, Any] = {"max_unreadable": 7, "in_memory": in_memory}
+    info = info_of(root, **options)
+    kept = {"train": 9, "val": 4}
+    assert info.num_train + info.num_val == kept["train"]
+    assert info.num_test == kept["val"]
+    assert "4 test" in info.describe()
+    assert [r for r in info.remarks if "left out as data.max_unreadable" in r]
+    assert not [r for r in info.remarks if "bytes of a training image" in r]
+    [unbalanced] = [r for r in info.remarks if "unbalanced" in r]
+    assert "6 images of dark for 3 of light" in unbalanced
+    data = load_data(config_of(root, **options), tmp_path / "cache")
+    counted = (data.info.num_train, data.info.num_val, data.info.num_test)
+    assert counted == (data.size("train"), data.size("val"), data.size("test"))
+    if in_memory == "auto":
+        assert counted == (info.num_train, info.num_val, info.num_test)
+    seen = sum(len(labels) for _, labels in eval_batches(data, "test", 64, CPU))
+    assert seen == info.num_test
+    load_data.cache_clear()
 
 
 @pytest.mark.parametrize("keep", [0, 40])
