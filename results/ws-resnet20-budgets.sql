@@ -1,0 +1,1 @@
+select "config/init" as start, seed, "config/finetune.epochs" as epochs, "metric/accuracy" as accuracy, "metric/test_accuracy" as test_accuracy from trials where status = 'complete' order by all
