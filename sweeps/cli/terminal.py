@@ -143,6 +143,7 @@ _WITH_PATHS = (
     "out",
     "paper",
     "plugin",
+    "recorded",
     "run",
     "runs",
     "spec",

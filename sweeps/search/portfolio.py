@@ -24,6 +24,7 @@ from sweeps.spec.model import Spec
 from sweeps.spec.yaml_text import SpecError
 from trainers.config import DataConfig, SourceConfig
 from trainers.files import read_json
+from trainers.words import listed
 
 MOST = 4
 """Configurations of one run or table."""
@@ -86,7 +87,7 @@ def check_portfolio(path: Path, objectives: Sequence[Objective]) -> None:
     if not set(columns) & set(have):
         raise SpecError(
             f"search.from: {path} has none of the columns {', '.join(columns)}, by which its"
-            f" configurations would be ranked; it has {', '.join(have)}"
+            f" configurations would be ranked; it has {listed(have)}"
         )
 
 

@@ -392,6 +392,13 @@ class ModelState:
             ValueError: a file is missing, damaged, or its content differs from the stored hash.
         """
         folder = Path(folder)
+        names = ("model.json", "model.safetensors")
+        lacking = [name for name in names if not (folder / name).exists()]
+        if lacking:
+            why = "there is no such folder"
+            if folder.exists():
+                why = f"it has no {' and no '.join(lacking)}"
+            raise ValueError(f"{folder}: not a saved model: {why}")
         try:
             note = parse_json((folder / "model.json").read_text())
             state = cls(

@@ -157,8 +157,10 @@ def test_a_flipped_byte_is_noticed(state: ModelState, tmp_path: Path) -> None:
 def test_truncated_missing_and_edited_files_are_noticed(
     state: ModelState, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="not a saved model"):
+    with pytest.raises(ValueError, match="not a saved model: there is no such folder"):
         ModelState.load(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"it has no model\.json and no model\.saf"):
+        ModelState.load(tmp_path)
     state.save(tmp_path)
     weights, note = tmp_path / "model.safetensors", tmp_path / "model.json"
     good_weights, good_note = weights.read_bytes(), note.read_text()
