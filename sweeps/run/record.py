@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +29,9 @@ from analysis.contract import (
     RECOGNISED,
     RECORD_FILE,
     RECORD_SCHEMA,
+    Objective,
     Status,
+    finite_values,
 )
 from sweeps.run.faults import RecordTakenError, TrialError
 from sweeps.run.folder import full_trial_id, trial_folder, trial_ids
@@ -223,6 +225,14 @@ class TrialRecord:
     @property
     def status(self) -> Status:
         return self.outcome.status
+
+    def values(self, objectives: Sequence[Objective]) -> list[float] | None:
+        """The objectives in their order; None where the trial is not complete, or one of them is
+        missing or no finite number.
+        """
+        if self.status != "complete":
+            return None
+        return finite_values(self.outcome.metrics, objectives)
 
     @property
     def is_mine(self) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import optuna
 from optuna.trial import TrialState
 
-from analysis.contract import Objective, finite_values
+from analysis.contract import Objective
 from sweeps.run.record import TrialRecord
 from sweeps.search.study import Draw
 from sweeps.search.warm_start import constraints_of, mean_values
@@ -80,10 +80,9 @@ class Asked:
             was_reported: its epochs were reported as they came, but for the last of a pruned one.
         """
         self.records.append(record)
-        if record.status == "complete":
-            values = finite_values(record.outcome.metrics, self.objectives)
-            if values is not None:
-                self.values.append(values)
+        values = record.values(self.objectives)
+        if values is not None:
+            self.values.append(values)
         self.pruned += record.status == "pruned"
         if not self.reports_curves or record.status not in ("complete", "pruned"):
             return

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from analysis.contract import Objective, finite_values
+from analysis.contract import Objective
 from sweeps.run.record import TrialRecord
 from sweeps.search.prefixes import REST, Key, Prefixes
 from sweeps.search.study import Draw
 from sweeps.search.surrogate import Encoder, Surrogate
-from sweeps.search.warm_start import mean_values
+from sweeps.search.warm_start import complete_values, mean_values
 
 _LEAST_SECONDS = 1e-3
 _MOST_KNOWN = 100
@@ -115,11 +115,7 @@ def known_configuration(
         for name, spent in found.items():
             share = replicates / len(costs)
             seconds[name] = seconds.get(name, 0.0) + share * spent
-    values = []
-    for record in records:
-        if record.status == "complete":
-            given = finite_values(record.outcome.metrics, objectives)
-            values += [given] if given is not None else []
+    values = complete_values(records, objectives)
     return Known(
         number,
         dict(plan.draw),

@@ -16,9 +16,13 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from analysis.contract import RUN_FILE, Objective, finite_values
+from analysis.contract import RUN_FILE, Objective
 from sweeps.search.study import Draw, contains, distributions_of
-from sweeps.search.warm_start import configurations_of, mean_values
+from sweeps.search.warm_start import (
+    complete_values,
+    configurations_of,
+    mean_values,
+)
 from sweeps.space.space import Space
 from sweeps.spec.model import Spec
 from sweeps.spec.yaml_text import SpecError
@@ -116,12 +120,7 @@ def _of_run(path: Path) -> tuple[list[Draw], np.ndarray, list[Objective]]:
     goals = _objectives(read_json(path / RUN_FILE) or {})
     draws, values = [], []
     for records in configurations_of(path).values():
-        seeds = [
-            found
-            for record in records
-            if record.status == "complete"
-            and (found := finite_values(record.outcome.metrics, goals)) is not None
-        ]
+        seeds = complete_values(records, goals)
         if seeds:
             draws.append(dict(records[0].plan.draw))
             values.append(mean_values(seeds))

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import certainty, pareto
-from analysis.contract import ENDED, Objective, finite_values
+from analysis.contract import ENDED, Objective
 from sweeps.run.record import TrialRecord
 from sweeps.search.costs import CostOf, seconds_of
 from sweeps.search.study import Draw
@@ -71,9 +71,9 @@ class Runners:
         self._draws[plan.number] = dict(plan.draw)
         spent = sum(self._cost_of(record).values())
         self._seconds[plan.number] = max(spent, self._seconds[plan.number])
-        if record.status == "complete":
-            values = finite_values(record.outcome.metrics, self.objectives)
-            self._values[plan.number] += [values] if values is not None else []
+        values = record.values(self.objectives)
+        if values is not None:
+            self._values[plan.number].append(values)
 
     def expected(self, number: int) -> float:
         """What a seed of this configuration costs, as its others did."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.contract import Objective, finite_values
+from analysis.contract import Objective
 from compress.continuing import ITSELF, why_from_start
 from compress.pipeline import NamedStage
 from sweeps.run.plan import StageSpec, TrialPlan
@@ -40,10 +40,9 @@ def front_numbers(
 
     values: defaultdict[int, list[list[float]]] = defaultdict(list)
     for record in records:
-        if record.status == "complete" and record.plan.refines is None:
-            found = finite_values(record.outcome.metrics, objectives)
-            if found is not None:
-                values[record.plan.number].append(found)
+        found = record.values(objectives)
+        if found is not None and record.plan.refines is None:
+            values[record.plan.number].append(found)
     numbers = sorted(values)
     if not numbers:
         return []

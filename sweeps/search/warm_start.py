@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from analysis.contract import Objective, finite_values
+from analysis.contract import Objective
 from sweeps.run.record import TrialRecord, trial_records
 from sweeps.search.study import checked_draw
 from sweeps.space.space import Space
@@ -60,12 +60,7 @@ def _as_trial(
     Raises:
         ValueError: why it says nothing, or lies outside the space.
     """
-    values = [
-        found
-        for record in records
-        if record.status == "complete"
-        and (found := finite_values(record.outcome.metrics, objectives))
-    ]
+    values = complete_values(records, objectives)
     first = records[0]
     if not values:
         is_complete = first.status == "complete"
@@ -80,6 +75,14 @@ def _as_trial(
         user_attrs={"from": name},
         constraints=constraints_of(means, objectives),
     )
+
+
+def complete_values(
+    records: Iterable[TrialRecord], objectives: Sequence[Objective]
+) -> list[list[float]]:
+    """The objectives of each trial that is complete with all of them."""
+    found = (record.values(objectives) for record in records)
+    return [values for values in found if values is not None]
 
 
 def mean_values(values: Sequence[Sequence[float]]) -> list[float]:
