@@ -1,6 +1,7 @@
 """A spec from a file, a preset or plain values: read and validated, with mistakes explained."""
 
 import os
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,12 +83,36 @@ def validated(model: type[AnyModel], value: Any, place: str) -> AnyModel:
         SpecError: one line per mistake, each with its place, the rule and the valid choices.
     """
     try:
-        return model.model_validate(value)
+        found = model.model_validate(value)
     except ValidationError as error:
         lines = [
             _explain(model, detail, place) for detail in error.errors(include_url=False)
         ]
         raise SpecError("\n".join(dict.fromkeys(lines))) from error
+    for where, given in _truths_as_numbers(found, value, place):
+        said = str(given).lower()
+        raise SpecError(f"{where}: a number is needed; {said} is none")
+    return found
+
+
+def _truths_as_numbers(
+    found: Any, given: Any, place: str
+) -> Iterator[tuple[str, bool]]:
+    """Places of a validated value where true or false was given, which pydantic takes for 1 and 0
+    where a number is wanted.
+    """
+    if isinstance(given, bool) and not isinstance(found, bool):
+        if isinstance(found, int | float):
+            yield place, given
+    elif isinstance(given, dict) and isinstance(found, BaseModel):
+        for name, field in type(found).model_fields.items():
+            key = name if name in given else field.alias
+            if key in given:
+                where = f"{place}.{key}" if place else str(key)
+                yield from _truths_as_numbers(getattr(found, name), given[key], where)
+    elif isinstance(given, list) and isinstance(found, list | tuple):
+        for i, (inner, item) in enumerate(zip(found, given, strict=False)):
+            yield from _truths_as_numbers(inner, item, f"{place}.{i}")
 
 
 def _explain(model: type[BaseModel], detail: Any, place: str) -> str:

@@ -142,6 +142,9 @@ MISTAKES = [
     ),
     ("search.space.stages.finetune.lr={lo: 1, high: 2}", r"a range is {low, high}"),
     ("search.space.stages.finetune.lr=[]", r"needs at least one choice"),
+    ("search.hours=true", r"search\.hours: a number is needed; true is none"),
+    ("stages.finetune.epochs=false", r"finetune\.epochs: a number is needed; false is"),
+    ("data.mean=[true, 0.5, 0.5]", r"data\.mean\.0: a number is needed; true is none"),
     (
         "search.space.stages.finetune.lr=[1.0, fast]",
         r"stages\.finetune\.lr: input should be a valid number.*'fast'",
