@@ -83,6 +83,8 @@ def main() -> None:
     if len(tables) != len(titles):
         parser.error("give a title after each table")
     mpl.rcParams["svg.hashsalt"] = "sweeps"  # same data, same bytes
+    mpl.rcParams["svg.fonttype"] = "none"  # letters, not their outlines
+    mpl.rcParams["font.family"] = "sans-serif"
     width, height = _PANEL_INCHES
     figure = Figure(figsize=(width * len(tables), height), layout="constrained")
     panels = figure.subplots(1, len(tables), squeeze=False)[0]
