@@ -2,13 +2,13 @@
 
 python benchmarks/start_curves.py 'TABLES*.parquet' TITLE ['TABLES*.parquet' TITLE …] -o FILE.svg
 
-A panel for each pattern of files. Each table has a row for each training: `start`, `seed`, `epochs`, `accuracy` (validation) and
-`test_accuracy`, and `lr` where that was searched; then the best on validation counts, for each
-start, seed and number of epochs. Lines are means, bands reach from the lowest to the highest seed.
+A panel for each pattern of files. Each table has a row for each training: `start`, `seed`,
+`epochs`, `accuracy` (validation) and `test_accuracy`, and `lr` where that was searched; then the
+best on validation counts, for each start, seed and number of epochs. Lines are means, bands reach
+from the lowest to the highest seed.
 """
 
 import argparse
-from glob import glob
 from pathlib import Path
 
 import matplotlib as mpl
@@ -29,7 +29,8 @@ def read(pattern: str) -> pd.DataFrame:
     Raises:
         SystemExit: there are none.
     """
-    files = sorted(glob(pattern))
+    given = Path(pattern)
+    files = sorted(given.parent.glob(given.name))
     if not files:
         raise SystemExit(f"{pattern}: no such file")
     return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
