@@ -210,6 +210,7 @@ function baselineTrace(x, y) {
     {
       type: "scatter",
       mode: "markers+text",
+      cliponaxis: false,
       x: [left],
       y: [up],
       text: [inert("baseline")],
@@ -247,6 +248,8 @@ function drawFront() {
       customdata: rows,
       marker,
       hovertemplate: hover,
+      /* whole marks at the edge, where all is right; bars would leave the plot */
+      cliponaxis: Object.values(bars).some((v) => v),
       ...Object.fromEntries(Object.entries(bars).filter(([, v]) => v)),
     };
   });
@@ -268,6 +271,7 @@ function drawFront() {
     traces.push({
       type: "scatter",
       mode: "markers",
+      cliponaxis: false,
       x: [valueAt(x, state.row)],
       y: [valueAt(y, state.row)],
       hoverinfo: "skip",
