@@ -2,7 +2,7 @@
 again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -107,14 +107,17 @@ def refuse_changes(run: Path, old: dict[str, Any], new: Spec) -> None:
         )
 
 
-def refuse_changed_plugins(run: Path) -> None:
+def refuse_changed_plugins(run: Path, records: Iterable[TrialRecord]) -> None:
     """Let a run go on only with the plugins that its trials used.
+
+    Args:
+        records: of all its trials.
 
     Raises:
         SpecError: names the first one that is missing or has changed.
     """
     recorded: dict[str, str] = {}
-    for record in trial_records(run):
+    for record in records:
         recorded |= record.plan.plugins
     try:
         plugins.require_unchanged(recorded)
@@ -134,7 +137,9 @@ class _Change:
     then: str
 
 
-def refuse_changed_inputs(run: Path, data_cache: Path) -> None:
+def refuse_changed_inputs(
+    run: Path, records: Iterable[TrialRecord], data_cache: Path
+) -> None:
     """Let a run go on only with the data and source models that its complete trials had.
 
     Of trials with the same inputs one is looked at, and no more is read than it has read itself.
@@ -143,13 +148,14 @@ def refuse_changed_inputs(run: Path, data_cache: Path) -> None:
     by itself.
 
     Args:
+        records: of all its trials.
         data_cache: where hashes of large files are remembered.
 
     Raises:
         SpecError: names what has changed since which trial.
     """
     present: dict[DataConfig, PresentData | None] = {}
-    for record in _distinct_inputs(run):
+    for record in _distinct_inputs(run, records):
         config = record.plan.data
         if config not in present:
             present[config] = _present(config, data_cache)
@@ -164,11 +170,11 @@ def refuse_changed_inputs(run: Path, data_cache: Path) -> None:
             )
 
 
-def _distinct_inputs(run: Path) -> list[TrialRecord]:
+def _distinct_inputs(run: Path, records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Of all complete trials with the same inputs, as planned and as found, the first."""
     found: dict[tuple[str, ...], TrialRecord] = {}
     baseline = TrialRecord.read(trial_folder(run, BASELINE))
-    for record in chain([] if baseline is None else [baseline], trial_records(run)):
+    for record in chain([] if baseline is None else [baseline], records):
         inputs, plan = record.outcome.inputs, record.plan
         # before version 0.1 none were recorded
         if record.status == "complete" and {"data", "source"} <= inputs.keys():
@@ -242,8 +248,9 @@ def taken_up(
         storage.delete()
         return None
     refuse_changes(run, earlier.get("spec", {}), sweep.spec)
-    refuse_changed_plugins(run)
-    refuse_changed_inputs(run, data_cache)
+    records = list(trial_records(run))  # of thousands, reading them takes seconds
+    refuse_changed_plugins(run, records)
+    refuse_changed_inputs(run, records, data_cache)
     return earlier
 
 

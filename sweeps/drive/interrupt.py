@@ -82,11 +82,11 @@ class Interrupt:
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.seen:
-            if number == signal.SIGINT and Interrupt.is_our_process:
+            if number != signal.SIGINT:
+                return
+            if Interrupt.is_our_process:
                 leave_at_once()
-            if number == signal.SIGINT:
-                raise KeyboardInterrupt
-            return
+            raise KeyboardInterrupt
         self.seen = True
         again = " (again: at once)" if number == signal.SIGINT else ""
         said = f"\n{self._doing}{again}"

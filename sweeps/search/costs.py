@@ -186,8 +186,7 @@ class CostModel:
                 logs = np.log(observed[works, place] / epochs[works])[:, None]
                 model = Surrogate(encoder, x[works], logs, deciding)
             working = {label for label, does in zip(labels, works, strict=True) if does}
-            is_entry = place < len(prefixes.entries)  # the last one measures
-            seen = set(labels) | (prefixes.idle(place) if is_entry else set())
+            seen = set(labels) | prefixes.idle(place)
             self._entries.append(_EntryModel(model, seen, seen - working, own))
 
     def knows(self, draw: Mapping[str, Any]) -> bool:

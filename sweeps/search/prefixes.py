@@ -54,7 +54,9 @@ class Prefixes:
         return None if found is None else str(found)
 
     def idle(self, place: int) -> set[str | None]:
-        """Alternatives of the slot at `place` that are nothing."""
+        """Alternatives of the slot at `place` that are nothing; none where no slot is."""
+        if place == len(self.entries):
+            return set()
         entry = self._stages[self.entries[place]]
         if not is_slot(entry):
             return set()

@@ -89,9 +89,12 @@ def validated(model: type[AnyModel], value: Any, place: str) -> AnyModel:
             _explain(model, detail, place) for detail in error.errors(include_url=False)
         ]
         raise SpecError("\n".join(dict.fromkeys(lines))) from error
-    for where, given in _truths_as_numbers(found, value, place):
-        said = str(given).lower()
-        raise SpecError(f"{where}: a number is needed; {said} is none")
+    lines = [
+        f"{where}: a number is needed; {str(given).lower()} is none"
+        for where, given in _truths_as_numbers(found, value, place)
+    ]
+    if lines:
+        raise SpecError("\n".join(lines))
     return found
 
 

@@ -10,6 +10,7 @@ from sweeps.check import check_spec
 from sweeps.cli.main import app
 from sweeps.drive.driver import run_sweep
 from sweeps.resume import refuse_changed_plugins
+from sweeps.run.record import trial_records
 from sweeps.spec.load import spec_from
 from sweeps.spec.plugins import load_plugins, read_plugins
 from sweeps.spec.yaml_text import SpecError
@@ -72,4 +73,4 @@ def test_a_plugin_s_stage_is_swept_reproduced_and_refused_once_changed(
     assert changed.exit_code == 2
     assert "the plugin halve.py has changed" in " ".join(changed.output.split())
     with pytest.raises(SpecError, match=r"the plugin halve\.py has changed"):
-        refuse_changed_plugins(run)
+        refuse_changed_plugins(run, trial_records(run))
